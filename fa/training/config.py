@@ -1,0 +1,134 @@
+"""The frozen description of one training run: what is hashed, stored and reproduced."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+RECORD_VERSION = 1
+"""Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
+
+SAMPLINGS = ("random", "cycled")
+
+Option = bool | int | float | str | None | tuple["Option", ...]
+"""A rule's option: what JSON can hold, with tuples for lists so that it can be hashed."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of Algorithm 1: p workers, the first f of them faulty, one server with SGD.
+
+    The defaults are the paper's settings where it states them and the released code's elsewhere, on the embedded data.
+    `rule_options` may be given as a mapping and is kept as sorted pairs. Raises ValueError for values out of range.
+    """
+
+    dataset: str = "mnist-mini"
+    model: str = "convnet"
+    rule: str = "fa"
+    rule_options: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
+    workers: int = 15
+    byzantine: int = 3  # the first ranks, as in the released code
+    assumed_byzantine: int | None = None  # the f that the rule is told; None: the true one
+    attack: str = "random"
+    iterations: int = 300
+    batch: int = 128  # images per worker and iteration
+    lr: float = 0.2
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    lr_decay: float = 0.2  # factor of the step schedule
+    lr_decay_epochs: int = 10
+    seed: int = 2021
+    sampling: str = "random"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
+            _check_name(name, getattr(self, name))
+        object.__setattr__(self, "rule_options", _pairs(self.rule_options))
+        for name, low in _LEAST_INTEGER.items():
+            _check_integer(name, getattr(self, name), low)
+        for name in ("byzantine", "assumed_byzantine"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_integer(name, value, 0)
+                _require(value < self.workers, name, value, f"less than workers={self.workers}")
+        for name in ("lr", "momentum", "weight_decay", "lr_decay"):
+            # An int and a float of one value must give one hash.
+            object.__setattr__(self, name, _real(name, getattr(self, name)))
+        _require(self.lr > 0, "lr", self.lr, "greater than 0")
+        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
+        _require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
+        _require(self.sampling in SAMPLINGS, "sampling", self.sampling, "one of " + ", ".join(SAMPLINGS))
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """The rule's options as keyword arguments."""
+        return dict(self.rule_options)
+
+    @property
+    def rule_byzantine(self) -> int:
+        """The f that the rule is told."""
+        return self.byzantine if self.assumed_byzantine is None else self.assumed_byzantine
+
+    def epoch_length(self, train_size: int) -> int:
+        """Iterations in one epoch over `train_size` images: each is seen once among all the workers."""
+        return max(1, train_size // (self.workers * self.batch))
+
+    def to_json(self) -> str:
+        """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts."""
+        record = dataclasses.asdict(self) | {"rule_options": self.options}
+        return json.dumps(record, sort_keys=True, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """The configuration that `to_json` wrote; a missing key takes its default, an unknown key is a ValueError."""
+        record = json.loads(text)
+        _require(isinstance(record, dict), "the configuration", record, "a JSON object")
+        unknown = sorted(set(record) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"unknown key in a configuration: {', '.join(unknown)}")
+        return cls(**record)
+
+
+_LEAST_INTEGER = {"workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
+
+
+def _require(condition: bool, name: str, value: object, requirement: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r}; it must be {requirement}")
+
+
+def _check_name(name: str, value: object) -> None:
+    _require(isinstance(value, str) and value != "", name, value, "a name")
+
+
+def _check_integer(name: str, value: object, low: int) -> None:
+    integer = isinstance(value, int) and not isinstance(value, bool)
+    _require(integer and low <= value < 2**63, name, value, f"an integer of at least {low}")  # type: ignore[operator]
+
+
+def _real(name: str, value: object) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    _require(number and math.isfinite(value), name, value, "a finite number")  # type: ignore[arg-type]
+    return float(value)  # type: ignore[arg-type]
+
+
+def _pairs(options: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> tuple[tuple[str, Option], ...]:
+    pairs = dict(options)
+    for name in pairs:
+        _require(isinstance(name, str), "rule_options", name, "named by strings")
+    return tuple((name, _option(name, pairs[name])) for name in sorted(pairs))
+
+
+def _option(name: str, value: Any) -> Option:
+    if isinstance(value, (list, tuple)):
+        return tuple(_option(name, item) for item in value)
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    finite = not isinstance(value, float) or math.isfinite(value)
+    _require(plain and finite, f"rule_options[{name!r}]", value, "a finite number, a string, a truth value or a list")
+    return value  # type: ignore[no-any-return]
