@@ -1,0 +1,66 @@
+# Everything runs in .venv, made once from requirements.lock and updated when the lock or pyproject.toml changes.
+PYTHON ?= python3
+PROFILE ?= quick
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# What the tests compute is small: one thread is faster than several that wait for each other.
+ONE_THREAD := OMP_NUM_THREADS=1
+
+# torch's own metadata pins these, with markers for the platforms that need them.
+LEFT_TO_TORCH := ^(nvidia-|cuda-|triton==)
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce test lint lab lock clean
+
+define check_python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "fa needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1); name another: make PYTHON=python3.12" >&2; \
+  exit 1; }
+endef
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+reproduce: $(STAMP) ## every figure with PROFILE=quick (default), smoke, cpu or paper, into figures/PROFILE
+	$(BIN)/fa reproduce --profile $(PROFILE)
+
+test: lint ## lint, then all the tests
+	$(ONE_THREAD) $(BIN)/python -m pytest
+
+lint: $(STAMP) ## ruff (rules and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: $(STAMP) ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+lock: ## make .venv anew from pyproject.toml's ranges and write what came to requirements.lock
+	$(check_python)
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[all]'
+	$(BIN)/python -m pip check
+	{ echo "# Written by 'make lock': the tested versions; what torch pins for each platform is left to torch."; \
+	  $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | grep -ivE '$(LEFT_TO_TORCH)'; \
+	} > requirements.lock.new
+	mv requirements.lock.new requirements.lock
+	touch $(STAMP)
+
+clean: ## remove .venv and all caches; figures and records stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name .git -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+# The stamp is touched last, so that an interrupted installation is taken up again. setuptools comes with the lock:
+# without build isolation nothing else is downloaded for the project itself.
+$(STAMP): requirements.lock pyproject.toml
+	$(check_python)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
