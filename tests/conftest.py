@@ -1,0 +1,48 @@
+"""What every test runs under: one random state, left as it was found, and hypothesis' profiles."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# A test never depends on how fast the machine is, nor on what an earlier run found.
+settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(
+    "long", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def global_random_state(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Seed the global random states, and fail the test in which one of them has changed.
+
+    Nothing in fa draws from them; a test that does so on purpose is marked `draws_globally`.
+    """
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (the state is seeded so that it can be compared, not drawn from)
+    torch.manual_seed(0)
+    before = _states()
+    yield
+    if request.node.get_closest_marker("draws_globally") is None:
+        changed = [name for name, state in _states().items() if state != before[name]]
+        assert not changed, f"the global random state has changed: {', '.join(changed)}"
+
+
+def _states() -> dict[str, object]:
+    generators = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        generators += torch.cuda.get_rng_state_all()
+    return {
+        "random": random.getstate(),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "torch": [generator.numpy().tobytes() for generator in generators],
+    }
+
+
+def pytest_report_header() -> str:
+    return f"fa: device {os.environ.get('FA_TEST_DEVICE', 'cpu')}, {torch.get_num_threads()} thread(s)"
