@@ -1,0 +1,89 @@
+"""The three passes over the n coordinates of a gradient matrix G (p, n), on whatever device it lies.
+
+On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`device`); half precision is taken to float32 by chunks.
+What comes back besides the result is which rows hold NaN or Inf: noticed on the way, not in a pass of its own.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fa.kernels import device
+
+_HALF = (torch.float16, torch.bfloat16)
+_WIDTH = 1 << 20  # columns of half precision that are taken to float32 at a time
+
+Pass = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+def gram(G: Tensor, precise: bool = False) -> np.ndarray:
+    """K = G G^T, (p, p) float64 and exactly symmetric.
+
+    A row that holds NaN or Inf, or whose squares leave the range of the arithmetic, shows on the diagonal. The quick pass
+    multiplies in G's precision (float32 for half) and adds 2,048 products before it goes over to float64; `precise` does all
+    of it in float64.
+    """
+    if G.device.type != "cpu":
+        return device.gram(G).cpu().numpy()
+    from fa.kernels import cpu
+
+    K = np.zeros((G.shape[0], G.shape[0]))
+    for piece in _arrays(G):
+        K += cpu.gram(piece, precise)
+    return K
+
+
+def squared_distances(G: Tensor) -> np.ndarray:
+    """||g_i - g_j||^2, (p, p) float64, from differences taken in float64: exact where K would cancel."""
+    if G.device.type != "cpu":
+        return device.squared_distances(G).cpu().numpy()
+    from fa.kernels import cpu
+
+    total = np.zeros((G.shape[0], G.shape[0]))
+    for piece in _arrays(G):
+        total += cpu.squared_distances(piece)
+    return total
+
+
+def combine(G: Tensor, weights: np.ndarray) -> tuple[Tensor, np.ndarray]:
+    """sum_i weights_i g_i, (n,) in G's dtype and on its device, and the rows (p,) bool that hold NaN or Inf.
+
+    Rows of weight 0 are not read.
+    """
+    if G.device.type != "cpu":
+        d, bad = device.combine(G, torch.from_numpy(weights).to(G.device))
+        return d, bad.cpu().numpy()
+    from fa.kernels import cpu
+
+    return _by_pieces(G, lambda piece: cpu.combine(piece, weights))
+
+
+def order_statistic(G: Tensor, R: np.ndarray, lo: int, hi: int, keep: int) -> tuple[Tensor, np.ndarray]:
+    """A statistic of every coordinate's q sorted values of G^T R, (n,), and the rows (p,) bool of G that hold NaN or Inf.
+
+    R is (p, q) float64; rows of G at which R is zero are not read. The centre is the mean of the sorted values lo .. hi - 1;
+    with keep = q it is the result, else the mean of the `keep` values nearest the centre is (ties take the smaller value).
+    """
+    if G.device.type != "cpu":
+        d, bad = device.order_statistic(G, torch.from_numpy(R).to(G.device), lo, hi, keep)
+        return d, bad.cpu().numpy()
+    from fa.kernels import cpu
+
+    return _by_pieces(G, lambda piece: cpu.order_statistic(piece, R, lo, hi, keep))
+
+
+def _arrays(G: Tensor) -> Iterator[np.ndarray]:
+    """G as numpy arrays of float32 or float64: itself, or chunk by chunk where it is of half precision."""
+    if G.dtype not in _HALF:
+        yield G.numpy()
+        return
+    for left in range(0, G.shape[1], _WIDTH):
+        yield G[:, left : left + _WIDTH].float().numpy()
+
+
+def _by_pieces(G: Tensor, one_pass: Pass) -> tuple[Tensor, np.ndarray]:
+    results = [one_pass(piece) for piece in _arrays(G)]
+    bad: np.ndarray = np.any([bad for _, bad in results], axis=0)
+    return torch.cat([torch.from_numpy(d).to(G.dtype) for d, _ in results]), bad

@@ -1,0 +1,174 @@
+"""What all rules share: decide in the p x p Gram matrix, apply in one pass over the coordinates, leave out what is not finite."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float64
+from torch import Tensor
+
+from fa import kernels
+from fa.gradients import read
+from fa.gram import Gram, measure
+from fa.mixing import STEPS, Mixture, Situation, check_condition, mix
+
+NOT_FINITE = "NaN or Inf"
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """What a coordinate rule takes of each coordinate's sorted values: the mean of values lo .. hi - 1 as the centre, and then,
+    unless `keep` is None, the mean of the `keep` values nearest it."""
+
+    lo: int
+    hi: int
+    keep: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a rule decides about the q columns it sees: their weights (q,), or a statistic of the columns it takes.
+
+    `coefficients` (q, m) give the basis Y of a rule that has one; `columns` are those it takes (None: all); `reason` is why not
+    the others.
+    """
+
+    weights: Float64[np.ndarray, " q"] | None = None
+    statistic: Statistic | None = None
+    columns: tuple[int, ...] | None = None
+    reason: str = ""
+    coefficients: Float64[np.ndarray, "q m"] | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a rule decided about p workers.
+
+    `weights` (p,): d = sum_i weights_i g_i, None where each coordinate is decided apart by `statistic` of the columns G R,
+    R (p, q). `values` (p,): the explained variances v_i, None for rules without a basis. `selected`: workers whose gradient went
+    into d; `left_out`: the others, and why.
+    """
+
+    selected: tuple[int, ...]
+    left_out: dict[int, str]
+    weights: Float64[np.ndarray, " p"] | None = None
+    values: Float64[np.ndarray, " p"] | None = None
+    statistic: Statistic | None = None
+    R: Float64[np.ndarray, "p q"] | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """A rule's result: the direction d, of the gradients' shape, dtype and device, and the decision behind it."""
+
+    direction: Any
+    decision: Decision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(ABC):
+    """An aggregation rule: options, and never state.
+
+    f is the number of faulty workers that it is to withstand; `before` names the steps of `fa.mixing` that the gradients go
+    through first; `seed` is that of "bucketing".
+    """
+
+    f: int = 0
+    before: tuple[str, ...] = ()
+    seed: int = 0
+
+    name: ClassVar[str]
+    looks: ClassVar[bool] = True  # whether it needs the Gram matrix
+    condition: ClassVar[tuple[int, int]] = (0, 1)  # (times, plus): p >= times f + plus
+
+    def __post_init__(self) -> None:
+        for option in ("f", "seed"):
+            value = getattr(self, option)
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
+                raise ValueError(f"{option} must be an integer of at least 0; it is {value!r}")
+        before = (self.before,) if isinstance(self.before, str) else tuple(self.before)
+        for step in before:
+            if step not in STEPS:
+                raise ValueError(f"before must name steps among {', '.join(STEPS)}; it has {step!r}")
+        object.__setattr__(self, "before", before)
+
+    @abstractmethod
+    def decide(self, gram: Gram) -> Choice:
+        """The choice among columns with this Gram matrix, whose number satisfies the rule's condition."""
+
+    def __call__(self, G: Any, iteration: int = 0) -> Any:
+        """The direction d of the gradients G: see `aggregate`."""
+        return self.aggregate(G, iteration).direction
+
+    def aggregate(self, G: Any, iteration: int = 0) -> Aggregate:
+        """The direction d and the decision behind it.
+
+        G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of "bucketing".
+        A worker with NaN or Inf is left out and counts against f. Raises ValueError where the rule's condition on p and f does
+        not hold.
+        """
+        gradients = read(G)
+        p = gradients.G.shape[0]
+        if self.looks or self.before:
+            gram, finite = measure(gradients.G)
+        else:
+            gram, finite = Gram.unmeasured(p), np.ones(p, dtype=bool)
+        while True:
+            decision = self._decide_among(gram, np.flatnonzero(finite), iteration)
+            d, bad = _apply(gradients.G, decision)
+            if not bad.any():
+                return Aggregate(gradients.restore(d), decision)
+            finite &= ~bad
+
+    def _decide_among(self, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
+        """The decision about all p workers, of which `rows` are finite."""
+        missing = gram.p - rows.size
+        if rows.size == 0:
+            raise ValueError("G must have a finite row; every worker's gradient holds NaN or Inf")
+        rule = replace(self, f=max(0, self.f - missing))
+        remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
+        times, plus = self.condition
+        check_condition(self.name, rows.size, rule.f, times, plus, remark)
+        mixture = mix(gram.select(rows), rule.before, Situation(rule.f, rule.seed, iteration))
+        if rule.before:
+            check_condition(self.name, mixture.gram.p, rule.f, times, plus, f" after {', '.join(rule.before)}{remark}")
+        return _describe(gram, rows, mixture, rule.decide(mixture.gram))
+
+
+def _apply(G: Tensor, decision: Decision) -> tuple[Tensor, np.ndarray]:
+    if decision.weights is not None:
+        return kernels.combine(G, decision.weights)
+    assert decision.statistic is not None and decision.R is not None
+    statistic = decision.statistic
+    keep = decision.R.shape[1] if statistic.keep is None else statistic.keep
+    return kernels.order_statistic(G, decision.R, statistic.lo, statistic.hi, keep)
+
+
+def _describe(gram: Gram, rows: np.ndarray, mixture: Mixture, choice: Choice) -> Decision:
+    """A choice among the columns, told of the workers."""
+    R = np.zeros((gram.p, mixture.gram.p))
+    R[rows] = mixture.R
+    left_out = {int(i): NOT_FINITE for i in np.setdiff1d(np.arange(gram.p), rows)}
+    left_out |= {int(i): "not chosen before the rule" for i in rows if not R[i].any()}
+    taken = R if choice.columns is None else R[:, list(choice.columns)]
+    selected = tuple(int(i) for i in np.flatnonzero(taken.any(axis=1)))
+    left_out |= {i: choice.reason for i in range(gram.p) if i not in selected and i not in left_out}
+    return Decision(
+        selected=selected,
+        left_out=dict(sorted(left_out.items())),
+        weights=None if choice.weights is None else R @ choice.weights,
+        values=None if choice.coefficients is None else _explained(gram, rows, R[rows] @ choice.coefficients),
+        statistic=choice.statistic,
+        R=taken if choice.statistic is not None else None,
+    )
+
+
+def _explained(gram: Gram, rows: np.ndarray, coefficients: np.ndarray) -> Float64[np.ndarray, " p"]:
+    """v_i = ||Y^T g_i||^2/||g_i||^2 of every worker under Y = G^T C; 1 for a gradient that is 0, NaN for one that is not finite."""
+    finite = gram.select(rows)
+    squares = np.diag(finite.K) * finite.scale**2
+    lengths = np.square(finite.K @ coefficients * finite.scale**2).sum(axis=1)
+    values = np.full(gram.p, np.nan)
+    values[rows] = np.minimum(np.divide(lengths, squares, out=np.ones_like(squares), where=squares > 0), 1.0)
+    return values
