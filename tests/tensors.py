@@ -1,4 +1,7 @@
-"""Seeded tensors for the tests, on the device of FA_TEST_DEVICE (cpu), in the dtype of FA_TEST_DTYPE (float64)."""
+"""Seeded tensors for the tests.
+
+The device is FA_TEST_DEVICE's (default: cpu), the dtype FA_TEST_DTYPE's (default: float64).
+"""
 
 import os
 

@@ -1,0 +1,48 @@
+"""What `import fa` leaves alone: heavy packages, the random states, the number of threads."""
+
+import subprocess
+import sys
+
+HEAVY = (
+    "IPython", "cvxpy", "ipykernel", "jupyter_client", "jupyter_core", "jupyterlab", "matplotlib", "nbformat",
+    "pandas", "papermill", "rich", "scipy", "seaborn", "torchvision",
+)  # fmt: skip
+
+IMPORTS = f"""
+import sys
+import fa
+print(*(name for name in {HEAVY} if name in sys.modules))
+"""
+
+STATES = """
+import random
+import numpy, torch
+
+def states():
+    return (random.getstate(), repr(numpy.random.get_state()), torch.get_rng_state().tolist(),
+            torch.get_num_threads(), torch.get_default_dtype())
+
+before = states()
+import fa
+assert states() == before
+"""
+
+AGGREGATE = "import fa, numpy as np; print(fa.aggregate(np.random.rand(15, 1000), rule='fa').shape)"
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_nothing_heavy_is_imported() -> None:
+    assert run(IMPORTS) == ""
+
+
+def test_no_global_state_is_changed() -> None:
+    assert run(STATES) == ""
+
+
+def test_aggregate_from_a_shell() -> None:
+    assert run(AGGREGATE) == "(1000,)"
