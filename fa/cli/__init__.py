@@ -1,0 +1,74 @@
+"""The command line. Commands are imported when they are called, so that `fa --help` is quick.
+
+Whatever a user can get wrong ends as one line on stderr, `fa: ...`, and exit code 2; Ctrl-C as one line and 130.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+COMMANDS = {
+    "train": "Train once, with faulty workers, and print the result.",
+    "sweep": "Do many runs, reusing those that are finished.",
+    "reproduce": "Draw the paper's figures from runs of this package.",
+    "data": "Fetch data sets and list those that are there.",
+}
+"""Each command, with its line of help. Command NAME is the click command NAME of the module fa.cli.NAME."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The commands' names, in the order of COMMANDS."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(importlib.import_module(f"fa.cli.{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands in the help, from COMMANDS alone."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C is caught here because click itself would print an empty line for it."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("fa: interrupted", err=True)
+            raise click.exceptions.Exit(130) from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="fa", message="%(version)s")
+def cli() -> None:
+    """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The program `fa`: run `arguments` (None: those of the process) and leave with its exit code."""
+    try:
+        code = cli.main(arguments, prog_name="fa", standalone_mode=False)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, and nobody to say it to
+        sys.stderr.close()
+        sys.exit(1)
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    click.echo("fa: " + " ".join(message.split()), err=True)
+    sys.exit(2)

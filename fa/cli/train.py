@@ -1,0 +1,132 @@
+"""`fa train`: one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fa.training.config import SAMPLINGS, TrainConfig
+
+if TYPE_CHECKING:
+    from fa.training import Progress, Run
+
+_REFRESH = 0.2  # seconds between two readings of the loss, which may have to wait for the device
+
+_SETTINGS = {
+    "rule": (str, "Aggregation rule."),
+    "workers": (int, "Number of workers, p."),
+    "byzantine": (int, "Number of faulty workers, f: the first ranks."),
+    "assumed_byzantine": (int, "The f that the rule is told; the true one if left out."),
+    "attack": (str, "What the faulty workers send."),
+    "dataset": (str, "Data set."),
+    "model": (str, "convnet, resnet18 or any torchvision classifier."),
+    "iterations": (int, "Iterations."),
+    "batch": (int, "Images per worker and iteration."),
+    "lr": (float, "Learning rate."),
+    "momentum": (float, "Momentum of SGD."),
+    "weight_decay": (float, "Weight decay of SGD."),
+    "lr_decay": (float, "Factor of the step schedule."),
+    "lr_decay_epochs": (int, "Epochs between two steps of the schedule."),
+    "seed": (int, "Seed of everything random."),
+    "sampling": (click.Choice(SAMPLINGS), "Fresh minibatches, or fixed slices in turn."),
+    "device": (str, "cpu, cuda or cuda:N."),
+}
+
+_RULE_OPTIONS = {
+    "m": (int, "FA: columns of the subspace."),
+    "lam": (float, "FA: weight of the regularizer."),
+    "a": (float, "FA: the root in the objective."),
+    "tol": (float, "FA: stop when the objective falls by less."),
+    "max_iter": (int, "FA: iterations at most."),
+    "reading": (str, "FA: 'paper' or 'released'."),
+    "regularizer": (str, "FA: 'pairwise'."),
+    "keep": (int, "Multi-Krum: gradients that are kept."),
+    "before": (str, "Steps before the rule, by commas: 'unit', 'krum,median_norm', ...; 'none' for none."),
+}
+
+
+def _options(command: Callable[..., None]) -> Callable[..., None]:
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    for name, (kind, text) in reversed((_SETTINGS | _RULE_OPTIONS).items()):
+        default = defaults.get(name)
+        note = "" if default is None else f"  [default: {default}]"
+        flag = "--" + name.replace("_", "-")
+        command = click.option(flag, name, type=kind, default=None, help=text + note)(command)
+    return command
+
+
+@click.command()
+@_options
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; as many as it takes if left out.")
+@click.option("--out", type=click.Path(path_type=Path), help="New directory for curve.csv, workers.csv, config.json.")
+def train(threads: int | None, out: Path | None, **given: Any) -> None:
+    """Train once, with faulty workers, and print the result.
+
+    The options of the rules hold for those rules that have them.
+    """
+    from fa.training.records import refuse_occupied
+
+    if out is not None:
+        refuse_occupied(out)  # before torch is even imported
+    config = _config({name: value for name, value in given.items() if value is not None})
+    from fa.training import train as run_training
+
+    with _progress(config.iterations) as progress:
+        run = run_training(config, out=out, progress=progress, threads=threads)
+    _report(run, out)
+
+
+def _config(given: dict[str, Any]) -> TrainConfig:
+    options = {name: given.pop(name) for name in _RULE_OPTIONS if name in given}
+    if "before" in options:
+        steps = options["before"]
+        options["before"] = () if steps == "none" else tuple(step.strip() for step in steps.split(","))
+    return TrainConfig(rule_options=options, **given)
+
+
+@contextmanager
+def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
+    """A line on the terminal with loss, accuracy and the time left; nothing where stderr is no terminal."""
+    from rich import progress as bars
+    from rich.console import Console
+
+    columns = (
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}"),
+        bars.TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=iterations, loss="-", accuracy="-")
+        last = 0.0
+
+        def show(state: Progress) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if not bar.disable and now - last >= _REFRESH:
+                last = now
+                accuracy = "-" if state.accuracy is None else f"{state.accuracy:.3f}"
+                bar.update(task, completed=state.iteration, loss=f"{float(state.loss):.3f}", accuracy=accuracy)
+
+        yield show
+
+
+def _report(run: Run, out: Path | None) -> None:
+    config, last = run.config, run.curve[-1]
+    click.echo(
+        f"{config.rule}, {config.workers} workers, {config.byzantine} faulty ({config.attack}), "
+        f"{config.model} on {config.dataset}, seed {config.seed}"
+    )
+    click.echo(
+        f"test accuracy {last.test_accuracy:.4f}, train loss {last.train_loss:.4g} after {last.iteration} iterations "
+        f"(epoch {last.epoch}), {run.seconds:.1f} s"
+    )
+    if out is not None:
+        click.echo(f"records in {out}")

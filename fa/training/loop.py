@@ -1,0 +1,156 @@
+"""The training loop, written once for every transport."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fa import models
+from fa.data import Dataset, load
+from fa.rules import Aggregate, Rule, make_rule
+from fa.training.config import TrainConfig
+from fa.training.flat import flatten
+from fa.training.records import USED, CurvePoint, Run, WorkerRow, refuse_occupied
+from fa.training.server import SGD, Evaluation
+from fa.training.simulation import Simulation
+from fa.training.transport import Transport
+
+
+class Progress(NamedTuple):
+    """What a run tells about itself after each iteration."""
+
+    iteration: int  # how many are done
+    loss: Tensor  # scalar, on the run's device: reading it waits for the device
+    accuracy: float | None  # of the last evaluation
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    threads: int | None = None,
+) -> Run:
+    """Do one run, write its records to `out` if given, and return it.
+
+    `progress` is called after each iteration; `threads` is torch's number of threads during the run (None: as it is).
+    Equal configurations with equal threads give equal bits on one machine. A loss or parameters that are NaN or Inf do
+    not end a run. Raises ValueError for bad settings, for an `out` that holds files, and when the rule's condition on
+    the number of workers does not hold, or no longer does.
+    """
+    started = time.perf_counter()
+    if out is not None:
+        refuse_occupied(out)
+    with _torch_threads(threads):
+        device = _device(config.device)
+        rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
+        dataset = load(config.dataset)
+        model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
+        parameters = flatten(model)
+        transport = Simulation(model, dataset, config, parameters)
+        loop = Loop(config, rule, transport, parameters, len(dataset.train_labels))
+        evaluation = Evaluation(model, dataset, device)
+        curve, workers = loop.run(lambda: evaluation.accuracy(transport.statistics()), progress)
+        used = torch.get_num_threads()
+    run = Run(config, curve, workers, time.perf_counter() - started, used, dataset.checksum)
+    if out is not None:
+        run.write(out)
+    return run
+
+
+class Loop:
+    """Algorithm 1's outer loop: gather the gradients, aggregate them, step; evaluate at the end of each epoch."""
+
+    def __init__(
+        self, config: TrainConfig, rule: Rule, transport: Transport, parameters: Tensor, train_size: int
+    ) -> None:
+        self._config = config
+        self._rule = rule
+        self._transport = transport
+        self._parameters = parameters
+        self._epoch_length = config.epoch_length(train_size)
+        self._optimizer = SGD(parameters, config, self._epoch_length)
+
+    def run(
+        self, evaluate: Callable[[], float], progress: Callable[[Progress], None] | None
+    ) -> tuple[tuple[CurvePoint, ...], tuple[WorkerRow, ...]]:
+        """All the iterations; `evaluate` returns the test accuracy of the parameters as they are."""
+        curve: list[CurvePoint] = []
+        workers: list[WorkerRow] = []
+        seconds = 0.0
+        for iteration in range(self._config.iterations):
+            before = time.perf_counter()
+            loss, rows = self._iterate(iteration)
+            seconds += time.perf_counter() - before
+            workers += rows
+            done = iteration + 1
+            if done % self._epoch_length == 0 or done == self._config.iterations:
+                epoch = -(-done // self._epoch_length)
+                curve.append(CurvePoint(done, epoch, seconds, float(loss), evaluate()))
+            if progress is not None:
+                progress(Progress(done, loss, curve[-1].test_accuracy if curve else None))
+        return tuple(curve), tuple(workers)
+
+    def _iterate(self, iteration: int) -> tuple[Tensor, list[WorkerRow]]:
+        gathered = self._transport.gradients(iteration, self._parameters)
+        try:
+            aggregate = self._rule.aggregate(gathered.G, iteration)
+        except ValueError as error:
+            if torch.isfinite(self._parameters).all():
+                raise ValueError(f"iteration {iteration + 1}: {error}") from error
+            # The model has diverged: no gradient is finite, there is no step to take, and the records say so.
+            return gathered.loss, _nobody(iteration + 1, self._config.workers)
+        self._optimizer.step(aggregate.direction, iteration)
+        return gathered.loss, _rows(iteration + 1, self._config.workers, aggregate)
+
+
+def _rows(iteration: int, workers: int, aggregate: Aggregate) -> list[WorkerRow]:
+    decision = aggregate.decision
+    values = [None] * workers if decision.values is None else decision.values.tolist()
+    weights = [None] * workers if decision.weights is None else decision.weights.tolist()
+    selected = set(decision.selected)
+
+    def status(worker: int) -> str:
+        return USED if worker in selected else f"left out: {decision.left_out.get(worker, 'not selected')}"
+
+    return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
+
+
+def _nobody(iteration: int, workers: int) -> list[WorkerRow]:
+    return [WorkerRow(iteration, i, None, None, "left out: the model has diverged") for i in range(workers)]
+
+
+def _shape(dataset: Dataset) -> tuple[int, int, int]:
+    """Channels, classes and the side of an image."""
+    _, channels, _, side = dataset.train_images.shape
+    return channels, dataset.classes, side
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; it must be cpu, or cuda or cuda:0 and so on") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {name!r}, but torch finds no CUDA device here; it must be cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device is {name!r}; it must be cpu, or cuda or cuda:0 and so on")
+    return device
+
+
+@contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads is {threads}; it must be at least 1")
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

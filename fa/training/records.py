@@ -1,0 +1,161 @@
+"""What a run leaves behind: curve.csv, workers.csv and config.json, written as one whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import torch
+
+from fa.training.config import RECORD_VERSION, TrainConfig
+
+USED = "used"
+UNDEFINED = "none"
+"""What stands in workers.csv for a value or weight that the rule does not define."""
+
+
+class CurvePoint(NamedTuple):
+    """The state of a run after `iteration` iterations."""
+
+    iteration: int
+    epoch: int  # the epoch, counted from 1, in which that iteration lies
+    seconds: float  # spent in iterations so far: evaluations and set-up left out
+    train_loss: float  # mean over the honest workers' minibatches of that iteration; may be NaN or infinite
+    test_accuracy: float  # a fraction
+
+
+class WorkerRow(NamedTuple):
+    """What the server made of one worker's gradient."""
+
+    iteration: int
+    worker: int
+    value: float | None  # explained variance v_i, where the rule has them
+    weight: float | None  # weight in the aggregate, where the rule has one for a whole gradient
+    status: str  # "used", or "left out: " and the reason
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    config: TrainConfig
+    curve: tuple[CurvePoint, ...]
+    workers: tuple[WorkerRow, ...]
+    seconds: float  # the whole run, evaluations and set-up included
+    threads: int
+    checksum: str  # of the data's content
+
+    @property
+    def final_accuracy(self) -> float:
+        """Test accuracy after the last iteration, a fraction."""
+        return self.curve[-1].test_accuracy
+
+    def write(self, directory: str | Path) -> Path:
+        """Make `directory` with the three files in it. It appears complete, or not at all.
+
+        Raises ValueError where something is there already, other than an empty directory.
+        """
+        target = Path(directory)
+        refuse_occupied(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            making.chmod(0o755)
+            _write_csv(making / "curve.csv", CurvePoint._fields, (map(_cell, point) for point in self.curve))
+            _write_csv(making / "workers.csv", WorkerRow._fields, (map(_cell, row) for row in self.workers))
+            _write(making / "config.json", json.dumps(self.description(), indent=2, sort_keys=True) + "\n")
+            making.rename(target)
+        finally:
+            shutil.rmtree(making, ignore_errors=True)  # gone already where the rename succeeded
+        return target
+
+    def description(self) -> dict[str, Any]:
+        """What config.json holds."""
+        return {
+            "config": json.loads(self.config.to_json()),
+            "record_version": RECORD_VERSION,
+            "data_checksum": self.checksum,
+            "versions": versions(),
+            "hardware": hardware(self.config.device),
+            "threads": self.threads,
+            "seconds": round(self.seconds, 3),
+            "final_accuracy": self.final_accuracy,
+        }
+
+
+def refuse_occupied(directory: str | Path) -> None:
+    """ValueError unless a run could be written to `directory`: it must be missing or empty."""
+    path = Path(directory)
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise ValueError(f"out is {str(path)!r}, which is no directory; it must be a new or an empty one")
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"out is {str(path)!r}, which holds files already; it must be a new or an empty directory")
+
+
+def versions() -> dict[str, str]:
+    """The versions of what the numbers depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    import numpy
+
+    try:
+        own = version("fa")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        own = "unknown"
+    return {
+        "fa": own,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def hardware(device: str) -> dict[str, str | int]:
+    """The processor, its cores, and the device that trained."""
+    kind = torch.device(device)
+    name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else device
+    return {"cpu": _cpu_model(), "cores": os.cpu_count() or 1, "device": name}
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
+
+
+def _cell(value: object) -> str:
+    """Real numbers to six digits, which is all that float32 holds, and no empty cell."""
+    if value is None:
+        return UNDEFINED
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        _sync(file)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        _sync(file)
+
+
+def _sync(file: IO[str]) -> None:
+    """To the disk itself, so that after a power cut the directory is not there with empty files in it."""
+    file.flush()
+    os.fsync(file.fileno())

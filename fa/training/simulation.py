@@ -1,0 +1,43 @@
+"""The workers simulated in one process, one after another: the reference for every other transport."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fa.attacks import make_attack
+from fa.data import Dataset
+from fa.training.config import TrainConfig
+from fa.training.flat import Buffers
+from fa.training.transport import Gathered
+from fa.training.worker import Worker
+
+
+class Simulation:
+    """p workers that share one model, whose parameters are the server's vector itself, and one (p, n) buffer.
+
+    A faulty worker whose attack does not need its own gradient computes none.
+    """
+
+    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, parameters: Tensor) -> None:
+        self._config = config
+        self._attack = make_attack(config.attack)
+        self._byzantine = range(config.byzantine)
+        self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype, device=parameters.device)
+        self._workers = [Worker(rank, model, dataset, config) for rank in range(config.workers)]
+
+    def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
+        """Each worker's gradient straight into its row, then the attack on the faulty rows."""
+        losses = []
+        for worker in self._workers:
+            faulty = worker.rank in self._byzantine
+            if not faulty or self._attack.needs_own:
+                loss = worker.gradient(iteration, self._G[worker.rank])
+                if not faulty:
+                    losses.append(loss)
+        self._attack.apply(self._G, self._byzantine, self._config.seed, iteration)
+        return Gathered(self._G, torch.stack(losses).mean())
+
+    def statistics(self) -> list[Buffers]:
+        """The honest workers' batch-norm statistics."""
+        return [worker.buffers for worker in self._workers if worker.rank not in self._byzantine]

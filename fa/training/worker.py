@@ -1,0 +1,62 @@
+"""One worker: a minibatch, a forward and a backward pass, and a gradient that lands in its row of G."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fa import seeds
+from fa.data import Dataset
+from fa.data.batches import minibatch
+from fa.training.config import TrainConfig
+from fa.training.flat import Buffers, views
+
+
+class Worker:
+    """Worker `rank` of a run. Its model may be shared with others: only the batch-norm statistics are its own.
+
+    Everything random in a gradient (the minibatch, its augmentation, dropout) depends on (seed, rank, iteration) alone,
+    so that a worker in another process computes the same numbers.
+    """
+
+    def __init__(self, rank: int, model: nn.Module, dataset: Dataset, config: TrainConfig) -> None:
+        self.rank = rank
+        self.buffers = Buffers(model)
+        self._model = model
+        self._parameters = list(model.parameters())
+        self._dataset = dataset
+        self._config = config
+        self._device = torch.device(config.device)
+
+    def gradient(self, iteration: int, row: Tensor) -> Tensor:
+        """Write the gradient of iteration's minibatch into `row` (n,) and return the minibatch's loss, a scalar tensor.
+
+        The backward pass adds to p.grad, so p.grad is a zeroed view of the row: there is no other copy.
+        """
+        images, labels = self.minibatch(iteration)
+        self.buffers.install()
+        row.zero_()
+        for parameter, view in zip(self._parameters, views(row, self._model), strict=True):
+            parameter.grad = view
+        self._model.train()
+        with seeds.global_state(seeds.mix("dropout", self._config.seed, self.rank, iteration), self._device):
+            loss = F.cross_entropy(self._model(images), labels)
+            loss.backward()
+        for parameter in self._parameters:
+            parameter.grad = None
+        return loss.detach()
+
+    def minibatch(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """The images, normalised float32 (B, C, H, W), and labels (B,) of an iteration, on the run's device."""
+        config = self._config
+        images, labels = minibatch(
+            self._dataset,
+            batch=config.batch,
+            worker=self.rank,
+            workers=config.workers,
+            iteration=iteration,
+            seed=config.seed,
+            sampling=config.sampling,
+        )
+        return images.to(self._device), labels.to(self._device)
