@@ -1,4 +1,4 @@
-"""Habits that no other test holds: shapes are checked, notebooks stripped, paths of one machine kept out of git."""
+"""Habits that no other test holds: shapes are checked, notebooks stripped, no machine's path is in git."""
 
 import importlib
 import json
