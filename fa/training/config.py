@@ -18,6 +18,10 @@ Option = bool | int | float | str | None | tuple["Option", ...]
 """A rule's option: what JSON can hold, with tuples for lists so that it can be hashed."""
 
 
+Real = float | int
+"""A setting that is a real number: an int is taken, and kept as a float."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run of Algorithm 1: p workers, the first f of them faulty, one server with SGD.
@@ -36,10 +40,10 @@ class TrainConfig:
     attack: str = "random"
     iterations: int = 300
     batch: int = 128  # images per worker and iteration
-    lr: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    lr_decay: float = 0.2  # factor of the step schedule
+    lr: Real = 0.2
+    momentum: Real = 0.9
+    weight_decay: Real = 5e-4
+    lr_decay: Real = 0.2  # factor of the step schedule
     lr_decay_epochs: int = 10
     seed: int = 2021
     sampling: str = "random"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +42,9 @@ def train(
 
     `progress` is called after each iteration; `threads` is torch's number of threads during the run (None: as it is).
     Equal configurations with equal threads give equal bits on one machine. A loss or parameters that are NaN or Inf do
-    not end a run. Raises ValueError for bad settings, for an `out` that holds files, and when the rule's condition on
-    the number of workers does not hold, or no longer does.
+    not end a run: it goes on, without a step where the rule is left with too few finite gradients. Raises ValueError
+    for bad settings, for an `out` that holds files, and when the rule's condition on the number of workers does not
+    hold, or no longer does.
     """
     started = time.perf_counter()
     if out is not None:
@@ -101,9 +104,9 @@ class Loop:
         try:
             aggregate = self._rule.aggregate(gathered.G, iteration)
         except ValueError as error:
-            if torch.isfinite(self._parameters).all():
+            if torch.isfinite(gathered.loss):
                 raise ValueError(f"iteration {iteration + 1}: {error}") from error
-            # The model has diverged: no gradient is finite, there is no step to take, and the records say so.
+            # The model has diverged and too few gradients are finite: no step is taken, and the records say so.
             return gathered.loss, _nobody(iteration + 1, self._config.workers)
         self._optimizer.step(aggregate.direction, iteration)
         return gathered.loss, _rows(iteration + 1, self._config.workers, aggregate)
@@ -111,8 +114,7 @@ class Loop:
 
 def _rows(iteration: int, workers: int, aggregate: Aggregate) -> list[WorkerRow]:
     decision = aggregate.decision
-    values = [None] * workers if decision.values is None else decision.values.tolist()
-    weights = [None] * workers if decision.weights is None else decision.weights.tolist()
+    values, weights = _numbers(decision.values, workers), _numbers(decision.weights, workers)
     selected = set(decision.selected)
 
     def status(worker: int) -> str:
@@ -121,8 +123,15 @@ def _rows(iteration: int, workers: int, aggregate: Aggregate) -> list[WorkerRow]
     return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
 
 
+def _numbers(of_workers: np.ndarray | None, workers: int) -> list[float | None]:
+    """One number a worker; None where the rule has none, as of a gradient that is not finite."""
+    if of_workers is None:
+        return [None] * workers
+    return [None if math.isnan(number) else number for number in of_workers.tolist()]
+
+
 def _nobody(iteration: int, workers: int) -> list[WorkerRow]:
-    return [WorkerRow(iteration, i, None, None, "left out: the model has diverged") for i in range(workers)]
+    return [WorkerRow(iteration, i, None, None, "left out: the loss is not finite") for i in range(workers)]
 
 
 def _shape(dataset: Dataset) -> tuple[int, int, int]:

@@ -24,15 +24,15 @@ class Simulation:
         self._attack = make_attack(config.attack)
         self._byzantine = range(config.byzantine)
         self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype, device=parameters.device)
-        self._workers = [Worker(rank, model, dataset, config) for rank in range(config.workers)]
+        self.workers = [Worker(rank, model, dataset, config, row) for rank, row in enumerate(self._G)]
 
     def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
         """Each worker's gradient straight into its row, then the attack on the faulty rows."""
         losses = []
-        for worker in self._workers:
+        for worker in self.workers:
             faulty = worker.rank in self._byzantine
             if not faulty or self._attack.needs_own:
-                loss = worker.gradient(iteration, self._G[worker.rank])
+                loss = worker.gradient(iteration)
                 if not faulty:
                     losses.append(loss)
         self._attack.apply(self._G, self._byzantine, self._config.seed, iteration)
@@ -40,4 +40,4 @@ class Simulation:
 
     def statistics(self) -> list[Buffers]:
         """The honest workers' batch-norm statistics."""
-        return [worker.buffers for worker in self._workers if worker.rank not in self._byzantine]
+        return [worker.buffers for worker in self.workers if worker.rank not in self._byzantine]

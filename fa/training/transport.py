@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ class Gathered(NamedTuple):
     """Scalar: the mean of the honest workers' minibatch losses."""
 
 
+@runtime_checkable
 class Transport(Protocol):
     """Hands the loop the p gradients of an iteration, however they come."""
 

@@ -14,36 +14,39 @@ from fa.training.flat import Buffers, views
 
 
 class Worker:
-    """Worker `rank` of a run. Its model may be shared with others: only the batch-norm statistics are its own.
+    """Worker `rank` of a run, which writes its gradients into `row` (n,).
+
+    Its model may be shared with others: only the batch-norm statistics are its own.
 
     Everything random in a gradient (the minibatch, its augmentation, dropout) depends on (seed, rank, iteration) alone,
     so that a worker in another process computes the same numbers.
     """
 
-    def __init__(self, rank: int, model: nn.Module, dataset: Dataset, config: TrainConfig) -> None:
+    def __init__(self, rank: int, model: nn.Module, dataset: Dataset, config: TrainConfig, row: Tensor) -> None:
         self.rank = rank
         self.buffers = Buffers(model)
         self._model = model
-        self._parameters = list(model.parameters())
+        self._row = row
+        self._gradients = list(zip(model.parameters(), views(row, model), strict=True))
         self._dataset = dataset
         self._config = config
         self._device = torch.device(config.device)
 
-    def gradient(self, iteration: int, row: Tensor) -> Tensor:
-        """Write the gradient of iteration's minibatch into `row` (n,) and return the minibatch's loss, a scalar tensor.
+    def gradient(self, iteration: int) -> Tensor:
+        """Write the gradient of iteration's minibatch into the row and return the minibatch's loss, a scalar tensor.
 
-        The backward pass adds to p.grad, so p.grad is a zeroed view of the row: there is no other copy.
+        The backward pass adds to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
         """
         images, labels = self.minibatch(iteration)
         self.buffers.install()
-        row.zero_()
-        for parameter, view in zip(self._parameters, views(row, self._model), strict=True):
+        self._row.zero_()
+        for parameter, view in self._gradients:
             parameter.grad = view
         self._model.train()
         with seeds.global_state(seeds.mix("dropout", self._config.seed, self.rank, iteration), self._device):
             loss = F.cross_entropy(self._model(images), labels)
             loss.backward()
-        for parameter in self._parameters:
+        for parameter, _ in self._gradients:
             parameter.grad = None
         return loss.detach()
 

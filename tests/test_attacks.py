@@ -1,0 +1,103 @@
+"""Each attack acts: it changes the faulty rows as it says, repeatably, and nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fa.attacks import ATTACKS, make_attack
+from tests.tensors import DEVICE, normal
+
+SEED, ITERATION = 2021, 7
+FAULTY = (0, 3)
+HONEST = [1, 2, 4, 5, 6]
+
+
+def attacked(name: str, G: Tensor, seed: int = SEED, iteration: int = ITERATION) -> Tensor:
+    sent = G.clone()
+    ATTACKS[name].apply(sent, FAULTY, seed, iteration)
+    return sent
+
+
+@pytest.fixture
+def G() -> Tensor:
+    return normal(7, 20_000, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"none"}))
+def test_every_attack_acts(name: str, G: Tensor) -> None:
+    """The released code's drop attack threw its own result away, and changed nothing."""
+    sent = attacked(name, G)
+    for worker in FAULTY:
+        assert not torch.equal(sent[worker], G[worker])
+        assert bool(torch.isfinite(sent[worker]).all()) == (name != "nan")
+    assert torch.equal(sent[HONEST], G[HONEST])
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_own_gradients_matter_where_they_are_said_to(name: str, G: Tensor) -> None:
+    """The simulator does not compute the gradients of faulty workers whose attack does not need them."""
+    other = G.clone()
+    other[list(FAULTY)] = 5.0
+    same = torch.equal(attacked(name, G).nan_to_num(7.0), attacked(name, other).nan_to_num(7.0))
+    assert same != ATTACKS[name].needs_own
+
+
+@pytest.mark.parametrize("name", ["random", "random_symmetric", "random_honest_norm", "drop"])
+def test_random_numbers_depend_on_seed_worker_and_iteration(name: str, G: Tensor) -> None:
+    G[3] = G[0]
+    sent = attacked(name, G)
+    assert torch.equal(sent, attacked(name, G))
+    assert not torch.equal(sent[0], sent[3])
+    assert not torch.equal(sent[0], attacked(name, G, iteration=ITERATION + 1)[0])
+    assert not torch.equal(sent[0], attacked(name, G, seed=SEED + 1)[0])
+
+
+@pytest.mark.parametrize(("name", "low"), [("random", 0.0), ("random_symmetric", -1.0)])
+def test_uniform_range(name: str, low: float, G: Tensor) -> None:
+    """Mean and variance of a uniform variable on [low, 1), within five standard errors of 20,000 draws."""
+    row = attacked(name, G)[0].double()
+    assert low <= row.min() < low + 0.01
+    assert 0.99 < row.max() <= 1
+    variance = (1 - low) ** 2 / 12
+    assert abs(row.mean() - (1 + low) / 2) < 5 * (variance / row.numel()) ** 0.5
+    assert row.var() == pytest.approx(variance, rel=0.05)
+
+
+def test_honest_norm_is_the_median(G: Tensor) -> None:
+    """Of an even number of honest workers, so that the median lies between two norms."""
+    G *= torch.arange(1, 8, device=G.device).float()[:, None]
+    ATTACKS["random_honest_norm"].apply(G, (2, 4, 6), SEED, ITERATION)
+    norms = np.linalg.norm(G.double().cpu().numpy(), axis=1)
+    assert norms[[2, 4, 6]] == pytest.approx(np.median(norms[[0, 1, 3, 5]]), rel=1e-5)
+    directions = G[[2, 4]] / G[[2, 4]].norm(dim=1, keepdim=True)
+    assert abs(float(directions[0] @ directions[1])) < 5 / 20_000**0.5  # independent directions
+
+
+def test_drop_zeroes_a_tenth_and_keeps_the_rest(G: Tensor) -> None:
+    sent = attacked("drop", G)
+    for worker in FAULTY:
+        lost = sent[worker] == 0
+        assert 0.09 < lost.float().mean() < 0.11
+        assert torch.equal(sent[worker][~lost], G[worker][~lost])
+        assert sent[worker].norm() < G[worker].norm()
+
+
+def test_sign_flip_zero_nan_none(G: Tensor) -> None:
+    rows = list(FAULTY)
+    assert torch.equal(attacked("sign_flip", G)[rows], -G[rows])
+    assert not attacked("zero", G)[rows].any()
+    assert attacked("nan", G)[rows].isnan().all()
+    assert torch.equal(attacked("none", G), G)
+
+
+def test_nobody_faulty_changes_nothing() -> None:
+    G = torch.ones(2, 3, device=DEVICE)
+    for attack in ATTACKS.values():
+        attack.apply(G, (), SEED, ITERATION)
+    assert torch.equal(G, torch.ones(2, 3, device=DEVICE))
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(ValueError, match="attack is 'lie'; it must be one of random, random_symmetric"):
+        make_attack("lie")

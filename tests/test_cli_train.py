@@ -1,0 +1,154 @@
+"""The command line's manners, and `fa train`."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fa import cli, training
+from fa.training import TrainConfig
+
+QUICK = ["train", "--workers", "3", "--byzantine", "1", "--iterations", "2", "--batch", "4", "--rule", "median"]
+QUICK += ["--threads", "1"]
+
+TELLING = """
+from fa.cli import main
+from fa.training.simulation import Simulation
+
+plain = Simulation.gradients
+
+def gradients(self, iteration, parameters):
+    if iteration == 3:
+        print("training", flush=True)
+    return plain(self, iteration, parameters)
+
+Simulation.gradients = gradients
+main()
+"""
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """The exit code, stdout and stderr of `fa ARGUMENTS`, in this process."""
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(arguments)
+    output = capsys.readouterr()
+    assert isinstance(leaving.value.code, int)
+    return leaving.value.code, output.out, output.err
+
+
+def test_a_run_prints_its_result(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, *QUICK)
+    assert (code, err) == (0, "")
+    assert "median, 3 workers, 1 faulty (random), convnet on mnist-mini, seed 2021" in out
+    assert "test accuracy 0." in out
+    assert "after 2 iterations" in out
+    assert list(tmp_path.iterdir()) == [], "without --out nothing is written"
+
+
+def test_a_run_with_out_leaves_its_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = call(capsys, *QUICK, "--seed", "7", "--lr", "0.01", "--out", str(tmp_path / "run"))
+    assert code == 0
+    assert f"records in {tmp_path / 'run'}" in out
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert TrainConfig.from_json(json.dumps(config)) == TrainConfig(
+        workers=3, byzantine=1, iterations=2, batch=4, rule="median", seed=7, lr=0.01
+    )
+    with (tmp_path / "run" / "curve.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert f"test accuracy {float(row['test_accuracy']):.4f}" in out
+
+
+def test_options_of_rules_reach_the_rule(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[TrainConfig] = []
+
+    def instead(config: TrainConfig, **_: object) -> None:
+        seen.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(training, "train", instead)
+    flags = ["--m", "8", "--lam", "2", "--reading", "released", "--before", "krum, unit", "--max-iter", "1"]
+    call(capsys, "train", *flags, "--assumed-byzantine", "2")
+    call(capsys, "train", "--before", "none", "--keep", "5", "--rule", "multi_krum")
+    assert seen[0].options == {"m": 8, "lam": 2.0, "reading": "released", "before": ("krum", "unit"), "max_iter": 1}
+    assert seen[0].rule_byzantine == 2
+    assert seen[1].options == {"before": (), "keep": 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "trian"),
+        (["train", "--lamda", "3"], "--lamda"),
+        (["train", "--workers", "many"], "many"),
+        (["train", "--workers", "0"], "workers is 0; it must be"),
+        (["train", "--byzantine", "15"], "byzantine is 15; it must be less than workers=15"),
+        (["train", "--rule", "best"], "best"),
+        (["train", "--rule", "median", "--m", "8"], "'m'"),
+        (["train", "--attack", "lie"], "attack is 'lie'; it must be one of"),
+        (["train", "--dataset", "mnits"], "mnits"),
+        (["train", "--model", "convnot"], "convnot"),
+        (["train", "--device", "abacus"], "device is 'abacus'"),
+        (["train", "--threads", "0"], "--threads"),
+        ([*QUICK, "--rule", "bulyan"], "p >= 4f + 3; here p = 3"),
+    ],
+)
+def test_a_users_error_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    code, out, err = call(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("fa: ")
+    assert words in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_an_occupied_directory_is_refused_before_training(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("the run had begun"))
+    code, _, err = call(capsys, *QUICK, "--out", str(tmp_path))
+    assert code == 2
+    assert err == f"fa: out is {str(tmp_path)!r}, which holds files already; it must be a new or an empty directory\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_help_names_every_command_and_imports_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def importing(name: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr("importlib.import_module", importing)
+    code, out, err = call(capsys, "--help")
+    assert (code, err) == (0, "")
+    assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_is_there(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """COMMANDS is a list of words: one whose module is missing or misnamed would fail only when it is called."""
+    code, out, err = call(capsys, name, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: fa {name}" in out
+
+
+def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
+    """A real process, a real signal, in the midst of training."""
+    arguments = ["train", "--iterations", "100000", "--batch", "4", "--threads", "1", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", TELLING, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "training\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "fa: interrupted\n")
+    assert list(tmp_path.iterdir()) == []

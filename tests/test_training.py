@@ -1,0 +1,438 @@
+"""The configuration, the workers, the server and the loop: against plain torch wherever plain torch can do the same."""
+
+import csv
+import hashlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fa import models, seeds
+from fa.data import Dataset, load
+from fa.data.batches import normalise
+from fa.rules import make_rule
+from fa.training import TrainConfig, loop, train
+from fa.training.flat import Buffers, flatten, views
+from fa.training.records import Run
+from fa.training.server import SGD, Evaluation
+from fa.training.simulation import Simulation
+from fa.training.worker import Worker
+
+SMALL = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=3, batch=4, lr=0.05, attack="random")
+
+
+@pytest.fixture(scope="module")
+def data() -> Dataset:
+    return load("mnist-mini")
+
+
+def convnet(data: Dataset, seed: int = 0) -> nn.Module:
+    return models.build("convnet", *loop._shape(data), seed=seed)
+
+
+def simulation(config: TrainConfig, data: Dataset, model: nn.Module | None = None) -> tuple[Simulation, Tensor]:
+    model = model or convnet(data, config.seed)
+    parameters = flatten(model)
+    return Simulation(model, data, config, parameters), parameters
+
+
+# The configuration
+
+
+def test_config_round_trip() -> None:
+    config = TrainConfig(rule_options={"m": 8, "before": ["unit"], "lam": 0.5}, lr=1, assumed_byzantine=2)
+    again = TrainConfig.from_json(config.to_json())
+    assert again == config
+    assert hash(again) == hash(config)
+    assert again.options == {"before": ("unit",), "lam": 0.5, "m": 8}
+
+
+def test_config_text_depends_on_the_values_alone() -> None:
+    one = TrainConfig(rule_options={"m": 8, "lam": 1.0}, lr=1)
+    other = TrainConfig(lr=1.0, rule_options=(("lam", 1.0), ("m", 8)))
+    assert one.to_json() == other.to_json()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"workers": 0}, "workers is 0; it must be an integer of at least 1"),
+        ({"batch": -3}, "batch is -3; it must be an integer of at least 1"),
+        ({"iterations": True}, "iterations is True"),
+        ({"byzantine": 15}, "byzantine is 15; it must be less than workers=15"),
+        ({"byzantine": -1}, "byzantine is -1"),
+        ({"assumed_byzantine": 15}, "assumed_byzantine is 15; it must be less than workers=15"),
+        ({"lr": 0}, "lr is 0.0; it must be greater than 0"),
+        ({"lr": math.nan}, "lr is nan; it must be a finite number"),
+        ({"momentum": 1.0}, r"momentum is 1.0; it must be in \[0, 1\)"),
+        ({"weight_decay": -1e-4}, "weight_decay is -0.0001"),
+        ({"lr_decay": 0.0}, "lr_decay is 0.0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"sampling": "often"}, "sampling is 'often'; it must be one of random, cycled"),
+        ({"attack": ""}, "attack is ''"),
+        ({"rule_options": {"lam": math.inf}}, r"rule_options\['lam'\] is inf"),
+        ({"rule_options": {"lam": {}}}, r"rule_options\['lam'\] is {}"),
+    ],
+)
+def test_config_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)
+
+
+def test_unknown_key_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown key in a configuration: learning_rate"):
+        TrainConfig.from_json('{"learning_rate": 0.1}')
+
+
+def test_epoch_is_the_training_set_once_among_all_workers() -> None:
+    assert TrainConfig(workers=15, batch=128).epoch_length(50_000) == 26
+    assert TrainConfig(workers=15, batch=128).epoch_length(100) == 1
+
+
+# The vector of parameters
+
+
+def test_flatten_keeps_the_model(data: Dataset) -> None:
+    model, flat = convnet(data).eval(), convnet(data).eval()
+    vector = flatten(flat)
+    assert vector.shape == (21_840,)
+    images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(flat(images), model(images), atol=1e-6)
+    for parameter, own in zip(flat.parameters(), model.parameters(), strict=True):
+        assert torch.equal(parameter, own)
+    vector.zero_()
+    assert not any(parameter.any() for parameter in flat.parameters())
+
+
+# A worker
+
+
+def reference_gradient(worker: Worker, model: nn.Module, config: TrainConfig, iteration: int) -> tuple[Tensor, float]:
+    """The same worker's gradient by plain autograd on an untouched copy of the model, in the row's order."""
+    images, labels = worker.minibatch(iteration)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seeds.mix("dropout", config.seed, worker.rank, iteration))
+        loss = F.cross_entropy(model(images), labels)
+    row = torch.empty(sum(parameter.numel() for parameter in model.parameters()))
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    for view, gradient in zip(views(row, model), gradients, strict=True):
+        view.copy_(gradient)
+    return row, loss.item()
+
+
+@pytest.mark.parametrize("iteration", [0, 5])
+def test_gradients_are_those_of_plain_autograd(data: Dataset, iteration: int) -> None:
+    """Dropout included: equal to float32's rounding, although the convolutions run in another memory layout."""
+    config = replace(SMALL, attack="none")
+    transport, parameters = simulation(config, data)
+    G, loss = transport.gradients(iteration, parameters)
+    plain = [reference_gradient(w, convnet(data, config.seed), config, iteration) for w in transport.workers]
+    for row, (expected, _) in zip(G, plain, strict=True):
+        assert torch.allclose(row, expected, rtol=1e-4, atol=1e-6)
+        assert expected.any()
+    assert float(loss) == pytest.approx(sum(honest for _, honest in plain[1:]) / 2, rel=1e-5)
+
+
+def test_rows_do_not_depend_on_what_was_there(data: Dataset) -> None:
+    """The backward pass adds to p.grad: a row that is not zeroed first would add up the iterations."""
+    transport, parameters = simulation(SMALL, data)
+    first = transport.gradients(0, parameters).G.clone()
+    assert not torch.equal(transport.gradients(1, parameters).G, first)
+    assert torch.equal(transport.gradients(0, parameters).G, first)
+
+
+@pytest.mark.parametrize(("attack", "computed"), [("random", [1, 2]), ("sign_flip", [0, 1, 2])])
+def test_faulty_workers_compute_only_what_their_attack_needs(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, attack: str, computed: list[int]
+) -> None:
+    ranks = []
+    gradient = Worker.gradient
+
+    def counted(self: Worker, iteration: int) -> Tensor:
+        ranks.append(self.rank)
+        return gradient(self, iteration)
+
+    monkeypatch.setattr(Worker, "gradient", counted)
+    transport, parameters = simulation(replace(SMALL, attack=attack), data)
+    transport.gradients(0, parameters)
+    assert ranks == computed
+
+
+# The server
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.9, 0.0), (0.0, 1e-2)])
+def test_the_step_is_that_of_torch(momentum: float, weight_decay: float) -> None:
+    """3 epochs of 2 iterations, the rate times 0.2 after each; to the bit until torch's schedule rounds it its way."""
+    config = TrainConfig(lr=0.1, momentum=momentum, weight_decay=weight_decay, lr_decay_epochs=1)
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(103, generator=generator)
+    own, expected = start.clone(), nn.Parameter(start.clone())
+    server = SGD(own, config, epoch_length=2)
+    optimizer = torch.optim.SGD([expected], lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.2)
+    for iteration in range(6):
+        direction = torch.randn(103, generator=generator)
+        expected.grad = direction.clone()
+        server.step(direction, iteration)
+        assert server.rate(iteration) == pytest.approx(schedule.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        schedule.step()
+        assert torch.allclose(own, expected.detach(), rtol=0 if iteration < 2 else 1e-6, atol=0)
+    assert not torch.equal(own, start)
+
+
+def test_the_mean_of_one_worker_is_ordinary_training(data: Dataset) -> None:
+    """The loop, the mean rule and the server against twenty lines of plain torch."""
+    config = TrainConfig(rule="mean", workers=1, byzantine=0, attack="none", iterations=8, batch=16, lr=0.05)
+    transport, parameters = simulation(config, data)
+    loop.Loop(config, make_rule("mean"), transport, parameters, 10_000).run(lambda: 0.0, None)
+
+    model = convnet(data, config.seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
+    for iteration in range(8):
+        images, labels = transport.workers[0].minibatch(iteration)
+        optimizer.zero_grad()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seeds.mix("dropout", config.seed, 0, iteration))
+            F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    expected = torch.empty_like(parameters)
+    for view, parameter in zip(views(expected, model), model.parameters(), strict=True):
+        view.copy_(parameter.detach())
+    assert torch.allclose(parameters, expected, rtol=1e-3, atol=1e-5)
+
+
+class Normed(nn.Sequential):
+    """The smallest model with batch norm, and without anything random."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
+
+
+def test_batch_norm_statistics_are_each_workers_own(data: Dataset) -> None:
+    """After one minibatch 0.9 times the initial 0 plus 0.1 times its own mean; evaluation takes the honest average."""
+    with torch.random.fork_rng(devices=[]):
+        model = Normed()
+    transport, parameters = simulation(SMALL, data, model)
+    transport.gradients(0, parameters)
+    means = [worker.minibatch(0)[0].flatten(1).mean(dim=0) for worker in transport.workers]
+    for worker, buffers in zip((1, 2), transport.statistics(), strict=True):
+        assert torch.allclose(buffers.tensors[0], 0.1 * means[worker], atol=1e-6)
+    assert not torch.allclose(means[1], means[2], atol=1e-2)
+
+    Evaluation(model, data, torch.device("cpu")).accuracy(transport.statistics())
+    assert torch.allclose(model[1].running_mean, 0.1 * (means[1] + means[2]) / 2, atol=1e-6)
+    assert int(model[1].num_batches_tracked) == 1
+    assert torch.allclose(transport.statistics()[0].tensors[0], 0.1 * means[1], atol=1e-6), "evaluating changed it"
+
+
+def test_accuracy_is_the_share_of_right_answers(data: Dataset) -> None:
+    """Against a loop over single images; and with NaN everywhere it is the share of class 0, argmax's first NaN."""
+    model, cpu = convnet(data), torch.device("cpu")
+    evaluation = Evaluation(model, data, cpu)
+    few = replace(data, test_images=data.test_images[:600], test_labels=data.test_labels[:600])
+    model.eval()
+    with torch.no_grad():
+        answers = [int(model(normalise(image[None], few, cpu)).argmax()) for image in few.test_images]
+    right = sum(answer == int(label) for answer, label in zip(answers, few.test_labels, strict=True))
+    assert Evaluation(model, few, torch.device("cpu")).accuracy([Buffers(model)]) == pytest.approx(
+        right / 600, abs=2 / 600
+    )
+    flatten(model).fill_(math.nan)
+    zeros = float((data.test_labels == 0).float().mean())
+    assert evaluation.accuracy([Buffers(model)]) == pytest.approx(zeros)
+
+
+# Whole runs
+
+
+def fingerprint(run: Run) -> str:
+    """Everything in a run but the clock."""
+    rows = [(point.iteration, point.train_loss.hex(), point.test_accuracy) for point in run.curve]
+    return hashlib.sha256(repr((rows, run.workers)).encode()).hexdigest()
+
+
+DETERMINISTIC = TrainConfig(
+    rule="fa", workers=5, byzantine=1, attack="drop", iterations=4, batch=700, lr=0.05, dataset="mnist-mini"
+)
+
+AGAIN = """
+import sys
+from fa.training import TrainConfig, train
+run = train(TrainConfig.from_json(sys.stdin.read()), threads=1)
+print(repr(([(p.iteration, p.train_loss.hex(), p.test_accuracy) for p in run.curve], run.workers)))
+"""
+
+
+def test_runs_are_equal_to_the_bit_here_and_in_another_process() -> None:
+    first, second = (train(DETERMINISTIC, threads=1) for _ in range(2))
+    assert fingerprint(first) == fingerprint(second)
+    done = subprocess.run(
+        [sys.executable, "-c", AGAIN], input=DETERMINISTIC.to_json(), capture_output=True, text=True, check=True
+    )
+    assert hashlib.sha256(done.stdout.strip().encode()).hexdigest() == fingerprint(first)
+    other = train(replace(DETERMINISTIC, seed=2022), threads=1)
+    assert fingerprint(other) != fingerprint(first)
+
+
+def test_the_curve_has_each_epoch_and_the_end() -> None:
+    """10,000 images among 5 workers of 700 make epochs of 2 iterations."""
+    run = train(replace(DETERMINISTIC, iterations=5), threads=1)
+    assert [(point.iteration, point.epoch) for point in run.curve] == [(2, 1), (4, 2), (5, 3)]
+    assert run.final_accuracy == run.curve[-1].test_accuracy
+    assert [point.seconds for point in run.curve] == sorted(point.seconds for point in run.curve)
+    assert run.seconds > run.curve[-1].seconds > 0
+
+
+def test_training_learns_and_the_mean_with_one_faulty_worker_does_not() -> None:
+    config = TrainConfig(rule="mean", workers=3, byzantine=1, attack="none", iterations=60, batch=32, lr=0.05)
+    assert train(config, threads=1).final_accuracy > 0.7
+    assert train(replace(config, attack="random"), threads=1).final_accuracy < 0.3
+    assert train(replace(config, attack="random", rule="median"), threads=1).final_accuracy > 0.7
+
+
+def test_progress_is_told_after_each_iteration() -> None:
+    told: list[Any] = []
+    train(replace(DETERMINISTIC, iterations=3), progress=told.append, threads=1)
+    assert [state.iteration for state in told] == [1, 2, 3]
+    assert [state.accuracy is None for state in told] == [True, False, False]
+    assert all(torch.isfinite(state.loss) for state in told)
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    run = train(SMALL, threads=1)
+    assert run.threads == 1
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="threads is 0"):
+        train(SMALL, threads=0)
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(("rule", "attack"), [("mean", "random"), ("mean", "none"), ("median", "none"), ("fa", "nan")])
+def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, attack: str) -> None:
+    run = train(replace(SMALL, rule=rule, attack=attack, lr=1e38, iterations=8), out=tmp_path / "run", threads=1)
+    assert not math.isfinite(run.curve[-1].train_loss)
+    assert 0 <= run.final_accuracy <= 0.3
+    assert len(run.workers) == 8 * 3
+    assert all(row.status.startswith("left out: ") for row in run.workers if row.iteration == 8 and row.worker)
+    rows = read(tmp_path / "run" / "curve.csv")
+    assert rows[-1]["train_loss"] in ("nan", "inf")
+    assert all(cell for row in rows for cell in row.values())
+
+
+def test_a_rule_whose_condition_does_not_hold_stops_the_run() -> None:
+    with pytest.raises(ValueError, match=r"iteration 1: .*2 ?f"):
+        train(replace(SMALL, rule="krum"), threads=1)
+
+
+def test_a_condition_that_no_longer_holds_stops_the_run() -> None:
+    """Multi-Krum told of nobody faulty needs 3 gradients; NaN from 1 of 3 workers leaves 2."""
+    config = replace(SMALL, rule="multi_krum", assumed_byzantine=0)
+    train(replace(config, attack="zero"), threads=1)
+    with pytest.raises(ValueError, match=r"iteration 1: .*1 of 3 left out"):
+        train(replace(config, attack="nan"), threads=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "best"}, "best"),
+        ({"rule": "median", "rule_options": {"m": 3}}, "'m'"),
+        ({"attack": "lie"}, "attack is 'lie'"),
+        ({"dataset": "mnits"}, "mnits"),
+        ({"model": "resnet-18000"}, "resnet-18000"),
+        ({"device": "abacus"}, "device is 'abacus'"),
+        ({"device": "meta"}, "device is 'meta'"),
+    ],
+)
+def test_bad_names_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(replace(SMALL, **settings), threads=1)
+
+
+# The records
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return train(replace(DETERMINISTIC, attack="nan"), threads=1)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_records(run: Run, tmp_path: Path) -> None:
+    target = run.write(tmp_path / "deep" / "run")
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "curve.csv", "workers.csv"]
+    assert [path.name for path in target.parent.iterdir()] == ["run"], "nothing half-made is left beside it"
+
+    curve = read(target / "curve.csv")
+    assert list(curve[0]) == ["iteration", "epoch", "seconds", "train_loss", "test_accuracy"]
+    assert [int(row["iteration"]) for row in curve] == [2, 4]
+    assert float(curve[-1]["test_accuracy"]) == pytest.approx(run.final_accuracy, rel=1e-5)
+
+    workers = read(target / "workers.csv")
+    assert list(workers[0]) == ["iteration", "worker", "value", "weight", "status"]
+    assert [(int(row["iteration"]), int(row["worker"])) for row in workers] == [
+        (iteration, worker) for iteration in range(1, 5) for worker in range(5)
+    ]
+    assert all(cell for row in (*curve, *workers) for cell in row.values())
+    faulty, *honest = workers[:5]
+    assert (faulty["value"], faulty["status"]) == ("none", "left out: NaN or Inf")
+    assert all(row["status"] == "used" and 0 <= float(row["value"]) <= 1 for row in honest)
+
+    description = json.loads((target / "config.json").read_text())
+    assert TrainConfig.from_json(json.dumps(description["config"])) == run.config
+    assert description["data_checksum"] == load("mnist-mini").checksum
+    assert set(description["versions"]) == {"fa", "torch", "numpy", "python"}
+    assert description["versions"]["torch"] == torch.__version__
+    assert description["threads"] == 1
+    assert description["hardware"]["device"] == "cpu"
+
+
+def test_rules_without_weights_or_values_say_none(tmp_path: Path) -> None:
+    run = train(replace(SMALL, rule="median", iterations=1), out=tmp_path / "run", threads=1)
+    assert [(row.value, row.weight) for row in run.workers] == [(None, None)] * 3
+    assert {(row["value"], row["weight"]) for row in read(tmp_path / "run" / "workers.csv")} == {("none", "none")}
+
+
+def occupied(path: Path) -> None:
+    path.mkdir()
+    (path / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize("occupy", [occupied, lambda path: path.write_text("mine"), lambda path: path.symlink_to(".")])
+def test_what_is_there_is_not_overwritten(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, occupy: Callable[[Path], Any]
+) -> None:
+    occupy(tmp_path / "run")
+    with pytest.raises(ValueError, match="it must be a new or an empty"):
+        run.write(tmp_path / "run")
+    monkeypatch.setattr(loop, "load", lambda name: pytest.fail("the run had begun"))
+    with pytest.raises(ValueError, match="it must be a new or an empty"):
+        train(SMALL, out=tmp_path / "run")
+
+
+def test_a_failing_write_leaves_nothing(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.write(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
