@@ -1,4 +1,4 @@
-"""What every test runs under: one random state, left as it was found, and hypothesis' profiles."""
+"""What every test runs under: checked shapes and types, one random state left as it was, hypothesis' profiles."""
 
 import os
 import random
@@ -8,6 +8,17 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+# Shapes and types are checked while the tests run, and only then: in every room but the compiled loops, which numba
+# takes as they are written, and the command line. tests/test_checks.py holds this list to the tree. The hook must be
+# there before fa is imported. (An option of jaxtyping's pytest plugin does the same, but cannot hand options to
+# beartype: here, that an int serves where a float is asked for, as for a type checker.)
+CHECKED = ["attacks", "checks", "data", "experiments", "gradients", "gram", "irls", "mixing", "models", "rules"]
+CHECKED += ["seeds", "training"]
+install_import_hook(
+    [f"fa.{room}" for room in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
 
 # A test never depends on how fast the machine is, nor on what an earlier run found.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)
@@ -19,9 +30,10 @@ settings.load_profile("default")
 
 @pytest.fixture(autouse=True)
 def global_random_state(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Seed the global random states, and fail the test in which one of them has changed.
+    """Seed the global random states, and fail the test in which numpy's or torch's has changed.
 
-    Nothing in fa draws from them; a test that does so on purpose is marked `draws_globally`.
+    Nothing in fa draws from them; a test that does so on purpose is marked `draws_globally`. Python's own state is not
+    compared: beartype draws from it to pick the items that it checks.
     """
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (the state is seeded so that it can be compared, not drawn from)
@@ -38,7 +50,6 @@ def _states() -> dict[str, object]:
     if torch.cuda.is_initialized():
         generators += torch.cuda.get_rng_state_all()
     return {
-        "random": random.getstate(),
         "numpy": repr(np.random.get_state()),  # noqa: NPY002
         "torch": [generator.numpy().tobytes() for generator in generators],
     }
