@@ -1,5 +1,20 @@
 """Training with p workers, some of them faulty: one loop over a transport that hands it the gradients."""
 
-from fa.training.config import RECORD_VERSION, TrainConfig
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RECORD_VERSION", "TrainConfig"]
+from fa.training.config import RECORD_VERSION, TrainConfig
+from fa.training.records import CurvePoint, Run, WorkerRow
+
+if TYPE_CHECKING:
+    from fa.training.loop import Progress, train
+
+__all__ = ["RECORD_VERSION", "CurvePoint", "Progress", "Run", "TrainConfig", "WorkerRow", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """`train` and `Progress` when first used: configurations and records alone need no data sets and models."""
+    if name not in ("Progress", "train"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from fa.training import loop
+
+    return getattr(loop, name)
