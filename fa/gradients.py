@@ -1,4 +1,6 @@
-"""The border: whatever a caller holds gradients in becomes one matrix G (p, n), one worker a row, and goes back as it came."""
+"""The border: whatever a caller holds gradients in becomes one matrix G (p, n), one worker a row, and goes back as it
+came.
+"""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +16,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradient matrix G (p, n), and `restore`, which gives a direction (n,) the shape, dtype and kind the gradients had."""
+    """The gradient matrix G (p, n), and `restore`, which gives a direction (n,) the shape, dtype and kind the
+    gradients had.
+    """
 
     G: Tensor
     restore: Callable[[Tensor], Any]
@@ -23,10 +27,11 @@ class Gradients:
 def read(G: Any) -> Gradients:
     """The gradients of p workers as a matrix, its rows contiguous; no copy where they are one already.
 
-    G is a (p, n) torch tensor or numpy array, or a sequence with one entry a worker: a vector, a list of per-layer tensors,
-    or a state dict. float16, bfloat16, float32 or float64.
+    G is a (p, n) torch tensor or numpy array, or a sequence with one entry a worker: a vector, a list of per-layer
+    tensors, or a state dict. float16, bfloat16, float32 or float64.
 
-    Raises ValueError that names what was wrong: no worker, no coordinate, workers of unequal shape, integer or complex numbers.
+    Raises ValueError that names what was wrong: no worker, no coordinate, workers of unequal shape, integer or
+    complex numbers.
     """
     if isinstance(G, Tensor):
         return Gradients(_matrix(G), lambda d: d)
@@ -34,7 +39,9 @@ def read(G: Any) -> Gradients:
         return Gradients(_matrix(_tensor(G, "G")), lambda d: d.numpy())
     if isinstance(G, Sequence) and not isinstance(G, str):
         return _read_workers(G)
-    raise ValueError(f"G must be a (p, n) array or tensor, or a sequence with one entry a worker; it is a {type(G).__name__}")
+    raise ValueError(
+        f"G must be a (p, n) array or tensor, or a sequence with one entry a worker; it is a {type(G).__name__}"
+    )
 
 
 def _matrix(G: Tensor) -> Tensor:
@@ -54,7 +61,9 @@ def _tensor(values: Any, name: str) -> Tensor:
         return values.detach()
     array = np.asarray(values)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise ValueError(f"{name} must be of float16, float32 or float64 (or bfloat16, as a tensor); its dtype is {array.dtype}")
+        raise ValueError(
+            f"{name} must be of float16, float32 or float64 (or bfloat16, as a tensor); its dtype is {array.dtype}"
+        )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides):
         array = np.ascontiguousarray(array)
@@ -65,7 +74,9 @@ def _tensor(values: Any, name: str) -> Tensor:
 
 def _check_dtype(dtype: torch.dtype, name: str) -> None:
     if dtype not in DTYPES:
-        raise ValueError(f"{name} must be of float16, bfloat16, float32 or float64; its dtype is {str(dtype).removeprefix('torch.')}")
+        raise ValueError(
+            f"{name} must be of float16, bfloat16, float32 or float64; its dtype is {str(dtype).removeprefix('torch.')}"
+        )
 
 
 def _read_workers(workers: Sequence[Any]) -> Gradients:
@@ -80,7 +91,9 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
 
 
 def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
-    """One worker's tensors by name, or by position, and how to make such an entry of new ones; a plain vector is its one tensor."""
+    """One worker's tensors by name, or by position, and how to make such an entry of new ones; a plain vector is its
+    one tensor.
+    """
     if isinstance(entry, Mapping):
         return dict(entry), dict
     if isinstance(entry, Sequence) and not isinstance(entry, str) and len(entry) > 0 and not np.isscalar(entry[0]):
@@ -104,14 +117,18 @@ def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int
         raise ValueError(f"worker {worker} must have worker 0's entries {list(shapes)}; it has {list(theirs)}")
     for name, shape in shapes.items():
         if theirs[name] != shape:
-            raise ValueError(f"worker {worker}, entry {name!r}, must have worker 0's shape {shape}; its shape is {theirs[name]}")
+            raise ValueError(
+                f"worker {worker}, entry {name!r}, must have worker 0's shape {shape}; its shape is {theirs[name]}"
+            )
 
 
 def _like(entry: Any, layers: dict[Any, Tensor], d: Tensor) -> Any:
     """The direction d (n,) in the shape of one worker's entry, dtype by dtype, arrays where it has arrays."""
     items, pack = _entries(entry)
     shaped: dict[Any, Any] = {}
-    for (name, layer), piece in zip(layers.items(), d.split([layer.numel() for layer in layers.values()]), strict=True):
+    for (name, layer), piece in zip(
+        layers.items(), torch.split(d, [layer.numel() for layer in layers.values()]), strict=True
+    ):
         tensor = piece.view(layer.shape).to(layer.dtype)
         shaped[name] = tensor if isinstance(items[name], Tensor) else tensor.numpy()
     return pack(shaped)

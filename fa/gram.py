@@ -1,9 +1,9 @@
 """The p x p Gram matrix, in which every rule decides, and what a right multiplication of the gradients does to it.
 
-K_ij = <g_i, g_j> is taken in one quick pass over the coordinates. What that pass cannot give, it can tell: a row that leaves
-the arithmetic's range shows on the diagonal, and a K whose smallest eigenvalue (on unit columns) comes near its own error
-would make distances out of noise. Then, and only then, a pass in float64 follows, and, where two gradients differ by less than
-float64 resolves, one over their differences.
+K_ij = <g_i, g_j> is taken in one quick pass over the coordinates. What that pass cannot give, it can tell: a row that
+leaves the arithmetic's range shows on the diagonal, and a K whose smallest eigenvalue (on unit columns) comes near
+its own error would make distances out of noise. Then, and only then, a pass in float64 follows, and, where two
+gradients differ by less than float64 resolves, one over their differences.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,22 @@ from fa import kernels
 
 Square = Float64[np.ndarray, "p p"]
 
-QUICK_LIMIT = 1e-2  # smallest eigenvalue of unit columns that a float32 pass, whose error is about 1e-6, resolves to 1e-4
+QUICK_LIMIT = (
+    1e-2  # smallest eigenvalue of unit columns that a float32 pass, whose error is about 1e-6, resolves to 1e-4
+)
 CANCELLED = 1e-10  # squared distance over squared norms below which float64 products do not resolve it
-_RANGE = {torch.float32: 1e-28, torch.float64: 1e-280}  # squared norms below may have lost coordinates to underflow
+_RANGE = {
+    torch.float32: 1e-28,
+    torch.float64: 1e-280,
+}  # squared norms below may have lost coordinates to underflow
 
 
 @dataclass(frozen=True)
 class Gram:
     """Inner products K (p, p) and squared distances D2 (p, p) of p gradients; both times scale^2 are the true ones.
 
-    D2 is kept beside K since it cannot always be had from it: K_ii + K_jj - 2 K_ij cancels where gradients nearly agree.
+    D2 is kept beside K since it cannot always be had from it: K_ii + K_jj - 2 K_ij cancels where gradients nearly
+    agree.
     """
 
     K: Square
@@ -48,7 +54,8 @@ class Gram:
 
     @property
     def p(self) -> int:
-        return self.K.shape[0]
+        """The number of gradients."""
+        return len(self.K)
 
     @property
     def norms(self) -> Float64[np.ndarray, " p"]:
@@ -70,7 +77,9 @@ class Gram:
         return Gram(a * b * self.K, np.maximum(D2, 0.0), self.scale)
 
     def averaged(self, R: Float64[np.ndarray, "p q"]) -> "Gram":
-        """Of the q averages G^T R, where each column of R sums to 1: then -z^T D2 z / 2 is their squared distance, z = r_a - r_b."""
+        """Of the q averages G^T R, where each column of R sums to 1: then -z^T D2 z / 2 is their squared distance, z
+        = r_a - r_b.
+        """
         half = _symmetric(-0.5 * (R.T @ self.D2 @ R))
         inner = np.diag(half)
         D2 = inner[:, None] + inner[None, :] - 2 * half
@@ -96,7 +105,9 @@ def measure(G: Float[Tensor, "p n"]) -> tuple[Gram, Bool[np.ndarray, " p"]]:
 
 
 def _finite_rows(G: Tensor, K: Square) -> Bool[np.ndarray, " p"]:
-    """Only rows whose square is not finite are looked at again: they may have left float32's range, not the numbers'."""
+    """Only rows whose square is not finite are looked at again: they may have left float32's range, not the
+    numbers'.
+    """
     finite = np.isfinite(np.diag(K))
     for row in np.flatnonzero(~finite):
         finite[row] = bool(torch.isfinite(G[row]).all())
@@ -136,4 +147,5 @@ def _cancelled(gram: Gram) -> bool:
 
 
 def _symmetric(K: Square) -> Square:
-    return np.triu(K) + np.triu(K, 1).T
+    symmetric: Square = np.triu(K) + np.triu(K, 1).T
+    return symmetric

@@ -2,10 +2,11 @@
 
     min over Y^T Y = I of  sum_k c_k (1 - ||Y^T t_k||^2)^(1/a)
 
-The terms t_k are the unit gradients x_i = g_i/||g_i|| (c = 1) and, with lam > 0, the unit differences (g_i - g_j)/D_ij of every
-pair (c = 2 lam/(p - 1), since eq. 5 counts each pair twice). The power is concave in ||Y^T t_k||^2, so its tangent bounds it
-above and the tangent's minimiser, the top m eigenvectors of sum_k c_k w_k t_k t_k^T with w = (1 - v)^(1/a - 1), does not raise
-the objective. Everything is written in an orthonormal basis of span(G), of p dimensions at the most: nothing of size n is built.
+The terms t_k are the unit gradients x_i = g_i/||g_i|| (c = 1) and, with lam > 0, the unit differences (g_i -
+g_j)/D_ij of every pair (c = 2 lam/(p - 1), since eq. 5 counts each pair twice). The power is concave in ||Y^T
+t_k||^2, so its tangent bounds it above and the tangent's minimiser, the top m eigenvectors of sum_k c_k w_k t_k t_k^T
+with w = (1 - v)^(1/a - 1), does not raise the objective. Everything is written in an orthonormal basis of span(G), of
+p dimensions at the most: nothing of size n is built.
 
 Source: the paper, sections 2.2 and 2.3; Mankovich et al., The Flag Median and FlagIRLS, CVPR 2022.
 """
@@ -18,11 +19,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fa import kernels
+from fa.checks import check_integer, check_one_of, check_real
 from fa.gradients import read
 from fa.gram import Gram, measure
 
 Reading = Literal["paper", "released"]
 READINGS = ("paper", "released")
+REGULARIZERS = ("pairwise",)
 
 FLOOR = 1e-12  # of 1 - v: below it the power is replaced by its tangent there, so that weights stay finite
 _RANK = 1e-12  # eigenvalues of the cosines below this fraction of the largest are rounding, not directions
@@ -33,8 +36,8 @@ _EQUAL = 1e-12  # squared distance over squared norms below which two gradients 
 class Problem:
     """Eq. 5 in an orthonormal basis Q of span(G): r dimensions, N terms, p workers.
 
-    `basis` (p, r) holds the coefficients of Q in the unit gradients; `terms` (r, N) the t_k, the p unit gradients first;
-    `factors` (N,) the c_k. A gradient that is zero has a zero column and c = 0.
+    `basis` (p, r) holds the coefficients of Q in the unit gradients; `terms` (r, N) the t_k, the p unit gradients
+    first; `factors` (N,) the c_k. A gradient that is zero has a zero column and c = 0.
     """
 
     basis: Float64[np.ndarray, "p r"]
@@ -46,6 +49,7 @@ class Problem:
 
     @property
     def p(self) -> int:
+        """The number of gradients."""
         return self.norms.size
 
     def objective(self, residuals: Float64[np.ndarray, " N"]) -> float:
@@ -75,10 +79,11 @@ class State:
 
 @dataclass(frozen=True)
 class Solution:
-    """What IRLS found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i (p,).
+    """What IRLS found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i
+    (p,).
 
-    `coefficients` C (p, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what its terms below FLOOR, which the
-    smoothing cannot tell from FLOOR, can hide: their number times FLOOR^(1/a).
+    `coefficients` C (p, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what its terms below FLOOR,
+    which the smoothing cannot tell from FLOOR, can hide: their number times FLOOR^(1/a).
     """
 
     objective: float
@@ -96,25 +101,28 @@ class Solution:
 
     @property
     def iterations(self) -> int:
+        """The number of steps taken."""
         return len(self.history)
 
     def weights(self, reading: Reading = "paper") -> Float64[np.ndarray, " p"]:
-        """The direction's coefficients on the gradients, (p,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T g_i/||g_i||."""
-        _check_one_of("reading", reading, READINGS)
+        """The direction's coefficients on the gradients, (p,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
+        g_i/||g_i||.
+        """
+        check_one_of("reading", reading, READINGS)
         p, norms = self.gram.p, self.gram.norms
         cosines = _cosines(self.gram)
-        if reading == "paper":
-            share = norms / p
-        else:
-            share = (norms > 0) / self.m
+        share = norms / p if reading == "paper" else (norms > 0) / self.m
         scaled = norms[:, None] * self.coefficients
         beta = scaled @ (scaled.T @ (cosines @ share))
-        return np.divide(beta, norms, out=np.zeros(p), where=norms > 0)
+        weights: np.ndarray = np.divide(beta, norms, out=np.zeros(p), where=norms > 0)
+        return weights
 
     def direction(self, reading: Reading = "paper") -> Tensor:
         """d (n,), in G's dtype."""
         if self.G is None:
-            raise ValueError("this solution was found from a Gram matrix alone: take .weights() and combine the gradients with them")
+            raise ValueError(
+                "this solution was found from a Gram matrix alone: take .weights() and combine the gradients with them"
+            )
         return kernels.combine(self.G, self.weights(reading))[0]
 
 
@@ -129,14 +137,16 @@ def solve(
 ) -> Solution:
     """The subspace of m dimensions (default ceil((p + 1)/2)) that IRLS finds for eq. 5, from equal weights.
 
-    G: (p, n), one worker a row, or what `fa.aggregate` takes. lam weighs the pairwise term, a is the power's inverse. It stops
-    when the smoothed objective changes by less than tol, or after max_iter steps. Raises ValueError for values out of range
-    and for rows with NaN or Inf.
+    G: (p, n), one worker a row, or what `fa.aggregate` takes. lam weighs the pairwise term, a is the power's inverse.
+    It stops when the smoothed objective changes by less than tol, or after max_iter steps. Raises ValueError for
+    values out of range and for rows with NaN or Inf.
     """
     matrix = read(G).G
     gram, finite = measure(matrix)
     if not finite.all():
-        raise ValueError(f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}: leave it out")
+        raise ValueError(
+            f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}: leave it out"
+        )
     return solve_gram(gram, m, lam, regularizer, a, tol, max_iter, matrix)
 
 
@@ -151,7 +161,9 @@ def solve_gram(
     G: Tensor | None = None,
     reading: Reading = "paper",
 ) -> Solution:
-    """As `solve`, from the Gram matrix; reading="released" takes the pairs and their factor as the released code does."""
+    """As `solve`, from the Gram matrix; reading="released" takes the pairs and their factor as the released code
+    does.
+    """
     m = default_m(gram.p) if m is None else m
     check_options(m, lam, regularizer, a, tol, max_iter)
     if m > gram.p:
@@ -184,22 +196,14 @@ def default_m(p: int) -> int:
 
 def check_options(m: int | None, lam: float, regularizer: str, a: float, tol: float, max_iter: int | None) -> None:
     """Raise ValueError for an option that no problem admits."""
-    if m is not None and (not isinstance(m, int | np.integer) or m < 1):
-        raise ValueError(f"m must be an integer of at least 1; it is {m!r}")
-    if not (np.isfinite(lam) and lam >= 0):
-        raise ValueError(f"lam must be finite and at least 0; it is {lam!r}")
-    _check_one_of("regularizer", regularizer, ("pairwise",))
-    if not (np.isfinite(a) and a >= 1):
-        raise ValueError(f"a must be finite and at least 1, where (1 - v)^(1/a) is concave; it is {a!r}")
-    if not tol >= 0:
-        raise ValueError(f"tol must be at least 0; it is {tol!r}")
-    if max_iter is not None and (not isinstance(max_iter, int | np.integer) or max_iter < 1):
-        raise ValueError(f"max_iter must be an integer of at least 1; it is {max_iter!r}")
-
-
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}; it is {value!r}")
+    if m is not None:
+        check_integer("m", m, 1)
+    check_real("lam", lam, 0)
+    check_one_of("regularizer", regularizer, REGULARIZERS)
+    check_real("a", a, 1, ", where (1 - v)^(1/a) is concave")
+    check_real("tol", tol, 0)
+    if max_iter is not None:
+        check_integer("max_iter", max_iter, 1)
 
 
 def pose(gram: Gram, m: int, lam: float, a: float, reading: Reading = "paper") -> Problem:
@@ -231,8 +235,8 @@ def _cosines(gram: Gram) -> Float64[np.ndarray, "p p"]:
 def _pairs(gram: Gram, lam: float, reading: Reading) -> tuple[Float64[np.ndarray, "p N"], Float64[np.ndarray, " N"]]:
     """The pairs' terms as coefficients of the unit gradients (p, N), and their factors c (N,); none with lam = 0.
 
-    "paper": (g_i - g_j)/D_ij, each pair twice, over p - 1. "released": x_i - x_j, not divided, in columns that carry the factor
-    lam/(p(p - 1)), which is therefore squared in the matrix whose eigenvectors are taken.
+    "paper": (g_i - g_j)/D_ij, each pair twice, over p - 1. "released": x_i - x_j, not divided, in columns that carry
+    the factor lam/(p(p - 1)), which is therefore squared in the matrix whose eigenvectors are taken.
     """
     p = gram.p
     if lam == 0 or p == 1:

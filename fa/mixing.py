@@ -1,9 +1,11 @@
-"""What may be done to the gradients before a rule sees them: right multiplications G -> G R, decided and composed in p x p.
+"""What may be done to the gradients before a rule sees them: right multiplications G -> G R, decided and composed in
+p x p.
 
-In these formulas gradients are columns, so that step after step multiplies R (p, q) on the right; the rule after it sees q columns.
+In these formulas gradients are columns, so that step after step multiplies R (p, q) on the right; the rule after it
+sees q columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +33,7 @@ class Situation:
     iteration: int
 
 
-def mix(gram: Gram, before: tuple[str, ...], situation: Situation) -> Mixture:
+def mix(gram: Gram, before: Sequence[str], situation: Situation) -> Mixture:
     """The named steps, the first one first. Raises ValueError where a step needs more gradients than there are."""
     mixture = Mixture(np.eye(gram.p), gram)
     for name in before:
@@ -61,7 +63,9 @@ def check_condition(name: str, p: int, f: int, times: int, plus: int, remark: st
     if p >= times * f + plus:
         return
     needed = f"p >= {times}f + {plus}" if plus != 1 else f"p > {times}f"
-    raise ValueError(f"{name} needs {needed}; here p = {p} gradients and f = {f}{remark}: take more workers, a smaller f or another rule")
+    raise ValueError(
+        f"{name} needs {needed}; here p = {p} gradients and f = {f}{remark}: take more workers or a smaller f"
+    )
 
 
 Step = Callable[[Gram, Situation], tuple[Float64[np.ndarray, "p q"], Gram]]
@@ -74,7 +78,8 @@ def _scale(gram: Gram, factors: Float64[np.ndarray, " p"]) -> tuple[Float64[np.n
 def _over_norms(gram: Gram, length: float) -> Float64[np.ndarray, " p"]:
     """length/||g_i||; 1 for a gradient that is 0 and stays so."""
     norms = gram.norms
-    return np.divide(length, norms, out=np.ones_like(norms), where=norms > 0)
+    factors: np.ndarray = np.divide(length, norms, out=np.ones_like(norms), where=norms > 0)
+    return factors
 
 
 def _unit(gram: Gram, _: Situation) -> tuple[Float64[np.ndarray, "p p"], Gram]:

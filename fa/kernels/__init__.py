@@ -1,7 +1,8 @@
 """The three passes over the n coordinates of a gradient matrix G (p, n), on whatever device it lies.
 
-On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`device`); half precision is taken to float32 by chunks.
-What comes back besides the result is which rows hold NaN or Inf: noticed on the way, not in a pass of its own.
+On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`device`); half precision is taken to float32 by
+chunks. What comes back besides the result is which rows hold NaN or Inf: noticed on the way, not in a pass of its
+own.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,9 +22,9 @@ Pass = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 def gram(G: Tensor, precise: bool = False) -> np.ndarray:
     """K = G G^T, (p, p) float64 and exactly symmetric.
 
-    A row that holds NaN or Inf, or whose squares leave the range of the arithmetic, shows on the diagonal. The quick pass
-    multiplies in G's precision (float32 for half) and adds 2,048 products before it goes over to float64; `precise` does all
-    of it in float64.
+    A row that holds NaN or Inf, or whose squares leave the range of the arithmetic, shows on the diagonal. The quick
+    pass multiplies in G's precision (float32 for half) and adds 2,048 products before it goes over to float64;
+    `precise` does all of it in float64.
     """
     if G.device.type != "cpu":
         return device.gram(G).cpu().numpy()
@@ -61,10 +62,12 @@ def combine(G: Tensor, weights: np.ndarray) -> tuple[Tensor, np.ndarray]:
 
 
 def order_statistic(G: Tensor, R: np.ndarray, lo: int, hi: int, keep: int) -> tuple[Tensor, np.ndarray]:
-    """A statistic of every coordinate's q sorted values of G^T R, (n,), and the rows (p,) bool of G that hold NaN or Inf.
+    """A statistic of every coordinate's q sorted values of G^T R, (n,), and the rows (p,) bool of G that hold NaN or
+    Inf.
 
-    R is (p, q) float64; rows of G at which R is zero are not read. The centre is the mean of the sorted values lo .. hi - 1;
-    with keep = q it is the result, else the mean of the `keep` values nearest the centre is (ties take the smaller value).
+    R is (p, q) float64; rows of G at which R is zero are not read. The centre is the mean of the sorted values lo ..
+    hi - 1; with keep = 0 it is the result, else the mean of the `keep` values nearest the centre is (ties take the
+    smaller value).
     """
     if G.device.type != "cpu":
         d, bad = device.order_statistic(G, torch.from_numpy(R).to(G.device), lo, hi, keep)

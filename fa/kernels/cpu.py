@@ -1,8 +1,9 @@
 """The passes over a gradient matrix on the CPU: compiled loops, a few of the machine's threads each.
 
-Every pass cuts the n columns into chunks of a fixed size and lets thread t of T take chunks t, t + T, ...; what the chunks
-give is put together in their order, so that a result does not depend on the number of threads. The loops are plain numba
-functions that release the GIL and run on threads of ours: numba's own thread pool may neither be forked nor entered twice.
+Every pass cuts the n columns into chunks of a fixed size and lets thread t of T take chunks t, t + T, ...; what the
+chunks give is put together in their order, so that a result does not depend on the number of threads. The loops are
+plain numba functions that release the GIL and run on threads of ours: numba's own thread pool may neither be forked
+nor entered twice.
 
 ``_FASTMATH`` leaves out "nnan" and "ninf": NaN and Inf keep their meaning, since finding them is part of the job.
 """
@@ -37,13 +38,16 @@ def _share(work: Callable[[int, int], Any], size: int) -> list[Any]:
 
 
 def gram(G: np.ndarray, precise: bool) -> np.ndarray:
-    """K = G G^T, (p, p) float64, of G (p, n): products and the sums of 2,048 of them in G's precision, in float64 if `precise`."""
+    """K = G G^T, (p, p) float64, of G (p, n): products and the sums of 2,048 of them in G's precision, in float64 if
+    `precise`.
+    """
     p, n = G.shape
     parts = np.zeros((-(-n // _CHUNK), p, p))
     zero = np.float64(0) if precise else G.dtype.type(0)
     _share(lambda t, threads: _gram_chunks(G, parts, t, threads, zero), G.size)
-    upper = np.triu(parts.sum(axis=0))
-    return upper + np.triu(upper, 1).T
+    K: np.ndarray = parts.sum(axis=0)
+    symmetric: np.ndarray = np.triu(K) + np.triu(K, 1).T
+    return symmetric
 
 
 @_jit
@@ -70,7 +74,11 @@ def _gram_tile(G, i, j, lo, hi, zero, block):
     b0, b1, b2 = G[j, lo:hi], G[j1, lo:hi], G[j2, lo:hi]
     s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = zero
     for c in range(hi - lo):
-        x0, x1, x2 = a0[c] + zero, a1[c] + zero, a2[c] + zero  # `+ zero` takes float32 to float64 in a precise pass
+        x0, x1, x2 = (
+            a0[c] + zero,
+            a1[c] + zero,
+            a2[c] + zero,
+        )  # `+ zero` takes float32 to float64 in a precise pass
         y0, y1, y2 = b0[c] + zero, b1[c] + zero, b2[c] + zero
         s00 += x0 * y0
         s01 += x0 * y1
@@ -91,8 +99,9 @@ def squared_distances(G: np.ndarray) -> np.ndarray:
     p, n = G.shape
     parts = np.zeros((-(-n // _CHUNK), p, p))
     _share(lambda t, threads: _distance_chunks(G, parts, t, threads), G.size)
-    total: np.ndarray = parts.sum(axis=0)
-    return total + total.T
+    upper: np.ndarray = parts.sum(axis=0)
+    D2: np.ndarray = upper + upper.T
+    return D2
 
 
 @_jit
@@ -117,8 +126,15 @@ def combine(G: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     p, n = G.shape
     rows = np.flatnonzero(weights)
     d = np.empty(n, G.dtype)
-    bad = _share(lambda t, threads: _combine_chunks(G, rows, weights[rows].astype(G.dtype), d, t, threads), G.size)
+    bad = _share(lambda t, threads: _combine_chunks(G, rows, _factors(weights[rows], G.dtype), d, t, threads), G.size)
     return d, np.any(bad, axis=0)
+
+
+def _factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Factors of rows in the rows' precision, or in float64 where float32 would lose or overflow them."""
+    sizes = np.abs(values[values != 0])
+    narrow = sizes.size == 0 or (sizes.min() > 1e-30 and sizes.max() < 1e30)
+    return values.astype(dtype) if narrow else values
 
 
 @_jit
@@ -141,7 +157,12 @@ def _combine_block(G, rows, weights, d, lo, hi):
     out[:] = 0
     quads = rows.size - rows.size % 4
     for k in range(0, quads, 4):
-        g0, g1, g2, g3 = G[rows[k], lo:hi], G[rows[k + 1], lo:hi], G[rows[k + 2], lo:hi], G[rows[k + 3], lo:hi]
+        g0, g1, g2, g3 = (
+            G[rows[k], lo:hi],
+            G[rows[k + 1], lo:hi],
+            G[rows[k + 2], lo:hi],
+            G[rows[k + 3], lo:hi],
+        )
         w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
         for c in range(out.size):
             out[c] += (w0 * g0[c] + w1 * g1[c]) + (w2 * g2[c] + w3 * g3[c])
@@ -166,14 +187,15 @@ def _mark_bad(G, rows, lo, hi, bad):
 def order_statistic(G: np.ndarray, R: np.ndarray, lo: int, hi: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """A statistic of each coordinate's q sorted values of G^T R, and which rows (p,) bool of G hold NaN or Inf.
 
-    R is (p, q) float64; rows of R that are zero are not read. The centre is the mean of the sorted values lo .. hi - 1;
-    with keep = q it is the result, else the mean of the `keep` values nearest the centre is (a tie takes the smaller value).
+    R is (p, q) float64; rows of R that are zero are not read. The centre is the mean of the sorted values lo .. hi -
+    1; with keep = 0 it is the result, else the mean of the `keep` values nearest the centre is (a tie takes the
+    smaller value).
     """
     p, n = G.shape
     q = R.shape[1]
     pairs = sorting_network(q)
     d = np.empty(n, G.dtype)
-    mix = R.astype(G.dtype)
+    mix = _factors(R, G.dtype)
     starts, rows = _sparse_columns(R)
 
     def work(t: int, threads: int) -> np.ndarray:
@@ -224,7 +246,7 @@ def _order_chunks(G, mix, starts, rows, pairs, lo, hi, keep, d, first, step):
             if not _gather(G, mix, starts, rows, left, width, values):
                 _mark_bad(G, rows, left, left + width, bad)
             _sort(values, pairs, width)
-            if keep == q:
+            if keep == 0:
                 _mean_of(values, lo, hi, d, left, width)
             else:
                 _mean_nearest(values, nearer, lo, hi, keep, d, left, width)
@@ -261,7 +283,7 @@ def _gather(G, mix, starts, rows, left, width, values):
 def _extremum(name: str) -> Any:
     """LLVM's own minimum or maximum: of a Python conditional it makes masked stores, which are three times slower."""
 
-    @intrinsic  # type: ignore[untyped-decorator]
+    @intrinsic
     def extremum(context: Any, x: Any, y: Any) -> Any:
         def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             kind = arguments[0].type

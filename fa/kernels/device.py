@@ -1,4 +1,5 @@
-"""The passes over a gradient matrix in plain torch: for CUDA and every other device, and as the check of the compiled ones.
+"""The passes over a gradient matrix in plain torch: for CUDA and every other device, and as the check of the compiled
+ones.
 
 Products are taken in float64, so that no setting of the device (TF32) touches what a rule decides.
 """
@@ -41,7 +42,9 @@ def squared_distances(G: Tensor) -> Tensor:
 
 
 def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sum of rows, (n,) in G's dtype, and which rows (p,) bool hold NaN or Inf; rows of weight 0 are not read."""
+    """The weighted sum of rows, (n,) in G's dtype, and which rows (p,) bool hold NaN or Inf; rows of weight 0 are not
+    read.
+    """
     rows = torch.nonzero(weights).flatten()
     bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     d = torch.empty(G.shape[1], dtype=G.dtype, device=G.device)
@@ -68,7 +71,7 @@ def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[
 def _statistic(ordered: Tensor, lo: int, hi: int, keep: int) -> Tensor:
     centre = ordered[lo:hi].mean(dim=0)
     q = ordered.shape[0]
-    if keep == q:
+    if keep == 0:
         return centre
     start = (centre - ordered[: q - keep] > ordered[keep:] - centre).sum(dim=0)
     window = start + torch.arange(keep, device=ordered.device)[:, None]

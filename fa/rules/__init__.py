@@ -1,9 +1,9 @@
 """The aggregation rules by name, and the two ways to call them."""
 
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any
 
+from fa.checks import check_one_of
 from fa.rules.base import Aggregate, Decision, Rule
 from fa.rules.bulyan import Bulyan
 from fa.rules.coordinate import MeaMed, Median, Phocas, TrimmedMean
@@ -11,7 +11,17 @@ from fa.rules.flag import FlagAggregator
 from fa.rules.krum import Krum, MultiKrum
 from fa.rules.mean import Mean
 
-_CLASSES: tuple[type[Rule], ...] = (Mean, Median, TrimmedMean, MeaMed, Phocas, Krum, MultiKrum, Bulyan, FlagAggregator)
+_CLASSES: tuple[type[Rule], ...] = (
+    Mean,
+    Median,
+    TrimmedMean,
+    MeaMed,
+    Phocas,
+    Krum,
+    MultiKrum,
+    Bulyan,
+    FlagAggregator,
+)
 _BY_NAME = {rule.name: rule for rule in _CLASSES}
 
 RULES = tuple(_BY_NAME)
@@ -20,11 +30,10 @@ __all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "make_rule"]
 
 
 def make_rule(name: str, f: int = 0, **options: Any) -> Rule:
-    """The rule of that name, to withstand f faulty workers; raises ValueError for a name, option or value that there is not."""
-    if name not in _BY_NAME:
-        close = get_close_matches(str(name), RULES, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"rule must be one of {', '.join(RULES)}; it is {name!r}{hint}")
+    """The rule of that name, to withstand f faulty workers; raises ValueError for a name, option or value that there
+    is not.
+    """
+    check_one_of("rule", name, RULES)
     rule = _BY_NAME[name]
     known = [field.name for field in fields(rule) if field.init]
     for option in options:
@@ -36,11 +45,14 @@ def make_rule(name: str, f: int = 0, **options: Any) -> Rule:
 def aggregate(G: Any, rule: str | Rule = "fa", **options: Any) -> Any:
     """The direction d (n,) of p gradients G (p, n), one worker a row, in G's kind, dtype and device.
 
-    G is a torch tensor or numpy array, or a sequence with one entry a worker: a vector, a list of per-layer tensors or a state
-    dict; d then has that shape. `rule` is a name of `RULES`, whose options follow, or a rule. Raises ValueError for bad input.
+    G is a torch tensor or numpy array, or a sequence with one entry a worker: a vector, a list of per-layer tensors
+    or a state dict; d then has that shape. `rule` is a name of `RULES`, whose options follow, or a rule. Raises
+    ValueError for bad input.
     """
     if isinstance(rule, Rule):
         if options:
-            raise ValueError(f"options belong to a rule's name; this rule has its own, and {', '.join(options)} came too")
+            raise ValueError(
+                f"options belong to a rule's name; this rule has its own, and {', '.join(options)} came too"
+            )
         return rule(G)
     return make_rule(rule, **options)(G)

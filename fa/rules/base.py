@@ -1,6 +1,9 @@
-"""What all rules share: decide in the p x p Gram matrix, apply in one pass over the coordinates, leave out what is not finite."""
+"""What all rules share: decide in the p x p Gram matrix, apply in one pass over the coordinates, leave out what is
+not finite.
+"""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -9,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fa import kernels
+from fa.checks import check_integer, check_one_of
 from fa.gradients import read
 from fa.gram import Gram, measure
 from fa.mixing import STEPS, Mixture, Situation, check_condition, mix
@@ -18,20 +22,21 @@ NOT_FINITE = "NaN or Inf"
 
 @dataclass(frozen=True)
 class Statistic:
-    """What a coordinate rule takes of each coordinate's sorted values: the mean of values lo .. hi - 1 as the centre, and then,
-    unless `keep` is None, the mean of the `keep` values nearest it."""
+    """What a coordinate rule takes of each coordinate's sorted values: the mean of values lo .. hi - 1 as the centre,
+    and then, unless `keep` is 0, the mean of the `keep` values nearest it.
+    """
 
     lo: int
     hi: int
-    keep: int | None = None
+    keep: int = 0
 
 
 @dataclass(frozen=True)
 class Choice:
     """What a rule decides about the q columns it sees: their weights (q,), or a statistic of the columns it takes.
 
-    `coefficients` (q, m) give the basis Y of a rule that has one; `columns` are those it takes (None: all); `reason` is why not
-    the others.
+    `coefficients` (q, m) give the basis Y of a rule that has one; `columns` are those it takes (None: all); `reason`
+    is why not the others.
     """
 
     weights: Float64[np.ndarray, " q"] | None = None
@@ -45,9 +50,9 @@ class Choice:
 class Decision:
     """What a rule decided about p workers.
 
-    `weights` (p,): d = sum_i weights_i g_i, None where each coordinate is decided apart by `statistic` of the columns G R,
-    R (p, q). `values` (p,): the explained variances v_i, None for rules without a basis. `selected`: workers whose gradient went
-    into d; `left_out`: the others, and why.
+    `weights` (p,): d = sum_i weights_i g_i, None where each coordinate is decided apart by `statistic` of the columns
+    G R, R (p, q). `values` (p,): the explained variances v_i, None for rules without a basis. `selected`: workers
+    whose gradient went into d; `left_out`: the others, and why.
     """
 
     selected: tuple[int, ...]
@@ -70,12 +75,12 @@ class Aggregate:
 class Rule(ABC):
     """An aggregation rule: options, and never state.
 
-    f is the number of faulty workers that it is to withstand; `before` names the steps of `fa.mixing` that the gradients go
-    through first; `seed` is that of "bucketing".
+    f is the number of faulty workers that it is to withstand; `before` names the steps of `fa.mixing` that the
+    gradients go through first; `seed` is that of "bucketing".
     """
 
     f: int = 0
-    before: tuple[str, ...] = ()
+    before: Sequence[str] = ()
     seed: int = 0
 
     name: ClassVar[str]
@@ -84,14 +89,16 @@ class Rule(ABC):
 
     def __post_init__(self) -> None:
         for option in ("f", "seed"):
-            value = getattr(self, option)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 0:
-                raise ValueError(f"{option} must be an integer of at least 0; it is {value!r}")
-        before = (self.before,) if isinstance(self.before, str) else tuple(self.before)
+            check_integer(option, getattr(self, option), 0)
+        given: Any = self.before
+        before = (given,) if isinstance(given, str) else tuple(given)
         for step in before:
-            if step not in STEPS:
-                raise ValueError(f"before must name steps among {', '.join(STEPS)}; it has {step!r}")
+            check_one_of("a step of before", step, tuple(STEPS))
         object.__setattr__(self, "before", before)
+
+    def without(self, missing: int, p: int) -> "Rule":
+        """The rule for the p workers left when `missing` faulty ones are known: they count against f."""
+        return replace(self, f=max(0, self.f - missing))
 
     @abstractmethod
     def decide(self, gram: Gram) -> Choice:
@@ -104,9 +111,9 @@ class Rule(ABC):
     def aggregate(self, G: Any, iteration: int = 0) -> Aggregate:
         """The direction d and the decision behind it.
 
-        G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of "bucketing".
-        A worker with NaN or Inf is left out and counts against f. Raises ValueError where the rule's condition on p and f does
-        not hold.
+        G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of
+        "bucketing". A worker with NaN or Inf is left out and counts against f. Raises ValueError where the rule's
+        condition on p and f does not hold.
         """
         gradients = read(G)
         p = gradients.G.shape[0]
@@ -126,7 +133,7 @@ class Rule(ABC):
         missing = gram.p - rows.size
         if rows.size == 0:
             raise ValueError("G must have a finite row; every worker's gradient holds NaN or Inf")
-        rule = replace(self, f=max(0, self.f - missing))
+        rule = self.without(missing, rows.size)
         remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
         times, plus = self.condition
         check_condition(self.name, rows.size, rule.f, times, plus, remark)
@@ -139,10 +146,10 @@ class Rule(ABC):
 def _apply(G: Tensor, decision: Decision) -> tuple[Tensor, np.ndarray]:
     if decision.weights is not None:
         return kernels.combine(G, decision.weights)
-    assert decision.statistic is not None and decision.R is not None
+    assert decision.statistic is not None  # a choice has weights or a statistic
+    assert decision.R is not None
     statistic = decision.statistic
-    keep = decision.R.shape[1] if statistic.keep is None else statistic.keep
-    return kernels.order_statistic(G, decision.R, statistic.lo, statistic.hi, keep)
+    return kernels.order_statistic(G, decision.R, statistic.lo, statistic.hi, statistic.keep)
 
 
 def _describe(gram: Gram, rows: np.ndarray, mixture: Mixture, choice: Choice) -> Decision:
@@ -165,7 +172,9 @@ def _describe(gram: Gram, rows: np.ndarray, mixture: Mixture, choice: Choice) ->
 
 
 def _explained(gram: Gram, rows: np.ndarray, coefficients: np.ndarray) -> Float64[np.ndarray, " p"]:
-    """v_i = ||Y^T g_i||^2/||g_i||^2 of every worker under Y = G^T C; 1 for a gradient that is 0, NaN for one that is not finite."""
+    """v_i = ||Y^T g_i||^2/||g_i||^2 of every worker under Y = G^T C; 1 for a gradient that is 0, NaN for one that is
+    not finite.
+    """
     finite = gram.select(rows)
     squares = np.diag(finite.K) * finite.scale**2
     lengths = np.square(finite.K @ coefficients * finite.scale**2).sum(axis=1)

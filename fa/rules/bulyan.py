@@ -1,7 +1,7 @@
 """Bulyan: Krum again and again for a selection, then the values nearest the median, coordinate by coordinate.
 
-Source: El Mhamdi, Guerraoui and Rouault, The Hidden Vulnerability of Distributed Learning in Byzantium, ICML 2018; the paper,
-section 2.3.
+Source: El Mhamdi, Guerraoui and Rouault, The Hidden Vulnerability of Distributed Learning in Byzantium, ICML 2018;
+the paper, section 2.3.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ from fa.rules.coordinate import median
 
 
 def select(gram: Gram, f: int) -> tuple[int, ...]:
-    """The theta = p - 2f columns that Krum picks one after another, scoring anew what is left with p' - f - 2 neighbours, at least one."""
+    """The theta = p - 2f columns that Krum picks one after another, scoring anew what is left with p' - f - 2
+    neighbours, at least one.
+    """
     left = list(range(gram.p))
     chosen: list[int] = []
     for _ in range(gram.p - 2 * f):

@@ -3,9 +3,11 @@
 Source: the paper, Algorithm 1 and eq. 5.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from fa.checks import check_one_of
 from fa.gram import Gram
 from fa.irls import READINGS, Reading, check_options, solve_gram
 from fa.rules.base import Choice, Rule
@@ -15,13 +17,13 @@ from fa.rules.base import Choice, Rule
 class FlagAggregator(Rule):
     """d = (1/p) Y Y^T G 1, with Y of m columns (default ceil((p + 1)/2)) from IRLS on eq. 5.
 
-    reading="released" is what the authors' released code computes: unit gradients, one step from equal weights, d = (1/m) sum_i
-    Y Y^T g_i/||g_i||, the pairs' terms not divided by D_ij and their factor squared. The formula as printed lets a gradient count
-    by its length; `before=("median_norm",)`, the default here, is what makes the rule robust, and `before=()` is the formula.
-    `max_iter` is 5 if not given; the released reading admits 1 only.
+    reading="released" is what the authors' released code computes: unit gradients, one step from equal weights, d =
+    (1/m) sum_i Y Y^T g_i/||g_i||, the pairs' terms not divided by D_ij and their factor squared. The formula as
+    printed lets a gradient count by its length; `before=("median_norm",)`, the default here, is what makes the rule
+    robust, and `before=()` is the formula. `max_iter` is 5 if not given; the released reading admits 1 only.
     """
 
-    before: tuple[str, ...] = ("median_norm",)
+    before: Sequence[str] = ("median_norm",)
     m: int | None = None
     lam: float = 0.0
     regularizer: str = "pairwise"
@@ -35,13 +37,17 @@ class FlagAggregator(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_options(self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter)
-        if self.reading not in READINGS:
-            raise ValueError(f"reading must be one of {', '.join(READINGS)}; it is {self.reading!r}")
+        check_one_of("reading", self.reading, READINGS)
         steps = 1 if self.reading == "released" else 5
         if self.max_iter is None:
             object.__setattr__(self, "max_iter", steps)
         elif self.reading == "released" and self.max_iter != 1:
             raise ValueError(f'max_iter must be 1 with reading="released", which takes one step; it is {self.max_iter}')
+
+    def without(self, missing: int, p: int) -> Rule:
+        """As every rule, with no more columns than workers are left."""
+        rule = self if self.m is None or not missing else replace(self, m=min(self.m, p))
+        return Rule.without(rule, missing, p)
 
     def decide(self, gram: Gram) -> Choice:
         assert self.max_iter is not None

@@ -3,11 +3,12 @@
 Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NIPS 2017.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
+from fa.checks import check_integer
 from fa.gram import Gram
 from fa.mixing import best_scores
 from fa.rules.base import Choice, Rule
@@ -42,8 +43,13 @@ class MultiKrum(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.keep is not None and (not isinstance(self.keep, int | np.integer) or self.keep < 1):
-            raise ValueError(f"keep must be an integer of at least 1; it is {self.keep!r}")
+        if self.keep is not None:
+            check_integer("keep", self.keep, 1)
+
+    def without(self, missing: int, p: int) -> Rule:
+        """As every rule, and keeps no more than the workers that are left."""
+        rule = self if self.keep is None or not missing else replace(self, keep=min(self.keep, p))
+        return Rule.without(rule, missing, p)
 
     def decide(self, gram: Gram) -> Choice:
         if self.keep is not None and self.keep > gram.p:

@@ -1,0 +1,34 @@
+"""The checks at the border: each raises a ValueError that names the argument, what it must be, and what it was."""
+
+import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+
+
+def check_integer(name: str, value: Any, least: int) -> None:
+    """An integer of at least `least`."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; it is {value!r}")
+
+
+def check_real(name: str, value: Any, least: float, why: str = "") -> None:
+    """A finite number of at least `least`."""
+    if (
+        not isinstance(value, float | int | np.floating | np.integer)
+        or isinstance(value, bool)
+        or not math.isfinite(value)
+        or value < least
+    ):
+        raise ValueError(f"{name} must be a finite number of at least {least:g}{why}; it is {value!r}")
+
+
+def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """One of a few words; a near miss is named."""
+    if value in allowed:
+        return
+    close = get_close_matches(str(value), allowed, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise ValueError(f"{name} must be one of {', '.join(allowed)}; it is {value!r}{hint}")

@@ -1,0 +1,107 @@
+"""The rules written plainly, from their papers, in float64 and without the Gram matrix."""
+
+from itertools import combinations
+
+import numpy as np
+
+
+def mean(G, f):
+    return G.mean(axis=0)
+
+
+def median(G, f):
+    return np.median(G, axis=0)
+
+
+def trimmed_mean(G, f):
+    return np.sort(G, axis=0)[f : len(G) - f].mean(axis=0)
+
+
+def nearest_mean(column, centre, keep):
+    """The mean of the `keep` numbers nearest the centre, the smaller first among equally near ones."""
+    return np.mean(sorted(sorted(column), key=lambda x: abs(x - centre))[:keep])
+
+
+def around(G, centre, keep):
+    return np.array([nearest_mean(G[:, c], centre[c], keep) for c in range(G.shape[1])])
+
+
+def meamed(G, f):
+    return around(G, median(G, f), len(G) - f)
+
+
+def phocas(G, f):
+    return around(G, trimmed_mean(G, f), len(G) - f)
+
+
+def krum_order(G, f, neighbours):
+    """Rows by Krum score, the lowest row first among equal ones."""
+    scores = []
+    for i in range(len(G)):
+        distances = sorted(float(np.sum((G[i] - G[j]) ** 2)) for j in range(len(G)) if j != i)
+        scores.append(sum(distances[:neighbours]))
+    return sorted(range(len(G)), key=lambda i: scores[i])
+
+
+def krum(G, f):
+    return G[krum_order(G, f, len(G) - f - 2)[0]]
+
+
+def multi_krum(G, f):
+    return G[sorted(krum_order(G, f, len(G) - f - 2)[: len(G) - f - 2])].mean(axis=0)
+
+
+def bulyan_selection(G, f):
+    left, chosen = list(range(len(G))), []
+    while len(chosen) < len(G) - 2 * f:
+        best = krum_order(G[left], f, max(1, len(left) - f - 2))[0]
+        chosen.append(left.pop(best))
+    return sorted(chosen)
+
+
+def bulyan(G, f):
+    S = G[bulyan_selection(G, f)]
+    return around(S, np.median(S, axis=0), len(S) - 2 * f)
+
+
+def flag_median(G, m, lam, a, steps):
+    """FlagIRLS on the (n, N) matrix of weighted terms itself, by singular value decompositions."""
+    p = len(G)
+    terms = [g / np.linalg.norm(g) for g in G]
+    factors = [1.0] * p
+    for i, j in combinations(range(p), 2) if lam else []:
+        terms.append((G[i] - G[j]) / np.linalg.norm(G[i] - G[j]))
+        factors.append(2 * lam / (p - 1))
+    terms, factors = np.array(terms).T, np.array(factors)
+    weights = np.ones(len(factors))
+    for _ in range(steps):
+        Y = np.linalg.svd(terms * np.sqrt(factors * weights), full_matrices=False)[0][:, :m]
+        residuals = np.maximum(np.sum((terms - Y @ (Y.T @ terms)) ** 2, axis=0), 1e-12)
+        weights = residuals ** (1 / a - 1)
+    return Y
+
+
+def fa_paper(G, m, lam=0.0, a=2.0, steps=5):
+    Y = flag_median(G, m, lam, a, steps)
+    return Y @ (Y.T @ G.sum(axis=0)) / len(G)
+
+
+def fa_released(G, m, lam=0.0):
+    """The released code's first step: columns x_i and lam/(p(p-1)) (x_i - x_j) for all i != j, unweighted."""
+    p = len(G)
+    X = (G / np.linalg.norm(G, axis=1, keepdims=True)).T
+    columns = [X] + [lam / (p * (p - 1)) * (X[:, [i]] - X[:, [j]]) for i in range(p) for j in range(p) if i != j]
+    Y = np.linalg.svd(np.hstack(columns), full_matrices=False)[0][:, :m]
+    return (Y @ (Y.T @ X)).sum(axis=1) / m
+
+
+RULES = {
+    "mean": mean,
+    "median": median,
+    "trimmed_mean": trimmed_mean,
+    "meamed": meamed,
+    "phocas": phocas,
+    "krum": krum,
+    "multi_krum": multi_krum,
+    "bulyan": bulyan,
+}

@@ -1,0 +1,113 @@
+"""The border: every kind of gradients goes in and comes back as it came; what cannot be read is named."""
+
+import numpy as np
+import pytest
+import torch
+
+from fa import aggregate
+from fa.gradients import read
+
+G = np.random.default_rng(0).standard_normal((4, 6))
+MEAN = G.mean(axis=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_an_array_gives_an_array_of_its_dtype(dtype):
+    d = aggregate(G.astype(dtype), "mean")
+    assert isinstance(d, np.ndarray)
+    assert d.dtype == dtype
+    np.testing.assert_allclose(d, MEAN, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_tensor_gives_a_tensor_of_its_dtype(dtype):
+    d = aggregate(torch.tensor(G, dtype=dtype, requires_grad=True), "mean")
+    assert d.dtype == dtype
+    assert not d.requires_grad
+    np.testing.assert_allclose(d.double().numpy(), MEAN, atol=2e-2)
+
+
+def test_a_contiguous_matrix_is_not_copied():
+    tensor = torch.from_numpy(G)
+    assert read(tensor).G.data_ptr() == tensor.data_ptr()
+    assert read(G).G.data_ptr() == tensor.data_ptr()
+    rows = torch.zeros(4, 10)[:, :6]
+    assert read(rows).G.data_ptr() == rows.data_ptr()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        np.asfortranarray(G),
+        G[:, ::-1],
+        G[::-1],
+        np.repeat(G, 2, axis=1)[:, ::2],
+        G.astype(">f8"),
+        torch.from_numpy(G.T.copy()).T,
+        torch.from_numpy(G).to_sparse().to_dense(),
+    ],
+)
+def test_any_layout_is_read_by_its_values(layout):
+    values = torch.as_tensor(np.ascontiguousarray(layout).astype("f8"))
+    np.testing.assert_array_equal(read(layout).G, values)
+
+
+def test_a_read_only_array_is_read_without_a_warning():
+    frozen = G.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_allclose(aggregate(frozen, "mean"), MEAN)
+
+
+def test_a_list_of_vectors_gives_a_vector():
+    np.testing.assert_allclose(aggregate(list(G), "mean"), MEAN)
+    np.testing.assert_allclose(aggregate(G.tolist(), "mean"), MEAN)
+
+
+def test_lists_of_layers_give_a_list_of_layers():
+    workers = [[torch.tensor(row[:4]).view(2, 2).float(), torch.tensor(row[4:])] for row in G]
+    weight, bias = aggregate(workers, "mean")
+    assert weight.shape == (2, 2)
+    assert weight.dtype == torch.float32
+    assert bias.dtype == torch.float64
+    np.testing.assert_allclose(torch.cat([weight.double().flatten(), bias]).numpy(), MEAN, atol=1e-6)
+
+
+def test_one_layer_in_a_list_stays_in_a_list():
+    (layer,) = aggregate([[row.reshape(2, 3)] for row in G], "mean")
+    np.testing.assert_allclose(layer, MEAN.reshape(2, 3))
+
+
+def test_state_dicts_give_a_state_dict():
+    weight, bias = torch.arange(6.0).view(2, 3), torch.ones(2)
+    mean = aggregate([{"weight": weight + i, "bias": bias * i} for i in range(4)], "mean")
+    assert list(mean) == ["weight", "bias"]
+    torch.testing.assert_close(mean["weight"], weight + 1.5)
+    torch.testing.assert_close(mean["bias"], bias * 1.5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (np.zeros((0, 5)), r"at least one worker.*\(0, 5\)"),
+        (np.zeros((3, 0)), r"at least one worker and one parameter.*\(3, 0\)"),
+        (np.zeros(5), r"2 dimensions.*\(5,\)"),
+        (np.zeros((2, 3, 4)), r"2 dimensions.*\(2, 3, 4\)"),
+        (np.zeros((2, 3), dtype=int), "int64"),
+        (np.zeros((2, 3), dtype=complex), "complex128"),
+        (np.zeros((2, 3), dtype=np.longdouble), "float(96|128)"),
+        (torch.zeros(2, 3, dtype=torch.int32), "int32"),
+        (torch.zeros(2, 3, dtype=torch.complex64), "complex64"),
+        (torch.zeros(2, 3).to_sparse(), "dense"),
+        ([], "empty sequence"),
+        ([np.zeros(3), np.zeros(4)], r"worker 1.*shape \(3,\).*\(4,\)"),
+        ([{"a": np.zeros(3)}, {"b": np.zeros(3)}], r"worker 1 must have worker 0's entries \['a'\]; it has \['b'\]"),
+        ([[np.zeros(2), np.zeros(2)], [np.zeros(2)]], "worker 1 must have worker 0's entries"),
+        ([{"n": torch.tensor(3)}], "worker 0, entry 'n'.*int64"),
+        ([np.zeros(0)], "worker 0 holds no parameter"),
+        ("gradients", "it is a str"),
+        (None, "it is a NoneType"),
+    ],
+)
+def test_what_cannot_be_read_is_named(bad, message):
+    with pytest.raises(ValueError, match=message):
+        aggregate(bad, "mean")

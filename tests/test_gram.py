@@ -1,0 +1,151 @@
+"""The Gram stage where naive code fails: offsets, huge and tiny norms, equal rows, NaN; and right multiplications."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fa.gram import Gram, measure
+from fa.mixing import STEPS, Situation, krum_scores, mix
+
+
+def squared_distances(G):
+    wide = np.asarray(G, dtype=np.float64)
+    return np.square(wide[:, None] - wide[None]).sum(axis=2)
+
+
+def close(gram, G, rtol=1e-5):
+    """K and D2, each within rtol of its own entries' sizes; D2 also up to the last digit of the gradients' entries."""
+    wide = np.asarray(G, dtype=np.float64) / gram.scale
+    norms = np.linalg.norm(wide, axis=1)
+    assert (np.abs(gram.K - wide @ wide.T) <= rtol * np.outer(norms, norms)).all()
+    digits = 1e-26 * np.add.outer(norms**2, norms**2)
+    assert (np.abs(gram.D2 - squared_distances(wide)) <= 10 * rtol * squared_distances(wide) + digits).all()
+
+
+def normal(p, n, dtype=np.float32, seed=0):
+    return np.random.default_rng(seed).standard_normal((p, n)).astype(dtype)
+
+
+CASES = {
+    "plain": normal(7, 5000),
+    "large common offset": normal(7, 5000) + np.float32(1e4),
+    "larger common offset": (1e8 + normal(7, 500, np.float64)),
+    "nearly equal rows": normal(1, 5000) + np.float32(1e-6) * normal(7, 5000, seed=1),
+    "two clusters, each nearly equal": np.repeat(normal(2, 5000), 3, axis=0)
+    + np.float32(1e-5) * normal(6, 5000, seed=2),
+    "norms from 1e-30 to 1e30": normal(7, 300) * np.logspace(-30, 30, 7, dtype=np.float32)[:, None],
+    "tiny, all of them": normal(5, 300) * np.float32(1e-30),
+    "huge float64": normal(5, 300, np.float64) * 1e200,
+    "tiny float64": normal(5, 300, np.float64) * 1e-200,
+    "more rows than columns": normal(9, 4),
+    "one row": normal(1, 100),
+    "equal rows": np.repeat(normal(2, 1000), 2, axis=0),
+    "a zero row": np.vstack([normal(3, 1000), np.zeros((1, 1000), np.float32)]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_products_and_distances_are_right_where_naive_ones_are_not(name):
+    gram, finite = measure(torch.from_numpy(CASES[name]))
+    assert finite.all()
+    close(gram, CASES[name])
+    assert np.array_equal(gram.K, gram.K.T)
+    assert np.array_equal(gram.D2, gram.D2.T)
+    assert (gram.D2 >= 0).all()
+
+
+def test_equal_rows_are_at_distance_zero_exactly():
+    gram, _ = measure(torch.from_numpy(CASES["equal rows"]))
+    assert gram.D2[0, 1] == 0 == gram.D2[2, 3]
+    assert gram.D2[0, 2] > 0
+
+
+def test_krum_agrees_with_float64_under_a_large_common_offset():
+    """The trap: in float32, K_ii + K_jj - 2 K_ij is noise here, and even negative."""
+    G = normal(9, 100_000) * np.linspace(1, 1.1, 9, dtype=np.float32)[:, None] + np.float32(300)
+    gram, _ = measure(torch.from_numpy(G))
+    exact = krum_scores(squared_distances(G), 5)
+    assert list(np.argsort(krum_scores(gram.D2, 5))) == list(np.argsort(exact))
+    naive = G @ G.T
+    naive = np.diag(naive)[:, None] + np.diag(naive)[None] - 2 * naive
+    assert list(np.argsort(krum_scores(naive.astype(float), 5))) != list(np.argsort(exact))
+
+
+def test_rows_that_are_not_finite_are_named_and_the_others_measured():
+    G = normal(5, 1000)
+    G[1, 3], G[4, 999] = np.nan, np.inf
+    G[2] *= np.float32(1e30)  # leaves float32's range when squared, but is finite
+    gram, finite = measure(torch.from_numpy(G))
+    assert list(finite) == [True, False, True, True, False]
+    rows = np.flatnonzero(finite)
+    close(gram.select(rows), G[rows])
+
+
+def test_no_row_finite():
+    _, finite = measure(torch.full((3, 4), torch.nan))
+    assert not finite.any()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    p=st.integers(20, 24),  # enough for Krum after two halvings
+    before=st.lists(st.sampled_from(sorted(STEPS)), max_size=3).filter(lambda steps: steps.count("bucketing") < 3),
+    iteration=st.integers(0, 5),
+)
+def test_steps_before_a_rule_compose_in_the_gram_matrix(seed, p, before, iteration):
+    """K and D2 of the mixture are those of the mixed gradients themselves, however the steps are stacked."""
+    G = normal(p, 40, np.float64, seed) * np.random.default_rng(seed).uniform(0.1, 10, (p, 1))
+    gram, _ = measure(torch.from_numpy(G))
+    mixture = mix(gram, before, Situation(1, 3, iteration))
+    close(mixture.gram, mixture.R.T @ G, 1e-9)
+
+
+def mixed(name, G, f=1, seed=0, iteration=0):
+    gram, _ = measure(torch.from_numpy(G))
+    return mix(gram, (name,), Situation(f, seed, iteration)).R.T @ G
+
+
+def test_unit_median_norm_and_clip_set_the_norms():
+    G = normal(5, 50, np.float64) * np.array([1, 2, 30, 4, 0.0])[:, None]
+    norms = np.linalg.norm(G, axis=1)
+    np.testing.assert_allclose(np.linalg.norm(mixed("unit", G), axis=1), [1, 1, 1, 1, 0], rtol=1e-12)
+    np.testing.assert_allclose(
+        np.linalg.norm(mixed("median_norm", G), axis=1), np.median(norms) * (norms > 0), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(mixed("clip", G), axis=1), np.minimum(norms, np.median(norms)), rtol=1e-12
+    )
+
+
+def test_nearest_neighbour_mixing_is_the_mean_of_the_nearest():
+    G = normal(7, 50, np.float64)
+    D2 = squared_distances(G)
+    expected = [G[sorted(range(7), key=lambda j: D2[i, j])[:5]].mean(axis=0) for i in range(7)]
+    np.testing.assert_allclose(mixed("nnm", G, f=2), expected, rtol=1e-12)
+
+
+def test_bucketing_averages_pairs_and_depends_on_seed_and_iteration_only():
+    G = normal(7, 50, np.float64)
+    gram, _ = measure(torch.from_numpy(G))
+    R = mix(gram, ("bucketing",), Situation(1, 3, 5)).R
+    assert sorted((R > 0).sum(axis=0)) == [1, 2, 2, 2]
+    np.testing.assert_allclose(R.sum(axis=0), 1)
+    assert (R > 0).sum() == 7
+    assert np.array_equal(R, mix(gram, ("bucketing",), Situation(1, 3, 5)).R)
+    assert not np.array_equal(R, mix(gram, ("bucketing",), Situation(1, 3, 6)).R)
+    assert not np.array_equal(R, mix(gram, ("bucketing",), Situation(1, 4, 5)).R)
+
+
+def test_krum_before_a_rule_keeps_the_best_and_takes_the_lowest_of_equals():
+    G = np.vstack([normal(6, 50, np.float64), 100 + normal(1, 50, np.float64)])
+    np.testing.assert_array_equal(mixed("krum", G, f=1), G[:6])
+    same = np.ones((5, 3))
+    gram, _ = measure(torch.from_numpy(same))
+    np.testing.assert_array_equal(mix(gram, ("krum",), Situation(1, 0, 0)).R, np.eye(5)[:, :4])
+
+
+def test_distances_from_inner_products_are_never_negative():
+    K = np.array([[1.0, 1.0 + 1e-15], [1.0 + 1e-15, 1.0]])
+    assert (Gram.of(K).D2 >= 0).all()

@@ -1,0 +1,147 @@
+"""FlagIRLS in the Gram matrix against singular value decompositions of the n x p matrix, and what must always hold."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fa import irls
+from fa.gram import measure
+from tests.reference import fa_paper, fa_released, flag_median
+
+
+def normal(p, n, seed=0):
+    return np.random.default_rng(seed).standard_normal((p, n))
+
+
+def eq5(G, Y, lam=0.0, a=2.0):
+    """Eq. 5 as it stands in the paper, with the power 1/a for the square root."""
+    p = len(G)
+
+    def term(x):
+        return max(1 - np.sum((Y.T @ x) ** 2) / (x @ x), 0) ** (1 / a)
+
+    pairs = sum(term(G[i] - G[j]) for i in range(p) for j in range(p) if i != j) if lam else 0.0
+    return sum(term(g) for g in G) + lam / max(p - 1, 1) * pairs
+
+
+@pytest.mark.parametrize("a", [1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("lam", [0.0, 1.0, 7.0])
+@pytest.mark.parametrize("m", [1, 2, 4])
+def test_it_is_flagirls_on_the_gradients_themselves(a, lam, m):
+    G = normal(7, 40) + 0.5
+    solution = irls.solve(G, m=m, lam=lam, a=a, max_iter=4, tol=0.0)
+    Y = flag_median(G, m, lam, a, steps=4)
+    ours = G.T @ solution.coefficients
+    np.testing.assert_allclose(ours @ ours.T, Y @ Y.T, atol=1e-9)
+    np.testing.assert_allclose(ours.T @ ours, np.eye(m), atol=1e-10)
+    assert solution.objective == pytest.approx(eq5(G, Y, lam, a), rel=1e-10)
+    np.testing.assert_allclose(solution.values, [np.sum((Y.T @ g) ** 2) / (g @ g) for g in G], atol=1e-10)
+
+
+def test_the_two_readings_of_the_direction():
+    G = normal(7, 40) * np.linspace(0.1, 10, 7)[:, None]
+    solution = irls.solve(G, m=3, max_iter=4, tol=0.0)
+    np.testing.assert_allclose(solution.direction("paper").numpy(), fa_paper(G, 3, steps=4), atol=1e-10)
+    gram, _ = measure(torch.from_numpy(G))
+    released = irls.solve_gram(gram, m=3, lam=2.0, max_iter=1, reading="released")
+    np.testing.assert_allclose(G.T @ released.weights("released"), fa_released(G, 3, lam=2.0), atol=1e-10)
+    with pytest.raises(ValueError, match=r"take \.weights"):
+        released.direction()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    p=st.integers(2, 9),
+    n=st.integers(1, 12),
+    m=st.integers(1, 9),
+    lam=st.sampled_from([0.0, 0.5, 9.0]),
+    a=st.sampled_from([1.0, 1.3, 2.0, 5.0, 10.0]),
+)
+def test_every_step_lowers_the_smoothed_objective(seed, p, n, m, lam, a):
+    """Also where n < p, where span(Y) is all of span(G), and where gradients are reproduced exactly."""
+    solution = irls.solve(normal(p, n, seed), m=min(m, p), lam=lam, a=a, tol=0.0, max_iter=30)
+    history = np.array(solution.history)
+    assert (np.diff(history) <= 1e-10 * (1 + abs(history[0]))).all()
+    assert len(solution.history) == solution.iterations == 30
+
+
+def test_it_stops_when_the_objective_no_longer_changes():
+    solution = irls.solve(normal(6, 30) + 1, m=2, max_iter=10_000)
+    assert solution.converged
+    assert abs(solution.history[-1] - solution.history[-2]) < 1e-10
+    assert abs(solution.history[-2] - solution.history[-3]) >= 1e-10
+    assert not irls.solve(normal(6, 30) + 1, m=2, max_iter=2).converged
+
+
+def test_the_objective_differs_from_the_smoothed_one_by_less_than_its_resolution():
+    G = normal(5, 30)
+    G[3] = G[2]
+    solution = irls.solve(G, m=4, max_iter=50)
+    assert solution.objective <= solution.history[-1] <= solution.objective + solution.resolution + 1e-12
+
+
+def test_the_default_m_is_the_papers():
+    for p, m in ((1, 1), (2, 2), (7, 4), (15, 8), (30, 16), (60, 31)):
+        assert irls.default_m(p) == m == int(np.ceil((p + 1) / 2))
+        assert irls.solve(normal(p, 80)).m == m
+
+
+def test_span_y_is_span_g_where_its_rank_is_below_m():
+    G = np.vstack([normal(2, 20), normal(2, 20)[:1] * 3])
+    solution = irls.solve(G, m=3, max_iter=3)
+    assert solution.coefficients.shape == (3, 2)
+    np.testing.assert_allclose(solution.values, 1)
+    np.testing.assert_allclose(solution.direction().numpy(), G.mean(axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("lam", [0.0, 2.0])
+def test_one_gradient_zero_gradients_and_equal_ones(lam):
+    one = irls.solve(normal(1, 9), lam=lam)
+    np.testing.assert_allclose(one.direction().numpy(), normal(1, 9)[0])
+    G = normal(5, 30)
+    G[1], G[4] = 0.0, G[3]
+    solution = irls.solve(G, m=2, lam=lam)
+    assert torch.isfinite(solution.direction()).all()
+    assert solution.values[1] == 1
+    assert solution.values[3] == pytest.approx(solution.values[4], abs=1e-12)
+    nothing = irls.solve(np.zeros((3, 4)), lam=lam)
+    assert nothing.objective == 0
+    assert not nothing.direction().any()
+
+
+def test_pairs_closer_than_arithmetic_resolves_count_as_equal():
+    G = normal(4, 50)
+    near = G.copy()
+    near[1] = near[0] * (1 + 1e-15)
+    equal = G.copy()
+    equal[1] = equal[0]
+    assert irls.solve(near, m=2, lam=3.0).objective == pytest.approx(
+        irls.solve(equal, m=2, lam=3.0).objective, rel=1e-9
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"m": 0}, "m must be an integer of at least 1; it is 0"),
+        ({"m": 6}, "m must be at most p = 5, the number of gradients; it is 6"),
+        ({"lam": -1.0}, "lam must be a finite number of at least 0; it is -1.0"),
+        ({"lam": float("nan")}, "lam must be .* it is nan"),
+        ({"a": 0.5}, "a must be a finite number of at least 1.*it is 0.5"),
+        ({"tol": -1.0}, "tol must be"),
+        ({"max_iter": 0}, "max_iter must be an integer of at least 1; it is 0"),
+        ({"regularizer": "pairwize"}, "regularizer must be one of pairwise; it is 'pairwize'.*did you mean 'pairwise'"),
+    ],
+)
+def test_options_that_no_problem_admits_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        irls.solve(normal(5, 9), **options)
+
+
+def test_gradients_that_are_not_finite_are_named():
+    G = normal(5, 9)
+    G[1, 1], G[3, 0] = np.nan, np.inf
+    with pytest.raises(ValueError, match="NaN or Inf is in row 1, 3"):
+        irls.solve(G)

@@ -1,0 +1,152 @@
+"""The passes over the coordinates: compiled and plain torch against numpy, and against each other."""
+
+import numpy as np
+import pytest
+import torch
+
+from fa import kernels
+from fa.kernels import cpu, device
+
+CHUNK = cpu._CHUNK
+
+
+def matrix(p, n, dtype=np.float64, seed=0):
+    return np.random.default_rng(seed).standard_normal((p, n)).astype(dtype)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 15, 60])
+@pytest.mark.parametrize("n", [1, 7, 2048, 2 * CHUNK + 5])
+def test_the_gram_matrix_is_numpys(p, n):
+    if p == 60:
+        n = min(n, 5000)
+    G = matrix(p, n)
+    K = kernels.gram(torch.from_numpy(G), precise=True)
+    np.testing.assert_allclose(K, G @ G.T, rtol=0, atol=1e-12 * n)
+    assert np.array_equal(K, K.T)
+    np.testing.assert_allclose(device.gram(torch.from_numpy(G)).numpy(), G @ G.T, rtol=0, atol=1e-12 * n)
+
+
+def test_a_quick_pass_errs_by_less_than_what_the_gram_stage_counts_on():
+    G = matrix(15, 300_000, np.float32)
+    wide = G.astype(np.float64)
+    quick = kernels.gram(torch.from_numpy(G))
+    assert np.abs(quick - wide @ wide.T).max() < 1e-6 * np.diag(quick).max()
+    precise = kernels.gram(torch.from_numpy(G), precise=True)
+    assert np.abs(precise - wide @ wide.T).max() < 1e-13 * np.diag(quick).max()
+
+
+@pytest.mark.parametrize("n", [3, CHUNK + 1])
+def test_squared_distances_do_not_cancel(n):
+    G = 1e8 + matrix(6, n)
+    expected = np.square(G[:, None] - G[None]).sum(axis=2)
+    np.testing.assert_allclose(kernels.squared_distances(torch.from_numpy(G)), expected, rtol=1e-12)
+    np.testing.assert_allclose(device.squared_distances(torch.from_numpy(G)).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("p", [1, 4, 5, 15])
+@pytest.mark.parametrize("n", [1, 2049, CHUNK + 3])
+def test_the_weighted_sum_is_numpys(p, n):
+    G, weights = matrix(p, n), np.linspace(-1, 2, p)
+    d, bad = kernels.combine(torch.from_numpy(G), weights)
+    np.testing.assert_allclose(d.numpy(), weights @ G, rtol=1e-13, atol=1e-13)
+    assert not bad.any()
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    G = torch.from_numpy(matrix(15, 3 * CHUNK + 11, np.float32))
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append((kernels.gram(G), kernels.combine(G, np.full(15, 1 / 15))[0].numpy()))
+    finally:
+        torch.set_num_threads(before)
+    for K, d in results[1:]:
+        assert np.array_equal(K, results[0][0])
+        assert np.array_equal(d, results[0][1])
+
+
+@pytest.mark.parametrize("q", range(1, 65))
+def test_the_network_sorts(q):
+    """All columns of zeros and ones for q to 14, which by the 0-1 principle proves it; many random ones beyond."""
+    if q <= 14:
+        values = ((np.arange(2**q) >> np.arange(q)[:, None]) & 1).astype(np.float64)
+    else:
+        rng = np.random.default_rng(q)
+        values = np.hstack([rng.standard_normal((q, 2000)), rng.integers(0, 2, (q, 2000)), np.eye(q), 1 - np.eye(q)])
+    ordered = values.copy()
+    for i, j in cpu.sorting_network(q):
+        low, high = np.minimum(ordered[i], ordered[j]), np.maximum(ordered[i], ordered[j])
+        ordered[i], ordered[j] = low, high
+    assert np.array_equal(ordered, np.sort(values, axis=0))
+
+
+def plain_statistic(columns, lo, hi, keep):
+    ordered = np.sort(columns, axis=0)
+    centre = ordered[lo:hi].mean(axis=0)
+    if keep == 0:
+        return centre
+    nearest = np.argsort(np.abs(ordered - centre), axis=0, kind="stable")[:keep]
+    return np.take_along_axis(ordered, nearest, axis=0).mean(axis=0)
+
+
+@pytest.mark.parametrize("q", [*range(1, 18), 30, 31, 60, 64])
+def test_order_statistics_are_those_of_sorted_columns(q):
+    G = matrix(q, 700, seed=q)
+    for lo, hi in {((q - 1) // 2, q // 2 + 1), (0, q), (q // 3, q - q // 3)}:
+        for keep in {0, q, max(1, q - 1), max(1, q // 2), 1}:
+            expected = plain_statistic(G, lo, hi, keep)
+            d, bad = kernels.order_statistic(torch.from_numpy(G), np.eye(q), lo, hi, keep)
+            np.testing.assert_allclose(d.numpy(), expected, rtol=0, atol=1e-13)
+            assert not bad.any()
+            plain, _ = device.order_statistic(torch.from_numpy(G), torch.eye(q, dtype=torch.float64), lo, hi, keep)
+            np.testing.assert_allclose(plain.numpy(), expected, rtol=0, atol=1e-13)
+
+
+def test_order_statistics_of_mixed_rows():
+    G, R = matrix(6, 999), np.random.default_rng(1).standard_normal((6, 4))
+    R[2] = 0  # a row that is not read
+    expected = plain_statistic(R.T @ G, 1, 3, 2)
+    G[2] = np.nan
+    d, bad = kernels.order_statistic(torch.from_numpy(G), R, 1, 3, 2)
+    np.testing.assert_allclose(d.numpy(), expected, rtol=0, atol=1e-13)
+    assert not bad.any()
+
+
+def test_of_equally_near_values_the_smaller_is_taken():
+    G = torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
+    assert kernels.order_statistic(G, np.eye(3), 1, 2, 2)[0].item() == -0.5
+    assert device.order_statistic(G, torch.eye(3, dtype=torch.float64), 1, 2, 2)[0].item() == -0.5
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [(0, 0), (2, 2047), (4, 2 * CHUNK + 1)])
+def test_rows_that_are_not_finite_are_noticed_on_the_way(value, where):
+    G = matrix(5, 2 * CHUNK + 2, np.float32)
+    G[where] = value
+    tensor = torch.from_numpy(G)
+    expected = [row == where[0] for row in range(5)]
+    assert list(kernels.combine(tensor, np.full(5, 0.2))[1]) == expected
+    assert list(kernels.order_statistic(tensor, np.eye(5), 2, 3, 0)[1]) == expected
+    assert device.combine(tensor, torch.full((5,), 0.2, dtype=torch.float64))[1].tolist() == expected
+    assert device.order_statistic(tensor, torch.eye(5, dtype=torch.float64), 2, 3, 0)[1].tolist() == expected
+    assert not np.isfinite(np.diag(kernels.gram(tensor))[where[0]])
+
+
+def test_weights_beyond_float32_are_applied_in_float64():
+    G = torch.tensor([[1e-30], [2.0]])
+    d, _ = kernels.combine(G, np.array([1e60, 1.0]))
+    assert d.item() == pytest.approx(1e30)
+    d, _ = kernels.order_statistic(G, np.diag([1e60, 1e30]), 0, 2, 0)
+    assert d.item() == pytest.approx(1.5e30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_summed_in_float32(dtype):
+    G = torch.from_numpy(matrix(8, 3000, np.float32)).to(dtype)
+    wide = G.float().numpy()
+    d, _ = kernels.combine(G, np.full(8, 1 / 8))
+    assert d.dtype == dtype
+    assert torch.equal(d, torch.from_numpy(wide.mean(axis=0)).to(dtype))
+    np.testing.assert_allclose(kernels.gram(G), wide @ wide.T, rtol=1e-4, atol=1e-2)

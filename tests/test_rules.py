@@ -1,0 +1,379 @@
+"""The nine rules against plain ones, against byzfl, on hard inputs, and in what must always hold."""
+
+import subprocess
+import sys
+
+import byzfl
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fa import RULES, aggregate, make_rule
+from tests import reference
+from tests.tensors import DEVICE
+
+FA = {"paper": {"before": ()}, "released": {"reading": "released"}, "default": {}}
+ROBUST = ("median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan")
+
+
+def normal(p, n, seed=0, dtype=np.float64):
+    return np.random.default_rng(seed).standard_normal((p, n)).astype(dtype)
+
+
+def decide(G, name, **options):
+    return make_rule(name, **options).aggregate(G).decision
+
+
+# --- against plain ones ---
+
+
+@pytest.mark.parametrize("name", reference.RULES)
+@pytest.mark.parametrize(("p", "f"), [(3, 0), (4, 0), (7, 1), (12, 1), (15, 3), (16, 2), (31, 7)])
+def test_a_rule_is_its_papers(name, p, f):
+    G = normal(p, 301, seed=p)
+    np.testing.assert_allclose(aggregate(G, name, f=f), reference.RULES[name](G, f), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("p", "f"), [(7, 1), (15, 3)])
+def test_float32_follows_float64(p, f):
+    G = normal(p, 2001, seed=p)
+    for name in RULES:
+        narrow = aggregate(G.astype(np.float32), name, f=f)
+        np.testing.assert_allclose(narrow, aggregate(G, name, f=f), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("lam", [0.0, 3.0])
+@pytest.mark.parametrize("p", [1, 2, 6, 15])
+def test_fa_is_its_paper_and_its_released_code(p, lam):
+    G = normal(p, 60, seed=p) * np.linspace(0.5, 20, p)[:, None]
+    m = -(-(p + 1) // 2)
+    paper = aggregate(G, "fa", lam=lam, before=(), tol=0.0)
+    np.testing.assert_allclose(paper, reference.fa_paper(G, m, lam), atol=1e-8)
+    released = aggregate(G, "fa", lam=lam, reading="released")
+    np.testing.assert_allclose(released, reference.fa_released(G, m, lam), atol=1e-10)
+    norms = np.linalg.norm(G, axis=1, keepdims=True)
+    level = reference.fa_paper(G / norms * np.median(norms), m, lam)
+    np.testing.assert_allclose(aggregate(G, "fa", lam=lam, tol=0.0), level, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("mean", lambda f: byzfl.Average()),
+        ("median", lambda f: byzfl.Median()),
+        ("trimmed_mean", byzfl.TrMean),
+        ("meamed", byzfl.Meamed),
+        ("krum", byzfl.Krum),
+    ],
+)
+@pytest.mark.parametrize(("p", "f"), [(7, 1), (15, 3)])
+def test_a_rule_is_byzfls(name, theirs, p, f):
+    """byzfl's Krum sums over p - f - 1 neighbours: the seed is one with which that picks the same gradient."""
+    G = normal(p, 200, seed=1)
+    np.testing.assert_allclose(aggregate(G, name, f=f), theirs(f)(G), atol=1e-12)
+
+
+def test_multi_krum_that_keeps_p_minus_f_is_byzfls():
+    G = np.vstack([normal(12, 200), 5 + normal(3, 200, seed=9)])
+    np.testing.assert_allclose(aggregate(G, "multi_krum", f=3, keep=12), byzfl.MultiKrum(3)(G), atol=1e-12)
+
+
+@pytest.mark.parametrize(("step", "theirs"), [("nnm", byzfl.NNM(3)), ("clip", None)])
+def test_a_step_before_a_rule_is_byzfls(step, theirs):
+    G = normal(15, 200) * np.linspace(0.5, 5, 15)[:, None]
+    mixed = theirs(G) if theirs else byzfl.Clipping(float(np.median(np.linalg.norm(G, axis=1))))(G)
+    np.testing.assert_allclose(
+        aggregate(G, "trimmed_mean", f=3, before=(step,)), reference.trimmed_mean(mixed, 3), atol=1e-12
+    )
+
+
+def test_steps_compose_with_every_rule():
+    """Krum's choice, then the median norm, then the rule: what the rule gives for those gradients, f unchanged."""
+    G = normal(20, 80) * np.linspace(0.5, 5, 20)[:, None]
+    kept = G[sorted(reference.krum_order(G, 2, 16)[:18])]
+    norms = np.linalg.norm(kept, axis=1, keepdims=True)
+    level = kept / norms * np.median(norms)
+    for name in RULES:
+        expected = aggregate(level, name, f=2, before=())
+        np.testing.assert_allclose(aggregate(G, name, f=2, before=("krum", "median_norm")), expected, atol=1e-12)
+
+
+# --- what must always hold ---
+
+# p and f with which neither Krum nor Bulyan ever scores by one neighbour alone, which always ties.
+problems = st.tuples(st.integers(0, 10_000), st.sampled_from([(15, 3), (16, 3), (20, 4)]))
+few = settings(max_examples=12)  # a case: there are many of them
+
+
+def options_of(name):
+    return FA if name == "fa" else {"": {}}
+
+
+CASES = [(name, key) for name in RULES for key in options_of(name)]
+
+
+@pytest.mark.parametrize(("name", "key"), CASES)
+@few
+@given(problem=problems)
+def test_the_order_of_workers_does_not_matter(name, key, problem):
+    seed, (p, f) = problem
+    G = normal(p, 33, seed)
+    order = np.random.default_rng(seed).permutation(p)
+    rule = make_rule(name, f=f, **options_of(name)[key])
+    np.testing.assert_allclose(rule(G[order]), rule(G), atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "key"), CASES)
+@few
+@given(problem=problems, scale=st.sampled_from([2.0**-40, 0.3, 7.0, 2.0**40]))
+def test_a_common_scale_passes_through(name, key, problem, scale):
+    """The released reading is of degree 0: its output forgets the length."""
+    seed, (p, f) = problem
+    G = normal(p, 33, seed)
+    rule = make_rule(name, f=f, **options_of(name)[key])
+    degree = 0 if key == "released" else 1
+    np.testing.assert_allclose(rule(scale * G), scale**degree * rule(G), rtol=1e-8, atol=1e-9 * scale**degree)
+
+
+@pytest.mark.parametrize("name", ["mean", *ROBUST])
+@few
+@given(problem=problems)
+def test_a_common_translation_passes_through(name, problem):
+    """Not for FA, whose subspace goes through the origin."""
+    seed, (p, f) = problem
+    G, shift = normal(p, 33, seed), 10 * normal(1, 33, seed + 1)[0]
+    rule = make_rule(name, f=f)
+    np.testing.assert_allclose(rule(G + shift), rule(G) + shift, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "key"), [case for case in CASES if case[0] in ("mean", "krum", "multi_krum", "fa")])
+@few
+@given(problem=problems)
+def test_a_rotation_of_the_parameters_passes_through(name, key, problem):
+    """For the rules that decide in the Gram matrix alone."""
+    seed, (p, f) = problem
+    G = normal(p, 20, seed)
+    Q = np.linalg.qr(normal(20, 20, seed + 1))[0]
+    rule = make_rule(name, f=f, **options_of(name)[key])
+    np.testing.assert_allclose(rule(G @ Q), rule(G) @ Q, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", [*ROBUST, "fa"])
+@few
+@given(problem=problems, size=st.sampled_from([1.0, 1e3, 1e30]), kind=st.sampled_from(["apart", "together", "one"]))
+def test_f_arbitrary_rows_cannot_carry_the_result_away(name, problem, size, kind):
+    """The result stays as near the honest mean as the honest gradients are, whatever the size of the others.
+
+    FA promises less: each faulty direction may enter Y, but weighs no more than a gradient of median norm.
+    """
+    seed, (p, f) = problem
+    honest = 1 + 0.1 * normal(p - f, 50, seed)
+    faulty = {"apart": normal(f, 50, seed + 1), "together": np.repeat(normal(1, 50, seed + 1), f, axis=0)}
+    faulty["one"] = np.eye(f, 50)
+    G = np.vstack([size * faulty[kind], honest])
+    d = aggregate(G, name, f=f)
+    radius = np.linalg.norm(honest - honest.mean(axis=0), axis=1).max()
+    allowed = 2 * radius if name != "fa" else radius + 2 * f / p * np.median(np.linalg.norm(G, axis=1))
+    assert np.linalg.norm(d - honest.mean(axis=0)) <= allowed
+
+
+def test_the_mean_and_the_formula_as_printed_are_carried_away_by_one_row():
+    G = np.vstack([1e6 * normal(1, 50), 1 + 0.1 * normal(14, 50, seed=1)])
+    for d in (aggregate(G, "mean"), aggregate(G, "fa", before=())):
+        assert np.linalg.norm(d - G[1:].mean(axis=0)) > 1e4
+
+
+# --- hard inputs ---
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("before", [(), ("unit",), ("median_norm",), ("clip",)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_hard_gradients_give_finite_directions(name, before, dtype):
+    base = normal(15, 100, dtype=dtype)
+    hard = {
+        "zeros": np.zeros_like(base),
+        "equal": np.repeat(base[:1], 15, axis=0),
+        "rank two": np.repeat(base[:2], 8, axis=0)[:15],
+        "offset": base + dtype(1e4),
+        "norms from 1e-30 to 1e30": base * np.logspace(-30, 30, 15, dtype=dtype)[:, None],
+        "one column": base[:, :1],
+    }
+    for case, G in hard.items():
+        d = aggregate(G, name, f=3, before=before)
+        assert np.isfinite(d).all(), case
+        if case == "equal" and "unit" not in before:
+            np.testing.assert_allclose(d, base[0], rtol=1e-5, atol=1e-6)
+        if case == "zeros":
+            assert not d.any()
+
+
+@pytest.mark.parametrize("name", ["mean", "median", "trimmed_mean", "meamed", "phocas", "fa"])
+def test_one_worker_is_its_own_mean(name):
+    G = normal(1, 30)
+    np.testing.assert_allclose(aggregate(G, name), G[0], atol=1e-12)
+
+
+def test_ties_take_the_lowest_row():
+    G = np.ones((7, 3))
+    assert decide(G, "krum", f=1).selected == (0,)
+    assert decide(G, "multi_krum", f=1).selected == (0, 1, 2, 3)
+    assert decide(G, "bulyan", f=1).selected == (0, 1, 2, 3, 4)
+    mirrored = np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1], [5, 5]])  # the first four have equal scores
+    assert decide(mirrored, "krum", f=1).selected == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", RULES)
+def test_tensors_of_every_dtype_and_on_the_tests_device(name, dtype):
+    G = torch.from_numpy(normal(15, 500)).to(DEVICE, dtype)
+    d = aggregate(G, name, f=3)
+    assert d.dtype == dtype
+    assert d.device == G.device
+    digits = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    expected = aggregate(G.double().cpu(), name, f=3)
+    torch.testing.assert_close(d.double().cpu(), expected, rtol=digits, atol=digits)
+
+
+# --- workers with NaN or Inf ---
+
+
+@pytest.mark.parametrize(("name", "key"), CASES)
+@pytest.mark.parametrize("before", [None, ("krum",), ("nnm",)])
+def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, before):
+    G = normal(19, 64)
+    options = dict(options_of(name)[key]) | ({"before": before} if before else {})
+    bad = G.copy()
+    bad[2, 5], bad[11] = np.nan, np.inf
+    rest = np.delete(G, [2, 11], axis=0)
+    result = make_rule(name, f=3, **options).aggregate(bad)
+    np.testing.assert_allclose(result.direction, aggregate(rest, name, f=1, **options), atol=1e-12)
+    assert result.decision.left_out[2] == result.decision.left_out[11] == "NaN or Inf"
+    assert not {2, 11} & set(result.decision.selected)
+    if result.decision.weights is not None:
+        assert result.decision.weights[2] == result.decision.weights[11] == 0
+    more = make_rule(name, f=1, **options).aggregate(bad)  # more than f: f' is 0
+    np.testing.assert_allclose(more.direction, aggregate(rest, name, f=0, **options), atol=1e-12)
+
+
+def test_when_the_condition_no_longer_holds_the_error_says_why():
+    G = normal(15, 9)
+    G[0] = G[1] = G[2] = G[3] = np.nan
+    aggregate(G, "bulyan", f=3)  # p' = 11, f' = 0
+    G = np.vstack([normal(7, 9), np.full((1, 9), np.nan)])
+    with pytest.raises(
+        ValueError, match=r"bulyan needs p >= 4f \+ 3; here p = 7 gradients and f = 2 \(1 of 8 left out: NaN or Inf\)"
+    ):
+        aggregate(np.vstack([G, G[:0]]), "bulyan", f=3)
+    with pytest.raises(ValueError, match="every worker's gradient holds NaN or Inf"):
+        aggregate(np.full((3, 4), np.inf), "mean")
+
+
+# --- the decision ---
+
+
+def test_decisions_tell_who_was_used_and_why_not_the_others():
+    G = np.vstack([normal(12, 50), 9 + normal(3, 50)])
+    krum = decide(G, "multi_krum", f=3)
+    assert len(krum.selected) == 10
+    assert set(krum.selected) | set(krum.left_out) == set(range(15))
+    assert {12, 13, 14} <= set(krum.left_out)
+    assert set(krum.left_out.values()) == {"not among the 10 best scores"}
+    np.testing.assert_allclose(krum.weights @ G, aggregate(G, "multi_krum", f=3))
+    fa = decide(G, "fa", f=3, before=("krum", "median_norm"))
+    assert fa.left_out == dict.fromkeys((12, 13, 14), "not chosen before the rule")
+    np.testing.assert_allclose(fa.weights @ G, aggregate(G, "fa", f=3, before=("krum", "median_norm")))
+    median = decide(G, "median")
+    assert median.weights is None
+    assert median.selected == tuple(range(15))
+    bulyan = decide(G, "bulyan", f=3)
+    assert bulyan.selected == tuple(reference.bulyan_selection(G, 3))
+
+
+@pytest.mark.parametrize("before", [(), ("median_norm",), ("krum",), ("nnm",), ("bucketing",)])
+def test_values_are_the_explained_variances_of_the_workers_own_gradients(before):
+    G = normal(9, 50) * np.linspace(1, 3, 9)[:, None]
+    result = make_rule("fa", f=2, m=3, before=before, max_iter=3).aggregate(G)
+    assert result.decision.values.shape == (9,)
+    if before in ((), ("median_norm",)):
+        Y = reference.flag_median(G, 3, 0.0, 2.0, 3)
+        np.testing.assert_allclose(result.decision.values, [np.sum((Y.T @ g) ** 2) / (g @ g) for g in G], atol=1e-9)
+    assert (result.decision.values >= 0).all()
+    assert (result.decision.values <= 1).all()
+
+
+def test_bucketing_changes_with_the_iteration_and_comes_back():
+    G = normal(9, 50)
+    rule = make_rule("median", before="bucketing", seed=4)
+    assert np.array_equal(rule(G, iteration=2), rule(G, iteration=2))
+    assert not np.array_equal(rule(G, iteration=2), rule(G, iteration=3))
+
+
+# --- bad options ---
+
+
+@pytest.mark.parametrize(
+    ("name", "p", "f", "needed"),
+    [
+        ("krum", 8, 3, r"krum needs p >= 2f \+ 3; here p = 8 gradients and f = 3"),
+        ("multi_krum", 2, 0, r"multi_krum needs p >= 2f \+ 3"),
+        ("bulyan", 11, 3, r"bulyan needs p >= 4f \+ 3; here p = 11 gradients and f = 3"),
+        ("median", 6, 3, r"median needs p > 2f"),
+        ("trimmed_mean", 6, 3, r"trimmed_mean needs p > 2f"),
+        ("meamed", 6, 3, r"meamed needs p > 2f"),
+        ("phocas", 6, 3, r"phocas needs p > 2f"),
+    ],
+)
+def test_a_rule_refuses_where_its_condition_does_not_hold(name, p, f, needed):
+    with pytest.raises(ValueError, match=needed):
+        aggregate(normal(p, 5), name, f=f)
+
+
+def test_the_condition_holds_after_the_steps_before_too():
+    with pytest.raises(ValueError, match=r"bulyan needs .* p = 12 gradients and f = 3 after krum"):
+        aggregate(normal(15, 5), "bulyan", f=3, before="krum")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda G: aggregate(G, "fla"), "rule must be one of mean, .*; it is 'fla'.*did you mean 'fa'"),
+        (lambda G: aggregate(G, "mean", m=3), "rule 'mean' has no option 'm'; it has f, before, seed"),
+        (lambda G: aggregate(G, "median", f=-1), "f must be an integer of at least 0; it is -1"),
+        (lambda G: aggregate(G, "median", before="units"), "a step of before must be one of unit.*did you mean 'unit'"),
+        (lambda G: aggregate(G, "fa", m=8), "m must be at most p = 7"),
+        (lambda G: aggregate(G, "fa", m=0), "m must be an integer of at least 1"),
+        (lambda G: aggregate(G, "fa", reading="released", max_iter=5), "max_iter must be 1"),
+        (lambda G: aggregate(G, "multi_krum", keep=0), "keep must be an integer of at least 1"),
+        (lambda G: aggregate(G, "multi_krum", keep=8), "keep must be at most the number of gradients, 7; it is 8"),
+        (lambda G: aggregate(G, "krum", f=3, before="nnm"), "krum needs"),
+        (lambda G: aggregate(G, make_rule("mean"), f=1), "options belong to a rule's name"),
+    ],
+)
+def test_bad_options_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(normal(7, 5))
+
+
+def test_options_of_a_wrong_type_are_value_errors():
+    """In a process of its own, where no shape checker is before ours."""
+    options = [{"f": "3"}, {"f": 1.0}, {"f": True}, {"m": 2.5}, {"lam": "x"}, {"reading": "printed"}, {"before": ["x"]}]
+    code = f"""
+import fa
+for options in {options!r}:
+    try:
+        fa.make_rule("fa", **options)
+    except ValueError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.count(" must be ") == len(options)
+
+
+def test_m_and_keep_are_cut_to_the_workers_that_are_left():
+    G = normal(5, 30)
+    bad = np.vstack([G, np.full((1, 30), np.nan)])
+    np.testing.assert_allclose(aggregate(bad, "fa", m=6), aggregate(G, "fa", m=5), atol=1e-12)
+    np.testing.assert_allclose(aggregate(bad, "multi_krum", keep=6), aggregate(G, "mean"), atol=1e-12)
