@@ -77,14 +77,13 @@ class Gram:
         return Gram(a * b * self.K, np.maximum(D2, 0.0), self.scale)
 
     def averaged(self, R: Float64[np.ndarray, "p q"]) -> "Gram":
-        """Of the q averages G^T R, where each column of R sums to 1: then -z^T D2 z / 2 is their squared distance, z
-        = r_a - r_b.
+        """Of the q averages G^T R, each column of R summing to 1.
+
+        Then -z^T D2 z / 2 is the squared distance of two, z = r_a - r_b: what they share cancels before it is rounded.
         """
-        half = _symmetric(-0.5 * (R.T @ self.D2 @ R))
-        inner = np.diag(half)
-        D2 = inner[:, None] + inner[None, :] - 2 * half
-        np.fill_diagonal(D2, 0.0)
-        return Gram(_symmetric(R.T @ self.K @ R), np.maximum(D2, 0.0), self.scale)
+        z = R[:, :, None] - R[:, None, :]
+        D2 = -0.5 * (z * np.tensordot(self.D2, z, axes=1)).sum(axis=0)
+        return Gram(_symmetric(R.T @ self.K @ R), np.maximum(_symmetric(D2), 0.0), self.scale)
 
 
 def measure(G: Float[Tensor, "p n"]) -> tuple[Gram, Bool[np.ndarray, " p"]]:

@@ -20,7 +20,7 @@ def close(gram, G, rtol=1e-5):
     wide = np.asarray(G, dtype=np.float64) / gram.scale
     norms = np.linalg.norm(wide, axis=1)
     assert (np.abs(gram.K - wide @ wide.T) <= rtol * np.outer(norms, norms)).all()
-    digits = 1e-26 * np.add.outer(norms**2, norms**2)
+    digits = 1e-30 * np.add.outer(norms**2, norms**2)
     assert (np.abs(gram.D2 - squared_distances(wide)) <= 10 * rtol * squared_distances(wide) + digits).all()
 
 
