@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fa.data import Dataset
-from fa.data.batches import normalise
+from fa.data.batches import test_batches
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers
-
-_CHUNK = 500  # test images in one forward pass
 
 
 class SGD:
@@ -58,14 +56,9 @@ class Evaluation:
         self._buffers.set_to_mean(statistics)
         self._buffers.install()
         self._model.eval()
-        images, labels = self._dataset.test_images, self._dataset.test_labels
         with torch.inference_mode():
             right = sum(
-                int((self._outputs(chunk).argmax(dim=1) == answers.to(self._device)).sum())
-                for chunk, answers in zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True)
+                int((self._model(images).argmax(dim=1) == labels).sum())
+                for images, labels in test_batches(self._dataset, device=self._device)
             )
-        return right / len(labels)
-
-    def _outputs(self, images: Tensor) -> Tensor:
-        outputs: Tensor = self._model(normalise(images, self._dataset, self._device))
-        return outputs
+        return right / len(self._dataset.test_labels)

@@ -53,7 +53,7 @@ class Worker:
     def minibatch(self, iteration: int) -> tuple[Tensor, Tensor]:
         """The images, normalised float32 (B, C, H, W), and labels (B,) of an iteration, on the run's device."""
         config = self._config
-        images, labels = minibatch(
+        return minibatch(
             self._dataset,
             batch=config.batch,
             worker=self.rank,
@@ -61,5 +61,5 @@ class Worker:
             iteration=iteration,
             seed=config.seed,
             sampling=config.sampling,
+            device=self._device,
         )
-        return images.to(self._device), labels.to(self._device)
