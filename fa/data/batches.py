@@ -1,0 +1,141 @@
+"""Minibatches of any iteration, drawn from the data in memory; there is no state to carry between iterations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float32, Int64, UInt8
+from torch import Tensor
+
+from fa import seeds
+from fa.checks import check_integer, check_one_of
+from fa.data.dataset import Dataset
+
+SAMPLINGS = ("random", "cycled")
+
+PADDING = 4  # pixels on each side, from which the random crops are cut
+
+Images = UInt8[Tensor, "batch channels height width"]
+Normalised = Float32[Tensor, "batch channels height width"]
+Labels = Int64[Tensor, " batch"]
+
+
+def minibatch(
+    dataset: Dataset,
+    batch: int,
+    worker: int,
+    workers: int,
+    iteration: int,
+    seed: int,
+    sampling: str = "random",
+    device: torch.device | str = "cpu",
+) -> tuple[Normalised, Labels]:
+    """Worker `worker`'s images, normalised, and labels in an iteration; equal arguments give equal minibatches.
+
+    "random" (Algorithm 1's "select a minibatch"): different images of the whole training set, drawn afresh, and crop
+    and flip drawn afresh too where the data set has them. "cycled" (the released code): each worker has a fixed
+    slice, a 1/p part of the training set, which it goes through in order and over again; crop and flip are drawn once
+    for each image. Raises ValueError for a batch larger than the training set or slice, and for arguments out of range.
+    """
+    check_one_of("sampling", sampling, SAMPLINGS)
+    for name, value, least in (("batch", batch, 1), ("workers", workers, 1), ("worker", worker, 0)):
+        check_integer(name, value, least)
+    check_integer("iteration", iteration, 0)
+    if worker >= workers:
+        raise ValueError(f"worker must be less than workers = {workers}; it is {worker}")
+    size = len(dataset.train_labels)
+    generator = seeds.generator("minibatch", seed, worker, iteration)
+    if sampling == "random":
+        indices = _distinct(batch, size, generator)
+    else:
+        indices = _cycled(batch, worker * size // workers, (worker + 1) * size // workers, iteration)
+    images = dataset.train_images.index_select(0, indices)  # a tenth of the time of [indices]
+    if dataset.augment and sampling == "random":
+        images = random_crop_flip(images, generator)
+    elif dataset.augment:
+        top, left, mirrored = _drawn_once(size, seed)
+        images = crop_flip(images, top[indices], left[indices], mirrored[indices])
+    return normalise(images, dataset, device), dataset.train_labels[indices].to(device)
+
+
+def test_batches(
+    dataset: Dataset, size: int = 500, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Normalised, Labels]]:
+    """The test set in order: images, normalised, and labels, `size` at a time (the last may be smaller)."""
+    for images, labels in zip(dataset.test_images.split(size), dataset.test_labels.split(size), strict=True):
+        yield normalise(images, dataset, device), labels.to(device)
+
+
+test_batches.__test__ = False  # type: ignore[attr-defined]  # pytest takes every test_* that a test imports
+
+
+def normalise(images: Images, dataset: Dataset, device: torch.device | str = "cpu") -> Normalised:
+    """(images/255 - mean) / std, channel by channel, on `device`; what crosses to the device is bytes."""
+    scale, shift = _affine(dataset.mean, dataset.std, torch.device(device))
+    return images.to(device).to(torch.float32).mul_(scale).sub_(shift)
+
+
+@lru_cache(maxsize=16)
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """The factor of a byte and what is then taken off, each (channels, 1, 1), kept because copying to a GPU waits."""
+    means, stds = (torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1) for numbers in (mean, std))
+    return (1 / (255 * stds)).to(device, torch.float32), (means / stds).to(device, torch.float32)
+
+
+def random_crop_flip(images: Images, generator: torch.Generator, padding: int = PADDING) -> Images:
+    """Each image cut at a random place from itself in a black frame `padding` wide, and mirrored by chance (1/2)."""
+    return crop_flip(images, *_draw(len(images), generator, padding), padding)
+
+
+def crop_flip(
+    images: Images,
+    top: Int64[Tensor, " batch"],
+    left: Int64[Tensor, " batch"],
+    mirrored: Bool[Tensor, " batch"],
+    padding: int = PADDING,
+) -> Images:
+    """Image i framed, cut at row top[i] and column left[i] of the frame, and then mirrored where mirrored[i]."""
+    _, channels, height, width = images.shape
+    framed = F.pad(images, (padding,) * 4)
+    rows = top[:, None] + torch.arange(height)
+    across = torch.arange(width)
+    columns = left[:, None] + torch.where(mirrored[:, None], across.flip(0), across)
+    pixels = rows[:, :, None] * framed.shape[3] + columns[:, None, :]
+    indices = pixels.flatten(1)[:, None].expand(-1, channels, -1)
+    return framed.flatten(2).gather(2, indices).view_as(images)
+
+
+def _draw(count: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    top, left = torch.randint(2 * padding + 1, (2, count), generator=generator)
+    return top, left, torch.randint(2, (count,), generator=generator).bool()
+
+
+@lru_cache(maxsize=4)
+def _drawn_once(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Every training image's crop and flip: a function of the seed alone, kept because each iteration needs it."""
+    return _draw(size, seeds.generator("augmentation", seed, 0, 0), PADDING)
+
+
+def _distinct(count: int, size: int, generator: torch.Generator) -> Int64[Tensor, " count"]:
+    """`count` different indices below `size`, uniform: of independent draws the first of each, in their order."""
+    _check_batch(count, size, "the training set")
+    if 2 * count > size:
+        return torch.randperm(size, generator=generator)[:count]
+    seen: dict[int, None] = {}
+    while len(seen) < count:
+        seen.update(dict.fromkeys(torch.randint(size, (count,), generator=generator).tolist()))
+    return torch.tensor(list(seen)[:count])
+
+
+def _cycled(count: int, start: int, stop: int, iteration: int) -> Int64[Tensor, " count"]:
+    """The indices of an iteration in a slice gone through in order; a minibatch may run over its end."""
+    _check_batch(count, stop - start, "a worker's slice")
+    return start + (iteration * count + torch.arange(count)) % (stop - start)
+
+
+def _check_batch(batch: int, size: int, what: str) -> None:
+    if batch > size:
+        raise ValueError(f"batch must be at most {size}, the images of {what}; it is {batch}")

@@ -1,0 +1,155 @@
+"""The data sets by name: what each holds, where it lies, and how it is loaded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fa.checks import check_one_of
+from fa.data import mini, store, tiny_imagenet
+from fa.data.dataset import Dataset, MissingDataError, content_checksum, tensors
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a data set before it is loaded; `checksum` is None where it is the user's own."""
+
+    classes: int
+    train: int
+    test: int
+    shape: tuple[int, int, int]  # channels, height, width
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: bool
+    checksum: str | None
+
+
+# CIFAR-10 is normalised by ImageNet's statistics, as in the paper's released code.
+REGISTRY = {
+    "mnist-mini": Entry(
+        10, 10_000, 2_000, (1, 28, 28), (0.1307,), (0.3081,), False,
+        "99fb24900c3660e549400a3736ff6a453daea03cda6cd80b4dcb57ae1ee81109",
+    ),
+    "mnist": Entry(
+        10, 60_000, 10_000, (1, 28, 28), (0.1307,), (0.3081,), False,
+        "f03f67b1b8911ec41cbced5619d373025b283872e9aca9f1a33b78c4e4a82345",
+    ),
+    "fashion-mnist": Entry(
+        10, 60_000, 10_000, (1, 28, 28), (0.2860,), (0.3530,), False,
+        "4534a8a413eff65ac48ea6d77aeb47bd49d44cf9cad2a951a3d8866c8831a711",
+    ),
+    "cifar10": Entry(
+        10, 50_000, 10_000, (3, 32, 32), IMAGENET_MEAN, IMAGENET_STD, True,
+        "5e5e71ed4630d506c7721247a52e06e4d8039bf51773ffa53a56d97866d045ee",
+    ),
+    "tiny-imagenet": Entry(200, 100_000, 10_000, (3, 64, 64), IMAGENET_MEAN, IMAGENET_STD, True, None),
+}  # fmt: skip
+
+NAMES = tuple(REGISTRY)
+
+
+def cache_root(root: str | Path | None = None) -> Path:
+    """Where fetched data sets lie: `root`, else FA_DATA, else the folder `fa` in the user's XDG cache folder."""
+    if root is not None:
+        return Path(root).expanduser().absolute()
+    if given := os.environ.get("FA_DATA"):
+        return Path(given).expanduser().absolute()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The XDG specification has relative paths ignored.
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "fa"
+
+
+def load(name: str, root: str | Path | None = None) -> Dataset:
+    """The data set, in memory, its content checked against the known checksum.
+
+    `root` is the cache folder (see `cache_root`); for Tiny ImageNet, which is the user's own, it is its folder, else
+    FA_TINY_IMAGENET is. Raises ValueError for an unknown name and MissingDataError where data is missing or damaged.
+    """
+    check_one_of("dataset", name, NAMES)
+    if name == "tiny-imagenet":
+        arrays, classes = tiny_imagenet.read(tiny_imagenet.folder(root))
+        return _dataset(name, arrays, content_checksum(arrays), classes)
+    place = mini.FILE if name == "mnist-mini" else cache_root(root) / name
+    arrays = mini.read() if place == mini.FILE else _cached(name, place)
+    checksum = content_checksum(arrays)
+    if checksum != REGISTRY[name].checksum:
+        raise _damaged(name, place, "its content is not the known one")
+    return _dataset(name, arrays, checksum, REGISTRY[name].classes)
+
+
+def _cached(name: str, folder: Path) -> dict[str, np.ndarray]:
+    if not folder.exists():
+        raise MissingDataError(f"{name} is not in {folder.parent}: run `fa data fetch {name}`")
+    try:
+        return store.read(folder)
+    except (OSError, ValueError) as error:
+        raise _damaged(name, folder, " ".join(str(error).split())) from error
+
+
+def _damaged(name: str, place: Path, why: str) -> MissingDataError:
+    cure = "install the package again" if name == "mnist-mini" else f"run `fa data fetch {name}`"
+    return MissingDataError(f"{name} in {place} is damaged ({why}): {cure}")
+
+
+def _dataset(name: str, arrays: dict[str, np.ndarray], checksum: str, classes: int) -> Dataset:
+    entry = REGISTRY[name]
+    return Dataset(
+        name=name,
+        **tensors(arrays),
+        classes=classes,
+        mean=entry.mean,
+        std=entry.std,
+        augment=entry.augment,
+        checksum=checksum,
+    )
+
+
+class Row(NamedTuple):
+    """One line of `fa data list`."""
+
+    name: str
+    train: int
+    test: int
+    shape: tuple[int, int, int]  # channels, height, width
+    classes: int
+    status: str  # "embedded", "here", "not fetched", "not given" or "damaged"
+    place: str  # where it lies, or what to do
+
+
+def describe(root: str | Path | None = None) -> list[Row]:
+    """What there is, and whether it is here, by a look at the files' headers only."""
+    rows = []
+    for name, entry in REGISTRY.items():
+        status, place = _state(name, root)
+        rows.append(Row(name, entry.train, entry.test, entry.shape, entry.classes, status, place))
+    return rows
+
+
+def _state(name: str, root: str | Path | None) -> tuple[str, str]:
+    if name == "mnist-mini":
+        return "embedded", str(mini.FILE)
+    if name == "tiny-imagenet":
+        try:
+            return "here", str(tiny_imagenet.folder(None))
+        except MissingDataError:
+            return "not given", f"set {tiny_imagenet.VARIABLE} to its folder"
+    folder = cache_root(root) / name
+    if not folder.exists():
+        return "not fetched", f"fa data fetch {name}"
+    entry = REGISTRY[name]
+    expected = {
+        "train_images": (entry.train, *entry.shape),
+        "train_labels": (entry.train,),
+        "test_images": (entry.test, *entry.shape),
+        "test_labels": (entry.test,),
+    }
+    try:
+        return ("here" if store.shapes(folder) == expected else "damaged"), str(folder)
+    except (OSError, ValueError):
+        return "damaged", str(folder)

@@ -1,0 +1,95 @@
+"""Tiny ImageNet from the folder that its users have: wnids.txt, train/WNID/images/*.JPEG, val/val_annotations.txt.
+
+The validation images serve as the test set, since the labels of the test images were never published.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from fa.data.dataset import MissingDataError
+
+VARIABLE = "FA_TINY_IMAGENET"
+
+Labelled = list[tuple[Path, int]]
+
+
+def folder(root: str | Path | None = None) -> Path:
+    """The data set's folder: `root`, else FA_TINY_IMAGENET. MissingDataError where it is not one."""
+    given = os.environ.get(VARIABLE) if root is None else root
+    if not given:
+        raise MissingDataError(f"tiny-imagenet must be given: set {VARIABLE} to the folder that holds its wnids.txt")
+    path = Path(given).expanduser().absolute()
+    for part in ("wnids.txt", "train", "val/val_annotations.txt"):
+        if not (path / part).exists():
+            raise MissingDataError(
+                f"{path} is no Tiny ImageNet folder, {part} is missing: set {VARIABLE} to the folder that holds it"
+            )
+    return path
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], int]:
+    """All images and labels of the folder, and the number of classes; class k is line k of wnids.txt.
+
+    Raises ValueError, with the file's name, for an image that cannot be read or has another size than the first, and
+    for an annotation that names an unknown class.
+    """
+    classes = {wnid: label for label, wnid in enumerate((path / "wnids.txt").read_text().split())}
+    arrays = {}
+    for part, labelled in (("train", _training(path, classes)), ("test", _validation(path, classes))):
+        if not labelled:
+            raise ValueError(f"{path} holds no {part} images")
+        arrays[f"{part}_images"] = _decode([file for file, _ in labelled])
+        arrays[f"{part}_labels"] = np.array([label for _, label in labelled], dtype=np.int64)
+    return arrays, len(classes)
+
+
+def _training(path: Path, classes: dict[str, int]) -> Labelled:
+    return [
+        (file, label)
+        for wnid, label in classes.items()
+        for file in sorted((path / "train" / wnid).glob("images/*.JPEG"))
+    ]
+
+
+def _validation(path: Path, classes: dict[str, int]) -> Labelled:
+    labelled = []
+    annotations = path / "val" / "val_annotations.txt"
+    for line in annotations.read_text().splitlines():
+        name, wnid, *_ = line.split("\t")  # a bounding box follows
+        if wnid not in classes:
+            raise ValueError(f"{annotations} names the class {wnid!r}, which is not in wnids.txt")
+        labelled.append((path / "val" / "images" / name, classes[wnid]))
+    return labelled
+
+
+def _decode(files: Sequence[Path]) -> np.ndarray:
+    """The images as uint8 (N, 3, H, W); the few grey ones get three equal channels."""
+    shape = _pixels(files[0]).shape
+    images = np.empty((len(files), *shape), dtype=np.uint8)
+
+    def place(index: int) -> None:
+        pixels = _pixels(files[index])
+        if pixels.shape != shape:
+            raise ValueError(f"{files[index]} has the shape {pixels.shape}; it must be {shape} as {files[0]} is")
+        images[index] = pixels
+
+    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+        for _ in pool.map(place, range(len(files))):
+            pass
+    return images
+
+
+def _pixels(file: Path) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
