@@ -34,7 +34,7 @@ class Entry:
 REGISTRY = {
     "mnist-mini": Entry(
         10, 10_000, 2_000, (1, 28, 28), (0.1307,), (0.3081,), False,
-        "99fb24900c3660e549400a3736ff6a453daea03cda6cd80b4dcb57ae1ee81109",
+        "f24e3a45e3b3eda889083cc7c0c016bd206c4cf15b661210288706b3c0225dbb",
     ),
     "mnist": Entry(
         10, 60_000, 10_000, (1, 28, 28), (0.1307,), (0.3081,), False,

@@ -1,0 +1,23 @@
+"""Makes mnist_mini.npz, from MNIST as `fa data fetch mnist` leaves it.
+
+python -m fa.data.make_mini
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from fa.data import cache_root, mini, store
+from fa.data.dataset import Arrays
+
+
+def write(mnist: Arrays, path: Path) -> None:
+    """Write the subset of MNIST that `mini.kept` names, compressed, labels as bytes."""
+    arrays = {name: array.astype(np.uint8) for name, array in mini.subset(mnist).items()}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+if __name__ == "__main__":
+    write(store.read(cache_root() / "mnist"), mini.FILE)
