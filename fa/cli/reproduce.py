@@ -1,0 +1,30 @@
+"""`fa reproduce`: every figure's notebook, executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fa.experiments.profiles import PROFILES
+
+
+@click.command()
+@click.argument("figure", nargs=-1)
+@click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True, help="Size.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), help="Runs at a time; as many as cores and memory allow if left out."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
+def reproduce(figure: tuple[str, ...], profile: str, jobs: int | None, out: Path | None) -> None:
+    """Execute the notebook of each FIGURE (all if none is named); figures and executed notebooks go to
+    figures/PROFILE.
+    """
+    from fa.experiments.notebooks import execute, find
+    from fa.experiments.paths import figures
+
+    target = figures(profile, out).resolve()
+    for path in find(figure):
+        click.echo(f"{path.stem}, profile {profile}")
+        execute(path, target, profile=profile, out=str(target), jobs=jobs)
+    click.echo(f"figures and executed notebooks are in {target}")

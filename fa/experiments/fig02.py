@@ -1,0 +1,58 @@
+"""Figure 2: the mean with f = 0, 1, 2, 3 faulty workers that send random gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments import style
+from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, learned, mean, shown, verdict
+from fa.experiments.figure import draw_line, finish
+from fa.experiments.study import Study, make_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig02_mean_tolerance"
+FAULTY = (0, 1, 2, 3)
+_PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # the released code's settings for this figure
+
+
+def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+    """The runs of Figure 2; settings that are given, and not None, replace the profile's."""
+    own = _PAPER if profile == "paper" else {}
+    given = own | {name: value for name, value in given.items() if value is not None}
+    return make_study(NAME, profile, [("mean", f) for f in FAULTY], out, seeds, **given)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """One line for each number of faulty workers."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    markers = "os^D"
+    for f in FAULTY:
+        draw_line(axes, table[table["f"] == f], f"f = {f}", style.FAULTY_COLOURS[f], markers[f])
+    finish(axes)
+    axes.legend(title="faulty workers", loc="center right")
+    figure.suptitle(f"Mean, faulty workers send random gradients\n{title}", fontsize=9)
+    return figure
+
+
+def claims(table: DataFrame, chance: float = 0.1) -> list[Claim]:
+    """C1: the accuracy without faulty workers, and at chance with one or more."""
+    final = accuracies(table)
+    ruined = [mean(final["mean", f]) < chance + CHANCE_MARGIN for f in FAULTY[1:]]
+    measured = "final accuracy " + ", ".join(f"f = {f}: {shown(final['mean', f])}" for f in FAULTY)
+    return [
+        Claim(
+            "C1",
+            "the accuracy is heavily impacted when f > 0 and the mean is used",
+            f"{measured}; chance is {chance:g}",
+            verdict(ruined, learned(final, chance)),
+        )
+    ]

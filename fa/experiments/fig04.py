@@ -1,0 +1,84 @@
+"""Figure 4: the rules with f = 1, 2, 3 faulty workers that send random gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments import style
+from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, learned, mean, shown, verdict
+from fa.experiments.figure import draw_curves
+from fa.experiments.study import Study, make_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig04_byzantine_workers"
+FAULTY = (1, 2, 3)
+TOP = (*style.PAPER_RULES, "mean")
+CLOSE = 0.01  # of accuracy: less is no difference
+MUCH = 0.15  # of accuracy: what still counts as about 20%
+
+
+def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+    """The runs of Figure 4; settings that are given, and not None, replace the profile's."""
+    variants = dict.fromkeys((*TOP, *style.READINGS))
+    return make_study(NAME, profile, [(key, f) for f in FAULTY for key in variants], out, seeds, **given)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """Above the paper's arrangement, one panel for each f; below, the readings of FA and the controls."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 6.6), layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True, sharey=True)
+    for row, variants in zip(panels, (TOP, style.READINGS), strict=True):
+        for axes, f in zip(row, FAULTY, strict=True):
+            draw_curves(axes, table[table["f"] == f], variants)
+            axes.set_title(f"f = {f}")
+            axes.label_outer()
+    for row, heading in zip(panels, ("rules", "readings of FA, and controls"), strict=True):
+        row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
+    figure.suptitle(f"Faulty workers send random gradients; FA is the released code's reading\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, chance: float = 0.1) -> list[Claim]:
+    """C3 in its two halves, and C4."""
+    final = accuracies(table)
+    testable = learned(final, chance)
+    rivals = {f: _best_other(final, f) for f in FAULTY}
+    leads = {f: mean(final["fa", f]) - mean(final[rivals[f], f]) for f in FAULTY}
+    parts = [
+        f"f = {f}: FA {shown(final['fa', f])}, best other {style.VARIANTS[rival].label} {shown(final[rival, f])}"
+        for f, rival in rivals.items()
+    ]
+    trimmed = final["trimmed_mean", 1]
+    return [
+        Claim(
+            "C3",
+            "FA remains more robust compared to other approaches, for f = 1, 2, 3",
+            "final accuracy " + "; ".join(parts),
+            verdict([lead > CLOSE for lead in leads.values()], testable),
+        ),
+        Claim(
+            "C3",
+            "for Trimmed Mean, even a single faulty worker has a catastrophic impact",
+            f"f = 1: final accuracy {shown(trimmed)}",
+            verdict([mean(trimmed) < chance + CHANCE_MARGIN], testable),
+        ),
+        Claim(
+            "C4",
+            "significantly (about 20%) better accuracy",
+            "FA's accuracy less the best other rule's: " + ", ".join(f"f = {f}: {x:+.3f}" for f, x in leads.items()),
+            verdict([lead >= MUCH for lead in leads.values()], testable),
+        ),
+    ]
+
+
+def _best_other(final: dict[tuple[str, int], list[float]], f: int) -> str:
+    others = [key for key in style.PAPER_RULES if key != "fa" and (key, f) in final]
+    return max(others, key=lambda key: mean(final[key, f]))

@@ -1,0 +1,18 @@
+"""Where the project's figures and notebooks are, from whatever folder it is called."""
+
+from pathlib import Path
+
+
+def project() -> Path:
+    """The checkout: the folder at or above the working directory, else around this package, that holds `notebooks`."""
+    here = Path.cwd().resolve()
+    package = Path(__file__).resolve().parents[2]
+    for folder in (here, *here.parents, package):
+        if (folder / "notebooks").is_dir() and (folder / "fa").is_dir():
+            return folder
+    raise ValueError(f"there is no checkout of the project at or above {here}: call it from inside one")
+
+
+def figures(profile: str, out: str | Path | None = None) -> Path:
+    """The folder of a profile's figures: `out` if given."""
+    return Path(out) if out is not None else project() / "figures" / profile

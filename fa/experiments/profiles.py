@@ -1,0 +1,34 @@
+"""The four sizes at which every experiment runs, as data: settings that all figures of a profile share.
+
+Sources: the paper, section 3.1, and the authors' released code where the paper is silent: momentum, weight decay,
+learning rate, schedule, seeds, the fixed slice of the data that each worker cycles through.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from fa.checks import check_one_of
+
+_EMBEDDED = {"dataset": "mnist-mini", "model": "convnet", "sampling": "random"}
+_CIFAR = {"dataset": "cifar10", "model": "resnet18", "sampling": "cycled"}
+
+PROFILES = MappingProxyType(
+    {
+        # Every line of code, no result: a few iterations.
+        "smoke": {**_EMBEDDED, "batch": 8, "iterations": 4, "lr": 0.05, "seeds": (2021,)},
+        # Every rule and every f on a small problem, at one rate for all: the paper's 0.2 is too high for this model.
+        "quick": {**_EMBEDDED, "batch": 32, "iterations": 120, "lr": 0.05, "seeds": (2021,)},
+        # The paper's model and data, with fewer and smaller steps.
+        "cpu": {**_CIFAR, "batch": 32, "iterations": 300, "lr": 0.1, "seeds": (2021,)},
+        # The paper's settings.
+        "paper": {**_CIFAR, "batch": 128, "iterations": 1050, "lr": 0.2, "seeds": (2021, 2022, 2023)},
+    }
+)
+
+
+def settings(profile: str, **given: Any) -> dict[str, Any]:
+    """The settings of a profile, with those that are given (not None) in their place."""
+    check_one_of("profile", profile, tuple(PROFILES))
+    return PROFILES[profile] | {name: value for name, value in given.items() if value is not None}

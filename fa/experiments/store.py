@@ -1,0 +1,169 @@
+"""The run store: finished runs, each in a folder named by a hash of all that decides its numbers."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from fa.training.config import RECORD_VERSION, TrainConfig
+from fa.training.records import Run
+
+FILES = ("curve.csv", "workers.csv", "config.json")
+MANIFEST = "manifest.json"
+_ABANDONED = 600.0  # seconds after which nobody is still writing a record
+
+
+class DamagedRecord(ValueError):
+    """A record whose files are not those that were written."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run on disk."""
+
+    folder: Path
+
+    @cached_property
+    def curve(self) -> list[dict[str, float]]:
+        """The rows of curve.csv as numbers."""
+        with (self.folder / "curve.csv").open(newline="") as file:
+            return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """config.json: the configuration, versions, hardware, seconds."""
+        described: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        return described
+
+    def check(self) -> None:
+        """Raise DamagedRecord unless every file is as the manifest has it."""
+        try:
+            manifest = json.loads((self.folder / MANIFEST).read_text())
+        except (OSError, ValueError):
+            raise DamagedRecord(f"{MANIFEST} cannot be read") from None
+        for name in FILES:
+            path = self.folder / name
+            if not path.is_file():
+                raise DamagedRecord(f"{name} is missing")
+            if not isinstance(manifest, dict) or manifest.get(name) != _checksum(path):
+                raise DamagedRecord(f"{name} is not as it was written")
+
+
+class RunStore:
+    """The records below one folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def key(self, config: TrainConfig) -> str:
+        """16 hex digits of the SHA-256 of the configuration, the data's checksum and the version of the training
+        code.
+        """
+        return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:16]
+
+    def find(self, config: TrainConfig) -> Record | None:
+        """The finished run of this configuration, if it is there and whole."""
+        record = Record(self.root / self.key(config))
+        if not record.folder.is_dir():
+            return None
+        try:
+            record.check()
+        except DamagedRecord:
+            return None
+        return record
+
+    def why(self, config: TrainConfig) -> str:
+        """Why this configuration will be run, or that it need not be."""
+        record = Record(self.root / self.key(config))
+        if not record.folder.is_dir():
+            return self._nearest(config)
+        try:
+            record.check()
+        except DamagedRecord as damage:
+            return f"its record is damaged: {damage}"
+        return "it is finished"
+
+    def save(self, run: Run) -> Record:
+        """Keep a finished run: it appears whole or not at all, and a damaged record makes way for it."""
+        target = self.root / self.key(run.config)
+        self.root.mkdir(parents=True, exist_ok=True)
+        making = Path(tempfile.mkdtemp(prefix=".making-", dir=self.root))
+        try:
+            folder = run.write(making / target.name)
+            manifest = {name: _checksum(folder / name) for name in FILES}
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+            if target.is_dir() and self.find(run.config) is None:
+                target.rename(making / "damaged")
+            try:
+                folder.rename(target)
+            except OSError:
+                if self.find(run.config) is None:  # else another process has finished the same run meanwhile
+                    raise
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
+        return Record(target)
+
+    def _nearest(self, config: TrainConfig) -> str:
+        """In what the most similar record differs."""
+        wanted = _flat(_identity(config))
+        differences = [_differences(wanted, identity) for identity in self._identities()]
+        if not differences:
+            return "no run is finished yet"
+        nearest = min(differences, key=len)
+        shown = ", ".join(f"{name} ({there!r} there, {here!r} here)" for name, here, there in nearest[:3])
+        more = f" and {len(nearest) - 3} more" if len(nearest) > 3 else ""
+        return f"no run with these settings is finished; the nearest differs in {shown}{more}"
+
+    def _identities(self) -> list[dict[str, Any]]:
+        found = []
+        for path in sorted(self.root.glob("*/config.json")):
+            try:
+                described = json.loads(path.read_text())
+            except ValueError:  # a damaged record: named where its own configuration is asked for
+                continue
+            found.append(_flat({name: described.get(name) for name in ("config", "data_checksum", "record_version")}))
+        return found
+
+
+def _identity(config: TrainConfig) -> dict[str, Any]:
+    return {
+        "config": json.loads(config.to_json()),
+        "data_checksum": _data_checksum(config.dataset),
+        "record_version": RECORD_VERSION,
+    }
+
+
+@cache
+def _data_checksum(dataset: str) -> str:
+    from fa.data import load
+
+    return load(dataset).checksum
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    settings = identity["config"] if isinstance(identity["config"], dict) else {}
+    return settings | {name: value for name, value in identity.items() if name != "config"}
+
+
+def _differences(wanted: dict[str, Any], there: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    names = sorted(wanted.keys() | there.keys())
+    return [(name, wanted.get(name), there.get(name)) for name in names if wanted.get(name) != there.get(name)]
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def clean_up(root: Path) -> None:
+    """Remove what a killed process left half made below `root`."""
+    for path in root.glob(".making-*"):
+        if time.time() - path.stat().st_mtime > _ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,141 @@
+"""A study: the runs behind one figure, each with what it is in that figure, and their curves as one tidy table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments import style
+from fa.experiments.paths import figures
+from fa.experiments.profiles import settings
+from fa.experiments.store import RunStore
+from fa.experiments.sweep import Outcome, shard, sweep
+from fa.rules import make_rule
+from fa.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: a variant of `style.VARIANTS` under f faulty workers with one seed."""
+
+    variant: str
+    config: TrainConfig
+
+
+@dataclass(frozen=True)
+class Study:
+    """The runs of the figure `name` at a profile's size, and the variants that its rules' conditions leave out, and
+    why.
+    """
+
+    name: str
+    profile: str
+    folder: Path
+    cells: tuple[Cell, ...]
+    gaps: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def configs(self) -> list[TrainConfig]:
+        """Every configuration once."""
+        return list(dict.fromkeys(cell.config for cell in self.cells))
+
+    @property
+    def store(self) -> RunStore:
+        """Where this study's runs are kept."""
+        return RunStore(self.folder / "records")
+
+    def run(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> Results:
+        """Run what is not finished (of the `part` i/k, if given). Raises ValueError that names the runs that failed."""
+        started = time.monotonic()
+        configs = self.configs if part is None else shard(self.configs, part)
+        outcomes = sweep(configs, self.store, jobs, progress)
+        failed = [outcome for outcome in outcomes if outcome.record is None]
+        if failed:
+            first = failed[0]
+            raise ValueError(
+                f"{len(failed)} of {len(outcomes)} runs failed, the others are kept; the first is {first.config.rule} "
+                f"with f = {first.config.byzantine} and seed {first.config.seed}: {first.error}"
+            )
+        return Results(self, {outcome.config: outcome for outcome in outcomes}, time.monotonic() - started)
+
+    def title(self) -> str:
+        """The settings that all runs share, for the figure's title."""
+        config = self.cells[0].config
+        seeds = sorted({cell.config.seed for cell in self.cells})
+        iterations = sorted({cell.config.iterations for cell in self.cells})
+        task = f"{style.MODELS.get(config.model, config.model)}, {style.DATASETS.get(config.dataset, config.dataset)}"
+        counts = f"p = {config.workers}, B = {config.batch}, lr = {config.lr:g}"
+        steps = f"{'/'.join(map(str, iterations))} iterations"
+        return f"{task}; {counts}, {steps}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study whose runs are all finished."""
+
+    study: Study
+    outcomes: dict[TrainConfig, Outcome]
+    seconds: float  # that this call took: little where the runs were there
+
+    def table(self) -> DataFrame:
+        """One row for each point of each curve: variant, label, f, seed, and the columns of curve.csv."""
+        import pandas
+
+        rows = []
+        for cell in self.study.cells:
+            record = self.outcomes[cell.config].record
+            assert record is not None  # a study with a failed run has no results
+            about = {
+                "variant": cell.variant,
+                "label": style.VARIANTS[cell.variant].label,
+                "f": cell.config.byzantine,
+                "seed": cell.config.seed,
+            }
+            rows += [about | point for point in record.curve]
+        return pandas.DataFrame(rows).astype({"iteration": int, "epoch": int})
+
+
+def make_study(
+    name: str,
+    profile: str,
+    grid: Iterable[tuple[str, int]],
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    **given: Any,
+) -> Study:
+    """The study of a grid of (variant, f) at a profile's size; `given` settings that are not None replace the
+    profile's.
+    """
+    shared = settings(profile, seeds=None if seeds is None else tuple(seeds), **given)
+    seeds = shared.pop("seeds")
+    cells, gaps = [], {}
+    for key, f in grid:
+        variant = style.VARIANTS[key]
+        base = shared | {"rule": variant.rule, "rule_options": dict(variant.options), "byzantine": f}
+        refusal = _refusal(TrainConfig(**base))
+        if refusal:
+            gaps[f"{variant.label}, f = {f}"] = refusal
+            continue
+        cells += [Cell(key, TrainConfig(**base, seed=seed)) for seed in seeds]
+    return Study(name, profile, figures(profile, out), tuple(cells), gaps)
+
+
+def _refusal(config: TrainConfig) -> str:
+    """Why the rule cannot serve so many workers, or nothing."""
+    rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
+    times, plus = rule.condition
+    if config.workers >= times * rule.f + plus:
+        return ""
+    return f"needs p >= {times}f + {plus}; p = {config.workers}"
+
+
+def final(table: DataFrame) -> DataFrame:
+    """The last point of every curve."""
+    last: DataFrame = table.sort_values("iteration").groupby(["variant", "label", "f", "seed"], as_index=False).last()
+    return last

@@ -1,0 +1,64 @@
+"""How things look and what they are called, in all figures alike: a rule keeps its name, colour, marker and place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A rule with its options, as a figure shows it. The colours are seaborn's colour-blind palette."""
+
+    label: str
+    rule: str
+    colour: str
+    marker: str
+    options: tuple[tuple[str, Any], ...] = ()
+    dashes: tuple[int, ...] = ()
+
+
+_PRINTED = (("before", ()),)
+_RELEASED = (("reading", "released"),)
+_UNIT = (("before", ("unit",)),)
+
+VARIANTS = MappingProxyType(
+    {
+        "fa": Variant("FA", "fa", "#0173b2", "o", _RELEASED),
+        "bulyan": Variant("Bulyan", "bulyan", "#de8f05", "s"),
+        "multi_krum": Variant("Multi-Krum", "multi_krum", "#029e73", "D"),
+        "median": Variant("Median", "median", "#d55e00", "^"),
+        "meamed": Variant("MeaMed", "meamed", "#cc78bc", "v"),
+        "phocas": Variant("Phocas", "phocas", "#ca9161", "P"),
+        "trimmed_mean": Variant("Trimmed Mean", "trimmed_mean", "#56b4e9", "X"),
+        "mean": Variant("Mean", "mean", "#949494", "*"),
+        "fa_printed": Variant("FA as printed", "fa", "#0173b2", "<", _PRINTED, (2, 2)),
+        "fa_default": Variant("FA, this package's default", "fa", "#0173b2", ">", dashes=(5, 2)),
+        "mean_unit": Variant("Mean of unit gradients", "mean", "#949494", "h", _UNIT, (5, 2)),
+    }
+)
+"""Everything a figure can show, in the order of its legend."""
+
+PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trimmed_mean")
+"""The seven rules of the paper's figures."""
+
+READINGS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
+"""FA as released, as printed and as it comes, and the controls that tell what protects."""
+
+FAULTY_COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494")
+"""By the number of faulty workers, where a figure shows one rule."""
+
+DATASETS = MappingProxyType(
+    {"mnist-mini": "MNIST (10,000 images)", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+)
+MODELS = MappingProxyType({"convnet": "CNN", "resnet18": "ResNet-18"})
+
+
+def use() -> None:
+    """matplotlib's settings for all figures."""
+    import matplotlib
+    import seaborn
+
+    seaborn.set_theme(context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#e6e6e6", "font.size": 10})
+    matplotlib.rcParams["pdf.fonttype"] = 42  # text stays text

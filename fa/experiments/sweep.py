@@ -1,0 +1,216 @@
+"""Many runs, in processes of their own: what is finished stays finished, whatever happens to the rest.
+
+Each run is one process from a fork server that has torch imported. It works with one thread, so that a run's bits do
+not depend on how many go beside it. A child that loses its parent, however that died, ends itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from fa.experiments.store import Record, RunStore, clean_up
+from fa.training.config import TrainConfig
+
+_SPARE = 1 << 30  # bytes that a run takes besides its gradients
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one configuration: a record, or the reason why there is none."""
+
+    config: TrainConfig
+    record: Record | None
+    error: str = ""
+
+
+@dataclass
+class _Child:
+    config: TrainConfig
+    process: Any
+    answer: Connection
+
+
+Report = Callable[[int, int, Outcome | None], None]  # finished, of how many, and the one that has just ended
+
+
+def sweep(
+    configs: Sequence[TrainConfig], store: RunStore, jobs: int | None = None, progress: bool = True
+) -> list[Outcome]:
+    """Run what the store lacks, `jobs` at a time (None: as many as cores and memory allow); outcomes in the order
+    given.
+
+    A run that fails does not touch the others: its outcome has the error. Ctrl-C ends the children and raises
+    KeyboardInterrupt; finished runs are in the store, and the same call goes on from there.
+    """
+    records = {config: store.find(config) for config in configs}
+    missing = [config for config, record in records.items() if record is None]
+    failures: dict[TrainConfig, str] = {}
+    clean_up(store.root)
+    with _reporter(progress and bool(missing)) as report:
+        report(len(records) - len(missing), len(records), None)
+        for outcome in _run_all(missing, store.root, jobs or _jobs_that_fit(missing)):
+            records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
+            done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
+            report(done, len(records), outcome)
+    return [Outcome(config, records[config], failures.get(config, "")) for config in configs]
+
+
+def shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
+    """The i-th of k nearly equal parts, written "i/k" with i from 1: every k-th configuration, so that slow ones are
+    shared.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"shard must be i/k with 1 <= i <= k, as in 2/8; it is {text!r}")
+    return list(configs[int(part) - 1 :: int(parts)])
+
+
+def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[Outcome]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fa.training.loop"])
+    waiting, running = list(configs), list[_Child]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(context, waiting.pop(0), root))
+            wait([child.process.sentinel for child in running])
+            for child in [child for child in running if not child.process.is_alive()]:
+                running.remove(child)
+                yield _outcome(child, root)
+    finally:
+        for child in running:
+            child.process.kill()
+        for child in running:
+            child.process.join()
+
+
+def _start(context: Any, config: TrainConfig, root: Path) -> _Child:
+    answer, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(config.to_json(), str(root), theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Child(config, process, answer)
+
+
+def _outcome(child: _Child, root: Path) -> Outcome:
+    child.process.join()
+    try:
+        error = child.answer.recv_bytes().decode()
+    except EOFError:  # it had nothing to tell
+        error = ""
+    child.answer.close()
+    if not error and child.process.exitcode != 0:
+        error = f"its process ended with exit code {child.process.exitcode}"
+    record = None if error else RunStore(root).find(child.config)
+    return Outcome(child.config, record, error or ("" if record else "its record is not in the store"))
+
+
+def _work(config: str, root: str, answer: Connection) -> None:
+    """In the child: one run into the store; a failure is told to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    _end_with_parent()
+    try:
+        from fa.training import train
+
+        RunStore(root).save(train(TrainConfig.from_json(config), threads=1))
+    except (ValueError, OSError) as error:
+        answer.send_bytes(str(error).encode())
+    except BaseException:
+        answer.send_bytes(traceback.format_exc().encode())
+        raise
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _jobs_that_fit(configs: Sequence[TrainConfig]) -> int:
+    """One process a core, fewer where the largest runs' gradients would not fit into free memory."""
+    cores = len(os.sched_getaffinity(0))
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    need = max((_memory(*shape) for shape in {(c.model, c.dataset, c.workers) for c in configs}), default=0)
+    return max(1, min(cores, free // (need + _SPARE)))
+
+
+def _memory(model: str, dataset: str, workers: int) -> int:
+    """Bytes of the gradient matrix, of the model and of what the optimizer keeps."""
+    from fa import models
+    from fa.data import load
+
+    data = load(dataset)
+    _, channels, _, side = data.train_images.shape
+    n = sum(parameter.numel() for parameter in models.build(model, channels, data.classes, side, seed=0).parameters())
+    return 4 * n * (workers + 4)
+
+
+@contextmanager
+def _reporter(shown: bool) -> Iterator[Report]:
+    """A bar with the time left on a terminal, else a line now and then; nothing unless `shown`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not shown:
+        yield lambda done, total, outcome: None
+        return
+    if not console.is_terminal or console.is_jupyter:
+        yield _Lines()
+        return
+    columns = (
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[last]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None, last="")
+
+        def show(done: int, total: int, outcome: Outcome | None) -> None:
+            bar.update(task, completed=done, total=total, last="" if outcome is None else _summary(outcome))
+
+        yield show
+
+
+class _Lines:
+    """Progress as lines, one a tenth of the way."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._first: int | None = None
+        self._printed = 0
+
+    def __call__(self, done: int, total: int, outcome: Outcome | None) -> None:
+        if self._first is None:
+            self._first = done
+        if outcome is None or (done < total and 10 * (done - self._printed) < total):
+            return
+        self._printed = done
+        left = (time.monotonic() - self._started) / max(1, done - self._first) * (total - done)
+        print(f"{done} of {total} runs, about {left:.0f} s left; the last: {_summary(outcome)}", flush=True)
+
+
+def _summary(outcome: Outcome) -> str:
+    config = outcome.config
+    result = f"failed: {outcome.error.splitlines()[-1]}" if outcome.record is None else ""
+    if outcome.record is not None:
+        result = f"{outcome.record.curve[-1]['test_accuracy']:.3f}"
+    return f"{config.rule}, f = {config.byzantine}, seed {config.seed}: {result}"
