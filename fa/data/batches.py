@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Int64, UInt8
@@ -47,18 +48,24 @@ def minibatch(
     if worker >= workers:
         raise ValueError(f"worker must be less than workers = {workers}; it is {worker}")
     size = len(dataset.train_labels)
-    generator = seeds.generator("minibatch", seed, worker, iteration)
     if sampling == "random":
+        generator = seeds.generator("minibatch", seed, worker, iteration)
         indices = _distinct(batch, size, generator)
+        images = _rows(dataset.train_images, indices)
+        if dataset.augment:
+            images = random_crop_flip(images, generator)
     else:
         indices = _cycled(batch, worker * size // workers, (worker + 1) * size // workers, iteration)
-    images = dataset.train_images.index_select(0, indices)  # a tenth of the time of [indices]
-    if dataset.augment and sampling == "random":
-        images = random_crop_flip(images, generator)
-    elif dataset.augment:
-        top, left, mirrored = _drawn_once(size, seed)
-        images = crop_flip(images, top[indices], left[indices], mirrored[indices])
-    return normalise(images, dataset, device), dataset.train_labels[indices].to(device)
+        images = _rows(dataset.train_images, indices)
+        if dataset.augment:
+            top, left, mirrored = (_rows(drawn, indices) for drawn in _drawn_once(size, seed))
+            images = crop_flip(images, top, left, mirrored)
+    return normalise(images, dataset, device), _rows(dataset.train_labels, indices).to(device)
+
+
+def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
+    """tensor[indices], in a tenth of the time."""
+    return tensor.index_select(0, indices)
 
 
 def test_batches(
@@ -127,7 +134,7 @@ def _distinct(count: int, size: int, generator: torch.Generator) -> Int64[Tensor
     seen: dict[int, None] = {}
     while len(seen) < count:
         seen.update(dict.fromkeys(torch.randint(size, (count,), generator=generator).tolist()))
-    return torch.tensor(list(seen)[:count])
+    return torch.from_numpy(np.array(list(seen)[:count]))  # torch takes its time over lists
 
 
 def _cycled(count: int, start: int, stop: int, iteration: int) -> Int64[Tensor, " count"]:
