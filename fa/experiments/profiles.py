@@ -19,7 +19,7 @@ PROFILES = MappingProxyType(
         # Every line of code, no result: a few iterations.
         "smoke": {**_EMBEDDED, "batch": 8, "iterations": 4, "lr": 0.05, "seeds": (2021,)},
         # Every rule and every f on a small problem, at one rate for all: the paper's 0.2 is too high for this model.
-        "quick": {**_EMBEDDED, "batch": 32, "iterations": 120, "lr": 0.05, "seeds": (2021,)},
+        "quick": {**_EMBEDDED, "batch": 32, "iterations": 80, "lr": 0.05, "seeds": (2021,)},
         # The paper's model and data, with fewer and smaller steps.
         "cpu": {**_CIFAR, "batch": 32, "iterations": 300, "lr": 0.1, "seeds": (2021,)},
         # The paper's settings.

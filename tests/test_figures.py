@@ -1,0 +1,168 @@
+"""Figures: their grids, what they draw from a table, and verdicts that follow from the numbers."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fa.experiments import FIGURES, fig02, fig04, figure_module, style
+from fa.experiments.figure import save
+from fa.experiments.profiles import PROFILES
+from fa.experiments.store import Record
+from fa.experiments.study import Results, Study, make_study
+from fa.experiments.sweep import Outcome
+from fa.rules import make_rule
+from fa.training import TrainConfig
+
+
+def table(final: dict[tuple[str, int], float], seeds: tuple[int, ...] = (1, 2)) -> pd.DataFrame:
+    """Curves that rise from 0.1 to a final accuracy, by (variant, f)."""
+    rows = []
+    for (variant, f), accuracy in final.items():
+        for seed in seeds:
+            for iteration in (10, 20):
+                point = {"iteration": iteration, "epoch": iteration // 10, "seconds": 1.0, "train_loss": 1.0}
+                reached = accuracy if iteration == 20 else 0.1
+                about = {"variant": variant, "label": style.VARIANTS[variant].label, "f": f, "seed": seed}
+                rows.append(about | point | {"test_accuracy": reached})
+    return pd.DataFrame(rows)
+
+
+def fig04_table(fa: float, others: float, trimmed: float) -> pd.DataFrame:
+    final = {(key, f): others for key in style.VARIANTS for f in fig04.FAULTY}
+    return table(final | {("fa", f): fa for f in fig04.FAULTY} | {("trimmed_mean", 1): trimmed})
+
+
+def verdicts(claims) -> list[str]:
+    return [claim.verdict for claim in claims]
+
+
+def test_every_variant_is_a_rule_and_looks_like_no_other() -> None:
+    for variant in style.VARIANTS.values():
+        make_rule(variant.rule, **dict(variant.options))
+    looks = {(variant.colour, variant.marker, variant.dashes) for variant in style.VARIANTS.values()}
+    assert len(looks) == len(style.VARIANTS) == len({variant.label for variant in style.VARIANTS.values()})
+    assert len({style.VARIANTS[key].colour for key in style.PAPER_RULES}) == 7
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_all_rules_of_a_figure_get_the_same_settings(profile: str) -> None:
+    for name in FIGURES:
+        study = figure_module(name).study(profile)
+        own = {"rule", "rule_options", "byzantine", "seed"}
+        shared = {
+            json.dumps({key: value for key, value in json.loads(config.to_json()).items() if key not in own})
+            for config in study.configs
+        }
+        assert len(shared) == 1
+        assert {cell.config.seed for cell in study.cells} == set(PROFILES[profile]["seeds"])
+
+
+def test_the_paper_profile_is_the_papers() -> None:
+    two = fig02.study("paper").cells[0].config
+    assert (two.iterations, two.batch, two.lr_decay_epochs, two.lr) == (2605, 64, 15, 0.2)
+    four = fig04.study("paper").cells[0].config
+    assert (four.iterations, four.batch, four.lr_decay_epochs, four.lr) == (1050, 128, 10, 0.2)
+    for config in (two, four):
+        assert (config.workers, config.dataset, config.model) == (15, "cifar10", "resnet18")
+        assert (config.momentum, config.weight_decay, config.lr_decay, config.sampling) == (0.9, 5e-4, 0.2, "cycled")
+    assert {cell.config.seed for cell in fig04.study("paper").cells} == {2021, 2022, 2023}
+
+
+def test_figure_4_has_seven_rules_the_mean_and_the_readings_for_each_f() -> None:
+    cells = {(cell.variant, cell.config.byzantine) for cell in fig04.study("quick").cells}
+    assert cells == {(key, f) for key in style.VARIANTS for f in (1, 2, 3)}
+    options = {cell.variant: cell.config.options for cell in fig04.study("quick").cells if cell.config.rule == "fa"}
+    assert options == {"fa": {"reading": "released"}, "fa_printed": {"before": ()}, "fa_default": {}}
+
+
+def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
+    study = make_study("figure", "smoke", [("bulyan", 3), ("mean", 3)], workers=11)
+    assert [cell.variant for cell in study.cells] == ["mean"]
+    assert study.gaps == {"Bulyan, f = 3": "needs p >= 4f + 3; p = 11"}
+
+
+def test_given_settings_replace_the_profiles() -> None:
+    study = fig02.study("quick", seeds=[5, 6], iterations=7)
+    assert {cell.config.seed for cell in study.cells} == {5, 6}
+    assert {cell.config.iterations for cell in study.cells} == {7}
+    with pytest.raises(ValueError, match=r"profile must be one of smoke, quick, cpu, paper; it is 'quik'.*'quick'"):
+        fig02.study("quik")
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "expected"),
+    [
+        ((0.9, 0.1, 0.1, 0.1), "reproduced"),
+        ((0.9, 0.5, 0.1, 0.1), "in part"),
+        ((0.9, 0.9, 0.8, 0.8), "not reproduced"),
+        ((0.1, 0.1, 0.1, 0.1), "not testable here"),
+    ],
+)
+def test_the_verdict_on_the_mean(accuracy: tuple[float, ...], expected: str) -> None:
+    claims = fig02.claims(table({("mean", f): accuracy[f] for f in range(4)}))
+    assert verdicts(claims) == [expected]
+    assert f"f = 1: {accuracy[1]:.3f}" in claims[0].measured
+
+
+def test_verdicts_on_the_rules_can_go_either_way() -> None:
+    yes, no = "reproduced", "not reproduced"
+    assert verdicts(fig04.claims(fig04_table(0.9, 0.5, 0.1))) == [yes, yes, yes]
+    assert verdicts(fig04.claims(fig04_table(0.9, 0.85, 0.85))) == [yes, no, no]
+    assert verdicts(fig04.claims(fig04_table(0.5, 0.9, 0.1))) == [no, yes, no]
+    assert verdicts(fig04.claims(fig04_table(0.1, 0.12, 0.1))) == ["not testable here"] * 3
+    one = fig04_table(0.9, 0.5, 0.1)
+    one.loc[(one["variant"] == "median") & (one["f"] == 2) & (one["iteration"] == 20), "test_accuracy"] = 0.95
+    claims = fig04.claims(one)
+    assert verdicts(claims) == ["in part", yes, "in part"]
+    assert "f = 2: FA 0.900 (0.900 to 0.900), best other Median 0.950" in claims[0].measured
+
+
+def results(study: Study, folder: Path) -> Results:
+    study = Study(study.name, study.profile, folder, study.cells[:2], study.gaps)
+    kept = Record(folder / "records" / "one")
+    kept.folder.mkdir(parents=True)
+    (kept.folder / "config.json").write_text('{"seconds": 2.0}')
+    return Results(study, dict.fromkeys(study.configs, Outcome(study.configs[0], kept)), 1.0)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_saved_figure_has_its_numbers_and_its_provenance(name: str, tmp_path: Path) -> None:
+    module = figure_module(name)
+    study = module.study("smoke")
+    numbers = table({(cell.variant, cell.config.byzantine): 0.5 for cell in study.cells})
+    kept = results(study, tmp_path)
+    digests = []
+    for _ in range(2):
+        path = save(module.draw(numbers, study.title()), numbers, kept, module.claims(numbers))
+        written = sorted(path for path in tmp_path.iterdir() if path.is_file())
+        digests.append([hashlib.sha256(p.read_bytes()).hexdigest() for p in written if p.suffix in (".png", ".pdf")])
+    assert digests[0] == digests[1]  # the same numbers give the same bytes
+    stem = module.NAME
+    assert path.name == f"{stem}.png"
+    names = [f"{stem}.claims.csv", f"{stem}.csv", f"{stem}.json", f"{stem}.pdf", f"{stem}.png"]
+    assert [p.name for p in written] == names
+    with Image.open(path) as picture:
+        assert min(picture.size) > 500
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"{stem}.csv"), numbers)
+    about = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert about["runs"].keys() == {kept.study.store.key(config) for config in kept.study.configs}
+    assert about["settings"] == kept.study.title()
+    assert about["commit"]
+    for config in about["runs"].values():
+        TrainConfig.from_json(json.dumps(config))
+
+
+def test_a_figure_draws_every_curve_it_was_given() -> None:
+    numbers = fig04_table(0.9, 0.5, 0.1)
+    panels = fig04.draw(numbers, "title").axes
+    assert [len(axes.lines) for axes in panels] == [8, 8, 8, 5, 5, 5]
+    first = {line.get_label(): list(line.get_ydata()) for line in panels[0].lines}
+    assert first["FA"] == [0.1, 0.9]
+    assert first["Trimmed Mean"] == [0.1, 0.1]
+    assert [text.get_text() for text in panels[2].get_legend().get_texts()] == [
+        style.VARIANTS[key].label for key in fig04.TOP
+    ]

@@ -1,0 +1,64 @@
+"""The notebooks: stripped, parameterised, and executed at smoke size from a folder that is not theirs."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+import pytest
+from click.testing import CliRunner
+
+from fa.cli import cli
+from fa.experiments import FIGURES, figure_module
+from fa.experiments.notebooks import execute, find
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_every_figure_has_its_notebook() -> None:
+    assert [path.stem for path in find()] == sorted(figure_module(name).NAME for name in FIGURES)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
+    nbformat.validate(nbformat.read(path, as_version=4))
+    parameters = papermill.inspect_notebook(path)
+    assert {"profile", "out", "jobs", "seeds", "iterations"} <= parameters.keys()
+    for parameter in parameters.values():
+        assert parameter["inferred_type_name"] != "None"
+        assert parameter["help"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_path: Path) -> None:
+    executed = execute(path, tmp_path, profile="smoke", out=str(tmp_path), iterations=2)
+    outputs = [output for cell in json.loads(executed.read_text())["cells"] for output in cell.get("outputs", [])]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    for suffix in (".png", ".pdf", ".csv", ".json", ".claims.csv"):
+        assert (tmp_path / path.stem).with_suffix(suffix).stat().st_size > 100
+    table = pd.read_csv((tmp_path / path.stem).with_suffix(".csv"))
+    assert set(table["iteration"]) == {2}
+    claims = pd.read_csv((tmp_path / path.stem).with_suffix(".claims.csv"))
+    assert set(claims["verdict"]) == {"not testable here"}  # two iterations teach nothing, and the table must say so
+
+
+def test_a_cell_that_fails_is_one_line_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fig02_mean_tolerance.ipynb failed with ValueError: profile must be one of"):
+        execute(find(["fig02"])[0], tmp_path, profile="tiny", out=str(tmp_path))
+
+
+def test_a_figure_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match=r"figure must be one of fig02_mean_tolerance, .*; it is 'fig99'"):
+        find(["fig99"])
+
+
+def test_sweep_does_the_runs_and_tells_why(tmp_path: Path) -> None:
+    sweep = ["sweep", "fig02", "--profile", "smoke", "--out", str(tmp_path)]
+    before = CliRunner().invoke(cli, [*sweep, "--why"], catch_exceptions=False)
+    assert before.output.count("no run is finished yet") == 4
+    CliRunner().invoke(cli, [*sweep, "--jobs", "2", "--shard", "1/2"], catch_exceptions=False)
+    after = CliRunner().invoke(cli, [*sweep, "--why"], catch_exceptions=False)
+    assert after.output.count("it is finished") == 2
+    assert after.output.count("differs in byzantine") == 2

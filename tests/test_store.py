@@ -1,0 +1,96 @@
+"""The run store: a record is found again only if it is whole and of exactly this configuration, data and code."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fa.data import load
+from fa.experiments import store
+from fa.experiments.store import RunStore
+from fa.training import CurvePoint, Run, TrainConfig, WorkerRow
+
+CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=2, batch=4)
+
+
+def finished(config: TrainConfig = CONFIG) -> Run:
+    curve = (CurvePoint(2, 1, 0.5, 2.25, 0.125),)
+    workers = tuple(WorkerRow(i, w, None, 0.5, "used") for i in (1, 2) for w in range(3))
+    return Run(config, curve, workers, 1.0, 1, load(config.dataset).checksum)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "records")
+
+
+def test_a_saved_run_is_found_and_read_back(runs: RunStore) -> None:
+    assert runs.find(CONFIG) is None
+    assert runs.why(CONFIG) == "no run is finished yet"
+    runs.save(finished())
+    record = runs.find(CONFIG)
+    assert record is not None
+    assert record.curve == [{"iteration": 2, "epoch": 1, "seconds": 0.5, "train_loss": 2.25, "test_accuracy": 0.125}]
+    assert record.description["config"]["rule"] == "mean"
+    assert runs.why(CONFIG) == "it is finished"
+    assert [path.name for path in runs.root.iterdir()] == [runs.key(CONFIG)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rule": "median"},
+        {"rule": "fa", "rule_options": {"m": 2}},
+        {"attack": "sign_flip"},
+        {"iterations": 3},
+        {"batch": 5},
+        {"lr": 0.1},
+        {"seed": 1},
+        {"sampling": "cycled"},
+    ],
+)
+def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, change: dict) -> None:
+    runs.save(finished())
+    other = TrainConfig.from_json(json.dumps(json.loads(CONFIG.to_json()) | change))
+    assert runs.find(other) is None
+    assert f"differs in {next(iter(change))} (" in runs.why(other)
+
+
+def test_other_data_or_code_is_another_run(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = runs.key(CONFIG)
+    monkeypatch.setattr(store, "_data_checksum", lambda dataset: "other")
+    assert runs.key(CONFIG) != key
+    monkeypatch.undo()
+    monkeypatch.setattr(store, "RECORD_VERSION", 10**6)
+    assert runs.key(CONFIG) != key
+
+
+@pytest.mark.parametrize("name", [*store.FILES, store.MANIFEST])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing", "empty"])
+def test_a_damaged_record_is_named_and_makes_way(runs: RunStore, name: str, damage: str) -> None:
+    path = runs.save(finished()).folder / name
+    text = path.read_text()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text({"truncated": text[:-9], "changed": text.replace("a", "b"), "empty": ""}[damage])
+    assert runs.find(CONFIG) is None
+    assert "is damaged: " in runs.why(CONFIG)
+    runs.save(finished())
+    assert runs.find(CONFIG) is not None
+    assert path.read_text() == text
+
+
+def test_a_record_of_another_process_that_was_faster_stays(runs: RunStore) -> None:
+    first = runs.save(finished()).folder.stat().st_ino
+    assert runs.save(finished()).folder.stat().st_ino == first
+
+
+def test_a_failure_in_the_middle_leaves_nothing(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "_checksum", full)
+    with pytest.raises(OSError, match="No space left"):
+        runs.save(finished())
+    assert list(runs.root.iterdir()) == []

@@ -1,0 +1,138 @@
+"""Sweeps with real processes: what is finished is kept, whatever ends the rest, and nobody is left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fa.experiments.store import RunStore
+from fa.experiments.sweep import shard, sweep
+from fa.training import TrainConfig
+
+# A run of well under a second, and one that outlasts every test.
+SHORT = {"rule": "mean", "workers": 3, "byzantine": 1, "iterations": 2, "batch": 4}
+LONG = SHORT | {"iterations": 1_000_000}
+
+SCRIPT = """
+import sys
+from fa.experiments.store import RunStore
+from fa.experiments.sweep import sweep
+from fa.training import TrainConfig
+
+def main():
+    configs = [TrainConfig(seed=1, **{short!r}), TrainConfig(seed=2, **{long!r}), TrainConfig(seed=3, **{long!r})]
+    sweep(configs, RunStore({root!r}), jobs=2, progress=False)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def configs(*seeds: int) -> list[TrainConfig]:
+    return [TrainConfig(seed=seed, **SHORT) for seed in seeds]
+
+
+def test_finished_runs_are_reused_and_outcomes_keep_their_order(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    first = sweep(configs(1, 2), store, jobs=2, progress=False)
+    inodes = {outcome.config: outcome.record.folder.stat().st_ino for outcome in first}
+    again = sweep(configs(3, 2, 1), store, jobs=1, progress=False)
+    assert [outcome.config.seed for outcome in again] == [3, 2, 1]
+    assert {o.config: o.record.folder.stat().st_ino for o in again if o.config.seed != 3} == inodes
+
+
+def test_what_goes_beside_a_run_does_not_change_its_bits(tmp_path: Path) -> None:
+    together = sweep(configs(1, 2), RunStore(tmp_path / "two"), jobs=2, progress=False)
+    alone = sweep(configs(1), RunStore(tmp_path / "one"), jobs=1, progress=False)
+    drop = lambda rows: [{name: x for name, x in row.items() if name != "seconds"} for row in rows]  # noqa: E731
+    assert drop(together[0].record.curve) == drop(alone[0].record.curve)
+    workers = [outcome.record.folder / "workers.csv" for outcome in (together[0], alone[0])]
+    assert workers[0].read_bytes() == workers[1].read_bytes()
+
+
+def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    bad = TrainConfig(**SHORT | {"rule": "bulyan"})
+    outcomes = sweep([*configs(1), bad, *configs(2)], RunStore(tmp_path), jobs=2, progress=False)
+    assert [outcome.record is None for outcome in outcomes] == [False, True, False]
+    assert "bulyan needs p >= 4f + 3" in outcomes[1].error
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sweep(configs(1), RunStore(tmp_path), jobs=1)
+    assert "1 of 1 runs" in capsys.readouterr().out
+    sweep(configs(1), RunStore(tmp_path), jobs=1)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_shards_cover_every_run_once(parts: int) -> None:
+    runs = configs(*range(10))
+    split = [shard(runs, f"{i}/{parts}") for i in range(1, parts + 1)]
+    assert sorted(config.seed for part in split for config in part) == list(range(10))
+    assert max(map(len, split)) - min(map(len, split)) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
+def test_a_shard_that_is_none_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match="shard must be i/k"):
+        shard(configs(1), text)
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid`, the fork server's children among them."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found, todo = set(), {pid}
+    while todo:
+        todo = {child for child, parent in parents.items() if parent in todo} - found
+        found |= todo
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(tmp_path: Path, how: signal.Signals) -> None:
+    store = RunStore(tmp_path / "records")
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(short=SHORT, long=LONG, root=str(store.root)))
+    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: store.find(configs(1)[0]) is not None)
+        wait_until(lambda: len(descendants(process.pid)) >= 3)  # the fork server and the runs that go on
+        children = descendants(process.pid)
+        if how == signal.SIGINT:
+            os.killpg(process.pid, how)  # as a terminal does
+        else:
+            process.send_signal(how)
+        _, errors = process.communicate(timeout=30)
+        wait_until(lambda: not any(map(alive, children)))
+    finally:
+        os.killpg(process.pid, signal.SIGKILL) if alive(process.pid) else None
+    assert process.returncode != 0
+    assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
+    assert store.find(configs(1)[0]) is not None
+    assert store.why(TrainConfig(seed=2, **LONG)) != "it is finished"
