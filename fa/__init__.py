@@ -1,8 +1,27 @@
 """fa: the Flag Aggregator and the rules it is compared with, for distributed training with faulty workers."""
 
-from fa import irls
-from fa.rules import RULES, Aggregate, Decision, Rule, aggregate, make_rule
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fa import irls
+    from fa.rules import RULES, Aggregate, Decision, Rule, aggregate, make_rule
 
 __version__ = "0.1.0"
 
 __all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "irls", "make_rule"]
+
+_ROOMS = ("attacks", "data", "experiments", "irls", "models", "rules", "training")
+
+
+def __getattr__(name: str) -> Any:
+    """What is named, when it is first used: so that the command line need not wait for torch to say how it is called."""
+    if name in _ROOMS:
+        return importlib.import_module(f"fa.{name}")
+    if name in __all__:
+        return getattr(importlib.import_module("fa.rules"), name)
+    raise AttributeError(f"module 'fa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_ROOMS, "__version__"})

@@ -20,7 +20,7 @@ from fa import models, seeds
 from fa.data import Dataset, load
 from fa.data.batches import normalise
 from fa.rules import make_rule
-from fa.training import TrainConfig, loop, train
+from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.flat import Buffers, flatten, views
 from fa.training.records import Run
 from fa.training.server import SGD, Evaluation
@@ -299,6 +299,22 @@ def test_training_learns_and_the_mean_with_one_faulty_worker_does_not() -> None:
     assert train(config, threads=1).final_accuracy > 0.7
     assert train(replace(config, attack="random"), threads=1).final_accuracy < 0.3
     assert train(replace(config, attack="random", rule="multi_krum"), threads=1).final_accuracy > 0.5
+
+
+NUMBERS = {1: {"fa": (2.2891765, 0.8490588), "bulyan": (2.3063362, None)}}
+"""By RECORD_VERSION: the last loss of two short runs, and the explained variance of worker 0."""
+
+
+@pytest.mark.parametrize(("rule", "options"), [("fa", {"lam": 1.0, "before": ("krum", "median_norm")}), ("bulyan", {})])
+def test_numbers_change_only_with_the_record_version(rule: str, options: dict[str, Any]) -> None:
+    """Else a run store would hand out records that today's code no longer gives."""
+    config = TrainConfig(
+        rule=rule, rule_options=options, workers=7, byzantine=1, attack="sign_flip", iterations=6, batch=8, lr=0.05
+    )
+    run = train(config, threads=1)
+    loss, value = NUMBERS[RECORD_VERSION][rule]
+    assert run.curve[-1].train_loss == pytest.approx(loss, rel=1e-4)
+    assert run.workers[-7].value == (None if value is None else pytest.approx(value, rel=1e-3))
 
 
 def test_progress_is_told_after_each_iteration() -> None:
