@@ -15,7 +15,7 @@ _ROOMS = ("attacks", "data", "experiments", "irls", "models", "rules", "training
 
 
 def __getattr__(name: str) -> Any:
-    """What is named, when it is first used: so that the command line need not wait for torch to say how it is called."""
+    """What is named, when it is first used, so that the command line need not wait for torch to print its help."""
     if name in _ROOMS:
         return importlib.import_module(f"fa.{name}")
     if name in __all__:

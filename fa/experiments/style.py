@@ -46,8 +46,8 @@ PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trim
 READINGS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
 """FA as released, as printed and as it comes, and the controls that tell what protects."""
 
-FAULTY_COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#949494")
-"""By the number of faulty workers, where a figure shows one rule."""
+FAULTY_COLOURS = ("#00204d", "#414d6b", "#7c7b78", "#bcae6c")
+"""By the number of faulty workers, where a figure shows one rule: cividis, none of which is a rule's colour."""
 
 DATASETS = MappingProxyType(
     {"mnist-mini": "MNIST (10,000 images)", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}

@@ -1,0 +1,45 @@
+"""The README's numbers are those of the committed figures, and its Python runs."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import fa
+from fa.experiments.study import final
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_table_is_the_figures() -> None:
+    last = final(pd.read_csv(ROOT / "figures" / "quick" / "fig04_byzantine_workers.csv"))
+    measured = {(row.label, row.f): f"{row.test_accuracy:.3f}" for row in last.itertuples()}
+    rows = re.findall(r"^\| ([^|`]+) \| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \|$", README, flags=re.MULTILINE)
+    stated = {(label, f): row[f] for label, *_ in rows for f in (1, 2, 3) for row in rows if row[0] == label}
+    assert stated == measured
+
+
+def test_its_python_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    G = np.random.default_rng(0).standard_normal((15, 100))
+    layer = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
+    models = [type("Model", (), {"state_dict": lambda self: layer})() for _ in range(5)]
+    names: dict = {"G": G, "models": models}
+    exec(code, names)
+    np.testing.assert_allclose(names["result"].decision.weights @ G, names["result"].direction)
+
+
+def test_every_rule_step_and_attack_is_named() -> None:
+    from fa.attacks import ATTACKS
+    from fa.mixing import STEPS
+
+    for name in (*fa.RULES, *STEPS, *ATTACKS):
+        assert f"`{name}`" in README
+
+
+def test_every_file_it_shows_is_there() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        assert (ROOT / target).is_file(), target
