@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fa.experiments import FIGURES, fig02, fig04, figure_module, style
-from fa.experiments.figure import save
+from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES
 from fa.experiments.store import Record
 from fa.experiments.study import Results, Study, make_study
@@ -83,12 +83,14 @@ def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
     study = make_study("figure", "smoke", [("bulyan", 3), ("mean", 3)], workers=11)
     assert [cell.variant for cell in study.cells] == ["mean"]
     assert study.gaps == {"Bulyan, f = 3": "needs p >= 4f + 3; p = 11"}
+    assert study.title().endswith("\nleft out: Bulyan, f = 3, which needs p >= 4f + 3; p = 11")
 
 
 def test_given_settings_replace_the_profiles() -> None:
     study = fig02.study("quick", seeds=[5, 6], iterations=7)
     assert {cell.config.seed for cell in study.cells} == {5, 6}
     assert {cell.config.iterations for cell in study.cells} == {7}
+    assert study.title().endswith("7 iterations, seeds 5, 6 (line: their mean; band: their range)")
     with pytest.raises(ValueError, match=r"profile must be one of smoke, quick, cpu, paper; it is 'quik'.*'quick'"):
         fig02.study("quik")
 
@@ -152,6 +154,7 @@ def test_a_saved_figure_has_its_numbers_and_its_provenance(name: str, tmp_path: 
     assert about["runs"].keys() == {kept.study.store.key(config) for config in kept.study.configs}
     assert about["settings"] == kept.study.title()
     assert about["commit"]
+    assert about["command"] is None  # not all of the profile's runs
     for config in about["runs"].values():
         TrainConfig.from_json(json.dumps(config))
 
@@ -166,3 +169,10 @@ def test_a_figure_draws_every_curve_it_was_given() -> None:
     assert [text.get_text() for text in panels[2].get_legend().get_texts()] == [
         style.VARIANTS[key].label for key in fig04.TOP
     ]
+
+
+def test_provenance_has_the_command_of_a_profile_as_it_is(tmp_path: Path) -> None:
+    study = fig02.study("smoke", tmp_path)
+    whole = Results(study, {}, 1.0)
+    assert provenance(whole)["command"] == "fa reproduce --profile smoke fig02_mean_tolerance"
+    assert provenance(Results(fig02.study("smoke", tmp_path, lr=0.2), {}, 1.0))["command"] is None

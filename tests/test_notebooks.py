@@ -10,8 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from fa.cli import cli
-from fa.experiments import FIGURES, figure_module
+from fa.experiments import FIGURES, figure_module, notebooks
 from fa.experiments.notebooks import execute, find
+from fa.experiments.store import Record
+from fa.experiments.study import Study
+from fa.experiments.sweep import Outcome
+from fa.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -25,7 +29,7 @@ def test_every_figure_has_its_notebook() -> None:
 def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
     nbformat.validate(nbformat.read(path, as_version=4))
     parameters = papermill.inspect_notebook(path)
-    assert {"profile", "out", "jobs", "seeds", "iterations"} <= parameters.keys()
+    assert {"profile", "out", "jobs", "seeds", "iterations", "dataset", "device"} <= parameters.keys()
     for parameter in parameters.values():
         assert parameter["inferred_type_name"] != "None"
         assert parameter["help"]
@@ -62,3 +66,39 @@ def test_sweep_does_the_runs_and_tells_why(tmp_path: Path) -> None:
     after = CliRunner().invoke(cli, [*sweep, "--why"], catch_exceptions=False)
     assert after.output.count("it is finished") == 2
     assert after.output.count("differs in byzantine") == 2
+
+
+def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_once(configs: list[TrainConfig], store: object, jobs: int | None, progress: bool) -> list[Outcome]:
+        kept = [Outcome(config, Record(tmp_path)) for config in configs]
+        return [Outcome(configs[0], None, "Traceback\nValueError: no reason"), *kept[1:]]
+
+    monkeypatch.setattr("fa.experiments.study.sweep", fail_once)
+    done = CliRunner().invoke(cli, ["sweep", "--profile", "smoke", "--out", str(tmp_path)])
+    assert done.exit_code == 1
+    assert done.stderr.splitlines() == [
+        "fa: fig02_mean_tolerance: mean, f = 0, seed 2021: failed: ValueError: no reason",
+        "fa: fig04_byzantine_workers: fa, f = 1, seed 2021: failed: ValueError: no reason",
+    ]
+    assert "3 of 4 runs are in" in done.stdout
+    assert "32 of 33 runs are in" in done.stdout
+    study = figure_module("fig02").study("smoke", tmp_path)
+    with pytest.raises(ValueError, match=r"1 of 4 runs failed, the others are kept: mean, f = 0, .*no reason"):
+        study.run()
+
+
+@pytest.mark.parametrize("command", ["sweep", "reproduce"])
+def test_ctrl_c_says_how_to_go_on(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "sweep", interrupt)
+    monkeypatch.setattr(notebooks, "execute", interrupt)
+    stopped = CliRunner().invoke(cli, [command, "fig02", "--profile", "smoke", "--out", str(tmp_path)])
+    assert stopped.exit_code == 130
+    assert stopped.stderr.splitlines() == [
+        "finished runs are kept; the same command goes on from there",
+        "fa: interrupted",
+    ]

@@ -94,3 +94,10 @@ def test_a_failure_in_the_middle_leaves_nothing(runs: RunStore, monkeypatch: pyt
     with pytest.raises(OSError, match="No space left"):
         runs.save(finished())
     assert list(runs.root.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "", "null"])
+def test_a_strange_record_beside_it_does_not_stop_why(runs: RunStore, text: str) -> None:
+    (runs.root / "other").mkdir(parents=True)
+    (runs.root / "other" / "config.json").write_text(text)
+    assert runs.why(CONFIG) == "no run is finished yet"

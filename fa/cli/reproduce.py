@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import click
@@ -15,8 +16,9 @@ from fa.experiments.profiles import PROFILES
 @click.option(
     "--jobs", type=click.IntRange(min=1), help="Runs at a time; as many as cores and memory allow if left out."
 )
+@click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
-def reproduce(figure: tuple[str, ...], profile: str, jobs: int | None, out: Path | None) -> None:
+def reproduce(figure: tuple[str, ...], profile: str, jobs: int | None, device: str | None, out: Path | None) -> None:
     """Execute the notebook of each FIGURE (all if none is named); figures and executed notebooks go to
     figures/PROFILE.
     """
@@ -26,5 +28,11 @@ def reproduce(figure: tuple[str, ...], profile: str, jobs: int | None, out: Path
     target = figures(profile, out).resolve()
     for path in find(figure):
         click.echo(f"{path.stem}, profile {profile}")
-        execute(path, target, profile=profile, out=str(target), jobs=jobs)
+        try:
+            execute(path, target, profile=profile, out=str(target), jobs=jobs, device=device)
+        except KeyboardInterrupt:
+            # The cell that was cut off is an asyncio task that nobody waits for any more: no traceback of it.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            click.echo("finished runs are kept; the same command goes on from there", err=True)
+            raise
     click.echo(f"figures and executed notebooks are in {target}")

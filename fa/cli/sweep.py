@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fa.experiments import FIGURES, figure_module
 from fa.experiments.profiles import PROFILES
+
+if TYPE_CHECKING:
+    from fa.experiments.study import Study
 
 
 @click.command()
@@ -18,30 +22,51 @@ from fa.experiments.profiles import PROFILES
 )
 @click.option("--shard", "part", metavar="I/K", help="Only every K-th run, from the I-th: for K machines.")
 @click.option("--why", is_flag=True, help="Say for each run why it will run or not, and run nothing.")
+@click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
 def sweep(
-    figure: tuple[str, ...], profile: str, jobs: int | None, part: str | None, why: bool, out: Path | None
+    figure: tuple[str, ...],
+    profile: str,
+    jobs: int | None,
+    part: str | None,
+    why: bool,
+    device: str | None,
+    out: Path | None,
 ) -> None:
-    """Do the runs behind each FIGURE (fig02, fig04; all if none is named), reusing those that are finished."""
-    studies = [figure_module(name).study(profile, out) for name in figure or FIGURES]
-    for study in studies:
-        if why:
+    """Do the runs behind each FIGURE (fig02, fig04; all if none is named), reusing those that are finished.
+
+    A run that fails is named at the end, with exit code 1; the others are done and kept.
+    """
+    studies = [figure_module(name).study(profile, out, device=device) for name in figure or FIGURES]
+    if why:
+        for study in studies:
             _explain(study, part)
-        else:
-            study.run(jobs, part=part)
-            click.echo(f"{study.name}: its runs are in {study.store.root}")
+        return
+    succeeded = [_run(study, jobs, part) for study in studies]  # a failure does not stop the next study
+    if not all(succeeded):
+        raise click.exceptions.Exit(1)
 
 
-def _explain(study: object, part: str | None) -> None:
+def _run(study: Study, jobs: int | None, part: str | None) -> bool:
+    """Do the runs of a study and report; whether all of them succeeded."""
+    try:
+        outcomes = study.sweep(jobs, part=part)
+    except KeyboardInterrupt:
+        click.echo("finished runs are kept; the same command goes on from there", err=True)
+        raise
+    failed = [outcome for outcome in outcomes if outcome.record is None]
+    for outcome in failed:
+        click.echo(f"fa: {study.name}: {outcome}", err=True)
+    click.echo(f"{study.name}: {len(outcomes) - len(failed)} of {len(outcomes)} runs are in {study.store.root}")
+    return not failed
+
+
+def _explain(study: Study, part: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fa.experiments.study import Study
-    from fa.experiments.sweep import shard
-
-    assert isinstance(study, Study)
     table = Table("rule", "f", "seed", "run", "because", title=study.name)
-    for config in study.configs if part is None else shard(study.configs, part):
+    for config in study.part(part):
         finished = study.store.find(config) is not None
         options = ", ".join(f"{name}={value}" for name, value in config.options.items())
         rule = f"{config.rule} ({options})" if options else config.rule

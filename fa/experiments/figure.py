@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fa.experiments import figure_module
 from fa.experiments.claims import Claim
 from fa.experiments.paths import project
-from fa.experiments.study import Results
+from fa.experiments.study import Results, Study
 from fa.experiments.style import VARIANTS
 from fa.training.records import hardware, versions
 
@@ -49,7 +50,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "figure": study.name,
         "profile": study.profile,
         "settings": study.title(),
-        "command": f"fa reproduce --profile {study.profile} {study.name}",
+        "command": _command(study),
         "runs": {study.store.key(config): json.loads(config.to_json()) for config in study.configs},
         "gaps": study.gaps,
         "commit": _commit(),
@@ -59,6 +60,12 @@ def provenance(results: Results) -> dict[str, Any]:
         "versions": versions(),
         "hardware": hardware("cpu"),
     }
+
+
+def _command(study: Study) -> str | None:
+    """What draws this figure again; None where its settings are not the profile's."""
+    as_it_comes = figure_module(study.name).study(study.profile)
+    return f"fa reproduce --profile {study.profile} {study.name}" if study.configs == as_it_comes.configs else None
 
 
 def _seconds(results: Results) -> list[float]:

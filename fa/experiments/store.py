@@ -127,7 +127,9 @@ class RunStore:
         for path in sorted(self.root.glob("*/config.json")):
             try:
                 described = json.loads(path.read_text())
-            except ValueError:  # a damaged record: named where its own configuration is asked for
+            except (OSError, ValueError):  # a damaged record: named where its own configuration is asked for
+                continue
+            if not isinstance(described, dict):
                 continue
             found.append(_flat({name: described.get(name) for name in ("config", "data_checksum", "record_version")}))
         return found

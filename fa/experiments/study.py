@@ -50,29 +50,37 @@ class Study:
         """Where this study's runs are kept."""
         return RunStore(self.folder / "records")
 
-    def run(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> Results:
-        """Run what is not finished (of the `part` i/k, if given). Raises ValueError that names the runs that failed."""
+    def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
+        """Run what is not finished (of the `part` i/k, if given), and say what became of each run."""
+        return sweep(self.part(part), self.store, jobs, progress)
+
+    def part(self, text: str | None) -> list[TrainConfig]:
+        """The configurations of the part i/k, or all."""
+        return self.configs if text is None else shard(self.configs, text)
+
+    def run(self, jobs: int | None = None, progress: bool = True) -> Results:
+        """Run what is not finished, and give all. Raises ValueError that names the runs that failed, each with its
+        reason.
+        """
         started = time.monotonic()
-        configs = self.configs if part is None else shard(self.configs, part)
-        outcomes = sweep(configs, self.store, jobs, progress)
-        failed = [outcome for outcome in outcomes if outcome.record is None]
+        outcomes = self.sweep(jobs, progress)
+        failed = [str(outcome) for outcome in outcomes if outcome.record is None]
         if failed:
-            first = failed[0]
-            raise ValueError(
-                f"{len(failed)} of {len(outcomes)} runs failed, the others are kept; the first is {first.config.rule} "
-                f"with f = {first.config.byzantine} and seed {first.config.seed}: {first.error}"
-            )
+            raise ValueError(f"{len(failed)} of {len(outcomes)} runs failed, the others are kept: {'; '.join(failed)}")
         return Results(self, {outcome.config: outcome for outcome in outcomes}, time.monotonic() - started)
 
     def title(self) -> str:
-        """The settings that all runs share, for the figure's title."""
+        """The settings that all runs share, how seeds are shown, and what is left out: for the figure's title."""
         config = self.cells[0].config
         seeds = sorted({cell.config.seed for cell in self.cells})
         iterations = sorted({cell.config.iterations for cell in self.cells})
         task = f"{style.MODELS.get(config.model, config.model)}, {style.DATASETS.get(config.dataset, config.dataset)}"
         counts = f"p = {config.workers}, B = {config.batch}, lr = {config.lr:g}"
         steps = f"{'/'.join(map(str, iterations))} iterations"
-        return f"{task}; {counts}, {steps}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        shown = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+        spread = " (line: their mean; band: their range)" if len(seeds) > 1 else ""
+        gaps = "".join(f"\nleft out: {variant}, which {reason}" for variant, reason in self.gaps.items())
+        return f"{task}; {counts}, {steps}, {shown}{spread}{gaps}"
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,14 @@ class Outcome:
     record: Record | None
     error: str = ""
 
+    def __str__(self) -> str:
+        """In a line: the run, and its final accuracy or why it failed."""
+        config = self.config
+        result = f"failed: {(self.error.splitlines() or [''])[-1]}"
+        if self.record is not None:
+            result = f"{self.record.curve[-1]['test_accuracy']:.3f}"
+        return f"{config.rule}, f = {config.byzantine}, seed {config.seed}: {result}"
+
 
 @dataclass
 class _Child:
@@ -143,11 +151,27 @@ def _end_with_parent() -> None:
 
 
 def _jobs_that_fit(configs: Sequence[TrainConfig]) -> int:
-    """One process a core, fewer where the largest runs' gradients would not fit into free memory."""
-    cores = len(os.sched_getaffinity(0))
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """One process a core, fewer where the largest runs' gradients would not fit into free memory; one on a GPU, whose
+    memory is not ours to divide.
+    """
+    if any(config.device != "cpu" for config in configs):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = _free_memory()
+    if free is None:
+        return cores
     need = max((_memory(*shape) for shape in {(c.model, c.dataset, c.workers) for c in configs}), default=0)
     return max(1, min(cores, free // (need + _SPARE)))
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had without swapping, the page cache among them; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return None
+    kilobytes = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return next((1024 * number for number in kilobytes), None)
 
 
 def _memory(model: str, dataset: str, workers: int) -> int:
@@ -185,7 +209,7 @@ def _reporter(shown: bool) -> Iterator[Report]:
         task = bar.add_task("", total=None, last="")
 
         def show(done: int, total: int, outcome: Outcome | None) -> None:
-            bar.update(task, completed=done, total=total, last="" if outcome is None else _summary(outcome))
+            bar.update(task, completed=done, total=total, last="" if outcome is None else str(outcome))
 
         yield show
 
@@ -205,12 +229,4 @@ class _Lines:
             return
         self._printed = done
         left = (time.monotonic() - self._started) / max(1, done - self._first) * (total - done)
-        print(f"{done} of {total} runs, about {left:.0f} s left; the last: {_summary(outcome)}", flush=True)
-
-
-def _summary(outcome: Outcome) -> str:
-    config = outcome.config
-    result = f"failed: {outcome.error.splitlines()[-1]}" if outcome.record is None else ""
-    if outcome.record is not None:
-        result = f"{outcome.record.curve[-1]['test_accuracy']:.3f}"
-    return f"{config.rule}, f = {config.byzantine}, seed {config.seed}: {result}"
+        print(f"{done} of {total} runs, about {left:.0f} s left; the last: {outcome}", flush=True)
