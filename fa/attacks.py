@@ -13,6 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from fa.checks import check_one_of
 from fa.seeds import generator
 
 DROPPED = 0.1
@@ -40,8 +41,7 @@ class Attack:
 
 def make_attack(name: str) -> Attack:
     """The attack of that name; ValueError where there is none."""
-    if name not in ATTACKS:
-        raise ValueError(f"attack is {name!r}; it must be one of {', '.join(ATTACKS)}")
+    check_one_of("attack", name, tuple(ATTACKS))
     return ATTACKS[name]
 
 

@@ -8,6 +8,12 @@ from typing import Any
 import numpy as np
 
 
+def require(condition: bool, name: str, value: object, requirement: str) -> None:
+    """Whatever else an argument must be."""
+    if not condition:
+        raise ValueError(f"{name} must be {requirement}; it is {value!r}")
+
+
 def check_integer(name: str, value: Any, least: int) -> None:
     """An integer of at least `least`."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:

@@ -99,5 +99,5 @@ def test_nobody_faulty_changes_nothing() -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match="attack is 'lie'; it must be one of random, random_symmetric"):
+    with pytest.raises(ValueError, match="attack must be one of random, random_symmetric"):
         make_attack("lie")

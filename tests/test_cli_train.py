@@ -87,14 +87,14 @@ def test_options_of_rules_reach_the_rule(capsys: pytest.CaptureFixture[str], mon
         (["trian"], "trian"),
         (["train", "--lamda", "3"], "--lamda"),
         (["train", "--workers", "many"], "many"),
-        (["train", "--workers", "0"], "workers is 0; it must be"),
-        (["train", "--byzantine", "15"], "byzantine is 15; it must be less than workers=15"),
+        (["train", "--workers", "0"], "workers must be an integer of at least 1; it is 0"),
+        (["train", "--byzantine", "15"], "byzantine must be less than workers=15; it is 15"),
         (["train", "--rule", "best"], "best"),
         (["train", "--rule", "median", "--m", "8"], "'m'"),
-        (["train", "--attack", "lie"], "attack is 'lie'; it must be one of"),
+        (["train", "--attack", "lie"], "attack must be one of random"),
         (["train", "--dataset", "mnits"], "mnits"),
         (["train", "--model", "convnot"], "convnot"),
-        (["train", "--device", "abacus"], "device is 'abacus'"),
+        (["train", "--device", "abacus"], "device must be cpu, or cuda, cuda:0 and so on; it is 'abacus'"),
         (["train", "--threads", "0"], "--threads"),
         ([*QUICK, "--rule", "bulyan"], "p >= 4f + 3; here p = 3"),
     ],
@@ -115,7 +115,7 @@ def test_an_occupied_directory_is_refused_before_training(
     monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("the run had begun"))
     code, _, err = call(capsys, *QUICK, "--out", str(tmp_path))
     assert code == 2
-    assert err == f"fa: out is {str(tmp_path)!r}, which holds files already; it must be a new or an empty directory\n"
+    assert err == f"fa: out must be empty: it holds files already; it is {str(tmp_path)!r}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

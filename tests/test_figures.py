@@ -82,8 +82,9 @@ def test_figure_4_has_seven_rules_the_mean_and_the_readings_for_each_f() -> None
 def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
     study = make_study("figure", "smoke", [("bulyan", 3), ("mean", 3)], workers=11)
     assert [cell.variant for cell in study.cells] == ["mean"]
-    assert study.gaps == {"Bulyan, f = 3": "needs p >= 4f + 3; p = 11"}
-    assert study.title().endswith("\nleft out: Bulyan, f = 3, which needs p >= 4f + 3; p = 11")
+    assert list(study.gaps) == ["Bulyan, f = 3"]
+    assert study.gaps["Bulyan, f = 3"].startswith("bulyan needs p >= 4f + 3; here p = 11 gradients and f = 3")
+    assert study.title().endswith("\nleft out: bulyan needs p >= 4f + 3; here p = 11 gradients and f = 3")
 
 
 def test_given_settings_replace_the_profiles() -> None:

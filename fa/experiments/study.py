@@ -79,7 +79,7 @@ class Study:
         steps = f"{'/'.join(map(str, iterations))} iterations"
         shown = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         spread = " (line: their mean; band: their range)" if len(seeds) > 1 else ""
-        gaps = "".join(f"\nleft out: {variant}, which {reason}" for variant, reason in self.gaps.items())
+        gaps = "".join(f"\nleft out: {reason.partition(':')[0]}" for reason in self.gaps.values())
         return f"{task}; {counts}, {steps}, {shown}{spread}{gaps}"
 
 
@@ -136,11 +136,11 @@ def make_study(
 
 def _refusal(config: TrainConfig) -> str:
     """Why the rule cannot serve so many workers, or nothing."""
-    rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
-    times, plus = rule.condition
-    if config.workers >= times * rule.f + plus:
-        return ""
-    return f"needs p >= {times}f + {plus}; p = {config.workers}"
+    try:
+        make_rule(config.rule, f=config.rule_byzantine, **config.options).check_workers(config.workers)
+    except ValueError as refusal:
+        return str(refusal)
+    return ""
 
 
 def final(table: DataFrame) -> DataFrame:

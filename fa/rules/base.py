@@ -96,6 +96,11 @@ class Rule(ABC):
             check_one_of("a step of before", step, tuple(STEPS))
         object.__setattr__(self, "before", before)
 
+    def check_workers(self, p: int, remark: str = "") -> None:
+        """Raise ValueError unless the rule's condition holds for p gradients."""
+        times, plus = self.condition
+        check_condition(self.name, p, self.f, times, plus, remark)
+
     def without(self, missing: int, p: int) -> "Rule":
         """The rule for the p workers left when `missing` faulty ones are known: they count against f."""
         return replace(self, f=max(0, self.f - missing))
@@ -135,11 +140,10 @@ class Rule(ABC):
             raise ValueError("G must have a finite row; every worker's gradient holds NaN or Inf")
         rule = self.without(missing, rows.size)
         remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
-        times, plus = self.condition
-        check_condition(self.name, rows.size, rule.f, times, plus, remark)
+        rule.check_workers(rows.size, remark)
         mixture = mix(gram.select(rows), rule.before, Situation(rule.f, rule.seed, iteration))
         if rule.before:
-            check_condition(self.name, mixture.gram.p, rule.f, times, plus, f" after {', '.join(rule.before)}{remark}")
+            rule.check_workers(mixture.gram.p, f" after {', '.join(rule.before)}{remark}")
         return _describe(gram, rows, mixture, rule.decide(mixture.gram))
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fa.checks import check_integer, check_one_of, check_real, require
+
 RECORD_VERSION = 1
 """Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
 
@@ -51,23 +53,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
-            _check_name(name, getattr(self, name))
+            value = getattr(self, name)
+            require(isinstance(value, str) and value != "", name, value, "a name")
         object.__setattr__(self, "rule_options", _pairs(self.rule_options))
         for name, low in _LEAST_INTEGER.items():
-            _check_integer(name, getattr(self, name), low)
+            check_integer(name, getattr(self, name), low)
         for name in ("byzantine", "assumed_byzantine"):
             value = getattr(self, name)
             if value is not None:
-                _check_integer(name, value, 0)
-                _require(value < self.workers, name, value, f"less than workers={self.workers}")
+                check_integer(name, value, 0)
+                require(value < self.workers, name, value, f"less than workers={self.workers}")
         for name in ("lr", "momentum", "weight_decay", "lr_decay"):
+            check_real(name, getattr(self, name), 0)
             # An int and a float of one value must give one hash.
-            object.__setattr__(self, name, _real(name, getattr(self, name)))
-        _require(self.lr > 0, "lr", self.lr, "greater than 0")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "at least 0")
-        _require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
-        _require(self.sampling in SAMPLINGS, "sampling", self.sampling, "one of " + ", ".join(SAMPLINGS))
+            object.__setattr__(self, name, float(getattr(self, name)))
+        require(self.lr > 0, "lr", self.lr, "greater than 0")
+        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
+        check_one_of("sampling", self.sampling, SAMPLINGS)
 
     @property
     def options(self) -> dict[str, Option]:
@@ -92,7 +95,7 @@ class TrainConfig:
     def from_json(cls, text: str) -> TrainConfig:
         """The configuration that `to_json` wrote; a missing key takes its default, an unknown key is a ValueError."""
         record = json.loads(text)
-        _require(isinstance(record, dict), "the configuration", record, "a JSON object")
+        require(isinstance(record, dict), "the configuration", record, "a JSON object")
         unknown = sorted(set(record) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown key in a configuration: {', '.join(unknown)}")
@@ -102,30 +105,10 @@ class TrainConfig:
 _LEAST_INTEGER = {"workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
 
 
-def _require(condition: bool, name: str, value: object, requirement: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value!r}; it must be {requirement}")
-
-
-def _check_name(name: str, value: object) -> None:
-    _require(isinstance(value, str) and value != "", name, value, "a name")
-
-
-def _check_integer(name: str, value: object, low: int) -> None:
-    integer = isinstance(value, int) and not isinstance(value, bool)
-    _require(integer and low <= value < 2**63, name, value, f"an integer of at least {low}")  # type: ignore[operator]
-
-
-def _real(name: str, value: object) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    _require(number and math.isfinite(value), name, value, "a finite number")  # type: ignore[arg-type]
-    return float(value)  # type: ignore[arg-type]
-
-
 def _pairs(options: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> tuple[tuple[str, Option], ...]:
     pairs = dict(options)
     for name in pairs:
-        _require(isinstance(name, str), "rule_options", name, "named by strings")
+        require(isinstance(name, str), "rule_options", name, "named by strings")
     return tuple((name, _option(name, pairs[name])) for name in sorted(pairs))
 
 
@@ -134,5 +117,5 @@ def _option(name: str, value: Any) -> Option:
         return tuple(_option(name, item) for item in value)
     plain = value is None or isinstance(value, (bool, int, float, str))
     finite = not isinstance(value, float) or math.isfinite(value)
-    _require(plain and finite, f"rule_options[{name!r}]", value, "a finite number, a string, a truth value or a list")
+    require(plain and finite, f"rule_options[{name!r}]", value, "a finite number, a string, a truth value or a list")
     return value  # type: ignore[no-any-return]

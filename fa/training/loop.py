@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fa import models
+from fa.checks import check_integer, require
 from fa.data import Dataset, load
 from fa.rules import Aggregate, Rule, make_rule
 from fa.training.config import TrainConfig
@@ -52,6 +53,7 @@ def train(
     with _torch_threads(threads):
         device = _device(config.device)
         rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
+        rule.check_workers(config.workers)
         dataset = load(config.dataset)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
@@ -144,11 +146,10 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device is {name!r}; it must be cpu, or cuda or cuda:0 and so on") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {name!r}, but torch finds no CUDA device here; it must be cpu")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}; it must be cpu, or cuda or cuda:0 and so on")
+        device = torch.device("meta")  # nothing that one can train on either
+    require(device.type in ("cpu", "cuda"), "device", name, "cpu, or cuda, cuda:0 and so on")
+    if device.type == "cuda":
+        require(torch.cuda.is_available(), "device", name, "cpu here, where torch finds no CUDA device")
     return device
 
 
@@ -156,8 +157,7 @@ def _device(name: str) -> torch.device:
 def _torch_threads(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}; it must be at least 1")
+        check_integer("threads", threads, 1)
         torch.set_num_threads(threads)
     try:
         yield

@@ -15,6 +15,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
+from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
 
 USED = "used"
@@ -94,10 +95,9 @@ class Run:
 def refuse_occupied(directory: str | Path) -> None:
     """ValueError unless a run could be written to `directory`: it must be missing or empty."""
     path = Path(directory)
-    if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise ValueError(f"out is {str(path)!r}, which is no directory; it must be a new or an empty one")
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"out is {str(path)!r}, which holds files already; it must be a new or an empty directory")
+    usable = not path.is_symlink() and (not path.exists() or path.is_dir())
+    require(usable, "out", str(path), "a directory, new or empty")
+    require(not (path.is_dir() and any(path.iterdir())), "out", str(path), "empty: it holds files already")
 
 
 def versions() -> dict[str, str]:
