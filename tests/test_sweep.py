@@ -153,3 +153,18 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(tmp_path:
     assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
     assert store.find(configs(1)[0]) is not None
     assert store.why(TrainConfig(seed=2, **LONG)) != "it is finished"
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
+def test_ctrl_c_while_processes_are_still_starting_is_told_once(tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(SCRIPT.format(short=SHORT, long=LONG, root=str(tmp_path / "records")))
+    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: len(descendants(process.pid)) >= 2)  # the resource tracker and the fork server
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL) if alive(process.pid) else None
+    assert errors.count("Traceback") == 1
+    assert errors.rstrip().endswith("KeyboardInterrupt")

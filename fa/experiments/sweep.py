@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,7 @@ def shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
 
 
 def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[Outcome]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fa.training.loop"])
+    context = _context()
     waiting, running = list(configs), list[_Child]()
     try:
         while waiting or running:
@@ -101,6 +101,21 @@ def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[
             child.process.kill()
         for child in running:
             child.process.join()
+
+
+def _context() -> Any:
+    """Fork server with torch imported, from which Ctrl-C is kept for life: it reaches the whole group, but the parent
+    decides.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fa.training.loop"])
+    resource_tracker.ensure_running()  # first: when it starts, it lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 def _start(context: Any, config: TrainConfig, root: Path) -> _Child:
@@ -126,7 +141,6 @@ def _outcome(child: _Child, root: Path) -> Outcome:
 
 def _work(config: str, root: str, answer: Connection) -> None:
     """In the child: one run into the store; a failure is told to the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     _end_with_parent()
     try:
         from fa.training import train
