@@ -33,6 +33,30 @@ _EQUAL = 1e-12  # squared distance over squared norms below which two gradients 
 
 
 @dataclass(frozen=True)
+class Options:
+    """What `solve` can be told; raises ValueError for a value that no problem admits."""
+
+    m: int | None = None
+    lam: float = 0.0
+    regularizer: str = "pairwise"
+    a: float = 2.0
+    tol: float = 1e-10
+    max_iter: int = 5
+
+    def __post_init__(self) -> None:
+        if self.m is not None:
+            check_integer("m", self.m, 1)
+        check_real("lam", self.lam, 0)
+        check_one_of("regularizer", self.regularizer, REGULARIZERS)
+        check_real("a", self.a, 1, ", where (1 - v)^(1/a) is concave")
+        check_real("tol", self.tol, 0)
+        check_integer("max_iter", self.max_iter, 1)
+
+
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
 class Problem:
     """Eq. 5 in an orthonormal basis Q of span(G): r dimensions, N terms, p workers.
 
@@ -141,49 +165,39 @@ def solve(
     It stops when the smoothed objective changes by less than tol, or after max_iter steps. Raises ValueError for
     values out of range and for rows with NaN or Inf.
     """
+    options = Options(m, lam, regularizer, a, tol, max_iter)
     matrix = read(G).G
     gram, finite = measure(matrix)
     if not finite.all():
         raise ValueError(
             f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}: leave it out"
         )
-    return solve_gram(gram, m, lam, regularizer, a, tol, max_iter, matrix)
+    return solve_gram(gram, options, matrix)
 
 
 def solve_gram(
-    gram: Gram,
-    m: int | None = None,
-    lam: float = 0.0,
-    regularizer: str = "pairwise",
-    a: float = 2.0,
-    tol: float = 1e-10,
-    max_iter: int = 5,
-    G: Tensor | None = None,
-    reading: Reading = "paper",
+    gram: Gram, options: Options = DEFAULTS, G: Tensor | None = None, reading: Reading = "paper"
 ) -> Solution:
-    """As `solve`, from the Gram matrix; reading="released" takes the pairs and their factor as the released code
-    does.
-    """
-    m = default_m(gram.p) if m is None else m
-    check_options(m, lam, regularizer, a, tol, max_iter)
+    """As `solve`, from the Gram matrix; reading="released" takes the pairs as the released code does."""
+    m = default_m(gram.p) if options.m is None else options.m
     if m > gram.p:
         raise ValueError(f"m must be at most p = {gram.p}, the number of gradients; it is {m}")
-    problem = pose(gram, m, lam, a, reading)
-    states, converged = _iterate(problem, tol, max_iter)
+    problem = pose(gram, m, options.lam, options.a, reading)
+    states, converged = _iterate(problem, options.tol, options.max_iter)
     last = states[-1]
     norms = gram.norms[:, None]
     unit = problem.basis @ last.Y
     return Solution(
         objective=problem.objective(last.residuals),
-        resolution=float(problem.factors[last.residuals < FLOOR].sum() * FLOOR ** (1 / a)),
+        resolution=float(problem.factors[last.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)),
         history=tuple(state.smoothed for state in states),
         converged=converged,
         values=1.0 - last.residuals[: gram.p],
         coefficients=np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0),
         m=m,
-        lam=lam,
-        a=a,
-        regularizer=regularizer,
+        lam=options.lam,
+        a=options.a,
+        regularizer=options.regularizer,
         gram=gram,
         G=G,
     )
@@ -192,18 +206,6 @@ def solve_gram(
 def default_m(p: int) -> int:
     """ceil((p + 1)/2), the paper's number of columns of Y."""
     return -(-(p + 1) // 2)
-
-
-def check_options(m: int | None, lam: float, regularizer: str, a: float, tol: float, max_iter: int | None) -> None:
-    """Raise ValueError for an option that no problem admits."""
-    if m is not None:
-        check_integer("m", m, 1)
-    check_real("lam", lam, 0)
-    check_one_of("regularizer", regularizer, REGULARIZERS)
-    check_real("a", a, 1, ", where (1 - v)^(1/a) is concave")
-    check_real("tol", tol, 0)
-    if max_iter is not None:
-        check_integer("max_iter", max_iter, 1)
 
 
 def pose(gram: Gram, m: int, lam: float, a: float, reading: Reading = "paper") -> Problem:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from fa.checks import check_one_of
 from fa.gram import Gram
-from fa.irls import READINGS, Reading, check_options, solve_gram
+from fa.irls import READINGS, Options, Reading, solve_gram
 from fa.rules.base import Choice, Rule
 
 
@@ -36,13 +36,18 @@ class FlagAggregator(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_options(self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter)
         check_one_of("reading", self.reading, READINGS)
-        steps = 1 if self.reading == "released" else 5
         if self.max_iter is None:
-            object.__setattr__(self, "max_iter", steps)
+            object.__setattr__(self, "max_iter", 1 if self.reading == "released" else 5)
         elif self.reading == "released" and self.max_iter != 1:
             raise ValueError(f'max_iter must be 1 with reading="released", which takes one step; it is {self.max_iter}')
+        _ = self.options  # checks them
+
+    @property
+    def options(self) -> Options:
+        """What IRLS is told."""
+        assert self.max_iter is not None  # once it is made
+        return Options(self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter)
 
     def without(self, missing: int, p: int) -> Rule:
         """As every rule, with no more columns than workers are left."""
@@ -50,8 +55,5 @@ class FlagAggregator(Rule):
         return Rule.without(rule, missing, p)
 
     def decide(self, gram: Gram) -> Choice:
-        assert self.max_iter is not None
-        solution = solve_gram(
-            gram, self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter, reading=self.reading
-        )
+        solution = solve_gram(gram, self.options, reading=self.reading)
         return Choice(weights=solution.weights(self.reading), coefficients=solution.coefficients)
