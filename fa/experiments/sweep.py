@@ -1,7 +1,7 @@
 """Many runs, in processes of their own: what is finished stays finished, whatever happens to the rest.
 
-Each run is one process from a fork server that has torch imported. It works with one thread, so that a run's bits do
-not depend on how many go beside it. A child that loses its parent, however that died, ends itself.
+Each run is one process from a fork server that has loaded what runs need. It works with one thread, so that a run's
+bits do not depend on how many go beside it. A child that loses its parent, however that died, ends itself.
 """
 
 from __future__ import annotations
@@ -104,11 +104,9 @@ def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[
 
 
 def _context() -> Any:
-    """Fork server with torch imported, from which Ctrl-C is kept for life: it reaches the whole group, but the parent
-    decides.
-    """
+    """Fork server from which Ctrl-C is kept for life: it reaches the whole group, but the parent decides."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fa.training.loop"])
+    context.set_forkserver_preload(["fa.experiments.warm"])
     resource_tracker.ensure_running()  # first: when it starts, it lets SIGINT through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
