@@ -22,7 +22,7 @@ from fa.training.flat import flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, refuse_occupied
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
-from fa.training.transport import Transport
+from fa.training.transport import Gathered, Transport
 
 
 class Progress(NamedTuple):
@@ -31,6 +31,7 @@ class Progress(NamedTuple):
     iteration: int  # how many are done
     loss: Tensor  # scalar, on the run's device: reading it waits for the device
     accuracy: float | None  # of the last evaluation
+    G: Tensor  # (p, n), what the server was sent in that iteration; the next one overwrites it
 
 
 def train(
@@ -90,18 +91,18 @@ class Loop:
         seconds = 0.0
         for iteration in range(self._config.iterations):
             before = time.perf_counter()
-            loss, rows = self._iterate(iteration)
+            gathered, rows = self._iterate(iteration)
             seconds += time.perf_counter() - before
             workers += rows
             done = iteration + 1
             if done % self._epoch_length == 0 or done == self._config.iterations:
                 epoch = -(-done // self._epoch_length)
-                curve.append(CurvePoint(done, epoch, seconds, float(loss), evaluate()))
+                curve.append(CurvePoint(done, epoch, seconds, float(gathered.loss), evaluate()))
             if progress is not None:
-                progress(Progress(done, loss, curve[-1].test_accuracy if curve else None))
+                progress(Progress(done, gathered.loss, curve[-1].test_accuracy if curve else None, gathered.G))
         return tuple(curve), tuple(workers)
 
-    def _iterate(self, iteration: int) -> tuple[Tensor, list[WorkerRow]]:
+    def _iterate(self, iteration: int) -> tuple[Gathered, list[WorkerRow]]:
         gathered = self._transport.gradients(iteration, self._parameters)
         try:
             aggregate = self._rule.aggregate(gathered.G, iteration)
@@ -109,9 +110,9 @@ class Loop:
             if torch.isfinite(gathered.loss):
                 raise ValueError(f"iteration {iteration + 1}: {error}") from error
             # The model has diverged and too few gradients are finite: no step is taken, and the records say so.
-            return gathered.loss, _nobody(iteration + 1, self._config.workers)
+            return gathered, _nobody(iteration + 1, self._config.workers)
         self._optimizer.step(aggregate.direction, iteration)
-        return gathered.loss, _rows(iteration + 1, self._config.workers, aggregate)
+        return gathered, _rows(iteration + 1, self._config.workers, aggregate)
 
 
 def _rows(iteration: int, workers: int, aggregate: Aggregate) -> list[WorkerRow]:

@@ -1,0 +1,20 @@
+"""What was recorded is what the workers sent."""
+
+from dataclasses import replace
+
+import torch
+
+from fa.experiments.recording import record
+from fa.training import TrainConfig, train
+
+CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=9, batch=4, lr=0.05)
+
+
+def test_the_recorded_gradients_are_those_of_the_run():
+    kept = record(CONFIG, at=(1, 3))
+    sent = []
+    train(replace(CONFIG, iterations=3), progress=lambda progress: sent.append(progress.G.clone()))
+    assert list(kept) == [1, 3]
+    assert torch.equal(kept[1], sent[0])
+    assert torch.equal(kept[3], sent[2])
+    assert not torch.equal(kept[1], kept[3])
