@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 __all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "irls", "make_rule"]
 
-_ROOMS = ("attacks", "data", "experiments", "irls", "models", "rules", "training")
+_ROOMS = ("attacks", "data", "experiments", "flags", "irls", "models", "objective", "rules", "sdp", "training")
 
 
 def __getattr__(name: str) -> Any:

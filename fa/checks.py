@@ -8,6 +8,20 @@ from typing import Any
 import numpy as np
 
 
+class ConditionError(ValueError):
+    """Too few gradients for a rule or a step, of those that came or of those that are finite."""
+
+
+def check_condition(name: str, p: int, f: int, times: int, plus: int, remark: str = "") -> None:
+    """p gradients of which f may be faulty: p >= times f + plus. Raises ConditionError."""
+    if p >= times * f + plus:
+        return
+    needed = f"p >= {times}f + {plus}" if plus != 1 else f"p > {times}f"
+    raise ConditionError(
+        f"{name} needs {needed}; here p = {p} gradients and f = {f}{remark}: take more workers or a smaller f"
+    )
+
+
 def require(condition: bool, name: str, value: object, requirement: str) -> None:
     """Whatever else an argument must be."""
     if not condition:

@@ -5,6 +5,7 @@ came.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -79,15 +80,62 @@ def _check_dtype(dtype: torch.dtype, name: str) -> None:
         )
 
 
+def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
+    """As `read`, where a worker may also hold k_i gradients, (k_i, n): all of them as rows, and the k_i.
+
+    Raises ValueError as `read` does.
+    """
+    if not isinstance(G, Sequence) or not any(_is_matrix(entry) for entry in G):
+        gradients = read(G)
+        return gradients, (1,) * gradients.G.shape[0]
+    groups = [_tensor(entry, f"worker {i}") for i, entry in enumerate(G)]
+    rows = [_matrix(group[None] if group.ndim == 1 else group) for group in groups]
+    for worker, group in enumerate(rows):
+        _check_same(worker, "number of parameters,", rows[0].shape[1], group.shape[1])
+        _check_same(worker, "dtype,", rows[0].dtype, group.dtype)
+    restore = _same if isinstance(G[0], Tensor) else Tensor.numpy
+    return Gradients(torch.cat(rows), restore), tuple(len(group) for group in rows)
+
+
+def _is_matrix(entry: Any) -> bool:
+    return isinstance(entry, Tensor | np.ndarray) and entry.ndim == 2
+
+
+def _same(d: Tensor) -> Tensor:
+    return d
+
+
+def _check_same(worker: int, what: str, first: object, other: object) -> None:
+    if other != first:
+        raise ValueError(f"worker {worker} must have worker 0's {what} {first}; it has {other}")
+
+
 def _read_workers(workers: Sequence[Any]) -> Gradients:
-    """One entry a worker: its layers are flattened into one row of a new matrix."""
+    """One entry a worker, whose layers become one row of a new matrix.
+
+    The whole numbers among a mapping's entries, such as the batch counts of a state dict, are no coordinates: each
+    comes back as the median over the workers.
+    """
     if not workers:
         raise ValueError("G must hold at least one worker; it is an empty sequence")
-    first = _layers(workers[0], 0)
-    for worker, entry in enumerate(workers[1:], start=1):
-        _check_alike(first, _layers(entry, worker), worker)
-    rows = [torch.cat([layer.reshape(-1) for layer in _layers(entry, i).values()]) for i, entry in enumerate(workers)]
-    return Gradients(_matrix(torch.stack(rows)), lambda d: _like(workers[0], first, d))
+    entries = [_tensors(entry, i) for i, entry in enumerate(workers)]
+    counts = {name for name, tensor in entries[0].items() if isinstance(workers[0], Mapping) and _is_count(tensor)}
+    for worker, entry in enumerate(entries):
+        _check_alike(entries[0], entry, worker)
+        for name, tensor in entry.items():
+            if name not in counts:
+                _check_dtype(tensor.dtype, f"worker {worker}, entry {name!r}")
+    layers = {name: tensor for name, tensor in entries[0].items() if name not in counts}
+    n = sum(layer.numel() for layer in layers.values())
+    if n == 0:
+        raise ValueError("worker 0 must have a parameter, of float16, bfloat16, float32 or float64; it has none")
+    dtype = reduce(torch.promote_types, (layer.dtype for layer in layers.values()))
+    G = torch.empty(len(workers), n, dtype=dtype, device=next(iter(layers.values())).device)
+    for row, entry in zip(G, entries, strict=True):
+        for piece, name in zip(row.split([layer.numel() for layer in layers.values()]), layers, strict=True):
+            piece.copy_(entry[name].reshape(-1))
+    medians = {name: torch.stack([entry[name] for entry in entries]).median(dim=0).values for name in counts}
+    return Gradients(G, lambda d: _like(workers[0], layers, medians, d))
 
 
 def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
@@ -101,34 +149,32 @@ def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any
     return {0: entry}, lambda layers: layers[0]
 
 
-def _layers(entry: Any, worker: int) -> dict[Any, Tensor]:
+def _tensors(entry: Any, worker: int) -> dict[Any, Tensor]:
     items, _ = _entries(entry)
-    layers = {name: _tensor(value, f"worker {worker}, entry {name!r}") for name, value in items.items()}
-    for name, layer in layers.items():
-        _check_dtype(layer.dtype, f"worker {worker}, entry {name!r}")
-    if sum(layer.numel() for layer in layers.values()) == 0:
-        raise ValueError(f"worker {worker} holds no parameter: an entry of G must have at least one")
-    return layers
+    return {
+        name: value.detach() if isinstance(value, Tensor) else _tensor(value, f"worker {worker}, entry {name!r}")
+        for name, value in items.items()
+    }
+
+
+def _is_count(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int) -> None:
-    shapes, theirs = ({name: tuple(layer.shape) for name, layer in layers.items()} for layers in (first, other))
-    if list(shapes) != list(theirs):
-        raise ValueError(f"worker {worker} must have worker 0's entries {list(shapes)}; it has {list(theirs)}")
-    for name, shape in shapes.items():
-        if theirs[name] != shape:
-            raise ValueError(
-                f"worker {worker}, entry {name!r}, must have worker 0's shape {shape}; its shape is {theirs[name]}"
-            )
+    _check_same(worker, "entries", list(first), list(other))
+    for name, tensor in first.items():
+        _check_same(worker, f"entry {name!r} of shape", tuple(tensor.shape), tuple(other[name].shape))
+        _check_same(worker, f"entry {name!r} of dtype", tensor.dtype, other[name].dtype)
+        _check_same(worker, f"entry {name!r} on device", tensor.device, other[name].device)
 
 
-def _like(entry: Any, layers: dict[Any, Tensor], d: Tensor) -> Any:
+def _like(entry: Any, layers: dict[Any, Tensor], medians: dict[Any, Tensor], d: Tensor) -> Any:
     """The direction d (n,) in the shape of one worker's entry, dtype by dtype, arrays where it has arrays."""
     items, pack = _entries(entry)
+    pieces = dict(zip(layers, d.split([layer.numel() for layer in layers.values()]), strict=True))
     shaped: dict[Any, Any] = {}
-    for (name, layer), piece in zip(
-        layers.items(), torch.split(d, [layer.numel() for layer in layers.values()]), strict=True
-    ):
-        tensor = piece.view(layer.shape).to(layer.dtype)
-        shaped[name] = tensor if isinstance(items[name], Tensor) else tensor.numpy()
+    for name, given in items.items():
+        tensor = medians[name] if name in medians else pieces[name].view(layers[name].shape).to(layers[name].dtype)
+        shaped[name] = tensor if isinstance(given, Tensor) else tensor.numpy()
     return pack(shaped)

@@ -1,12 +1,12 @@
 """The p x p Gram matrix, in which every rule decides, and what a right multiplication of the gradients does to it.
 
-K_ij = <g_i, g_j> is taken in one quick pass over the coordinates. What that pass cannot give, it can tell: a row that
-leaves the arithmetic's range shows on the diagonal, and a K whose smallest eigenvalue (on unit columns) comes near
-its own error would make distances out of noise. Then, and only then, a pass in float64 follows, and, where two
-gradients differ by less than float64 resolves, one over their differences.
+The inner products <g_i, g_j> are taken in one quick pass over the coordinates. What that pass cannot give, it can tell:
+a row that leaves the arithmetic's range shows on the diagonal, and products whose smallest eigenvalue (on unit columns)
+comes near their own error would make distances out of noise. Then, and only then, a pass in float64 follows, and, where
+two gradients differ by less than float64 resolves, one over their differences.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,93 +14,159 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from fa import kernels
+from fa.kernels import symmetric
 
 Square = Float64[np.ndarray, "p p"]
+PerGradient = Float64[np.ndarray, " p"]
 
 QUICK_LIMIT = (
     1e-2  # smallest eigenvalue of unit columns that a float32 pass, whose error is about 1e-6, resolves to 1e-4
 )
 CANCELLED = 1e-10  # squared distance over squared norms below which float64 products do not resolve it
-_RANGE = {
-    torch.float32: 1e-28,
-    torch.float64: 1e-280,
-}  # squared norms below may have lost coordinates to underflow
+_RANGE = {torch.float32: 1e-28, torch.float64: 1e-280}  # squared norms below may have lost coordinates to underflow
+_ORDINARY = (1e-120, 1e120)  # entries between these have squares, and sums of squares, within float64
+_LARGEST_EXPONENT = 1000  # of two: norms below 2^-1000 count as 0
+_FARTHEST = 1e150  # norms above this times the usual one count as this where they are squared
 
 
 @dataclass(frozen=True)
 class Gram:
-    """Inner products K (p, p) and squared distances D2 (p, p) of p gradients; both times scale^2 are the true ones.
+    """What p gradients are to one another: cosines (p, p), lengths (p,), squared distances D2 (p, p).
 
-    D2 is kept beside K since it cannot always be had from it: K_ii + K_jj - 2 K_ij cancels where gradients nearly
-    agree.
+    The norms are scale * lengths and the squared distances scale^2 * D2, with a power of two that brings the usual
+    norm near 1: so 1e-200 and 1e200 stay apart from 0 and infinity. Cosines are 0 for a gradient that is 0. D2 is kept
+    beside the cosines since it cannot always be had from them: it would cancel where gradients nearly agree.
     """
 
-    K: Square
+    cosines: Square
+    lengths: PerGradient
     D2: Square
-    scale: float = 1.0
+    scale: float
 
     @classmethod
-    def of(cls, K: Square, scale: float = 1.0) -> "Gram":
-        """From inner products alone."""
-        squares = np.diag(K)
-        D2 = np.maximum(squares[:, None] + squares[None, :] - 2 * K, 0.0)
-        np.fill_diagonal(D2, 0.0)
-        return cls(K, D2, scale)
+    def of(cls, K: Square, exponents: PerGradient | None = None) -> "Gram":
+        """From inner products, of the gradients over 2^exponents_i if given."""
+        powers = np.zeros(len(K)) if exponents is None else exponents
+        logs = _log2(np.diag(K)) / 2 + powers
+        vanished = logs < -_LARGEST_EXPONENT  # 1/||g_i|| would leave the range
+        K = np.where(vanished[:, None] | vanished, 0.0, K)
+        roots, exponent = np.sqrt(np.diag(K)), _usual_exponent(logs)
+        factors = np.exp2(np.clip(powers - exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+        inside = np.minimum(factors, _FARTHEST)
+        return cls(_cosines(K, roots), roots * factors, _distances(K * np.outer(inside, inside)), 2.0**exponent)
 
     @classmethod
     def unmeasured(cls, p: int) -> "Gram":
         """For a rule that decides without looking: only the number of gradients is known."""
-        return cls(np.full((p, p), np.nan), np.full((p, p), np.nan))
+        unknown = np.full((p, p), np.nan)
+        return cls(unknown, np.diag(unknown), unknown, 1.0)
 
     @property
     def p(self) -> int:
         """The number of gradients."""
-        return len(self.K)
+        return len(self.lengths)
 
     @property
-    def norms(self) -> Float64[np.ndarray, " p"]:
+    def norms(self) -> PerGradient:
         """||g_i||, (p,)."""
-        return self.scale * np.sqrt(np.diag(self.K))
+        return self.scale * self.lengths
+
+    @property
+    def K(self) -> Square:
+        """Inner products of the gradients over `scale`, (p, p)."""
+        products: np.ndarray = self.cosines * np.outer(self.near, self.near)
+        return products
+
+    @property
+    def near(self) -> PerGradient:
+        """The lengths, cut where their squares would leave the range, (p,)."""
+        near: np.ndarray = np.minimum(self.lengths, _FARTHEST)
+        return near
 
     def select(self, rows: Int[np.ndarray, " q"]) -> "Gram":
         """Of the named gradients only, in that order."""
-        return Gram(self.K[np.ix_(rows, rows)], self.D2[np.ix_(rows, rows)], self.scale)
+        square = np.ix_(rows, rows)
+        return Gram(self.cosines[square], self.lengths[rows], self.D2[square], self.scale)
 
-    def scaled(self, factors: Float64[np.ndarray, " p"]) -> "Gram":
+    def scaled(self, factors: PerGradient) -> "Gram":
         """Of the gradients factors_i g_i.
 
-        ||a x - b y||^2 = a b ||x - y||^2 + (a - b)(a ||x||^2 - b ||y||^2), in which equal factors cancel nothing.
+        ||a x - b y||^2 = a b ||x - y||^2 + (a - b)(a ||x||^2 - b ||y||^2) cancels nothing for equal factors, and
+        loses everything for very unequal ones: there the cosines give the distance.
         """
-        squares = np.diag(self.K)
-        a, b = factors[:, None], factors[None, :]
-        D2 = a * b * self.D2 + (a - b) * (a * squares[:, None] - b * squares[None, :])
-        return Gram(a * b * self.K, np.maximum(D2, 0.0), self.scale)
+        norms = self.norms * factors
+        scale = 2.0 ** _usual_exponent(_log2(norms))
+        lengths = norms / scale
+        a = (factors * (self.scale / scale))[:, None]
+        squares = np.square(self.near)[:, None]
+        plain = replace(self, lengths=lengths).K
+        of_products = _distances(plain)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not taken
+            first, second = a * a.T * self.D2, (a - a.T) * (a * squares - (a * squares).T)
+            better = np.abs(first) + np.abs(second) < np.add.outer(np.diag(plain), np.diag(plain))
+            D2 = np.where(better, np.maximum(first + second, 0.0), of_products)
+        return Gram(self.cosines, lengths, D2, scale)
 
     def averaged(self, R: Float64[np.ndarray, "p q"]) -> "Gram":
         """Of the q averages G^T R, each column of R summing to 1.
 
         Then -z^T D2 z / 2 is the squared distance of two, z = r_a - r_b: what they share cancels before it is rounded.
         """
+        K = symmetric(R.T @ self.K @ R)
         z = R[:, :, None] - R[:, None, :]
-        D2 = -0.5 * (z * np.tensordot(self.D2, z, axes=1)).sum(axis=0)
-        return Gram(_symmetric(R.T @ self.K @ R), np.maximum(_symmetric(D2), 0.0), self.scale)
+        D2 = symmetric(-0.5 * (z * np.tensordot(self.D2, z, axes=1)).sum(axis=0))
+        roots = np.sqrt(np.maximum(np.diag(K), 0.0))
+        return Gram(_cosines(K, roots), roots, np.maximum(D2, 0.0), self.scale)
 
 
 def measure(G: Float[Tensor, "p n"]) -> tuple[Gram, Bool[np.ndarray, " p"]]:
-    """The Gram matrix of the rows of G, and which of them (p,) are finite; K and D2 are NaN at those that are not."""
+    """The Gram matrix of the rows of G, and which of them (p,) are finite; it is NaN at those that are not."""
     K = kernels.gram(G)
     finite = _finite_rows(G, K)
     if not finite.any():
         return Gram.unmeasured(G.shape[0]), finite
     rows = np.flatnonzero(finite)
-    scale = 1.0
+    exponents = np.zeros(G.shape[0])
     if not _quick_pass_suffices(K[np.ix_(rows, rows)], G.dtype):
-        K, scale = _precise(G, finite)
+        if G.dtype == torch.float64:
+            exponents = _exponents(G, finite)
+        K = kernels.gram(_divided(G, exponents), precise=True)
     K[~finite], K[:, ~finite] = np.nan, np.nan
-    gram = Gram.of(K, scale)
-    if _cancelled(gram.select(rows)):
-        gram = Gram(K, kernels.squared_distances(_scaled(G, scale)), scale)
+    gram = Gram.of(K, exponents)
+    if _cancelled(gram.select(rows), K[np.ix_(rows, rows)]):
+        gram = replace(gram, D2=_exact_distances(G, gram.scale, bool(exponents.any())))
     return gram, finite
+
+
+def usual(norms: PerGradient) -> float:
+    """The median of the norms; where that is 0, of those that are not."""
+    median = float(np.median(norms))
+    return median if median > 0 or not norms.any() else float(np.median(norms[norms > 0]))
+
+
+def _log2(numbers: PerGradient) -> PerGradient:
+    """-inf where 0."""
+    logs: np.ndarray = np.log2(numbers, out=np.full(len(numbers), -np.inf), where=numbers != 0)
+    return logs
+
+
+def _usual_exponent(logs: PerGradient) -> float:
+    """The power of two below the usual norm, of their logarithms; gradients that are 0 or not finite do not count."""
+    known = logs[np.isfinite(logs)]
+    return float(np.clip(np.floor(np.median(known)), -_LARGEST_EXPONENT, _LARGEST_EXPONENT)) if known.size else 0.0
+
+
+def _cosines(K: Square, roots: PerGradient) -> Square:
+    scale = np.divide(1.0, roots, out=np.zeros_like(roots), where=roots != 0)
+    cosines: np.ndarray = K * np.outer(scale, scale)
+    return cosines
+
+
+def _distances(K: Square) -> Square:
+    squares = np.diag(K)
+    D2: np.ndarray = np.maximum(squares[:, None] + squares[None, :] - 2 * K, 0.0)
+    np.fill_diagonal(D2, 0.0)
+    return D2
 
 
 def _finite_rows(G: Tensor, K: Square) -> Bool[np.ndarray, " p"]:
@@ -120,31 +186,35 @@ def _quick_pass_suffices(K: Square, dtype: torch.dtype) -> bool:
         return False
     if dtype == torch.float64:
         return True
-    norms = np.sqrt(squares)
-    return bool(np.linalg.eigvalsh(K / np.outer(norms, norms))[0] > QUICK_LIMIT)
+    return bool(np.linalg.eigvalsh(_cosines(K, np.sqrt(squares)))[0] > QUICK_LIMIT)
 
 
-def _precise(G: Tensor, finite: Bool[np.ndarray, " p"]) -> tuple[Square, float]:
-    """K in float64; of the gradients over a power of two where even their float64 squares leave the range."""
-    if G.dtype != torch.float64:
-        return kernels.gram(G, precise=True), 1.0
-    largest = max(float(G[row].abs().max()) for row in np.flatnonzero(finite))
-    scale = 1.0 if 1e-120 < largest < 1e120 or largest == 0 else 2.0 ** np.floor(np.log2(largest))
-    return kernels.gram(_scaled(G, scale), precise=True), scale
+def _exponents(G: Tensor, finite: Bool[np.ndarray, " p"]) -> PerGradient:
+    """By which power of two each row must be divided so that its square stays within float64: 0 if all stay so."""
+    largest = np.array([float(row.abs().max()) if kept else 0.0 for row, kept in zip(G, finite, strict=True)])
+    ordinary = (largest == 0) | ((largest > _ORDINARY[0]) & (largest < _ORDINARY[1]))
+    return np.zeros(len(largest)) if ordinary.all() else np.frexp(largest)[1].astype(np.float64)
 
 
-def _scaled(G: Tensor, scale: float) -> Tensor:
-    return G if scale == 1.0 else G / scale
+def _divided(G: Tensor, exponents: PerGradient) -> Tensor:
+    """Row i of G over 2^exponents_i, in two steps since one power may leave the range."""
+    if not exponents.any():
+        return G
+    half = np.floor(exponents / 2)
+    for part in (half, exponents - half):
+        G = G * torch.from_numpy(np.exp2(-part)).to(G.device)[:, None]
+    return G
 
 
-def _cancelled(gram: Gram) -> bool:
+def _exact_distances(G: Tensor, scale: float, divide: bool) -> Square:
+    divisor = scale if divide else 1.0
+    D2 = kernels.squared_distances(G / divisor if divide else G) * (divisor / scale) ** 2
+    near: np.ndarray = np.minimum(D2, _FARTHEST**2)
+    return near
+
+
+def _cancelled(gram: Gram, K: Square) -> bool:
     """Whether two gradients that are not equal, bit for bit as far as K tells, are closer than K resolves."""
-    squares = np.diag(gram.K)
-    sums = squares[:, None] + squares[None, :]
-    equal = (gram.K == squares[:, None]) & (gram.K == squares[None, :])
-    return bool(((gram.D2 < CANCELLED * sums) & ~equal).any())
-
-
-def _symmetric(K: Square) -> Square:
-    symmetric: Square = np.triu(K) + np.triu(K, 1).T
-    return symmetric
+    squares = np.square(gram.near)
+    equal = (np.diag(K)[:, None] == K) & (np.diag(K)[None, :] == K)
+    return bool(((gram.D2 < CANCELLED * np.add.outer(squares, squares)) & ~equal).any())

@@ -6,30 +6,36 @@ The terms t_k are the unit gradients x_i = g_i/||g_i|| (c = 1) and, with lam > 0
 g_j)/D_ij of every pair (c = 2 lam/(p - 1), since eq. 5 counts each pair twice). The power is concave in ||Y^T
 t_k||^2, so its tangent bounds it above and the tangent's minimiser, the top m eigenvectors of sum_k c_k w_k t_k t_k^T
 with w = (1 - v)^(1/a - 1), does not raise the objective. Everything is written in an orthonormal basis of span(G), of
-p dimensions at the most: nothing of size n is built.
+p dimensions at the most: nothing of size n is built. A worker with k_i gradients has one term of k_i columns, of
+Frobenius norm 1 together.
+
+The problem is not convex: where IRLS ends depends on where it starts, from equal weights if nothing else is said.
 
 Source: the paper, sections 2.2 and 2.3; Mankovich et al., The Flag Median and FlagIRLS, CVPR 2022.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64
+import torch
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from fa import kernels
-from fa.checks import check_integer, check_one_of, check_real
-from fa.gradients import read
+from fa.checks import check_integer, check_one_of, check_real, require
+from fa.gradients import Gradients, read_groups
 from fa.gram import Gram, measure
 
 Reading = Literal["paper", "released"]
 READINGS = ("paper", "released")
-REGULARIZERS = ("pairwise",)
+REGULARIZERS = ("pairwise", "l1", "group", "rows")
+STARTS = ("equal", "data", "random")
 
 FLOOR = 1e-12  # of 1 - v: below it the power is replaced by its tangent there, so that weights stay finite
 _RANK = 1e-12  # eigenvalues of the cosines below this fraction of the largest are rounding, not directions
-_EQUAL = 1e-12  # squared distance over squared norms below which two gradients count as one and their term as 0
+_EQUAL = 1e-12  # squared distance over squared norms below which a pair's direction is lost with those eigenvalues
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Options:
     a: float = 2.0
     tol: float = 1e-10
     max_iter: int = 5
+    restarts: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.m is not None:
@@ -51,6 +59,8 @@ class Options:
         check_real("a", self.a, 1, ", where (1 - v)^(1/a) is concave")
         check_real("tol", self.tol, 0)
         check_integer("max_iter", self.max_iter, 1)
+        check_integer("restarts", self.restarts, 0)
+        check_integer("seed", self.seed, 0)
 
 
 DEFAULTS = Options()
@@ -58,56 +68,63 @@ DEFAULTS = Options()
 
 @dataclass(frozen=True)
 class Problem:
-    """Eq. 5 in an orthonormal basis Q of span(G): r dimensions, N terms, p workers.
+    """Eq. 5 in an orthonormal basis Q of span(G): r dimensions, N columns, T terms, p workers.
 
-    `basis` (p, r) holds the coefficients of Q in the unit gradients; `terms` (r, N) the t_k, the p unit gradients
-    first; `factors` (N,) the c_k. A gradient that is zero has a zero column and c = 0.
+    `basis` (q, r) holds the coefficients of Q in the q unit gradients; `terms` (r, N) the columns of the t_k, `owner`
+    (N,) the term that each belongs to, and `factors` (T,) the c_k. The p workers' terms come first. A gradient that is
+    zero has a zero column, and c = 0 where it is all that a worker has.
     """
 
-    basis: Float64[np.ndarray, "p r"]
+    basis: Float64[np.ndarray, "q r"]
     terms: Float64[np.ndarray, "r N"]
-    factors: Float64[np.ndarray, " N"]
-    norms: Float64[np.ndarray, " p"]
+    owner: Int[np.ndarray, " N"]
+    factors: Float64[np.ndarray, " T"]
+    p: int
     m: int
     a: float
 
-    @property
-    def p(self) -> int:
-        """The number of gradients."""
-        return self.norms.size
-
-    def objective(self, residuals: Float64[np.ndarray, " N"]) -> float:
+    def objective(self, residuals: Float64[np.ndarray, " T"]) -> float:
         """Eq. 5 with (1 - v)^(1/a) for the square root, of the residuals 1 - v."""
         return float(self.factors @ residuals ** (1 / self.a))
 
-    def smoothed(self, residuals: Float64[np.ndarray, " N"]) -> float:
+    def smoothed(self, residuals: Float64[np.ndarray, " T"]) -> float:
         """The objective with the power's tangent at FLOOR below FLOOR: what every step lowers."""
         floored = np.maximum(residuals, FLOOR)
         below = np.minimum(residuals - FLOOR, 0.0) * FLOOR ** (1 / self.a - 1) / self.a
         return float(self.factors @ (floored ** (1 / self.a) + below))
 
-    def weights(self, residuals: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " N"]:
+    def weights(self, residuals: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
         """w_k = (1 - v_k)^(1/a - 1), the tangents' slopes up to the factor 1/a."""
         weights: np.ndarray = np.maximum(residuals, FLOOR) ** (1 / self.a - 1)
         return weights
 
+    def residuals(self, complement: Float64[np.ndarray, "r s"]) -> Float64[np.ndarray, " T"]:
+        """1 - v_k of each term under the subspace whose orthogonal complement in span(G) has this basis.
+
+        Lengths in the complement, and not 1 less the length in the subspace, which would cancel.
+        """
+        lengths = np.square(complement.T @ self.terms).sum(axis=0)
+        return np.bincount(self.owner, lengths, minlength=self.factors.size)
+
 
 @dataclass(frozen=True)
 class State:
-    """One iterate: Y in the basis (r, min(m, r)), the residuals 1 - v_k it leaves (N,), its smoothed objective."""
+    """One iterate: Y in the basis (r, min(m, r)), the residuals 1 - v_k it leaves (T,), its smoothed objective."""
 
     Y: Float64[np.ndarray, "r m"]
-    residuals: Float64[np.ndarray, " N"]
+    residuals: Float64[np.ndarray, " T"]
     smoothed: float
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What IRLS found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i
+    """What was found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i
     (p,).
 
-    `coefficients` C (p, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what its terms below FLOOR,
-    which the smoothing cannot tell from FLOOR, can hide: their number times FLOOR^(1/a).
+    `coefficients` C (q, min(m, rank G)) give Y = G^T C; None with a regularizer by which Y leaves span(G), which has Y
+    (n, m) itself. The objective's `resolution` is what it may be off by: the terms below FLOOR, which the smoothing
+    cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a pair too close for its direction to be
+    known the whole term is left out. `gram` is of all q gradients, of which worker i has counts_i.
     """
 
     objective: float
@@ -115,91 +132,125 @@ class Solution:
     history: tuple[float, ...]
     converged: bool
     values: Float64[np.ndarray, " p"]
-    coefficients: Float64[np.ndarray, "p m"]
+    coefficients: Float64[np.ndarray, "q m"] | None
     m: int
     lam: float
     a: float
     regularizer: str
     gram: Gram = field(repr=False)
-    G: Tensor | None = field(default=None, repr=False)
+    counts: tuple[int, ...] = field(repr=False)
+    gradients: Gradients | None = field(default=None, repr=False)
+    Y: Tensor | None = field(default=None, repr=False)
 
     @property
     def iterations(self) -> int:
         """The number of steps taken."""
         return len(self.history)
 
-    def weights(self, reading: Reading = "paper") -> Float64[np.ndarray, " p"]:
-        """The direction's coefficients on the gradients, (p,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
-        g_i/||g_i||.
+    def weights(self, reading: Reading = "paper") -> Float64[np.ndarray, " q"]:
+        """The direction's coefficients on the gradients, (q,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
+        g_i/||g_i||. Of a worker with several gradients it is their mean that counts.
         """
-        check_one_of("reading", reading, READINGS)
-        p, norms = self.gram.p, self.gram.norms
-        cosines = _cosines(self.gram)
-        share = norms / p if reading == "paper" else (norms > 0) / self.m
+        if self.coefficients is None:
+            raise ValueError(
+                f'with regularizer="{self.regularizer}" d is no combination of gradients: take .direction()'
+            )
+        norms = self.gram.norms
+        lengths = self.gram.cosines @ self._shares(reading)
         scaled = norms[:, None] * self.coefficients
-        beta = scaled @ (scaled.T @ (cosines @ share))
-        weights: np.ndarray = np.divide(beta, norms, out=np.zeros(p), where=norms > 0)
+        beta = scaled @ (scaled.T @ lengths)
+        weights: np.ndarray = np.divide(beta, norms, out=np.zeros(norms.size), where=norms > 0)
         return weights
 
-    def direction(self, reading: Reading = "paper") -> Tensor:
-        """d (n,), in G's dtype."""
-        if self.G is None:
+    def _shares(self, reading: Reading) -> Float64[np.ndarray, " q"]:
+        """The coefficients on the unit gradients of what Y Y^T is applied to."""
+        check_one_of("reading", reading, READINGS)
+        norms, each = self.gram.norms, np.repeat(1 / np.array(self.counts), self.counts)
+        return each * (norms / len(self.counts) if reading == "paper" else (norms > 0) / self.m)
+
+    def direction(self, reading: Reading = "paper") -> Any:
+        """d (n,), of the gradients' kind, dtype and device."""
+        if self.gradients is None:
             raise ValueError(
                 "this solution was found from a Gram matrix alone: take .weights() and combine the gradients with them"
             )
-        return kernels.combine(self.G, self.weights(reading))[0]
+        G = self.gradients.G
+        if self.Y is None:
+            return self.gradients.restore(kernels.combine(G, self.weights(reading))[0])
+        norms = self.gram.norms
+        coefficients = np.divide(self._shares(reading), norms, out=np.zeros(norms.size), where=norms > 0)
+        d = kernels.combine(G, coefficients)[0].to(self.Y.dtype)
+        return self.gradients.restore((self.Y @ (self.Y.T @ d)).to(G.dtype))
 
 
 def solve(
     G: Any,
-    m: int | None = None,
-    lam: float = 0.0,
-    regularizer: str = "pairwise",
-    a: float = 2.0,
-    tol: float = 1e-10,
-    max_iter: int = 5,
+    m: int | None = DEFAULTS.m,
+    lam: float = DEFAULTS.lam,
+    regularizer: str = DEFAULTS.regularizer,
+    a: float = DEFAULTS.a,
+    tol: float = DEFAULTS.tol,
+    max_iter: int = DEFAULTS.max_iter,
+    start: Any = "equal",
+    restarts: int = DEFAULTS.restarts,
+    seed: int = DEFAULTS.seed,
 ) -> Solution:
-    """The subspace of m dimensions (default ceil((p + 1)/2)) that IRLS finds for eq. 5, from equal weights.
+    """The subspace of m dimensions (default ceil((p + 1)/2)) that IRLS finds for eq. 5.
 
-    G: (p, n), one worker a row, or what `fa.aggregate` takes. lam weighs the pairwise term, a is the power's inverse.
-    It stops when the smoothed objective changes by less than tol, or after max_iter steps. Raises ValueError for
-    values out of range and for rows with NaN or Inf.
+    G: (p, n), one worker a row, or what `fa.aggregate` takes, or a list of (k_i, n) arrays, k_i gradients from worker
+    i. lam weighs the regularizer ("pairwise", or "l1", "group" and "rows" of `fa.regularizers`), a is the power's
+    inverse. It stops when the smoothed objective changes by less than tol, or after max_iter steps.
+
+    start: "equal" weights, the "data" (the span of the first m gradients), a "random" subspace, or the workers' hints,
+    (n, k) vectors whose span is taken. The best of that start and `restarts` random ones counts; these draw from
+    `seed`. Raises ValueError for values out of range and for rows with NaN or Inf.
     """
-    options = Options(m, lam, regularizer, a, tol, max_iter)
-    matrix = read(G).G
-    gram, finite = measure(matrix)
+    options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
+    gradients, counts = read_groups(G)
+    gram, finite = measure(gradients.G)
     if not finite.all():
         raise ValueError(
             f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}: leave it out"
         )
-    return solve_gram(gram, options, matrix)
+    return solve_gram(gram, options, gradients, start=start, counts=counts)
 
 
 def solve_gram(
-    gram: Gram, options: Options = DEFAULTS, G: Tensor | None = None, reading: Reading = "paper"
+    gram: Gram,
+    options: Options = DEFAULTS,
+    gradients: Gradients | None = None,
+    reading: Reading = "paper",
+    start: Any = "equal",
+    counts: Sequence[int] | None = None,
 ) -> Solution:
     """As `solve`, from the Gram matrix; reading="released" takes the pairs as the released code does."""
-    m = default_m(gram.p) if options.m is None else options.m
-    if m > gram.p:
-        raise ValueError(f"m must be at most p = {gram.p}, the number of gradients; it is {m}")
-    problem = pose(gram, m, options.lam, options.a, reading)
-    states, converged = _iterate(problem, options.tol, options.max_iter)
+    counts = (1,) * gram.p if counts is None else tuple(counts)
+    m = default_m(len(counts)) if options.m is None else options.m
+    check_m(m, gram.p)
+    problem = pose(gram, m, options.lam, options.a, reading, counts)
+    found = [
+        _iterate(problem, weights, options.tol, options.max_iter)
+        for weights in _starts(problem, gram, gradients, start, options)
+    ]
+    states, converged = min(found, key=lambda run: problem.objective(run[0][-1].residuals))
     last = states[-1]
     norms = gram.norms[:, None]
     unit = problem.basis @ last.Y
+    hidden = problem.factors[last.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)
     return Solution(
         objective=problem.objective(last.residuals),
-        resolution=float(problem.factors[last.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)),
+        resolution=float(hidden) + _unresolved(gram, options.lam, reading),
         history=tuple(state.smoothed for state in states),
         converged=converged,
-        values=1.0 - last.residuals[: gram.p],
+        values=1.0 - last.residuals[: len(counts)],
         coefficients=np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0),
         m=m,
         lam=options.lam,
         a=options.a,
         regularizer=options.regularizer,
         gram=gram,
-        G=G,
+        counts=counts,
+        gradients=gradients,
     )
 
 
@@ -208,30 +259,59 @@ def default_m(p: int) -> int:
     return -(-(p + 1) // 2)
 
 
-def pose(gram: Gram, m: int, lam: float, a: float, reading: Reading = "paper") -> Problem:
-    """Eq. 5 for these gradients, in an orthonormal basis of their span."""
-    lengths, vectors = np.linalg.eigh(_cosines(gram))
+def check_m(m: int, q: int) -> None:
+    """m columns of Y for q gradients; ValueError where there are fewer."""
+    require(m <= q, "m", m, f"at most p = {q}, the number of gradients")
+
+
+def pose(
+    gram: Gram, m: int, lam: float, a: float, reading: Reading = "paper", counts: Sequence[int] | None = None
+) -> Problem:
+    """Eq. 5 for these gradients, of which worker i has counts_i (None: one), in an orthonormal basis of their span."""
+    counts = (1,) * gram.p if counts is None else tuple(counts)
+    require(
+        lam == 0 or len(counts) == gram.p, "lam", lam, "0 where a worker has several gradients, which form no pairs"
+    )
+    lengths, vectors = np.linalg.eigh(gram.cosines)
     kept = lengths > _RANK * max(lengths[-1], 1.0)
-    basis = vectors[:, kept] / np.sqrt(lengths[kept])
-    unit_gradients = (vectors[:, kept] * np.sqrt(lengths[kept])).T
-    alive = (gram.norms > 0).astype(np.float64)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    shares = _shares(gram, owner)
+    unit = (vectors[:, kept] * np.sqrt(lengths[kept])).T * (gram.lengths > 0)
     differences, factors = _pairs(gram, lam, reading)
     return Problem(
-        basis=basis * alive[:, None],
-        terms=np.hstack([unit_gradients * alive, unit_gradients @ differences]),
-        factors=np.concatenate([alive, factors]),
-        norms=gram.norms,
+        basis=vectors[:, kept] / np.sqrt(lengths[kept]) * (gram.lengths > 0)[:, None],
+        terms=np.hstack([unit * shares, unit @ differences]),
+        owner=np.concatenate([owner, len(counts) + np.arange(factors.size)]),
+        factors=np.concatenate([np.bincount(owner, shares) > 0, factors]).astype(np.float64),
+        p=len(counts),
         m=m,
         a=a,
     )
 
 
-def _cosines(gram: Gram) -> Float64[np.ndarray, "p p"]:
-    """Inner products of the unit gradients; 0 for a gradient that is 0."""
-    norms = np.sqrt(np.diag(gram.K))
-    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    cosines: np.ndarray = gram.K * np.outer(scale, scale)
-    return cosines
+def _shares(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:
+    """||g_ik|| over the Frobenius norm of all that worker i sent: 1 for an only gradient, 0 for one that is 0."""
+    together = np.sqrt(np.bincount(owner, np.square(gram.near)))[owner]
+    alone = np.bincount(owner)[owner] == 1
+    shares = np.divide(gram.near, together, out=np.zeros(gram.p), where=together > 0)
+    shares = np.where(alone, gram.lengths > 0, shares)
+    return shares
+
+
+def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
+    """Which pairs are far enough from each other for the direction of their difference."""
+    i, j = np.triu_indices(gram.p, 1)
+    squares = np.square(gram.near)
+    apart: np.ndarray = gram.D2[i, j] > _EQUAL * (squares[i] + squares[j])
+    return apart
+
+
+def _unresolved(gram: Gram, lam: float, reading: Reading) -> float:
+    """How much the pairs that differ, but are not far enough apart, could add to the objective."""
+    if lam == 0 or gram.p == 1 or reading == "released":
+        return 0.0
+    different = gram.D2[np.triu_indices(gram.p, 1)] > 0
+    return 2 * lam / (gram.p - 1) * int((different & ~_apart(gram)).sum())
 
 
 def _pairs(gram: Gram, lam: float, reading: Reading) -> tuple[Float64[np.ndarray, "p N"], Float64[np.ndarray, " N"]]:
@@ -243,22 +323,62 @@ def _pairs(gram: Gram, lam: float, reading: Reading) -> tuple[Float64[np.ndarray
     p = gram.p
     if lam == 0 or p == 1:
         return np.zeros((p, 0)), np.zeros(0)
-    norms = np.sqrt(np.diag(gram.K))
     i, j = np.triu_indices(p, 1)
     columns = np.arange(i.size)
     differences = np.zeros((p, i.size))
     if reading == "released":
         differences[i, columns], differences[j, columns] = 1.0, -1.0
         return differences, np.full(i.size, 2 * (lam / (p * (p - 1))) ** 2)
-    distances = np.sqrt(gram.D2[i, j])
-    apart = distances > np.sqrt(_EQUAL) * np.hypot(norms[i], norms[j])
-    distances[~apart] = np.inf
-    differences[i, columns], differences[j, columns] = norms[i] / distances, -norms[j] / distances
+    apart = _apart(gram)
+    distances = np.where(apart, np.sqrt(gram.D2[i, j]), np.inf)
+    differences[i, columns], differences[j, columns] = gram.near[i] / distances, -gram.near[j] / distances
     return differences, np.where(apart, 2 * lam / (p - 1), 0.0)
 
 
-def _iterate(problem: Problem, tol: float, max_iter: int) -> tuple[list[State], bool]:
-    states = [step(problem, np.ones_like(problem.factors))]
+def _starts(
+    problem: Problem, gram: Gram, gradients: Gradients | None, start: Any, options: Options
+) -> Iterator[Float64[np.ndarray, " T"]]:
+    """The weights of the first step: of the start that is asked for, then of random ones."""
+    generator = np.random.default_rng(options.seed)
+    r = len(problem.terms)
+    if not isinstance(start, str):
+        yield _weights_of(problem, _hints(problem, gram, gradients, start))
+    else:
+        check_one_of("start", start, STARTS)
+        if start == "equal":
+            yield np.ones_like(problem.factors)
+        elif start == "data":
+            yield _weights_of(problem, problem.terms[:, : problem.m])
+        else:
+            yield _weights_of(problem, generator.standard_normal((r, problem.m)))
+    for _ in range(options.restarts):
+        yield _weights_of(problem, generator.standard_normal((r, problem.m)))
+
+
+def _weights_of(problem: Problem, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, " T"]:
+    """The weights at the subspace that these vectors span."""
+    left, sizes, _ = np.linalg.svd(vectors, full_matrices=True)
+    rank = int((sizes > _RANK * max(sizes.max(initial=0.0), 1e-300)).sum())
+    return problem.weights(problem.residuals(left[:, min(rank, problem.m) :]))
+
+
+def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any) -> Float64[np.ndarray, "r k"]:
+    """The projections on span(G) of vectors (n, k), in the problem's basis."""
+    if gradients is None:
+        raise ValueError("start must be one of its words where only the Gram matrix is known; it is an array")
+    G = gradients.G.double()
+    vectors = torch.as_tensor(hints, dtype=torch.float64, device=G.device)
+    require(vectors.ndim == 2 and len(vectors) == G.shape[1], "start", tuple(vectors.shape), f"of ({G.shape[1]}, k)")
+    norms = gram.norms[:, None]
+    products = (G @ vectors).cpu().numpy()
+    projected: np.ndarray = problem.basis.T @ np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    return projected
+
+
+def _iterate(
+    problem: Problem, weights: Float64[np.ndarray, " T"], tol: float, max_iter: int
+) -> tuple[list[State], bool]:
+    states = [step(problem, weights)]
     while len(states) < max_iter:
         states.append(step(problem, problem.weights(states[-1].residuals)))
         if terminates(states[-2], states[-1], tol):
@@ -266,15 +386,12 @@ def _iterate(problem: Problem, tol: float, max_iter: int) -> tuple[list[State], 
     return states, False
 
 
-def step(problem: Problem, weights: Float64[np.ndarray, " N"]) -> State:
-    """The top m eigenvectors of the weighted terms' second moment, and what they leave of each term.
-
-    Residuals are lengths in the other eigenvectors, not 1 less the length in these, which would cancel.
-    """
-    moment = (problem.terms * (problem.factors * weights)) @ problem.terms.T
+def step(problem: Problem, weights: Float64[np.ndarray, " T"]) -> State:
+    """The top m eigenvectors of the weighted terms' second moment, and what they leave of each term."""
+    moment = (problem.terms * (problem.factors * weights)[problem.owner]) @ problem.terms.T
     _, vectors = np.linalg.eigh(moment)
     split = max(vectors.shape[0] - problem.m, 0)
-    residuals = np.square(vectors[:, :split].T @ problem.terms).sum(axis=0)
+    residuals = problem.residuals(vectors[:, :split])
     return State(vectors[:, split:], residuals, problem.smoothed(residuals))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fa import aggregate
+from fa import aggregate, models
 from fa.gradients import read
 
 G = np.random.default_rng(0).standard_normal((4, 6))
@@ -85,6 +85,19 @@ def test_state_dicts_give_a_state_dict():
     torch.testing.assert_close(mean["bias"], bias * 1.5)
 
 
+def test_a_models_state_dicts_are_averaged_and_their_batch_counts_are_the_median():
+    """One worker that lies about its count moves nothing."""
+    model = models.build("resnet18", 3, 10, 32, seed=0)
+    states = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for _ in range(3)]
+    for worker, state in enumerate(states):
+        state["conv1.weight"] += worker
+        state["bn1.num_batches_tracked"] += (5, 6, 10**9)[worker]
+    mean = aggregate(states, "mean")
+    assert mean["bn1.num_batches_tracked"] == 6
+    torch.testing.assert_close(mean["conv1.weight"], states[1]["conv1.weight"])
+    model.load_state_dict(mean)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -99,11 +112,13 @@ def test_state_dicts_give_a_state_dict():
         (torch.zeros(2, 3, dtype=torch.complex64), "complex64"),
         (torch.zeros(2, 3).to_sparse(), "dense"),
         ([], "empty sequence"),
-        ([np.zeros(3), np.zeros(4)], r"worker 1.*shape \(3,\).*\(4,\)"),
+        ([np.zeros(3), np.zeros(4)], r"worker 1 must have worker 0's entry 0 of shape \(3,\); it has \(4,\)"),
         ([{"a": np.zeros(3)}, {"b": np.zeros(3)}], r"worker 1 must have worker 0's entries \['a'\]; it has \['b'\]"),
         ([[np.zeros(2), np.zeros(2)], [np.zeros(2)]], "worker 1 must have worker 0's entries"),
-        ([{"n": torch.tensor(3)}], "worker 0, entry 'n'.*int64"),
-        ([np.zeros(0)], "worker 0 holds no parameter"),
+        ([{"n": torch.tensor(3)}], "worker 0 must have a parameter, of float16.*it has none"),
+        ([[torch.tensor([3])]], "worker 0, entry 0 must be of float16.*int64"),
+        ([{"a": torch.zeros(2)}, {"a": torch.zeros(2).double()}], "entry 'a' of dtype torch.float32; it has torch.fl"),
+        ([np.zeros(0)], "worker 0 must have a parameter"),
         ("gradients", "it is a str"),
         (None, "it is a NoneType"),
     ],

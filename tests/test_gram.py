@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fa.gram import Gram, measure
-from fa.mixing import STEPS, Situation, krum_scores, mix
+from fa.mixing import STEPS, Situation, mix
+from fa.selection import krum_scores
 
 
 def squared_distances(G):

@@ -43,7 +43,7 @@ def test_it_is_flagirls_on_the_gradients_themselves(a, lam, m):
 def test_the_two_readings_of_the_direction():
     G = normal(7, 40) * np.linspace(0.1, 10, 7)[:, None]
     solution = irls.solve(G, m=3, max_iter=4, tol=0.0)
-    np.testing.assert_allclose(solution.direction("paper").numpy(), fa_paper(G, 3, steps=4), atol=1e-10)
+    np.testing.assert_allclose(solution.direction("paper"), fa_paper(G, 3, steps=4), atol=1e-10)
     gram, _ = measure(torch.from_numpy(G))
     released = irls.solve_gram(gram, irls.Options(m=3, lam=2.0, max_iter=1), reading="released")
     np.testing.assert_allclose(G.T @ released.weights("released"), fa_released(G, 3, lam=2.0), atol=1e-10)
@@ -93,17 +93,17 @@ def test_span_y_is_span_g_where_its_rank_is_below_m():
     solution = irls.solve(G, m=3, max_iter=3)
     assert solution.coefficients.shape == (3, 2)
     np.testing.assert_allclose(solution.values, 1)
-    np.testing.assert_allclose(solution.direction().numpy(), G.mean(axis=0), atol=1e-12)
+    np.testing.assert_allclose(solution.direction(), G.mean(axis=0), atol=1e-12)
 
 
 @pytest.mark.parametrize("lam", [0.0, 2.0])
 def test_one_gradient_zero_gradients_and_equal_ones(lam):
     one = irls.solve(normal(1, 9), lam=lam)
-    np.testing.assert_allclose(one.direction().numpy(), normal(1, 9)[0])
+    np.testing.assert_allclose(one.direction(), normal(1, 9)[0])
     G = normal(5, 30)
     G[1], G[4] = 0.0, G[3]
     solution = irls.solve(G, m=2, lam=lam)
-    assert torch.isfinite(solution.direction()).all()
+    assert np.isfinite(solution.direction()).all()
     assert solution.values[1] == 1
     assert solution.values[3] == pytest.approx(solution.values[4], abs=1e-12)
     nothing = irls.solve(np.zeros((3, 4)), lam=lam)
@@ -132,7 +132,7 @@ def test_pairs_closer_than_arithmetic_resolves_count_as_equal():
         ({"a": 0.5}, "a must be a finite number of at least 1.*it is 0.5"),
         ({"tol": -1.0}, "tol must be"),
         ({"max_iter": 0}, "max_iter must be an integer of at least 1; it is 0"),
-        ({"regularizer": "pairwize"}, "regularizer must be one of pairwise; it is 'pairwize'.*did you mean 'pairwise'"),
+        ({"regularizer": "pairwize"}, "regularizer must be one of pairwise, l1, group, rows; it is 'pairwize'.*did you mean 'pairwise'"),
     ],
 )
 def test_options_that_no_problem_admits_are_named(options, message):

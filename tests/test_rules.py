@@ -347,7 +347,7 @@ def test_the_condition_holds_after_the_steps_before_too():
         (lambda G: aggregate(G, "fa", m=0), "m must be an integer of at least 1"),
         (lambda G: aggregate(G, "fa", reading="released", max_iter=5), "max_iter must be 1"),
         (lambda G: aggregate(G, "multi_krum", keep=0), "keep must be an integer of at least 1"),
-        (lambda G: aggregate(G, "multi_krum", keep=8), "keep must be at most the number of gradients, 7; it is 8"),
+        (lambda G: aggregate(G, "multi_krum", keep=8), "keep must be at most p = 7, the number of gradients; it is 8"),
         (lambda G: aggregate(G, "krum", f=3, before="nnm"), "krum needs"),
         (lambda G: aggregate(G, make_rule("mean"), f=1), "options belong to a rule's name"),
     ],

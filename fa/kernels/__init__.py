@@ -19,6 +19,12 @@ _WIDTH = 1 << 20  # columns of half precision that are taken to float32 at a tim
 Pass = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
+def symmetric(upper: np.ndarray) -> np.ndarray:
+    """The symmetric matrix with this upper triangle."""
+    whole: np.ndarray = np.triu(upper) + np.triu(upper, 1).T
+    return whole
+
+
 def gram(G: Tensor, precise: bool = False) -> np.ndarray:
     """K = G G^T, (p, p) float64 and exactly symmetric.
 
@@ -27,25 +33,25 @@ def gram(G: Tensor, precise: bool = False) -> np.ndarray:
     `precise` does all of it in float64.
     """
     if G.device.type != "cpu":
-        return device.gram(G).cpu().numpy()
+        return symmetric(device.gram(G).cpu().numpy())
     from fa.kernels import cpu
 
     K = np.zeros((G.shape[0], G.shape[0]))
     for piece in _arrays(G):
         K += cpu.gram(piece, precise)
-    return K
+    return symmetric(K)
 
 
 def squared_distances(G: Tensor) -> np.ndarray:
     """||g_i - g_j||^2, (p, p) float64, from differences taken in float64: exact where K would cancel."""
     if G.device.type != "cpu":
-        return device.squared_distances(G).cpu().numpy()
+        return symmetric(device.squared_distances(G).cpu().numpy())
     from fa.kernels import cpu
 
     total = np.zeros((G.shape[0], G.shape[0]))
     for piece in _arrays(G):
         total += cpu.squared_distances(piece)
-    return total
+    return symmetric(total)
 
 
 def combine(G: Tensor, weights: np.ndarray) -> tuple[Tensor, np.ndarray]:

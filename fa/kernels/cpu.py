@@ -38,16 +38,15 @@ def _share(work: Callable[[int, int], Any], size: int) -> list[Any]:
 
 
 def gram(G: np.ndarray, precise: bool) -> np.ndarray:
-    """K = G G^T, (p, p) float64, of G (p, n): products and the sums of 2,048 of them in G's precision, in float64 if
-    `precise`.
+    """The upper triangle of K = G G^T, (p, p) float64, of G (p, n): products and the sums of 2,048 of them in G's
+    precision, in float64 if `precise`.
     """
     p, n = G.shape
     parts = np.zeros((-(-n // _CHUNK), p, p))
     zero = np.float64(0) if precise else G.dtype.type(0)
     _share(lambda t, threads: _gram_chunks(G, parts, t, threads, zero), G.size)
     K: np.ndarray = parts.sum(axis=0)
-    symmetric: np.ndarray = np.triu(K) + np.triu(K, 1).T
-    return symmetric
+    return K
 
 
 @_jit
@@ -95,12 +94,11 @@ def _gram_tile(G, i, j, lo, hi, zero, block):
 
 
 def squared_distances(G: np.ndarray) -> np.ndarray:
-    """||g_i - g_j||^2, (p, p) float64, from differences taken in float64: exact where K would cancel."""
+    """The upper triangle of ||g_i - g_j||^2, (p, p) float64, from differences taken in float64."""
     p, n = G.shape
     parts = np.zeros((-(-n // _CHUNK), p, p))
     _share(lambda t, threads: _distance_chunks(G, parts, t, threads), G.size)
-    upper: np.ndarray = parts.sum(axis=0)
-    D2: np.ndarray = upper + upper.T
+    D2: np.ndarray = parts.sum(axis=0)
     return D2
 
 

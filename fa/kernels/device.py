@@ -28,7 +28,7 @@ def gram(G: Tensor) -> Tensor:
     for _, chunk in _chunks(G):
         X = chunk.double()
         K += X @ X.T
-    return torch.triu(K) + torch.triu(K, 1).T
+    return K
 
 
 def squared_distances(G: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def squared_distances(G: Tensor) -> Tensor:
         X = chunk.double()
         for i in range(G.shape[0]):
             total[i] += (X - X[i]).square().sum(dim=1)
-    return torch.triu(total, 1) + torch.triu(total, 1).T
+    return total
 
 
 def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

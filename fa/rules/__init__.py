@@ -33,13 +33,17 @@ def make_rule(name: str, f: int = 0, **options: Any) -> Rule:
     """The rule of that name, to withstand f faulty workers; raises ValueError for a name, option or value that there
     is not.
     """
+    return _make(name, {"f": f} | options)
+
+
+def _make(name: str, options: dict[str, Any]) -> Rule:
     check_one_of("rule", name, RULES)
     rule = _BY_NAME[name]
     known = [field.name for field in fields(rule) if field.init]
     for option in options:
         if option not in known:
             raise ValueError(f"rule {name!r} has no option {option!r}; it has {', '.join(known)}")
-    return rule(f=f, **options)
+    return rule(**options)
 
 
 def aggregate(G: Any, rule: str | Rule = "fa", **options: Any) -> Any:
@@ -55,4 +59,4 @@ def aggregate(G: Any, rule: str | Rule = "fa", **options: Any) -> Any:
                 f"options belong to a rule's name; this rule has its own, and {', '.join(options)} came too"
             )
         return rule(G)
-    return make_rule(rule, **options)(G)
+    return _make(rule, options)(G)

@@ -12,10 +12,10 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fa import kernels
-from fa.checks import check_integer, check_one_of
+from fa.checks import ConditionError, check_condition, check_integer, check_one_of, require
 from fa.gradients import read
 from fa.gram import Gram, measure
-from fa.mixing import STEPS, Mixture, Situation, check_condition, mix
+from fa.mixing import STEPS, Mixture, Situation, columns, mix
 
 NOT_FINITE = "NaN or Inf"
 
@@ -76,34 +76,56 @@ class Rule(ABC):
     """An aggregation rule: options, and never state.
 
     f is the number of faulty workers that it is to withstand; `before` names the steps of `fa.mixing` that the
-    gradients go through first; `seed` is that of "bucketing".
+    gradients go through first (None: what the rule has by default); `seed` is that of "bucketing".
     """
 
     f: int = 0
-    before: Sequence[str] = ()
+    before: Sequence[str] | None = None
     seed: int = 0
 
     name: ClassVar[str]
     looks: ClassVar[bool] = True  # whether it needs the Gram matrix
     condition: ClassVar[tuple[int, int]] = (0, 1)  # (times, plus): p >= times f + plus
+    count: ClassVar[str] = ""  # the option, if there is one, that the number of columns bounds
 
     def __post_init__(self) -> None:
         for option in ("f", "seed"):
             check_integer(option, getattr(self, option), 0)
-        given: Any = self.before
-        before = (given,) if isinstance(given, str) else tuple(given)
-        for step in before:
+        given: Any = () if self.before is None else self.before
+        require(isinstance(given, Sequence), "before", given, "a sequence of steps' names")
+        object.__setattr__(self, "before", (given,) if isinstance(given, str) else tuple(given))
+        for step in self.steps:
             check_one_of("a step of before", step, tuple(STEPS))
-        object.__setattr__(self, "before", before)
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The names of the steps before the rule."""
+        return tuple(self.before or ())
 
     def check_workers(self, p: int, remark: str = "") -> None:
-        """Raise ValueError unless the rule's condition holds for p gradients."""
-        times, plus = self.condition
-        check_condition(self.name, p, self.f, times, plus, remark)
+        """Raise ConditionError where p gradients are too few, for a step before the rule or for the rule after them."""
+        *before, q = columns(self.steps, p, self.f)
+        for name, count in zip(self.steps, before, strict=True):
+            check_condition(f'before="{name}"', count, self.f, *STEPS[name].condition, remark)
+        after = f" after {', '.join(self.steps)}" if q != p else ""
+        check_condition(self.name, q, self.f, *self.condition, after + remark)
+        if self._counted is not None:
+            require(self._counted <= q, self.count, self._counted, f"at most p = {q}, the number of gradients{after}")
 
     def without(self, missing: int, p: int) -> "Rule":
-        """The rule for the p workers left when `missing` faulty ones are known: they count against f."""
-        return replace(self, f=max(0, self.f - missing))
+        """The rule for the p workers left when `missing` faulty ones are known: they count against f, and `count` falls
+        to what is left.
+        """
+        if not missing:
+            return self
+        options: dict[str, Any] = {"f": max(0, self.f - missing)}
+        if self._counted is not None:
+            options[self.count] = max(1, min(self._counted, columns(self.steps, p, options["f"])[-1]))
+        return replace(self, **options)
+
+    @property
+    def _counted(self) -> int | None:
+        return getattr(self, self.count) if self.count else None
 
     @abstractmethod
     def decide(self, gram: Gram) -> Choice:
@@ -122,7 +144,7 @@ class Rule(ABC):
         """
         gradients = read(G)
         p = gradients.G.shape[0]
-        if self.looks or self.before:
+        if self.looks or self.steps:
             gram, finite = measure(gradients.G)
         else:
             gram, finite = Gram.unmeasured(p), np.ones(p, dtype=bool)
@@ -137,13 +159,11 @@ class Rule(ABC):
         """The decision about all p workers, of which `rows` are finite."""
         missing = gram.p - rows.size
         if rows.size == 0:
-            raise ValueError("G must have a finite row; every worker's gradient holds NaN or Inf")
+            raise ConditionError("G must have a finite row; every worker's gradient holds NaN or Inf")
         rule = self.without(missing, rows.size)
         remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
         rule.check_workers(rows.size, remark)
-        mixture = mix(gram.select(rows), rule.before, Situation(rule.f, rule.seed, iteration))
-        if rule.before:
-            rule.check_workers(mixture.gram.p, f" after {', '.join(rule.before)}{remark}")
+        mixture = mix(gram.select(rows), rule.steps, Situation(rule.f, rule.seed, iteration))
         return _describe(gram, rows, mixture, rule.decide(mixture.gram))
 
 
@@ -180,8 +200,7 @@ def _explained(gram: Gram, rows: np.ndarray, coefficients: np.ndarray) -> Float6
     not finite.
     """
     finite = gram.select(rows)
-    squares = np.diag(finite.K) * finite.scale**2
-    lengths = np.square(finite.K @ coefficients * finite.scale**2).sum(axis=1)
+    lengths = np.square(finite.cosines @ (finite.norms[:, None] * coefficients)).sum(axis=1)
     values = np.full(gram.p, np.nan)
-    values[rows] = np.minimum(np.divide(lengths, squares, out=np.ones_like(squares), where=squares > 0), 1.0)
+    values[rows] = np.where(finite.norms > 0, np.minimum(lengths, 1.0), 1.0)
     return values

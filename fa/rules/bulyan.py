@@ -7,24 +7,10 @@ the paper, section 2.3.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from fa.gram import Gram
-from fa.mixing import krum_scores
 from fa.rules.base import Choice, Rule, Statistic
 from fa.rules.coordinate import median
-
-
-def select(gram: Gram, f: int) -> tuple[int, ...]:
-    """The theta = p - 2f columns that Krum picks one after another, scoring anew what is left with p' - f - 2
-    neighbours, at least one.
-    """
-    left = list(range(gram.p))
-    chosen: list[int] = []
-    for _ in range(gram.p - 2 * f):
-        scores = krum_scores(gram.D2[np.ix_(left, left)], max(1, len(left) - f - 2))
-        chosen.append(left.pop(int(np.argmin(scores))))
-    return tuple(sorted(chosen))
+from fa.selection import bulyan_selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +21,7 @@ class Bulyan(Rule):
     condition: ClassVar[tuple[int, int]] = (4, 3)
 
     def decide(self, gram: Gram) -> Choice:
-        columns = select(gram, self.f)
+        columns = bulyan_selection(gram, self.f)
         theta = len(columns)
         statistic = Statistic(*median(theta), keep=theta - 2 * self.f)
         return Choice(statistic=statistic, columns=columns, reason=f"not among the {theta} that Krum picked")

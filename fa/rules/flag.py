@@ -3,13 +3,12 @@
 Source: the paper, Algorithm 1 and eq. 5.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from fa.checks import check_one_of
 from fa.gram import Gram
-from fa.irls import READINGS, Options, Reading, solve_gram
+from fa.irls import DEFAULTS, READINGS, Options, Reading, solve_gram
 from fa.rules.base import Choice, Rule
 
 
@@ -19,27 +18,31 @@ class FlagAggregator(Rule):
 
     reading="released" is what the authors' released code computes: unit gradients, one step from equal weights, d =
     (1/m) sum_i Y Y^T g_i/||g_i||, the pairs' terms not divided by D_ij and their factor squared. The formula as
-    printed lets a gradient count by its length; `before=("median_norm",)`, the default here, is what makes the rule
-    robust, and `before=()` is the formula. `max_iter` is 5 if not given; the released reading admits 1 only.
+    printed lets a gradient count by its length; `before=("median_norm",)`, the default of the paper's reading here, is
+    what makes the rule robust, and `before=()` is the formula. `max_iter` is 5 if not given; the released reading
+    admits 1 only.
     """
 
-    before: Sequence[str] = ("median_norm",)
-    m: int | None = None
-    lam: float = 0.0
-    regularizer: str = "pairwise"
-    a: float = 2.0
-    tol: float = 1e-10
+    m: int | None = DEFAULTS.m
+    lam: float = DEFAULTS.lam
+    regularizer: str = DEFAULTS.regularizer
+    a: float = DEFAULTS.a
+    tol: float = DEFAULTS.tol
     max_iter: int | None = None
     reading: Reading = "paper"
 
     name: ClassVar[str] = "fa"
+    count: ClassVar[str] = "m"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_one_of("reading", self.reading, READINGS)
+        released = self.reading == "released"
+        if self.before is None and not released:
+            object.__setattr__(self, "before", ("median_norm",))
+        super().__post_init__()
         if self.max_iter is None:
-            object.__setattr__(self, "max_iter", 1 if self.reading == "released" else 5)
-        elif self.reading == "released" and self.max_iter != 1:
+            object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
+        elif released and self.max_iter != 1:
             raise ValueError(f'max_iter must be 1 with reading="released", which takes one step; it is {self.max_iter}')
         _ = self.options  # checks them
 
@@ -48,11 +51,6 @@ class FlagAggregator(Rule):
         """What IRLS is told."""
         assert self.max_iter is not None  # once it is made
         return Options(self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter)
-
-    def without(self, missing: int, p: int) -> Rule:
-        """As every rule, with no more columns than workers are left."""
-        rule = self if self.m is None or not missing else replace(self, m=min(self.m, p))
-        return Rule.without(rule, missing, p)
 
     def decide(self, gram: Gram) -> Choice:
         solution = solve_gram(gram, self.options, reading=self.reading)

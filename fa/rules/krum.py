@@ -3,15 +3,15 @@
 Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NIPS 2017.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from fa.checks import check_integer
 from fa.gram import Gram
-from fa.mixing import best_scores
 from fa.rules.base import Choice, Rule
+from fa.selection import best_scores
 
 
 def _mean_of_best(gram: Gram, f: int, keep: int) -> Choice:
@@ -40,18 +40,12 @@ class MultiKrum(Rule):
 
     name: ClassVar[str] = "multi_krum"
     condition: ClassVar[tuple[int, int]] = (2, 3)
+    count: ClassVar[str] = "keep"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.keep is not None:
             check_integer("keep", self.keep, 1)
 
-    def without(self, missing: int, p: int) -> Rule:
-        """As every rule, and keeps no more than the workers that are left."""
-        rule = self if self.keep is None or not missing else replace(self, keep=min(self.keep, p))
-        return Rule.without(rule, missing, p)
-
     def decide(self, gram: Gram) -> Choice:
-        if self.keep is not None and self.keep > gram.p:
-            raise ValueError(f"keep must be at most the number of gradients, {gram.p}; it is {self.keep}")
         return _mean_of_best(gram, self.f, self.keep or max(1, gram.p - self.f - 2))
