@@ -38,7 +38,7 @@ def krum_order(G, f, neighbours):
     """Rows by Krum score, the lowest row first among equal ones."""
     scores = []
     for i in range(len(G)):
-        distances = sorted(float(np.sum((G[i] - G[j]) ** 2)) for j in range(len(G)) if j != i)
+        distances = sorted(np.sum((G[i] - G[j]) ** 2) for j in range(len(G)) if j != i)
         scores.append(sum(distances[:neighbours]))
     return sorted(range(len(G)), key=lambda i: scores[i])
 

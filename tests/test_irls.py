@@ -111,15 +111,28 @@ def test_one_gradient_zero_gradients_and_equal_ones(lam):
     assert not nothing.direction().any()
 
 
-def test_pairs_closer_than_arithmetic_resolves_count_as_equal():
+@pytest.mark.parametrize("distance", [1e-15, 1e-8, 1e-7])
+def test_a_pair_too_close_for_its_direction_is_left_out_and_the_resolution_says_so(distance):
     G = normal(4, 50)
     near = G.copy()
-    near[1] = near[0] * (1 + 1e-15)
+    near[1] = near[0] + distance * normal(1, 50, seed=1)[0]
     equal = G.copy()
     equal[1] = equal[0]
-    assert irls.solve(near, m=2, lam=3.0).objective == pytest.approx(
-        irls.solve(equal, m=2, lam=3.0).objective, rel=1e-9
-    )
+    solution = irls.solve(near, m=2, lam=3.0)
+    expected = irls.solve(equal, m=2, lam=3.0)
+    assert solution.objective == pytest.approx(expected.objective, rel=1e-6)
+    left_out = 2 * 3.0 / 3 * (not np.array_equal(near[0], near[1]))
+    assert solution.resolution == pytest.approx(expected.resolution + left_out)
+
+
+@pytest.mark.parametrize("distance", [1e-4, 3e-6])
+def test_a_pair_as_close_as_its_direction_can_be_known_counts(distance):
+    near = normal(4, 50)
+    near[1] = near[0] + distance * normal(1, 50, seed=1)[0]
+    solution = irls.solve(near, m=2, lam=3.0)
+    Y = near.T @ solution.coefficients
+    assert solution.objective == pytest.approx(eq5(near, np.linalg.qr(Y)[0], 3.0), rel=1e-4)
+    assert solution.resolution < 1
 
 
 @pytest.mark.parametrize(
@@ -132,7 +145,10 @@ def test_pairs_closer_than_arithmetic_resolves_count_as_equal():
         ({"a": 0.5}, "a must be a finite number of at least 1.*it is 0.5"),
         ({"tol": -1.0}, "tol must be"),
         ({"max_iter": 0}, "max_iter must be an integer of at least 1; it is 0"),
-        ({"regularizer": "pairwize"}, "regularizer must be one of pairwise, l1, group, rows; it is 'pairwize'.*did you mean 'pairwise'"),
+        (
+            {"regularizer": "pairwize"},
+            "regularizer must be one of pairwise, l1, group, rows; it is 'pairwize'.*did you mean 'pairwise'",
+        ),
     ],
 )
 def test_options_that_no_problem_admits_are_named(options, message):
@@ -145,3 +161,65 @@ def test_gradients_that_are_not_finite_are_named():
     G[1, 1], G[3, 0] = np.nan, np.inf
     with pytest.raises(ValueError, match="NaN or Inf is in row 1, 3"):
         irls.solve(G)
+
+
+def pieces(seed=0):
+    """Three workers of one, three and two gradients."""
+    G = normal(6, 40, seed) * np.linspace(1, 3, 6)[:, None]
+    return [G[0], G[1:4], G[4:]]
+
+
+def test_several_gradients_a_worker_are_one_term():
+    """v_i = tr(Y^T X_i X_i^T Y), X_i = g_i/||g_i||_F, by singular value decompositions of all columns."""
+    groups = [np.atleast_2d(group) for group in pieces()]
+    unit = [group / np.linalg.norm(group) for group in groups]
+    weights = np.ones(3)
+    for _ in range(4):
+        columns = np.vstack([x * np.sqrt(w) for x, w in zip(unit, weights, strict=True)])
+        Y = np.linalg.svd(columns.T, full_matrices=False)[0][:, :2]
+        values = np.array([np.sum((x @ Y) ** 2) for x in unit])
+        weights = (1 - values) ** -0.5
+    solution = irls.solve(pieces(), m=2, max_iter=4, tol=0.0)
+    ours = np.vstack(groups).T @ solution.coefficients
+    np.testing.assert_allclose(ours @ ours.T, Y @ Y.T, atol=1e-9)
+    np.testing.assert_allclose(solution.values, values, atol=1e-10)
+    assert solution.objective == pytest.approx(np.sqrt(1 - values).sum(), rel=1e-10)
+    mean = sum(group.mean(axis=0) for group in groups) / 3
+    np.testing.assert_allclose(solution.direction(), Y @ (Y.T @ mean), atol=1e-9)
+    assert irls.solve(pieces()).m == 2  # (p + 1)/2 of the three workers
+
+
+def test_one_gradient_each_in_a_list_is_the_matrix():
+    G = normal(5, 30)
+    assert irls.solve([row[None] for row in G], lam=2.0).objective == irls.solve(G, lam=2.0).objective
+    with pytest.raises(ValueError, match="lam must be 0 where a worker has several gradients"):
+        irls.solve(pieces(), lam=1.0)
+    with pytest.raises(ValueError, match="worker 1 must have worker 0's number of parameters, 3; it has 4"):
+        irls.solve([np.zeros((2, 3)), np.zeros((2, 4))])
+
+
+def test_restarts_keep_the_best_and_depend_on_the_seed_alone():
+    G = normal(9, 12, seed=3)
+    one = irls.solve(G, m=2, a=5.0, max_iter=200)
+    many = irls.solve(G, m=2, a=5.0, max_iter=200, restarts=20)
+    again = irls.solve(G, m=2, a=5.0, max_iter=200, restarts=20)
+    assert many.objective < one.objective - 1e-3
+    assert many.objective == again.objective
+    first, second = (irls.solve(G, m=2, a=5.0, start="random", seed=seed).history for seed in (1, 2))
+    assert first != second
+
+
+def test_a_start_is_where_the_first_weights_come_from():
+    """One step from the span of the first gradients, and from the same span given as hints."""
+    G = normal(6, 30)
+    start = np.linalg.qr(G[:2].T)[0]
+    residuals = np.maximum([1 - np.sum((start.T @ g) ** 2) / (g @ g) for g in G], 1e-12)
+    weighted = (G / np.linalg.norm(G, axis=1, keepdims=True)).T * residuals**-0.25
+    Y = np.linalg.svd(weighted, full_matrices=False)[0][:, :2]
+    for given in ("data", G[:2].T, start @ [[2.0, 1.0], [0.0, 3.0]]):
+        ours = G.T @ irls.solve(G, m=2, max_iter=1, start=given).coefficients
+        np.testing.assert_allclose(ours @ ours.T, Y @ Y.T, atol=1e-8)
+    with pytest.raises(ValueError, match="start must be one of equal, data, random"):
+        irls.solve(G, start="equals")
+    with pytest.raises(ValueError, match=r"start must be of \(30, k\); it is \(6, 30\)"):
+        irls.solve(G, start=G)

@@ -188,26 +188,91 @@ def test_the_mean_and_the_formula_as_printed_are_carried_away_by_one_row():
 # --- hard inputs ---
 
 
+HARD = {
+    "zeros": lambda base: np.zeros_like(base),
+    "equal": lambda base: np.repeat(base[:1], 15, axis=0),
+    "rank two": lambda base: np.repeat(base[:2], 8, axis=0)[:15],
+    "offset": lambda base: base + base.dtype.type(1e4),
+    "norms from 1e-30 to 1e30": lambda base: base * np.logspace(-30, 30, 15, dtype=base.dtype)[:, None],
+    "a zero row": lambda base: base * (np.arange(15) != 4)[:, None],
+    "one column": lambda base: base[:, :1],
+}
+
+
+def plainly(step, G):
+    """A step on the gradients themselves."""
+    norms = np.linalg.norm(G, axis=1, keepdims=True)
+    over = np.divide(1.0, norms, out=np.ones_like(norms), where=norms > 0)
+    factors = {"unit": over, "median_norm": np.median(norms) * over, "clip": np.minimum(1.0, np.median(norms) * over)}
+    return G * np.where(norms > 0, factors[step], 1.0) if step else G
+
+
+def fa_plainly(G):
+    """The formula as printed; where the gradients' rank is below m, the mean."""
+    norms = np.linalg.norm(G, axis=1)
+    alive = G[norms > 0]
+    rank = np.linalg.matrix_rank(alive / norms[norms > 0, None], tol=1e-8) if len(alive) else 0
+    return reference.fa_paper(alive, 8) * len(alive) / 15 if rank > 8 else G.mean(axis=0)
+
+
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("before", [(), ("unit",), ("median_norm",), ("clip",)])
+@pytest.mark.parametrize("step", ["", "unit", "median_norm", "clip"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_hard_gradients_give_finite_directions(name, before, dtype):
-    base = normal(15, 100, dtype=dtype)
-    hard = {
-        "zeros": np.zeros_like(base),
-        "equal": np.repeat(base[:1], 15, axis=0),
-        "rank two": np.repeat(base[:2], 8, axis=0)[:15],
-        "offset": base + dtype(1e4),
-        "norms from 1e-30 to 1e30": base * np.logspace(-30, 30, 15, dtype=dtype)[:, None],
-        "one column": base[:, :1],
-    }
-    for case, G in hard.items():
-        d = aggregate(G, name, f=3, before=before)
-        assert np.isfinite(d).all(), case
-        if case == "equal" and "unit" not in before:
-            np.testing.assert_allclose(d, base[0], rtol=1e-5, atol=1e-6)
-        if case == "zeros":
-            assert not d.any()
+def test_hard_gradients_give_what_the_plain_rules_give(name, step, dtype):
+    """Each coordinate to the last digits of the largest value that it is made of."""
+    for case, make in HARD.items():
+        G = make(normal(15, 100, dtype=dtype))
+        if name == "fa" and case == "norms from 1e-30 to 1e30" and not step:
+            continue  # what the printed formula makes of 1e-30 beside 1e30 is below the last digit
+        if case == "one column" and step:
+            continue  # all are one number or its negative, and how they tie falls to rounding
+        mixed = plainly(step, G.astype(np.float64))
+        expected = fa_plainly(mixed) if name == "fa" else reference.RULES[name](mixed, 3)
+        d = aggregate(G, name, f=3, before=(step,) if step else (), **({"tol": 0.0} if name == "fa" else {}))
+        digits = (1e-4 if name == "fa" else 4e-6) if dtype == np.float32 else (1e-7 if name == "fa" else 1e-12)
+        bound = digits * (np.abs(mixed).max() if name in ("mean", "fa") else np.abs(expected).max())
+        wrong = np.abs(d - expected) > bound + 1e-300
+        # In float32 a coordinate of which two values lie equally far from the centre may take the other one.
+        assert wrong.mean() <= (0.02 if dtype == np.float32 else 0.0), case
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("before", [None, (), ("unit",), ("median_norm",), ("clip",), ("krum",), ("nnm",)])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, before, scale):
+    G = normal(15, 40)
+    expected = aggregate(G, name, f=1, before=before)
+    factor = 1.0 if before == ("unit",) else scale
+    np.testing.assert_allclose(aggregate(G * scale, name, f=1, before=before) / factor, expected, rtol=0, atol=1e-12)
+    values = [make_rule("fa", before=before).aggregate(X).decision.values for X in (G, G * scale)]
+    np.testing.assert_allclose(*values, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("scale", [1e-200, 1e200, 1e-310])
+def test_one_gradient_of_extreme_length_counts_as_it_does_at_length_one(name, scale):
+    G = normal(15, 40)
+    extreme = G.copy()
+    extreme[4] *= scale
+    if scale > 1e-300:
+        expected = aggregate(G, name, f=1, before=("unit",))
+        np.testing.assert_allclose(aggregate(extreme, name, f=1, before=("unit",)), expected, rtol=0, atol=1e-12)
+    else:  # a norm below 2^-1000 counts as 0
+        extreme[4] = 0.0
+        np.testing.assert_allclose(
+            aggregate(extreme, name, f=1), aggregate(G * (np.arange(15) != 4)[:, None], name, f=1)
+        )
+    assert np.isfinite(aggregate(extreme, name, f=1)).all()
+
+
+def test_krum_sees_through_one_gradient_of_extreme_length():
+    G = normal(15, 40)
+    for scale in (1e-200, 1e200):
+        extreme = G.astype(np.longdouble)  # whose range holds the squares
+        extreme[4] *= scale
+        order = reference.krum_order(extreme, 1, 12)
+        decision = decide(extreme.astype(np.float64), "multi_krum", f=1, keep=5)
+        assert decision.selected == tuple(sorted(order[:5]))
 
 
 @pytest.mark.parametrize("name", ["mean", "median", "trimmed_mean", "meamed", "phocas", "fa"])
