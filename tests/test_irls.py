@@ -216,8 +216,8 @@ def test_a_start_is_where_the_first_weights_come_from():
     residuals = np.maximum([1 - np.sum((start.T @ g) ** 2) / (g @ g) for g in G], 1e-12)
     weighted = (G / np.linalg.norm(G, axis=1, keepdims=True)).T * residuals**-0.25
     Y = np.linalg.svd(weighted, full_matrices=False)[0][:, :2]
-    for given in ("data", G[:2].T, start @ [[2.0, 1.0], [0.0, 3.0]]):
-        ours = G.T @ irls.solve(G, m=2, max_iter=1, start=given).coefficients
+    for hints in ("data", G[:2].T, start @ [[2.0, 1.0], [0.0, 3.0]]):
+        ours = G.T @ irls.solve(G, m=2, max_iter=1, start=hints).coefficients
         np.testing.assert_allclose(ours @ ours.T, Y @ Y.T, atol=1e-8)
     with pytest.raises(ValueError, match="start must be one of equal, data, random"):
         irls.solve(G, start="equals")

@@ -1,13 +1,14 @@
 """The README's numbers are those of the committed figures, and its Python runs."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 import fa
+from fa import models
 from fa.experiments.study import final
 
 ROOT = Path(__file__).parents[1]
@@ -22,12 +23,16 @@ def test_the_table_is_the_figures() -> None:
     assert stated == measured
 
 
+def test_the_number_of_models_is_that_of_the_figures_runs() -> None:
+    provenance = [json.loads(path.read_text()) for path in (ROOT / "figures" / "quick").glob("*.json")]
+    runs = {run for figure in provenance for run in figure["runs"]}
+    assert f"trains {len(runs)} models" in README
+
+
 def test_its_python_runs() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     G = np.random.default_rng(0).standard_normal((15, 100))
-    layer = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
-    models = [type("Model", (), {"state_dict": lambda self: layer})() for _ in range(5)]
-    names: dict = {"G": G, "models": models}
+    names: dict = {"G": G, "models": [models.build("resnet18", 3, 10, 32, seed=worker) for worker in range(3)]}
     exec(code, names)
     np.testing.assert_allclose(names["result"].decision.weights @ G, names["result"].direction)
 
