@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fa import irls
 from fa.gram import measure
+from tests.peers import best_of_pymanopt, instance
 from tests.reference import fa_paper, fa_released, flag_median
 
 
@@ -223,3 +224,13 @@ def test_a_start_is_where_the_first_weights_come_from():
         irls.solve(G, start="equals")
     with pytest.raises(ValueError, match=r"start must be of \(30, k\); it is \(6, 30\)"):
         irls.solve(G, start=G)
+
+
+def test_with_restarts_it_reaches_what_pymanopt_finds():
+    """benchmarks/irls_success.py does this at length: 200 instances, 50 starts."""
+    excess = []
+    for seed in range(12):
+        G, m = instance(seed)
+        ours = irls.solve(G, m=m, max_iter=500, restarts=20).objective
+        excess.append(ours / best_of_pymanopt(G, m, starts=5, seed=seed) - 1)
+    assert sorted(excess)[-2] <= 1e-5  # one instance in twelve may be missed: the problem is not convex
