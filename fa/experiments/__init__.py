@@ -11,7 +11,7 @@ from typing import Any
 
 from fa.checks import check_one_of
 
-FIGURES = ("fig02", "fig04")
+FIGURES = ("fig02", "fig03", "fig04")
 
 
 def figure_module(name: str) -> Any:
