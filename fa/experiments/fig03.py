@@ -109,16 +109,16 @@ def draw(table: DataFrame, title: str) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 6.2), layout="constrained")
-    for panels, f in zip(figure.subplots(2, 2, sharey="row").T, FAULTY, strict=True):
+    grid = figure.subplots(2, 2, sharey="row")
+    for panels, f in zip(grid.T, FAULTY, strict=True):
         rows = table[table["f"] == f]
         for basis in LABELS:
             _histogram(panels[0], rows[rows["basis"] == basis], basis)
             _course(panels[1], rows[rows["basis"] == basis], basis)
         panels[0].set(title=f"f = {f}", xlabel="explained variance $v_i$", xlim=(0, 1))
         panels[1].set(xlabel="iteration", ylim=(0, 1.02))
-        for axes, name in zip(panels, ("share of workers and minibatches", "mean $v_i$"), strict=True):
-            axes.set_ylabel(name)
-            axes.label_outer()
+    grid[0, 0].set_ylabel("share of workers and minibatches")
+    grid[1, 0].set_ylabel("mean $v_i$ (x: faulty workers)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(f"Explained variances on minibatches; FA trains\n{title}", fontsize=10)
     return figure
