@@ -112,18 +112,23 @@ class _Task:
     terms: Terms
     law: Beta
 
+    def explained(self, Y: Columns) -> tuple[Float64[np.ndarray, " T"], Float64[np.ndarray, " T"]]:
+        """v and 1 - v of each term, neither as 1 less the other."""
+        pairs, inside = self.pairs, Y.T @ self.terms
+        v, left = (
+            np.bincount(pairs.owner, np.square(columns).sum(axis=0), minlength=pairs.factors.size)
+            for columns in (inside, self.terms - Y @ inside)
+        )
+        return v, left
+
     def evaluate(self, Y: Columns) -> tuple[float, Moment]:
         """The objective, and its derivative by Y Y^T."""
-        pairs, p, inside = self.pairs, self.present.size, Y.T @ self.terms
-        v, left = self.per_term(inside), self.per_term(self.terms - Y @ inside)
+        pairs, p = self.pairs, self.present.size
+        v, left = self.explained(Y)
         slopes = -pairs.factors * pairs.weights(left) / pairs.a
         slopes[:p] = self.present * self.law.slopes(v[:p], left[:p])
         objective = float(self.present @ self.law.smoothed(v[:p], left[:p])) + pairs.smoothed(left)
         return objective, (self.terms * slopes[pairs.owner]) @ self.terms.T
-
-    def per_term(self, columns: Terms) -> Float64[np.ndarray, " T"]:
-        """The squared lengths of columns, added up over each term's."""
-        return np.bincount(self.pairs.owner, np.square(columns).sum(axis=0), minlength=self.pairs.factors.size)
 
 
 def fit(
@@ -141,10 +146,13 @@ def fit(
     G as for `fa.irls.solve`; lam weighs eq. 5's pairwise regularizer with the law's power (2 where it is exact). A step
     goes to the eigenvectors of the tangent, as IRLS does, which cannot rise where all terms are concave in v; where
     that lowers nothing, it goes along the Riemannian gradient with backtracking, so that it never rises. It ends when
-    the objective falls by less than tol, or after max_iter steps. For small problems.
+    the objective falls by less than tol, or after max_iter steps. For small problems. Raises ValueError as it does.
     """
+    irls.Options(m, lam, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)  # checks them
     gradients, counts = read_groups(G)
-    gram, _ = measure(gradients.G)
+    gram, finite = measure(gradients.G)
+    if not finite.all():
+        raise ValueError("G must be finite; it holds NaN or Inf")
     m = irls.default_m(len(counts)) if m is None else m
     irls.check_m(m, gram.p)
     problem = irls.pose(gram, m, lam, 2.0 if law.a == math.inf else law.a, counts=counts)
@@ -156,8 +164,7 @@ def fit(
     random = [np.linalg.qr(generator.standard_normal((len(terms), m)))[0] for _ in range(restarts)]
     runs = [_descend(task, Y, tol, max_iter) for Y in (_lowest(-terms @ terms.T, m), *random)]
     history, Y = min(runs, key=lambda run: run[0][-1])
-    v = task.per_term(Y.T @ terms)[: problem.p]
-    left = task.per_term(terms - Y @ (Y.T @ terms))[: problem.p]
+    v, left = (numbers[: problem.p] for numbers in task.explained(Y))
     floored = (law.beta < 1) & (left < irls.FLOOR) | (law.alpha < 1) & (v < irls.FLOOR)
     return Fit(
         objective=history[-1],
