@@ -70,7 +70,12 @@ def certify(G: Any, solution: Solution) -> Certificate:
         'without regularizer, or with "pairwise", to have a certificate',
     )
     gradients, counts = read_groups(G)
-    require(counts == solution.counts, "G", counts, f"of the solution's gradients, {solution.counts} a worker")
+    require(
+        counts == solution.counts,
+        "G",
+        counts,
+        f"of the solution's {len(solution.counts)} workers, with as many gradients each, {solution.counts}",
+    )
     gram, finite = measure(gradients.G)
     require(bool(finite.all()), "G", f"NaN or Inf in row {np.flatnonzero(~finite).tolist()}", "finite")
     bound = relax(pose(gram, solution.m, solution.lam, solution.a, counts=counts))

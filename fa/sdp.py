@@ -7,6 +7,7 @@ described there; here it may be smoothed, which makes the loss differentiable, a
 import importlib
 import time
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,18 +108,12 @@ def _program(
     """I - Z, the u_k of the bound, the value, the solver and its status; no solver where Y spans all of G."""
     r, N = problem.terms.shape
     count = problem.factors.size
+    s = exponent(problem.a)
     if problem.m >= r:
-        return (
-            np.zeros((r, r)),
-            np.zeros((r, N)),
-            float(problem.factors.sum()) * eps ** exponent(problem.a),
-            "none needed",
-            "optimal",
-        )
+        return np.zeros((r, r)), np.zeros((r, N)), float(problem.factors.sum()) * eps**s, "none needed", "optimal"
     solver = solver or (SOLVERS[0] if r <= LARGEST_FOR_CLARABEL else SOLVERS[1])
     X = problem.terms[:, problem.owner < problem.p]
     blocks, place = _blocks(problem, X)
-    s = exponent(problem.a)
 
     # minimise    sum_k c_k tau_k^s                      s = 1 for a >= 2
     # subject to  ||(W t_k, eps)|| <= tau_k              W = I - Z
@@ -131,9 +126,10 @@ def _program(
     program = cp.Problem(loss, [cones, V == W @ X, W >> 0, np.eye(r) - W >> 0, cp.trace(W) == r - problem.m])
     with warnings.catch_warnings():  # an inaccurate solution is told by the status, and its bound is no less proven
         warnings.simplefilter("ignore")
-        program.solve(solver=solver, **_ACCURACY[solver])
+        with suppress(cp.error.SolverError):  # then there is no value
+            program.solve(solver=solver, **_ACCURACY[solver])
     if W.value is None:
-        raise RuntimeError(f"{solver} found no solution of the relaxation: its status is {program.status}")
+        raise RuntimeError(f"{solver} found no solution of the relaxation; its status is {program.status}")
     duals = -np.reshape(cones.dual_value[1], (-1, count))
     U = np.stack([duals[column * r : (column + 1) * r, term] for term, column in place], axis=1)
     return np.asarray(W.value), U, float(program.value), solver, str(program.status)
