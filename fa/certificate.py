@@ -12,7 +12,8 @@ because c ||x||^s >= <u, x> - c (s - 1) tau^s on the unit ball with ||u|| = c s 
     sum_{i <= r-m} lambda_i(S) - sum_k c_k (s - 1) tau_k^s,     S = sym(sum_k u_k t_k^T)              (bound)
 
 the sum of S's r - m smallest eigenvalues being <S, I - Z>'s minimum; with a >= 2, s = 1, only ||u_k|| <= c_k is asked.
-r^(1/a) >= r gives one more bound, that of S = sum_k c_k t_k t_k^T: principal components, exact for a = 1.
+r^(1/a) >= r gives one more bound, that of S = sum_k c_k t_k t_k^T: principal components, exact for a = 1. Directions
+of span(G) that are left out, below numerical rank, only lower a bound: dist(P t, P span Y) <= dist(t, span Y).
 
 (The relaxation of Lerman et al., Robust computation of linear models by convex relaxation, 2015, with the pairs.)
 """
@@ -42,8 +43,8 @@ Terms = Float64[np.ndarray, "r N"]
 class Certificate:
     """`bound` <= eq. 5 at every Y, and `objective` at the solution. `certifies` says what the bound is one of.
 
-    What the bound's own arithmetic, and the directions below numerical rank, may be off by has been subtracted. It
-    holds for the Gram matrix as `fa.gram` measured it: of float32 gradients to about 1e-6, of float64 ones to 1e-13.
+    What the bound's own arithmetic may be off by has been subtracted. It holds for the Gram matrix as `fa.gram`
+    measured it: of float32 gradients to about 1e-6, of float64 ones to 1e-13.
     """
 
     objective: float
@@ -147,17 +148,7 @@ def _smallest(problem: Problem, S: Float64[np.ndarray, "r r"]) -> float:
     if problem.m >= r:
         return 0.0
     rounding = ROUNDING * (r - problem.m) * (N + 10 * r + 10) * problem.factors.sum()
-    return float(np.linalg.eigvalsh((S + S.T) / 2)[: r - problem.m].sum() - rounding - _lost(problem))
-
-
-def _lost(problem: Problem) -> float:
-    """What the directions that were dropped, below numerical rank, may take from the terms: each has Frobenius norm 1
-    with them, and ||(I - Z) t||^s falls by no more than s times the length that t loses.
-    """
-    if len(problem.basis) == len(problem.terms):
-        return 0.0
-    lost = np.maximum(1 - _together(problem, np.square(problem.terms).sum(axis=0)), 0.0)
-    return exponent(problem.a) * float(problem.factors @ np.sqrt(lost))
+    return float(np.linalg.eigvalsh((S + S.T) / 2)[: r - problem.m].sum() - rounding)
 
 
 def _together(problem: Problem, numbers: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " T"]:

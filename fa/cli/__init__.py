@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
     "sweep": "Do many runs, reusing those that are finished.",
     "reproduce": "Draw the paper's figures from runs of this package.",
+    "certify": "Bound how far FA's subspace can be from the best one.",
     "data": "Fetch data sets and list those that are there.",
 }
 """Each command, with its line of help. Command NAME is the click command NAME of the module fa.cli.NAME."""
