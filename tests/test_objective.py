@@ -13,7 +13,6 @@ from pymanopt.manifolds import Grassmann
 from pymanopt.optimizers import ConjugateGradient
 
 from fa import irls, objective
-from fa.experiments.fig03 import explained
 from fa.likelihood import Beta, fit
 
 NORMS = ("l1", "group", "rows") if importlib.util.find_spec("fa.regularizers") else ()
@@ -257,16 +256,6 @@ def test_fit_with_lam_is_eq_5():
 def test_a_law_that_is_none_is_refused(name, options):
     with pytest.raises(ValueError, match=f"{name} must be"):
         Beta(**options)
-
-
-def test_figure_3_explains_as_eq_5_does():
-    """From cosines and coefficients, as against the n x m basis itself; directions that coincide count once."""
-    G = normal(6, 20)
-    mixed = np.random.default_rng(1).standard_normal((6, 2))
-    coefficients = np.hstack([mixed, mixed[:, :1]])
-    unit = G / np.linalg.norm(G, axis=1, keepdims=True)
-    Y = np.linalg.qr(unit.T @ mixed)[0]
-    np.testing.assert_allclose(explained(unit @ unit.T, coefficients), objective.values(G, Y), atol=1e-9)
 
 
 @pytest.mark.parametrize(
