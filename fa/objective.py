@@ -21,7 +21,7 @@ from fa import irls
 from fa.checks import check_one_of, check_real, require
 from fa.gradients import read_groups
 
-ORTHONORMAL = 1e-4  # by which an entry of Y^T Y may differ from the identity's: a float32 QR of 10^6 rows is off by 6e-5
+ORTHONORMAL = 1e-4  # by which an entry of Y^T Y may differ from the identity's: a float32 QR of 10^6 rows has 6e-5
 
 Rows = Float64[Tensor, "N n"]
 Owner = Int[Tensor, " N"]
