@@ -29,11 +29,11 @@ from fa.gradients import read_groups
 from fa.gram import measure
 from fa.irls import Problem, Solution, pose
 
-STEPS = 60  # of the convex IRLS at most
-SMOOTHING = (1e-1, 1e-9)  # its eps, first and last: sqrt(||.||^2 + eps^2) in place of the length
-RELAXED = 1.8  # each weight takes this power of its change: up to 2 it still converges, and nearly twice as fast
+USUAL, MOST = 60, 400  # steps of the convex IRLS; the second where the relaxation's value is very small
+EXACT, ENOUGH = 1e-5, 2e-3  # it stops where that value is known to this fraction: before the usual steps, and after
 LOOK = 10  # steps between two looks at the bound
-CLOSE = 1e-5  # it stops where the relaxation's value is known to this fraction
+SMOOTHING, FALLING = (1e-1, 1e-9), 20  # eps in sqrt(||.||^2 + eps^2), which takes a length's place, falls in so many
+RELAXED = 1.8  # each weight takes this power of its change: up to 2 it still converges, and nearly twice as fast
 ROUNDING = 2 * np.finfo(np.float64).eps  # per operation, twice what IEEE 754 allows
 
 Terms = Float64[np.ndarray, "r N"]
@@ -102,14 +102,17 @@ def relax(problem: Problem) -> float:
     best, weights = principal(problem), s * factors
     if problem.m >= len(T):
         return best
-    for count, eps in enumerate(np.geomspace(*SMOOTHING, STEPS), start=1):
+    falling = np.geomspace(*SMOOTHING, FALLING)
+    for count in range(1, MOST + 1):
         alpha, vectors = np.linalg.eigh((T * weights) @ T.T)
         left = (vectors * _filled(alpha, len(T) - problem.m)) @ (vectors.T @ T)
         squares = _together(problem, np.square(left).sum(axis=0))
         if count % LOOK == 0:
             best = max(best, lower_bound(problem, weights * left))
-            if problem.factors @ squares ** (s / 2) <= (1 + CLOSE) * best:
+            close = EXACT if count < USUAL else ENOUGH
+            if problem.factors @ squares ** (s / 2) <= (1 + close) * best:
                 break
+        eps = falling[min(count, FALLING) - 1]
         asked = s * factors * (squares + eps**2)[problem.owner] ** (s / 2 - 1)
         change = np.divide(asked, weights, out=np.ones_like(weights), where=weights > 0)
         weights = weights * change ** (RELAXED if s == 1 else 1.0)
@@ -117,18 +120,28 @@ def relax(problem: Problem) -> float:
 
 
 def lower_bound(problem: Problem, U: Terms) -> float:
-    """The bound that the u_k, columns as the terms' are, prove for eq. 5; those too long are cut to their balls.
+    """The bound that the u_k, columns as the terms' are, prove for eq. 5.
+
+    Those too long are brought into their balls in two ways, of which the better counts: each cut to its own, or all
+    shortened alike, which keeps what cancels in S where the value is far below the number of terms.
 
     In floating point the value is off by less than ROUNDING (r - m) (N + 10 r + 10) sum c_k: products of N terms, the
     symmetric eigenvalue solver's backward error, 10 r units, and the lengths. That much is subtracted.
     """
-    s = exponent(problem.a)
-    longest = s * problem.factors
+    longest = exponent(problem.a) * problem.factors
     lengths = np.sqrt(_together(problem, np.square(U).sum(axis=0)))
     shares = np.divide(longest, lengths, out=np.ones_like(lengths), where=lengths > longest)
-    slopes = np.divide(lengths * shares, longest, out=np.zeros_like(lengths), where=longest > 0)
+    alike = np.where(longest > 0, shares[longest > 0].min(initial=1.0), 0.0)
+    return max(0.0, *(_proven(problem, U * each[problem.owner], lengths * each) for each in (shares, alike)))
+
+
+def _proven(problem: Problem, U: Terms, lengths: Float64[np.ndarray, " T"]) -> float:
+    """The bound from u_k of these lengths, which are in their balls."""
+    s = exponent(problem.a)
+    longest = s * problem.factors
+    slopes = np.divide(lengths, longest, out=np.zeros_like(lengths), where=longest > 0)
     conjugate = problem.factors @ slopes ** (s / (s - 1)) * (s - 1) if s > 1 else 0.0
-    return max(_smallest(problem, (U * shares[problem.owner]) @ problem.terms.T) - float(conjugate), 0.0)
+    return _smallest(problem, U @ problem.terms.T) - float(conjugate)
 
 
 def exponent(a: float) -> float:

@@ -63,10 +63,10 @@ def solve(
     G: what `fa.irls.solve` takes. For 1 <= a <= 2 it is a's own relaxation, for a > 2 that of a = 2, whose bound holds
     there too. eps > 0 smooths the lengths ||x|| to sqrt(||x||^2 + eps^2), which raises the value by at most eps sum
     c_k where a >= 2; the bound stays one of eq. 5. solver: "CLARABEL" or "SCS"; by default the first up to 15
-    dimensions, the second above.
+    dimensions and the second above, and the other where it gives up.
 
     Raises ValueError for values out of range and rows that are not finite, ImportError without cvxpy, RuntimeError
-    where the solver gives up.
+    where no solver finds an answer.
     """
     options = Options(m=m, lam=lam, a=a)
     check_real("eps", eps, 0)
@@ -111,7 +111,6 @@ def _program(
     s = exponent(problem.a)
     if problem.m >= r:
         return np.zeros((r, r)), np.zeros((r, N)), float(problem.factors.sum()) * eps**s, "none needed", "optimal"
-    solver = solver or (SOLVERS[0] if r <= LARGEST_FOR_CLARABEL else SOLVERS[1])
     X = problem.terms[:, problem.owner < problem.p]
     blocks, place = _blocks(problem, X)
 
@@ -126,13 +125,16 @@ def _program(
     program = cp.Problem(loss, [cones, V == W @ X, W >> 0, np.eye(r) - W >> 0, cp.trace(W) == r - problem.m])
     with warnings.catch_warnings():  # an inaccurate solution is told by the status, and its bound is no less proven
         warnings.simplefilter("ignore")
-        with suppress(cp.error.SolverError):  # then there is no value
-            program.solve(solver=solver, **_ACCURACY[solver])
-    if W.value is None:
-        raise RuntimeError(f"{solver} found no solution of the relaxation; its status is {program.status}")
+        for used in (solver,) if solver else SOLVERS if r <= LARGEST_FOR_CLARABEL else SOLVERS[::-1]:
+            with suppress(cp.error.SolverError):  # then there is no value
+                program.solve(solver=used, **_ACCURACY[used])
+            if W.value is not None:
+                break
+        else:
+            raise RuntimeError(f"{used} found no solution of the relaxation; its status is {program.status}")
     duals = -np.reshape(cones.dual_value[1], (-1, count))
     U = np.stack([duals[column * r : (column + 1) * r, term] for term, column in place], axis=1)
-    return np.asarray(W.value), U, float(program.value), solver, str(program.status)
+    return np.asarray(W.value), U, float(program.value), used, str(program.status)
 
 
 def _cvxpy() -> Any:

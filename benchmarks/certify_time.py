@@ -1,0 +1,68 @@
+"""How long a certificate takes once the Gram matrix is known, and what cvxpy takes: of real gradients of the CNN.
+
+    python benchmarks/certify_time.py [--workers 7 15 31 60] [--iteration 20] [--m M] [--restarts 20] [--exact]
+
+Per p and lambda (0 and p): IRLS' objective after 5 iterations and after at most 500 from the best of several starts,
+the certificate's bound and gap, its time, and, with --exact, the relaxation's bound, time and solver. One thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+
+from fa import certificate, irls, sdp
+from fa.experiments.recording import record
+from fa.gram import measure
+from fa.training import TrainConfig
+
+REPEATS = 7
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[7, 15, 31, 60])
+    parser.add_argument("--iteration", type=int, default=20)
+    parser.add_argument("--m", type=int)
+    parser.add_argument("--restarts", type=int, default=20)
+    parser.add_argument("--exact", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(
+        " p lambda    5 steps  best found      bound     gap       ms |  relaxation's      s  solver    certify below"
+    )
+    for p in options.workers:
+        config = TrainConfig(rule="mean", workers=p, byzantine=0, batch=32 if p < 60 else 16, lr=0.05)
+        G = record(config, at=[options.iteration])[options.iteration]
+        for lam in (0.0, float(p)):
+            print(line(G, options.m, lam, options.restarts, options.exact), flush=True)
+
+
+def line(G: torch.Tensor, m: int | None, lam: float, restarts: int, exact: bool) -> str:
+    few = irls.solve(G, m=m, lam=lam)
+    best = irls.solve(G, m=m, lam=lam, max_iter=500, restarts=restarts)
+    found = sdp.certify(G, best)
+    text = f"{len(G):2} {lam:6g} {few.objective:10.4f} {best.objective:11.4f} {found.bound:10.4f} {found.gap:7.2%}"
+    text += f" {milliseconds(G, few):8.1f}"
+    if exact:
+        program = sdp.solve(G, m=m, lam=lam)
+        below = (program.bound - found.bound) / program.bound
+        text += f" | {program.bound:13.6f} {program.seconds:6.2f}  {program.solver:8}  {below:.1e}"
+    return text
+
+
+def milliseconds(G: torch.Tensor, solution: irls.Solution) -> float:
+    """The quickest of several bounds, from the Gram matrix."""
+    gram, _ = measure(G)
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        certificate.relax(irls.pose(gram, solution.m, solution.lam, solution.a))
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
+if __name__ == "__main__":
+    main()
