@@ -1,6 +1,8 @@
 """The run store: a record is found again only if it is whole and of exactly this configuration, data and code."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,19 @@ def test_a_strange_record_beside_it_does_not_stop_why(runs: RunStore, text: str)
     (runs.root / "other").mkdir(parents=True)
     (runs.root / "other" / "config.json").write_text(text)
     assert runs.why(CONFIG) == "no run is finished yet"
+
+
+def test_cleaning_up_removes_what_is_old_and_bears_what_vanishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that another process finishes with, between the listing and the look at its age, is no error."""
+    for name, age in ((".making-old", 3600), (".making-new", 0)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    found = [*tmp_path.glob(".making-*"), tmp_path / ".making-gone"]
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(found[::-1]))
+    store.clean_up(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".making-new"]
+    monkeypatch.setattr(Path, "stat", lambda self: (_ for _ in ()).throw(PermissionError("no")))
+    with pytest.raises(PermissionError):
+        store.clean_up(tmp_path)

@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -167,5 +168,6 @@ def _checksum(path: Path) -> str:
 def clean_up(root: Path) -> None:
     """Remove what a killed process left half made below `root`."""
     for path in root.glob(".making-*"):
-        if time.time() - path.stat().st_mtime > _ABANDONED:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another process has finished with it meanwhile
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                shutil.rmtree(path, ignore_errors=True)
