@@ -171,7 +171,7 @@ def _together(problem: Problem, numbers: Float64[np.ndarray, " N"]) -> Float64[n
 
 def _filled(alpha: Float64[np.ndarray, " r"], total: int) -> Float64[np.ndarray, " r"]:
     """min(1, theta/alpha_i), adding up to `total` < r; alpha in ascending order."""
-    inverse = 1 / np.maximum(alpha, np.finfo(np.float64).tiny)
+    inverse = 1 / np.maximum(alpha, 1e-30 * alpha[-1])  # those that rounding has made 0 or less are the first to fill
     levels = (total - np.arange(alpha.size)) / np.cumsum(inverse[::-1])[::-1]  # theta, if those before i are full
     theta = levels[np.argmax(levels * inverse <= 1)]
     filled: np.ndarray = np.minimum(theta * inverse, 1.0)

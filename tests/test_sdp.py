@@ -10,11 +10,12 @@ import cvxpy as cp
 import mpmath
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fa import certificate, irls, sdp
-from fa.gram import Gram
+from fa.gram import measure
 
 GIVEN = {
     "seed": st.integers(0, 10_000),
@@ -44,7 +45,7 @@ def gradients(p, n, seed=0, kind="plain"):
 
 
 def posed(G, m, lam=0.0, a=2.0):
-    return irls.pose(Gram.of(G @ G.T), m, lam, a)
+    return irls.pose(measure(torch.from_numpy(G))[0], m, lam, a)
 
 
 def basis(n, m, seed):
@@ -119,6 +120,35 @@ def test_both_solvers_and_the_certificate_agree(p, m, lam, kind):
     assert scs.bound == pytest.approx(clarabel.bound, rel=1e-5)
     certificate = sdp.certify(G, irls.solve(G, m=m, lam=lam))
     assert clarabel.value * (1 - 5e-3) <= certificate.bound <= clarabel.value * (1 + 1e-7)
+
+
+@pytest.mark.parametrize(("m", "lam"), [(4, 0.0), (6, 0.0), (8, 0.0), (7, 1.0)])
+def test_the_certificate_holds_where_the_optimum_is_far_below_the_number_of_terms(m, lam):
+    """Gradients in five clusters, a thousandth apart: every step's dual vectors are too long by more than the value."""
+    generator = np.random.default_rng(7)
+    G = gradients(5, 30)[[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]] + 1e-3 * generator.standard_normal((10, 30))
+    exact = sdp.solve(G, m=m, lam=lam)
+    assert exact.bound == pytest.approx(exact.value, rel=1e-3)
+    found = sdp.certify(G, irls.solve(G, m=m, lam=lam, max_iter=200))
+    assert exact.bound * (1 - 5e-3) <= found.bound <= exact.value * (1 + 1e-3)
+
+
+@pytest.mark.parametrize(
+    "alpha", [[1, 2, 3, 4], [1e-9, 1e-9, 1, 1e9], [-1e-20, -1e-25, -1e-26, 0.0, 1e-20, 7], [5, 5, 5]]
+)
+def test_the_water_level_makes_the_trace_right(alpha):
+    """Also where rounding has made eigenvalues negative; against a search for the level."""
+    alpha = np.array(alpha, dtype=float)
+    for total in range(1, alpha.size):
+        filled = certificate._filled(alpha, total)
+        assert filled.sum() == pytest.approx(total, rel=1e-12)
+        assert ((filled >= 0) & (filled <= 1)).all()
+        low, high = -80.0, 40.0
+        for _ in range(200):
+            middle = (low + high) / 2
+            short = np.minimum(1, np.exp(middle) / np.maximum(alpha, 1e-30 * alpha[-1])).sum() < total
+            low, high = (middle, high) if short else (low, middle)
+        np.testing.assert_allclose(filled, np.minimum(1, np.exp(low) / np.maximum(alpha, 1e-30 * alpha[-1])), atol=1e-9)
 
 
 def test_z_is_feasible_and_its_basis_orthonormal():
@@ -330,6 +360,22 @@ def test_a_solver_that_gives_up_is_an_error(monkeypatch):
     monkeypatch.setattr(cp.Problem, "solve", give_up)
     with pytest.raises(RuntimeError, match="SCS found no solution of the relaxation; its status is None"):
         sdp.solve(gradients(5, 9), m=2, solver="SCS")
+
+
+def test_where_one_solver_gives_up_the_other_is_asked(monkeypatch):
+    solve, asked = cp.Problem.solve, []
+
+    def clarabel_gives_up(self, solver, **options):
+        asked.append(solver)
+        if solver == "CLARABEL":
+            raise cp.error.SolverError("no")
+        return solve(self, solver=solver, **options)
+
+    monkeypatch.setattr(cp.Problem, "solve", clarabel_gives_up)
+    found = sdp.solve(gradients(5, 9), m=2)
+    assert asked == ["CLARABEL", "SCS"]
+    assert found.solver == "SCS"
+    assert found.bound == pytest.approx(found.value, rel=1e-5)
 
 
 def test_the_form_with_the_square_root_of_the_trace_is_not_convex():
