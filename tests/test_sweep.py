@@ -85,6 +85,32 @@ def test_memory_is_counted_in_gradients() -> None:
     assert free is None or 0 < free < 1 << 50
 
 
+TELLS_MUCH = """
+import sys
+from pathlib import Path
+from fa.experiments.store import RunStore
+from fa.experiments.sweep import sweep
+from fa.training import TrainConfig
+
+if __name__ == "__main__":
+    print(len(sweep([TrainConfig(rule="x" * 300_000)], RunStore(Path({root!r})), jobs=1, progress=False)[0].error))
+"""
+
+
+def test_a_child_with_more_to_tell_than_a_pipe_holds_ends(tmp_path: Path) -> None:
+    """A pipe holds 64 KiB: a parent that waited for the child's end before reading would wait for ever."""
+    script = tmp_path / "run.py"
+    script.write_text(TELLS_MUCH.format(root=str(tmp_path / "records")))
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    assert int(done.stdout) > 300_000
+
+
+@pytest.mark.parametrize("jobs", [0, -1, True])
+def test_jobs_that_are_none_are_named(tmp_path: Path, jobs: int) -> None:
+    with pytest.raises(ValueError, match=f"jobs must be an integer of at least 1; it is {jobs}"):
+        sweep(configs(1), RunStore(tmp_path), jobs=jobs)
+
+
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_shards_cover_every_run_once(parts: int) -> None:
     runs = configs(*range(10))

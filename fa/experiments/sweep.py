@@ -10,16 +10,16 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from fa.checks import check_integer
+from fa.experiments.progress import reporter
 from fa.experiments.store import Record, RunStore, clean_up
 from fa.training.config import TrainConfig
 
@@ -50,9 +50,6 @@ class _Child:
     answer: Connection
 
 
-Report = Callable[[int, int, Outcome | None], None]  # finished, of how many, and the one that has just ended
-
-
 def sweep(
     configs: Sequence[TrainConfig], store: RunStore, jobs: int | None = None, progress: bool = True
 ) -> list[Outcome]:
@@ -60,18 +57,21 @@ def sweep(
     given.
 
     A run that fails does not touch the others: its outcome has the error. Ctrl-C ends the children and raises
-    KeyboardInterrupt; finished runs are in the store, and the same call goes on from there.
+    KeyboardInterrupt; finished runs are in the store, and the same call goes on from there. Raises ValueError for bad
+    `jobs`.
     """
+    if jobs is not None:
+        check_integer("jobs", jobs, 1)
     records = {config: store.find(config) for config in configs}
     missing = [config for config, record in records.items() if record is None]
     failures: dict[TrainConfig, str] = {}
     clean_up(store.root)
-    with _reporter(progress and bool(missing)) as report:
-        report(len(records) - len(missing), len(records), None)
+    with reporter(progress and bool(missing)) as report:
+        report(len(records) - len(missing), len(records), "")
         for outcome in _run_all(missing, store.root, jobs or _jobs_that_fit(missing)):
             records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
             done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
-            report(done, len(records), outcome)
+            report(done, len(records), str(outcome))
     return [Outcome(config, records[config], failures.get(config, "")) for config in configs]
 
 
@@ -92,8 +92,9 @@ def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(_start(context, waiting.pop(0), root))
-            wait([child.process.sentinel for child in running])
-            for child in [child for child in running if not child.process.is_alive()]:
+            # A child that dies closes its pipe too; and one with much to tell cannot end before somebody reads it.
+            told = wait([child.answer for child in running])
+            for child in [child for child in running if child.answer in told]:
                 running.remove(child)
                 yield _outcome(child, root)
     finally:
@@ -125,12 +126,12 @@ def _start(context: Any, config: TrainConfig, root: Path) -> _Child:
 
 
 def _outcome(child: _Child, root: Path) -> Outcome:
-    child.process.join()
     try:
         error = child.answer.recv_bytes().decode()
-    except EOFError:  # it had nothing to tell
+    except (EOFError, OSError):  # it had nothing to tell, or died while it told it
         error = ""
     child.answer.close()
+    child.process.join()
     if not error and child.process.exitcode != 0:
         error = f"its process ended with exit code {child.process.exitcode}"
     record = None if error else RunStore(root).find(child.config)
@@ -195,50 +196,3 @@ def _memory(model: str, dataset: str, workers: int) -> int:
     _, channels, _, side = data.train_images.shape
     n = sum(parameter.numel() for parameter in models.build(model, channels, data.classes, side, seed=0).parameters())
     return 4 * n * (workers + 4)
-
-
-@contextmanager
-def _reporter(shown: bool) -> Iterator[Report]:
-    """A bar with the time left on a terminal, else a line now and then; nothing unless `shown`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    if not shown:
-        yield lambda done, total, outcome: None
-        return
-    if not console.is_terminal or console.is_jupyter:
-        yield _Lines()
-        return
-    columns = (
-        TextColumn("runs"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[last]}"),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None, last="")
-
-        def show(done: int, total: int, outcome: Outcome | None) -> None:
-            bar.update(task, completed=done, total=total, last="" if outcome is None else str(outcome))
-
-        yield show
-
-
-class _Lines:
-    """Progress as lines, one a tenth of the way."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-        self._first: int | None = None
-        self._printed = 0
-
-    def __call__(self, done: int, total: int, outcome: Outcome | None) -> None:
-        if self._first is None:
-            self._first = done
-        if outcome is None or (done < total and 10 * (done - self._printed) < total):
-            return
-        self._printed = done
-        left = (time.monotonic() - self._started) / max(1, done - self._first) * (total - done)
-        print(f"{done} of {total} runs, about {left:.0f} s left; the last: {outcome}", flush=True)
