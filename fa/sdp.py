@@ -35,10 +35,11 @@ class Relaxation:
     """What the relaxation tells of eq. 5.
 
     `bound` <= eq. 5 at every Y, proven from the solver's dual values and not by its word (or by principal components,
-    where a < 2 and these prove more); `certifies` says what it is a bound of. `value` is the relaxation's (smoothed with eps > 0) as the solver has it. `Z` (r, r) is in the
-    orthonormal basis G^T `basis` of span(G), `basis` (q, r) for q gradients. `rounded_objective` is eq. 5 at the
-    eigenspace of Z's m largest eigenvalues; IRLS started there ends at `polished_objective`, with Y = G^T
-    `coefficients` (q, min(m, r)). `solver`, its `status` and `seconds`, cvxpy's own work included.
+    where a < 2 and these prove more); `certifies` says what it is a bound of. `value` is the relaxation's (smoothed
+    with eps > 0) as the solver has it. `Z` (r, r) is in the orthonormal basis G^T `basis` of span(G), `basis` (q, r)
+    for q gradients. `rounded_objective` is eq. 5 at the eigenspace of Z's m largest eigenvalues; IRLS started there
+    ends at `polished_objective`, with Y = G^T `coefficients` (q, min(m, r)). `solver`, its `status` and `seconds`,
+    cvxpy's own work included.
     """
 
     bound: float
