@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import math
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -443,8 +445,11 @@ def test_what_is_there_is_not_overwritten(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, occupy: Callable[[Path], Any]
 ) -> None:
     occupy(tmp_path / "run")
-    with pytest.raises(ValueError, match="out must be "):
+    with pytest.raises(ValueError, match=r"out must be .*; the run is finished, and its records are in ") as refused:
         run.write(tmp_path / "run")
+    rescued = Path(str(refused.value).rpartition(" are in ")[2])
+    assert sorted(path.name for path in rescued.iterdir()) == ["config.json", "curve.csv", "workers.csv"]
+    shutil.rmtree(rescued)
     monkeypatch.setattr(loop, "load", lambda name: pytest.fail("the run had begun"))
     with pytest.raises(ValueError, match="out must be "):
         train(SMALL, out=tmp_path / "run")
@@ -458,3 +463,49 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path, run: Run, monkeypatch: p
     with pytest.raises(OSError, match="No space left"):
         run.write(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
+
+
+def locked(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o555)
+
+
+@pytest.mark.parametrize("close", [locked, lambda path: path.write_text("mine")], ids=["locked", "a file"])
+@pytest.mark.parametrize("out", ["parent", "parent/run", "parent/deep/run"])
+def test_where_nothing_can_be_written_nothing_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, close: Callable[[Path], Any], out: str
+) -> None:
+    close(tmp_path / "parent")
+    if os.access(tmp_path / "parent", os.W_OK) and (tmp_path / "parent").is_dir():
+        pytest.skip("this user can write everywhere")
+    monkeypatch.setattr(loop, "load", lambda name: pytest.fail("the run had begun"))
+    with pytest.raises(ValueError, match=r"out must be a directory.*; it is '.*/parent"):
+        train(SMALL, out=tmp_path / out)
+    assert [path.name for path in tmp_path.iterdir()] == ["parent"]
+
+
+@pytest.mark.parametrize("out", [".", "../here", "../new", "run"])
+def test_a_relative_path_is_of_the_folder_in_which_the_run_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    """Also the working directory itself, which stays the same directory: a shell in it sees the files."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    inode = here.stat().st_ino
+    train(SMALL, out=out, progress=lambda _: os.chdir("/"), threads=1)
+    assert sorted(path.name for path in (here / out).iterdir()) == ["config.json", "curve.csv", "workers.csv"]
+    assert here.stat().st_ino == inode
+    found = sorted(path.name for path in tmp_path.rglob("*") if path.is_dir())
+    assert found == sorted({"here", Path(os.path.normpath(here / out)).name})
+
+
+def test_a_run_whose_directory_was_taken_meanwhile_is_kept_beside_it(tmp_path: Path) -> None:
+    def take(_: object) -> None:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "notes.txt").write_text("mine")
+
+    with pytest.raises(ValueError, match=r"holds files already; .*its records are in ") as refused:
+        train(SMALL, out=tmp_path / "run", progress=take, threads=1)
+    rescued = Path(str(refused.value).rpartition(" are in ")[2])
+    assert read(rescued / "curve.csv")[-1]["iteration"] == "3"

@@ -70,10 +70,10 @@ def train(threads: int | None, out: Path | None, **given: Any) -> None:
 
     The options of the rules hold for those rules that have them.
     """
-    from fa.training.records import refuse_occupied
+    from fa.training.records import make_room
 
     if out is not None:
-        refuse_occupied(out)  # before torch is even imported
+        out = make_room(out)  # before torch is even imported
     config = _config({name: value for name, value in given.items() if value is not None})
     from fa.training import train as run_training
 

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fa.training.config import RECORD_VERSION, TrainConfig
-from fa.training.records import Run
+from fa.training.records import FILES, Run
 
-FILES = ("curve.csv", "workers.csv", "config.json")
 MANIFEST = "manifest.json"
 _ABANDONED = 600.0  # seconds after which nobody is still writing a record
 

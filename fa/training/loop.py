@@ -19,7 +19,7 @@ from fa.data import Dataset, load
 from fa.rules import Aggregate, Rule, make_rule
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
-from fa.training.records import USED, CurvePoint, Run, WorkerRow, refuse_occupied
+from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
 from fa.training.transport import Gathered, Transport
@@ -45,12 +45,12 @@ def train(
     `progress` is called after each iteration; `threads` is torch's number of threads during the run (None: as it is).
     Equal configurations with equal threads give equal bits on one machine. A loss or parameters that are NaN or Inf do
     not end a run: it goes on, without a step where the rule is left with too few finite gradients. Raises ValueError
-    for bad settings, for an `out` that holds files, and when the rule's condition on the number of workers does not
-    hold, or no longer does.
+    for bad settings, for an `out` that holds files or cannot be written, and when the rule's condition on the number of
+    workers does not hold, or no longer does.
     """
     started = time.perf_counter()
     if out is not None:
-        refuse_occupied(out)
+        out = make_room(out)
     with _torch_threads(threads):
         device = _device(config.device)
         rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)

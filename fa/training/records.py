@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import torch
-
 from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
 
+FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
 USED = "used"
 UNDEFINED = "none"
 """What stands in workers.csv for a value or weight that the rule does not define."""
@@ -60,22 +59,25 @@ class Run:
         return self.curve[-1].test_accuracy
 
     def write(self, directory: str | Path) -> Path:
-        """Make `directory` with the three files in it. It appears complete, or not at all.
+        """Make `directory` with the three files in it and return its absolute path. It appears complete, or not at all;
+        one that is there already, and empty, gets whole files one by one, config.json last.
 
-        Raises ValueError where something is there already, other than an empty directory.
+        Raises ValueError where it cannot be written, or holds files by now: the message says where the records are.
         """
-        target = Path(directory)
-        refuse_occupied(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        target = _absolute(directory)
+        making = _workspace(target)
         try:
             making.chmod(0o755)
             _write_csv(making / "curve.csv", CurvePoint._fields, (map(_cell, point) for point in self.curve))
             _write_csv(making / "workers.csv", WorkerRow._fields, (map(_cell, row) for row in self.workers))
             _write(making / "config.json", json.dumps(self.description(), indent=2, sort_keys=True) + "\n")
-            making.rename(target)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)  # gone already where the rename succeeded
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        try:
+            _move(making, target)
+        except (ValueError, OSError) as error:  # the work is done, and must not be lost
+            raise ValueError(f"{error}; the run is finished, and its records are in {making}") from error
         return target
 
     def description(self) -> dict[str, Any]:
@@ -92,12 +94,53 @@ class Run:
         }
 
 
-def refuse_occupied(directory: str | Path) -> None:
-    """ValueError unless a run could be written to `directory`: it must be missing or empty."""
-    path = Path(directory)
-    usable = not path.is_symlink() and (not path.exists() or path.is_dir())
-    require(usable, "out", str(path), "a directory, new or empty")
-    require(not (path.is_dir() and any(path.iterdir())), "out", str(path), "empty: it holds files already")
+def make_room(directory: str | Path) -> Path:
+    """The absolute path of `directory`, to which a run can be written: it is new or empty, and files can be made there.
+
+    Its parents are made. Raises ValueError otherwise.
+    """
+    target = _absolute(directory)
+    _refuse_occupied(target)
+    _workspace(target).rmdir()
+    return target
+
+
+def _absolute(directory: str | Path) -> Path:
+    return Path(os.path.abspath(directory))  # which also takes "." and ".." out, so that the path has a name
+
+
+def _refuse_occupied(target: Path, besides: Path | None = None) -> None:
+    usable = not target.is_symlink() and (not target.exists() or target.is_dir())
+    require(usable, "out", str(target), "a directory, new or empty")
+    holds = target.is_dir() and any(path != besides for path in target.iterdir())
+    require(not holds, "out", str(target), "empty: it holds files already")
+
+
+def _workspace(target: Path) -> Path:
+    """A temporary directory beside `target`, or in it where it is there: it may be mounted, or somebody's working
+    directory, and its parent need not be ours to write.
+    """
+    place = target if target.is_dir() else target.parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=place))
+    except OSError as error:
+        raise ValueError(
+            f"out must be a directory where files can be made ({error.strerror}); it is {str(target)!r}"
+        ) from error
+
+
+def _move(making: Path, target: Path) -> None:
+    _refuse_occupied(target, besides=making)
+    if making.parent != target:
+        making.rename(target)
+        return
+    for name in FILES:
+        (making / name).rename(target / name)
+    making.rmdir()
+
+
+# torch is imported where it is used: the command line refuses a bad `out` before it waits for torch.
 
 
 def versions() -> dict[str, str]:
@@ -105,6 +148,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     import numpy
+    import torch
 
     try:
         own = version("fa")
@@ -120,6 +164,8 @@ def versions() -> dict[str, str]:
 
 def hardware(device: str) -> dict[str, str | int]:
     """The processor, its cores, and the device that trained."""
+    import torch
+
     kind = torch.device(device)
     name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else device
     return {"cpu": _cpu_model(), "cores": os.cpu_count() or 1, "device": name}
