@@ -27,6 +27,7 @@ from fa.training.flat import Buffers, flatten, views
 from fa.training.records import Run
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
+from fa.training.transport import Gathered
 from fa.training.worker import Worker
 
 SMALL = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=3, batch=4, lr=0.05, attack="random")
@@ -351,15 +352,83 @@ def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, atta
     assert all(cell for row in rows for cell in row.values())
 
 
-def test_a_rule_whose_condition_does_not_hold_stops_the_run() -> None:
-    with pytest.raises(ValueError, match=r"iteration 1: .*bulyan needs p >= 4f \+ 3"):
-        train(replace(SMALL, workers=7, rule="bulyan", rule_options={"before": ("bucketing",)}), threads=1)
-
-
-def test_a_condition_that_cannot_hold_is_refused_before_the_data_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rule": "krum"}, r"krum needs p >= 2f \+ 3; here p = 3 gradients and f = 1"),
+        ({"workers": 7, "rule": "bulyan", "rule_options": {"before": ("bucketing",)}}, r"bulyan needs p >= 4f \+ 3"),
+        ({"rule": "fa", "rule_options": {"m": 4}}, "m must be at most p = 3"),
+        ({"workers": 7, "rule": "multi_krum", "rule_options": {"keep": 8}}, "keep must be at most p = 7"),
+        ({"rule": "median", "rule_options": {"m": 3}}, "'m'"),
+        ({"attack": "lie"}, "attack must be .*; it is 'lie'"),
+        ({"device": "abacus"}, "device must be .*; it is 'abacus'"),
+    ],
+)
+def test_what_can_be_checked_is_checked_before_the_data_are_read(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+) -> None:
     monkeypatch.setattr(loop, "load", lambda name: pytest.fail("the run had begun"))
-    with pytest.raises(ValueError, match=r"krum needs p >= 2f \+ 3; here p = 3 gradients and f = 1"):
-        train(replace(SMALL, rule="krum"), threads=1)
+    with pytest.raises(ValueError, match=message):
+        train(replace(SMALL, **settings), threads=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [({}, "10000, the images of the training set"), ({"sampling": "cycled"}, "3333, the images of the smallest")],
+)
+def test_a_batch_that_is_too_large_is_refused_before_the_model_is_built(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], most: str
+) -> None:
+    monkeypatch.setattr(models, "build", lambda *_, **__: pytest.fail("the run had begun"))
+    with pytest.raises(ValueError, match=f"batch must be at most {most}"):
+        train(replace(SMALL, batch=10_001, **settings), threads=1)
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [loop._device(name).index for name in ("cuda", "cuda:1")] == [None, 1]
+    with pytest.raises(ValueError, match="device must be cuda:1 at most, of the 2 here; it is 'cuda:2'"):
+        loop._device("cuda:2")
+
+
+class Scripted:
+    """A transport of three workers that sends what it was given, iteration by iteration."""
+
+    def __init__(self, *sent: Gathered) -> None:
+        self.sent = sent
+
+    def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
+        return self.sent[iteration]
+
+    def statistics(self) -> list[Buffers]:
+        return []
+
+
+def test_the_server_steps_while_enough_gradients_are_finite_whatever_the_loss_is() -> None:
+    """The first iteration is all finite; then one honest worker overflows, and its loss with it; then all do."""
+    inf = torch.tensor(math.inf)
+    one, none = torch.ones(3, 4), torch.full((3, 4), math.nan)
+    one[2] = math.nan
+    transport = Scripted(Gathered(torch.ones(3, 4), torch.tensor(1.0)), Gathered(one, inf), Gathered(none, inf))
+    config = replace(SMALL, byzantine=0, momentum=0, weight_decay=0, lr=1)
+    parameters, seen = torch.zeros(4), []
+    told = loop.Loop(config, make_rule("mean"), transport, parameters, 12)
+    _, workers = told.run(lambda: 0.0, lambda _: seen.append(float(parameters[0])))
+    assert seen == [-1, -2, -2]
+    assert [row.status for row in workers[3:6]] == ["used", "used", "left out: NaN or Inf"]
+    assert {row.status for row in workers[6:]} == {"left out: the loss is not finite"}
+
+
+def test_an_error_that_is_no_condition_is_not_taken_for_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise ValueError("a bug")
+
+    rule = make_rule("mean")
+    monkeypatch.setattr(type(rule), "aggregate", wrong)
+    transport = Scripted(Gathered(torch.full((3, 4), math.nan), torch.tensor(math.nan)))
+    with pytest.raises(ValueError, match=r"^a bug$"):
+        loop.Loop(SMALL, rule, transport, torch.zeros(4), 12).run(lambda: 0.0, None)
 
 
 def test_a_condition_that_no_longer_holds_stops_the_run() -> None:
@@ -374,11 +443,8 @@ def test_a_condition_that_no_longer_holds_stops_the_run() -> None:
     ("settings", "message"),
     [
         ({"rule": "best"}, "best"),
-        ({"rule": "median", "rule_options": {"m": 3}}, "'m'"),
-        ({"attack": "lie"}, "attack must be .*; it is 'lie'"),
         ({"dataset": "mnits"}, "mnits"),
         ({"model": "resnet-18000"}, "resnet-18000"),
-        ({"device": "abacus"}, "device must be .*; it is 'abacus'"),
         ({"device": "meta"}, "device must be .*; it is 'meta'"),
     ],
 )

@@ -63,6 +63,14 @@ def minibatch(
     return normalise(images, dataset, device), _rows(dataset.train_labels, indices).to(device)
 
 
+def check_batch(batch: int, size: int, workers: int, sampling: str) -> None:
+    """Raise ValueError where a worker's share of `size` training images holds fewer than `batch`."""
+    if sampling == "random":
+        _check_batch(batch, size, "the training set")
+    else:
+        _check_batch(batch, size // workers, "the smallest of the workers' slices")
+
+
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
     """tensor[indices], in a tenth of the time."""
     return tensor.index_select(0, indices)

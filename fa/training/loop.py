@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from fa import models
-from fa.checks import check_integer, require
+from fa.attacks import make_attack
+from fa.checks import ConditionError, check_integer, require
 from fa.data import Dataset, load
+from fa.data.batches import check_batch
 from fa.rules import Aggregate, Rule, make_rule
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
@@ -44,9 +46,10 @@ def train(
 
     `progress` is called after each iteration; `threads` is torch's number of threads during the run (None: as it is).
     Equal configurations with equal threads give equal bits on one machine. A loss or parameters that are NaN or Inf do
-    not end a run: it goes on, without a step where the rule is left with too few finite gradients. Raises ValueError
-    for bad settings, for an `out` that holds files or cannot be written, and when the rule's condition on the number of
-    workers does not hold, or no longer does.
+    not end a run. The server, who sees gradients and no losses, steps as long as the rule finds enough of them finite;
+    from then on no step is taken, and the records say so. Raises ValueError for bad settings, before data are loaded
+    where they do not depend on them; for an `out` that holds files or cannot be written; and when the rule's condition
+    on the number of workers does not hold, or no longer does although the honest workers' loss is finite.
     """
     started = time.perf_counter()
     if out is not None:
@@ -55,7 +58,9 @@ def train(
         device = _device(config.device)
         rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
         rule.check_workers(config.workers)
+        make_attack(config.attack)
         dataset = load(config.dataset)
+        check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
         transport = Simulation(model, dataset, config, parameters)
@@ -106,9 +111,9 @@ class Loop:
         gathered = self._transport.gradients(iteration, self._parameters)
         try:
             aggregate = self._rule.aggregate(gathered.G, iteration)
-        except ValueError as error:
+        except ConditionError as error:
             if torch.isfinite(gathered.loss):
-                raise ValueError(f"iteration {iteration + 1}: {error}") from error
+                raise ConditionError(f"iteration {iteration + 1}: {error}") from error
             # The model has diverged and too few gradients are finite: no step is taken, and the records say so.
             return gathered, _nobody(iteration + 1, self._config.workers)
         self._optimizer.step(aggregate.direction, iteration)
@@ -151,6 +156,8 @@ def _device(name: str) -> torch.device:
     require(device.type in ("cpu", "cuda"), "device", name, "cpu, or cuda, cuda:0 and so on")
     if device.type == "cuda":
         require(torch.cuda.is_available(), "device", name, "cpu here, where torch finds no CUDA device")
+        count = torch.cuda.device_count()
+        require((device.index or 0) < count, "device", name, f"cuda:{count - 1} at most, of the {count} here")
     return device
 
 
