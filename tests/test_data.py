@@ -27,6 +27,7 @@ from fa.data import batches, make_mini, mini, registry, sources, store
 from fa.data.batches import crop_flip, minibatch, normalise, random_crop_flip
 from fa.data.dataset import ARRAYS, Dataset, MissingDataError, content_checksum
 from fa.data.sources import Files, Package, Report, Source, SourceError
+from fa.sampling import SAMPLINGS
 
 Arrays = dict[str, np.ndarray]
 
@@ -593,7 +594,7 @@ def test_normalised_images_follow_the_formula(coloured: Dataset) -> None:
     assert torch.equal(images, coloured.train_images), "the bytes stay as they are"
 
 
-@pytest.mark.parametrize("sampling", batches.SAMPLINGS)
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("kind", ["digits", "coloured"])
 def test_a_minibatch_can_be_drawn_again(request: pytest.FixtureRequest, kind: str, sampling: str) -> None:
     dataset: Dataset = request.getfixturevalue(kind)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,50 @@ def test_config_text_depends_on_the_values_alone() -> None:
     assert one.to_json() == other.to_json()
 
 
+OF_ANY_TYPE = """
+import numpy as np
+from fa.training.config import TrainConfig
+
+plain = TrainConfig(workers=7, byzantine=1, assumed_byzantine=2, lr=0.5, seed=3, rule_options={"m": 4, "lam": 0.5})
+numbers = {"workers": np.int64(7), "byzantine": np.int32(1), "assumed_byzantine": np.uint8(2), "seed": np.int16(3)}
+odd = TrainConfig(**numbers, lr=np.float32(0.5), rule_options={"m": np.int64(4), "lam": np.float32(0.5)})
+assert odd.to_json() == plain.to_json()
+assert (odd, hash(odd)) == (plain, hash(plain))
+assert type(odd.workers) is type(odd.options["m"]) is int
+
+for settings in (
+    {"rule_options": 5},
+    {"rule_options": "lam"},
+    {"rule_options": {1: 2}},
+    {"workers": np.float64(15)},
+    {"workers": "15"},
+    {"lr": "0.1"},
+    {"lr": None},
+    {"dataset": 5},
+):
+    try:
+        TrainConfig(**settings)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_config_takes_numpys_numbers_and_refuses_other_types() -> None:
+    """In a process of its own, where nothing checks the types before the configuration does."""
+    done = subprocess.run([sys.executable, "-c", OF_ANY_TYPE], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "rule_options must be a mapping of options; it is 5",
+        "rule_options must be a mapping of options; it is 'lam'",
+        "rule_options must be named by strings; it is 1",
+        "workers must be an integer of at least 1; it is np.float64(15.0)",
+        "workers must be an integer of at least 1; it is '15'",
+        "lr must be a finite number of at least 0; it is '0.1'",
+        "lr must be a finite number of at least 0; it is None",
+        "dataset must be a name; it is 5",
+    ]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -84,6 +129,10 @@ def test_config_text_depends_on_the_values_alone() -> None:
         ({"attack": ""}, "attack must be a name; it is ''"),
         ({"rule_options": {"lam": math.inf}}, r"rule_options\['lam'\] must be .*; it is inf"),
         ({"rule_options": {"lam": {}}}, r"rule_options\['lam'\] must be .*; it is {}"),
+        ({"rule_options": {"lam": np.float32("nan")}}, r"rule_options\['lam'\] must be .*; it is nan"),
+        ({"rule_options": {"lam": np.complex64(1)}}, r"rule_options\['lam'\] must be .*; it is \(1"),
+        ({"rule_options": {"f": 2}}, "rule_options must be without f and name, .*; it is {'f': 2}"),
+        ({"rule_options": {"name": "fa"}}, "rule_options must be without f and name, .*; it is {'name': 'fa'}"),
     ],
 )
 def test_config_refuses(settings: dict[str, Any], message: str) -> None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.training.config import SAMPLINGS, TrainConfig
+from fa.sampling import SAMPLINGS
+from fa.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run

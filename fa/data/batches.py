@@ -14,8 +14,7 @@ from torch import Tensor
 from fa import seeds
 from fa.checks import check_integer, check_one_of
 from fa.data.dataset import Dataset
-
-SAMPLINGS = ("random", "cycled")
+from fa.sampling import SAMPLINGS
 
 PADDING = 4  # pixels on each side, from which the random crops are cut
 

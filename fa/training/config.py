@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fa.checks import check_integer, check_one_of, check_real, require
+from fa.sampling import SAMPLINGS
 
 RECORD_VERSION = 1
 """Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
-
-SAMPLINGS = ("random", "cycled")
 
 Option = bool | int | float | str | None | tuple["Option", ...]
 """A rule's option: what JSON can hold, with tuples for lists so that it can be hashed."""
@@ -29,7 +30,8 @@ class TrainConfig:
     """One run of Algorithm 1: p workers, the first f of them faulty, one server with SGD.
 
     The defaults are the paper's settings where it states them and the released code's elsewhere, on the embedded data.
-    `rule_options` may be given as a mapping and is kept as sorted pairs. Raises ValueError for values out of range.
+    `rule_options` may be given as a mapping and is kept as sorted pairs; numpy's numbers are kept as Python's. Raises
+    ValueError for values out of range.
     """
 
     dataset: str = "mnist-mini"
@@ -57,20 +59,23 @@ class TrainConfig:
             require(isinstance(value, str) and value != "", name, value, "a name")
         object.__setattr__(self, "rule_options", _pairs(self.rule_options))
         for name, low in _LEAST_INTEGER.items():
-            check_integer(name, getattr(self, name), low)
+            self._keep(name, int, low)
         for name in ("byzantine", "assumed_byzantine"):
             value = getattr(self, name)
             if value is not None:
-                check_integer(name, value, 0)
+                self._keep(name, int, 0)
                 require(value < self.workers, name, value, f"less than workers={self.workers}")
         for name in ("lr", "momentum", "weight_decay", "lr_decay"):
-            check_real(name, getattr(self, name), 0)
-            # An int and a float of one value must give one hash.
-            object.__setattr__(self, name, float(getattr(self, name)))
+            self._keep(name, float, 0)
         require(self.lr > 0, "lr", self.lr, "greater than 0")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
         check_one_of("sampling", self.sampling, SAMPLINGS)
+
+    def _keep(self, name: str, kind: type[int] | type[float], least: int) -> None:
+        """Check a number, and keep it as a `kind`: an int, a float and a numpy scalar of one value give one hash."""
+        (check_integer if kind is int else check_real)(name, getattr(self, name), least)
+        object.__setattr__(self, name, kind(getattr(self, name)))
 
     @property
     def options(self) -> dict[str, Option]:
@@ -105,16 +110,22 @@ class TrainConfig:
 _LEAST_INTEGER = {"workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
 
 
-def _pairs(options: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> tuple[tuple[str, Option], ...]:
-    pairs = dict(options)
+def _pairs(options: Any) -> tuple[tuple[str, Option], ...]:
+    try:
+        pairs = dict(options)
+    except (TypeError, ValueError):
+        raise ValueError(f"rule_options must be a mapping of options; it is {options!r}") from None
     for name in pairs:
         require(isinstance(name, str), "rule_options", name, "named by strings")
+        require(name not in ("f", "name"), "rule_options", pairs, "without f and name, which other settings give")
     return tuple((name, _option(name, pairs[name])) for name in sorted(pairs))
 
 
 def _option(name: str, value: Any) -> Option:
     if isinstance(value, (list, tuple)):
         return tuple(_option(name, item) for item in value)
+    if isinstance(value, np.generic):
+        value = value.item()
     plain = value is None or isinstance(value, (bool, int, float, str))
     finite = not isinstance(value, float) or math.isfinite(value)
     require(plain and finite, f"rule_options[{name!r}]", value, "a finite number, a string, a truth value or a list")
