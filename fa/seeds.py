@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 
-def mix(purpose: str, seed: int, worker: int, iteration: int) -> int:
+def derive(purpose: str, seed: int, worker: int, iteration: int) -> int:
     """A 64-bit seed for one purpose, worker and iteration; all are stirred, so that no two share a stream."""
     entropy = (zlib.crc32(purpose.encode()), seed, worker, iteration)
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
@@ -20,7 +20,7 @@ def generator(
     purpose: str, seed: int, worker: int, iteration: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
     """A torch generator on `device`, seeded from its arguments."""
-    return torch.Generator(device=device).manual_seed(mix(purpose, seed, worker, iteration))
+    return torch.Generator(device=device).manual_seed(derive(purpose, seed, worker, iteration))
 
 
 @contextmanager

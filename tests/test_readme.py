@@ -9,14 +9,14 @@ import pandas as pd
 
 import fa
 from fa import models
-from fa.experiments.study import final
+from fa.experiments.study import last_points
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def test_the_table_is_the_figures() -> None:
-    last = final(pd.read_csv(ROOT / "figures" / "quick" / "fig04_byzantine_workers.csv"))
+    last = last_points(pd.read_csv(ROOT / "figures" / "quick" / "fig04_byzantine_workers.csv"))
     measured = {(row.label, row.f): f"{row.test_accuracy:.3f}" for row in last.itertuples()}
     rows = re.findall(r"^\| ([^|`]+) \| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \|$", README, flags=re.MULTILINE)
     stated = {(label, f): row[f] for label, *_ in rows for f in (1, 2, 3) for row in rows if row[0] == label}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fa.experiments import sweep as sweeping
 from fa.experiments.store import RunStore
 from fa.experiments.sweep import shard, sweep
 from fa.training import TrainConfig
@@ -69,19 +70,17 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path: Path, ca
 
 
 def test_large_runs_share_the_memory_and_a_gpu_serves_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["fa.experiments.sweep"]
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: range(8))
-    monkeypatch.setattr(module, "_memory", lambda *_: 2 << 30)
+    monkeypatch.setattr(sweeping.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(sweeping, "_memory", lambda *_: 2 << 30)
     for free, jobs in ((10 << 30, 3), (1 << 20, 1), (1 << 40, 8), (None, 8)):
-        monkeypatch.setattr(module, "_free_memory", lambda free=free: free)
-        assert module._jobs_that_fit(configs(1)) == jobs
-    assert module._jobs_that_fit([TrainConfig(device="cuda", **SHORT)]) == 1
+        monkeypatch.setattr(sweeping, "_free_memory", lambda free=free: free)
+        assert sweeping._jobs_that_fit(configs(1)) == jobs
+    assert sweeping._jobs_that_fit([TrainConfig(device="cuda", **SHORT)]) == 1
 
 
 def test_memory_is_counted_in_gradients() -> None:
-    module = sys.modules["fa.experiments.sweep"]
-    assert module._memory("convnet", "mnist-mini", 15) == 4 * 21_840 * 19
-    free = module._free_memory()
+    assert sweeping._memory("convnet", "mnist-mini", 15) == 4 * 21_840 * 19
+    free = sweeping._free_memory()
     assert free is None or 0 < free < 1 << 50
 
 

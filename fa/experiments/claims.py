@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fa.experiments.study import final
+from fa.experiments.study import last_points
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,7 +38,7 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
 
 def accuracies(table: DataFrame) -> dict[tuple[str, int], list[float]]:
     """Final test accuracies by (variant, f), one a seed."""
-    last = final(table)
+    last = last_points(table)
     return {(variant, int(f)): list(group["test_accuracy"]) for (variant, f), group in last.groupby(["variant", "f"])}
 
 

@@ -16,7 +16,7 @@ from fa.experiments.study import Results, Study, make_study
 from fa.experiments.sweep import Outcome
 from fa.gram import Gram, Square, measure
 from fa.irls import Options, default_m, solve_gram
-from fa.seeds import mix
+from fa.seeds import derive
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
 
@@ -89,7 +89,7 @@ def _bases(gram: Gram, seed: int, iteration: int) -> Iterator[tuple[str, Float64
         assert solution.coefficients is not None  # with lam = 0, Y lies in the span
         yield name, gram.norms[:, None] * solution.coefficients
     yield "mean", gram.lengths[:, None]
-    drawn = np.random.default_rng(mix("fig03", seed, 0, iteration)).permutation(gram.p)[:m]
+    drawn = np.random.default_rng(derive("fig03", seed, 0, iteration)).permutation(gram.p)[:m]
     yield "any", np.eye(gram.p)[:, drawn]
 
 

@@ -143,7 +143,7 @@ def _refusal(config: TrainConfig) -> str:
     return ""
 
 
-def final(table: DataFrame) -> DataFrame:
+def last_points(table: DataFrame) -> DataFrame:
     """The last point of every curve."""
     last: DataFrame = table.sort_values("iteration").groupby(["variant", "label", "f", "seed"], as_index=False).last()
     return last

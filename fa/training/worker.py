@@ -44,7 +44,7 @@ class Worker:
             parameter.grad = view
         if not self._model.training:  # going through all the modules takes a hundredth of a small model's passes
             self._model.train()
-        with seeds.global_state(seeds.mix("dropout", self._config.seed, self.rank, iteration), self._device):
+        with seeds.global_state(seeds.derive("dropout", self._config.seed, self.rank, iteration), self._device):
             loss = F.cross_entropy(self._model(images), labels)
             loss.backward()
         for parameter, _ in self._gradients:
