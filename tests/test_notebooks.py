@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fa.cli import cli
-from fa.experiments import FIGURES, figure_module, notebooks
+from fa.experiments import FIGURES, figure_module, named, notebooks
 from fa.experiments.notebooks import execute, find
 from fa.experiments.store import Record
 from fa.experiments.study import Study
@@ -19,27 +19,58 @@ from fa.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OF_FIGURES, OF_THEORY = ([path for path in NOTEBOOKS if path.stem.startswith(family)] for family in ("fig", "theory"))
+NEEDED = {
+    "fig": {"profile", "out", "jobs", "seeds", "iterations", "dataset", "device"},
+    "theory": {"profile", "seed"},
+}
+
+
+def pictures(executed: Path) -> int:
+    cells = json.loads(executed.read_text())["cells"]
+    return sum("image/png" in output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
 
 
 def test_every_figure_has_its_notebook() -> None:
-    assert [path.stem for path in find()] == sorted(figure_module(name).NAME for name in FIGURES)
+    assert [path.stem for path in find()] == sorted(figure_module(name).NAME for name in FIGURES) == sorted(FIGURES)
+
+
+def test_notebooks_are_found_by_whole_and_short_names_and_by_family() -> None:
+    stems = ["fig02_mean", "fig10_more", "theory01_flags", "theory02_beta"]
+    assert named(["fig"], stems) == stems[:2]
+    assert named(["theory02", "fig10_more", "theory02_beta"], stems) == ["fig10_more", "theory02_beta"]
+    assert named(["theory"], stems) == stems[2:]
+    for name in ("fig0", "fig02_", "theory03", "mean", ""):
+        with pytest.raises(ValueError, match=r"name must be one of fig02_mean, .*; it is "):
+            named([name], stems)
+    assert find(["theory"]) == OF_THEORY
+    assert find(["theory01"]) == OF_THEORY[:1]
+    assert find() == find(["fig"]) == OF_FIGURES
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
-    nbformat.validate(nbformat.read(path, as_version=4))
+    """From one cell; that outputs are stripped is a test in test_checks.py."""
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert [cell["metadata"].get("tags", []) for cell in notebook["cells"]].count(["parameters"]) == 1
     parameters = papermill.inspect_notebook(path)
-    assert {"profile", "out", "jobs", "seeds", "iterations", "dataset", "device"} <= parameters.keys()
+    assert NEEDED[path.stem.partition("_")[0].rstrip("0123456789")] <= parameters.keys()
     for parameter in parameters.values():
         assert parameter["inferred_type_name"] != "None"
         assert parameter["help"]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OF_THEORY, ids=lambda path: path.stem)
+def test_a_theory_notebook_runs_at_smoke_size(path: Path, tmp_path: Path) -> None:
+    """With all that `fa reproduce` passes, most of which it has no parameter for."""
+    assert pictures(execute(path, tmp_path, profile="smoke", out=str(tmp_path), jobs=None, device=None)) > 0
+
+
+@pytest.mark.parametrize("path", OF_FIGURES, ids=lambda path: path.stem)
 def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_path: Path) -> None:
-    executed = execute(path, tmp_path, profile="smoke", out=str(tmp_path), iterations=2)
-    outputs = [output for cell in json.loads(executed.read_text())["cells"] for output in cell.get("outputs", [])]
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    assert pictures(execute(path, tmp_path, profile="smoke", out=str(tmp_path), iterations=2)) > 0
     for suffix in (".png", ".pdf", ".csv", ".json", ".claims.csv"):
         assert (tmp_path / path.stem).with_suffix(suffix).stat().st_size > 100
     table = pd.read_csv((tmp_path / path.stem).with_suffix(".csv"))
@@ -54,7 +85,7 @@ def test_a_cell_that_fails_is_one_line_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_is_none_is_named() -> None:
-    with pytest.raises(ValueError, match=r"figure must be one of fig02_mean_tolerance, .*; it is 'fig99'"):
+    with pytest.raises(ValueError, match=r"name must be one of fig02_mean_tolerance, .*; it is 'fig99'"):
         find(["fig99"])
 
 

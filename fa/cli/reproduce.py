@@ -1,4 +1,4 @@
-"""`fa reproduce`: every figure's notebook, executed."""
+"""`fa reproduce`: the notebooks of figures and theory, executed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from fa.experiments.profiles import PROFILES
 
 
 @click.command()
-@click.argument("figure", nargs=-1)
+@click.argument("name", nargs=-1)
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True, help="Size.")
 @click.option(
     "--jobs", type=click.IntRange(min=1), help="Runs at a time; as many as cores and memory allow if left out."
 )
 @click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
-def reproduce(figure: tuple[str, ...], profile: str, jobs: int | None, device: str | None, out: Path | None) -> None:
-    """Execute the notebook of each FIGURE (all if none is named); figures and executed notebooks go to
-    figures/PROFILE.
+def reproduce(name: tuple[str, ...], profile: str, jobs: int | None, device: str | None, out: Path | None) -> None:
+    """Execute the notebook of each NAME, such as fig02 or theory01, or all of a family: fig (if no NAME is given) or
+    theory. Figures and executed notebooks go to figures/PROFILE.
+
+    An option that a notebook has no parameter for does not concern it.
     """
     from fa.experiments.notebooks import execute, find
     from fa.experiments.paths import figures
 
     target = figures(profile, out).resolve()
-    for path in find(figure):
+    for path in find(name):
         click.echo(f"{path.stem}, profile {profile}")
         try:
             execute(path, target, profile=profile, out=str(target), jobs=jobs, device=device)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fa.experiments import FIGURES, figure_module
+from fa.experiments import FIGURES, figure_module, named
 from fa.experiments.profiles import PROFILES
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ def sweep(
     device: str | None,
     out: Path | None,
 ) -> None:
-    """Do the runs behind each FIGURE (fig02, fig04; all if none is named), reusing those that are finished.
+    """Do the runs behind each FIGURE, such as fig02 (all if none is named), reusing those that are finished.
 
     A run that fails is named at the end, with exit code 1; the others are done and kept.
     """
-    studies = [figure_module(name).study(profile, out, device=device) for name in figure or FIGURES]
+    names = named(figure or ("fig",), FIGURES)
+    studies = [figure_module(name).study(profile, out, device=device) for name in names]
     if why:
         for study in studies:
             _explain(study, part)

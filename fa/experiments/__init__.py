@@ -1,21 +1,38 @@
 """The paper's experiments: studies made of runs, a store that keeps what is finished, figures and claims.
 
-A figure is a module with NAME, `study(profile, ...)`, `draw(table, title)` and `claims(table)`, and a notebook of
+A figure is a module with NAME, `study(profile, ...)`, `draw(table, title)` and `claims(table, ...)`, and a notebook of
 that NAME.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import Any
 
 from fa.checks import check_one_of
 
-FIGURES = ("fig02", "fig03", "fig04")
+FIGURES = ("fig02_mean_tolerance", "fig03_explained_variance", "fig04_byzantine_workers")
 
 
 def figure_module(name: str) -> Any:
-    """The module of a figure, named shortly (fig02) or as its notebook (fig02_mean_tolerance)."""
-    short = name.split("_")[0]
-    check_one_of("figure", short, FIGURES)
-    return importlib.import_module(f"fa.experiments.{short}")
+    """The module of a figure, named as `named` has it."""
+    return importlib.import_module(f"fa.experiments.{_number(named([name], FIGURES)[0])}")
+
+
+def named(names: Sequence[str], all_: Sequence[str]) -> list[str]:
+    """Those that are meant, in the order of `all_`: by a whole name (fig02_mean_tolerance), by what stands before its
+    first "_" (fig02), or by the letters at its start (fig). Raises ValueError for a name that means none.
+    """
+    for name in names:
+        if not any(_means(name, one) for one in all_):
+            check_one_of("name", name, all_)
+    return [one for one in all_ if any(_means(name, one) for name in names)]
+
+
+def _means(name: str, whole: str) -> bool:
+    return name in (whole, _number(whole), _number(whole).rstrip("0123456789"))
+
+
+def _number(whole: str) -> str:
+    return whole.partition("_")[0]

@@ -1,4 +1,4 @@
-"""The figures' notebooks: which there are, and executing one by papermill."""
+"""The notebooks of figures and theory: which there are, and executing one by papermill."""
 
 from __future__ import annotations
 
@@ -7,27 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fa.experiments import named
 from fa.experiments.paths import project
 
 
 def find(names: Sequence[str] = ()) -> list[Path]:
-    """The notebooks of these figures, named shortly (fig02) or wholly; of all figures if none is named.
-
-    Raises ValueError for a name that no notebook has.
+    """The notebooks of these names: whole (fig02_mean_tolerance), short (fig02), or of a family (fig, theory); of all
+    figures if none is named. Raises ValueError for a name that no notebook has.
     """
-    paths = sorted((project() / "notebooks").glob("fig*.ipynb"))
-    for name in names:
-        if not any(_is_named(path, name) for path in paths):
-            raise ValueError(f"figure must be one of {', '.join(path.stem for path in paths)}; it is {name!r}")
-    return [path for path in paths if not names or any(_is_named(path, name) for name in names)]
-
-
-def _is_named(path: Path, name: str) -> bool:
-    return name in (path.stem, path.stem.split("_")[0])
+    paths = {path.stem: path for path in sorted((project() / "notebooks").glob("*.ipynb"))}
+    return [paths[stem] for stem in named(names or ("fig",), list(paths))]
 
 
 def execute(path: Path, target: Path, **parameters: Any) -> Path:
-    """Execute a notebook with these parameters into `target`/notebooks and return the copy with its outputs.
+    """Execute a notebook with those of these parameters that it has, into `target`/notebooks; return the copy with its
+    outputs.
 
     What its cells print is shown as it comes. Raises ValueError with the cell's error where one fails; the copy shows
     how far it came.
@@ -35,12 +29,13 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     import papermill
 
     executed = target / "notebooks" / path.name
+    known = papermill.inspect_notebook(path)
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
             path,
             executed,
-            parameters=parameters,
+            parameters={name: value for name, value in parameters.items() if name in known},
             cwd=path.parent,
             kernel_name="python3",
             progress_bar=False,
