@@ -1,6 +1,8 @@
 """Figure 3: what it computes against eq. 5's own values, what it says of made-up tables, and what it writes."""
 
 import hashlib
+import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -81,11 +83,14 @@ def test_what_is_written_is_the_same_each_time(watched, tmp_path):
     study, rows, results = watched
     digests = []
     for _ in range(2):
-        results = fig03.Results(fig03.Watched(**vars(study) | {"folder": tmp_path}), {}, results.seconds)
+        results = replace(results, study=fig03.Watched(**vars(study) | {"folder": tmp_path}))
         path = save(fig03.draw(rows, study.title()), rows, results, fig03.claims(rows))
         digests.append([hashlib.sha256(path.with_suffix(end).read_bytes()).hexdigest() for end in (".png", ".pdf")])
     assert digests[0] == digests[1]
     pd.testing.assert_frame_equal(pd.read_csv(path.with_suffix(".csv")), rows)
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert about["seconds_of_training"] > 0
+    assert [run["device"] for run in about["hardware"]] == ["cpu"]
 
 
 def test_there_is_nothing_to_sweep():

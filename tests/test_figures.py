@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,7 +13,7 @@ from fa.experiments import FIGURES, fig02, fig04, figure_module, style
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES
 from fa.experiments.store import Record
-from fa.experiments.study import Results, Study, make_study
+from fa.experiments.study import Results, Study, final_accuracies, make_study
 from fa.experiments.sweep import Outcome
 from fa.rules import make_rule
 from fa.training import TrainConfig
@@ -97,6 +98,49 @@ def test_given_settings_replace_the_profiles() -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": []}, r"seeds must be a list of one seed or more; it is \[\]"),
+        ({"seeds": [-1]}, "seed must be an integer of at least 0; it is -1"),
+        ({"learning_rate": 0.1}, "a setting must be one of .*; it is 'learning_rate'"),
+        ({"itertions": None}, r"a setting must be one of .*; it is 'itertions' \(did you mean 'iterations'\?\)"),
+        ({"rule": "fa"}, "a setting must be one of .*; it is 'rule'"),
+    ],
+)
+def test_a_setting_that_is_none_is_named(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fig04.study("smoke", **given)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_other_settings_than_the_profiles_do_not_write_over_its_figures(name: str, tmp_path: Path) -> None:
+    study = figure_module(name).study
+    for profile in PROFILES:
+        as_it_is = {"seeds": list(PROFILES[profile]["seeds"]), "lr": PROFILES[profile]["lr"], "device": "cuda"}
+        assert study(profile).folder.name == study(profile, **as_it_is).folder.name == profile
+        for given in ({"lr": 0.3}, {"iterations": 7}, {"seeds": [1]}, {"dataset": "fashion-mnist"}, {"workers": 21}):
+            assert study(profile, **given).folder.name == f"{profile}-custom"
+            assert study(profile, tmp_path, **given).folder == tmp_path
+
+
+def test_chance_is_that_of_the_data_set() -> None:
+    assert fig02.study("smoke").chance == 0.1
+    assert fig02.study("smoke", dataset="tiny-imagenet").chance == 1 / 200
+    numbers = table({("mean", f): accuracy for f, accuracy in enumerate((0.2, 0.08, 0.01, 0.01))})
+    assert verdicts(fig02.claims(numbers, 0.1)) == ["not testable here"]
+    assert verdicts(fig02.claims(numbers, 0.005)) == ["in part"]
+
+
+def test_final_accuracies_are_over_the_seeds_of_the_last_iteration() -> None:
+    numbers = table({("median", 1): 0.5, ("fa", 1): 0.9, ("fa", 2): 0.8})
+    last = (numbers["iteration"] == 20) & (numbers["label"] == "FA") & (numbers["f"] == 1) & (numbers["seed"] == 2)
+    numbers.loc[last, "test_accuracy"] = 0.7
+    final = final_accuracies(numbers)
+    assert list(final.index) == [("Median", 1), ("FA", 1), ("FA", 2)]  # as they came
+    assert final.loc["FA", 1].to_dict() == pytest.approx({"mean": 0.8, "min": 0.7, "max": 0.9})
+
+
+@pytest.mark.parametrize(
     ("accuracy", "expected"),
     [
         ((0.9, 0.1, 0.1, 0.1), "reproduced"),
@@ -106,20 +150,20 @@ def test_given_settings_replace_the_profiles() -> None:
     ],
 )
 def test_the_verdict_on_the_mean(accuracy: tuple[float, ...], expected: str) -> None:
-    claims = fig02.claims(table({("mean", f): accuracy[f] for f in range(4)}))
+    claims = fig02.claims(table({("mean", f): accuracy[f] for f in range(4)}), 0.1)
     assert verdicts(claims) == [expected]
     assert f"f = 1: {accuracy[1]:.3f}" in claims[0].measured
 
 
 def test_verdicts_on_the_rules_can_go_either_way() -> None:
     yes, no = "reproduced", "not reproduced"
-    assert verdicts(fig04.claims(fig04_table(0.9, 0.5, 0.1))) == [yes, yes, yes]
-    assert verdicts(fig04.claims(fig04_table(0.9, 0.85, 0.85))) == [yes, no, no]
-    assert verdicts(fig04.claims(fig04_table(0.5, 0.9, 0.1))) == [no, yes, no]
-    assert verdicts(fig04.claims(fig04_table(0.1, 0.12, 0.1))) == ["not testable here"] * 3
+    assert verdicts(fig04.claims(fig04_table(0.9, 0.5, 0.1), 0.1)) == [yes, yes, yes]
+    assert verdicts(fig04.claims(fig04_table(0.9, 0.85, 0.85), 0.1)) == [yes, no, no]
+    assert verdicts(fig04.claims(fig04_table(0.5, 0.9, 0.1), 0.1)) == [no, yes, no]
+    assert verdicts(fig04.claims(fig04_table(0.1, 0.12, 0.1), 0.1)) == ["not testable here"] * 3
     one = fig04_table(0.9, 0.5, 0.1)
     one.loc[(one["variant"] == "median") & (one["f"] == 2) & (one["iteration"] == 20), "test_accuracy"] = 0.95
-    claims = fig04.claims(one)
+    claims = fig04.claims(one, 0.1)
     assert verdicts(claims) == ["in part", yes, "in part"]
     assert "f = 2: FA 0.900 (0.900 to 0.900), best other Median 0.950" in claims[0].measured
 
@@ -128,11 +172,12 @@ def results(study: Study, folder: Path) -> Results:
     study = Study(study.name, study.profile, folder, study.cells[:2], study.gaps)
     kept = Record(folder / "records" / "one")
     kept.folder.mkdir(parents=True)
-    (kept.folder / "config.json").write_text('{"seconds": 2.0}')
-    return Results(study, dict.fromkeys(study.configs, Outcome(study.configs[0], kept)), 1.0)
+    described = {"seconds": 2.0, "versions": {"torch": "2.9"}, "hardware": {"cpu": "fast", "device": "cpu"}}
+    (kept.folder / "config.json").write_text(json.dumps(described))
+    return Results(study, dict.fromkeys(study.configs, Outcome(study.configs[0], kept)), 1.0, (kept.description,) * 2)
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", ["fig02", "fig04"])
 def test_a_saved_figure_has_its_numbers_and_its_provenance(name: str, tmp_path: Path) -> None:
     module = figure_module(name)
     study = module.study("smoke")
@@ -140,7 +185,7 @@ def test_a_saved_figure_has_its_numbers_and_its_provenance(name: str, tmp_path: 
     kept = results(study, tmp_path)
     digests = []
     for _ in range(2):
-        path = save(module.draw(numbers, study.title()), numbers, kept, module.claims(numbers))
+        path = save(module.draw(numbers, study.title()), numbers, kept, module.claims(numbers, study.chance))
         written = sorted(path for path in tmp_path.iterdir() if path.is_file())
         digests.append([hashlib.sha256(p.read_bytes()).hexdigest() for p in written if p.suffix in (".png", ".pdf")])
     assert digests[0] == digests[1]  # the same numbers give the same bytes
@@ -155,6 +200,7 @@ def test_a_saved_figure_has_its_numbers_and_its_provenance(name: str, tmp_path: 
     assert about["runs"].keys() == {kept.study.store.key(config) for config in kept.study.configs}
     assert about["settings"] == kept.study.title()
     assert about["commit"]
+    assert about["seconds_of_training"] == 4
     assert about["command"] is None  # not all of the profile's runs
     for config in about["runs"].values():
         TrainConfig.from_json(json.dumps(config))
@@ -174,6 +220,23 @@ def test_a_figure_draws_every_curve_it_was_given() -> None:
 
 def test_provenance_has_the_command_of_a_profile_as_it_is(tmp_path: Path) -> None:
     study = fig02.study("smoke", tmp_path)
-    whole = Results(study, {}, 1.0)
+    whole = Results(study, {}, 1.0, ())
     assert provenance(whole)["command"] == "fa reproduce --profile smoke fig02_mean_tolerance"
-    assert provenance(Results(fig02.study("smoke", tmp_path, lr=0.2), {}, 1.0))["command"] is None
+    assert provenance(Results(fig02.study("smoke", tmp_path, lr=0.2), {}, 1.0, ()))["command"] is None
+
+
+def test_versions_and_hardware_are_those_of_the_runs_and_not_of_the_drawing(tmp_path: Path) -> None:
+    one = {"seconds": 1.0, "versions": {"torch": "2.9", "fa": "0.1"}, "hardware": {"cpu": "slow", "device": "cpu"}}
+    two = one | {"hardware": {"cpu": "fast", "device": "NVIDIA H100"}}
+    again = one | {"versions": {"fa": "0.1", "torch": "2.9"}, "seconds": 0.5}
+    about = provenance(Results(fig02.study("smoke", tmp_path), {}, 1.0, (one, two, again)))
+    assert about["versions"] == [{"torch": "2.9", "fa": "0.1"}]
+    assert about["hardware"] == [{"cpu": "slow", "device": "cpu"}, {"cpu": "fast", "device": "NVIDIA H100"}]
+    assert about["seconds_of_training"] == 2.5
+
+
+def test_a_finished_study_tells_of_its_runs(tmp_path: Path) -> None:
+    study = fig02.study("smoke", tmp_path, iterations=1)
+    descriptions = study.run(progress=False).descriptions
+    assert [TrainConfig.from_json(json.dumps(run["config"])) for run in descriptions] == study.configs
+    assert {run["threads"] for run in descriptions} == {1}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, learned, mean, shown, verdict
-from fa.experiments.figure import draw_line, finish
+from fa.experiments.curves import draw_line, finish
 from fa.experiments.study import Study, make_study
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ _PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # the release
 def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
     """The runs of Figure 2; settings that are given, and not None, replace the profile's."""
     own = _PAPER if profile == "paper" else {}
-    given = own | {name: value for name, value in given.items() if value is not None}
-    return make_study(NAME, profile, [("mean", f) for f in FAULTY], out, seeds, **given)
+    return make_study(NAME, profile, [("mean", f) for f in FAULTY], out, seeds, own, **given)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -43,8 +42,8 @@ def draw(table: DataFrame, title: str) -> Figure:
     return figure
 
 
-def claims(table: DataFrame, chance: float = 0.1) -> list[Claim]:
-    """C1: the accuracy without faulty workers, and at chance with one or more."""
+def claims(table: DataFrame, chance: float) -> list[Claim]:
+    """C1: the accuracy without faulty workers, and at `chance`, the accuracy of guessing, with one or more."""
     final = accuracies(table)
     ruined = [mean(final["mean", f]) < chance + CHANCE_MARGIN for f in FAULTY[1:]]
     measured = "final accuracy " + ", ".join(f"f = {f}: {shown(final['mean', f])}" for f in FAULTY)

@@ -19,6 +19,7 @@ from fa.irls import Options, default_m, solve_gram
 from fa.seeds import derive
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
+from fa.training.records import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,11 +62,13 @@ def watch(study: Watched) -> tuple[DataFrame, Results]:
     import pandas
 
     started = time.monotonic()
-    rows = [row for config in study.configs for row in _look_at(config)]
-    return pandas.DataFrame(rows), Results(study, {}, time.monotonic() - started)
+    looks = [_look_at(config) for config in study.configs]
+    rows = [row for rows, _ in looks for row in rows]
+    descriptions = tuple(run.description() for _, run in looks)
+    return pandas.DataFrame(rows), Results(study, {}, time.monotonic() - started, descriptions)
 
 
-def _look_at(config: TrainConfig) -> list[dict[str, Any]]:
+def _look_at(config: TrainConfig) -> tuple[list[dict[str, Any]], Run]:
     every, rows = min(config.iterations, max(2, config.iterations // MINIBATCHES)), []
 
     def look(progress: Progress) -> None:
@@ -77,8 +80,8 @@ def _look_at(config: TrainConfig) -> list[dict[str, Any]]:
             for worker, value in enumerate(explained(gram.cosines, coefficients)):
                 rows.append(about | {"worker": worker, "faulty": worker < config.byzantine, "value": value})
 
-    train(config, progress=look, threads=1)  # as in a sweep
-    return rows
+    run = train(config, progress=look, threads=1)  # as in a sweep
+    return rows, run
 
 
 def _bases(gram: Gram, seed: int, iteration: int) -> Iterator[tuple[str, Float64[np.ndarray, "p q"]]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, learned, mean, shown, verdict
-from fa.experiments.figure import draw_curves
+from fa.experiments.curves import draw_curves
 from fa.experiments.study import Study, make_study
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def draw(table: DataFrame, title: str) -> Figure:
     return figure
 
 
-def claims(table: DataFrame, chance: float = 0.1) -> list[Claim]:
-    """C3 in its two halves, and C4."""
+def claims(table: DataFrame, chance: float) -> list[Claim]:
+    """C3 in its two halves, and C4; `chance` is the accuracy of guessing."""
     final = accuracies(table)
     testable = learned(final, chance)
     rivals = {f: _best_other(final, f) for f in FAULTY}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,8 @@ from fa.experiments import figure_module
 from fa.experiments.claims import Claim
 from fa.experiments.paths import project
 from fa.experiments.study import Results, Study
-from fa.experiments.style import VARIANTS
-from fa.training.records import hardware, versions
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -44,7 +42,9 @@ def claims_csv(claims: list[Claim], path: Path) -> None:
 
 
 def provenance(results: Results) -> dict[str, Any]:
-    """Which runs a figure shows, and by what code, machine and when it was drawn."""
+    """Which runs a figure shows, with what versions and hardware they were done (lists, since runs may differ), and by
+    what code and when it was drawn.
+    """
     study = results.study
     return {
         "figure": study.name,
@@ -56,9 +56,9 @@ def provenance(results: Results) -> dict[str, Any]:
         "commit": _commit(),
         "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(results.seconds, 1),
-        "seconds_of_training": round(sum(_seconds(results)), 1),
-        "versions": versions(),
-        "hardware": hardware("cpu"),
+        "seconds_of_training": round(sum(run["seconds"] for run in results.descriptions), 1),
+        "versions": _distinct(run["versions"] for run in results.descriptions),
+        "hardware": _distinct(run["hardware"] for run in results.descriptions),
     }
 
 
@@ -68,8 +68,8 @@ def _command(study: Study) -> str | None:
     return f"fa reproduce --profile {study.profile} {study.name}" if study.configs == as_it_comes.configs else None
 
 
-def _seconds(results: Results) -> list[float]:
-    return [o.record.description["seconds"] for o in results.outcomes.values() if o.record is not None]
+def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({json.dumps(item, sort_keys=True): item for item in items}.values())
 
 
 def _commit() -> str:
@@ -79,30 +79,3 @@ def _commit() -> str:
         return subprocess.run(command, cwd=project(), capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None:
-    """Test accuracy against iterations, one line a variant: the mean over seeds, and their range as a band."""
-    for key in variants:
-        rows = table[table["variant"] == key]
-        if len(rows):
-            look = VARIANTS[key]
-            draw_line(axes, rows, look.label, look.colour, look.marker, look.dashes)
-    finish(axes)
-
-
-def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str, dashes: tuple[int, ...] = ()) -> None:
-    """One line: the mean over the seeds of `rows`, and their range as a band."""
-    points = rows.groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
-    every = max(1, len(points) // 8)
-    line = (0, dashes) if dashes else "-"
-    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linestyle": line, "label": label}
-    axes.plot(points.index, points["mean"], markevery=every, **look)
-    if rows["seed"].nunique() > 1:
-        axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
-
-
-def finish(axes: Axes) -> None:
-    """The axes' names and limits, the same in all figures of accuracy."""
-    axes.set(xlabel="iteration", ylabel="test accuracy (fraction)", ylim=(0, 1))
-    axes.set_xlim(left=0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fa.checks import check_one_of, require
+from fa.data.registry import REGISTRY
 from fa.experiments import style
 from fa.experiments.paths import figures
 from fa.experiments.profiles import settings
@@ -18,6 +20,10 @@ from fa.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+_SETTINGS = tuple(sorted({field.name for field in fields(TrainConfig)} - {"rule", "rule_options", "byzantine", "seed"}))
+"""What the runs of a study share; the rest is what its grid and its seeds are made of."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,14 @@ class Study:
         failed = [str(outcome) for outcome in outcomes if outcome.record is None]
         if failed:
             raise ValueError(f"{len(failed)} of {len(outcomes)} runs failed, the others are kept: {'; '.join(failed)}")
-        return Results(self, {outcome.config: outcome for outcome in outcomes}, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        descriptions = tuple(outcome.record.description for outcome in outcomes if outcome.record is not None)
+        return Results(self, {outcome.config: outcome for outcome in outcomes}, seconds, descriptions)
+
+    @property
+    def chance(self) -> float:
+        """The test accuracy of guessing."""
+        return 1 / REGISTRY[self.cells[0].config.dataset].classes
 
     def title(self) -> str:
         """The settings that all runs share, how seeds are shown, and what is left out: for the figure's title."""
@@ -90,6 +103,7 @@ class Results:
     study: Study
     outcomes: dict[TrainConfig, Outcome]
     seconds: float  # that this call took: little where the runs were there
+    descriptions: tuple[dict[str, Any], ...]  # of each run, what its config.json says
 
     def table(self) -> DataFrame:
         """One row for each point of each curve: variant, label, f, seed, and the columns of curve.csv."""
@@ -115,12 +129,23 @@ def make_study(
     grid: Iterable[tuple[str, int]],
     out: str | Path | None = None,
     seeds: Sequence[int] | None = None,
+    own: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Study:
-    """The study of a grid of (variant, f) at a profile's size; `given` settings that are not None replace the
-    profile's.
+    """The study of a grid of (variant, f) at a profile's size, with the figure's `own` settings in that profile.
+
+    `seeds` and `given` settings that are not None replace the profile's. Where that makes them others, on whatever
+    device, and `out` is None, the study's folder is figures/PROFILE-custom: the figures of a profile are not written
+    over. Raises ValueError for a name that is no setting, and for empty seeds.
     """
-    shared = settings(profile, seeds=None if seeds is None else tuple(seeds), **given)
+    for setting in given:
+        check_one_of("a setting", setting, _SETTINGS)
+    usual = settings(profile, **own or {})
+    if seeds is not None:
+        require(isinstance(seeds, Sequence) and len(seeds) > 0, "seeds", seeds, "a list of one seed or more")
+        given["seeds"] = tuple(seeds)
+    shared = usual | {name: value for name, value in given.items() if value is not None}
+    custom = shared | {"device": ""} != usual | {"device": ""}
     seeds = shared.pop("seeds")
     cells, gaps = [], {}
     for key, f in grid:
@@ -131,7 +156,7 @@ def make_study(
             gaps[f"{variant.label}, f = {f}"] = refusal
             continue
         cells += [Cell(key, TrainConfig(**base, seed=seed)) for seed in seeds]
-    return Study(name, profile, figures(profile, out), tuple(cells), gaps)
+    return Study(name, profile, figures(f"{profile}-custom" if custom else profile, out), tuple(cells), gaps)
 
 
 def _refusal(config: TrainConfig) -> str:
@@ -145,5 +170,13 @@ def _refusal(config: TrainConfig) -> str:
 
 def last_points(table: DataFrame) -> DataFrame:
     """The last point of every curve."""
-    last: DataFrame = table.sort_values("iteration").groupby(["variant", "label", "f", "seed"], as_index=False).last()
+    curves = table.sort_values("iteration", kind="stable").groupby(["variant", "label", "f", "seed"], sort=False)
+    last: DataFrame = curves.last().reset_index()
     return last
+
+
+def final_accuracies(table: DataFrame) -> DataFrame:
+    """The final test accuracy by label and f: its mean, least and greatest value over the seeds."""
+    over_seeds = last_points(table).groupby(["label", "f"], sort=False)["test_accuracy"]
+    final: DataFrame = over_seeds.agg(["mean", "min", "max"])
+    return final

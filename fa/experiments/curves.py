@@ -1,0 +1,38 @@
+"""Curves of test accuracy, drawn alike in all figures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.style import VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None:
+    """Test accuracy against iterations, one line a variant: the mean over seeds, and their range as a band."""
+    for key in variants:
+        rows = table[table["variant"] == key]
+        if len(rows):
+            look = VARIANTS[key]
+            draw_line(axes, rows, look.label, look.colour, look.marker, look.dashes)
+    finish(axes)
+
+
+def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str, dashes: tuple[int, ...] = ()) -> None:
+    """One line: the mean over the seeds of `rows`, and their range as a band."""
+    points = rows.groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
+    every = max(1, len(points) // 8)
+    line = (0, dashes) if dashes else "-"
+    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linestyle": line, "label": label}
+    axes.plot(points.index, points["mean"], markevery=every, **look)
+    if rows["seed"].nunique() > 1:
+        axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
+
+
+def finish(axes: Axes) -> None:
+    """The axes' names and limits, the same in all figures of accuracy."""
+    axes.set(xlabel="iteration", ylabel="test accuracy (fraction)", ylim=(0, 1))
+    axes.set_xlim(left=0)
