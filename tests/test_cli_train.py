@@ -139,6 +139,36 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str], name: str) -
     assert f"Usage: fa {name}" in out
 
 
+WITHOUT_TORCH = """
+import sys
+from fa.cli import main
+
+try:
+    main()
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        *((f"{name} --help", 0) for name in cli.COMMANDS),
+        ("train --workers many", 2),
+        ("train --workers 0", 2),
+        ("train --sampling often", 2),
+        ("train --out /dev/null", 2),
+        ("sweep fig99", 2),
+        ("reproduce fig99", 2),
+    ],
+)
+def test_help_and_errors_do_not_wait_for_torch(arguments: str, expected: int) -> None:
+    """Loading torch takes seconds, which nobody wants to wait for to read which options there are."""
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (expected, "False")
+
+
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     """A real process, a real signal, in the midst of training."""
     arguments = ["train", "--iterations", "100000", "--batch", "4", "--threads", "1", "--out", str(tmp_path / "run")]
