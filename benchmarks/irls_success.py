@@ -12,8 +12,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from fa import irls
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
