@@ -11,7 +11,19 @@ __version__ = "0.1.0"
 
 __all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "irls", "make_rule"]
 
-_ROOMS = ("attacks", "data", "experiments", "flags", "irls", "models", "objective", "rules", "sdp", "training")
+_ROOMS = (
+    "attacks",
+    "data",
+    "experiments",
+    "irls",
+    "likelihood",
+    "models",
+    "objective",
+    "optimality",
+    "rules",
+    "sdp",
+    "training",
+)
 
 
 def __getattr__(name: str) -> Any:

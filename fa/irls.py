@@ -21,7 +21,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int
-from torch import Tensor
 
 from fa import kernels
 from fa.checks import check_integer, check_one_of, check_real, require
@@ -30,7 +29,7 @@ from fa.gram import Gram, measure
 
 Reading = Literal["paper", "released"]
 READINGS = ("paper", "released")
-REGULARIZERS = ("pairwise", "l1", "group", "rows")
+REGULARIZERS = ("pairwise",)
 STARTS = ("equal", "data", "random")
 
 FLOOR = 1e-12  # of 1 - v: below it the power is replaced by its tangent there, so that weights stay finite
@@ -121,10 +120,10 @@ class Solution:
     """What was found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i
     (p,).
 
-    `coefficients` C (q, min(m, rank G)) give Y = G^T C; None with a regularizer by which Y leaves span(G), which has Y
-    (n, m) itself. The objective's `resolution` is what it may be off by: the terms below FLOOR, which the smoothing
-    cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a pair too close for its direction to be
-    known the whole term is left out. `gram` is of all q gradients, of which worker i has counts_i.
+    `coefficients` C (q, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what it may be off by: the terms
+    below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a pair too
+    close for its direction to be known the whole term is left out. `gram` is of all q gradients, of which worker i has
+    counts_i.
     """
 
     objective: float
@@ -132,7 +131,7 @@ class Solution:
     history: tuple[float, ...]
     converged: bool
     values: Float64[np.ndarray, " p"]
-    coefficients: Float64[np.ndarray, "q m"] | None
+    coefficients: Float64[np.ndarray, "q m"]
     m: int
     lam: float
     a: float
@@ -140,7 +139,6 @@ class Solution:
     gram: Gram = field(repr=False)
     counts: tuple[int, ...] = field(repr=False)
     gradients: Gradients | None = field(default=None, repr=False)
-    Y: Tensor | None = field(default=None, repr=False)
 
     @property
     def iterations(self) -> int:
@@ -151,10 +149,6 @@ class Solution:
         """The direction's coefficients on the gradients, (q,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
         g_i/||g_i||. Of a worker with several gradients it is their mean that counts.
         """
-        if self.coefficients is None:
-            raise ValueError(
-                f'with regularizer="{self.regularizer}" d is no combination of gradients: take .direction()'
-            )
         norms = self.gram.norms
         lengths = self.gram.cosines @ self._shares(reading)
         scaled = norms[:, None] * self.coefficients
@@ -174,13 +168,7 @@ class Solution:
             raise ValueError(
                 "this solution was found from a Gram matrix alone: take .weights() and combine the gradients with them"
             )
-        G = self.gradients.G
-        if self.Y is None:
-            return self.gradients.restore(kernels.combine(G, self.weights(reading))[0])
-        norms = self.gram.norms
-        coefficients = np.divide(self._shares(reading), norms, out=np.zeros(norms.size), where=norms > 0)
-        d = kernels.combine(G, coefficients)[0].to(self.Y.dtype)
-        return self.gradients.restore((self.Y @ (self.Y.T @ d)).to(G.dtype))
+        return self.gradients.restore(kernels.combine(self.gradients.G, self.weights(reading))[0])
 
 
 def solve(
@@ -198,8 +186,8 @@ def solve(
     """The subspace of m dimensions (default ceil((p + 1)/2)) that IRLS finds for eq. 5.
 
     G: (p, n), one worker a row, or what `fa.aggregate` takes, or a list of (k_i, n) arrays, k_i gradients from worker
-    i. lam weighs the regularizer ("pairwise", or "l1", "group" and "rows" of `fa.regularizers`), a is the power's
-    inverse. It stops when the smoothed objective changes by less than tol, or after max_iter steps.
+    i. lam weighs the pairwise regularizer, a is the power's inverse. It stops when the smoothed objective changes by less
+    than tol, or after max_iter steps.
 
     start: "equal" weights, the "data" (the span of the first m gradients), a "random" subspace, or the workers' hints,
     (n, k) vectors whose span is taken. The best of that start and `restarts` random ones counts; these draw from

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from fa import irls
+from fa import irls, regularizers
 from fa.checks import check_one_of, check_real, require
 from fa.gradients import read_groups
 
@@ -51,9 +51,7 @@ def value(G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: fl
         for factor, terms, of in _terms(rows, owner, lam, regularizer, a)
     )
     if lam > 0 and regularizer != "pairwise":
-        from fa import regularizers  # whose solvers may need this module
-
-        total += lam * float(regularizers.value(regularizer, basis))
+        total += lam * regularizers.value(regularizer, basis)
     return total
 
 
@@ -70,8 +68,6 @@ def gradient(
         slopes = factor / a * _left(terms, of, basis).clamp(min=irls.FLOOR) ** (1 / a - 1)
         total -= 2 * terms.T @ (slopes[of][:, None] * (terms @ basis))
     if lam > 0 and regularizer != "pairwise":
-        from fa import regularizers
-
         total += lam * regularizers.gradient(regularizer, basis)
     return total if isinstance(Y, Tensor) else total.cpu().numpy()
 
@@ -95,7 +91,7 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
 def _terms(rows: Rows, owner: Owner, lam: float, regularizer: str, a: float) -> Iterator[tuple[float, Rows, Owner]]:
     """The data terms and then, worker by worker, the pairs': their factor, the unit rows, and the term of each."""
     check_real("lam", lam, 0)
-    check_one_of("regularizer", regularizer, irls.REGULARIZERS)
+    check_one_of("regularizer", regularizer, ("pairwise", *regularizers.NAMES))
     check_real("a", a, 0)
     require(a > 0, "a", a, "greater than 0")
     p = len(rows)

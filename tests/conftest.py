@@ -15,7 +15,8 @@ from jaxtyping import install_import_hook
 # there before fa is imported. (An option of jaxtyping's pytest plugin does the same, but cannot hand options to
 # beartype: here, that an int serves where a float is asked for, as for a type checker.)
 CHECKED = ["attacks", "certificate", "checks", "data", "experiments", "gradients", "gram", "irls", "likelihood"]
-CHECKED += ["mixing", "models", "objective", "optimality", "rules", "sampling", "sdp", "seeds", "selection", "training"]
+CHECKED += ["mixing", "models", "objective", "optimality", "regularizers", "rules", "sampling", "sdp", "seeds"]
+CHECKED += ["selection", "training"]
 install_import_hook(
     [f"fa.{room}" for room in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )

@@ -1,7 +1,5 @@
 """Eq. 5 against its formula, autograd and finite differences; the Beta likelihood against scipy and pymanopt."""
 
-import importlib.util
-
 import numpy as np
 import pymanopt
 import pytest
@@ -12,10 +10,10 @@ from hypothesis import strategies as st
 from pymanopt.manifolds import Grassmann
 from pymanopt.optimizers import ConjugateGradient
 
-from fa import irls, objective
+from fa import irls, objective, regularizers
 from fa.likelihood import Beta, fit
 
-NORMS = ("l1", "group", "rows") if importlib.util.find_spec("fa.regularizers") else ()
+NORMS = regularizers.NAMES
 
 
 def normal(p, n, seed=0):
