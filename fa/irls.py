@@ -120,10 +120,10 @@ class Solution:
     """What was found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i
     (p,).
 
-    `coefficients` C (q, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what it may be off by: the terms
-    below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a pair too
-    close for its direction to be known the whole term is left out. `gram` is of all q gradients, of which worker i has
-    counts_i.
+    `coefficients` C (q, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what it may be off by: the
+    terms below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a
+    pair too close for its direction to be known the whole term is left out. `gram` is of all q gradients, of which
+    worker i has counts_i.
     """
 
     objective: float
@@ -186,8 +186,8 @@ def solve(
     """The subspace of m dimensions (default ceil((p + 1)/2)) that IRLS finds for eq. 5.
 
     G: (p, n), one worker a row, or what `fa.aggregate` takes, or a list of (k_i, n) arrays, k_i gradients from worker
-    i. lam weighs the pairwise regularizer, a is the power's inverse. It stops when the smoothed objective changes by less
-    than tol, or after max_iter steps.
+    i. lam weighs the pairwise regularizer, a is the power's inverse. It stops when the smoothed objective changes by
+    less than tol, or after max_iter steps.
 
     start: "equal" weights, the "data" (the span of the first m gradients), a "random" subspace, or the workers' hints,
     (n, k) vectors whose span is taken. The best of that start and `restarts` random ones counts; these draw from
