@@ -30,10 +30,12 @@ def test_the_number_of_models_is_that_of_the_figures_runs() -> None:
 
 
 def test_its_python_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    first, theory = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     G = np.random.default_rng(0).standard_normal((15, 100))
     names: dict = {"G": G, "models": [models.build("resnet18", 3, 10, 32, seed=worker) for worker in range(3)]}
-    exec(code, names)
+    exec(first, names)
+    exec(theory, names)
+    assert names["certificate"].bound <= names["relaxation"].bound + 1e-6
     np.testing.assert_allclose(names["result"].decision.weights @ G, names["result"].direction)
 
 
