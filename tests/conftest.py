@@ -14,7 +14,18 @@ from jaxtyping import install_import_hook
 # takes as they are written, and the command line. tests/test_checks.py holds this list to the tree. The hook must be
 # there before fa is imported. (An option of jaxtyping's pytest plugin does the same, but cannot hand options to
 # beartype: here, that an int serves where a float is asked for, as for a type checker.)
-CHECKED = ["attacks", "certificate", "checks", "data", "experiments", "gradients", "gram", "irls", "likelihood"]
+CHECKED = [
+    "attacks",
+    "breakdown",
+    "certificate",
+    "checks",
+    "data",
+    "experiments",
+    "gradients",
+    "gram",
+    "irls",
+    "likelihood",
+]
 CHECKED += ["mixing", "models", "objective", "optimality", "regularizers", "rules", "sampling", "sdp", "seeds"]
 CHECKED += ["selection", "training"]
 install_import_hook(
