@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -31,6 +32,9 @@ CHECKED += ["selection", "training"]
 install_import_hook(
     [f"fa.{room}" for room in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+
+# A shell has its background jobs ignore Ctrl-C, and they hand that down to the processes that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A test never depends on how fast the machine is, nor on what an earlier run found.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)

@@ -175,10 +175,12 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", TELLING, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    with process:
+    try:
         assert process.stdout is not None
         assert process.stdout.readline() == "training\n"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, out, err) == (130, "", "fa: interrupted\n")
     assert list(tmp_path.iterdir()) == []
