@@ -20,6 +20,8 @@ from fa.checks import check_integer, check_real, require
 from fa.gram import Gram, Square
 from fa.irls import Options, Problem, pose
 
+_ABSENT = 1e-6  # length of a unit gradient's part in a subspace below which it has no direction there
+
 Vectors = Float64[np.ndarray, "r k"]
 
 
@@ -66,9 +68,9 @@ def krum_threshold(h: int, f: int, r: float) -> float:
 def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float = 2.0) -> float:
     """By how much eq. 5 grows if one of the m columns is given to the suspected gradients rather than to the others.
 
-    K (p, p) are inner products of real gradients. Both alternatives are found by IRLS: m columns in the span of the
-    others, against one in the span of the suspected and m - 1 in the span of the others. Above 0 FA has no reason to
-    follow the suspected; below 0 it is fooled if they are faulty. Raises ValueError where either group is empty.
+    K (p, p) are inner products of real gradients. Both alternatives are found by IRLS from several starts: m columns in
+    the span of the others, against one in the span of the suspected and m - 1 in the span of the others. Above 0 eq. 5
+    has no reason to follow the suspected; below 0 it prefers them. Raises ValueError where either group is empty.
     """
     gram = Gram.of(np.asarray(K, dtype=np.float64))
     Options(m, a=a)  # checks them
@@ -107,15 +109,33 @@ def _within(group: Vectors, columns: int) -> Iterator[np.ndarray]:
 def _descend(
     problem: Problem, span: Vectors, m: int, first: np.ndarray | None = None, steps: int = 200
 ) -> Float64[np.ndarray, "r m"]:
-    """IRLS for m columns in `span`, beside the column that is there already; from equal weights."""
+    """The best m columns in `span`, beside the column that is there already, of IRLS from several starts.
+
+    Besides equal weights it starts at each worker's own direction: with a > 1 that may be the optimum, of which IRLS
+    from equal weights knows nothing.
+    """
     there = np.zeros((len(span), 0)) if first is None else first
+    if m == 0:
+        return np.zeros((len(span), 0))
     inside = span.T @ problem.terms
-    weights = np.ones_like(problem.factors)
-    Y = np.zeros((len(span), 0))
-    for _ in range(steps if m else 0):
+    starts = [np.ones_like(problem.factors)]
+    for own in inside.T[np.linalg.norm(inside, axis=0) > _ABSENT]:
+        direction = (span @ own / np.linalg.norm(own))[:, None]
+        starts.append(problem.weights(problem.residuals(_complement(np.hstack([there, direction])))))
+    found = [_iterate(problem, span, m, there, weights, steps) for weights in starts]
+    return min(found, key=lambda Y: _value(problem, np.hstack([there, Y])))
+
+
+def _iterate(
+    problem: Problem, span: Vectors, m: int, there: np.ndarray, weights: np.ndarray, steps: int
+) -> Float64[np.ndarray, "r m"]:
+    inside = span.T @ problem.terms
+    for _ in range(steps):
         _, vectors = np.linalg.eigh((inside * (problem.factors * weights)) @ inside.T)
-        Y = span @ vectors[:, -m:]
-        weights = problem.weights(problem.residuals(_complement(np.hstack([there, Y]))))
+        Y: np.ndarray = span @ vectors[:, -m:]
+        before, weights = weights, problem.weights(problem.residuals(_complement(np.hstack([there, Y]))))
+        if np.allclose(weights, before, rtol=1e-12, atol=0.0):
+            break
     return Y
 
 
@@ -125,8 +145,10 @@ def _value(problem: Problem, Y: Vectors) -> float:
 
 def _orthonormal(vectors: Vectors) -> Float64[np.ndarray, "r s"]:
     left, sizes, _ = np.linalg.svd(vectors, full_matrices=False)
-    return left[:, sizes > 1e-9 * sizes.max(initial=0.0)]
+    spanning: np.ndarray = left[:, sizes > 1e-9 * sizes.max(initial=0.0)]
+    return spanning
 
 
 def _complement(Y: Vectors) -> Float64[np.ndarray, "r s"]:
-    return np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :] if Y.shape[1] else np.eye(len(Y))
+    complement: np.ndarray = np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :] if Y.shape[1] else np.eye(len(Y))
+    return complement

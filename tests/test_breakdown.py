@@ -75,11 +75,15 @@ def test_irls_follows_the_principal_components_where_the_objective_prefers_the_m
         assert breakdown.faulty_columns(12, 3, c, 0.75, a=4.0) == 1
 
 
-def test_the_margin_of_the_model_is_the_difference_of_the_closed_forms():
-    for c in (0.05, 0.5):  # where IRLS finds either group's best direction
+@pytest.mark.parametrize("a", [1.0, 2.0, 4.0])
+def test_the_margin_of_the_model_is_the_difference_of_the_closed_forms(a):
+    """On both sides of the border, and so with its sign: also where one member's own direction is the best."""
+    border = breakdown.threshold(12, 3, 0.75, a=a)
+    for c in (0.05, border - 0.03, border + 0.03, 0.5):
         K = simulated(c) @ simulated(c).T
-        expected = gains(12, c, 1.0) - gains(3, 0.75, 1.0)
-        assert breakdown.breakdown_margin(K, range(3), a=1.0) == pytest.approx(expected, abs=1e-9)
+        expected = gains(12, c, a) - gains(3, 0.75, a)
+        resolution = 2 * irls.FLOOR ** (1 / a) + 1e-9  # a residual below FLOOR is not told from FLOOR
+        assert breakdown.breakdown_margin(K, range(3), a=a) == pytest.approx(expected, abs=resolution)
 
 
 @pytest.mark.parametrize("r", [0.0, 0.5, 0.75, 1.0])
@@ -94,10 +98,12 @@ def test_krums_threshold_is_where_the_scores_cross(r):
             assert (make_rule("krum", f=3).aggregate(G).decision.selected[0] >= 3) == (chosen == 3)
 
 
-def test_with_the_default_m_the_faulty_group_gets_columns():
-    """m = 8 has room for both groups: the subspace alone does not keep the faulty out."""
-    assert breakdown.faulty_columns(12, 3, 0.3, 0.75, m=8) >= 1
-    assert breakdown.faulty_columns(12, 3, 0.3, 0.0, m=8) >= 1
+@pytest.mark.parametrize(("r", "columns"), [(0.0, 3), (0.75, 1)])
+def test_with_the_default_m_the_faulty_group_gets_columns(r, columns):
+    """m = 8 has room for both groups, so the subspace alone does not keep the faulty out; IRLS finds nothing better."""
+    assert breakdown.faulty_columns(12, 3, 0.3, r, m=8) == columns
+    found = irls.solve_gram(breakdown.two_groups(12, 3, 0.3, r), irls.Options(8, max_iter=300, restarts=30))
+    assert found.objective >= breakdown._best(12, 3, 0.3, r, 8, 2.0)[0] - 1e-6
 
 
 def test_what_cannot_be_is_named():
