@@ -232,8 +232,9 @@ def test_hard_gradients_give_what_the_plain_rules_give(name, step, dtype):
         digits = (1e-4 if name == "fa" else 4e-6) if dtype == np.float32 else (1e-7 if name == "fa" else 1e-12)
         bound = digits * (np.abs(mixed).max() if name in ("mean", "fa") else np.abs(expected).max())
         wrong = np.abs(d - expected) > bound + 1e-300
-        # In float32 a coordinate of which two values lie equally far from the centre may take the other one.
-        assert wrong.mean() <= (0.02 if dtype == np.float32 else 0.0), case
+        # Of two values whose distances from the centre differ by about one float32 spacing, the other may be taken.
+        chooses = dtype == np.float32 and name in ("meamed", "phocas", "bulyan")
+        assert wrong.sum() <= (1 if chooses else 0), case
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -258,10 +259,10 @@ def test_one_gradient_of_extreme_length_counts_as_it_does_at_length_one(name, sc
         expected = aggregate(G, name, f=1, before=("unit",))
         np.testing.assert_allclose(aggregate(extreme, name, f=1, before=("unit",)), expected, rtol=0, atol=1e-12)
     else:  # a norm below 2^-1000 counts as 0
-        extreme[4] = 0.0
-        np.testing.assert_allclose(
-            aggregate(extreme, name, f=1), aggregate(G * (np.arange(15) != 4)[:, None], name, f=1)
-        )
+        zero = G * (np.arange(15) != 4)[:, None]
+        for before in (None, ("unit",)):
+            expected = aggregate(zero, name, f=1, before=before)
+            np.testing.assert_allclose(aggregate(extreme, name, f=1, before=before), expected, rtol=0, atol=1e-300)
     assert np.isfinite(aggregate(extreme, name, f=1)).all()
 
 
