@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ def test_verdicts_on_the_rules_can_go_either_way() -> None:
 def results(study: Study, folder: Path) -> Results:
     study = Study(study.name, study.profile, folder, study.cells[:2], study.gaps)
     kept = Record(folder / "records" / "one")
-    kept.folder.mkdir(parents=True)
+    kept.folder.mkdir(parents=True, exist_ok=True)
     described = {"seconds": 2.0, "versions": {"torch": "2.9"}, "hardware": {"cpu": "fast", "device": "cpu"}}
     (kept.folder / "config.json").write_text(json.dumps(described))
     return Results(study, dict.fromkeys(study.configs, Outcome(study.configs[0], kept)), 1.0, (kept.description,) * 2)
@@ -204,6 +205,32 @@ def test_a_saved_figure_has_its_numbers_and_its_provenance(name: str, tmp_path: 
     assert about["command"] is None  # not all of the profile's runs
     for config in about["runs"].values():
         TrainConfig.from_json(json.dumps(config))
+
+
+def test_a_figure_names_its_commit_and_whether_more_than_figures_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    def commit() -> str:
+        return str(provenance(results(study, tmp_path))["commit"])
+
+    study = Study("fig02_mean_tolerance", "smoke", tmp_path, fig02.study("smoke").cells)
+    for folder in ("notebooks", "fa", "figures"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "file").write_text("first")
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert commit() == "unknown"
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    (tmp_path / "figures" / "file").write_text("drawn anew")
+    assert commit() == git("rev-parse", "HEAD")
+    (tmp_path / "fa" / "file").write_text("changed")
+    assert commit() == git("rev-parse", "HEAD") + "+"
 
 
 def test_a_figure_draws_every_curve_it_was_given() -> None:

@@ -99,6 +99,12 @@ def test_sweep_does_the_runs_and_tells_why(tmp_path: Path) -> None:
     assert after.output.count("differs in byzantine") == 2
 
 
+def test_sweep_says_that_a_figure_has_nothing_to_do_before_it_is_drawn(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["sweep", "fig03", "--profile", "smoke", "--out", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.output.startswith("fig03_explained_variance: trains when it is drawn, by fa reproduce")
+
+
 def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

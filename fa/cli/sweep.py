@@ -55,6 +55,9 @@ def _run(study: Study, jobs: int | None, part: str | None) -> bool:
     except KeyboardInterrupt:
         click.echo("finished runs are kept; the same command goes on from there", err=True)
         raise
+    if not outcomes and study.part(part):
+        click.echo(f"{study.name}: trains when it is drawn, by fa reproduce; there is nothing to do before")
+        return True
     failed = [outcome for outcome in outcomes if outcome.record is None]
     for outcome in failed:
         click.echo(f"fa: {study.name}: {outcome}", err=True)

@@ -73,9 +73,16 @@ def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _commit() -> str:
-    """The checkout's commit, with "+" where files differ from it; "unknown" outside of git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    """The checkout's commit, with "+" where tracked files other than figures differ from it; "unknown" outside of
+    git.
+    """
     try:
-        return subprocess.run(command, cwd=project(), capture_output=True, text=True, check=True).stdout.strip()
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)figures")
+        return _git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=project(), capture_output=True, text=True, check=True)
+    return done.stdout.strip()
