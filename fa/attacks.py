@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from types import MappingProxyType
 
 import torch
@@ -18,6 +19,9 @@ from fa.seeds import generator
 
 DROPPED = 0.1
 """The share of its coordinates that a worker under the "drop" attack loses."""
+
+OPPOSED = 0.1
+"""By how much the "ipm" attack shortens the honest mean that it turns round: short enough for distances to trust it."""
 
 Streams = Callable[[int], torch.Generator]
 """A faulty worker's rank to its generator for this iteration."""
@@ -59,12 +63,43 @@ def _random_symmetric(G: Tensor, byzantine: Sequence[int], streams: Streams) -> 
 
 def _random_honest_norm(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """A direction uniform on the sphere with the honest gradients' median norm, which no check of norms can see."""
-    honest = [worker for worker in range(len(G)) if worker not in byzantine]
-    norms = torch.stack([torch.linalg.vector_norm(G[worker], dtype=torch.float64) for worker in honest])
-    length = norms.quantile(0.5)
+    length = _honest_norm(G, byzantine)
     for worker in byzantine:
-        row = G[worker].normal_(generator=streams(worker))
-        row.mul_(length / torch.linalg.vector_norm(row, dtype=torch.float64))
+        _sphere(G[worker], length, streams(worker))
+
+
+def _collude(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    """As "random_honest_norm", but all faulty workers send the same vector."""
+    if byzantine:
+        first = byzantine[0]
+        _sphere(G[first], _honest_norm(G, byzantine), streams(first))
+        _all_send(G[first], G, byzantine[1:])
+
+
+def _alie(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    """The honest mean less z standard deviations, in each coordinate: near enough to hide among the honest.
+
+    With z so that s honest gradients, whom the faulty ones need to be a majority, are expected to lie farther out.
+    Baruch et al., A Little Is Enough, NeurIPS 2019, algorithm 3; z is 0 where fewer than half of the honest would.
+    """
+    honest = _honest(G, byzantine)
+    needed = len(G) // 2 + 1 - len(byzantine)
+    share = 1 - max(needed, 1) / len(honest)
+    deviation, mean = torch.std_mean(honest, dim=0, correction=0)
+    _all_send(mean - NormalDist().inv_cdf(max(share, 0.5)) * deviation, G, byzantine)
+
+
+def _ipm(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    """The honest mean, turned round and shortened: inner product manipulation.
+
+    Xie et al., Fall of Empires, UAI 2019.
+    """
+    _all_send(-OPPOSED * _honest(G, byzantine).mean(dim=0), G, byzantine)
+
+
+def _mimic(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    """The first honest worker's gradient, which then counts f + 1 times: Karimireddy et al., ICLR 2022."""
+    _all_send(_honest(G, byzantine)[0], G, byzantine)
 
 
 def _drop(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
@@ -78,6 +113,30 @@ def _sign_flip(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """The worker's own gradient, negated."""
     for worker in byzantine:
         G[worker].neg_()
+
+
+def _all_send(vector: Tensor, G: Tensor, byzantine: Sequence[int]) -> None:
+    for worker in byzantine:
+        G[worker].copy_(vector)
+
+
+def _honest(G: Tensor, byzantine: Sequence[int]) -> Tensor:
+    """The honest rows of G; a view where the faulty ones are the first."""
+    if tuple(byzantine) == tuple(range(len(byzantine))):
+        return G[len(byzantine) :]
+    return G[[worker for worker in range(len(G)) if worker not in byzantine]]
+
+
+def _honest_norm(G: Tensor, byzantine: Sequence[int]) -> Tensor:
+    """The median of the honest gradients' norms, a float64 scalar."""
+    norms = torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in _honest(G, byzantine)])
+    return norms.quantile(0.5)
+
+
+def _sphere(row: Tensor, length: Tensor, stream: torch.Generator) -> None:
+    """Fill a row with a vector of this length whose direction is uniform on the sphere."""
+    row.normal_(generator=stream)
+    row.mul_(length / torch.linalg.vector_norm(row, dtype=torch.float64))
 
 
 def _constant(value: float) -> Writer:
@@ -99,6 +158,10 @@ ATTACKS = MappingProxyType(
             Attack("random", False, _random),
             Attack("random_symmetric", False, _random_symmetric),
             Attack("random_honest_norm", False, _random_honest_norm),
+            Attack("collude", False, _collude),
+            Attack("alie", False, _alie),
+            Attack("ipm", False, _ipm),
+            Attack("mimic", False, _mimic),
             Attack("drop", True, _drop),
             Attack("sign_flip", True, _sign_flip),
             Attack("zero", False, _constant(0.0)),

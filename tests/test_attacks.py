@@ -74,6 +74,47 @@ def test_honest_norm_is_the_median(G: Tensor) -> None:
     assert abs(float(directions[0] @ directions[1])) < 5 / 20_000**0.5  # independent directions
 
 
+def test_colluding_workers_send_one_vector_of_honest_norm(G: Tensor) -> None:
+    sent = attacked("collude", G)
+    assert torch.equal(sent[0], sent[3])
+    norms = np.linalg.norm(sent.double().cpu().numpy(), axis=1)
+    assert norms[0] == pytest.approx(np.median(norms[HONEST]), rel=1e-5)
+    assert abs(float(sent[0] @ sent[1])) < 5 * norms[0] * norms[1] / 20_000**0.5
+    assert torch.equal(sent, attacked("collude", G))
+    assert not torch.equal(sent[0], attacked("collude", G, iteration=ITERATION + 1)[0])
+    assert not torch.equal(sent[0], attacked("collude", G, seed=SEED + 1)[0])
+
+
+@pytest.mark.parametrize(
+    ("p", "faulty", "z"),
+    [
+        (15, (0, 1, 2), 0.210428),  # of 12 honest, 5 are needed: the 7/12 quantile
+        (50, tuple(range(12)), 0.336038),  # of 38, 14: the 24/38 quantile
+        (50, tuple(range(24)), 1.426077),  # of 26, 2: the 24/26 quantile
+        (7, (0, 3), 0.253347),  # of 5, 2: the 3/5 quantile
+        (4, (1,), 0.0),  # of 3, 2: more than half, and so the mean itself
+        (9, (0, 1, 2, 3, 4), 0.674490),  # a majority is theirs already: one of 4 is to lie farther out
+    ],
+)
+def test_alie_shifts_the_mean_by_z_deviations(p: int, faulty: tuple[int, ...], z: float) -> None:
+    G = normal(p, 500, dtype=torch.float32)
+    sent = G.clone()
+    ATTACKS["alie"].apply(sent, faulty, SEED, ITERATION)
+    honest = np.delete(G.double().cpu().numpy(), faulty, axis=0)
+    expected = honest.mean(axis=0) - z * honest.std(axis=0)
+    np.testing.assert_allclose(sent[list(faulty)].cpu(), np.tile(expected, (len(faulty), 1)), rtol=1e-4, atol=1e-5)
+
+
+def test_ipm_opposes_the_honest_mean_and_mimic_copies_an_honest_worker(G: Tensor) -> None:
+    mean = G[HONEST].double().mean(dim=0)
+    for worker in FAULTY:
+        torch.testing.assert_close(attacked("ipm", G)[worker].double(), -0.1 * mean, rtol=1e-4, atol=1e-7)
+        assert torch.equal(attacked("mimic", G)[worker], G[1])
+    sent = G.clone()
+    ATTACKS["mimic"].apply(sent, (0, 1), SEED, ITERATION)
+    assert torch.equal(sent[0], G[2])
+
+
 def test_drop_zeroes_a_tenth_and_keeps_the_rest(G: Tensor) -> None:
     sent = attacked("drop", G)
     for worker in FAULTY:
