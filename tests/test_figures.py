@@ -14,7 +14,7 @@ from fa.experiments import FIGURES, fig02, fig04, figure_module, style
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES
 from fa.experiments.store import Record
-from fa.experiments.study import Results, Study, final_accuracies, make_study
+from fa.experiments.study import Case, Results, Study, final_accuracies, make_study
 from fa.experiments.sweep import Outcome
 from fa.rules import make_rule
 from fa.training import TrainConfig
@@ -82,7 +82,7 @@ def test_figure_4_has_seven_rules_the_mean_and_the_readings_for_each_f() -> None
 
 
 def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
-    study = make_study("figure", "smoke", [("bulyan", 3), ("mean", 3)], workers=11)
+    study = make_study("figure", "smoke", [Case("bulyan", 3), Case("mean", 3)], workers=11)
     assert [cell.variant for cell in study.cells] == ["mean"]
     assert list(study.gaps) == ["Bulyan, f = 3"]
     assert study.gaps["Bulyan, f = 3"].startswith("bulyan needs p >= 4f + 3; here p = 11 gradients and f = 3")

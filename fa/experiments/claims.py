@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fa.experiments.study import last_points
+from fa.experiments.style import PAPER_RULES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 REPRODUCED, IN_PART, NOT, UNTESTABLE = "reproduced", "in part", "not reproduced", "not testable here"
 LEARNED = 3.0  # times chance: where no run reaches it, nothing was learned, and no claim can be told
 CHANCE_MARGIN = 0.05  # accuracy above chance that still counts as none
+CLOSE = 0.01  # of accuracy: less is no difference
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
     return table.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
-def accuracies(table: DataFrame) -> dict[tuple[str, int], list[float]]:
-    """Final test accuracies by (variant, f), one a seed."""
-    last = last_points(table)
-    return {(variant, int(f)): list(group["test_accuracy"]) for (variant, f), group in last.groupby(["variant", "f"])}
+def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[float]]:
+    """Final test accuracies by variant and the column `by`, one a seed."""
+    groups = last_points(table).groupby(["variant", by])
+    return {(variant, value): list(group["test_accuracy"]) for (variant, value), group in groups}
 
 
 def shown(values: Sequence[float]) -> str:
@@ -53,9 +55,15 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def learned(final: Mapping[tuple[str, int], Sequence[float]], chance: float) -> bool:
+def learned(final: Mapping[Any, Sequence[float]], chance: float) -> bool:
     """Whether any run learned enough for rules to be told apart."""
     return max(mean(values) for values in final.values()) > LEARNED * chance
+
+
+def best_other(final: Mapping[tuple[str, Any], Sequence[float]], where: Any) -> str:
+    """Of the paper's rules besides FA, the one with the best mean accuracy at `where`."""
+    others = [key for key in PAPER_RULES if key != "fa" and (key, where) in final]
+    return max(others, key=lambda key: mean(final[key, where]))
 
 
 def verdict(holds: Sequence[bool], testable: bool = True) -> str:

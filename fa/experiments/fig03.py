@@ -12,7 +12,7 @@ from jaxtyping import Float64
 
 from fa.experiments import style
 from fa.experiments.claims import Claim, verdict
-from fa.experiments.study import Results, Study, make_study
+from fa.experiments.study import Case, Results, Study, make_study
 from fa.experiments.sweep import Outcome
 from fa.gram import Gram, Square, measure
 from fa.irls import Options, default_m, solve_gram
@@ -50,7 +50,7 @@ class Watched(Study):
 
 def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Watched:
     """The runs of Figure 3, trained with FA; settings that are given, and not None, replace the profile's."""
-    return Watched(**vars(make_study(NAME, profile, [("fa", f) for f in FAULTY], out, seeds, **given)))
+    return Watched(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **given)))
 
 
 def watch(study: Watched) -> tuple[DataFrame, Results]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
-from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, learned, mean, shown, verdict
+from fa.experiments.claims import CHANCE_MARGIN, CLOSE, Claim, accuracies, best_other, learned, mean, shown, verdict
 from fa.experiments.curves import draw_curves
-from fa.experiments.study import Study, make_study
+from fa.experiments.study import Case, Study, make_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 NAME = "fig04_byzantine_workers"
 FAULTY = (1, 2, 3)
 TOP = (*style.PAPER_RULES, "mean")
-CLOSE = 0.01  # of accuracy: less is no difference
 MUCH = 0.15  # of accuracy: what still counts as about 20%
 
 
 def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
     """The runs of Figure 4; settings that are given, and not None, replace the profile's."""
     variants = dict.fromkeys((*TOP, *style.READINGS))
-    return make_study(NAME, profile, [(key, f) for f in FAULTY for key in variants], out, seeds, **given)
+    return make_study(NAME, profile, [Case(key, f) for f in FAULTY for key in variants], out, seeds, **given)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -50,7 +49,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     """C3 in its two halves, and C4; `chance` is the accuracy of guessing."""
     final = accuracies(table)
     testable = learned(final, chance)
-    rivals = {f: _best_other(final, f) for f in FAULTY}
+    rivals = {f: best_other(final, f) for f in FAULTY}
     leads = {f: mean(final["fa", f]) - mean(final[rivals[f], f]) for f in FAULTY}
     parts = [
         f"f = {f}: FA {shown(final['fa', f])}, best other {style.VARIANTS[rival].label} {shown(final[rival, f])}"
@@ -77,8 +76,3 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
             verdict([lead >= MUCH for lead in leads.values()], testable),
         ),
     ]
-
-
-def _best_other(final: dict[tuple[str, int], list[float]], f: int) -> str:
-    others = [key for key in style.PAPER_RULES if key != "fa" and (key, f) in final]
-    return max(others, key=lambda key: mean(final[key, f]))

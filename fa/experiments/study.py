@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +27,43 @@ _SETTINGS = tuple(sorted({field.name for field in fields(TrainConfig)} - {"rule"
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a study: a variant of `style.VARIANTS` under f faulty workers with one seed."""
+class Case:
+    """What a figure's grid asks for: a variant of `style.VARIANTS` under f faulty workers, with settings and rule
+    options that are this case's own. Those that are not "iterations" become columns of the table.
+    """
 
     variant: str
+    f: int
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What tells this case from others of its variant and f."""
+        return {name: value for name, value in {**self.settings, **self.options}.items() if name != "iterations"}
+
+    def __str__(self) -> str:
+        own = [f"{name} = {value}" for name, value in self.columns.items()]
+        return ", ".join([style.VARIANTS[self.variant].label, f"f = {self.f}", *own])
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: a case with one seed."""
+
+    case: Case
     config: TrainConfig
+
+    @property
+    def variant(self) -> str:
+        """The case's variant."""
+        return self.case.variant
 
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of the figure `name` at a profile's size, and the variants that its rules' conditions leave out, and
-    why.
+    """The runs of the figure `name` at a profile's size, and the cases that its rules' conditions leave out, with the
+    reason.
     """
 
     name: str
@@ -86,14 +112,17 @@ class Study:
         """The settings that all runs share, how seeds are shown, and what is left out: for the figure's title."""
         config = self.cells[0].config
         seeds = sorted({cell.config.seed for cell in self.cells})
-        iterations = sorted({cell.config.iterations for cell in self.cells})
         task = f"{style.MODELS.get(config.model, config.model)}, {style.DATASETS.get(config.dataset, config.dataset)}"
-        counts = f"p = {config.workers}, B = {config.batch}, lr = {config.lr:g}"
-        steps = f"{'/'.join(map(str, iterations))} iterations"
+        counts = f"p = {self._all('workers')}, B = {self._all('batch')}, lr = {config.lr:g}"
+        steps = f"{self._all('iterations')} iterations"
         shown = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         spread = " (line: their mean; band: their range)" if len(seeds) > 1 else ""
         gaps = "".join(f"\nleft out: {reason.partition(':')[0]}" for reason in self.gaps.values())
         return f"{task}; {counts}, {steps}, {shown}{spread}{gaps}"
+
+    def _all(self, setting: str) -> str:
+        """The values that the cases have of a setting, in their order, as in 64/128/192."""
+        return "/".join(dict.fromkeys(str(getattr(cell.config, setting)) for cell in self.cells))
 
 
 @dataclass(frozen=True)
@@ -106,7 +135,9 @@ class Results:
     descriptions: tuple[dict[str, Any], ...]  # of each run, what its config.json says
 
     def table(self) -> DataFrame:
-        """One row for each point of each curve: variant, label, f, seed, and the columns of curve.csv."""
+        """One row for each point of each curve: variant, label, f, the case's own columns, seed, and those of
+        curve.csv.
+        """
         import pandas
 
         rows = []
@@ -117,6 +148,7 @@ class Results:
                 "variant": cell.variant,
                 "label": style.VARIANTS[cell.variant].label,
                 "f": cell.config.byzantine,
+                **cell.case.columns,
                 "seed": cell.config.seed,
             }
             rows += [about | point for point in record.curve]
@@ -126,36 +158,38 @@ class Results:
 def make_study(
     name: str,
     profile: str,
-    grid: Iterable[tuple[str, int]],
+    grid: Iterable[Case],
     out: str | Path | None = None,
     seeds: Sequence[int] | None = None,
     own: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Study:
-    """The study of a grid of (variant, f) at a profile's size, with the figure's `own` settings in that profile.
+    """The study of a grid of cases at a profile's size, with the figure's `own` settings in that profile.
 
-    `seeds` and `given` settings that are not None replace the profile's. Where that makes them others, on whatever
-    device, and `out` is None, the study's folder is figures/PROFILE-custom: the figures of a profile are not written
-    over. Raises ValueError for a name that is no setting, and for empty seeds.
+    A case's settings replace the profile's, and `seeds` and `given` settings that are not None replace both. Where that
+    makes them others, on whatever device, and `out` is None, the study's folder is figures/PROFILE-custom: the figures
+    of a profile are not written over. Raises ValueError for a name that is no setting, and for empty seeds.
     """
     for setting in given:
         check_one_of("a setting", setting, _SETTINGS)
-    usual = settings(profile, **own or {})
     if seeds is not None:
         require(isinstance(seeds, Sequence) and len(seeds) > 0, "seeds", seeds, "a list of one seed or more")
-        given["seeds"] = tuple(seeds)
-    shared = usual | {name: value for name, value in given.items() if value is not None}
-    custom = shared | {"device": ""} != usual | {"device": ""}
-    seeds = shared.pop("seeds")
+    given = {name: value for name, value in given.items() if value is not None}
+    usual = settings(profile, **own or {})
+    usual_seeds = usual.pop("seeds")
+    custom = tuple(seeds or usual_seeds) != usual_seeds
     cells, gaps = [], {}
-    for key, f in grid:
-        variant = style.VARIANTS[key]
-        base = shared | {"rule": variant.rule, "rule_options": dict(variant.options), "byzantine": f}
-        refusal = _refusal(TrainConfig(**base))
+    for case in grid:
+        variant = style.VARIANTS[case.variant]
+        options = {**dict(variant.options), **case.options}
+        its = usual | dict(case.settings) | {"rule": variant.rule, "rule_options": options, "byzantine": case.f}
+        config = TrainConfig(**its | given)
+        custom |= replace(config, device="cpu") != replace(TrainConfig(**its), device="cpu")
+        refusal = _refusal(config)
         if refusal:
-            gaps[f"{variant.label}, f = {f}"] = refusal
+            gaps[str(case)] = refusal
             continue
-        cells += [Cell(key, TrainConfig(**base, seed=seed)) for seed in seeds]
+        cells += [Cell(case, replace(config, seed=seed)) for seed in seeds or usual_seeds]
     return Study(name, profile, figures(f"{profile}-custom" if custom else profile, out), tuple(cells), gaps)
 
 
@@ -170,13 +204,13 @@ def _refusal(config: TrainConfig) -> str:
 
 def last_points(table: DataFrame) -> DataFrame:
     """The last point of every curve."""
-    curves = table.sort_values("iteration", kind="stable").groupby(["variant", "label", "f", "seed"], sort=False)
-    last: DataFrame = curves.last().reset_index()
+    curve = list(table.columns[: list(table.columns).index("iteration")])
+    last: DataFrame = table.sort_values("iteration", kind="stable").groupby(curve, sort=False).last().reset_index()
     return last
 
 
-def final_accuracies(table: DataFrame) -> DataFrame:
-    """The final test accuracy by label and f: its mean, least and greatest value over the seeds."""
-    over_seeds = last_points(table).groupby(["label", "f"], sort=False)["test_accuracy"]
+def final_accuracies(table: DataFrame, by: str = "f") -> DataFrame:
+    """The final test accuracy by label and the column `by`: its mean, least and greatest value over the seeds."""
+    over_seeds = last_points(table).groupby(["label", by], sort=False)["test_accuracy"]
     final: DataFrame = over_seeds.agg(["mean", "min", "max"])
     return final
