@@ -1,0 +1,272 @@
+"""Quantisers against exact rational arithmetic and the variance of a coin, the integer K against Python's integers."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fa import irls
+from fa.gram import measure
+from fa.precision import (
+    KINDS,
+    Format,
+    Quantised,
+    effects,
+    integer_gram,
+    longest_chunk,
+    quantise,
+    switch_bytes,
+)
+from tests.tensors import DEVICE, normal
+
+KIND = pytest.mark.parametrize("kind", KINDS)
+STOCHASTIC = "stochastic"
+
+
+def steps_of(quantised: Quantised) -> torch.Tensor:
+    """The step of each coordinate, (p, n)."""
+    n = quantised.mantissas.shape[1]
+    return quantised.steps.repeat_interleave(quantised.block, dim=1)[:, :n]
+
+
+def integers_of(quantised: Quantised) -> list[list[int]]:
+    """K over the product of the rows' smallest steps, in Python's integers, from the definition."""
+    steps = [[Fraction(float(step)) for step in row] for row in steps_of(quantised)]
+    lowest = [min((step for step in row if step), default=Fraction(1)) for row in steps]
+    rows = [
+        [int(m) * step / low for m, step in zip(mantissas.tolist(), row, strict=True)]
+        for mantissas, row, low in zip(quantised.mantissas, steps, lowest, strict=True)
+    ]
+    return [[sum(x * y for x, y in zip(a, b, strict=True)) for b in rows] for a in rows]
+
+
+numbers = st.one_of(st.just(0.0), st.floats(-(2.0**100), 2.0**100, width=32), st.floats(-1, 1, width=32))
+matrices = st.integers(1, 4).flatmap(
+    lambda p: st.integers(1, 9).flatmap(
+        lambda n: st.lists(st.lists(numbers, min_size=n, max_size=n), min_size=p, max_size=p)
+    )
+)
+formats = st.tuples(  # of what Format takes, which is made in the test: beartype draws from the global state
+    st.sampled_from(KINDS),
+    st.integers(2, 16),
+    st.one_of(st.none(), st.integers(1, 10)),
+    st.sampled_from(("nearest", STOCHASTIC)),
+)
+
+
+@given(matrices, formats, st.sampled_from((torch.float32, torch.float64, torch.bfloat16)))
+def test_rounding_is_off_by_half_a_step_or_less_than_one(
+    matrix: list[list[float]], settings: tuple[str, int, int | None, str], dtype: torch.dtype
+) -> None:
+    format = Format(*settings)
+    G = torch.tensor(matrix, dtype=dtype, device=DEVICE)
+    quantised = quantise(G, format)
+    steps = steps_of(quantised)
+    error = (quantised.dequantise() - G.double()).abs()
+    bound = (0.5 if format.rounding == "nearest" else 1.0) * steps
+    assert (error <= bound * (1 + 1e-9)).all()
+    largest = 2 ** (format.bits - 1) - 1
+    assert quantised.mantissas.abs().max() <= largest
+    assert quantised.mantissas.dtype == (torch.int8 if format.bits <= 8 else torch.int16)
+    for block, step in zip(G.double().split(quantised.block, dim=1), quantised.steps.T, strict=True):
+        highest = block.abs().amax(dim=1)
+        tiny = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).tiny
+        assert (step[highest == 0] == 0).all()
+        used = highest > 0
+        needed = (highest / largest).clamp(min=tiny)[used]
+        assert (step[used] >= needed * (1 - 1e-15)).all()
+        slack = 2.0 if format.kind == "block_float" else 1 + 2e-7
+        assert (step[used] <= needed * slack).all()
+    if format.kind == "block_float":
+        assert (torch.frexp(quantised.steps)[0][quantised.steps > 0] == 0.5).all()
+
+
+@KIND
+def test_stochastic_rounding_is_right_on_average(kind: str) -> None:
+    """The mean of N roundings is off by a step over 2 sqrt(N) in standard deviation at the most: z, in units of what
+    the coin's own variance f(1 - f)/N says, is then standard normal, and 400 of them stay below 5."""
+    draws, G = 2000, normal(2, 200, seed=3, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(8)
+    format = Format(kind, 4, 50, STOCHASTIC)
+    rounded = [quantise(G, format, generator) for _ in range(draws)]
+    mean = torch.stack([q.mantissas for q in rounded]).double().mean(dim=0)
+    ratios = G.double() / steps_of(rounded[0])
+    fraction = ratios - ratios.floor()
+    deviation = (fraction * (1 - fraction) / draws).sqrt().clamp(min=1e-9)
+    z = (mean - ratios) / deviation
+    sure = fraction * (1 - fraction) > 0.01  # where a coin falls often enough for the normal law
+    assert sure.sum() > 300
+    assert z[sure].abs().max() < 5
+    assert 0.8 < float(z[sure].square().mean()) < 1.2
+    assert (quantise(G, format.__class__(kind, 4, 50)).mantissas - ratios).abs().mean() > 0.1  # nearest is not unbiased
+
+
+@KIND
+def test_a_seed_decides_and_the_global_state_does_not(kind: str) -> None:
+    G = normal(3, 100)
+    format = Format(kind, 5, 10, STOCHASTIC)
+    first = quantise(G, format, seed=1).mantissas
+    torch.rand(3, generator=torch.Generator())
+    assert torch.equal(first, quantise(G, format, seed=1).mantissas)
+    assert torch.equal(first, quantise(G, format, torch.Generator().manual_seed(1)).mantissas)
+    assert not torch.equal(first, quantise(G, format, seed=2).mantissas)
+
+
+@KIND
+@pytest.mark.parametrize("rounding", ["nearest", STOCHASTIC])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_numbers_that_the_format_holds_come_back(kind: str, rounding: str, dtype: torch.dtype) -> None:
+    mantissas = torch.arange(-7, 8, dtype=torch.float64)
+    G = torch.outer(torch.tensor([2.0**-99, 1.0, 2.0**99], dtype=torch.float64), mantissas).to(DEVICE, dtype)
+    quantised = quantise(G, Format(kind, 4, None, rounding), seed=5)
+    assert torch.equal(quantised.dequantise(), G.double())
+
+
+def test_bits_on_the_wire() -> None:
+    G = normal(2, 100, dtype=torch.float32)
+    assert quantise(G, Format("integer", 4)).bits == 4 + 32 / 100
+    assert quantise(G, Format("integer", 4, 30)).bits == 4 + 4 * 32 / 100
+    assert quantise(G, Format("block_float", 8, 10)).bits == 8 + 10 * 8 / 100
+    assert quantise(G.double(), Format("block_float", 8, 10)).bits == 8 + 10 * 11 / 100
+    assert quantise(G.bfloat16(), Format("block_float", 8, 1000)).bits == 8 + 8 / 100
+
+
+def test_one_huge_number_takes_the_bits_of_its_block_only() -> None:
+    G = normal(1, 64, dtype=torch.float32)
+    G[0, 0] = 1e30
+    shared, own = (quantise(G, Format("block_float", 8, block)).dequantise() for block in (None, 16))
+    assert (shared[0, 1:] == 0).all()
+    assert (own[0, 1:16] == 0).all()
+    assert ((own - G.double())[0, 16:].abs() < 0.05).all()
+
+
+@given(matrices, formats, st.integers(1, 12))
+def test_integer_gram_is_exact_whatever_the_chunk(
+    matrix: list[list[float]], settings: tuple[str, int, int | None, str], chunk: int
+) -> None:
+    format = Format(*settings)
+    quantised = quantise(torch.tensor(matrix, dtype=torch.float32, device=DEVICE), format)
+    if format.kind == "integer" and quantised.steps.shape[1] > 1:
+        return
+    expected = integers_of(quantised)
+    for length in (None, min(chunk, longest_chunk(format.bits))):
+        found = integer_gram(quantised, length)
+        assert found.integers.tolist() == expected
+        assert max(abs(x) for row in expected for x in row) < 2 ** (found.width - 1)
+
+
+@pytest.mark.parametrize("bits", [2, 8, 15, 16])
+def test_the_longest_chunk_fits_and_one_more_may_not(bits: int) -> None:
+    """Every mantissa the largest: the worst case there is."""
+    largest, chunk = 2 ** (bits - 1) - 1, min(longest_chunk(bits), 200_000)
+    assert chunk * largest**2 < 2**31
+    assert longest_chunk(bits) == 2**31 - 1 or (longest_chunk(bits) + 1) * largest**2 >= 2**31
+    G = torch.full((2, chunk + 1), float(largest), device=DEVICE)
+    G[1] = -G[1]
+    found = integer_gram(quantise(G, Format("block_float", bits)))
+    square = (chunk + 1) * largest**2
+    assert found.integers.tolist() == [[square, -square], [-square, square]]
+    assert square.bit_length() + 1 == found.width
+
+
+def test_sums_wider_than_64_bits_are_exact_too() -> None:
+    """Exponents 2^120 apart: Python's integers take over, and the Gram matrix is the same as in float64."""
+    G = normal(3, 40, dtype=torch.float32)
+    G[:, 20:] *= 2.0**-120
+    quantised = quantise(G, Format("block_float", 12, 20))
+    found = integer_gram(quantised)
+    assert found.width > 240
+    assert found.integers.dtype == object
+    assert found.integers.tolist() == integers_of(quantised)
+    np.testing.assert_allclose(found.gram.cosines, measure(quantised.dequantise())[0].cosines, atol=1e-15)
+
+
+@pytest.mark.parametrize(("kind", "block"), [("integer", None), ("block_float", 16), ("block_float", None)])
+def test_what_a_switch_sums_decides_as_the_gradients_do(kind: str, block: int | None) -> None:
+    """Gradients as small as 1e-30 and as large as 1e30 among them."""
+    scale = torch.tensor([1.0, 1e30, 1e-30, 2.0, 3.0, 0.0], device=DEVICE, dtype=torch.float64)[:, None]
+    G = ((normal(6, 200) + 0.5) * scale).float()
+    quantised = quantise(G, Format(kind, 8, block))
+    found = irls.solve_gram(integer_gram(quantised).gram)
+    expected = irls.solve(quantised.dequantise())
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-9)
+    np.testing.assert_allclose(found.gram.norms, expected.gram.norms, rtol=1e-12)
+    np.testing.assert_allclose(found.weights("released"), expected.weights("released"), rtol=1e-7)
+
+
+@KIND
+def test_workers_may_come_in_any_order(kind: str) -> None:
+    G, order = normal(5, 60), [3, 0, 4, 1, 2]
+    format = Format(kind, 6, None)
+    one, other = quantise(G, format), quantise(G[order], format)
+    assert torch.equal(one.dequantise()[order], other.dequantise())
+    assert (integer_gram(one).integers[np.ix_(order, order)] == integer_gram(other).integers).all()
+
+
+def test_memory() -> None:
+    """15 workers: 120 pairs of 4 and 8 bytes, and 256 mantissas of 8, or of 4, bits from each."""
+    assert switch_bytes(15, 8, 256) == 120 * 12 + 15 * 256
+    assert switch_bytes(15, 4, 256, register=48) == 120 * 10 + 15 * 128
+
+
+def test_effects_fade_as_bits_are_added() -> None:
+    G = normal(7, 500, seed=2) + 0.3
+    for kind in KINDS:
+        few, some, many = effects(G, [Format(kind, bits, 50) for bits in (4, 8, 16)])
+        for name in ("direction_error", "decision_error", "value_error", "weights_error"):
+            assert getattr(few, name) > getattr(some, name) > getattr(many, name) > 0
+        assert many.direction_error < 1e-3
+        assert few.cosine < some.cosine <= 1 + 1e-12
+        assert (few.wire_bits, few.bits, few.kind) == (quantise(G, Format(kind, 4, 50)).bits, 4, kind)
+
+
+def test_effects_are_those_of_the_definitions() -> None:
+    G = normal(5, 50, seed=4).double() + 0.2
+    format = Format("integer", 3)
+    (effect,) = effects(G, [format], irls.Options(m=2), "released")
+    Q = quantise(G, format).dequantise()
+    exact, found = irls.solve(G, m=2), irls.solve(Q, m=2)
+    d, d_q = exact.direction("released"), found.direction("released")
+    assert effect.direction_error == pytest.approx(float((d_q - d).norm() / d.norm()))
+    assert effect.value_error == pytest.approx(np.abs(found.values - exact.values).max())
+    left, _, _ = np.linalg.svd((Q.T.cpu().numpy() @ found.coefficients), full_matrices=False)
+    unit = G.cpu().numpy() / np.linalg.norm(G.cpu().numpy(), axis=1, keepdims=True)
+    eq5 = np.sqrt(1 - np.square(unit @ left).sum(axis=1)).sum()
+    assert effect.objective_rise == pytest.approx(eq5 - exact.objective)
+
+
+@KIND
+def test_rows_that_are_not_finite_are_named(kind: str) -> None:
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        G = normal(3, 20)
+        G[1, 7] = bad
+        with pytest.raises(ValueError, match="NaN or Inf is in row 1"):
+            quantise(G, Format(kind))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"kind": "int"}, "kind must be one of integer, block_float; it is 'int'"),
+        ({"bits": 1}, "bits must be an integer of at least 2; it is 1"),
+        ({"bits": 17}, "bits must be at most 16; it is 17"),
+        ({"block": 0}, "block must be an integer of at least 1; it is 0"),
+        ({"rounding": "up"}, "rounding must be one of nearest, stochastic; it is 'up'"),
+    ],
+)
+def test_a_format_that_does_not_exist(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Format(**wrong)
+
+
+def test_what_a_switch_cannot_sum() -> None:
+    G = normal(2, 20)
+    with pytest.raises(ValueError, match=r"chunk must be at most 133144 .* 8 bits; it is 133145"):
+        integer_gram(quantise(G, Format("block_float")), chunk=133145)
+    with pytest.raises(ValueError, match="chunk must be an integer of at least 1; it is 0"):
+        integer_gram(quantise(G, Format("block_float")), chunk=0)
+    with pytest.raises(ValueError, match="powers of two apart"):
+        integer_gram(quantise(G, Format("integer", 8, 5)))
