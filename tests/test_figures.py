@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fa.experiments import FIGURES, fig02, fig04, figure_module, style
+from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, figure_module, style
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES
 from fa.experiments.store import Record
@@ -55,11 +55,11 @@ def test_all_rules_of_a_figure_get_the_same_settings(profile: str) -> None:
     for name in FIGURES:
         study = figure_module(name).study(profile)
         own = {"rule", "rule_options", "byzantine", "seed"}
-        shared = {
-            json.dumps({key: value for key, value in json.loads(config.to_json()).items() if key not in own})
-            for config in study.configs
-        }
-        assert len(shared) == 1
+        shared: dict[str, set[str]] = {}
+        for cell in study.cells:
+            settings = {key: value for key, value in json.loads(cell.config.to_json()).items() if key not in own}
+            shared.setdefault(str(cell.case.settings), set()).add(json.dumps(settings))
+        assert {len(settings) for settings in shared.values()} == {1}
         assert {cell.config.seed for cell in study.cells} == set(PROFILES[profile]["seeds"])
 
 
@@ -68,6 +68,10 @@ def test_the_paper_profile_is_the_papers() -> None:
     assert (two.iterations, two.batch, two.lr_decay_epochs, two.lr) == (2605, 64, 15, 0.2)
     four = fig04.study("paper").cells[0].config
     assert (four.iterations, four.batch, four.lr_decay_epochs, four.lr) == (1050, 128, 10, 0.2)
+    five = {config.batch: config.iterations for config in fig05.study("paper").configs}
+    assert five == {64: 1600, 128: 1050, 192: 530}
+    six = {config.workers: (config.iterations, config.byzantine) for config in fig06bcd.study("paper").configs}
+    assert six == {11: (1080, 2), 13: (915, 2), 15: (1050, 2)}
     for config in (two, four):
         assert (config.workers, config.dataset, config.model) == (15, "cifar10", "resnet18")
         assert (config.momentum, config.weight_decay, config.lr_decay, config.sampling) == (0.9, 5e-4, 0.2, "cycled")
@@ -231,6 +235,60 @@ def test_a_figure_names_its_commit_and_whether_more_than_figures_differs(
     assert commit() == git("rev-parse", "HEAD")
     (tmp_path / "fa" / "file").write_text("changed")
     assert commit() == git("rev-parse", "HEAD") + "+"
+
+
+def panels_table(column: str, values: tuple[int, ...], final: dict[str, tuple[float, ...]]) -> pd.DataFrame:
+    """Of the final accuracies of each variant, one for each value of the column."""
+    parts = []
+    for i, value in enumerate(values):
+        part = table({(variant, 3): accuracies[i] for variant, accuracies in final.items()})
+        part.insert(3, column, value)
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def others(*final: float) -> dict[str, tuple[float, ...]]:
+    return {key: final for key in style.PAPER_RULES if key != "fa"}
+
+
+def test_figure_5_and_6_draw_a_panel_for_each_size_with_all_rules() -> None:
+    for module, column, symbol in ((fig05, "batch", "B"), (fig06bcd, "workers", "p")):
+        panels = module.draw(
+            panels_table(column, (8, 16, 32), others(0.5, 0.6, 0.7) | {"fa": (0.9,) * 3}), "title"
+        ).axes
+        assert [axes.get_title() for axes in panels] == [f"{symbol} = {value}" for value in (8, 16, 32)]
+        assert [len(axes.lines) for axes in panels] == [7, 7, 7]
+        assert {line.get_label(): line.get_ydata()[-1] for line in panels[1].lines}["Bulyan"] == 0.6
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ((0.8, 0.85, 0.9), ["reproduced", "reproduced"]),  # ahead, and more so
+        ((0.8, 0.8, 0.8), ["reproduced", "not reproduced"]),  # ahead, all alike
+        ((0.8, 0.65, 0.8), ["in part", "in part"]),
+        ((0.5, 0.6, 0.6), ["not reproduced", "in part"]),
+        ((0.8, 0.75, 0.705), ["in part", "not reproduced"]),  # the last lead is too small to count
+    ],
+)
+def test_the_verdict_on_larger_batches(ours: tuple[float, ...], expected: list[str]) -> None:
+    claims = fig05.claims(panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
+    assert verdicts(claims) == expected
+    assert f"B = 64: FA {ours[2]:.3f}" in claims[0].measured
+
+
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        ((0.7, 0.75, 0.9), ["reproduced", "reproduced"]),
+        ((0.695, 0.6, 0.695), ["in part", "in part"]),
+        ((0.6, 0.5, 0.4), ["not reproduced", "not reproduced"]),
+    ],
+)
+def test_the_verdict_on_more_workers(ours: tuple[float, ...], expected: list[str]) -> None:
+    claims = fig06bcd.claims(panels_table("workers", (11, 13, 15), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
+    assert verdicts(claims) == expected
+    assert f"p = 13: {ours[1]:.3f}" in claims[1].measured
 
 
 def test_a_figure_draws_every_curve_it_was_given() -> None:

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from fa.checks import check_one_of
 
-FIGURES = ("fig02_mean_tolerance", "fig03_explained_variance", "fig04_byzantine_workers")
+FIGURES = (
+    "fig02_mean_tolerance",
+    "fig03_explained_variance",
+    "fig04_byzantine_workers",
+    "fig05_batch_size",
+    "fig06bcd_more_workers",
+)
 
 
 def figure_module(name: str) -> Any:
@@ -31,7 +38,8 @@ def named(names: Sequence[str], all_: Sequence[str]) -> list[str]:
 
 
 def _means(name: str, whole: str) -> bool:
-    return name in (whole, _number(whole), _number(whole).rstrip("0123456789"))
+    number = _number(whole)
+    return name in (whole, number, "".join(takewhile(str.isalpha, number)))
 
 
 def _number(whole: str) -> str:

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fa.experiments import style
 from fa.experiments.style import VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
+
+
+def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Figure:
+    """A row of panels, one for each value of `column`, with the curves of all the variants that the table has.
+
+    A panel is titled by `symbol`, as in p = 11.
+    """
+    style.use()
+    from matplotlib.figure import Figure
+
+    values = list(dict.fromkeys(table[column]))
+    variants = tuple(key for key in VARIANTS if key in set(table["variant"]))
+    figure = Figure(figsize=(2 + 3 * len(values), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
+    for axes, value in zip(panels, values, strict=True):
+        draw_curves(axes, table[table[column] == value], variants)
+        axes.set_title(f"{symbol} = {value}")
+        axes.label_outer()
+    panels[-1].legend(title="rule", loc="upper left", bbox_to_anchor=(1.02, 1))
+    figure.suptitle(heading, fontsize=10)
+    return figure
 
 
 def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None:

@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]) -> Path:
-    """Write NAME.png, NAME.pdf, NAME.csv (the tidy table), NAME.claims.csv and NAME.json (provenance); return the
-    PNG's path.
+def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim], **more: DataFrame) -> Path:
+    """Write NAME.png, NAME.pdf, NAME.csv (the tidy table), NAME.claims.csv and NAME.json (provenance), and each of
+    `more` tables as NAME.KEYWORD.csv; return the PNG's path.
     """
     study = results.study
     study.folder.mkdir(parents=True, exist_ok=True)
     base = study.folder / study.name
     figure.savefig(base.with_suffix(".png"), dpi=150, metadata={"Software": None})
     figure.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None, "Producer": None, "Creator": None})
-    table.to_csv(base.with_suffix(".csv"), index=False, lineterminator="\n")
+    for suffix, rows in {".csv": table, **{f".{name}.csv": rows for name, rows in more.items()}}.items():
+        rows.to_csv(base.with_suffix(suffix), index=False, lineterminator="\n")
     claims_csv(claims, base.with_suffix(".claims.csv"))
     base.with_suffix(".json").write_text(json.dumps(provenance(results), indent=2) + "\n")
     return base.with_suffix(".png")
