@@ -44,7 +44,7 @@ def test_no_subspace_that_irls_finds_is_better_than_the_candidates(m, a):
     for c, r in ((0.1, 0.75), (0.3, 0.75), (0.5, 0.2), (0.05, 0.95)):
         gram = breakdown.two_groups(6, 2, c, r)
         found = irls.solve_gram(gram, irls.Options(m, a=a, max_iter=300, restarts=30))
-        best, _ = breakdown._best(6, 2, c, r, m, a)
+        best = breakdown._choices(6, 2, c, r, m, a).min()
         assert found.objective >= best - 1e-6
 
 
@@ -103,7 +103,7 @@ def test_with_the_default_m_the_faulty_group_gets_columns(r, columns):
     """m = 8 has room for both groups, so the subspace alone does not keep the faulty out; IRLS finds nothing better."""
     assert breakdown.faulty_columns(12, 3, 0.3, r, m=8) == columns
     found = irls.solve_gram(breakdown.two_groups(12, 3, 0.3, r), irls.Options(8, max_iter=300, restarts=30))
-    assert found.objective >= breakdown._best(12, 3, 0.3, r, 8, 2.0)[0] - 1e-6
+    assert found.objective >= breakdown._choices(12, 3, 0.3, r, 8, 2.0).min() - 1e-6
 
 
 def test_what_cannot_be_is_named():
