@@ -13,6 +13,7 @@ __all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "irls", "make_
 
 _ROOMS = (
     "attacks",
+    "augment",
     "breakdown",
     "data",
     "experiments",

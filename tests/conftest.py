@@ -17,6 +17,7 @@ from jaxtyping import install_import_hook
 # beartype: here, that an int serves where a float is asked for, as for a type checker.)
 CHECKED = [
     "attacks",
+    "augment",
     "breakdown",
     "certificate",
     "checks",
