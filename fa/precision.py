@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float64, Int, Shaped
+from jaxtyping import Float, Float64, Int, Shaped
 from torch import Tensor
 
 from fa import irls, objective
@@ -33,14 +33,17 @@ ROUNDINGS = ("nearest", "stochastic")
 
 @dataclass(frozen=True)
 class Format:
-    """How numbers are sent: mantissas of 2 to 16 bits, and one step for each `block` coordinates (None: a worker's
-    whole gradient). Raises ValueError for anything else.
+    """How numbers are sent: mantissas of 2 to 16 bits, and one step for each `block` coordinates (None: all of them).
+
+    `shared` steps are those of the worker with the largest number, as sums of mantissas inside a network need; others
+    are each worker's own. Raises ValueError for what does not exist.
     """
 
     kind: str = "integer"
     bits: int = 8
     block: int | None = None
     rounding: str = "nearest"
+    shared: bool = False
 
     def __post_init__(self) -> None:
         check_one_of("kind", self.kind, KINDS)
@@ -94,9 +97,9 @@ class IntegerGram:
         return Gram.of(K, (exponents + halves).astype(np.float64))
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What FA makes of quantised gradients, beside what it makes of the gradients themselves.
+@dataclass(frozen=True, kw_only=True)
+class Effect(Format):
+    """What FA makes of gradients in this format, beside what it makes of the gradients themselves.
 
     `wire_bits` a coordinate. `direction_error` is ||d_q - d||/||d|| and `cosine` that of d_q and d; `decision_error` is
     the first one again where the weights, found from quantised gradients, are applied to the gradients themselves.
@@ -104,10 +107,6 @@ class Effect:
     at the subspace found, `weights_error` the relative error of the p weights.
     """
 
-    kind: str
-    bits: int
-    block: int | None
-    rounding: str
     wire_bits: float
     direction_error: float
     cosine: float
@@ -130,15 +129,16 @@ def quantise(G: Any, format: Format, seed: int | torch.Generator = 0) -> Quantis
     largest = _largest(format.bits)
     double = matrix.dtype == torch.float64
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-    mantissas = torch.empty(p, n, dtype=torch.int8 if format.bits <= 8 else torch.int16, device=matrix.device)
-    steps = torch.empty(p, -(-n // block), dtype=torch.float64, device=matrix.device)
-    for i, row in enumerate(matrix):
-        blocks = F.pad(row.double(), (0, -n % block)).view(-1, block)
-        highest = blocks.abs().amax(dim=1)
-        if not torch.isfinite(highest).all():
+    highest = torch.stack([_blocks(row, block).abs().amax(dim=1) for row in matrix])
+    for i, row in enumerate(highest):
+        if not torch.isfinite(row).all():
             raise ValueError(f"G must be finite; NaN or Inf is in row {i}: leave it out")
-        steps[i] = _steps(highest, format.kind, largest, double)
-        ratios = blocks / torch.where(steps[i] > 0, steps[i], 1.0)[:, None]
+    if format.shared:
+        highest = highest.amax(dim=0).expand(p, -1)
+    steps = _steps(highest, format.kind, largest, double)
+    mantissas = torch.empty(p, n, dtype=torch.int8 if format.bits <= 8 else torch.int16, device=matrix.device)
+    for i, row in enumerate(matrix):
+        ratios = _blocks(row, block) / torch.where(steps[i] > 0, steps[i], 1.0)[:, None]
         rounded = ratios.round() if format.rounding == "nearest" else _either_way(ratios, generator)
         mantissas[i] = rounded.clamp(-largest, largest).view(-1)[:n]
     step_bits = {"integer": (32, 64), "block_float": (8, 11)}[format.kind][double]
@@ -218,10 +218,7 @@ def _effect(
     Y = torch.linalg.qr(Q.T @ torch.from_numpy(found.coefficients).to(G.device))[0]
     d, d_q = weights @ G, applied @ Q
     return Effect(
-        format.kind,
-        format.bits,
-        format.block,
-        format.rounding,
+        **asdict(format),
         wire_bits=quantised.bits,
         direction_error=_relative(d_q, d),
         cosine=float(d_q @ d / (d_q.norm() * d.norm())),
@@ -243,7 +240,12 @@ def _largest(bits: int) -> int:
     return (1 << int(bits) - 1) - 1
 
 
-def _steps(highest: Float64[Tensor, " blocks"], kind: str, largest: int, double: bool) -> Float64[Tensor, " blocks"]:
+def _blocks(row: Float[Tensor, " n"], block: int) -> Float64[Tensor, "blocks block"]:
+    """In float64, the last one filled up with zeros."""
+    return F.pad(row.double(), (0, -len(row) % block)).view(-1, block)
+
+
+def _steps(highest: Float64[Tensor, "p blocks"], kind: str, largest: int, double: bool) -> Float64[Tensor, "p blocks"]:
     """The steps, rounded up, so that no mantissa exceeds the largest."""
     least = highest / largest
     if kind == "block_float":
