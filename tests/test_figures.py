@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, figure_module, style
+from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, fig08, fig09, figure_module, style
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES
 from fa.experiments.store import Record
@@ -72,6 +72,12 @@ def test_the_paper_profile_is_the_papers() -> None:
     assert five == {64: 1600, 128: 1050, 192: 530}
     six = {config.workers: (config.iterations, config.byzantine) for config in fig06bcd.study("paper").configs}
     assert six == {11: (1080, 2), 13: (915, 2), 15: (1050, 2)}
+    eight = fig08.study("paper")
+    assert {config.options["lam"] for config in eight.configs if config.rule == "fa"} == {0, 1, 2, 4, 8, 16, 32, 64}
+    assert {(config.workers, config.byzantine, config.iterations) for config in eight.configs} == {(7, 1, 1120)}
+    nine = {(config.workers, config.byzantine, config.iterations) for config in fig09.study("paper").configs}
+    assert nine == {(15, 3, 625), (30, 6, 313), (60, 12, 157), (60, 14, 157)}
+    assert {(config.dataset, config.model) for config in fig09.study("paper").configs} == {("mnist", "convnet")}
     for config in (two, four):
         assert (config.workers, config.dataset, config.model) == (15, "cifar10", "resnet18")
         assert (config.momentum, config.weight_decay, config.lr_decay, config.sampling) == (0.9, 5e-4, 0.2, "cycled")
@@ -289,6 +295,67 @@ def test_the_verdict_on_more_workers(ours: tuple[float, ...], expected: list[str
     claims = fig06bcd.claims(panels_table("workers", (11, 13, 15), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
     assert verdicts(claims) == expected
     assert f"p = 13: {ours[1]:.3f}" in claims[1].measured
+
+
+def lambda_tables(
+    ours: dict[float, float], cosines: dict[str, tuple[float, float]]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Figure 8's: FA's final accuracy by lambda, and its cosine with each other rule at lambda 0 and at all others."""
+    fa = pd.concat([table({("fa", 1): accuracy}).assign(lam=lam) for lam, accuracy in ours.items()])
+    both = pd.concat([fa, table({(key, 1): 0.8 for key in fig08.OTHERS})], ignore_index=True)
+    both.insert(3, "lam", both.pop("lam"))
+    rows = [
+        {"reading": reading, "lam": lam, "other": key, "seed": 1, "iteration": i, "cosine": pair[lam > 0]}
+        for key, pair in cosines.items()
+        for reading in fig08.READINGS
+        for lam in fig08.LAMBDAS
+        for i in range(10)
+    ]
+    return both, pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("at", "cosines", "expected"),
+    [
+        ({}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.5)}, ["reproduced", "reproduced"]),
+        ({4: 0.701, 8: 0.695}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.3)}, ["reproduced", "in part"]),
+        ({4: 0.695}, {"multi_krum": (0.5, 0.54), "bulyan": (0.4, 0.3)}, ["in part", "not reproduced"]),
+        ({0: 0.9}, {"multi_krum": (0.5, 0.5), "bulyan": (0.4, 0.4)}, ["not reproduced", "not reproduced"]),
+    ],
+)
+def test_the_verdict_on_lambda(
+    at: dict[int, float], cosines: dict[str, tuple[float, float]], expected: list[str]
+) -> None:
+    usual = dict.fromkeys(fig08.LAMBDAS, 0.7 if not at or 0 in at else 0.5) | {0: 0.7}
+    numbers, directions = lambda_tables({float(lam): accuracy for lam, accuracy in (usual | at).items()}, cosines)
+    claims = fig08.claims(numbers, directions, 0.1)
+    assert verdicts(claims) == expected
+    assert "Multi-Krum 0.800" in claims[0].measured
+    assert verdicts(fig08.claims(numbers, directions[directions["iteration"] < 9], 0.1))[1] == "not testable here"
+    left, right = fig08.draw(numbers, directions, "title").axes
+    assert len(left.lines) == len(fig08.LAMBDAS) + 2
+    before, after = cosines["multi_krum"]
+    assert list(right.lines[0].get_ydata()) == pytest.approx([before] + [after] * 7)
+
+
+@pytest.mark.parametrize(
+    ("final", "expected"),
+    [((0.9,) * 4, "reproduced"), ((0.9, 0.9, 0.5, 0.2), "in part"), ((0.2,) * 4, "not testable here")],
+)
+def test_the_verdict_on_scaling(final: tuple[float, ...], expected: str) -> None:
+    parts = [
+        table({("fa", f): accuracy}).assign(workers=p) for (p, f), accuracy in zip(fig09.CROWDS, final, strict=True)
+    ]
+    numbers = pd.concat(parts, ignore_index=True)
+    numbers.insert(3, "workers", numbers.pop("workers"))
+    rows = [{"workers": p, "n": 10, "rule": rule, "milliseconds": p / 10} for p in (15, 30, 60) for rule in fig09.RULES]
+    claims = fig09.claims(numbers, pd.DataFrame(rows), 0.1)
+    assert verdicts(claims) == [expected]
+    assert "p = 60, f = 14: " in claims[0].measured
+    assert claims[0].measured.endswith("p = 60: 6.0 ms")
+    left, right = fig09.draw(numbers, pd.DataFrame(rows), "title").axes
+    assert [line.get_label() for line in left.lines] == [f"p = {p}, f = {f}" for p, f in fig09.CROWDS]
+    assert [list(line.get_ydata()) for line in right.lines] == [[1.5, 3, 6], [1.5, 3, 6]]
 
 
 def test_a_figure_draws_every_curve_it_was_given() -> None:

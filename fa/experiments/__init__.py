@@ -19,6 +19,8 @@ FIGURES = (
     "fig04_byzantine_workers",
     "fig05_batch_size",
     "fig06bcd_more_workers",
+    "fig08_lambda",
+    "fig09_scaling",
 )
 
 

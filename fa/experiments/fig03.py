@@ -68,11 +68,16 @@ def watch(study: Watched) -> tuple[DataFrame, Results]:
     return pandas.DataFrame(rows), Results(study, {}, time.monotonic() - started, descriptions)
 
 
+def every(iterations: int) -> int:
+    """How many iterations lie between two that are looked at."""
+    return min(iterations, max(2, iterations // MINIBATCHES))
+
+
 def _look_at(config: TrainConfig) -> tuple[list[dict[str, Any]], Run]:
-    every, rows = min(config.iterations, max(2, config.iterations // MINIBATCHES)), []
+    rows: list[dict[str, Any]] = []
 
     def look(progress: Progress) -> None:
-        if progress.iteration % every:
+        if progress.iteration % every(config.iterations):
             return
         gram, _ = measure(progress.G)
         for basis, coefficients in _bases(gram, config.seed, progress.iteration):

@@ -205,7 +205,9 @@ def _refusal(config: TrainConfig) -> str:
 def last_points(table: DataFrame) -> DataFrame:
     """The last point of every curve."""
     curve = list(table.columns[: list(table.columns).index("iteration")])
-    last: DataFrame = table.sort_values("iteration", kind="stable").groupby(curve, sort=False).last().reset_index()
+    last: DataFrame = (
+        table.sort_values("iteration", kind="stable").groupby(curve, sort=False, dropna=False).last().reset_index()
+    )
     return last
 
 
