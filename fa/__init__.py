@@ -17,6 +17,7 @@ _ROOMS = (
     "breakdown",
     "data",
     "experiments",
+    "flags",
     "irls",
     "likelihood",
     "models",

@@ -23,6 +23,7 @@ CHECKED = [
     "checks",
     "data",
     "experiments",
+    "flags",
     "gradients",
     "gram",
     "irls",
