@@ -19,10 +19,18 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
 
 from fa import irls
 from fa.checks import check_integer, require
+from fa.gradients import Gradients, read_groups
+from fa.gram import Gram, measure
+
+Square = Float64[np.ndarray, "r r"]
+
+_NAMED = 1e-10  # of a named direction's squared length, or of the largest singular value: below it is rounding
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class Flag:
 
 def solve(
     G: Any,
-    dims: Sequence[int],
+    dims: Any,
     lam: float = irls.DEFAULTS.lam,
     a: float = irls.DEFAULTS.a,
     tol: float = irls.DEFAULTS.tol,
@@ -77,15 +85,26 @@ def solve(
 ) -> Flag:
     """The nested subspaces of the dimensions dims, m_1 < ... < m_K <= rank of G, that make eq. 5 of all levels small.
 
-    It begins at the subspace that `fa.irls.solve` finds for the outermost level from this start (and restarts, seed),
-    its columns in the order of what they explain. G and the other arguments, and the ValueErrors, are as there.
+    It begins at the subspace that `fa.irls.solve` finds for the outermost level, its columns in the order of what they
+    explain; the best of this and `restarts` random bases counts. `start` and the other arguments are as there. Raises
+    ValueError as there, and for dims that do not increase or exceed the rank of G.
     """
-    _check_dims(dims)
-    outer = irls.solve(G, dims[-1], lam, "pairwise", a, tol, max_iter, start, restarts, seed)
-    problem = irls.pose(outer.gram, dims[-1], lam, a, counts=outer.counts)
-    rank = len(problem.terms)
-    require(dims[-1] <= rank, "dims", tuple(dims), f"at most {rank}, the rank of G")
-    Y = _in_order(problem, outer)
+    check_integer("restarts", restarts, 0)
+    gradients, counts, gram = _measured(G)
+    _check_dims(dims, gram.p)
+    options = irls.Options(dims[-1], lam, a=a, tol=tol, max_iter=max_iter, seed=seed)
+    outer = irls.solve_gram(gram, options, gradients, start=start, counts=counts)
+    problem = irls.pose(gram, dims[-1], lam, a, counts=counts)
+    rank, generator = len(problem.terms), np.random.default_rng(seed)
+    require(dims[-1] <= rank, "the last of dims", dims[-1], f"at most {rank}, the rank of G")
+    random = (np.linalg.qr(generator.standard_normal((rank, rank)))[0] for _ in range(restarts))
+    flags = [_iterate(problem, dims, Y, outer, tol, max_iter) for Y in (_in_order(problem, outer), *random)]
+    return min(flags, key=lambda flag: flag.objective)
+
+
+def _iterate(
+    problem: irls.Problem, dims: Sequence[int], Y: Square, outer: irls.Solution, tol: float, max_iter: int
+) -> Flag:
     smoothed, converged = [_smoothed(problem, dims, Y)], False
     while len(smoothed) <= max_iter and not converged:
         Y = step(problem, dims, Y)
@@ -94,12 +113,12 @@ def solve(
     return Flag(tuple(_levels(problem, dims, Y, outer, smoothed[1:])), converged)
 
 
-def step(problem: irls.Problem, dims: Sequence[int], Y: Float64[np.ndarray, "r r"]) -> Float64[np.ndarray, "r r"]:
+def step(problem: irls.Problem, dims: Sequence[int], Y: Square) -> Square:
     """One pass over the pairs of blocks. Y is all of an orthonormal basis, its first m_K columns those of the flag."""
     Y, edges = Y.copy(), (0, *dims, len(Y))
     for j, k in combinations(range(len(dims) + 1), 2):
         columns = np.r_[edges[j] : edges[j + 1], edges[k] : edges[k + 1]]
-        weights = sum(problem.weights(problem.residuals(Y[:, m:])) for m in dims[j:k])
+        weights = np.sum([problem.weights(problem.residuals(Y[:, m:])) for m in dims[j:k]], axis=0)
         Y[:, columns] = _by_variance(problem, Y[:, columns], weights)
     return Y
 
@@ -114,7 +133,7 @@ def _by_variance(
     return turned
 
 
-def _in_order(problem: irls.Problem, outer: irls.Solution) -> Float64[np.ndarray, "r r"]:
+def _in_order(problem: irls.Problem, outer: irls.Solution) -> Square:
     """A basis whose first columns span the solution's subspace, by what they explain under its weights."""
     unit = problem.basis.T @ (outer.gram.cosines @ (outer.gram.norms[:, None] * outer.coefficients))
     Y = np.linalg.qr(unit, mode="complete")[0]
@@ -122,14 +141,14 @@ def _in_order(problem: irls.Problem, outer: irls.Solution) -> Float64[np.ndarray
     return np.hstack([_by_variance(problem, Y[:, : outer.m], weights), Y[:, outer.m :]])
 
 
-def _smoothed(problem: irls.Problem, dims: Sequence[int], Y: Float64[np.ndarray, "r r"]) -> list[float]:
+def _smoothed(problem: irls.Problem, dims: Sequence[int], Y: Square) -> list[float]:
     return [problem.smoothed(problem.residuals(Y[:, m:])) for m in dims]
 
 
 def _levels(
     problem: irls.Problem,
-    dims: Sequence[int],
-    Y: Float64[np.ndarray, "r r"],
+    dims: Any,
+    Y: Square,
     outer: irls.Solution,
     smoothed: list[list[float]],
 ) -> Iterator[irls.Solution]:
@@ -151,9 +170,111 @@ def _levels(
         )
 
 
-def _check_dims(dims: Sequence[int]) -> None:
-    """ValueError unless the dimensions are integers of at least 1 that increase."""
-    require(len(dims) > 0, "dims", dims, "at least one dimension")
+def _measured(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
+    gradients, counts = read_groups(G)
+    gram, finite = measure(gradients.G)
+    if not finite.all():
+        raise ValueError(f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}")
+    return gradients, counts, gram
+
+
+def _check_dims(dims: Any, q: int) -> None:
+    require(isinstance(dims, Sequence) and len(dims) > 0, "dims", dims, "a sequence of one dimension at least")
     for m in dims:
         check_integer("each of dims", m, 1)
     require(all(m < larger for m, larger in pairwise(dims)), "dims", tuple(dims), "increasing")
+    require(dims[-1] <= q, "the last of dims", dims[-1], f"at most p = {q}, the number of gradients")
+
+
+def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
+    """A start for `fa.irls.solve` and `solve` from what workers name as relevant: (n, k) orthonormal, of G's kind.
+
+    relevant: an entry a worker: indices of coordinates, (k_i,) integers, or directions, (n, k_i), or None where a
+    worker names nothing. With P_i the projector on what worker i names, the start spans the k <= m dimensions (default
+    ceil((p + 1)/2)) of span(G) with the largest sum_i tr(Y^T P_i Y): fewer than m where no more are named, and where
+    none is, IRLS starts from equal weights. How long the directions are does not matter. Of G only the columns of the
+    named coordinates are taken.
+
+    The paper, section 2.1: workers may specify dimensions, "which may be used for smart initialization also". Raises
+    ValueError for another number of entries, an index out of range, and an entry that is empty or of another shape.
+    """
+    gradients, counts, gram = _measured(G)
+    named = _read(relevant, counts, gradients.G)
+    basis = irls.pose(gram, 1, 0.0, 2.0, counts=counts).basis
+    rows = np.divide(basis, gram.norms[:, None], out=np.zeros_like(basis), where=gram.norms[:, None] > 0)
+    parts = [rows.T @ _inside(gradients.G, part).double().cpu().numpy() for part in named if part is not None]
+    lengths, vectors = np.linalg.eigh(sum((part @ part.T for part in parts), np.zeros((rows.shape[1],) * 2)))
+    m = irls.default_m(len(counts)) if m is None else m
+    check_integer("m", m, 1)
+    chosen = rows @ vectors[:, lengths > _NAMED][:, ::-1][:, :m]
+    return gradients.restore(gradients.G.T @ torch.from_numpy(chosen).to(gradients.G))
+
+
+def restrict(G: Any, relevant: Any) -> Any:
+    """The gradients P_i g_i, of each worker only what it names as relevant, in the form in which G came.
+
+    relevant and the ValueErrors: as for `hints`; None keeps all of a worker's gradient. Whatever takes gradients takes
+    these. In IRLS and flags worker i then has v_i = ||Y^T P_i g_i||^2/||P_i g_i||^2: it counts with what is relevant to
+    it alone, a worker without any of it is a zero gradient, and d is 0 outside of what the workers together name.
+
+    The paper, section 2.1, says that workers "may specify dimensions along which gradient information is relevant",
+    and no more; P_i g_i is that information. Other readings: 1 - ||Y^T P_i g_i||^2/||g_i||^2, where a worker counts by
+    how much of its gradient is relevant; or one restriction for all, Y within the span of everything that is named.
+    """
+    gradients, counts = read_groups(G)
+    named = _read(relevant, counts, gradients.G)
+    parts = [_project(rows, part) for rows, part in zip(gradients.G.split(counts), named, strict=True)]
+    if isinstance(G, Tensor | np.ndarray):
+        return gradients.restore(torch.cat(parts))
+    return [gradients.restore(part if len(counts) < len(gradients.G) else part[0]) for part in parts]
+
+
+def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> list[Tensor | None]:
+    """Of each worker the indices (k,) or an orthonormal basis (n, k) of what it names."""
+    listed = isinstance(relevant, Sequence) and not isinstance(relevant, str)
+    require(listed, "relevant", type(relevant).__name__, "a list with one entry a worker")
+    require(len(relevant) == len(counts), "the length of relevant", len(relevant), f"p = {len(counts)}")
+    return [None if entry is None else _named(f"relevant[{i}]", entry, G) for i, entry in enumerate(relevant)]
+
+
+def _named(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
+    n = G.shape[1]
+    try:
+        named = torch.as_tensor(entry if isinstance(entry, Tensor) else np.asarray(entry), device=G.device).detach()
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be an array; it is {entry!r}") from None
+    found = (tuple(named.shape), str(named.dtype).removeprefix("torch."))
+    require(named.numel() > 0, name, found, "not empty; None says that a worker names nothing")
+    if named.ndim == 1 and not (named.is_floating_point() or named.is_complex() or named.dtype == torch.bool):
+        outside = named[(named < 0) | (named >= n)]
+        require(not len(outside), name, outside[:3].tolist(), f"of indices from 0 to n - 1 = {n - 1}")
+        indices: Tensor = torch.unique(named.long())
+        return indices
+    directions = named.ndim == 2 and len(named) == n and named.is_floating_point()
+    require(directions, name, found, f"indices, (k,) integers, or directions, ({n}, k) floating-point numbers")
+    return _orthonormal(name, named.double()).to(torch.promote_types(G.dtype, torch.float32))
+
+
+def _orthonormal(name: str, directions: Float64[Tensor, "n k"]) -> Float64[Tensor, "n r"]:
+    """A basis of the span; each direction is first divided by its largest entry, so that no length counts."""
+    largest = directions.abs().amax(dim=0)
+    usable = torch.isfinite(largest) & (largest > 0)
+    if not usable.all():
+        raise ValueError(f"{name} must be finite and not 0 in each column; column {int(usable.int().argmin())} is not")
+    basis, lengths, _ = torch.linalg.svd(directions / largest, full_matrices=False)
+    kept: Tensor = basis[:, lengths > _NAMED * lengths[0]]
+    return kept
+
+
+def _inside(rows: Float[Tensor, "q n"], named: Tensor) -> Float[Tensor, "q k"]:
+    """The rows in an orthonormal basis of what is named."""
+    return torch.mm(rows.to(named.dtype), named) if named.is_floating_point() else rows.index_select(1, named)
+
+
+def _project(rows: Float[Tensor, "q n"], named: Tensor | None) -> Float[Tensor, "q n"]:
+    if named is None:
+        return rows
+    inside = _inside(rows, named)
+    if named.is_floating_point():
+        return torch.mm(inside, named.T).to(rows.dtype)
+    return torch.index_copy(torch.zeros_like(rows), 1, named, inside)

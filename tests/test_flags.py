@@ -1,20 +1,81 @@
-"""Nested subspaces against IRLS, pymanopt and polar steps, and what must always hold."""
+"""Nested subspaces against IRLS, pymanopt and polar steps, what workers name, and what must always hold."""
 
 import numpy as np
+import pymanopt
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pymanopt.manifolds import Stiefel
+from pymanopt.optimizers import ConjugateGradient
 
-from fa import flags, irls
+from fa import flags, irls, objective
+from fa.gram import measure
+from fa.rules import RULES, make_rule
+from fa.sdp import certify
+from tests import tensors
 
 
 def normal(p, n, seed=0):
     return np.random.default_rng(seed).standard_normal((p, n))
 
 
-def nested(G, Y, dims, lam=0.0, a=2.0):
+def nested(G, flag, lam=0.0, a=2.0):
     """The objective as it stands, of a basis Y (n, m_K)."""
-    from fa import objective
+    Y = basis(G, flag)
+    return sum(objective.value(G, Y[:, :m], lam=lam, a=a) for m in flag.dims)
 
-    return sum(objective.value(G, Y[:, :m], lam=lam, a=a) for m in dims)
+
+def basis(G, solution):
+    return np.vstack(G).T @ solution.coefficients
+
+
+def terms_of(G):
+    """The unit gradients in an orthonormal basis of their span, (r, p)."""
+    X = (G / np.linalg.norm(G, axis=1, keepdims=True)).T
+    return np.linalg.qr(X)[0].T @ X
+
+
+def best_of_pymanopt(G, dims, a, starts):
+    """The lowest nested objective that conjugate gradients on the Stiefel manifold find."""
+    T = terms_of(G)
+    manifold = Stiefel(len(T), dims[-1])
+
+    def left(Y, m):
+        return np.maximum(np.square(T - Y[:, :m] @ (Y[:, :m].T @ T)).sum(axis=0), 1e-12)
+
+    @pymanopt.function.numpy(manifold)
+    def cost(Y):
+        return sum(np.sum(left(Y, m) ** (1 / a)) for m in dims)
+
+    @pymanopt.function.numpy(manifold)
+    def gradient(Y):
+        total = np.zeros_like(Y)
+        for m in dims:
+            total[:, :m] -= 2 / a * (T * left(Y, m) ** (1 / a - 1)) @ (T.T @ Y[:, :m])
+        return total
+
+    problem = pymanopt.Problem(manifold, cost, euclidean_gradient=gradient)
+    optimizer = ConjugateGradient(verbosity=0, max_iterations=300, min_gradient_norm=1e-7)
+    generator = np.random.default_rng(0)
+    points = [np.linalg.qr(generator.standard_normal((len(T), dims[-1])))[0] for _ in range(starts)]
+    return min(optimizer.run(problem, initial_point=point).cost for point in points)
+
+
+def polar_steps(G, dims, a, Y, steps):
+    """The plain majorisation: linear in Y, whose minimiser is a polar factor. Y (r, m_K); the objective at the end."""
+    T = terms_of(G)
+
+    def left(Y, m):
+        return np.maximum(np.square(T - Y[:, :m] @ (Y[:, :m].T @ T)).sum(axis=0), irls.FLOOR)
+
+    for _ in range(steps):
+        pull = np.zeros_like(Y)
+        for m in dims:
+            pull[:, :m] += (T * left(Y, m) ** (1 / a - 1)) @ (T.T @ Y[:, :m])
+        U, _, Vt = np.linalg.svd(pull, full_matrices=False)
+        Y = U @ Vt
+    return sum(np.sum(left(Y, m) ** (1 / a)) for m in dims)
 
 
 @pytest.mark.parametrize("a", [1.5, 2.0, 4.0])
@@ -24,5 +85,264 @@ def test_one_level_is_irls(a, lam):
     flag = flags.solve(G, (3,), lam=lam, a=a, max_iter=300)
     solution = irls.solve(G, m=3, lam=lam, a=a, max_iter=600)
     assert flag.objective == pytest.approx(solution.objective, rel=1e-6)
-    assert flag.objective == pytest.approx(nested(G, G.T @ flag.coefficients, (3,), lam, a), rel=1e-9)
+    np.testing.assert_allclose(flag.values, [solution.values], atol=1e-5)
     np.testing.assert_allclose(flag.direction(), solution.direction(), atol=1e-5)
+
+
+def test_one_level_takes_the_steps_of_irls():
+    gram, _ = measure(torch.from_numpy(normal(6, 20) + 0.3))
+    problem = irls.pose(gram, 2, 1.0, 3.0)
+    Y = np.linalg.qr(normal(6, 6, seed=1))[0]
+    ours = flags.step(problem, (2,), Y)[:, :2]
+    theirs = irls.step(problem, problem.weights(problem.residuals(Y[:, 2:]))).Y
+    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-9)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    p=st.integers(2, 8),
+    n=st.integers(1, 12),
+    dims=st.sets(st.integers(1, 8), min_size=1, max_size=4).map(sorted),
+    lam=st.sampled_from([0.0, 0.5, 9.0]),
+    a=st.sampled_from([1.0, 1.3, 2.0, 5.0, 10.0]),
+)
+def test_what_must_always_hold(seed, p, n, dims, lam, a):
+    """Also where n < p, where the outermost level is all of span(G), and where gradients are reproduced exactly."""
+    G = normal(p, n, seed)
+    dims = [m for m in dims if m <= min(p, n)] or [1]
+    flag = flags.solve(G, dims, lam=lam, a=a, tol=0.0, max_iter=15)
+    assert len(flag.history) == 15
+    assert (np.diff(flag.history) <= 1e-10 * (1 + flag.history[0])).all()
+    assert flag.dims == tuple(dims)
+    assert (np.diff(flag.values, axis=0) >= -1e-12).all()  # an inner level explains no more than an outer one
+    Y = basis(G, flag)
+    np.testing.assert_allclose(Y.T @ Y, np.eye(dims[-1]), atol=1e-9)
+    for level, m in zip(flag.levels, dims, strict=True):
+        np.testing.assert_allclose(level.values, objective.values(G, Y[:, :m]), atol=1e-9)
+        assert level.objective == pytest.approx(
+            objective.value(G, Y[:, :m], lam=lam, a=a), abs=3 * level.resolution + 1e-7
+        )
+
+
+@given(seed=st.integers(0, 10_000), a=st.sampled_from([1.5, 2.0, 4.0]))
+def test_order_lengths_and_rotations_do_not_matter(seed, a):
+    G, generator = normal(5, 8, seed), np.random.default_rng(seed + 1)
+    flag = flags.solve(G, (1, 3), a=a, max_iter=10)
+    order, lengths = generator.permutation(5), np.exp(generator.standard_normal(5))
+    rotation = np.linalg.qr(generator.standard_normal((8, 8)))[0]
+    other = flags.solve((lengths[:, None] * G)[order] @ rotation, (1, 3), a=a, max_iter=10)
+    np.testing.assert_allclose(other.values, flag.values[:, order], atol=1e-6)
+    assert other.objective == pytest.approx(flag.objective, abs=1e-6)
+
+
+@pytest.mark.parametrize(("dims", "a"), [((1, 2), 2.0), ((1, 3, 5), 1.5), ((2, 4), 3.0)])
+def test_it_finds_what_pymanopt_finds(dims, a):
+    G = normal(7, 20, seed=dims[-1]) + 0.7 * normal(1, 20)
+    flag = flags.solve(G, dims, a=a, max_iter=200, restarts=4)
+    assert flag.objective <= best_of_pymanopt(G, dims, a, starts=3) * (1 + 1e-5)
+    assert flag.objective == pytest.approx(nested(G, flag, a=a), rel=1e-9)
+
+
+def test_polar_steps_from_its_end_gain_nothing():
+    G = normal(7, 20)
+    flag = flags.solve(G, (1, 3), max_iter=1000, tol=1e-13)
+    X = (G / np.linalg.norm(G, axis=1, keepdims=True)).T
+    end = np.linalg.qr(X)[0].T @ basis(G, flag)
+    before, after = (polar_steps(G, (1, 3), 2.0, end, steps) for steps in (0, 200))
+    assert before == pytest.approx(flag.objective, abs=sum(level.resolution for level in flag.levels))
+    assert after >= before - 1e-9
+
+
+def test_each_level_is_a_solution_that_can_be_certified():
+    """The levels' bounds add up to one for the nested problem, whose feasible set is smaller."""
+    G = normal(6, 30) + 0.4
+    flag = flags.solve(G, (1, 3))
+    bounds = [certify(G, level).bound for level in flag.levels]
+    alone = [irls.solve(G, m=m, max_iter=300, restarts=5).objective for m in flag.dims]
+    assert sum(bounds) <= sum(alone) + 1e-6
+    assert sum(alone) <= flag.objective + 1e-6
+    for k, m in enumerate(flag.dims):
+        Y = basis(G, flag)[:, :m]
+        np.testing.assert_allclose(flag.direction(k), (G @ Y @ Y.T).mean(axis=0), atol=1e-12)
+        unit = G / np.linalg.norm(G, axis=1, keepdims=True)
+        np.testing.assert_allclose(flag.direction(k, "released"), (unit @ Y @ Y.T).sum(axis=0) / m, atol=1e-12)
+
+
+def test_workers_with_several_gradients():
+    G = [normal(k, 20, seed=k) for k in (1, 2, 4, 3)]
+    flag = flags.solve(G, (1, 2, 6), max_iter=20)
+    Y = basis(G, flag)
+    for m, values in zip(flag.dims, flag.values, strict=True):
+        plain = [np.linalg.norm(Y[:, :m].T @ (g / np.linalg.norm(g)).T) ** 2 for g in G]
+        np.testing.assert_allclose(values, plain, atol=1e-10)
+    assert flag.objective == pytest.approx(nested(G, flag), rel=1e-9)
+
+
+def test_restarts_are_seeded_and_never_worse():
+    G = normal(8, 20)
+    once, more, again = (flags.solve(G, (1, 4), restarts=k, seed=3) for k in (0, 4, 4))
+    assert more.objective <= once.objective
+    assert more.history == again.history
+    assert flags.solve(G, (1, 4), max_iter=2).converged is False
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensors_and_arrays_of_either_precision(dtype):
+    G = tensors.normal(6, 40, dtype=dtype)
+    flag, wide = flags.solve(G, (1, 3)), flags.solve(G.double().cpu().numpy(), (1, 3))
+    np.testing.assert_allclose(flag.values, wide.values, atol=1e-5)
+    assert (flag.direction(0).dtype, flag.direction(0).device) == (dtype, G.device)
+    assert isinstance(wide.direction(0), np.ndarray)
+    h = tensors.normal(40, 2, seed=1)
+    relevant = [[1, 2, 39], None, h, np.arange(5), h.float(), torch.tensor([7], device=G.device)]
+    for function in (flags.restrict, flags.hints):
+        ours = function(G, relevant)
+        theirs = function(G.double().cpu().numpy(), [e.cpu().numpy() if torch.is_tensor(e) else e for e in relevant])
+        assert (ours.dtype, ours.device, theirs.dtype) == (dtype, G.device, np.float64)
+        np.testing.assert_allclose(ours.double().abs().cpu(), np.abs(theirs), atol=1e-4)
+    assert irls.solve(G, m=2, start=flags.hints(G, relevant, 2)).coefficients.shape == (6, 2)
+
+
+@pytest.mark.parametrize(
+    ("dims", "error"),
+    [
+        ((), "dims must be a sequence of one dimension at least"),
+        (3, "dims must be a sequence"),
+        ((0, 2), "each of dims must be an integer of at least 1; it is 0"),
+        ((1, 2.0), "each of dims must be an integer"),
+        ((2, 2), r"dims must be increasing; it is \(2, 2\)"),
+        ((3, 1), "dims must be increasing"),
+        ((1, 5), "the last of dims must be at most p = 4, the number of gradients; it is 5"),
+        ((1, 4), "the last of dims must be at most 3, the rank of G; it is 4"),
+    ],
+)
+def test_dims_that_no_flag_has(dims, error):
+    G = normal(4, 20)
+    G[3] = G[0] + G[1]
+    with pytest.raises(ValueError, match=error):
+        flags.solve(G, dims)
+
+
+def test_gradients_and_options_that_cannot_be():
+    G = normal(4, 20)
+    for options, error in ({"restarts": -1}, "restarts"), ({"a": 0.5}, "a must"), ({"start": "none"}, "start must"):
+        with pytest.raises(ValueError, match=error):
+            flags.solve(G, (1, 2), **options)
+    G[2, 3] = np.nan
+    for call in (lambda: flags.solve(G, (1, 2)), lambda: flags.hints(G, [[0]] * 4)):
+        with pytest.raises(ValueError, match="G must be finite; NaN or Inf is in row 2"):
+            call()
+
+
+def projector(entry, n):
+    if entry is None:
+        return np.eye(n)
+    E = np.eye(n)[:, entry] if np.ndim(entry) == 1 else entry
+    return E @ np.linalg.pinv(E)
+
+
+RELEVANT = [[0, 3, 5], None, normal(12, 2, seed=5), [3, 3, 11], np.outer(normal(1, 12)[0], [1e-9, 1e9])]
+
+
+def test_restricting_projects_each_worker_on_what_it_names():
+    G = normal(5, 12)
+    expected = np.array([projector(entry, 12) @ g for entry, g in zip(RELEVANT, G, strict=True)])
+    np.testing.assert_allclose(flags.restrict(G, RELEVANT), expected, atol=1e-12)
+    groups = [G[:2], G[2:3], G[3:]]
+    for ours, rows, entry in zip(flags.restrict(groups, RELEVANT[:3]), groups, RELEVANT[:3], strict=True):
+        np.testing.assert_allclose(ours, rows @ projector(entry, 12), atol=1e-12)
+    alone = flags.restrict([torch.from_numpy(g) for g in G], RELEVANT)
+    np.testing.assert_allclose(torch.stack(alone), expected, atol=1e-12)
+    layers = flags.restrict([{"w": g[:8].reshape(2, 4), "b": g[8:]} for g in G], RELEVANT)
+    np.testing.assert_allclose(layers[2]["b"], expected[2, 8:], atol=1e-12)
+
+
+def test_the_restricted_problem():
+    """v_i = ||Y^T P_i g_i||^2/||P_i g_i||^2; what nobody names is left alone; the input is not written to."""
+    G = normal(5, 12)
+    kept = G.copy()
+    relevant = [[0, 1, 2], [2, 3], [0, 5], [1], [6, 7, 0]]
+    solution = irls.solve(flags.restrict(G, relevant), m=2, max_iter=20)
+    Y = flags.restrict(G, relevant).T @ solution.coefficients
+    for v, g, entry in zip(solution.values, G, relevant, strict=True):
+        assert v == pytest.approx(np.sum((Y.T @ projector(entry, 12) @ g) ** 2) / np.sum(g[entry] ** 2))
+    assert not solution.direction()[[4, 8, 9, 10, 11]].any()
+    np.testing.assert_array_equal(G, kept)
+    nothing = irls.solve(flags.restrict(np.eye(5, 12), [[9]] + [None] * 4), m=2)
+    assert nothing.values[0] == 1  # a worker with nothing left is a zero gradient
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_takes_restricted_gradients(name):
+    d = make_rule(name)(flags.restrict(normal(7, 12), [[0, 1, 2], [2, 3], [0, 5], [1], [6, 7, 0], [0, 1], [0, 2]]))
+    assert np.isfinite(d).all()
+    assert not d[[4, 8, 9, 10, 11]].any()
+
+
+def test_hints_span_what_is_named_most_within_the_gradients():
+    G = normal(5, 12)
+    Y = flags.hints(G, RELEVANT, 3)
+    span = np.linalg.qr(G.T)[0]
+    moment = span.T @ sum(projector(e, 12) for e in RELEVANT if e is not None) @ span
+    best = span @ np.linalg.eigh(moment)[1][:, -3:]
+    np.testing.assert_allclose(Y.T @ Y, np.eye(3), atol=1e-10)
+    np.testing.assert_allclose(Y @ Y.T, best @ best.T, atol=1e-8)
+
+
+def test_hints_that_hold_the_answer_leave_nothing_to_do():
+    """A worker that names the subspace where IRLS ends starts it there."""
+    G = normal(6, 30) + 0.2
+    end = irls.solve(G, m=2, max_iter=3000, tol=1e-14)
+    start = flags.hints(G, [basis(G, end), *[None] * 5], 2)
+    again = irls.solve(G, m=2, start=start, max_iter=2)
+    assert again.objective == pytest.approx(end.objective, abs=1e-9)
+    assert irls.solve(G, m=2, max_iter=2).objective > end.objective + 1e-6
+    flag = flags.solve(G, (2,), start=start)
+    assert flag.objective == pytest.approx(end.objective, abs=1e-9)
+
+
+def test_hints_of_fewer_dimensions_than_m_and_of_none_in_the_gradients():
+    G = np.hstack([normal(5, 11), np.zeros((5, 1))])
+    assert flags.hints(G, [[4], [4], None, None, None], 3).shape == (12, 1)
+    nowhere = flags.hints(G, [[11]] * 5)
+    assert nowhere.shape == flags.hints(G, [None] * 5).shape == (12, 0)
+    np.testing.assert_allclose(irls.solve(G, start=nowhere).values, irls.solve(G).values, atol=1e-12)
+
+
+def test_a_long_direction_counts_no_more_than_a_short_one():
+    G, h = normal(5, 12), normal(12, 2, seed=9)
+    both = [flags.hints(G, [h * factor, [0, 1], None, None, None], 2) for factor in (1e-200, 1.0, 1e200)]
+    for Y in both:
+        np.testing.assert_allclose(Y @ Y.T, both[1] @ both[1].T, atol=1e-9)
+
+
+@pytest.mark.parametrize("function", [flags.restrict, flags.hints])
+@pytest.mark.parametrize(
+    ("entry", "error"),
+    [
+        ([], r"relevant\[1\] must be not empty; None says"),
+        (np.zeros((20, 0)), "must be not empty"),
+        ([0, 20, -1], r"relevant\[1\] must be of indices from 0 to n - 1 = 19; it is \[20, -1\]"),
+        ([0.5, 1.0], r"must be indices, \(k,\) integers, or directions, \(20, k\) floating-point numbers"),
+        (np.ones(20, dtype=bool), "must be indices"),
+        (np.ones((3, 20)), r"must be indices.*it is \(\(3, 20\), 'float64'\)"),
+        (np.ones((20, 2), dtype=int), "must be indices"),
+        (np.ones((20, 2), dtype=complex), "must be indices"),
+        (np.hstack([np.ones((20, 1)), np.zeros((20, 1))]), "must be finite and not 0 in each column; column 1 is not"),
+        (np.full((20, 1), np.nan), "column 0 is not"),
+        ({1, 2}, "must be an array"),
+        ("layer", "must be an array"),
+    ],
+)
+def test_what_names_nothing(function, entry, error):
+    with pytest.raises(ValueError, match=error):
+        function(normal(3, 20), [[0], entry, None])
+
+
+@pytest.mark.parametrize("function", [flags.restrict, flags.hints])
+def test_one_entry_a_worker(function):
+    with pytest.raises(ValueError, match="the length of relevant must be p = 3; it is 2"):
+        function(normal(3, 20), [[0], [1]])
+    for other in (np.zeros((3, 2), dtype=int), "abc", None):
+        with pytest.raises(ValueError, match="relevant must be a list with one entry a worker"):
+            function(normal(3, 20), other)
