@@ -16,25 +16,40 @@ Source: the paper, sections 2.2 and 2.3; Mankovich et al., The Flag Median and F
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Float64
 
 from fa import kernels
 from fa.checks import check_integer, check_one_of, check_real, require
 from fa.gradients import Gradients, read_groups
 from fa.gram import Gram, measure
+from fa.terms import FLOOR, RANK, Problem, Reading, pose, unresolved
 
-Reading = Literal["paper", "released"]
+__all__ = [
+    "DEFAULTS",
+    "FLOOR",
+    "READINGS",
+    "REGULARIZERS",
+    "Options",
+    "Problem",
+    "Reading",
+    "Solution",
+    "State",
+    "check_m",
+    "default_m",
+    "pose",
+    "solve",
+    "solve_gram",
+    "step",
+    "terminates",
+]
+
 READINGS = ("paper", "released")
 REGULARIZERS = ("pairwise",)
 STARTS = ("equal", "data", "random")
-
-FLOOR = 1e-12  # of 1 - v: below it the power is replaced by its tangent there, so that weights stay finite
-_RANK = 1e-12  # eigenvalues of the cosines below this fraction of the largest are rounding, not directions
-_EQUAL = 1e-12  # squared distance over squared norms below which a pair's direction is lost with those eigenvalues
 
 
 @dataclass(frozen=True)
@@ -63,47 +78,6 @@ class Options:
 
 
 DEFAULTS = Options()
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Eq. 5 in an orthonormal basis Q of span(G): r dimensions, N columns, T terms, p workers.
-
-    `basis` (q, r) holds the coefficients of Q in the q unit gradients; `terms` (r, N) the columns of the t_k, `owner`
-    (N,) the term that each belongs to, and `factors` (T,) the c_k. The p workers' terms come first. A gradient that is
-    zero has a zero column, and c = 0 where it is all that a worker has.
-    """
-
-    basis: Float64[np.ndarray, "q r"]
-    terms: Float64[np.ndarray, "r N"]
-    owner: Int[np.ndarray, " N"]
-    factors: Float64[np.ndarray, " T"]
-    p: int
-    m: int
-    a: float
-
-    def objective(self, residuals: Float64[np.ndarray, " T"]) -> float:
-        """Eq. 5 with (1 - v)^(1/a) for the square root, of the residuals 1 - v."""
-        return float(self.factors @ residuals ** (1 / self.a))
-
-    def smoothed(self, residuals: Float64[np.ndarray, " T"]) -> float:
-        """The objective with the power's tangent at FLOOR below FLOOR: what every step lowers."""
-        floored = np.maximum(residuals, FLOOR)
-        below = np.minimum(residuals - FLOOR, 0.0) * FLOOR ** (1 / self.a - 1) / self.a
-        return float(self.factors @ (floored ** (1 / self.a) + below))
-
-    def weights(self, residuals: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
-        """w_k = (1 - v_k)^(1/a - 1), the tangents' slopes up to the factor 1/a."""
-        weights: np.ndarray = np.maximum(residuals, FLOOR) ** (1 / self.a - 1)
-        return weights
-
-    def residuals(self, complement: Float64[np.ndarray, "r s"]) -> Float64[np.ndarray, " T"]:
-        """1 - v_k of each term under the subspace whose orthogonal complement in span(G) has this basis.
-
-        Lengths in the complement, and not 1 less the length in the subspace, which would cancel.
-        """
-        lengths = np.square(complement.T @ self.terms).sum(axis=0)
-        return np.bincount(self.owner, lengths, minlength=self.factors.size)
 
 
 @dataclass(frozen=True)
@@ -227,7 +201,7 @@ def solve_gram(
     hidden = problem.factors[last.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)
     return Solution(
         objective=problem.objective(last.residuals),
-        resolution=float(hidden) + _unresolved(gram, options.lam, reading),
+        resolution=float(hidden) + unresolved(gram, options.lam, reading),
         history=tuple(state.smoothed for state in states),
         converged=converged,
         values=1.0 - last.residuals[: len(counts)],
@@ -250,77 +224,6 @@ def default_m(p: int) -> int:
 def check_m(m: int, q: int) -> None:
     """m columns of Y for q gradients; ValueError where there are fewer."""
     require(m <= q, "m", m, f"at most p = {q}, the number of gradients")
-
-
-def pose(
-    gram: Gram, m: int, lam: float, a: float, reading: Reading = "paper", counts: Sequence[int] | None = None
-) -> Problem:
-    """Eq. 5 for these gradients, of which worker i has counts_i (None: one), in an orthonormal basis of their span."""
-    counts = (1,) * gram.p if counts is None else tuple(counts)
-    require(
-        lam == 0 or len(counts) == gram.p, "lam", lam, "0 where a worker has several gradients, which form no pairs"
-    )
-    lengths, vectors = np.linalg.eigh(gram.cosines)
-    kept = lengths > _RANK * max(lengths[-1], 1.0)
-    owner = np.repeat(np.arange(len(counts)), counts)
-    shares = _shares(gram, owner)
-    unit = (vectors[:, kept] * np.sqrt(lengths[kept])).T * (gram.lengths > 0)
-    differences, factors = _pairs(gram, lam, reading)
-    return Problem(
-        basis=vectors[:, kept] / np.sqrt(lengths[kept]) * (gram.lengths > 0)[:, None],
-        terms=np.hstack([unit * shares, unit @ differences]),
-        owner=np.concatenate([owner, len(counts) + np.arange(factors.size)]),
-        factors=np.concatenate([np.bincount(owner, shares) > 0, factors]).astype(np.float64),
-        p=len(counts),
-        m=m,
-        a=a,
-    )
-
-
-def _shares(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:
-    """||g_ik|| over the Frobenius norm of all that worker i sent: 1 for an only gradient, 0 for one that is 0."""
-    together = np.sqrt(np.bincount(owner, np.square(gram.near)))[owner]
-    alone = np.bincount(owner)[owner] == 1
-    shares = np.divide(gram.near, together, out=np.zeros(gram.p), where=together > 0)
-    shares = np.where(alone, gram.lengths > 0, shares)
-    return shares
-
-
-def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
-    """Which pairs are far enough from each other for the direction of their difference."""
-    i, j = np.triu_indices(gram.p, 1)
-    squares = np.square(gram.near)
-    apart: np.ndarray = gram.D2[i, j] > _EQUAL * (squares[i] + squares[j])
-    return apart
-
-
-def _unresolved(gram: Gram, lam: float, reading: Reading) -> float:
-    """How much the pairs that differ, but are not far enough apart, could add to the objective."""
-    if lam == 0 or gram.p == 1 or reading == "released":
-        return 0.0
-    different = gram.D2[np.triu_indices(gram.p, 1)] > 0
-    return 2 * lam / (gram.p - 1) * int((different & ~_apart(gram)).sum())
-
-
-def _pairs(gram: Gram, lam: float, reading: Reading) -> tuple[Float64[np.ndarray, "p N"], Float64[np.ndarray, " N"]]:
-    """The pairs' terms as coefficients of the unit gradients (p, N), and their factors c (N,); none with lam = 0.
-
-    "paper": (g_i - g_j)/D_ij, each pair twice, over p - 1. "released": x_i - x_j, not divided, in columns that carry
-    the factor lam/(p(p - 1)), which is therefore squared in the matrix whose eigenvectors are taken.
-    """
-    p = gram.p
-    if lam == 0 or p == 1:
-        return np.zeros((p, 0)), np.zeros(0)
-    i, j = np.triu_indices(p, 1)
-    columns = np.arange(i.size)
-    differences = np.zeros((p, i.size))
-    if reading == "released":
-        differences[i, columns], differences[j, columns] = 1.0, -1.0
-        return differences, np.full(i.size, 2 * (lam / (p * (p - 1))) ** 2)
-    apart = _apart(gram)
-    distances = np.where(apart, np.sqrt(gram.D2[i, j]), np.inf)
-    differences[i, columns], differences[j, columns] = gram.near[i] / distances, -gram.near[j] / distances
-    return differences, np.where(apart, 2 * lam / (p - 1), 0.0)
 
 
 def _starts(
@@ -346,7 +249,7 @@ def _starts(
 def _weights_of(problem: Problem, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, " T"]:
     """The weights at the subspace that these vectors span."""
     left, sizes, _ = np.linalg.svd(vectors, full_matrices=True)
-    rank = int((sizes > _RANK * max(sizes.max(initial=0.0), 1e-300)).sum())
+    rank = int((sizes > RANK * max(sizes.max(initial=0.0), 1e-300)).sum())
     return problem.weights(problem.residuals(left[:, min(rank, problem.m) :]))
 
 

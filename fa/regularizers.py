@@ -33,7 +33,7 @@ def gradient(name: str, Y: Float64[Tensor, "n m"]) -> Float64[Tensor, "n m"]:
 
 
 def prox(name: str, V: Float64[Tensor, "n m"], t: float) -> Float64[Tensor, "n m"]:
-    """The Z that minimises ||Z - V||^2/2 + t R(Z): entries, columns or rows drawn towards 0 by t, and 0 within t of it."""
+    """The Z that minimises ||Z - V||^2/2 + t R(Z): entries, columns or rows drawn towards 0 by t, 0 where within t."""
     check_one_of("regularizer", name, NAMES)
     if name == "l1":
         return softshrink(V, t)
