@@ -1,5 +1,10 @@
-"""Nonlinear augmentation of images (the paper's second threat): coordinates carried by flows and maps, and noise."""
+"""Nonlinear augmentation of images, the paper's second threat: coordinates carried by flows and maps, and noise.
+
+Which is a flow and which is a map: fa.augment.flows.
+"""
 
 from fa.augment.flows import SYSTEMS, flow
+from fa.augment.images import add_noise, warp
+from fa.augment.maps import MOVES, cat_period, source
 
-__all__ = ["SYSTEMS", "flow"]
+__all__ = ["MOVES", "SYSTEMS", "add_noise", "cat_period", "flow", "source", "warp"]

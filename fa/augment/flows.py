@@ -19,16 +19,16 @@ from scipy.linalg import logm
 
 from fa.checks import check_one_of, check_real, require
 
-RTOL = ATOL = 1e-9
+RTOL = ATOL = 1e-8
 """LSODA's tolerances, relative and in the units of the points."""
 
-FAR = 100.0
+FAR = 10.0
 """How many times farther out than the farthest point given (and than 1) a trajectory starts to be stopped."""
 
 CAT = np.array([[2, 1], [1, 1]])
 """Arnold's cat map, on (x, y)."""
 
-_LOG_CAT = logm(CAT.astype(np.float64))
+_LOG_CAT: np.ndarray = logm(CAT.astype(np.float64))
 
 Points = Float64[np.ndarray, "points 2"]
 
@@ -50,8 +50,7 @@ def smooth_cat(points: Points, m: float) -> Points:
     """
     a = np.maximum(points @ CAT.T, 0.0)
     power = a**m
-    moved: Points = a * power / (1 + power)
-    return moved
+    return np.asarray(a * power / (1 + power))
 
 
 def _lotka_volterra(points: Points, alpha: float, beta: float, gamma: float, delta: float) -> Points:
@@ -60,17 +59,17 @@ def _lotka_volterra(points: Points, alpha: float, beta: float, gamma: float, del
 
 
 def _rotation(points: Points, omega: float) -> Points:
+    """x' = -omega y, y' = omega x."""
     x, y = points.T
     return np.stack([-omega * y, omega * x], axis=1)
 
 
 def _cat(points: Points) -> Points:
-    lifted: Points = points @ _LOG_CAT.T
-    return lifted
+    return np.matmul(points, _LOG_CAT.T)
 
 
 def _smooth_cat(points: Points, m: float) -> Points:
-    return smooth_cat(points, m) - points
+    return np.subtract(smooth_cat(points, m), points)
 
 
 SYSTEMS: Mapping[str, System] = MappingProxyType(
@@ -116,7 +115,8 @@ def integrate(system: str, start: Points, t: float, parameters: Mapping[str, flo
         points = state.reshape(-1, 2)
         inside = np.clip(2 - np.abs(points).max(axis=1, keepdims=True) / limit, 0.0, 1.0)
         near = np.clip(points, -2 * limit, 2 * limit)  # a step that is tried and not taken must not overflow
-        return (velocity(near, **parameters) * inside**2 * (3 - 2 * inside)).ravel()
+        tapered: np.ndarray = velocity(near, **parameters) * inside**2 * (3 - 2 * inside)
+        return tapered.ravel()
 
     if t == 0 or len(start) == 0:
         return start.copy()
@@ -125,7 +125,7 @@ def integrate(system: str, start: Points, t: float, parameters: Mapping[str, flo
     )
     if not solution.success:
         raise ArithmeticError(f"LSODA could not follow {system} to t = {t:g}: {solution.message}")
-    end: Points = solution.y[:, -1].reshape(-1, 2)
+    end: np.ndarray = solution.y[:, -1].reshape(-1, 2)
     return end
 
 
