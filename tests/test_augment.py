@@ -17,6 +17,7 @@ from fa.augment.maps import MOVES, cat_pixels
 from tests.tensors import DEVICE
 
 CAT = np.array([[2.0, 1.0], [1.0, 1.0]])
+LOG_CAT = logm(CAT)
 RELEASED = {"gamma": 1.0, "delta": 1.0}
 SIDE = 6
 
@@ -54,7 +55,7 @@ CASES = [
     ("lotka_volterra", lotka_volterra(-1), 0.05, {}),
     ("lotka_volterra", lotka_volterra(1), 0.01, RELEASED),
     ("rotation", lambda _, p: [-p[1], p[0]], 0.7, {}),
-    ("cat", lambda _, p: logm(CAT) @ p, 0.3, {}),
+    ("cat", lambda _, p: LOG_CAT @ p, 0.3, {}),
     ("smooth_cat", smooth_flow, 0.4, {}),
 ]
 
@@ -83,14 +84,14 @@ def test_a_rotation_turns_about_the_origin() -> None:
 @pytest.mark.parametrize("t", [0.0, 0.25, 1.0, -1.5])
 def test_the_cat_flow_is_the_matrix_exponential_mod_1(t: float) -> None:
     points = grid(7, 0, 7)
-    distance = np.abs(flow("cat", points, t) - points @ expm(t * logm(CAT)).T % 1)
+    distance = np.abs(flow("cat", points, t) - points @ expm(t * LOG_CAT).T % 1)
     assert np.minimum(distance, 1 - distance).max() < 1e-6  # 0 and 1 are one point of the torus
 
 
 def test_lotka_volterra_conserves_its_constant() -> None:
     """The released code's signs are the classic ones, whose orbits in the first quadrant close."""
     alpha, beta, gamma, delta = 2 / 3, 4 / 3, 1.0, 1.0
-    start = np.array([[0.1, 0.1], [1.0, 0.5], [0.9, 0.9], [2.0, 3.0], [5.0, 0.2], [8.0, 8.0]])
+    start = np.array([[0.1, 0.1], [1.0, 0.5], [0.9, 0.9], [2.0, 3.0], [5.0, 0.2]])  # farther out, y falls to ATOL
 
     def constant(points: np.ndarray) -> np.ndarray:
         x, y = points.T
@@ -116,10 +117,8 @@ def test_the_papers_signs_are_not_the_released_codes() -> None:
 
 @given(st.sampled_from(sorted(SYSTEMS)), st.floats(-0.2, 0.2), st.integers(0, 20))
 def test_flows_compose_and_go_back(system: str, t: float, seed: int) -> None:
-    points = np.random.default_rng(seed).uniform(0.1, 0.4, (3, 2))
+    points = np.random.default_rng(seed).uniform(0.2, 0.4, (3, 2))  # far enough from 0 not to cross it
     halfway = flow(system, points, t / 2)
-    if system == "cat" and (halfway < 1e-3).any():
-        return
     np.testing.assert_allclose(flow(system, halfway, t / 2), flow(system, points, t), atol=1e-6)
     np.testing.assert_allclose(flow(system, halfway, -t / 2), points, atol=1e-6)
 

@@ -65,11 +65,13 @@ def _rotation(points: Points, omega: float) -> Points:
 
 
 def _cat(points: Points) -> Points:
-    return np.matmul(points, _LOG_CAT.T)
+    lifted: np.ndarray = points @ _LOG_CAT.T
+    return lifted
 
 
 def _smooth_cat(points: Points, m: float) -> Points:
-    return np.subtract(smooth_cat(points, m), points)
+    velocity: np.ndarray = smooth_cat(points, m) - points
+    return velocity
 
 
 SYSTEMS: Mapping[str, System] = MappingProxyType(
@@ -115,13 +117,14 @@ def integrate(system: str, start: Points, t: float, parameters: Mapping[str, flo
         points = state.reshape(-1, 2)
         inside = np.clip(2 - np.abs(points).max(axis=1, keepdims=True) / limit, 0.0, 1.0)
         near = np.clip(points, -2 * limit, 2 * limit)  # a step that is tried and not taken must not overflow
-        tapered: np.ndarray = velocity(near, **parameters) * inside**2 * (3 - 2 * inside)
+        tapered: np.ndarray = t * velocity(near, **parameters) * inside**2 * (3 - 2 * inside)
         return tapered.ravel()
 
     if t == 0 or len(start) == 0:
         return start.copy()
+    # Time is counted in units of t: over an interval of 5e-324 LSODA would not come to an end.
     solution = solve_ivp(
-        derivative, (0.0, t), start.ravel(), "LSODA", t_eval=(t,), rtol=RTOL, atol=ATOL, lband=1, uband=1
+        derivative, (0.0, 1.0), start.ravel(), "LSODA", t_eval=(1.0,), rtol=RTOL, atol=ATOL, lband=1, uband=1
     )
     if not solution.success:
         raise ArithmeticError(f"LSODA could not follow {system} to t = {t:g}: {solution.message}")
