@@ -33,17 +33,19 @@ from fa.gram import Gram, Square
 from fa.irls import Options, Problem, pose
 
 _ANGLES, _ROUNDS = 181, 5  # of the search for the angle: to 1e-8 of a turn
+_STEPS = 200  # of IRLS, at most
 _ABSENT = 1e-6  # length of a unit gradient's part in a subspace below which it has no direction there
 
+KINDS = ("mean", "honest", "faulty", "cross")
 Cosines = float | Float64[np.ndarray, "..."]
 Vectors = Float64[np.ndarray, "r k"]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """A direction u, m = 1: its `kind` (mean, honest, faulty, cross), eq. 5's `objective` there, and how much of the
-    `honest` and of the `faulty` mean it explains: the values v of the two groups' means. `angle` is that of (u_H, u_F),
-    u's parts along the two means, in degrees: 0 is the honest mean, -90 and 90 the faulty one.
+    """A direction, m = 1: its `kind` (in the means' plane, one honest or faulty member, a cross pair's difference), eq.
+    5's `objective` there, and the explained variances of the `honest` and of the `faulty` mean. `angle`, in degrees, is
+    that of its parts along the two: 0 is the honest mean, -90 the faulty one.
     """
 
     kind: str
@@ -54,7 +56,7 @@ class Direction:
 
 
 def two_groups(h: int, f: int, c: float, r: float) -> Gram:
-    """The model's Gram matrix, the f faulty gradients first as everywhere; c and r in [0, 1]."""
+    """The model's Gram matrix, the f faulty gradients first; c and r in [0, 1]."""
     _check(h, f, c, r)
     K = np.zeros((f + h, f + h))
     K[:f, :f], K[f:, f:] = r, c
@@ -63,13 +65,11 @@ def two_groups(h: int, f: int, c: float, r: float) -> Gram:
 
 
 def gradients(gram: Gram, n: int, seed: int) -> Float64[np.ndarray, "p n"]:
-    """Gradients with exactly these inner products, in directions drawn from `seed`: with n large each coordinate is
-    nearly Gaussian over the workers. n is at least p.
-    """
+    """Gradients with these inner products, in directions drawn from `seed`; for large n nearly Gaussian coordinates."""
     check_integer("n", n, gram.p)
     lengths, vectors = np.linalg.eigh(gram.K)
     axes = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, gram.p)))[0]
-    G: np.ndarray = gram.scale * (vectors * np.sqrt(np.maximum(lengths, 0.0))) @ axes.T
+    G: np.ndarray = vectors * (gram.scale * np.sqrt(np.maximum(lengths, 0.0))) @ axes.T
     return G
 
 
@@ -93,8 +93,8 @@ def faulty_columns(h: int, f: int, c: Cosines, r: Cosines, m: int = 1, a: float 
 def threshold(h: int, f: int, r: float, a: float = 2.0) -> float:
     """The honest cosine c above which eq. 5 with m = 1 and no pairs picks the honest group.
 
-    With L = cost(f, r, 1), either honest direction must cost less than h - f + L. For a = 1 it is the principal
-    component. With a -> infinity, the logarithm of eq. 3, it tends to the square root of 1 - (1 - r^2)^((f-1)/(h-1)).
+    Either honest direction must cost less than h - f + group_cost(f, r, 1, a). a = 1 is the principal component; with a
+    -> infinity, the logarithm of eq. 3, the threshold tends to the square root of 1 - (1 - r^2)^((f - 1)/(h - 1)).
     """
     _check(h, f, 0.0, r)
     left = h - f + float(group_cost(f, r, 1, a)) if f else float(h)
@@ -108,7 +108,7 @@ def threshold(h: int, f: int, r: float, a: float = 2.0) -> float:
 
 def group_cost(k: int, c: Cosines, j: int, a: float = 2.0) -> Float64[np.ndarray, "..."]:
     """What a group of k with mutual cosine c leaves of eq. 5, sum_i (1 - v_i)^(1/a), at the best j columns in it."""
-    require(a == 1 or a >= 2, "a", a, "1 or at least 2: between, neither a member nor the mean is the best direction")
+    require(a == 1 or a >= 2, "a", a, "1 or at least 2, since between these neither a member nor the mean is best")
     c = np.asarray(c, dtype=np.float64)
     if j == 0 or j >= k:
         return np.full(c.shape, 0.0 if j else float(k))
@@ -119,7 +119,7 @@ def group_cost(k: int, c: Cosines, j: int, a: float = 2.0) -> Float64[np.ndarray
 
 
 def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2.0) -> Direction:
-    """The best direction, m = 1, among the plane of the two means, one member, and the difference of two.
+    """The best of these for m = 1: the plane of the two means, one member, the difference of two from either group.
 
     At equal norms g_i - g_j is orthogonal to g_i + g_j, so no pair gains from what its two gradients share: the pairs
     of a group give nothing to u = cos t u_H + sin t u_F, where with R_k = (1 + (k - 1) cosine)/k
@@ -127,25 +127,32 @@ def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2
         data  = h (1 - cos^2 t R_h)^(1/a) + f (1 - sin^2 t R_f)^(1/a)
         pairs = lam/(p - 1) [h(h-1) + f(f-1) + 2hf (1 - (cos t sqrt R_h - sin t sqrt R_f)^2/2)^(1/a)]
 
-    and t is found on a grid, refined. With lam -> infinity the plane's best is the difference of the means, tan^2 t =
-    R_f/R_h: the honest mean keeps R_h/(R_h + R_f), the less the looser the honest. In 300 random cases (f <= 5, h <=
-    12, lam up to 60, a = 1, 2, 4) IRLS from 40 starts found a lower direction in 6, each near this plane, with one
-    faulty member ahead of its group, r < 0.35.
+    With lam -> infinity u is the difference of the means, tan^2 t = R_f/R_h, and explains R_h/(R_h + R_f) of the honest
+    mean: the less, the looser the honest. In 300 random cases (f <= 5, h <= 12, lam up to 60, a = 1, 2, 4) IRLS from 40
+    starts found a lower direction in 6, each near this plane with one faulty member ahead of its group, r < 0.35.
     """
-    _check(h, f, c, r)
     check_integer("f", f, 1)
     Options(1, lam=lam, a=a)  # checks them
-    gram, rows = two_groups(h, f, c, r), np.eye(f + h)
-    means = np.stack([rows[f:].mean(axis=0) / np.sqrt(_share(h, c)), rows[:f].mean(axis=0) / np.sqrt(_share(f, r))])
-    found = {"mean": _turned(gram, means, lam, a), "honest": rows[-1], "faulty": rows[0], "cross": rows[-1] - rows[0]}
-    found |= {"within": rows[0] - rows[1]} if f > 1 and r < 1 else {}
-    found |= {"within": rows[-1] - rows[-2]} if h > 1 and c < 1 else {}
-    objectives = _objectives(gram, np.stack(list(found.values())), lam, a)
-    best = int(objectives.argmin())
-    kind, u = list(found.items())[best]
-    along = means @ gram.K @ u / np.sqrt(u @ gram.K @ u)
-    angle = float(np.degrees(np.arctan2(along[1], along[0])))
-    return Direction(kind, float(objectives[best]), float(along[0] ** 2), float(along[1] ** 2), angle)
+    problem = pose(two_groups(h, f, c, r), 1, lam, a)
+    faulty, honest = problem.terms[:, :f], problem.terms[:, f : f + h]
+    means = np.column_stack([group.mean(axis=1) / np.linalg.norm(group.mean(axis=1)) for group in (honest, faulty)])
+
+    def objectives(U: Vectors) -> Float64[np.ndarray, " k"]:
+        values: np.ndarray = problem.factors @ np.maximum(1 - (problem.terms.T @ U) ** 2, 0.0) ** (1 / a)
+        return values
+
+    low, high = -np.pi / 2, 0.0  # the pairs want the means apart, and the data do not mind
+    for _ in range(_ROUNDS):
+        angles = np.linspace(low, high, _ANGLES)
+        plane = means @ np.stack([np.cos(angles), np.sin(angles)])
+        t = int(objectives(plane).argmin())
+        low, high = angles[max(t - 1, 0)], angles[min(t + 1, _ANGLES - 1)]
+    U = np.column_stack([plane[:, t], honest[:, -1], faulty[:, 0], honest[:, -1] - faulty[:, 0]])
+    U /= np.linalg.norm(U, axis=0)
+    costs = objectives(U)
+    best = int(costs.argmin())
+    x, y = means.T @ U[:, best]
+    return Direction(KINDS[best], float(costs[best]), float(x**2), float(y**2), float(np.degrees(np.arctan2(y, x))))
 
 
 def krum_threshold(h: int, f: int, r: float) -> float:
@@ -172,9 +179,9 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
     require(0 < int(rows.sum()) < gram.p, "suspected", sorted(suspected), f"some, and not all, of {gram.p} gradients")
     problem = pose(gram, m, 0.0, a)
     theirs, others = (_orthonormal(problem.terms[:, : gram.p][:, group]) for group in (rows, ~rows))
-    first = _descend(problem, theirs, 1)
+    first = _descend(problem, theirs, 1, theirs[:, :0])
     with_them = np.hstack([first, _descend(problem, _orthonormal(others - first @ (first.T @ others)), m - 1, first)])
-    without = _descend(problem, others, m)
+    without = _descend(problem, others, m, others[:, :0])
     return _value(problem, with_them) - _value(problem, without)
 
 
@@ -187,76 +194,36 @@ def _choices(h: int, f: int, c: Cosines, r: Cosines, m: int, a: float) -> Float6
     return np.stack([np.add(*np.broadcast_arrays(group_cost(f, r, j, a), group_cost(h, c, m - j, a))) for j in counts])
 
 
-def _share(k: int, c: float) -> float:
-    """What its mean explains of a group of k, and the squared length of that mean."""
-    return (1 + (k - 1) * c) / k
-
-
-def _turned(gram: Gram, means: Vectors, lam: float, a: float) -> Float64[np.ndarray, " p"]:
-    """The best direction in the plane of two: from 0 to 90 degrees, since the pairs want the groups' difference."""
-    low, high = -np.pi / 2, 0.0
-    for _ in range(_ROUNDS):
-        angles = np.linspace(low, high, _ANGLES)
-        plane = np.column_stack([np.cos(angles), np.sin(angles)]) @ means
-        best = int(_objectives(gram, plane, lam, a).argmin())
-        low, high = angles[max(best - 1, 0)], angles[min(best + 1, _ANGLES - 1)]
-    turned: np.ndarray = plane[best]
-    return turned
-
-
-def _objectives(gram: Gram, U: Vectors, lam: float, a: float) -> Float64[np.ndarray, " r"]:
-    """Eq. 5, m = 1, at each direction G^T u, the rows u of U being coefficients."""
-    products = U @ gram.K
-    products /= np.sqrt((products * U).sum(axis=1, keepdims=True))
-    i, j = np.triu_indices(gram.p, 1)
-    apart = gram.D2[i, j] > 0
-    i, j = i[apart], j[apart]
-    pairs = np.maximum(1 - (products[:, i] - products[:, j]) ** 2 / gram.D2[i, j], 0.0) ** (1 / a)
-    data = np.maximum(1 - products**2, 0.0) ** (1 / a)
-    objectives: np.ndarray = data.sum(axis=1) + 2 * lam / (gram.p - 1) * pairs.sum(axis=1)
-    return objectives
-
-
 def _check(h: int, f: int, c: Cosines, r: Cosines) -> None:
     check_integer("h", h, 1)
     check_integer("f", f, 0)
     for name, cosines in (("c", c), ("r", r)):
-        for cosine in (np.min(cosines), np.max(cosines)):
-            check_real(name, cosine, 0)
-            require(bool(cosine <= 1), name, float(cosine), "at most 1")
+        check_real(name, np.min(cosines), 0)
+        require(bool(np.max(cosines) <= 1), name, float(np.max(cosines)), "at most 1")
 
 
-def _descend(
-    problem: Problem, span: Vectors, m: int, first: np.ndarray | None = None, steps: int = 200
-) -> Float64[np.ndarray, "r m"]:
-    """The best m columns in `span`, beside the column that is there already, of IRLS from several starts.
-
-    Besides equal weights it starts at each worker's own direction: with a > 1 that may be the optimum, of which IRLS
-    from equal weights knows nothing.
+def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Float64[np.ndarray, "r m"]:
+    """The best m columns in `span`, beside those that are `there`, of IRLS from equal weights and from each worker's
+    own direction: with a > 1 that may be the optimum, of which IRLS from equal weights knows nothing.
     """
-    there = np.zeros((len(span), 0)) if first is None else first
     if m == 0:
-        return np.zeros((len(span), 0))
+        return span[:, :0]
     inside = span.T @ problem.terms
-    starts = [np.ones_like(problem.factors)]
-    for own in inside.T[np.linalg.norm(inside, axis=0) > _ABSENT]:
-        direction = (span @ own / np.linalg.norm(own))[:, None]
-        starts.append(problem.weights(problem.residuals(_complement(np.hstack([there, direction])))))
-    found = [_iterate(problem, span, m, there, weights, steps) for weights in starts]
-    return min(found, key=lambda Y: _value(problem, np.hstack([there, Y])))
 
+    def weights(Y: Vectors) -> Float64[np.ndarray, " T"]:
+        return problem.weights(problem.residuals(_complement(np.hstack([there, Y]))))
 
-def _iterate(
-    problem: Problem, span: Vectors, m: int, there: np.ndarray, weights: np.ndarray, steps: int
-) -> Float64[np.ndarray, "r m"]:
-    inside = span.T @ problem.terms
-    for _ in range(steps):
-        _, vectors = np.linalg.eigh((inside * (problem.factors * weights)) @ inside.T)
-        Y: np.ndarray = span @ vectors[:, -m:]
-        before, weights = weights, problem.weights(problem.residuals(_complement(np.hstack([there, Y]))))
-        if np.allclose(weights, before, rtol=1e-12, atol=0.0):
-            break
-    return Y
+    def limit(start: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r m"]:
+        for _ in range(_STEPS):
+            Y: np.ndarray = span @ np.linalg.eigh((inside * (problem.factors * start)) @ inside.T)[1][:, -m:]
+            before, start = start, weights(Y)
+            if np.allclose(start, before, rtol=1e-12, atol=0.0):
+                break
+        return Y
+
+    own = inside[:, np.linalg.norm(inside, axis=0) > _ABSENT]
+    starts = [np.ones_like(problem.factors), *(weights(_orthonormal(span @ part[:, None])) for part in own.T)]
+    return min((limit(start) for start in starts), key=lambda Y: _value(problem, np.hstack([there, Y])))
 
 
 def _value(problem: Problem, Y: Vectors) -> float:
@@ -270,5 +237,5 @@ def _orthonormal(vectors: Vectors) -> Float64[np.ndarray, "r s"]:
 
 
 def _complement(Y: Vectors) -> Float64[np.ndarray, "r s"]:
-    complement: np.ndarray = np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :] if Y.shape[1] else np.eye(len(Y))
+    complement: np.ndarray = np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :]
     return complement
