@@ -17,6 +17,7 @@ COMMANDS = {
     "sweep": "Do many runs, reusing those that are finished.",
     "reproduce": "Draw the paper's figures from runs of this package.",
     "certify": "Bound how far FA's subspace can be from the best one.",
+    "augment": "Write a data set with augmented training images.",
     "data": "Fetch data sets and list those that are there.",
 }
 """Each command, with its line of help. Command NAME is the click command NAME of the module fa.cli.NAME."""

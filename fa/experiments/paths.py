@@ -1,6 +1,8 @@
-"""Where the project's figures and notebooks are, from whatever folder it is called."""
+"""Where the project's figures, notebooks and recipes are, from whatever folder it is called."""
 
 from pathlib import Path
+
+from fa.checks import check_one_of
 
 
 def project() -> Path:
@@ -16,3 +18,12 @@ def project() -> Path:
 def figures(profile: str, out: str | Path | None = None) -> Path:
     """The folder of a profile's figures: `out` if given."""
     return Path(out) if out is not None else project() / "figures" / profile
+
+
+def recipe(name: str) -> Path:
+    """The file of an augmentation recipe: a path that ends in .toml as it is, else NAME.toml in data_aug."""
+    if name.endswith(".toml"):
+        return Path(name)
+    there = {path.stem: path for path in sorted((project() / "data_aug").glob("*.toml"))}
+    check_one_of("recipe", name, tuple(there))
+    return there[name]

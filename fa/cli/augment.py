@@ -1,0 +1,39 @@
+"""`fa augment`: a data set whose training images are augmented by a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("recipe")
+@click.option("--dataset", default="mnist-mini", show_default=True, help="Data set whose training images are taken.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the augmented data set.")
+@click.option("--seed", type=click.IntRange(min=0), default=2021, show_default=True, help="Seed of what is drawn.")
+@click.option("--root", type=click.Path(file_okay=False, path_type=Path), help="Cache folder of the data sets.")
+def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) -> None:
+    """Write a data set whose training images are augmented by RECIPE.
+
+    RECIPE is a TOML file, or the name of one in data_aug: lv, half, onethird, cat, smooth_cat, noise and others.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from fa.data import load
+    from fa.experiments.paths import recipe as find
+    from fa.recipes import build, read
+
+    read_recipe = read(find(recipe))
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("images", total=None)
+        made = build(
+            read_recipe,
+            load(dataset, root),
+            out,
+            seed,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    click.echo(str(made))

@@ -1,0 +1,168 @@
+"""Recipes: what is wrong in one is named; what one does is drawn once for each image; a built data set loads again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from fa.augment import warp
+from fa.cli import cli
+from fa.data import MissingDataError, load
+from fa.recipes import Recipe, augment, build, load_built, read
+
+FOLDER = Path(__file__).parents[1] / "data_aug"
+RECIPES = sorted(FOLDER.glob("*.toml"))
+MNIST = load("mnist-mini")
+LEVELS = (0.0, 0.1)
+
+
+def some(count: int = 40) -> torch.Tensor:
+    return MNIST.train_images[:count]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_is_read_and_acts(path: Path) -> None:
+    recipe = read(path)
+    assert Recipe.of(recipe.options) == recipe
+    assert Recipe.of(json.loads(json.dumps(recipe.options))) == recipe
+    made = augment(some(), recipe, 1)
+    assert (made.dtype, made.shape) == (torch.uint8, some().shape)
+    different = (made != some()).flatten(1).any(dim=1).float().mean()
+    # Lotka-Volterra's short times leave many a digit as it was: it lies too near to the image's centre.
+    assert different > (0.3 if path.stem == "lv_released" else 0.7)
+
+
+def test_the_papers_schemes_have_recipes() -> None:
+    stems = {path.stem for path in RECIPES}
+    assert {"lv", "half", "onethird", "cat", "smooth_cat", "noise"} <= stems
+    assert [read(FOLDER / f"{name}.toml").share for name in ("lv", "half", "onethird")] == [
+        1,
+        0.5,
+        pytest.approx(1 / 3),
+    ]
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_each_image_is_one_of_the_recipes_strengths_and_so_many_are_moved(share: float) -> None:
+    recipe = Recipe(system="cat", t=(1, 2), share=share)
+    made = augment(some(), recipe, 7)
+    moved = {t: [torch.equal(a, b) for a, b in zip(made, warp(some(), "cat", t), strict=True)] for t in (1, 2)}
+    still = [torch.equal(a, b) for a, b in zip(made, some(), strict=True)]
+    assert sum(still) == 40 - 40 * share
+    assert all(map(any, zip(still, *moved.values(), strict=True)))
+    assert any(moved[1])
+    assert any(moved[2])
+
+
+def test_noise_of_varying_level_is_on_every_image() -> None:
+    grey = torch.full((60, 1, 28, 28), 128, dtype=torch.uint8)
+    deviations = augment(grey, Recipe(noise=(0.02, 0.1)), 7).float().flatten(1).std(dim=1) / 255
+    large = deviations > 0.05
+    assert 10 < large.sum() < 50
+    assert torch.allclose(deviations, torch.where(large, 0.1, 0.02), rtol=0.1)
+
+
+def test_the_seed_alone_decides_and_the_input_stays() -> None:
+    recipe = Recipe(system="lotka_volterra", t=(0.005, 0.01), share=0.5, noise=LEVELS)
+    before = some().clone()
+    assert torch.equal(augment(some(), recipe, 3), augment(some(), recipe, 3))
+    assert not torch.equal(augment(some(), recipe, 3), augment(some(), recipe, 4))
+    assert torch.equal(some(), before)
+
+
+def test_more_than_one_chunk_is_one_piece() -> None:
+    images = MNIST.train_images[:2500]
+    done: list[tuple[int, int]] = []
+    made = augment(images, Recipe(system="cat", t=(1,)), 0, lambda *at: done.append(at))
+    assert torch.equal(made, warp(images, "cat", 1))
+    assert done == [(1000, 2500), (2000, 2500), (2500, 2500)]
+
+
+WRONG: list[tuple[str, str]] = [
+    ('system = "cats"\nt = [1]', "system must be one of .*'cats' .did you mean 'cat'"),
+    ('sistem = "cat"', "a recipe's key must be one of .*did you mean 'system'"),
+    ('system = "cat"', "t must be a list of one time or more for cat"),
+    ('system = "cat"\nt = 1', "t must be a list of numbers; it is 1"),
+    ('system = "cat"\nt = [nan]', "t must be a finite number"),
+    ('system = "smooth_cat_map"\nt = [0.5]', "t must be a list of whole numbers"),
+    (
+        'system = "rotation"\nt = [1]\nparameters = { speed = 1 }',
+        "parameters must be of rotation: omega; it is 'speed'",
+    ),
+    ('system = "rotation"\nt = [1]\nparameters = 3', "parameters must be a table of numbers; it is 3"),
+    ('system = "cat"\nt = [1]\nshare = 0', "share must be greater than 0 and at most 1; it is 0"),
+    ('system = "cat"\nt = [1]\nshare = 1.5', "share must be greater than 0 and at most 1; it is 1.5"),
+    ('system = "cat"\nt = [1]\ninterpolation = "cubic"', "interpolation must be one of nearest, bilinear"),
+    ("noise = [-0.1]", "noise must be a list of numbers of at least 0"),
+    ("t = [1]", "system must be given where t or parameters are"),
+    ("", "a recipe must be one with a system, or noise, or both"),
+    ("noise = [0.1", "one.toml: "),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_what_is_wrong_in_a_recipe_is_named_with_its_file(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "one.toml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read(path)
+    assert "one.toml" in str(error.value)
+
+
+def run(*arguments: Any) -> Any:
+    return CliRunner().invoke(cli, ["augment", *map(str, arguments)])
+
+
+def test_the_command_builds_a_data_set_that_loads_again(tmp_path: Path) -> None:
+    done = run("half", "--out", tmp_path / "new" / "set", "--seed", 5)
+    assert done.exit_code == 0, done.output
+    made = load_built(tmp_path / "new" / "set")
+    recipe = read(FOLDER / "half.toml")
+    assert torch.equal(made.train_images, augment(MNIST.train_images, recipe, 5))
+    for name in ("train_labels", "test_images", "test_labels"):
+        assert torch.equal(getattr(made, name), getattr(MNIST, name))
+    assert (made.classes, made.mean, made.std, made.augment) == (10, MNIST.mean, MNIST.std, False)
+    manifest = json.loads((tmp_path / "new" / "set" / "manifest.json").read_text())
+    assert Recipe.of(manifest["recipe"]) == recipe
+    assert (manifest["seed"], manifest["dataset"], manifest["dataset_checksum"]) == (5, "mnist-mini", MNIST.checksum)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["set"]
+    again = run(FOLDER / "half.toml", "--out", tmp_path / "again", "--seed", 5)
+    assert again.exit_code == 0
+    assert load_built(tmp_path / "again").checksum == made.checksum == manifest["checksum"]
+
+
+def test_a_damaged_set_is_not_loaded_and_a_folder_is_not_overwritten(tmp_path: Path) -> None:
+    out = build(Recipe(noise=(0.1,)), MNIST, tmp_path / "set", 0)
+    with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):
+        build(Recipe(noise=(0.1,)), MNIST, out, 0)
+    images = np.load(out / "train_images.npy")
+    images[0, 0, 0, 0] ^= 1
+    np.save(out / "train_images.npy", images)
+    with pytest.raises(MissingDataError, match=r"no whole augmented data set.*SHA-256"):
+        load_built(out)
+    (out / "test_labels.npy").unlink()
+    with pytest.raises(MissingDataError, match="no whole augmented data set"):
+        load_built(out)
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    def interrupt(done: int, _: int) -> None:
+        if done >= 2000:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build(Recipe(noise=(0.1,)), MNIST, tmp_path / "set", 0, interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
+    missing = run("lvv", "--out", tmp_path / "set")
+    assert isinstance(missing.exception, ValueError)
+    assert "recipe must be one of" in str(missing.exception)
+    assert "did you mean 'lv'" in str(missing.exception)
+    assert isinstance(run(tmp_path / "no.toml", "--out", tmp_path / "set").exception, ValueError)
+    assert list(tmp_path.iterdir()) == []
