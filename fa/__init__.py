@@ -23,6 +23,7 @@ _ROOMS = (
     "models",
     "objective",
     "optimality",
+    "recipes",
     "rules",
     "sdp",
     "training",
