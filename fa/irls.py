@@ -15,14 +15,14 @@ Source: the paper, sections 2.2 and 2.3; Mankovich et al., The Flag Median and F
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
-from fa import kernels
+from fa import kernels, proximal, regularizers
 from fa.checks import check_integer, check_one_of, check_real, require
 from fa.gradients import Gradients, read_groups
 from fa.gram import Gram, measure
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 READINGS = ("paper", "released")
-REGULARIZERS = ("pairwise",)
+REGULARIZERS = ("pairwise", *regularizers.NAMES)
 STARTS = ("equal", "data", "random")
 
 
@@ -97,7 +97,8 @@ class Solution:
     `coefficients` C (q, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what it may be off by: the
     terms below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a
     pair too close for its direction to be known the whole term is left out. `gram` is of all q gradients, of which
-    worker i has counts_i.
+    worker i has counts_i. With "l1" and "rows" Y leaves the span of G: `coefficients` are None, and `Y` (n, m) is of
+    the gradients' dtype (float32 for halves), a tensor where G is one.
     """
 
     objective: float
@@ -105,7 +106,7 @@ class Solution:
     history: tuple[float, ...]
     converged: bool
     values: Float64[np.ndarray, " p"]
-    coefficients: Float64[np.ndarray, "q m"]
+    coefficients: Float64[np.ndarray, "q m"] | None
     m: int
     lam: float
     a: float
@@ -113,6 +114,7 @@ class Solution:
     gram: Gram = field(repr=False)
     counts: tuple[int, ...] = field(repr=False)
     gradients: Gradients | None = field(default=None, repr=False)
+    Y: Any = field(default=None, repr=False)
 
     @property
     def iterations(self) -> int:
@@ -123,6 +125,8 @@ class Solution:
         """The direction's coefficients on the gradients, (q,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
         g_i/||g_i||. Of a worker with several gradients it is their mean that counts.
         """
+        if self.coefficients is None:
+            raise ValueError(f'with regularizer="{self.regularizer}" the direction is no combination of the gradients')
         norms = self.gram.norms
         lengths = self.gram.cosines @ self._shares(reading)
         scaled = norms[:, None] * self.coefficients
@@ -142,7 +146,12 @@ class Solution:
             raise ValueError(
                 "this solution was found from a Gram matrix alone: take .weights() and combine the gradients with them"
             )
-        return self.gradients.restore(kernels.combine(self.gradients.G, self.weights(reading))[0])
+        G = self.gradients.G
+        if self.Y is None:
+            return self.gradients.restore(kernels.combine(G, self.weights(reading))[0])
+        lengths = np.divide(self._shares(reading), self.gram.norms, out=np.zeros(len(G)), where=self.gram.norms > 0)
+        mean, Y = kernels.combine(G, lengths)[0].double(), torch.as_tensor(self.Y, device=G.device).double()
+        return self.gradients.restore((Y @ (Y.T @ mean)).to(G.dtype))
 
 
 def solve(
@@ -160,12 +169,18 @@ def solve(
     """The subspace of m dimensions (default ceil((p + 1)/2)) that IRLS finds for eq. 5.
 
     G: (p, n), one worker a row, or what `fa.aggregate` takes, or a list of (k_i, n) arrays, k_i gradients from worker
-    i. lam weighs the pairwise regularizer, a is the power's inverse. It stops when the smoothed objective changes by
-    less than tol, or after max_iter steps.
+    i. lam weighs the regularizer, a is the power's inverse. It stops when the smoothed objective changes by less than
+    tol, or after max_iter steps.
 
     start: "equal" weights, the "data" (the span of the first m gradients), a "random" subspace, or the workers' hints,
     (n, k) vectors whose span is taken. The best of that start and `restarts` random ones counts; these draw from
     `seed`. Raises ValueError for values out of range and for rows with NaN or Inf.
+
+    "group" is constant, m, on Y^T Y = I: what is found is the solution for lam = 0. With "l1" and "rows" (see
+    `fa.proximal`, and there for the size of lam) the steps are proximal ones, and more than 5 of them are worth their
+    time. There, "equal" and "data" take the better end of two runs, from the solution for lam = 0 and from its first
+    step; "random" and the restarts begin at a random Y; and an array (n, m) is the Y to begin with, such as
+    the solution for the lam before on a path.
     """
     options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
     gradients, counts = read_groups(G)
@@ -174,7 +189,57 @@ def solve(
         raise ValueError(
             f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}: leave it out"
         )
-    return solve_gram(gram, options, gradients, start=start, counts=counts)
+    if lam == 0 or regularizer not in ("l1", "rows"):
+        return solve_gram(gram, options, gradients, start=start, counts=counts)
+    return _solve_outside(gram, options, gradients, start, counts, isinstance(G, torch.Tensor))
+
+
+def _solve_outside(
+    gram: Gram, options: Options, gradients: Gradients, start: Any, counts: tuple[int, ...], tensor: bool
+) -> Solution:
+    """The solution for a norm whose Y leaves span(G); `tensor`: whether its Y is to be one."""
+    plain = replace(options, lam=0.0, restarts=0)
+    word = start if isinstance(start, str) and start != "random" else "equal"
+    whole = solve_gram(gram, plain, gradients, start=word, counts=counts)
+    problem = pose(gram, whole.m, 0.0, options.a, counts=counts)
+    task = proximal.task_of(problem, gram, gradients.G, options.regularizer, options.lam)
+    first = solve_gram(gram, replace(plain, max_iter=1), gradients, start=word, counts=counts)
+    begins = _bases(task, (whole, first), start, options)
+    runs = (proximal.minimise(task, Y, options.tol, options.max_iter) for Y in begins)
+    point, history, converged = min(runs, key=lambda run: run[0].smoothed)
+    Y = torch.from_numpy(point.Y).to(gradients.G.device, torch.promote_types(gradients.G.dtype, torch.float32))
+    return replace(
+        whole,
+        objective=problem.objective(point.residuals) + options.lam * point.norm,
+        resolution=float(problem.factors[point.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)),
+        history=history,
+        converged=converged,
+        values=1.0 - point.residuals[: len(counts)],
+        coefficients=None,
+        lam=options.lam,
+        regularizer=options.regularizer,
+        Y=Y if tensor else Y.numpy(),
+    )
+
+
+def _bases(
+    task: proximal.Task, plain: tuple[Solution, ...], start: Any, options: Options
+) -> Iterator[Float64[np.ndarray, "n m"]]:
+    """The bases to begin with: of the start that is asked for, then random ones."""
+    n, m = task.rows.shape[1], min(plain[0].m, len(task.problem.terms))
+    generator = np.random.default_rng(options.seed)
+    if not isinstance(start, str):
+        given = torch.as_tensor(start, dtype=torch.float64).cpu().numpy()
+        require(given.shape == (n, m), "start", given.shape, f"of ({n}, {m}) for this regularizer")
+        yield given
+    elif start == "random":
+        yield generator.standard_normal((n, m))
+    else:
+        for solution in plain:
+            assert solution.coefficients is not None  # with lam = 0
+            yield task.combined(solution.coefficients)
+    for _ in range(options.restarts):
+        yield generator.standard_normal((n, m))
 
 
 def solve_gram(
@@ -186,23 +251,30 @@ def solve_gram(
     counts: Sequence[int] | None = None,
 ) -> Solution:
     """As `solve`, from the Gram matrix; reading="released" takes the pairs as the released code does."""
+    if options.regularizer in regularizers.NAMES and options.lam > 0 and options.regularizer != "group":
+        raise ValueError(
+            'regularizer must be "pairwise" or "group" where only the Gram matrix is known; it is '
+            f"{options.regularizer!r}, whose Y leaves the span of G: take irls.solve, with the gradients in memory"
+        )
+    constant, lam = (options.lam, 0.0) if options.regularizer == "group" else (0.0, options.lam)
     counts = (1,) * gram.p if counts is None else tuple(counts)
     m = default_m(len(counts)) if options.m is None else options.m
     check_m(m, gram.p)
-    problem = pose(gram, m, options.lam, options.a, reading, counts)
+    problem = pose(gram, m, lam, options.a, reading, counts)
     found = [
         _iterate(problem, weights, options.tol, options.max_iter)
         for weights in _starts(problem, gram, gradients, start, options)
     ]
     states, converged = min(found, key=lambda run: problem.objective(run[0][-1].residuals))
     last = states[-1]
+    constant *= last.Y.shape[1]
     norms = gram.norms[:, None]
     unit = problem.basis @ last.Y
     hidden = problem.factors[last.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)
     return Solution(
-        objective=problem.objective(last.residuals),
-        resolution=float(hidden) + unresolved(gram, options.lam, reading),
-        history=tuple(state.smoothed for state in states),
+        objective=problem.objective(last.residuals) + constant,
+        resolution=float(hidden) + unresolved(gram, lam, reading),
+        history=tuple(state.smoothed + constant for state in states),
         converged=converged,
         values=1.0 - last.residuals[: len(counts)],
         coefficients=np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0),

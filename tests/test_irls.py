@@ -148,7 +148,7 @@ def test_a_pair_as_close_as_its_direction_can_be_known_counts(distance):
         ({"max_iter": 0}, "max_iter must be an integer of at least 1; it is 0"),
         (
             {"regularizer": "pairwize"},
-            "regularizer must be one of pairwise; it is 'pairwize'.*did you mean 'pairwise'",
+            "regularizer must be one of pairwise, l1, group, rows; it is 'pairwize'.*did you mean 'pairwise'",
         ),
     ],
 )

@@ -2,10 +2,14 @@
 
 import cvxpy as cp
 import numpy as np
+import pymanopt
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fa import regularizers
+from fa import irls, make_rule, objective, regularizers
+from fa.gram import measure
 
 
 def normal(n, m, seed=0):
@@ -24,3 +28,136 @@ def test_the_proximal_map_is_the_minimiser_that_cvxpy_finds(name, t):
     if t == 2.0:
         assert (ours == 0).any()
     assert not regularizers.prox(name, torch.zeros(2, 3, dtype=torch.float64), t).any()
+
+
+def solved(G, name, lam, **options):
+    return irls.solve(G, lam=lam, regularizer=name, **options)
+
+
+@settings(max_examples=10)
+@given(
+    seed=st.integers(0, 10_000),
+    p=st.integers(2, 7),
+    n=st.integers(1, 12),
+    m=st.integers(1, 4),
+    lam=st.sampled_from([1e-3, 0.1, 1.0, 30.0]),
+    a=st.sampled_from([1.0, 2.0, 5.0]),
+    name=st.sampled_from(["l1", "rows"]),
+)
+def test_every_step_lowers_the_smoothed_objective(seed, p, n, m, lam, a, name):
+    G = normal(p, n, seed)
+    solution = solved(G, name, lam, m=min(m, p), a=a, max_iter=12)
+    assert (np.diff(solution.history) <= 0).all()
+    Y = solution.Y
+    np.testing.assert_allclose(Y.T @ Y, np.eye(Y.shape[1]), atol=1e-12)
+    assert solution.objective == pytest.approx(objective.value(G, Y, lam, name, a), rel=1e-6)
+    np.testing.assert_allclose(solution.values, objective.values(G, Y), atol=1e-9)
+    assert solution.objective <= solution.history[-1] + 1e-9
+    assert solution.coefficients is None
+
+
+@pytest.mark.parametrize("name", ["l1", "rows"])
+@pytest.mark.parametrize("lam", [0.2, 0.6])
+def test_the_best_of_many_starts_is_that_of_a_grid(name, lam):
+    """m = 1, n = 3: every direction within a degree of the sphere."""
+    for seed in range(3):
+        G = normal(5, 3, seed) + 1
+        polar, around = np.meshgrid(np.linspace(0, np.pi, 181), np.linspace(0, np.pi, 181))
+        y = np.stack([np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around), np.cos(polar)]).reshape(3, -1)
+        X = G / np.linalg.norm(G, axis=1, keepdims=True)
+        norms = np.abs(y).sum(axis=0)  # of one column, rows are entries
+        grid = (np.sqrt(np.maximum(1 - (X @ y) ** 2, 0)).sum(axis=0) + lam * norms).min()
+        found = solved(G, name, lam, m=1, max_iter=200, restarts=8).objective
+        assert grid - 0.1 <= found <= grid + 1e-9
+
+
+@pytest.mark.parametrize("name", ["l1", "rows"])
+def test_with_restarts_it_reaches_what_pymanopt_finds_with_the_norm_smoothed(name):
+    """n = 6, m = 2; the smoothed norm is above the norm, so that the best of pymanopt's starts bounds from above."""
+    for seed in range(2):
+        G = normal(5, 6, seed)
+        X = torch.from_numpy(G / np.linalg.norm(G, axis=1, keepdims=True))
+        manifold = pymanopt.manifolds.Stiefel(6, 2)
+
+        @pymanopt.function.pytorch(manifold)
+        def cost(Y, X=X):
+            left = (X - X @ Y @ Y.T).square().sum(dim=1) + 1e-12
+            squares = Y.square() if name == "l1" else Y.square().sum(dim=1)
+            return left.sqrt().sum() + 0.3 * (squares + 1e-8).sqrt().sum()
+
+        problem = pymanopt.Problem(manifold, cost)
+        optimizer = pymanopt.optimizers.ConjugateGradient(verbosity=0, max_iterations=150)
+        starts = [np.linalg.qr(normal(6, 2, 100 + start))[0] for start in range(8)]
+        theirs = min(optimizer.run(problem, initial_point=start).cost for start in starts)
+        ours = solved(G, name, 0.3, m=2, max_iter=200, restarts=20)
+        assert ours.objective <= theirs * (1 + 2e-3)
+
+
+def test_a_large_weight_leaves_columns_of_one_entry():
+    """sum_i |Y_ij| >= sqrt(sum_i Y_ij^2) = 1, with equality for unit vectors alone: R >= m."""
+    solution = solved(normal(6, 30), "l1", 100.0, m=3, max_iter=100)
+    assert (solution.Y != 0).sum(axis=0).tolist() == [1, 1, 1]
+    assert np.abs(solution.Y).sum() == pytest.approx(3, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["l1", "rows"])
+def test_a_small_weight_leaves_the_plain_solution(name):
+    G = normal(6, 30)
+    plain = irls.solve(G, m=3, max_iter=50)
+    assert solved(G, name, 0.0, m=3, max_iter=50).coefficients is not None
+    assert solved(G, name, 1e-7, m=3, max_iter=50).objective == pytest.approx(plain.objective, abs=1e-4)
+
+
+def test_columns_norms_are_constant():
+    G = normal(6, 30)
+    plain, group = irls.solve(G, m=3), solved(G, "group", 2.0, m=3)
+    assert group.objective == pytest.approx(plain.objective + 6.0)
+    np.testing.assert_array_equal(group.coefficients, plain.coefficients)
+    Y = G.T @ group.coefficients
+    assert group.objective == pytest.approx(objective.value(G, Y, 2.0, "group"))
+
+
+def test_what_leaves_the_objective_as_it_is():
+    """l1: permutations of the coordinates and their signs, not rotations of Y; rows: rotations of Y as well."""
+    G, Y = normal(6, 9), np.linalg.qr(normal(9, 3))[0]
+    order, signs = np.random.default_rng(1).permutation(9), np.sign(normal(9, 1))
+    turned = Y @ np.linalg.qr(normal(3, 3))[0]
+    for name in ("l1", "rows"):
+        given = objective.value(G, Y, 1.0, name)
+        assert objective.value((G * signs.T)[:, order], (Y * signs)[order], 1.0, name) == pytest.approx(given)
+        assert (objective.value(G, turned, 1.0, name) == pytest.approx(given)) == (name == "rows")
+
+
+@pytest.mark.parametrize("name", ["l1", "rows"])
+def test_the_rule_takes_arrays_and_tensors_of_every_dtype(name):
+    G = normal(7, 40)
+    rule = make_rule("fa", m=3, lam=0.3, regularizer=name, before=(), max_iter=8)
+    result = rule.aggregate(G)
+    solution = solved(G, name, 0.3, m=3, max_iter=8)
+    np.testing.assert_allclose(result.direction, solution.Y @ (solution.Y.T @ G.mean(axis=0)), atol=1e-12)
+    np.testing.assert_allclose(result.decision.values, solution.values, atol=1e-9)
+    assert result.decision.weights is None
+    for dtype in (torch.float32, torch.bfloat16):
+        d = rule(torch.from_numpy(G).to(dtype))
+        assert d.dtype == dtype
+    single = solved(G.astype(np.float32), name, 0.3, m=3)
+    assert single.Y.dtype == single.direction().dtype == np.float32
+    bad = np.vstack([G, np.full((1, 40), np.nan)])
+    left = rule.aggregate(bad)
+    np.testing.assert_allclose(left.direction, result.direction, atol=1e-12)
+    assert np.isnan(left.decision.values[7])
+
+
+def test_a_start_is_the_basis_to_begin_with():
+    G = normal(6, 30)
+    Y = solved(G, "l1", 0.5, m=3, max_iter=100).Y
+    again = solved(G, "l1", 0.5, m=3, max_iter=1, start=Y)
+    assert again.objective <= objective.value(G, Y, 0.5, "l1") + 1e-12
+    with pytest.raises(ValueError, match=r"start must be of \(30, 3\)"):
+        solved(G, "l1", 0.5, m=3, start=Y[:, :2])
+    gram, _ = measure(torch.from_numpy(G))
+    with pytest.raises(ValueError, match=r"regularizer must be .* where only the Gram matrix is known; it is 'rows'"):
+        irls.solve_gram(gram, irls.Options(lam=1.0, regularizer="rows"))
+    with pytest.raises(ValueError, match="no combination of the gradients"):
+        again.weights()
+    assert solved(np.zeros((3, 4)), "l1", 1.0).objective == 0

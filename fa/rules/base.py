@@ -36,7 +36,8 @@ class Choice:
     """What a rule decides about the q columns it sees: their weights (q,), or a statistic of the columns it takes.
 
     `coefficients` (q, m) give the basis Y of a rule that has one; `columns` are those it takes (None: all); `reason`
-    is why not the others.
+    is why not the others. Where Y leaves the span of the gradients, `direction` (n,) is the result and `values` the
+    explained variances of the finite workers.
     """
 
     weights: Float64[np.ndarray, " q"] | None = None
@@ -44,6 +45,8 @@ class Choice:
     columns: tuple[int, ...] | None = None
     reason: str = ""
     coefficients: Float64[np.ndarray, "q m"] | None = None
+    direction: Tensor | None = None
+    values: Float64[np.ndarray, " rows"] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Decision:
     values: Float64[np.ndarray, " p"] | None = None
     statistic: Statistic | None = None
     R: Float64[np.ndarray, "p q"] | None = field(default=None, repr=False)
+    direction: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,17 @@ class Rule(ABC):
         else:
             gram, finite = Gram.unmeasured(p), np.ones(p, dtype=bool)
         while True:
-            decision = self._decide_among(gram, np.flatnonzero(finite), iteration)
+            decision = self._decide_among(gradients.G, gram, np.flatnonzero(finite), iteration)
             d, bad = _apply(gradients.G, decision)
             if not bad.any():
                 return Aggregate(gradients.restore(d), decision)
             finite &= ~bad
 
-    def _decide_among(self, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
+    def choose(self, G: Tensor, mixture: Mixture) -> Choice:
+        """`decide`, for a rule that must see the finite gradients G (k, n) themselves, too."""
+        return self.decide(mixture.gram)
+
+    def _decide_among(self, G: Tensor, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
         """The decision about all p workers, of which `rows` are finite."""
         missing = gram.p - rows.size
         if rows.size == 0:
@@ -164,10 +172,12 @@ class Rule(ABC):
         remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
         rule.check_workers(rows.size, remark)
         mixture = mix(gram.select(rows), rule.steps, Situation(rule.f, rule.seed, iteration))
-        return _describe(gram, rows, mixture, rule.decide(mixture.gram))
+        return _describe(gram, rows, mixture, rule.choose(G[rows] if missing else G, mixture))
 
 
 def _apply(G: Tensor, decision: Decision) -> tuple[Tensor, np.ndarray]:
+    if decision.direction is not None:
+        return decision.direction, np.zeros(len(G), dtype=bool)
     if decision.weights is not None:
         return kernels.combine(G, decision.weights)
     assert decision.statistic is not None  # a choice has weights or a statistic
@@ -185,11 +195,17 @@ def _describe(gram: Gram, rows: np.ndarray, mixture: Mixture, choice: Choice) ->
     taken = R if choice.columns is None else R[:, list(choice.columns)]
     selected = tuple(int(i) for i in np.flatnonzero(taken.any(axis=1)))
     left_out |= {i: choice.reason for i in range(gram.p) if i not in selected and i not in left_out}
+    values = np.full(gram.p, np.nan)
+    values[rows] = np.nan if choice.values is None else choice.values
+    explained = None if choice.values is None else values
+    if choice.coefficients is not None:
+        explained = _explained(gram, rows, R[rows] @ choice.coefficients)
     return Decision(
         selected=selected,
         left_out=dict(sorted(left_out.items())),
         weights=None if choice.weights is None else R @ choice.weights,
-        values=None if choice.coefficients is None else _explained(gram, rows, R[rows] @ choice.coefficients),
+        values=explained,
+        direction=choice.direction,
         statistic=choice.statistic,
         R=taken if choice.statistic is not None else None,
     )

@@ -6,9 +6,14 @@ Source: the paper, Algorithm 1 and eq. 5.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fa.checks import check_one_of
+import torch
+from torch import Tensor
+
+from fa.checks import check_one_of, require
 from fa.gram import Gram
-from fa.irls import DEFAULTS, READINGS, Options, Reading, solve_gram
+from fa.irls import DEFAULTS, READINGS, Options, Reading, solve, solve_gram
+from fa.mixing import Mixture
+from fa.objective import values
 from fa.rules.base import Choice, Rule
 
 
@@ -20,7 +25,8 @@ class FlagAggregator(Rule):
     (1/m) sum_i Y Y^T g_i/||g_i||, the pairs' terms not divided by D_ij and their factor squared. The formula as
     printed lets a gradient count by its length; `before=("median_norm",)`, the default of the paper's reading here, is
     what makes the rule robust, and `before=()` is the formula. `max_iter` is 5 if not given; the released reading
-    admits 1 only.
+    admits 1 only. With regularizer="l1" or "rows" (lam > 0) Y leaves the span of the gradients: the decision has no
+    weights but the direction itself, and `max_iter` counts proximal steps.
     """
 
     m: int | None = DEFAULTS.m
@@ -44,6 +50,7 @@ class FlagAggregator(Rule):
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
         elif released and self.max_iter != 1:
             raise ValueError(f'max_iter must be 1 with reading="released", which takes one step; it is {self.max_iter}')
+        require(not (released and self._outside), "regularizer", self.regularizer, '"pairwise" or "group" as released')
         _ = self.options  # checks them
 
     @property
@@ -51,6 +58,18 @@ class FlagAggregator(Rule):
         """What IRLS is told."""
         assert self.max_iter is not None  # once it is made
         return Options(self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter)
+
+    @property
+    def _outside(self) -> bool:
+        return self.lam > 0 and self.regularizer in ("l1", "rows")
+
+    def choose(self, G: Tensor, mixture: Mixture) -> Choice:
+        if not self._outside:
+            return self.decide(mixture.gram)
+        mixed = torch.from_numpy(mixture.R.T).to(G) @ G
+        options = self.options
+        solution = solve(mixed, options.m, options.lam, options.regularizer, options.a, options.tol, options.max_iter)
+        return Choice(direction=solution.direction(), values=values(G, solution.Y))
 
     def decide(self, gram: Gram) -> Choice:
         solution = solve_gram(gram, self.options, reading=self.reading)

@@ -1,0 +1,55 @@
+"""The l1 path: ten values of lam, from the largest down, each begun at the basis found for the one before.
+
+    python benchmarks/l1_path.py --n 1000000
+
+The p gradients share a sparse signal in 2% of the coordinates, as long as the noise of each. Prints, for each lam, the
+objective, R(Y), the share of Y's entries and of its rows that are exactly 0, steps and seconds.
+"""
+
+import argparse
+import time
+
+import torch
+
+from fa import irls
+
+
+def gradients(p: int, n: int, seed: int) -> torch.Tensor:
+    """(p, n) float32: a common signal in 2% of the coordinates, and noise of the same length in all."""
+    generator = torch.Generator().manual_seed(seed)
+    signal = torch.randn(n, generator=generator) * (torch.rand(n, generator=generator) < 0.02)
+    return signal / signal.norm() + torch.randn(p, n, generator=generator) / n**0.5
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, default=1_000_000)
+    parser.add_argument("--p", type=int, default=15)
+    parser.add_argument("--m", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--seed", type=int, default=2021)
+    args = parser.parse_args()
+    G = gradients(args.p, args.n, args.seed)
+    irls.solve(gradients(args.p, 100, 0), m=args.m, lam=0.01, regularizer="l1", max_iter=1)  # compiles
+    unit = args.p / (args.m * args.n**0.5)
+    print("lam m sqrt(n)/p  objective         R  entries 0   rows 0  steps  seconds")
+    begin = time.perf_counter()
+    start = G.T @ torch.from_numpy(irls.solve(G, m=args.m, max_iter=1).coefficients).float()
+    for factor in (4.0, 2.8, 2.0, 1.7, 1.4, 1.2, 1.0, 0.8, 0.6, 0.4):
+        since = time.perf_counter()
+        solution = irls.solve(
+            G, m=args.m, lam=factor * unit, regularizer="l1", max_iter=args.steps, start=start, tol=1e-6
+        )
+        start = solution.Y
+        zero = start == 0
+        print(
+            f"{factor:15.1f} {solution.objective:10.4f} {start.abs().sum().item():9.1f} {zero.double().mean():10.4f}"
+            f" {zero.all(dim=1).double().mean():8.4f} {solution.iterations:6d} {time.perf_counter() - since:8.1f}",
+            flush=True,
+        )
+    print(f"total {time.perf_counter() - begin:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
