@@ -27,6 +27,7 @@ CHECKED = [
     "gradients",
     "gram",
     "irls",
+    "line5",
     "likelihood",
 ]
 CHECKED += ["mixing", "models", "objective", "optimality", "regularizers", "rules", "sampling", "sdp", "seeds"]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fa import irls, make_rule, objective, regularizers
+from fa import irls, line5, make_rule, objective, regularizers
 from fa.gram import measure
 
 
@@ -161,3 +161,12 @@ def test_a_start_is_the_basis_to_begin_with():
     with pytest.raises(ValueError, match="no combination of the gradients"):
         again.weights()
     assert solved(np.zeros((3, 4)), "l1", 1.0).objective == 0
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_line_5_of_the_paper_is_no_descent(sign):
+    """Either sign: eq. 5 rises in some step, and the end is above the monotone solver's."""
+    G = normal(8, 60)
+    printed = line5.path(G, "l1", 0.3, m=3, steps=10, sign=sign)
+    assert printed.rises > 0
+    assert solved(G, "l1", 0.3, m=3, max_iter=30).objective < printed.objectives[-1]
