@@ -126,15 +126,15 @@ def test_the_margin_of_the_model_is_the_difference_of_the_closed_forms(a):
         assert breakdown.breakdown_margin(K, range(3), a=a) == pytest.approx(expected, abs=resolution)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(c=st.floats(0.02, 0.9), r=st.floats(0.02, 0.9), m=st.integers(1, 3), a=st.sampled_from([1.0, 2.0, 4.0]))
 def test_the_margin_is_what_the_faulty_groups_first_column_costs(c, r, m, a):
     """And so its sign says who is preferred, for any cosines and m."""
-    without, one = breakdown._choices(6, 3, c, r, m, a)[:2]
-    margin = breakdown.breakdown_margin(breakdown.two_groups(6, 3, c, r).K, range(3), m=m, a=a)
+    without, one = breakdown._choices(4, 2, c, r, m, a)[:2]
+    margin = breakdown.breakdown_margin(breakdown.two_groups(4, 2, c, r).K, range(2), m=m, a=a)
     assert margin == pytest.approx(one - without, abs=6 * irls.FLOOR ** (1 / a) + 1e-8)
     if m == 1 and abs(one - without) > 0.02:
-        assert (margin < 0) == (breakdown.faulty_columns(6, 3, c, r, a=a) == 1)
+        assert (margin < 0) == (breakdown.faulty_columns(4, 2, c, r, a=a) == 1)
 
 
 @pytest.mark.parametrize("a", [1.0, 2.0, 4.0])
