@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fa.augment import MOVES, add_noise, warp
+from fa.augment import MOVES, SYSTEMS, add_noise, warp
 from fa.augment.flows import check_parameters
 from fa.augment.images import INTERPOLATIONS
 from fa.checks import check_one_of, check_real, require
@@ -39,7 +39,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How training images are augmented; each field is a key of the TOML file. Raises ValueError for wrong values."""
+    """How training images are augmented: the keys of the TOML file, with the system's parameters among them there.
+
+    Raises ValueError for values out of range.
+    """
 
     system: str = ""  # what moves them, of fa.augment.MOVES; "": nothing
     t: tuple[float, ...] = ()  # times; one of them is drawn for each image that is moved
@@ -64,18 +67,25 @@ class Recipe:
 
     @classmethod
     def of(cls, options: Any) -> Recipe:
-        """The recipe of a mapping, or of pairs, such as `options` gives; ValueError for a key or a value of no use."""
-        values = dict(options)
-        for name, value in values.items():
-            check_one_of("a recipe's key", name, tuple(_READERS))
-            values[name] = _READERS[name](name, value)
-        return cls(**values)
+        """The recipe of a mapping, or of pairs, such as `options` gives; ValueError for a key or a value of no use.
+
+        The system's parameters are keys like the others.
+        """
+        given = dict(options)
+        system = given.get("system", "")
+        usual = SYSTEMS[system.removesuffix("_map")].parameters if system in MOVES else {}
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            check_one_of("a recipe's key", name, (*_READERS, *usual))
+            values[name] = _READERS[name](name, value) if name in _READERS else _number(name, value)
+        parameters = tuple((name, values.pop(name)) for name in sorted(usual.keys() & values.keys()))
+        return cls(parameters=parameters, **values)
 
     @property
     def options(self) -> dict[str, Any]:
         """What differs from the defaults, for TrainConfig(augmentation=...): plain numbers, strings and tuples."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value != getattr(Recipe, name)}
+        values = {name: getattr(self, name) for name in _READERS}
+        return {name: value for name, value in values.items() if value != getattr(Recipe, name)} | dict(self.parameters)
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:
@@ -93,18 +103,9 @@ def _word(name: str, value: Any) -> str:
     return str(value)
 
 
-def _pairs(name: str, values: Any) -> tuple[tuple[str, float], ...]:
-    try:
-        pairs = sorted(dict(values).items())
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a table of numbers; it is {values!r}") from None
-    return tuple((key, _number(key, value)) for key, value in pairs)
-
-
 _READERS: dict[str, Callable[[str, Any], Any]] = {
     "system": _word,
     "t": _numbers,
-    "parameters": _pairs,
     "interpolation": _word,
     "share": _number,
     "noise": _numbers,

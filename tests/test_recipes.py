@@ -1,6 +1,7 @@
 """Recipes: what is wrong in one is named; what one does is drawn once for each image; a built data set loads again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from click.testing import CliRunner
 from fa.augment import warp
 from fa.cli import cli
 from fa.data import MissingDataError, load
-from fa.recipes import Recipe, augment, build, load_built, read
+from fa.models import build as build_model
+from fa.recipes import Recipe, augment, augmented, build, load_built, read
+from fa.training import TrainConfig, train
+from fa.training.worker import Worker
 
 FOLDER = Path(__file__).parents[1] / "data_aug"
 RECIPES = sorted(FOLDER.glob("*.toml"))
@@ -89,11 +93,9 @@ WRONG: list[tuple[str, str]] = [
     ('system = "cat"\nt = 1', "t must be a list of numbers; it is 1"),
     ('system = "cat"\nt = [nan]', "t must be a finite number"),
     ('system = "smooth_cat_map"\nt = [0.5]', "t must be a list of whole numbers"),
-    (
-        'system = "rotation"\nt = [1]\nparameters = { speed = 1 }',
-        "parameters must be of rotation: omega; it is 'speed'",
-    ),
-    ('system = "rotation"\nt = [1]\nparameters = 3', "parameters must be a table of numbers; it is 3"),
+    ('system = "rotation"\nt = [1]\nspeed = 1', "a recipe's key must be one of system, .*, omega; it is 'speed'"),
+    ('system = "rotation"\nt = [1]\nomega = "3"', "omega must be a finite number"),
+    ("system = 3", "system must be a name; it is 3"),
     ('system = "cat"\nt = [1]\nshare = 0', "share must be greater than 0 and at most 1; it is 0"),
     ('system = "cat"\nt = [1]\nshare = 1.5', "share must be greater than 0 and at most 1; it is 1.5"),
     ('system = "cat"\nt = [1]\ninterpolation = "cubic"', "interpolation must be one of nearest, bilinear"),
@@ -166,3 +168,68 @@ def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
     assert "did you mean 'lv'" in str(missing.exception)
     assert isinstance(run(tmp_path / "no.toml", "--out", tmp_path / "set").exception, ValueError)
     assert list(tmp_path.iterdir()) == []
+
+
+CAT = Recipe(system="cat", t=(1,), share=0.5)
+ALONE = TrainConfig(workers=4, byzantine=2, rule="mean", attack="none", batch=6, iterations=2)
+WITH_CAT = replace(ALONE, augmentation=CAT.options)
+
+
+def test_without_augmentation_a_configuration_says_nothing_of_it() -> None:
+    """Or every run that was finished before would be run again."""
+    assert not {"augmentation", "augmented"} & json.loads(ALONE.to_json()).keys()
+    for config in (ALONE, WITH_CAT, replace(WITH_CAT, augmented="all")):
+        assert TrainConfig.from_json(config.to_json()) == config
+    read_ = replace(ALONE, augmentation=read(FOLDER / "lv_released.toml").options)
+    assert TrainConfig.from_json(read_.to_json()) == read_
+    assert json.loads(read_.to_json())["augmentation"]["gamma"] == 1
+
+
+@pytest.mark.parametrize(("augmented_", "ranks"), [("faulty", (0, 1)), ("all", (0, 1, 2, 3))])
+def test_faulty_workers_or_all_draw_the_same_images_from_the_augmented_set(augmented_: str, ranks: Any) -> None:
+    model = build_model("convnet", 1, 10, 28, seed=0)
+    row = torch.zeros(sum(p.numel() for p in model.parameters()))
+    config = replace(WITH_CAT, augmented=augmented_)
+    made = augmented(MNIST, CAT, config.seed)
+    assert made is augmented(MNIST, CAT, config.seed)  # one copy for all the workers
+    changed = 0
+    for rank in range(4):
+        clean, labels = Worker(rank, model, MNIST, ALONE, row).minibatch(1)
+        mine, same = Worker(rank, model, MNIST, config, row).minibatch(1)
+        other, _ = Worker(rank, model, made, ALONE, row).minibatch(1)
+        assert torch.equal(mine, other if rank in ranks else clean)
+        assert torch.equal(labels, same)
+        changed += not torch.equal(mine, clean)
+    assert changed == len(ranks)
+
+
+def test_a_run_with_augmented_faulty_workers_steps_along_their_gradients() -> None:
+    """Rank f and on send what they would without; the loss is theirs."""
+    sent: dict[bool, torch.Tensor] = {}
+    for given in (False, True):
+        train(WITH_CAT if given else ALONE, progress=lambda now, given=given: sent.setdefault(given, now.G.clone()))
+    assert torch.equal(sent[True][2:], sent[False][2:])
+    assert (sent[True][:2] != sent[False][:2]).any(dim=1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"augmentation": {"system": "cats", "t": (1,)}}, "system must be one of"),
+        ({"augmentation": {"sort": "cat"}}, "a recipe's key must be one of"),
+        ({"augmentation": CAT.options, "augmented": "some"}, "augmented must be one of faulty, all; it is 'some'"),
+        ({"augmented": "all"}, "augmented must be 'faulty' where there is no augmentation"),
+        ({"augmentation": CAT.options, "attack": "random"}, "attack must be none, or one .* own gradients"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(TrainConfig.from_json(json.dumps(json.loads(ALONE.to_json()) | settings)))
+
+
+def test_train_takes_a_recipe_by_its_name(tmp_path: Path) -> None:
+    arguments = "train --rule mean --attack none --augmentation cat --augmented all --workers 3 --byzantine 1 --batch 4"
+    done = CliRunner().invoke(cli, [*arguments.split(), "--iterations", "1", "--out", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (Recipe.of(config["augmentation"]), config["augmented"]) == (read(FOLDER / "cat.toml"), "all")

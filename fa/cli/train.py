@@ -37,6 +37,8 @@ _SETTINGS = {
     "seed": (int, "Seed of everything random."),
     "sampling": (click.Choice(SAMPLINGS), "Fresh minibatches, or fixed slices in turn."),
     "device": (str, "cpu, cuda or cuda:N."),
+    "augmentation": (str, "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."),
+    "augmented": (str, "Whose data are augmented: those of the faulty workers, or of all."),
 }
 
 _RULE_OPTIONS = {
@@ -56,7 +58,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     for name, (kind, text) in reversed((_SETTINGS | _RULE_OPTIONS).items()):
         default = defaults.get(name)
-        note = "" if default is None else f"  [default: {default}]"
+        note = "" if default in (None, ()) else f"  [default: {default}]"
         flag = "--" + name.replace("_", "-")
         command = click.option(flag, name, type=kind, default=None, help=text + note)(command)
     return command
@@ -88,6 +90,11 @@ def _config(given: dict[str, Any]) -> TrainConfig:
     if "before" in options:
         steps = options["before"]
         options["before"] = () if steps == "none" else tuple(step.strip() for step in steps.split(","))
+    if "augmentation" in given:
+        from fa.experiments.paths import recipe
+        from fa.recipes import read
+
+        given["augmentation"] = read(recipe(given["augmentation"])).options
     return TrainConfig(rule_options=options, **given)
 
 

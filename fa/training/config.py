@@ -52,12 +52,18 @@ class TrainConfig:
     seed: int = 2021
     sampling: str = "random"
     device: str = "cpu"
+    # A recipe of fa.recipes, by its options: what training images are augmented by, for those workers that have such.
+    augmentation: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
+    augmented: str = "faulty"  # who has them: the faulty workers (the others' are clean), or all
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
             value = getattr(self, name)
             require(isinstance(value, str) and value != "", name, value, "a name")
-        object.__setattr__(self, "rule_options", _pairs(self.rule_options))
+        for name in ("rule_options", "augmentation"):
+            object.__setattr__(self, name, _pairs(name, getattr(self, name)))
+        own = not {"f", "name"} & self.options.keys()
+        require(own, "rule_options", self.options, "without f and name, which other settings give")
         for name, low in _LEAST_INTEGER.items():
             self._keep(name, int, low)
         for name in ("byzantine", "assumed_byzantine"):
@@ -71,6 +77,9 @@ class TrainConfig:
         require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
         check_one_of("sampling", self.sampling, SAMPLINGS)
+        check_one_of("augmented", self.augmented, ("faulty", "all"))
+        said = bool(self.augmentation) or self.augmented == "faulty"
+        require(said, "augmented", self.augmented, "'faulty' where there is no augmentation")
 
     def _keep(self, name: str, kind: type[int] | type[float], least: int) -> None:
         """Check a number, and keep it as a `kind`: an int, a float and a numpy scalar of one value give one hash."""
@@ -92,8 +101,13 @@ class TrainConfig:
         return max(1, train_size // (self.workers * self.batch))
 
     def to_json(self) -> str:
-        """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts."""
-        record = dataclasses.asdict(self) | {"rule_options": self.options}
+        """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts.
+
+        Without augmentation nothing is said of it, so that such a run keeps the hash it had before there was any.
+        """
+        record = dataclasses.asdict(self) | {"rule_options": self.options, "augmentation": dict(self.augmentation)}
+        if not self.augmentation:
+            del record["augmentation"], record["augmented"]
         return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -110,15 +124,14 @@ class TrainConfig:
 _LEAST_INTEGER = {"workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
 
 
-def _pairs(options: Any) -> tuple[tuple[str, Option], ...]:
+def _pairs(setting: str, options: Any) -> tuple[tuple[str, Option], ...]:
     try:
         pairs = dict(options)
     except (TypeError, ValueError):
-        raise ValueError(f"rule_options must be a mapping of options; it is {options!r}") from None
+        raise ValueError(f"{setting} must be a mapping of options; it is {options!r}") from None
     for name in pairs:
-        require(isinstance(name, str), "rule_options", name, "named by strings")
-        require(name not in ("f", "name"), "rule_options", pairs, "without f and name, which other settings give")
-    return tuple((name, _option(name, pairs[name])) for name in sorted(pairs))
+        require(isinstance(name, str), setting, name, "named by strings")
+    return tuple((name, _option(f"{setting}[{name!r}]", pairs[name])) for name in sorted(pairs))
 
 
 def _option(name: str, value: Any) -> Option:
@@ -128,5 +141,5 @@ def _option(name: str, value: Any) -> Option:
         value = value.item()
     plain = value is None or isinstance(value, (bool, int, float, str))
     finite = not isinstance(value, float) or math.isfinite(value)
-    require(plain and finite, f"rule_options[{name!r}]", value, "a finite number, a string, a truth value or a list")
+    require(plain and finite, name, value, "a finite number, a string, a truth value or a list")
     return value  # type: ignore[no-any-return]

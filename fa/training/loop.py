@@ -25,6 +25,7 @@ from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
 from fa.training.transport import Gathered, Transport
+from fa.training.worker import recipe_of
 
 
 class Progress(NamedTuple):
@@ -59,6 +60,7 @@ def train(
         rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
         rule.check_workers(config.workers)
         make_attack(config.attack)
+        recipe_of(config)
         dataset = load(config.dataset)
         check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)

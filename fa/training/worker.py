@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fa import seeds
+from fa.attacks import make_attack
+from fa.checks import require
 from fa.data import Dataset
 from fa.data.batches import minibatch
+from fa.recipes import Recipe, augmented
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers, views
 
@@ -19,7 +22,8 @@ class Worker:
     Its model may be shared with others: only the batch-norm statistics are its own.
 
     Everything random in a gradient (the minibatch, its augmentation, dropout) depends on (seed, rank, iteration) alone,
-    so that a worker in another process computes the same numbers.
+    so that a worker in another process computes the same numbers. So do the augmented images that it may have in place
+    of the data set's: on the seed alone, and the recipe.
     """
 
     def __init__(self, rank: int, model: nn.Module, dataset: Dataset, config: TrainConfig, row: Tensor) -> None:
@@ -28,7 +32,8 @@ class Worker:
         self._model = model
         self._row = row
         self._gradients = list(zip(model.parameters(), views(row, model), strict=True))
-        self._dataset = dataset
+        recipe = recipe_of(config) if config.augmented == "all" or rank < config.byzantine else None
+        self._dataset = dataset if recipe is None else augmented(dataset, recipe, config.seed)
         self._config = config
         self._device = torch.device(config.device)
 
@@ -64,3 +69,14 @@ class Worker:
             sampling=config.sampling,
             device=self._device,
         )
+
+
+def recipe_of(config: TrainConfig) -> Recipe | None:
+    """What a run's training images are augmented by, if any worker's are; ValueError for a recipe that is none, and for
+    faulty workers who would compute no gradient of their augmented images.
+    """
+    if not config.augmentation:
+        return None
+    idle = config.augmented == "faulty" and not make_attack(config.attack).needs_own
+    require(not idle, "attack", config.attack, "none, or one more that needs the faulty workers' own gradients")
+    return Recipe.of(config.augmentation)
