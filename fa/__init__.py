@@ -23,6 +23,7 @@ _ROOMS = (
     "models",
     "objective",
     "optimality",
+    "precision",
     "recipes",
     "rules",
     "sdp",

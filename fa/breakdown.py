@@ -128,8 +128,8 @@ def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2
         pairs = lam/(p - 1) [h(h-1) + f(f-1) + 2hf (1 - (cos t sqrt R_h - sin t sqrt R_f)^2/2)^(1/a)]
 
     With lam -> infinity u is the difference of the means, tan^2 t = R_f/R_h, and explains R_h/(R_h + R_f) of the honest
-    mean: the less, the looser the honest. In 300 random cases (f <= 5, h <= 12, lam up to 60, a = 1, 2, 4) IRLS from 40
-    starts found a lower direction in 6, each near this plane with one faulty member ahead of its group, r < 0.35.
+    mean: the less, the looser the honest. In about 300 random cases (f <= 5, h <= 12, lam up to 60, a = 1, 2, 4) IRLS
+    from 41 starts found a lower direction in 7, six of them near this plane with one faulty member ahead of its group.
     """
     check_integer("f", f, 1)
     Options(1, lam=lam, a=a)  # checks them
