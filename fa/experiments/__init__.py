@@ -19,6 +19,7 @@ FIGURES = (
     "fig04_byzantine_workers",
     "fig05_batch_size",
     "fig06bcd_more_workers",
+    "fig07_augmented_data",
     "fig08_lambda",
     "fig09_scaling",
 )
