@@ -65,7 +65,9 @@ class Flag:
     @property
     def coefficients(self) -> Float64[np.ndarray, "q m"]:
         """C (q, m_K) with Y = G^T C."""
-        return self.levels[-1].coefficients
+        coefficients = self.levels[-1].coefficients
+        assert coefficients is not None  # a flag stays in the span of G
+        return coefficients
 
     def direction(self, level: int = -1, reading: irls.Reading = "paper") -> Any:
         """d (n,) of that level, as irls.Solution gives it."""

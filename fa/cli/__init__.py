@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
     "sweep": "Do many runs, reusing those that are finished.",
     "reproduce": "Draw the paper's figures from runs of this package.",
+    "report": "Write which of the paper's claims hold, from the figures drawn.",
     "certify": "Bound how far FA's subspace can be from the best one.",
     "augment": "Write a data set with augmented training images.",
     "data": "Fetch data sets and list those that are there.",

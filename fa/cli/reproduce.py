@@ -26,6 +26,7 @@ def reproduce(name: tuple[str, ...], profile: str, jobs: int | None, device: str
     """
     from fa.experiments.notebooks import execute, find
     from fa.experiments.paths import figures
+    from fa.experiments.report import write
 
     target = figures(profile, out).resolve()
     for path in find(name):
@@ -38,3 +39,5 @@ def reproduce(name: tuple[str, ...], profile: str, jobs: int | None, device: str
             click.echo("finished runs are kept; the same command goes on from there", err=True)
             raise
     click.echo(f"figures and executed notebooks are in {target}")
+    if any(target.glob("fig*.json")):
+        click.echo(f"what they say of the paper's claims is in {write(target)}")

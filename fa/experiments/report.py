@@ -1,0 +1,139 @@
+"""One page for a profile: which of the paper's claims hold, and every figure with its settings and where it comes from.
+
+It is written from what the notebooks left in the profile's folder, and from nothing else.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fa.checks import require
+
+
+class Statement(NamedTuple):
+    """A claim of the paper in short, and what tests it: a figure's short name, or a theory notebook."""
+
+    words: str
+    tested_by: str
+
+
+STATEMENTS = {
+    "C1": Statement("any faulty worker ruins the mean", "fig02"),
+    "C2": Statement("the optimal subspace explains most of each worker, the mean does not", "fig03"),
+    "C3": Statement("FA is more robust than six rules at f = 1, 2, 3; one faulty worker ruins Trimmed Mean", "fig04"),
+    "C4": Statement("about 20% better accuracy", "fig04"),
+    "C5": Statement("clearly better at larger batches", "fig05"),
+    "C6": Statement("under 10% packet loss a higher accuracy, in fewer iterations", "fig06a"),
+    "C7": Statement("resilient as p grows with f fixed", "fig06bcd"),
+    "C8": Statement("more stable with augmented data", "fig07"),
+    "C9": Statement("a range of lambda improves; lambda interpolates Multi-Krum and Bulyan", "fig08"),
+    "C10": Statement("feasible at p = 60, f up to 14", "fig09"),
+    "C11": Statement("dearer per iteration, O(n N (sum k_i)^2), and better in time to accuracy", "fig10, theory07"),
+    "C12": Statement("better accuracy and less communication at once", "fig10"),
+    "C13": Statement("IRLS decreases to second-order points, for any a, slower for a other than 2", "theory06"),
+    "C14": Statement("Flag Median is the maximum likelihood estimate of Beta(1, 1/2) with a = 2", "theory02"),
+    "C15": Statement("FA is a right multiplication through the Lagrange multipliers", "theory06"),
+    "C16": Statement("a quantised SVD is accurate enough to offload to a switch", "theory07"),
+}
+"""The paper's claims, numbered as in the figures' own tables."""
+
+
+def write(folder: Path) -> Path:
+    """Write REPORT.md and REPORT.html into a profile's folder; return the path of the first.
+
+    Raises ValueError where the folder holds no figure, or one whose claims or provenance are missing or broken.
+    """
+    figures = [_read(path) for path in sorted(folder.glob("fig*.json"))]
+    require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
+    text = "\n".join(_lines(folder.name, figures))
+    for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
+        path = folder / name
+        unfinished = path.with_suffix(path.suffix + ".tmp")
+        unfinished.write_text(content)
+        unfinished.replace(path)
+    return folder / "REPORT.md"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A figure's provenance with its claims."""
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        with path.with_suffix(".claims.csv").open(newline="") as file:
+            return about | {"claims": list(csv.DictReader(file))}
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path.stem} must have its .json and .claims.csv, whole; draw it again ({error})") from error
+
+
+def _lines(profile: str, figures: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"# What reproduces, at profile {profile}",
+        "",
+        "What the paper says, what the runs of this profile say, and the verdict, which follows from the numbers by a"
+        " rule fixed in the code (`claims` in fa/experiments). Written by `fa report`; every figure names the command"
+        " that draws it again.",
+        "",
+        "| | the paper | measured here | figure | verdict |",
+        "|---|---|---|---|---|",
+        *_claims(figures),
+        "",
+        *(line for figure in figures for line in _section(figure)),
+    ]
+
+
+def _claims(figures: list[dict[str, Any]]) -> list[str]:
+    """A row for each tested part of a claim, and one for each claim that no figure here tests."""
+    rows = [(claim["number"], claim, figure["figure"]) for figure in figures for claim in figure["claims"]]
+    tested = {number for number, _, _ in rows}
+    lines = {
+        number: [f"| {number} | {said.words} | not by the figures here: see {said.tested_by} | | |"]
+        for number, said in STATEMENTS.items()
+        if number not in tested
+    }
+    for number, claim, figure in rows:
+        link = f"[{figure.partition('_')[0]}](#{figure})"
+        cells = (number, claim["words"], claim["measured"], link, f"**{claim['verdict']}**")
+        lines.setdefault(number, []).append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return [line for number in STATEMENTS for line in lines[number]]
+
+
+def _section(figure: dict[str, Any]) -> list[str]:
+    name, hardware = figure["figure"], "; ".join(_machine(machine) for machine in figure["hardware"])
+    command = figure["command"] or "settings that are no profile's"
+    versions = "; ".join(", ".join(f"{k} {v}" for k, v in found.items()) for found in figure["versions"])
+    settings = figure["settings"].replace("\n", "; ")
+    return [
+        f'<a id="{name}"></a>',
+        "",
+        f"## {name}",
+        "",
+        f"![{name}]({name}.png)",
+        "",
+        f"- {settings}",
+        f"- {len(figure['runs'])} runs, {figure['seconds_of_training']:.0f} s of training on {hardware}; {versions}",
+        f"- drawn {figure['drawn']} at commit {figure['commit']}, by `{command}`",
+        f"- numbers: [{name}.csv]({name}.csv)",
+        "",
+    ]
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    return f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['device']})"
+
+
+_STYLE = """body { font: 15px/1.45 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse }
+td, th { border: 1px solid #ccc; padding: .3em .5em; text-align: left; vertical-align: top }
+img { max-width: 100% } code { background: #f3f3f3 }"""
+
+
+def _page(profile: str, text: str) -> str:
+    import mistune
+
+    body = mistune.create_markdown(escape=False, plugins=["table"])(text)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>fa, profile {profile}</title>\n'
+        f"<style>\n{_STYLE}\n</style></head>\n<body>\n{body}</body>\n</html>\n"
+    )

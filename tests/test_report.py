@@ -1,0 +1,99 @@
+"""The report says of every claim what the figures in a folder say of it, and nothing else."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fa.cli import cli, main
+from fa.experiments import FIGURES, figure_module
+from fa.experiments.claims import NOT, REPRODUCED
+from fa.experiments.report import STATEMENTS, write
+
+QUICK = Path(__file__).parents[1] / "figures" / "quick"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for path in QUICK.glob("fig0[24]*"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def rows(report: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in report.splitlines() if line.startswith("| C")
+    ]
+
+
+def test_every_claim_has_a_row_and_every_figure_its_section(folder: Path) -> None:
+    report = write(folder).read_text()
+    claims = rows(report)
+    assert list(dict.fromkeys(row[0] for row in claims)) == [f"C{i}" for i in range(1, 17)]
+    with (folder / "fig04_byzantine_workers.claims.csv").open(newline="") as file:
+        of_fig04 = [[c["number"], c["words"], c["measured"], f"**{c['verdict']}**"] for c in csv.DictReader(file)]
+    assert [row[:3] + row[4:] for row in claims if "fig04" in row[3]] == of_fig04
+    assert next(row for row in claims if row[0] == "C10")[2:] == ["not by the figures here: see fig09", "", ""]
+    about = json.loads((folder / "fig02_mean_tolerance.json").read_text())
+    for said in (
+        about["settings"],
+        about["commit"],
+        about["command"],
+        "![fig02_mean_tolerance](fig02_mean_tolerance.png)",
+    ):
+        assert said in report
+    for link in re.findall(r"\]\(([^)#]+)\)", report):
+        assert (folder / link).exists()
+    for anchor in re.findall(r"\]\(#([^)]+)\)", report):
+        assert f'<a id="{anchor}"></a>' in report
+
+
+def test_the_page_has_the_same_table(folder: Path) -> None:
+    report = write(folder).read_text()
+    page = (folder / "REPORT.html").read_text()
+    assert page.count("<tr>") == len(rows(report)) + 1
+    assert '<a id="fig02_mean_tolerance"></a>' in page
+    assert page.count("<img ") == 2
+
+
+def test_a_verdict_is_that_of_the_figure(folder: Path) -> None:
+    claims = folder / "fig02_mean_tolerance.claims.csv"
+    assert REPRODUCED in claims.read_text()
+    claims.write_text(claims.read_text().replace(REPRODUCED, NOT).replace("f = 0", "f = 0 | 1"))
+    row = next(line for line in write(folder).read_text().splitlines() if line.startswith("| C1 "))
+    assert row.endswith(f"| **{NOT}** |")
+    assert "f = 0 \\| 1" in row  # a bar does not break the table
+
+
+def test_the_statements_name_figures_and_notebooks_that_there_are() -> None:
+    there = {name.partition("_")[0] for name in FIGURES}
+    there |= {path.stem.partition("_")[0] for path in (QUICK.parents[1] / "notebooks").glob("theory*")}
+    named = {name for said in STATEMENTS.values() for name in said.tested_by.split(", ")}
+    assert named - there <= {"fig06a", "fig10"}  # not drawn yet
+    assert {figure_module(name).NAME for name in FIGURES} == set(FIGURES)
+
+
+def test_a_folder_without_figures_and_a_broken_figure_are_named(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--out", str(empty)])
+    assert ended.value.code == 2
+    assert (
+        capsys.readouterr().err
+        == f"fa: the folder must be one with figures, which fa reproduce draws; it is {str(empty)!r}\n"
+    )
+    before = write(folder).read_text()
+    (folder / "fig02_mean_tolerance.json").write_text('{"figure": "fig')
+    with pytest.raises(ValueError, match=r"fig02_mean_tolerance must have its .json and .claims.csv, whole; draw it"):
+        write(folder)
+    assert (folder / "REPORT.md").read_text() == before
+    shutil.copy(QUICK / "fig02_mean_tolerance.json", folder)
+    assert CliRunner().invoke(cli, ["report", "--out", str(folder)]).output.strip() == str(
+        (folder / "REPORT.md").resolve()
+    )
