@@ -48,4 +48,5 @@ def path(G: Any, name: str, lam: float, m: int | None = None, a: float = 2.0, st
 
 def _basis(rows: torch.Tensor, solution: irls.Solution) -> torch.Tensor:
     assert solution.coefficients is not None  # with lam = 0 it is in the span
-    return torch.linalg.qr(rows.T @ torch.from_numpy(solution.coefficients)).Q
+    Y: torch.Tensor = torch.linalg.qr(rows.T @ torch.from_numpy(solution.coefficients)).Q
+    return Y

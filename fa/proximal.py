@@ -34,8 +34,9 @@ from fa.gram import Gram
 from fa.terms import Problem
 
 _CHUNK = 1 << 14  # coordinates taken to float64 at a time
-_HALVINGS = 40  # of t, after which no step lowers the objective by more than rounding
+_HALVINGS = 25  # of t, after which no step lowers the objective by more than rounding
 _NEWTON = 20
+_ORTHONORMAL = 1e-13  # by which an entry of Y^T Y may differ from the identity's
 
 Basis = Float64[np.ndarray, "n m"]
 Square = Float64[np.ndarray, "m m"]
@@ -134,14 +135,19 @@ def proximal_step(task: Task, point: Point, t: float, T: Square) -> tuple[Basis 
             continue
         direction, length, before = _symmetric_solution(blocks, bend, -error), 1.0, merit
         T = T + direction
-    return (orthonormal(Z) if task.name == "rows" else _within_support(Z)), T
+    if task.name == "l1":
+        return _within_support(Z), T
+    Z = orthonormal(Z)
+    full = np.abs(Z.T @ Z - eye).max() < _ORTHONORMAL  # not where a column was drawn to 0
+    return (Z if full else None), T
 
 
 def orthonormal(Z: Basis) -> Basis:
     """The polar factor of Z, the nearest matrix with orthonormal columns: rows that are 0 stay so."""
-    lengths, vectors = np.linalg.eigh(Z.T @ Z)
-    polar: np.ndarray = Z @ ((vectors / np.sqrt(np.maximum(lengths, 1e-300))) @ vectors.T)
-    return polar
+    for _ in range(2):  # the second time mends what the squares in Z^T Z lose
+        lengths, vectors = np.linalg.eigh(Z.T @ Z)
+        Z = Z @ ((vectors / np.sqrt(np.maximum(lengths, 1e-100))) @ vectors.T)
+    return Z
 
 
 def _within_support(Z: Basis) -> Basis | None:
@@ -152,7 +158,7 @@ def _within_support(Z: Basis) -> Basis | None:
     for _ in range(8):
         blocks = stiefel.correct(Z, S)
         error = np.eye(len(S)) - blocks[columns, :, columns].T
-        if np.abs(error).max() < 1e-14 * len(Z) ** 0.5:
+        if np.abs(error).max() < _ORTHONORMAL:
             return Z
         if not np.abs(error).max() < 10:
             return None
@@ -167,12 +173,12 @@ def _symmetric_solution(blocks: np.ndarray, bend: np.ndarray | None, right: Squa
     unknown = np.arange(upper[0].size)
     spread = np.zeros((m, m, unknown.size))  # [j, a, s]: the entry (a, j) of the symmetric matrix of s
     spread[upper[0], upper[1], unknown] = spread[upper[1], upper[0], unknown] = 1.0
-    system = np.einsum("jas,jab,jbr->sr", spread, blocks, spread, optimize=True)
+    system = (spread.transpose(0, 2, 1) @ (blocks @ spread)).sum(axis=0)
     if bend is not None:
         system += bend
     lengths, vectors = np.linalg.eigh(system)
     kept = lengths > 1e-12 * max(lengths[-1], 1e-300)
-    solution = vectors[:, kept] @ ((vectors[:, kept].T @ np.einsum("jas,aj->s", spread, right)) / lengths[kept])
+    solution = vectors[:, kept] @ ((vectors[:, kept].T @ spread.reshape(m * m, -1).T @ right.T.ravel()) / lengths[kept])
     return np.asarray(spread @ solution)
 
 

@@ -60,21 +60,21 @@ def test_every_step_lowers_the_smoothed_objective(seed, p, n, m, lam, a, name):
 @pytest.mark.parametrize("lam", [0.2, 0.6])
 def test_the_best_of_many_starts_is_that_of_a_grid(name, lam):
     """m = 1, n = 3: every direction within a degree of the sphere."""
-    for seed in range(3):
+    for seed in range(2):
         G = normal(5, 3, seed) + 1
         polar, around = np.meshgrid(np.linspace(0, np.pi, 181), np.linspace(0, np.pi, 181))
         y = np.stack([np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around), np.cos(polar)]).reshape(3, -1)
         X = G / np.linalg.norm(G, axis=1, keepdims=True)
         norms = np.abs(y).sum(axis=0)  # of one column, rows are entries
         grid = (np.sqrt(np.maximum(1 - (X @ y) ** 2, 0)).sum(axis=0) + lam * norms).min()
-        found = solved(G, name, lam, m=1, max_iter=200, restarts=8).objective
+        found = solved(G, name, lam, m=1, max_iter=50, restarts=4).objective
         assert grid - 0.1 <= found <= grid + 1e-9
 
 
 @pytest.mark.parametrize("name", ["l1", "rows"])
 def test_with_restarts_it_reaches_what_pymanopt_finds_with_the_norm_smoothed(name):
     """n = 6, m = 2; the smoothed norm is above the norm, so that the best of pymanopt's starts bounds from above."""
-    for seed in range(2):
+    for seed in range(1):
         G = normal(5, 6, seed)
         X = torch.from_numpy(G / np.linalg.norm(G, axis=1, keepdims=True))
         manifold = pymanopt.manifolds.Stiefel(6, 2)
@@ -86,10 +86,10 @@ def test_with_restarts_it_reaches_what_pymanopt_finds_with_the_norm_smoothed(nam
             return left.sqrt().sum() + 0.3 * (squares + 1e-8).sqrt().sum()
 
         problem = pymanopt.Problem(manifold, cost)
-        optimizer = pymanopt.optimizers.ConjugateGradient(verbosity=0, max_iterations=150)
-        starts = [np.linalg.qr(normal(6, 2, 100 + start))[0] for start in range(8)]
+        optimizer = pymanopt.optimizers.ConjugateGradient(verbosity=0, max_iterations=60)
+        starts = [np.linalg.qr(normal(6, 2, 100 + start))[0] for start in range(4)]
         theirs = min(optimizer.run(problem, initial_point=start).cost for start in starts)
-        ours = solved(G, name, 0.3, m=2, max_iter=200, restarts=20)
+        ours = solved(G, name, 0.3, m=2, max_iter=60, restarts=6)
         assert ours.objective <= theirs * (1 + 2e-3)
 
 
