@@ -31,7 +31,7 @@ reproduce: $(STAMP) ## every figure with PROFILE=quick (default), smoke, cpu or 
 	$(BIN)/fa reproduce --profile $(PROFILE)
 
 test: lint ## lint, then all the tests
-	$(ONE_THREAD) $(BIN)/python -m pytest
+	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
