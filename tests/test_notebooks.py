@@ -45,6 +45,7 @@ def test_notebooks_are_found_by_whole_and_short_names_and_by_family() -> None:
             named([name], stems)
     assert find(["theory"]) == OF_THEORY
     assert find(["theory01"]) == OF_THEORY[:1]
+    assert [path.name for path in find(["augmentation"])] == ["augmentation.ipynb"]
     assert find() == find(["fig"]) == OF_FIGURES
 
 
@@ -55,15 +56,15 @@ def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
     nbformat.validate(notebook)
     assert [cell["metadata"].get("tags", []) for cell in notebook["cells"]].count(["parameters"]) == 1
     parameters = papermill.inspect_notebook(path)
-    assert NEEDED["theory" if path in OF_THEORY else "fig"] <= parameters.keys()
+    assert NEEDED["fig" if path in OF_FIGURES else "theory"] <= parameters.keys()
     for parameter in parameters.values():
         assert parameter["inferred_type_name"] != "None"
         assert parameter["help"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", OF_THEORY, ids=lambda path: path.stem)
-def test_a_theory_notebook_runs_at_smoke_size(path: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [*OF_THEORY, *find(["augmentation"])], ids=lambda path: path.stem)
+def test_a_notebook_of_no_figure_runs_at_smoke_size(path: Path, tmp_path: Path) -> None:
     """With all that `fa reproduce` passes, most of which it has no parameter for."""
     assert pictures(execute(path, tmp_path, profile="smoke", out=str(tmp_path), jobs=None, device=None)) > 0
 

@@ -87,7 +87,9 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
 
 
 def _draw_values(axes: Axes, values: DataFrame) -> None:
-    """Mean v_i over the workers of each kind, with the range from the least to the greatest of them."""
+    """Mean v_i over the workers of each kind, and their range; iterations are put together to some 40 points."""
+    step = max(1, int(values["iteration"].max()) // 40)
+    values = values.assign(iteration=-(-values["iteration"] // step) * step)
     for augmented, label, colour, dashes in ((False, "clean", "#0173b2", "-"), (True, "augmented", "#d55e00", "--")):
         points = values[values["augmented"] == augmented].groupby("iteration")["value"].agg(["mean", "min", "max"])
         axes.plot(points.index, points["mean"], color=colour, linestyle=dashes, label=label)
