@@ -1,8 +1,8 @@
 """Line 5 of Algorithm 1 as the paper prints it, G + lam grad R(Y) 1^T, for comparison with `fa.proximal`.
 
 It is read so: s (n,), the sum of the columns of a subgradient of R at Y, times lam is added to every gradient, and the
-IRLS step that follows sees those. Y then takes up s, the direction in which R grows; with the sign turned it takes up
--s, which spans the same line. Neither is a descent on eq. 5.
+IRLS step that follows sees those. s and -s span one line, which Y is drawn towards with either sign. Neither is a
+descent on eq. 5.
 """
 
 from dataclasses import dataclass

@@ -77,6 +77,14 @@ class Task:
         smoothed = self.problem.smoothed(residuals) + self.lam * norm
         return Point(Y, raw * self.scales[:, None], residuals, norm, smoothed)
 
+    def units(self, m: int) -> Basis:
+        """Unit columns for the m coordinates that hold most of the terms. R is at its least, m, as for large lam."""
+        pieces = range(0, self.rows.shape[1], _CHUNK)
+        held = [np.square(self.rows[:, k : k + _CHUNK] * self.scales[:, None]).sum(axis=0) for k in pieces]
+        Y = np.zeros((self.rows.shape[1], m))
+        Y[np.argsort(-np.concatenate(held), kind="stable")[:m], range(m)] = 1.0
+        return Y
+
     def combined(self, coefficients: Float64[np.ndarray, "q m"]) -> Basis:
         """The gradients' combinations with these coefficients."""
         pieces = range(0, self.rows.shape[1], _CHUNK)

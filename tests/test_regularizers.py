@@ -34,7 +34,7 @@ def solved(G, name, lam, **options):
     return irls.solve(G, lam=lam, regularizer=name, **options)
 
 
-@settings(max_examples=10)
+@settings(max_examples=20)
 @given(
     seed=st.integers(0, 10_000),
     p=st.integers(2, 7),
@@ -50,7 +50,7 @@ def test_every_step_lowers_the_smoothed_objective(seed, p, n, m, lam, a, name):
     assert (np.diff(solution.history) <= 0).all()
     Y = solution.Y
     np.testing.assert_allclose(Y.T @ Y, np.eye(Y.shape[1]), atol=1e-12)
-    assert solution.objective == pytest.approx(objective.value(G, Y, lam, name, a), rel=1e-6)
+    assert solution.objective == pytest.approx(objective.value(G, Y, lam, name, a), rel=1e-6, abs=solution.resolution)
     np.testing.assert_allclose(solution.values, objective.values(G, Y), atol=1e-9)
     assert solution.objective <= solution.history[-1] + 1e-9
     assert solution.coefficients is None
@@ -60,7 +60,7 @@ def test_every_step_lowers_the_smoothed_objective(seed, p, n, m, lam, a, name):
 @pytest.mark.parametrize("lam", [0.2, 0.6])
 def test_the_best_of_many_starts_is_that_of_a_grid(name, lam):
     """m = 1, n = 3: every direction within a degree of the sphere."""
-    for seed in range(2):
+    for seed in range(4):
         G = normal(5, 3, seed) + 1
         polar, around = np.meshgrid(np.linspace(0, np.pi, 181), np.linspace(0, np.pi, 181))
         y = np.stack([np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around), np.cos(polar)]).reshape(3, -1)
@@ -68,13 +68,13 @@ def test_the_best_of_many_starts_is_that_of_a_grid(name, lam):
         norms = np.abs(y).sum(axis=0)  # of one column, rows are entries
         grid = (np.sqrt(np.maximum(1 - (X @ y) ** 2, 0)).sum(axis=0) + lam * norms).min()
         found = solved(G, name, lam, m=1, max_iter=50, restarts=4).objective
-        assert grid - 0.1 <= found <= grid + 1e-9
+        assert grid - 0.05 <= found <= grid + 1e-9
 
 
 @pytest.mark.parametrize("name", ["l1", "rows"])
 def test_with_restarts_it_reaches_what_pymanopt_finds_with_the_norm_smoothed(name):
     """n = 6, m = 2; the smoothed norm is above the norm, so that the best of pymanopt's starts bounds from above."""
-    for seed in range(1):
+    for seed in range(3):
         G = normal(5, 6, seed)
         X = torch.from_numpy(G / np.linalg.norm(G, axis=1, keepdims=True))
         manifold = pymanopt.manifolds.Stiefel(6, 2)
@@ -86,11 +86,11 @@ def test_with_restarts_it_reaches_what_pymanopt_finds_with_the_norm_smoothed(nam
             return left.sqrt().sum() + 0.3 * (squares + 1e-8).sqrt().sum()
 
         problem = pymanopt.Problem(manifold, cost)
-        optimizer = pymanopt.optimizers.ConjugateGradient(verbosity=0, max_iterations=60)
+        optimizer = pymanopt.optimizers.ConjugateGradient(verbosity=0, max_iterations=100)
         starts = [np.linalg.qr(normal(6, 2, 100 + start))[0] for start in range(4)]
         theirs = min(optimizer.run(problem, initial_point=start).cost for start in starts)
-        ours = solved(G, name, 0.3, m=2, max_iter=60, restarts=6)
-        assert ours.objective <= theirs * (1 + 2e-3)
+        ours = solved(G, name, 0.3, m=2, max_iter=100, restarts=8)
+        assert ours.objective <= theirs * (1 + 1e-3)
 
 
 def test_a_large_weight_leaves_columns_of_one_entry():

@@ -48,7 +48,7 @@ _RULE_OPTIONS = {
     "tol": (float, "FA: stop when the objective falls by less."),
     "max_iter": (int, "FA: iterations at most."),
     "reading": (str, "FA: 'paper' or 'released'."),
-    "regularizer": (str, "FA: 'pairwise'."),
+    "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'."),
     "keep": (int, "Multi-Krum: gradients that are kept."),
     "before": (str, "Steps before the rule, by commas: 'unit', 'krum,median_norm', ...; 'none' for none."),
 }
