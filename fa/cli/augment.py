@@ -18,6 +18,7 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
 
     RECIPE is a TOML file, or the name of one in data_aug: lv, half, onethird, cat, smooth_cat, noise and others.
     """
+    import torch
     from rich.console import Console
     from rich.progress import Progress
 
@@ -26,6 +27,7 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
     from fa.recipes import build, read
 
     read_recipe = read(find(recipe))
+    torch.set_num_threads(1)  # the steps are so short that waiting for one another takes threads longer
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("images", total=None)
