@@ -111,7 +111,7 @@ def claims(table: DataFrame, values: DataFrame, chance: float) -> list[Claim]:
     falls = {scheme: _falls(table[table["scheme"] == scheme]) for scheme in SCHEMES}
     others = {scheme: min(fall for rule, fall in of.items() if rule != "fa") for scheme, of in falls.items()}
     worth = values.groupby(["scheme", "augmented"])["value"].mean()
-    gaps = {scheme: worth[scheme, False] - worth[scheme, True] for scheme in SCHEMES}
+    gaps = {scheme: float(worth[scheme, False] - worth[scheme, True]) for scheme in SCHEMES}
     return [
         Claim(
             "C8",
