@@ -106,7 +106,7 @@ class Solution:
     history: tuple[float, ...]
     converged: bool
     values: Float64[np.ndarray, " p"]
-    coefficients: Float64[np.ndarray, "q m"] | None
+    coefficients: Float64[np.ndarray, "q m"] | None = field(repr=False)
     m: int
     lam: float
     a: float

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -44,12 +45,23 @@ def test_a_run_prints_its_result(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fa.cli.train._LINES", float("inf"))
     code, out, err = call(capsys, *QUICK)
     assert (code, err) == (0, "")
     assert "median, 3 workers, 1 faulty (random), convnet on mnist-mini, seed 2021" in out
     assert "test accuracy 0." in out
     assert "after 2 iterations" in out
     assert list(tmp_path.iterdir()) == [], "without --out nothing is written"
+
+
+def test_where_stderr_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa.cli.train._LINES", 0.0)
+    _, _, err = call(capsys, *QUICK)
+    first, last = err.splitlines()
+    assert re.fullmatch(r"1 of 2 iterations, about \d+ s left; loss \d\.\d{3}, accuracy -", first)
+    assert re.fullmatch(r"2 of 2 iterations, about 0 s left; loss \d\.\d{3}, accuracy 0\.\d{3}", last)
 
 
 def test_a_run_with_out_leaves_its_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -129,6 +141,12 @@ def test_help_names_every_command_and_imports_none(
     code, out, err = call(capsys, "--help")
     assert (code, err) == (0, "")
     assert all(name in out for name in cli.COMMANDS)
+
+
+def test_fa_alone_prints_its_help_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    _, usual, _ = call(capsys, "--help")
+    code, out, err = call(capsys)
+    assert (code, out, err) == (2, "", usual)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, fig08, fig09, figure_module, style
 from fa.experiments.figure import provenance, save
-from fa.experiments.profiles import PROFILES
+from fa.experiments.profiles import PROFILES, sized
 from fa.experiments.store import Record
 from fa.experiments.study import Case, Results, Study, final_accuracies, make_study
 from fa.experiments.sweep import Outcome
@@ -106,6 +106,12 @@ def test_given_settings_replace_the_profiles() -> None:
     assert study.title().endswith("7 iterations, seeds 5, 6 (line: their mean; band: their range)")
     with pytest.raises(ValueError, match=r"profile must be one of smoke, quick, cpu, paper; it is 'quik'.*'quick'"):
         fig02.study("quik")
+
+
+def test_a_notebook_names_the_profiles_that_it_has() -> None:
+    assert sized({"smoke": 1, "quick": 2}, "quick") == 2
+    with pytest.raises(ValueError, match="profile must be one of smoke, quick; it is 'cpu'"):
+        sized({"smoke": 1, "quick": 2}, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_notebooks_are_found_by_whole_and_short_names_and_by_family() -> None:
     assert named(["theory02", "fig06bcd", "theory02_beta"], stems) == ["fig06bcd_more", "theory02_beta"]
     assert named(["theory"], stems) == stems[2:]
     for name in ("fig0", "fig02_", "theory03", "mean", ""):
-        with pytest.raises(ValueError, match=r"name must be one of fig02_mean, .*; it is "):
+        with pytest.raises(ValueError, match=r"name must be one of fig02, .*; it is "):
             named([name], stems)
     assert find(["theory"]) == OF_THEORY
     assert find(["theory01"]) == OF_THEORY[:1]
@@ -86,7 +86,7 @@ def test_a_cell_that_fails_is_one_line_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_a_figure_that_is_none_is_named() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of fig02_mean_tolerance, .*; it is 'fig99'"):
+    with pytest.raises(ValueError, match=r"name must be one of .*fig02, .*; it is 'fig99'"):
         find(["fig99"])
 
 

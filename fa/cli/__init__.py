@@ -62,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The program `fa`: run `arguments` (None: those of the process) and leave with its exit code."""
     try:
         code = cli.main(arguments, prog_name="fa", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
     except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, and nobody to say it to

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fa.training import Progress, Run
 
 _REFRESH = 0.2  # seconds between two readings of the loss, which may have to wait for the device
+_LINES = 30.0  # seconds between two lines where stderr is no terminal
 
 _SETTINGS = {
     "rule": (str, "Aggregation rule."),
@@ -100,7 +101,7 @@ def _config(given: dict[str, Any]) -> TrainConfig:
 
 @contextmanager
 def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
-    """A line on the terminal with loss, accuracy and the time left; nothing where stderr is no terminal."""
+    """A bar on the terminal with loss, accuracy and the time left; elsewhere a line every half minute."""
     from rich import progress as bars
     from rich.console import Console
 
@@ -113,15 +114,21 @@ def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
     console = Console(stderr=True)
     with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=iterations, loss="-", accuracy="-")
-        last = 0.0
+        started = last = time.monotonic()
 
         def show(state: Progress) -> None:
             nonlocal last
             now = time.monotonic()
-            if not bar.disable and now - last >= _REFRESH:
-                last = now
-                accuracy = "-" if state.accuracy is None else f"{state.accuracy:.3f}"
-                bar.update(task, completed=state.iteration, loss=f"{float(state.loss):.3f}", accuracy=accuracy)
+            if now - last < (_LINES if bar.disable else _REFRESH):
+                return
+            last = now
+            loss = f"{float(state.loss):.3f}"
+            accuracy = "-" if state.accuracy is None else f"{state.accuracy:.3f}"
+            bar.update(task, completed=state.iteration, loss=loss, accuracy=accuracy)
+            if bar.disable:
+                left = (now - started) / state.iteration * (iterations - state.iteration)
+                done = f"{state.iteration} of {iterations} iterations, about {left:.0f} s left"
+                click.echo(f"{done}; loss {loss}, accuracy {accuracy}", err=True)
 
         yield show
 

@@ -36,7 +36,7 @@ def named(names: Sequence[str], all_: Sequence[str]) -> list[str]:
     """
     for name in names:
         if not any(_means(name, one) for one in all_):
-            check_one_of("name", name, all_)
+            check_one_of("name", name, [_number(one) for one in all_])
     return [one for one in all_ if any(_means(name, one) for name in names)]
 
 

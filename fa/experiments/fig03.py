@@ -126,9 +126,11 @@ def draw(table: DataFrame, title: str) -> Figure:
         panels[0].set(title=f"f = {f}", xlabel="explained variance $v_i$", xlim=(0, 1))
         panels[1].set(xlabel="iteration", ylim=(0, 1.02))
     grid[0, 0].set_ylabel("share of workers and minibatches")
-    grid[1, 0].set_ylabel("mean $v_i$ (x: faulty workers)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(f"Explained variances on minibatches; FA trains\n{title}", fontsize=10)
+    grid[1, 0].set_ylabel("mean $v_i$ (lines: honest workers, x: faulty)")
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(
+        f"What a basis explains of each worker's minibatch gradient; the runs are trained with FA\n{title}", fontsize=10
+    )
     return figure
 
 
@@ -143,7 +145,6 @@ def _histogram(axes: Axes, rows: DataFrame, basis: str) -> None:
         weights=share,
         color=colour,
         linestyle=dashes,
-        label=LABELS[basis],
         **look,
     )
 
@@ -153,7 +154,7 @@ def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
     colour, dashes = _LOOKS[basis]
     honest = rows[~rows["faulty"]].groupby("iteration")["value"].mean()
     faulty = rows[rows["faulty"]].groupby("iteration")["value"].mean()
-    axes.plot(honest.index, honest, color=colour, linestyle=dashes)
+    axes.plot(honest.index, honest, color=colour, linestyle=dashes, label=LABELS[basis])
     if len(faulty):
         axes.plot(faulty.index, faulty, "x", color=colour, markersize=4)
 

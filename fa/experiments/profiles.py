@@ -6,6 +6,7 @@ learning rate, schedule, seeds, the fixed slice of the data that each worker cyc
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -34,3 +35,9 @@ def settings(profile: str, **given: Any) -> dict[str, Any]:
     """The settings of a profile, with those that are given (not None) in their place."""
     check_one_of("profile", profile, tuple(PROFILES))
     return PROFILES[profile] | {name: value for name, value in given.items() if value is not None}
+
+
+def sized(sizes: Mapping[str, Any], profile: str) -> Any:
+    """A notebook's own numbers for a profile, of those that it has; ValueError for one that it has not."""
+    check_one_of("profile", profile, tuple(sizes))
+    return sizes[profile]

@@ -46,6 +46,7 @@ class _Lines:
     def __call__(self, done: int, total: int, last: str) -> None:
         if self._first is None:
             self._first = done
+            print(f"{total - done} runs to do, {done} are finished", flush=True)
         if not last or (done < total and 10 * (done - self._printed) < total):
             return
         self._printed = done
