@@ -20,7 +20,7 @@ NAME = "fig05_batch_size"
 # Images a worker, and iterations: fewer of larger minibatches, as in the released code, whose numbers are "paper"'s.
 SIZES = {
     "smoke": ((4, 4), (8, 4), (16, 4)),
-    "quick": ((16, 120), (32, 80), (64, 40)),
+    "quick": ((16, 60), (32, 60), (64, 30)),
     "cpu": ((16, 450), (32, 300), (64, 150)),
     "paper": ((64, 1600), (128, 1050), (192, 530)),
 }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "fig09_scaling"
 CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # p and f; the last is the text's largest f
-ITERATIONS = {"smoke": (4, 4, 4), "quick": (160, 80, 40), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
+ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
 CALLS = 20  # of a rule that are timed
 RULES = ("fa", "mean")
 _COLOURS = ("#00224e", "#575d6d", "#a59c74", "#ecd648")  # cividis: none is a rule's colour
