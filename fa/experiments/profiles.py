@@ -21,7 +21,8 @@ PROFILES = MappingProxyType(
         "smoke": {**_EMBEDDED, "batch": 8, "iterations": 4, "lr": 0.05, "seeds": (2021,)},
         # Every rule and every f on a small problem, at one rate for all. At the paper's 0.2, with f = 3, five of six
         # rules end lower after 80 iterations: FA .77 for .85, Bulyan .83 for .89, Multi-Krum .90 for .93, Median .43
-        # for .64, Trimmed Mean .36 for .62; only MeaMed does not (.92 for .91). An epoch is 20 iterations, so a curve has three points.
+        # for .64, Trimmed Mean .36 for .62; only MeaMed does not (.92 for .91). An epoch is 20 iterations, so a curve
+        # has three points.
         "quick": {**_EMBEDDED, "batch": 32, "iterations": 60, "lr": 0.05, "seeds": (2021,)},
         # The paper's model and data, with fewer and smaller steps.
         "cpu": {**_CIFAR, "batch": 32, "iterations": 300, "lr": 0.1, "seeds": (2021,)},
