@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fa import models
 from fa.attacks import make_attack
@@ -24,7 +24,7 @@ from fa.training.flat import flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
-from fa.training.transport import Gathered, Transport
+from fa.training.transport import Cluster, Gathered, Transport
 from fa.training.worker import recipe_of
 
 
@@ -42,15 +42,17 @@ def train(
     out: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     threads: int | None = None,
+    cluster: Cluster | None = None,
 ) -> Run:
     """Do one run, write its records to `out` if given, and return it.
 
     `progress` is called after each iteration; `threads` is torch's number of threads during the run (None: as it is).
-    Equal configurations with equal threads give equal bits on one machine. A loss or parameters that are NaN or Inf do
-    not end a run. The server, who sees gradients and no losses, steps as long as the rule finds enough of them finite;
-    from then on no step is taken, and the records say so. Raises ValueError for bad settings, before data are loaded
-    where they do not depend on them; for an `out` that holds files or cannot be written; and when the rule's condition
-    on the number of workers does not hold, or no longer does although the honest workers' loss is finite.
+    With a `cluster` the workers are processes of their own; without, they are simulated in this one. Equal
+    configurations with equal threads give equal bits on one machine. A loss or parameters that are NaN or Inf do not
+    end a run. The server, who sees gradients and no losses, steps as long as the rule finds enough of them finite; from
+    then on no step is taken, and the records say so. Raises ValueError for bad settings, before data are loaded where
+    they do not depend on them; for an `out` that holds files or cannot be written; and when the rule's condition on the
+    number of workers does not hold, or no longer does although the honest workers' loss is finite.
     """
     started = time.perf_counter()
     if out is not None:
@@ -65,15 +67,29 @@ def train(
         check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
-        transport = Simulation(model, dataset, config, parameters)
-        loop = Loop(config, rule, transport, parameters, len(dataset.train_labels))
         evaluation = Evaluation(model, dataset, device)
-        curve, workers = loop.run(lambda: evaluation.accuracy(transport.statistics()), progress)
+        with _transport(model, dataset, config, parameters, cluster) as transport:
+            loop = Loop(config, rule, transport, parameters, len(dataset.train_labels))
+            curve, workers = loop.run(lambda: evaluation.accuracy(transport.statistics()), progress)
         used = torch.get_num_threads()
     run = Run(config, curve, workers, time.perf_counter() - started, used, dataset.checksum)
     if out is not None:
         run.write(out)
     return run
+
+
+@contextmanager
+def _transport(
+    model: nn.Module, dataset: Dataset, config: TrainConfig, parameters: Tensor, cluster: Cluster | None
+) -> Iterator[Transport]:
+    if cluster is None:
+        yield Simulation(model, dataset, config, parameters)
+        return
+    require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
+    from fa.training.rpc.launch import serving
+
+    with serving(model, config, parameters, cluster) as remote:
+        yield remote
 
 
 class Loop:
@@ -119,16 +135,17 @@ class Loop:
             # The model has diverged and too few gradients are finite: no step is taken, and the records say so.
             return gathered, _nobody(iteration + 1, self._config.workers)
         self._optimizer.step(aggregate.direction, iteration)
-        return gathered, _rows(iteration + 1, self._config.workers, aggregate)
+        return gathered, _rows(iteration + 1, gathered, aggregate)
 
 
-def _rows(iteration: int, workers: int, aggregate: Aggregate) -> list[WorkerRow]:
-    decision = aggregate.decision
+def _rows(iteration: int, gathered: Gathered, aggregate: Aggregate) -> list[WorkerRow]:
+    decision, workers = aggregate.decision, len(gathered.G)
+    reasons = decision.left_out | dict(gathered.missing)
     values, weights = _numbers(decision.values, workers), _numbers(decision.weights, workers)
     selected = set(decision.selected)
 
     def status(worker: int) -> str:
-        return USED if worker in selected else f"left out: {decision.left_out.get(worker, 'not selected')}"
+        return USED if worker in selected else f"left out: {reasons.get(worker, 'not selected')}"
 
     return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
 

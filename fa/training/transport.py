@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from fa.checks import check_integer, check_real, require
 from fa.training.flat import Buffers
 
 
@@ -16,6 +20,8 @@ class Gathered(NamedTuple):
     """(p, n) float32, faulty rows as their workers sent them; overwritten by the next iteration."""
     loss: Tensor
     """Scalar: the mean of the honest workers' minibatch losses."""
+    missing: Mapping[int, str] = MappingProxyType({})
+    """Workers whose gradients did not come, whose rows are NaN, and why."""
 
 
 @runtime_checkable
@@ -29,3 +35,24 @@ class Transport(Protocol):
     def statistics(self) -> list[Buffers]:
         """The honest workers' batch-norm statistics."""
         ...
+
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the server listens, and how long it waits for workers."""
+
+    host: str = LOOPBACK
+    port: int = 0  # 0: any that is free
+    spawn: bool = True  # whether the workers are started here; else they are awaited
+    deadline: float = 60.0  # seconds that an iteration waits for a worker, who then is left out until it is heard again
+    quorum: int | None = None  # go on with the gradients of so many workers, the fastest; None: of all
+
+    def __post_init__(self) -> None:
+        check_integer("port", self.port, 0)
+        check_real("deadline", self.deadline, 0)
+        require(self.deadline > 0, "deadline", self.deadline, "greater than 0")
+        if self.quorum is not None:
+            check_integer("quorum", self.quorum, 1)

@@ -1,0 +1,95 @@
+"""Workers as processes of this machine, from a fork server that has loaded torch; none outlives the server."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import wait
+from typing import Any
+
+from torch import Tensor, nn
+
+from fa.training.config import TrainConfig
+from fa.training.rpc import star
+from fa.training.rpc.server import Remote, install
+from fa.training.transport import Cluster
+
+_LEAVE = 5.0  # seconds for workers to leave by themselves
+_PR_SET_PDEATHSIG = 1
+
+
+@contextmanager
+def serving(model: nn.Module, config: TrainConfig, parameters: Tensor, cluster: Cluster) -> Iterator[Remote]:
+    """The transport of a run whose server is this process, with its workers where `cluster` has them started here."""
+    remote = Remote(model, config, parameters, cluster)
+    install(remote)
+    store, port = star.serve(cluster.host, cluster.port)
+    with star.agent(store, cluster.host, server=True):
+        workers = _spawn(config.workers, cluster.host, port) if cluster.spawn else []
+        threading.Thread(target=_watch, args=(workers, remote.lose), daemon=True).start()
+        try:
+            yield remote
+            remote.close()
+            for process in workers:
+                process.join(_LEAVE)
+        finally:
+            for process in workers:
+                process.kill()
+            for process in workers:
+                process.join()
+
+
+def _spawn(workers: int, host: str, port: int) -> list[Any]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fa.training.rpc.worker"])
+    resource_tracker.ensure_running()  # first: when it starts, it lets SIGINT through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the server to act on
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    processes = [
+        context.Process(target=_work, args=(r, host, port), name=f"fa-{r}", daemon=True) for r in range(workers)
+    ]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
+    left = {process.sentinel: rank for rank, process in enumerate(processes)}
+    while left:
+        for sentinel in wait(list(left)):
+            rank = left.pop(sentinel)
+            lose(rank, "its process has ended")
+
+
+def _work(rank: int, host: str, port: int) -> None:
+    """In the child: it ends with the fork server, even when stopped, and that with the server; or by itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    import torch
+
+    from fa.training.rpc.worker import work
+
+    torch.set_num_threads(1)
+    try:
+        work(rank, host, port)
+    except RuntimeError as error:
+        print(f"worker {rank}: {str(error).splitlines()[0]}", file=sys.stderr)
+        os._exit(1)

@@ -1,0 +1,175 @@
+"""The server's end: a transport whose gradients come from worker processes, and go on without those that are gone."""
+
+from __future__ import annotations
+
+import threading
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import rpc
+from torch.futures import Future
+
+from fa.attacks import make_attack
+from fa.checks import ConditionError, require
+from fa.training.config import TrainConfig
+from fa.training.flat import Buffers
+from fa.training.transport import Cluster, Gathered
+
+_JOINING = 120.0  # seconds that the first iteration waits for workers
+_CLOSED = -1
+
+Answer = Future[tuple[int, Tensor] | None]
+"""What a worker waits for: the iteration and its parameters, or None when the run is over."""
+
+
+class Sent(NamedTuple):
+    """What a worker hands over when it asks for the next parameters."""
+
+    rank: int
+    iteration: int  # that the gradient is of; -1 where there is none yet
+    gradient: Tensor  # (n,)
+    loss: Tensor  # of the minibatch
+    statistics: list[Tensor]  # of batch norm
+
+
+class Remote:
+    """A transport. Faulty workers send their own gradients, on which the attack is put here, where all rows are known.
+
+    A gradient of another iteration than the present one is thrown away: its worker is answered with the present one.
+    Parameters are sent without a copy; who is so slow that they change meanwhile computes such a gradient.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainConfig, parameters: Tensor, cluster: Cluster) -> None:
+        if cluster.quorum is not None:
+            require(cluster.quorum <= config.workers, "quorum", cluster.quorum, f"at most workers={config.workers}")
+        self.config = config
+        self._cluster = cluster
+        self._attack = make_attack(config.attack)
+        self._parameters = parameters
+        self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype)
+        self._buffers = [Buffers(model) for _ in range(config.workers)]
+        self._changed = threading.Condition()
+        self._iteration = _CLOSED
+        self._started = self._over = False
+        self._losses: dict[int, Tensor] = {}
+        self._gone: dict[int, str] = {}  # who is not waited for, and why
+        self._asking: dict[int, Answer] = {}
+
+    def exchange(self, sent: Sent) -> Answer:
+        """Take what a worker sent; its answer may come later."""
+        answer: Answer = Future()
+        with self._changed:
+            self._gone.pop(sent.rank, None)
+            if sent.iteration == self._iteration != _CLOSED:
+                self._take(sent)
+            idle = self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone
+            if not idle and not self._over:
+                self._asking[sent.rank] = answer
+            now = None if self._over else (self._iteration, self._parameters)
+            self._changed.notify_all()
+        if idle or self._over:
+            answer.set_result(now)
+        return answer
+
+    def _take(self, sent: Sent) -> None:
+        row = self._G[sent.rank]
+        if sent.gradient.shape != row.shape or sent.gradient.dtype != row.dtype:
+            shape, kind = tuple(sent.gradient.shape), sent.gradient.dtype
+            self._gone[sent.rank] = f"sent {shape} of {kind}, not {tuple(row.shape)} of {row.dtype}"
+        elif sent.rank not in self._losses:
+            row.copy_(sent.gradient)
+            self._losses[sent.rank] = sent.loss
+            for own, theirs in zip(self._buffers[sent.rank].tensors, sent.statistics, strict=True):
+                own.copy_(theirs)
+
+    def lose(self, rank: int, why: str) -> None:
+        """Wait for that worker no longer, until it is heard again."""
+        with self._changed:
+            self._gone[rank] = why
+            self._asking.pop(rank, None)
+            self._changed.notify_all()
+
+    def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
+        """The gradients that came in time; the rows of the others are NaN, which rules leave out."""
+        with self._changed:
+            self._await_all()
+            self._iteration = iteration
+            self._losses.clear()
+            asking, self._asking = self._asking, {}
+        for answer in asking.values():
+            answer.set_result((iteration, parameters))
+        with self._changed:
+            in_time = self._changed.wait_for(self._enough, timeout=self._cluster.deadline)
+            self._iteration = _CLOSED
+            missing = self._missing(in_time)
+        return self._gathered(iteration, missing)
+
+    def _await_all(self) -> None:
+        everybody = range(self.config.workers)
+        if not self._started:
+            self._changed.wait_for(lambda: all(r in self._asking or r in self._gone for r in everybody), _JOINING)
+            for rank in everybody:
+                if rank not in self._asking:
+                    self._gone.setdefault(rank, f"has not joined within {_JOINING:g} s")
+        self._started = True
+
+    def _enough(self) -> bool:
+        quorum = self._cluster.quorum or self.config.workers
+        awaited = [r for r in range(self.config.workers) if r not in self._losses and r not in self._gone]
+        return len(self._losses) >= quorum or not awaited
+
+    def _missing(self, in_time: bool) -> dict[int, str]:
+        missing = {}
+        for rank in range(self.config.workers):
+            if rank in self._losses:
+                continue
+            if not in_time:
+                self._gone.setdefault(rank, f"no gradient within {self._cluster.deadline:g} s")
+            missing[rank] = self._gone.get(rank, f"not among the fastest {self._cluster.quorum}")
+        return missing
+
+    def _gathered(self, iteration: int, missing: dict[int, str]) -> Gathered:
+        config = self.config
+        here = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
+        if not here:
+            reasons = "; ".join(f"worker {rank}: {why}" for rank, why in missing.items())
+            raise ConditionError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
+        absent = list(missing)
+        if absent:  # an attack that looks at the honest rows sees their mean in place of those that are not there
+            self._G[absent] = self._G[here].mean(dim=0)
+        self._attack.apply(self._G, range(config.byzantine), config.seed, iteration)
+        if absent:
+            self._G[absent] = torch.nan
+        return Gathered(self._G, torch.stack([self._losses[rank] for rank in here]).mean(), missing)
+
+    def statistics(self) -> list[Buffers]:
+        """The honest workers' batch-norm statistics, as last heard."""
+        return self._buffers[self.config.byzantine :]
+
+    def close(self) -> None:
+        """Tell the workers that the run is over."""
+        with self._changed:
+            self._over = True
+            asking, self._asking = self._asking, {}
+        for answer in asking.values():
+            answer.set_result(None)
+
+
+_here: list[Remote] = []  # the run that this process serves
+
+
+def install(remote: Remote) -> None:
+    """Workers' calls go to `remote` from now on."""
+    _here[:] = [remote]
+
+
+def describe() -> str:
+    """Called by a worker: the run's configuration, as JSON."""
+    return _here[0].config.to_json()
+
+
+@rpc.functions.async_execution  # type: ignore[untyped-decorator]
+def exchange(*sent: object) -> Answer:
+    """Called by a worker with the parts of a `Sent`; no thread waits with it for its answer."""
+    return _here[0].exchange(Sent(*sent))  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""A worker's end: ask for parameters, compute the gradient, hand it over with the next question."""
+
+from __future__ import annotations
+
+import torch
+from torch._C._distributed_c10d import TCPStore
+
+from fa import models
+from fa.attacks import make_attack
+from fa.data import load
+from fa.training.config import TrainConfig
+from fa.training.flat import flatten
+from fa.training.rpc import server, star
+from fa.training.worker import Worker
+
+
+def work(rank: int, host: str, port: int) -> None:
+    """Worker `rank` of the run that is served at host:port, until that is over. RuntimeError once the server is gone.
+
+    What it computes, it draws by (seed, rank, iteration): it is sent nothing but the parameters.
+    """
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=star.WAIT, use_libuv=False)
+    with star.agent(store, host, server=False):
+        config = TrainConfig.from_json(star.ask(server.describe))
+        dataset = load(config.dataset)
+        _, channels, _, side = dataset.train_images.shape
+        model = models.build(config.model, channels, dataset.classes, side, seed=config.seed)
+        parameters = flatten(model)
+        gradient = torch.zeros_like(parameters)
+        worker = Worker(rank, model, dataset, config, gradient)
+        computes = rank >= config.byzantine or make_attack(config.attack).needs_own
+        iteration, loss = -1, torch.zeros(())
+        while True:
+            answer = star.ask(server.exchange, rank, iteration, gradient, loss, worker.buffers.tensors)
+            if answer is None:
+                return
+            iteration, sent = answer
+            parameters.copy_(sent)
+            if computes:
+                loss = worker.gradient(iteration)

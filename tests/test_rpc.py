@@ -1,0 +1,108 @@
+"""Training over worker processes: the simulation's numbers bit for bit, and what is left when processes die or hang."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from fa.checks import ConditionError
+from fa.rules import RULES
+from fa.training import Progress, Run, TrainConfig, train
+from fa.training.transport import Cluster
+
+SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
+FEWER = {"bulyan": 0, "krum": 0, "multi_krum": 0}  # f, where four workers are too few for a faulty one
+
+
+def losses(config: TrainConfig, cluster: Cluster | None) -> tuple[Run, list[float]]:
+    seen: list[float] = []
+    return train(config, threads=1, cluster=cluster, progress=lambda state: seen.append(float(state.loss))), seen
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_same_trajectory_as_the_simulation(rule: str) -> None:
+    config = replace(SMALL, rule=rule, byzantine=FEWER.get(rule, 1))
+    here, expected = losses(config, None)
+    there, seen = losses(config, Cluster())
+    assert seen == expected  # equal bits: the same arithmetic, with one thread each
+    assert there.workers == here.workers
+    assert there.final_accuracy == here.final_accuracy
+
+
+def at(iteration: int, act: Callable[[], None]) -> Callable[[Progress], None]:
+    def progress(state: Progress) -> None:
+        if state.iteration == iteration:
+            act()
+
+    return progress
+
+
+def process(rank: int) -> int:
+    (child,) = [child for child in multiprocessing.active_children() if child.name == f"fa-{rank}"]
+    assert child.pid is not None
+    return child.pid
+
+
+def reasons(run: Run, worker: int) -> Counter[str]:
+    return Counter(row.status for row in run.workers if row.worker == worker)
+
+
+def test_goes_on_after_a_worker_is_killed() -> None:
+    config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1)
+    run = train(config, cluster=Cluster(), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
+    out = reasons(run, 2)["left out: its process has ended"]
+    assert out in (14, 15)  # it may have sent its sixth gradient before it died
+    assert reasons(run, 1) == {"used": 20}
+    assert not multiprocessing.active_children()
+
+
+def test_ends_where_too_few_are_left() -> None:
+    config = replace(SMALL, rule="multi_krum", byzantine=0, assumed_byzantine=0)
+
+    def kill() -> None:
+        for rank in range(3):
+            os.kill(process(rank), signal.SIGKILL)
+
+    with pytest.raises(ConditionError, match=r"iteration [67]: .* needs"):
+        train(config, cluster=Cluster(), progress=at(5, kill))
+    assert not multiprocessing.active_children()
+
+
+def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
+    config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1, iterations=400)
+    stopped: list[int] = []
+
+    def stop() -> None:
+        stopped.append(process(3))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    def act(state: Progress) -> None:
+        if state.iteration == 5:
+            stop()
+        if state.iteration == 30:
+            os.kill(stopped[0], signal.SIGCONT)
+            threading.Event().wait(0.5)
+
+    run = train(config, cluster=Cluster(deadline=0.5), progress=act)
+    assert reasons(run, 3)["left out: no gradient within 0.5 s"] >= 24
+    last = [row.status for row in run.workers if row.worker == 3][-50:]
+    assert "used" in last
+
+
+def test_a_quorum_does_not_wait_for_the_slowest() -> None:
+    config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1)
+    stopped: list[int] = []
+
+    def act() -> None:
+        stopped.append(process(0))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    run = train(config, cluster=Cluster(quorum=3), progress=at(2, act))
+    assert reasons(run, 0)["left out: not among the fastest 3"] >= 17
+    with pytest.raises(ValueError, match="quorum must be at most workers=4; it is 5"):
+        train(config, cluster=Cluster(quorum=5))
