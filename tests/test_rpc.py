@@ -3,16 +3,25 @@
 import multiprocessing
 import os
 import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
+from fa import models
 from fa.checks import ConditionError
 from fa.rules import RULES
 from fa.training import Progress, Run, TrainConfig, train
+from fa.training.flat import flatten
+from fa.training.rpc.server import Remote, Sent
 from fa.training.transport import Cluster
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
@@ -106,3 +115,76 @@ def test_a_quorum_does_not_wait_for_the_slowest() -> None:
     assert reasons(run, 0)["left out: not among the fastest 3"] >= 17
     with pytest.raises(ValueError, match="quorum must be at most workers=4; it is 5"):
         train(config, cluster=Cluster(quorum=5))
+
+
+SERVER = """
+from fa.training import TrainConfig, train
+from fa.training.transport import Cluster
+import multiprocessing
+
+def tell(state):
+    if state.iteration == 2:
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+
+if __name__ == "__main__":
+    config = TrainConfig(rule="median", workers=3, byzantine=0, iterations=100000, batch=4)
+    train(config, cluster=Cluster(), progress=tell)
+"""
+
+
+def test_no_process_outlives_the_server(tmp_path: Path) -> None:
+    script = tmp_path / "serve.py"
+    script.write_text(SERVER)
+    server = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    workers = [int(pid) for pid in server.stdout.readline().split()]
+    assert len(workers) == 3
+    os.kill(workers[0], signal.SIGSTOP)  # a stopped process cannot end itself
+    server.kill()
+    server.communicate()
+    until = time.monotonic() + 20
+    while any(alive(pid) for pid in workers) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if alive(pid)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_workers_started_by_hand(tmp_path: Path) -> None:
+    """The command line's files are those of the simulation, but for what tells the time."""
+    fa = [sys.executable, "-c", "from fa.cli import main; main()"]
+    run = [*fa, "train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    out = [*run, "--threads", "1", "--out"]
+    workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--master", where]) for rank in range(2)]
+    subprocess.run([*out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
+    assert [worker.wait(20) for worker in workers] == [0, 0]
+    subprocess.run([*out, tmp_path / "simulate"], check=True)
+    one, other = (tmp_path / name / "workers.csv" for name in ("rpc", "simulate"))
+    assert one.read_text() == other.read_text()
+
+
+def test_a_gradient_of_another_length_is_left_out() -> None:
+    config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
+    model = models.build("convnet", 1, 10, 28, seed=0)
+    parameters = flatten(model)
+    remote = Remote(model, config, parameters, Cluster())
+
+    def send(rank: int, iteration: int, length: int) -> None:
+        remote.exchange(Sent(rank, iteration, torch.ones(length), torch.ones(()), []))
+
+    for rank in range(2):
+        send(rank, -1, 1)
+    answers = [threading.Timer(0.5, send, (0, 0, len(parameters))), threading.Timer(0.6, send, (1, 0, 3))]
+    for answer in answers:
+        answer.start()
+    gathered = remote.gradients(0, parameters)
+    assert gathered.missing == {1: f"sent (3,) of torch.float32, not ({len(parameters)},) of torch.float32"}
+    assert bool(gathered.G[1].isnan().all())
+    assert bool((gathered.G[0] == 1).all())

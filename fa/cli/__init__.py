@@ -14,6 +14,7 @@ import click
 
 COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
+    "worker": "Compute gradients for a `fa train` that listens on this host or another.",
     "sweep": "Do many runs, reusing those that are finished.",
     "reproduce": "Draw the paper's figures from runs of this package.",
     "report": "Write which of the paper's claims hold, from the figures drawn.",

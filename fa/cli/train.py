@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fa.checks import require
 from fa.sampling import SAMPLINGS
 from fa.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
+    from fa.training.transport import Cluster
 
 _REFRESH = 0.2  # seconds between two readings of the loss, which may have to wait for the device
 _LINES = 30.0  # seconds between two lines where stderr is no terminal
+
+_BACKEND = "Workers simulated in this process, or processes of their own.  [default: simulate]"
 
 _SETTINGS = {
     "rule": (str, "Aggregation rule."),
@@ -69,7 +74,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @_options
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; as many as it takes if left out.")
 @click.option("--out", type=click.Path(path_type=Path), help="New directory for curve.csv, workers.csv, config.json.")
-def train(threads: int | None, out: Path | None, **given: Any) -> None:
+@click.option("--backend", type=click.Choice(["simulate", "rpc"]), default="simulate", help=_BACKEND)
+@click.option("--listen", metavar="HOST:PORT", help="With rpc: await `fa worker`s there instead of starting some here.")
+@click.option("--deadline", type=float, help="With rpc: seconds until a silent worker is left out.  [default: 60]")
+@click.option("--quorum", type=int, help="With rpc: go on with the gradients of so many workers, the fastest.")
+def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> None:
     """Train once, with faulty workers, and print the result.
 
     The options of the rules hold for those rules that have them.
@@ -78,12 +87,35 @@ def train(threads: int | None, out: Path | None, **given: Any) -> None:
 
     if out is not None:
         out = make_room(out)  # before torch is even imported
-    config = _config({name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    network = {name: given.pop(name) for name in ("listen", "deadline", "quorum") if name in given}
+    config = _config(given)
+    if backend == "simulate" and network:
+        raise ValueError(f"backend must be 'rpc' with --{next(iter(network))}; it is 'simulate'")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection that ends is told of
     from fa.training import train as run_training
 
+    cluster = _cluster(**network) if backend == "rpc" else None
+
     with _progress(config.iterations) as progress:
-        run = run_training(config, out=out, progress=progress, threads=threads)
+        run = run_training(config, out=out, progress=progress, threads=threads, cluster=cluster)
     _report(run, out)
+
+
+def _cluster(listen: str | None = None, **patience: Any) -> Cluster:
+    from fa.training.transport import Cluster
+
+    if listen is None:
+        return Cluster(**patience)
+    host, port = address("listen", listen)
+    return Cluster(host=host, port=port, spawn=False, **patience)
+
+
+def address(name: str, text: str) -> tuple[str, int]:
+    """HOST:PORT in two parts; ValueError for what is none."""
+    host, _, port = text.rpartition(":")
+    require(host != "" and port.isdecimal() and int(port) < 1 << 16, name, text, "HOST:PORT")
+    return host, int(port)
 
 
 def _config(given: dict[str, Any]) -> TrainConfig:

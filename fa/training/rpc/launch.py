@@ -73,6 +73,9 @@ def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
 
 def _work(rank: int, host: str, port: int) -> None:
     """In the child: it ends with the fork server, even when stopped, and that with the server; or by itself."""
+    # Every child holds the pipe by which the fork server lives; a stopped one would keep it alive, and so itself.
+    alive = forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
+    os.close(alive)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
