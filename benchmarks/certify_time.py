@@ -34,7 +34,7 @@ def main() -> None:
         " p lambda    5 steps  best found      bound     gap       ms |  relaxation's      s  solver    certify below"
     )
     for p in options.workers:
-        config = TrainConfig(rule="mean", workers=p, byzantine=0, batch=32 if p < 60 else 16, lr=0.05)
+        config = TrainConfig(rule="mean", workers=p, byzantine=0, batch=32 if p < 60 else 16, lr=0.05, momentum=0.9)
         G = record(config, at=[options.iteration])[options.iteration]
         for lam in (0.0, float(p)):
             print(line(G, options.m, lam, options.restarts, options.exact), flush=True)

@@ -246,7 +246,9 @@ def test_the_step_is_that_of_torch(momentum: float, weight_decay: float) -> None
 
 def test_the_mean_of_one_worker_is_ordinary_training(data: Dataset) -> None:
     """The loop, the mean rule and the server against twenty lines of plain torch."""
-    config = TrainConfig(rule="mean", workers=1, byzantine=0, attack="none", iterations=8, batch=16, lr=0.05)
+    config = TrainConfig(
+        rule="mean", workers=1, byzantine=0, attack="none", iterations=8, batch=16, lr=0.05, momentum=0.9
+    )
     transport, parameters = simulation(config, data)
     loop.Loop(config, make_rule("mean"), transport, parameters, 10_000).run(lambda: 0.0, None)
 
@@ -362,7 +364,15 @@ NUMBERS = {1: {"fa": (2.2891765, 0.8490588), "bulyan": (2.3063362, None)}}
 def test_numbers_change_only_with_the_record_version(rule: str, options: dict[str, Any]) -> None:
     """Else a run store would hand out records that today's code no longer gives."""
     config = TrainConfig(
-        rule=rule, rule_options=options, workers=7, byzantine=1, attack="sign_flip", iterations=6, batch=8, lr=0.05
+        rule=rule,
+        rule_options=options,
+        workers=7,
+        byzantine=1,
+        attack="sign_flip",
+        iterations=6,
+        batch=8,
+        lr=0.05,
+        momentum=0.9,
     )
     run = train(config, threads=1)
     loss, value = NUMBERS[RECORD_VERSION][rule]

@@ -36,7 +36,7 @@ _SETTINGS = {
     "iterations": (int, "Iterations."),
     "batch": (int, "Images per worker and iteration."),
     "lr": (float, "Learning rate."),
-    "momentum": (float, "Momentum of SGD."),
+    "momentum": (float, "Momentum of SGD; the released code's is 0.9."),
     "weight_decay": (float, "Weight decay of SGD."),
     "lr_decay": (float, "Factor of the step schedule."),
     "lr_decay_epochs": (int, "Epochs between two steps of the schedule."),
