@@ -17,6 +17,7 @@ from fa.training.flat import Buffers
 from fa.training.transport import Cluster, Gathered
 
 _JOINING = 120.0  # seconds that the first iteration waits for workers
+_LEAVING = 5.0  # seconds that the end waits for them to hear of it
 _CLOSED = -1
 
 Answer = Future[tuple[int, Tensor] | None]
@@ -55,6 +56,7 @@ class Remote:
         self._losses: dict[int, Tensor] = {}
         self._gone: dict[int, str] = {}  # who is not waited for, and why
         self._asking: dict[int, Answer] = {}
+        self._left: set[int] = set()  # who has heard that the run is over
 
     def exchange(self, sent: Sent) -> Answer:
         """Take what a worker sent; its answer may come later."""
@@ -147,13 +149,21 @@ class Remote:
         """The honest workers' batch-norm statistics, as last heard."""
         return self._buffers[self.config.byzantine :]
 
+    def leave(self, rank: int) -> None:
+        """That worker has heard that the run is over."""
+        with self._changed:
+            self._left.add(rank)
+            self._changed.notify_all()
+
     def close(self) -> None:
-        """Tell the workers that the run is over."""
+        """Tell the workers that the run is over, and wait until those who are there have heard it."""
         with self._changed:
             self._over = True
             asking, self._asking = self._asking, {}
         for answer in asking.values():
             answer.set_result(None)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left | self._gone.keys() >= set(range(self.config.workers)), _LEAVING)
 
 
 _here: list[Remote] = []  # the run that this process serves
@@ -167,6 +177,11 @@ def install(remote: Remote) -> None:
 def describe() -> str:
     """Called by a worker: the run's configuration, as JSON."""
     return _here[0].config.to_json()
+
+
+def leave(rank: int) -> None:
+    """Called by a worker that has heard that the run is over."""
+    _here[0].leave(rank)
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]

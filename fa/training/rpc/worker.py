@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch._C._distributed_c10d import TCPStore
 
@@ -33,6 +35,8 @@ def work(rank: int, host: str, port: int) -> None:
         while True:
             answer = star.ask(server.exchange, rank, iteration, gradient, loss, worker.buffers.tensors)
             if answer is None:
+                with suppress(RuntimeError):  # the server may be gone before it answers
+                    star.ask(server.leave, rank)
                 return
             iteration, sent = answer
             parameters.copy_(sent)
