@@ -18,7 +18,10 @@ from fa.checks import check_one_of
 from fa.seeds import generator
 
 DROPPED = 0.1
-"""The share of its coordinates that a worker under the "drop" attack loses."""
+"""The share of its coordinates, or of its chunks, that a worker under "drop", or "chunk_loss", loses."""
+
+CHUNK = 360
+"""Coordinates, of four bytes, in a datagram: with its headers it fits into the 1500 bytes of an Ethernet frame."""
 
 OPPOSED = 0.1
 """By how much the "ipm" attack shortens the honest mean that it turns round: short enough for distances to trust it."""
@@ -109,6 +112,14 @@ def _drop(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
         G[worker].masked_fill_(lost, 0)
 
 
+def _chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    """The worker's own gradient over a link that loses datagrams: each chunk is zero with probability 0.1."""
+    n = G.shape[1]
+    for worker in byzantine:
+        lost = torch.rand(-(-n // CHUNK), device=G.device, generator=streams(worker)) < DROPPED
+        G[worker].masked_fill_(lost.repeat_interleave(CHUNK)[:n], 0)
+
+
 def _sign_flip(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """The worker's own gradient, negated."""
     for worker in byzantine:
@@ -163,6 +174,7 @@ ATTACKS = MappingProxyType(
             Attack("ipm", False, _ipm),
             Attack("mimic", False, _mimic),
             Attack("drop", True, _drop),
+            Attack("chunk_loss", True, _chunk_loss),
             Attack("sign_flip", True, _sign_flip),
             Attack("zero", False, _constant(0.0)),
             Attack("nan", False, _constant(float("nan"))),
