@@ -1,12 +1,19 @@
 """Packet loss: chunks that never arrive, in the simulator and over links that lose packets for real."""
 
 import math
+import os
+import socket
 from itertools import pairwise
+from pathlib import Path
 
+import pytest
 import torch
+from scipy.stats import ks_2samp
 from torch import Tensor
 
 from fa.attacks import CHUNK, DROPPED, make_attack
+from fa.training.chunks import Inbox, send
+from fa.training.links import SERVER, Links, refusal, star
 
 N = 60 * CHUNK + 7  # the last chunk is short
 CHUNKS = 61
@@ -46,7 +53,107 @@ def look_independent(rows: list[list[bool]]) -> None:
 
 
 def test_the_emulation_loses_whole_chunks_a_tenth_of_them_each_by_itself() -> None:
-    rows = emulated(200)
+    rows = emulated(100)
     look_independent(rows)
     assert is_binomial(sum(row[-1] for row in rows), len(rows), DROPPED)  # the short one as well
     assert len(set(map(tuple, rows))) == len(rows)
+
+
+REFUSAL = refusal()
+needs_namespaces = pytest.mark.skipif(bool(REFUSAL), reason=REFUSAL)
+
+
+def received(links: Links, iterations: int, previous: bool = False) -> list[tuple[int, int, Tensor, Tensor]]:
+    """(worker, chunks lost, what came, what was sent) of every gradient that the workers send over their links."""
+    workers = len(links.workers)
+    receiver = links.datagrams(links.server)
+    receiver.bind((SERVER, 0))
+    address = receiver.getsockname()
+    inbox = Inbox(receiver, workers, N, previous)
+    senders = [links.datagrams(name) for name in links.workers]
+    stream = torch.Generator().manual_seed(2)
+    found = []
+    for iteration in range(iterations):
+        G = torch.rand(workers, N, generator=stream) + 1
+        for worker, sender in enumerate(senders):
+            send(sender, address, worker, iteration, G[worker])
+        for worker in range(workers):
+            row = torch.empty(N)
+            found.append((worker, inbox.take(worker, iteration, row), row, G[worker]))
+    inbox.close()
+    for sender in senders:
+        sender.close()
+    return found
+
+
+@needs_namespaces
+def test_real_links_lose_as_the_emulation_does() -> None:
+    with star(3, lossy=2) as links:
+        found = received(links, 50)
+    rows = []
+    for worker, count, row, sent in found:
+        lost = lost_chunks(row, sent)
+        assert sum(lost) == count
+        if worker < 2:
+            rows.append(lost)
+        else:
+            assert count == 0  # a link that loses nothing
+    look_independent(rows)
+    both = rows, emulated(50)
+    numbers = [[sum(row) for row in of] for of in both]
+    runs = [[sum(b and not a for a, b in pairwise(row)) for row in of] for of in both]
+    for real, seeded in (numbers, runs):
+        assert ks_2samp(real, seeded).pvalue > 1e-7  # discrete, so that it is seldomer still
+
+
+@needs_namespaces
+def test_what_is_lost_may_stay_as_it_was() -> None:
+    with star(1, lossy=1, loss=0.3) as links:
+        found = received(links, 5, previous=True)
+    before = torch.zeros(N)
+    for _, count, row, sent in found:
+        kept = [torch.equal(*pair) for pair in zip(row.split(CHUNK), before.split(CHUNK), strict=True)]
+        came = [torch.equal(*pair) for pair in zip(row.split(CHUNK), sent.split(CHUNK), strict=True)]
+        assert [not old for old in kept] == came
+        assert sum(kept) == count
+        before = row
+
+
+@needs_namespaces
+def test_namespaces_go_when_something_fails_inside() -> None:
+    def fail() -> None:
+        with star(2, 1) as links:
+            assert all((Path("/run/netns") / name).exists() for name in (links.server, *links.workers))
+            assert links.means in ("netem", "nftables")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not list(Path("/run/netns").glob(f"fa-{os.getpid()}-*"))
+
+
+def test_datagrams_that_are_none_of_a_run_are_thrown_away() -> None:
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind(("127.0.0.1", 0))
+    address = receiver.getsockname()
+    inbox = Inbox(receiver, 2, N)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for junk in (b"", b"x" * 12, b"\0" * 15, b"\0" * 16, b"\xff" * (12 + 4 * CHUNK), b"\0" * 2000):
+            sender.sendto(junk, address)
+        sent = torch.arange(1.0, N + 1)
+        send(sender, address, 1, 0, sent)
+    row = torch.empty(N)
+    assert inbox.take(1, 0, row) == 0
+    assert torch.equal(row, sent)
+    assert inbox.take(0, 0, row) == CHUNKS
+    assert not row.any()
+    inbox.close()
+
+
+def test_a_star_of_other_numbers_is_refused() -> None:
+    for given, message in (
+        ({"workers": 2, "lossy": 3}, "lossy must be at most workers=2"),
+        ({"workers": 2, "loss": 1.0}, "loss must be less than 1"),
+    ):
+        with pytest.raises(ValueError, match=message), star(**given):
+            pass
