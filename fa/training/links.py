@@ -34,8 +34,11 @@ class Links:
 
     @staticmethod
     def inside(namespace: str, command: list[str]) -> list[str]:
-        """The command, to be run in that namespace."""
-        return ["ip", "netns", "exec", namespace, *command]
+        """The command, to be run in that namespace, and among processes of its own: where TensorPipe finds another
+        process on its host, it copies memory and leaves the network alone.
+        """
+        alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        return ["ip", "netns", "exec", namespace, *alone, *command]
 
     @staticmethod
     def datagrams(namespace: str) -> socket.socket:
