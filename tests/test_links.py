@@ -6,12 +6,14 @@ import socket
 from itertools import pairwise
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
 from fa.attacks import CHUNK, DROPPED, make_attack
+from fa.experiments import fig06a, link_loss
 from fa.training.chunks import Inbox, send
 from fa.training.links import SERVER, Links, refusal, star
 
@@ -157,3 +159,38 @@ def test_a_star_of_other_numbers_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message), star(**given):
             pass
+
+
+@pytest.mark.parametrize(
+    ("way", "expected"),
+    [
+        ((0.8, 0.9), ["reproduced", "reproduced"]),
+        ((0.8, 0.705), ["not reproduced", "in part"]),
+        ((0.7, 0.9), ["reproduced", "in part"]),
+        ((0.6, 0.6), ["not reproduced", "not reproduced"]),
+    ],
+)
+def test_the_verdict_on_packet_loss(way: tuple[float, ...], expected: list[str]) -> None:
+    about = [{"variant": key, "label": key, "f": 3, "seed": 1} for key in fig06a.RULES]
+    rows = [
+        row | {"iteration": 20 * (i + 1), "test_accuracy": accuracy if row["variant"] == "fa" else 0.7}
+        for row in about
+        for i, accuracy in enumerate(way)
+    ]
+    numbers = pd.DataFrame(rows)
+    claims = fig06a.claims(numbers, 0.1)
+    assert [claim.verdict for claim in claims] == expected
+    assert "Mean 0.700" in claims[0].measured
+    links = pd.DataFrame([{"loss": x, "workers": 4, "lossy": 3, "seconds": 0.1 + x} for x in (0.0, 0.1)])
+    left, right = fig06a.draw(numbers, "title", links).axes
+    assert len(left.lines) == 8
+    assert [bar.get_height() for bar in right.patches] == pytest.approx([100, 200])
+    assert not fig06a.draw(numbers, "title").axes[1].patches
+
+
+def test_times_that_are_kept_need_no_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_loss, "refusal", lambda: "no namespaces")
+    kept = tmp_path / "links.csv"
+    assert link_loss.measured(kept, "quick").empty
+    pd.DataFrame([{"loss": 0.1, "seconds": 2.0}]).to_csv(kept, index=False)
+    assert list(link_loss.measured(kept, "quick")["seconds"]) == [2.0]

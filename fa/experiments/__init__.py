@@ -18,6 +18,7 @@ FIGURES = (
     "fig03_explained_variance",
     "fig04_byzantine_workers",
     "fig05_batch_size",
+    "fig06a_packet_loss",
     "fig06bcd_more_workers",
     "fig07_augmented_data",
     "fig08_lambda",
