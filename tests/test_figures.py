@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import math
+import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, fig08, fig09, figure_module, style
+from fa.experiments.claims import Lead, accuracies, lead
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES, sized
 from fa.experiments.store import Record
@@ -183,6 +186,38 @@ def test_verdicts_on_the_rules_can_go_either_way() -> None:
     claims = fig04.claims(one, 0.1)
     assert verdicts(claims) == ["in part", yes, "in part"]
     assert "f = 2: FA 0.900 (0.900 to 0.900), best other Median 0.950" in claims[0].measured
+
+
+def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:
+    ours, theirs = [0.80, 0.83, 0.85], [0.78, 0.80, 0.84]
+    its = Lead("f = 1", ours, "median", theirs)
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    t = math.sqrt(3) * statistics.mean(differences) / statistics.stdev(differences)
+    in_closed_form = 0.5 - t / (2 * math.sqrt(2 + t * t))  # Student's t of two degrees
+    assert its.p_value == pytest.approx(in_closed_form)
+    assert its.margin == pytest.approx(0.02)
+    assert its.better()
+    assert its.tested == f"f = 1: +0.020 (p = {its.p_value:.2g})"
+    assert not Lead("", [0.9, 0.7, 0.8], "median", [0.7, 0.75, 0.75]).better()  # ahead by .067, and not in every seed
+    assert not Lead("", theirs, "median", ours).better()
+    alone = Lead("f = 1", [0.8], "median", [0.7])
+    assert alone.p_value is None
+    assert alone.better()
+    assert not alone.better(0.15)
+    assert alone.tested == "f = 1: +0.100"
+    assert Lead("", [0.8, 0.9], "median", [0.7, 0.8]).better()  # equal differences: no spread to divide by
+
+
+def test_a_lead_pairs_the_rules_by_seed() -> None:
+    rows = table({("fa", 1): 0.8, ("median", 1): 0.7}, seeds=(9,))
+    again = rows.assign(seed=7, test_accuracy=rows["test_accuracy"] + 0.1)
+    both = pd.concat([rows[rows["variant"] == "fa"], again, rows[rows["variant"] == "median"]])
+    found = lead(accuracies(both), 1, "f")
+    assert (found.rival, list(found.ours), list(found.theirs)) == (
+        "median",
+        pytest.approx([0.9, 0.8]),
+        pytest.approx([0.8, 0.7]),
+    )
 
 
 def results(study: Study, folder: Path) -> Results:

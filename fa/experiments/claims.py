@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.study import last_points
-from fa.experiments.style import PAPER_RULES
+from fa.experiments.style import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -17,6 +17,7 @@ REPRODUCED, IN_PART, NOT, UNTESTABLE = "reproduced", "in part", "not reproduced"
 LEARNED = 3.0  # times chance: where no run reaches it, nothing was learned, and no claim can be told
 CHANCE_MARGIN = 0.05  # accuracy above chance that still counts as none
 CLOSE = 0.01  # of accuracy: less is no difference
+LEVEL = 0.05  # of a test over seeds
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,47 @@ class Claim:
     verdict: str
 
 
+@dataclass(frozen=True)
+class Lead:
+    """How far FA's final accuracy is above that of the best of the paper's other rules, in one part of a figure."""
+
+    where: str  # as in f = 3
+    ours: Sequence[float]  # final accuracies, one a seed
+    rival: str  # the best other rule's variant
+    theirs: Sequence[float]  # of the same seeds
+
+    @property
+    def margin(self) -> float:
+        """The difference of the means."""
+        return mean(self.ours) - mean(self.theirs)
+
+    @property
+    def p_value(self) -> float | None:
+        """Student's paired t test over the seeds, of FA being no better; None where one seed allows none."""
+        from scipy.stats import ttest_rel
+
+        differences = [a - b for a, b in zip(self.ours, self.theirs, strict=True)]
+        if len(differences) < 2:
+            return None
+        if max(differences) - min(differences) < 1e-9:  # no spread to divide by
+            return 0.0 if self.margin > 0 else 1.0
+        return float(ttest_rel(self.ours, self.theirs, alternative="greater").pvalue)
+
+    def better(self, by: float = CLOSE) -> bool:
+        """Whether FA leads by more than `by`, and by more than the seeds' spread explains where there are several."""
+        return self.margin > by and (self.p_value is None or self.p_value < LEVEL)
+
+    def __str__(self) -> str:
+        rival = VARIANTS[self.rival].label
+        return f"{self.where}: FA {shown(self.ours)}, best other {rival} {shown(self.theirs)}"
+
+    @property
+    def tested(self) -> str:
+        """The margin, with the test's p where there is one."""
+        test = "" if self.p_value is None else f" (p = {self.p_value:.2g})"
+        return f"{self.where}: {self.margin:+.3f}{test}"
+
+
 def claims_table(claims: Sequence[Claim]) -> Styler:
     """The claims as a table for a notebook, its cells wrapped."""
     import pandas
@@ -39,8 +81,8 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
 
 
 def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[float]]:
-    """Final test accuracies by variant and the column `by`, one a seed."""
-    groups = last_points(table).groupby(["variant", by])
+    """Final test accuracies by variant and the column `by`, one a seed, in the seeds' order."""
+    groups = last_points(table).sort_values("seed", kind="stable").groupby(["variant", by])
     return {(variant, value): list(group["test_accuracy"]) for (variant, value), group in groups}
 
 
@@ -58,6 +100,12 @@ def mean(values: Sequence[float]) -> float:
 def learned(final: Mapping[Any, Sequence[float]], chance: float) -> bool:
     """Whether any run learned enough for rules to be told apart."""
     return max(mean(values) for values in final.values()) > LEARNED * chance
+
+
+def lead(final: Mapping[tuple[str, Any], Sequence[float]], where: Any, name: str = "") -> Lead:
+    """FA against the best other rule at `where`, which is told as `name` = `where`."""
+    rival = best_other(final, where)
+    return Lead(f"{name} = {where}" if name else str(where), final["fa", where], rival, final[rival, where])
 
 
 def best_other(final: Mapping[tuple[str, Any], Sequence[float]], where: Any) -> str:

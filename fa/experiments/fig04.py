@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
-from fa.experiments.claims import CHANCE_MARGIN, CLOSE, Claim, accuracies, best_other, learned, mean, shown, verdict
+from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, lead, learned, mean, shown, verdict
 from fa.experiments.curves import draw_curves
 from fa.experiments.study import Case, Study, make_study
 
@@ -49,19 +49,14 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     """C3 in its two halves, and C4; `chance` is the accuracy of guessing."""
     final = accuracies(table)
     testable = learned(final, chance)
-    rivals = {f: best_other(final, f) for f in FAULTY}
-    leads = {f: mean(final["fa", f]) - mean(final[rivals[f], f]) for f in FAULTY}
-    parts = [
-        f"f = {f}: FA {shown(final['fa', f])}, best other {style.VARIANTS[rival].label} {shown(final[rival, f])}"
-        for f, rival in rivals.items()
-    ]
+    leads = [lead(final, f, "f") for f in FAULTY]
     trimmed = final["trimmed_mean", 1]
     return [
         Claim(
             "C3",
             "FA remains more robust compared to other approaches, for f = 1, 2, 3",
-            "final accuracy " + "; ".join(parts),
-            verdict([lead > CLOSE for lead in leads.values()], testable),
+            "final accuracy " + "; ".join(map(str, leads)),
+            verdict([lead.better() for lead in leads], testable),
         ),
         Claim(
             "C3",
@@ -72,7 +67,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         Claim(
             "C4",
             "significantly (about 20%) better accuracy",
-            "FA's accuracy less the best other rule's: " + ", ".join(f"f = {f}: {x:+.3f}" for f, x in leads.items()),
-            verdict([lead >= MUCH for lead in leads.values()], testable),
+            "FA's accuracy less the best other rule's: " + ", ".join(lead.tested for lead in leads),
+            verdict([lead.better(MUCH) for lead in leads], testable),
         ),
     ]

@@ -7,10 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.claims import CLOSE, Claim, accuracies, best_other, learned, mean, shown, verdict
+from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, verdict
 from fa.experiments.curves import draw_panels
 from fa.experiments.study import Case, Study, make_study
-from fa.experiments.style import PAPER_RULES, VARIANTS
+from fa.experiments.style import PAPER_RULES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,25 +44,20 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     """C5: FA's lead over the best other rule with larger minibatches, and whether it grows with them."""
     final = accuracies(table, "batch")
     sizes = sorted(set(table["batch"]))
-    rivals = {batch: best_other(final, batch) for batch in sizes}
-    leads = [mean(final["fa", batch]) - mean(final[rivals[batch], batch]) for batch in sizes]
-    parts = [
-        f"B = {batch}: FA {shown(final['fa', batch])}, best other {VARIANTS[rival].label} {shown(final[rival, batch])}"
-        for batch, rival in rivals.items()
-    ]
-    grows = [after > before + CLOSE for before, after in pairwise(leads)]
+    leads = [lead(final, batch, "B") for batch in sizes]
+    grows = [after.margin > before.margin + CLOSE for before, after in pairwise(leads)]
     testable = learned(final, chance)
     return [
         Claim(
             "C5",
             "with larger batch sizes FA achieves a significantly better accuracy than the other rules",
-            "final accuracy " + "; ".join(parts),
-            verdict([lead > CLOSE for lead in leads[1:]], testable),
+            "final accuracy " + "; ".join(map(str, leads)),
+            verdict([lead.better() for lead in leads[1:]], testable),
         ),
         Claim(
             "C5",
             "marginal utility of larger batches: FA gains on the others as they grow",
-            "FA's accuracy less the best other rule's: " + ", ".join(f"{lead:+.3f}" for lead in leads),
+            "FA's accuracy less the best other rule's: " + ", ".join(lead.tested for lead in leads),
             verdict(grows, testable),
         ),
     ]

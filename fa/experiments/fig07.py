@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
-from fa.experiments.claims import CLOSE, Claim, accuracies, best_other, learned, mean, shown, verdict
+from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, shown, verdict
 from fa.experiments.curves import draw_curves
 from fa.experiments.paths import recipe
 from fa.experiments.study import Case, Results, Study, make_study
@@ -101,13 +101,8 @@ def claims(table: DataFrame, values: DataFrame, chance: float) -> list[Claim]:
     """C8 by the final accuracy and by the curves' falls, and what the paper takes for the quality of a worker."""
     final = accuracies(table, "scheme")
     testable = learned(final, chance)
-    rivals = {scheme: best_other(final, scheme) for scheme in SCHEMES}
-    leads = [mean(final["fa", scheme]) - mean(final[rivals[scheme], scheme]) for scheme in SCHEMES]
-    parts = [
-        f"{scheme}: FA {shown(final['fa', scheme])}, best other {style.VARIANTS[rival].label} "
-        f"{shown(final[rival, scheme])}, mean {shown(final['mean', scheme])}"
-        for scheme, rival in rivals.items()
-    ]
+    leads = {scheme: lead(final, scheme) for scheme in SCHEMES}
+    parts = [f"{its}, mean {shown(final['mean', scheme])}" for scheme, its in leads.items()]
     falls = {scheme: _falls(table[table["scheme"] == scheme]) for scheme in SCHEMES}
     others = {scheme: min(fall for rule, fall in of.items() if rule != "fa") for scheme, of in falls.items()}
     worth = values.groupby(["scheme", "augmented"])["value"].mean()
@@ -117,7 +112,7 @@ def claims(table: DataFrame, values: DataFrame, chance: float) -> list[Claim]:
             "C8",
             "FA can handle nonlinear data augmentation in a much more stable fashion",
             "final accuracy " + "; ".join(parts),
-            verdict([lead > CLOSE for lead in leads], testable),
+            verdict([its.better() for its in leads.values()], testable),
         ),
         Claim(
             "C8",
