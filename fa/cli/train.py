@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _REFRESH = 0.2  # seconds between two readings of the loss, which may have to wait for the device
 _LINES = 30.0  # seconds between two lines where stderr is no terminal
 
+_CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed at the end."
 _BACKEND = "Workers simulated in this process, or processes of their own.  [default: simulate]"
 
 _SETTINGS = {
@@ -74,6 +75,8 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @_options
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; as many as it takes if left out.")
 @click.option("--out", type=click.Path(path_type=Path), help="New directory for curve.csv, workers.csv, config.json.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT)
+@click.option("--checkpoint-every", type=float, help="Seconds from one checkpoint to the next.  [default: 300]")
 @click.option("--backend", type=click.Choice(["simulate", "rpc"]), default="simulate", help=_BACKEND)
 @click.option("--listen", metavar="HOST:PORT", help="With rpc: await `fa worker`s there instead of starting some here.")
 @click.option("--deadline", type=float, help="With rpc: seconds until a silent worker is left out.  [default: 60]")
@@ -89,6 +92,9 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
         out = make_room(out)  # before torch is even imported
     given = {name: value for name, value in given.items() if value is not None}
     network = {name: given.pop(name) for name in ("listen", "deadline", "quorum") if name in given}
+    keeping = {name: given.pop(name) for name in ("checkpoint", "checkpoint_every") if name in given}
+    if keeping and not {"checkpoint"} <= keeping.keys():
+        raise ValueError("checkpoint must be given with --checkpoint-every; it is not")
     config = _config(given)
     if backend == "simulate" and network:
         raise ValueError(f"backend must be 'rpc' with --{next(iter(network))}; it is 'simulate'")
@@ -98,7 +104,7 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
     cluster = _cluster(**network) if backend == "rpc" else None
 
     with _progress(config.iterations) as progress:
-        run = run_training(config, out=out, progress=progress, threads=threads, cluster=cluster)
+        run = run_training(config, out=out, progress=progress, threads=threads, cluster=cluster, **keeping)
     _report(run, out)
 
 

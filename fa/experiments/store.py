@@ -69,6 +69,10 @@ class RunStore:
         """
         return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
+    def checkpoint(self, config: TrainConfig) -> Path:
+        """The file from which a run of this configuration goes on."""
+        return self.root / f".{self.key(config)}.checkpoint"
+
     def find(self, config: TrainConfig) -> Record | None:
         """The finished run of this configuration, if it is there and whole."""
         record = Record(self.root / self.key(config))
@@ -109,6 +113,7 @@ class RunStore:
                     raise
         finally:
             shutil.rmtree(making, ignore_errors=True)
+        self.checkpoint(run.config).unlink(missing_ok=True)
         return Record(target)
 
     def _nearest(self, config: TrainConfig) -> str:

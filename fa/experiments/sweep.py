@@ -144,7 +144,8 @@ def _work(config: str, root: str, answer: Connection) -> None:
     try:
         from fa.training import train
 
-        RunStore(root).save(train(TrainConfig.from_json(config), threads=1))
+        store, its = RunStore(root), TrainConfig.from_json(config)
+        store.save(train(its, threads=1, checkpoint=store.checkpoint(its)))
     except (ValueError, OSError) as error:
         answer.send_bytes(str(error).encode())
     except BaseException:

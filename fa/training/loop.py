@@ -19,6 +19,7 @@ from fa.checks import ConditionError, check_integer, require
 from fa.data import Dataset, load
 from fa.data.batches import check_batch
 from fa.rules import Aggregate, Rule, make_rule
+from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
@@ -43,16 +44,20 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     threads: int | None = None,
     cluster: Cluster | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: float = EVERY,
 ) -> Run:
     """Do one run, write its records to `out` if given, and return it.
 
     `progress` is called after each iteration; `threads` is torch's number of threads during the run (None: as it is).
     With a `cluster` the workers are processes of their own; without, they are simulated in this one. Equal
-    configurations with equal threads give equal bits on one machine. A loss or parameters that are NaN or Inf do not
-    end a run. The server, who sees gradients and no losses, steps as long as the rule finds enough of them finite; from
-    then on no step is taken, and the records say so. Raises ValueError for bad settings, before data are loaded where
-    they do not depend on them; for an `out` that holds files or cannot be written; and when the rule's condition on the
-    number of workers does not hold, or no longer does although the honest workers' loss is finite.
+    configurations with equal threads give equal bits on one machine. With a `checkpoint`, a file, the run goes on from
+    the state that is there, and puts its own there every `checkpoint_every` seconds; once `out` is written, the file is
+    removed (without `out` that is left to the caller, who has the only copy). A loss or parameters that are NaN or Inf
+    do not end a run. The server, who sees gradients and no losses, steps as long as the rule finds enough of them
+    finite; from then on no step is taken, and the records say so. Raises ValueError for bad settings, before data are
+    loaded where they do not depend on them; for an `out` that holds files or cannot be written; and when the rule's
+    condition on the number of workers does not hold, or no longer does although the honest workers' loss is finite.
     """
     started = time.perf_counter()
     if out is not None:
@@ -68,13 +73,20 @@ def train(
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
+        used = torch.get_num_threads()
+        kept = checkpoint and Checkpoint(checkpoint, config, dataset.checksum, used, checkpoint_every)
         with _transport(model, dataset, config, parameters, cluster) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels))
-            curve, workers = loop.run(lambda: evaluation.accuracy(transport.statistics()), progress)
-        used = torch.get_num_threads()
-    run = Run(config, curve, workers, time.perf_counter() - started, used, dataset.checksum)
+            honest = slice(config.byzantine, None)
+            curve, workers = loop.run(
+                lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept or None
+            )
+    backend = {"name": "simulate"} if cluster is None else cluster.description()
+    run = Run(config, curve, workers, time.perf_counter() - started, used, dataset.checksum, backend)
     if out is not None:
         run.write(out)
+        if kept:
+            kept.remove()
     return run
 
 
@@ -106,24 +118,30 @@ class Loop:
         self._optimizer = SGD(parameters, config, self._epoch_length)
 
     def run(
-        self, evaluate: Callable[[], float], progress: Callable[[Progress], None] | None
+        self,
+        evaluate: Callable[[], float],
+        progress: Callable[[Progress], None] | None,
+        checkpoint: Checkpoint | None = None,
     ) -> tuple[tuple[CurvePoint, ...], tuple[WorkerRow, ...]]:
-        """All the iterations; `evaluate` returns the test accuracy of the parameters as they are."""
-        curve: list[CurvePoint] = []
-        workers: list[WorkerRow] = []
-        seconds = 0.0
-        for iteration in range(self._config.iterations):
+        """All the iterations that are left; `evaluate` returns the test accuracy of the parameters as they are."""
+        state = State()
+        if checkpoint is not None:
+            state, self._optimizer.velocity = checkpoint.load(self._parameters, self._transport.statistics())
+        for iteration in range(state.iteration, self._config.iterations):
             before = time.perf_counter()
             gathered, rows = self._iterate(iteration)
-            seconds += time.perf_counter() - before
-            workers += rows
-            done = iteration + 1
+            state.seconds += time.perf_counter() - before
+            state.workers += rows
+            state.iteration = done = iteration + 1
             if done % self._epoch_length == 0 or done == self._config.iterations:
                 epoch = -(-done // self._epoch_length)
-                curve.append(CurvePoint(done, epoch, seconds, float(gathered.loss), evaluate()))
+                state.curve.append(CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate()))
+            if checkpoint is not None and checkpoint.due():
+                checkpoint.save(state, self._parameters, self._optimizer.velocity, self._transport.statistics())
             if progress is not None:
-                progress(Progress(done, gathered.loss, curve[-1].test_accuracy if curve else None, gathered.G))
-        return tuple(curve), tuple(workers)
+                accuracy = state.curve[-1].test_accuracy if state.curve else None
+                progress(Progress(done, gathered.loss, accuracy, gathered.G))
+        return tuple(state.curve), tuple(state.workers)
 
     def _iterate(self, iteration: int) -> tuple[Gathered, list[WorkerRow]]:
         gathered = self._transport.gradients(iteration, self._parameters)

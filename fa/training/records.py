@@ -8,8 +8,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -52,6 +52,7 @@ class Run:
     seconds: float  # the whole run, evaluations and set-up included
     threads: int
     checksum: str  # of the data's content
+    backend: Mapping[str, object] = field(default_factory=lambda: {"name": "simulate"})  # how workers were run
 
     @property
     def final_accuracy(self) -> float:
@@ -88,6 +89,7 @@ class Run:
             "data_checksum": self.checksum,
             "versions": versions(),
             "hardware": hardware(self.config.device),
+            "backend": dict(self.backend),
             "threads": self.threads,
             "seconds": round(self.seconds, 3),
             "final_accuracy": self.final_accuracy,

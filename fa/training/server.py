@@ -21,7 +21,7 @@ class SGD:
         self._parameters = parameters
         self._config = config
         self._epoch_length = epoch_length
-        self._velocity: Tensor | None = None
+        self.velocity: Tensor | None = None  # what momentum has gathered
 
     def rate(self, iteration: int) -> float:
         """The learning rate at an iteration, counted from 0: times lr_decay every lr_decay_epochs."""
@@ -34,11 +34,11 @@ class SGD:
         if self._config.weight_decay:
             step = step.add(self._parameters, alpha=self._config.weight_decay)
         if self._config.momentum:
-            if self._velocity is None:
-                self._velocity = step.clone()
+            if self.velocity is None:
+                self.velocity = step.clone()
             else:
-                self._velocity.mul_(self._config.momentum).add_(step)
-            step = self._velocity
+                self.velocity.mul_(self._config.momentum).add_(step)
+            step = self.velocity
         self._parameters.add_(step, alpha=-self.rate(iteration))
 
 

@@ -39,5 +39,5 @@ class Simulation:
         return Gathered(self._G, torch.stack(losses).mean())
 
     def statistics(self) -> list[Buffers]:
-        """The honest workers' batch-norm statistics."""
-        return [worker.buffers for worker in self.workers if worker.rank not in self._byzantine]
+        """Each worker's batch-norm statistics, which may be written to."""
+        return [worker.buffers for worker in self.workers]

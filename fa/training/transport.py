@@ -33,7 +33,9 @@ class Transport(Protocol):
         ...
 
     def statistics(self) -> list[Buffers]:
-        """The honest workers' batch-norm statistics."""
+        """Each worker's batch-norm statistics, by rank. Before the first iteration they may be written to, and the
+        workers then begin with those.
+        """
         ...
 
 
@@ -56,3 +58,7 @@ class Cluster:
         require(self.deadline > 0, "deadline", self.deadline, "greater than 0")
         if self.quorum is not None:
             check_integer("quorum", self.quorum, 1)
+
+    def description(self) -> dict[str, object]:
+        """What a run's numbers may depend on, for its records."""
+        return {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum}

@@ -18,17 +18,20 @@ from fa.training.transport import Cluster, Gathered
 
 _JOINING = 120.0  # seconds that the first iteration waits for workers
 _LEAVING = 5.0  # seconds that the end waits for them to hear of it
-_CLOSED = -1
+NEW = -1  # the iteration of a worker that has no gradient yet
+_CLOSED = -2
 
-Answer = Future[tuple[int, Tensor] | None]
-"""What a worker waits for: the iteration and its parameters, or None when the run is over."""
+Answer = Future[tuple[int, Tensor, list[Tensor]] | None]
+"""What a worker waits for: the iteration, its parameters, and to one that is new the batch-norm statistics of its rank;
+or None when the run is over.
+"""
 
 
 class Sent(NamedTuple):
     """What a worker hands over when it asks for the next parameters."""
 
     rank: int
-    iteration: int  # that the gradient is of; -1 where there is none yet
+    iteration: int  # that the gradient is of; NEW where there is none yet
     gradient: Tensor  # (n,)
     loss: Tensor  # of the minibatch
     statistics: list[Tensor]  # of batch norm
@@ -56,6 +59,7 @@ class Remote:
         self._losses: dict[int, Tensor] = {}
         self._gone: dict[int, str] = {}  # who is not waited for, and why
         self._asking: dict[int, Answer] = {}
+        self._new: set[int] = set()  # who has no statistics yet
         self._left: set[int] = set()  # who has heard that the run is over
 
     def exchange(self, sent: Sent) -> Answer:
@@ -63,16 +67,23 @@ class Remote:
         answer: Answer = Future()
         with self._changed:
             self._gone.pop(sent.rank, None)
-            if sent.iteration == self._iteration != _CLOSED:
+            if sent.iteration == NEW:
+                self._new.add(sent.rank)
+            elif sent.iteration == self._iteration:
                 self._take(sent)
             idle = self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone
             if not idle and not self._over:
                 self._asking[sent.rank] = answer
-            now = None if self._over else (self._iteration, self._parameters)
+            now = self._answer(sent.rank) if idle else None
             self._changed.notify_all()
         if idle or self._over:
             answer.set_result(now)
         return answer
+
+    def _answer(self, rank: int) -> tuple[int, Tensor, list[Tensor]]:
+        statistics = self._buffers[rank].tensors if rank in self._new else []
+        self._new.discard(rank)
+        return self._iteration, self._parameters, statistics
 
     def _take(self, sent: Sent) -> None:
         row = self._G[sent.rank]
@@ -98,9 +109,10 @@ class Remote:
             self._await_all()
             self._iteration = iteration
             self._losses.clear()
-            asking, self._asking = self._asking, {}
-        for answer in asking.values():
-            answer.set_result((iteration, parameters))
+            asking = {answer: self._answer(rank) for rank, answer in self._asking.items()}
+            self._asking = {}
+        for answer, told in asking.items():
+            answer.set_result(told)
         with self._changed:
             in_time = self._changed.wait_for(self._enough, timeout=self._cluster.deadline)
             self._iteration = _CLOSED
@@ -146,8 +158,8 @@ class Remote:
         return Gathered(self._G, torch.stack([self._losses[rank] for rank in here]).mean(), missing)
 
     def statistics(self) -> list[Buffers]:
-        """The honest workers' batch-norm statistics, as last heard."""
-        return self._buffers[self.config.byzantine :]
+        """Each worker's batch-norm statistics, as last heard."""
+        return self._buffers
 
     def leave(self, rank: int) -> None:
         """That worker has heard that the run is over."""

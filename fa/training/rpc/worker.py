@@ -31,14 +31,16 @@ def work(rank: int, host: str, port: int) -> None:
         gradient = torch.zeros_like(parameters)
         worker = Worker(rank, model, dataset, config, gradient)
         computes = rank >= config.byzantine or make_attack(config.attack).needs_own
-        iteration, loss = -1, torch.zeros(())
+        iteration, loss = server.NEW, torch.zeros(())
         while True:
             answer = star.ask(server.exchange, rank, iteration, gradient, loss, worker.buffers.tensors)
             if answer is None:
                 with suppress(RuntimeError):  # the server may be gone before it answers
                     star.ask(server.leave, rank)
                 return
-            iteration, sent = answer
+            iteration, sent, statistics = answer
             parameters.copy_(sent)
+            for own, theirs in zip(worker.buffers.tensors, statistics, strict=bool(statistics)):
+                own.copy_(theirs)
             if computes:
                 loss = worker.gradient(iteration)

@@ -1,0 +1,184 @@
+"""Runs that were killed go on from their checkpoint, to the numbers of a run that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fa.experiments.store import Record, RunStore
+from fa.experiments.sweep import sweep
+from fa.training import Progress, Run, TrainConfig, train
+from fa.training.flat import flatten
+from fa.training.rpc.server import NEW, Remote, Sent
+from fa.training.transport import Cluster
+
+CONFIG = TrainConfig(
+    workers=4, byzantine=1, rule="median", iterations=12, batch=4, lr=0.05, momentum=0.9, seed=5, attack="sign_flip"
+)
+
+
+class Stop(Exception):
+    pass
+
+
+def stopped_at(iteration: int):
+    def progress(state: Progress) -> None:
+        if state.iteration == iteration:
+            raise Stop
+
+    return progress
+
+
+def numbers(run: Run) -> list[tuple]:
+    return [(*point[:2], *point[3:]) for point in run.curve] + list(run.workers)  # all but the seconds
+
+
+@pytest.mark.parametrize("cluster", [None, Cluster()], ids=["simulate", "rpc"])
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(cluster: Cluster | None, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    whole = train(CONFIG, threads=1)
+    with pytest.raises(Stop):
+        train(CONFIG, threads=1, cluster=cluster, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+    seen = []
+    again = train(CONFIG, tmp_path / "out", seen.append, 1, cluster, kept, checkpoint_every=0)
+    assert [state.iteration for state in seen] == list(range(7, 13))
+    assert numbers(again) == numbers(whole)
+    assert again.curve[-1].seconds > 0
+    assert not kept.exists()  # the run is in out
+
+
+def normed(seed: int) -> nn.Module:
+    """The smallest model with batch norm."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
+
+
+def test_batch_norm_statistics_are_each_workers_own_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(*_: object, seed: int) -> nn.Module:
+        return normed(seed)
+
+    monkeypatch.setattr("fa.training.loop.models.build", build)
+    whole = train(CONFIG, threads=1)
+    again = train(CONFIG, threads=1, checkpoint=stop_half_way(tmp_path))
+    assert numbers(again) == numbers(whole)
+
+
+def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_path: Path) -> None:
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    command = [
+        *(sys.executable, "-c", "from fa.cli import main; main()", "train", "--backend", "rpc", "--threads", "1"),
+        *("--rule", "median", "--workers", "4", "--byzantine", "1", "--attack", "sign_flip", "--momentum", "0.9"),
+        *("--iterations", "12", "--batch", "4", "--lr", "0.05", "--seed", "5", "--out", str(out)),
+        *("--checkpoint", str(kept), "--checkpoint-every", "0"),
+    ]
+    first = subprocess.Popen(command)
+    while not kept.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    assert not out.exists()
+    with np.load(kept, allow_pickle=False) as file:
+        assert 0 < json.loads(file["said"].tobytes())["iteration"] < 12
+    subprocess.run(command, check=True)
+    train(CONFIG, tmp_path / "whole", threads=1)
+    there, here = Record(out), Record(tmp_path / "whole")
+    assert [point | {"seconds": 0} for point in there.curve] == [point | {"seconds": 0} for point in here.curve]
+    assert (out / "workers.csv").read_text() == (tmp_path / "whole" / "workers.csv").read_text()
+    assert there.description["backend"] == {"name": "rpc", "deadline": 60.0, "quorum": None}
+    assert here.description["backend"] == {"name": "simulate"}
+
+
+def test_a_new_worker_process_is_given_the_batch_norm_statistics_of_its_rank() -> None:
+    model = normed(seed=0)
+    parameters = flatten(model)
+    remote = Remote(model, replace(CONFIG, workers=2, byzantine=0), parameters, Cluster(quorum=1, deadline=30))
+    remote.statistics()[1].tensors[0].fill_(3.0)
+    fresh = [torch.zeros_like(tensor) for tensor in remote.statistics()[1].tensors]
+    remote.lose(0, "is not here")
+    answer = remote.exchange(Sent(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
+    server = threading.Thread(target=remote.gradients, args=(0, parameters))
+    server.start()
+    iteration, _, statistics = answer.wait()
+    assert iteration == 0
+    assert torch.equal(statistics[0], torch.full((784,), 3.0))
+    again = remote.exchange(Sent(1, 0, torch.ones_like(parameters), torch.ones(()), fresh))
+    server.join()
+    server = threading.Thread(target=remote.gradients, args=(1, parameters))
+    server.start()
+    assert again.wait()[2] == []  # it has its own by now
+    remote.exchange(Sent(1, 1, torch.ones_like(parameters), torch.ones(()), fresh))
+    server.join()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": 0.1}, r"differs in lr \(0.05 there, 0.1 here\): name another file, or remove it"),
+        ({"seed": 6}, r"differs in seed \(5 there, 6 here\)"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+    kept = stop_half_way(tmp_path)
+    before = kept.read_bytes()
+    with pytest.raises(ValueError, match=message):
+        train(replace(CONFIG, **change), threads=1, checkpoint=kept)
+    with pytest.raises(ValueError, match=r"differs in threads \(1 there, 2 here\)"):
+        train(CONFIG, threads=2, checkpoint=kept)
+    assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:3000] + b"x" + b[3001:]])
+def test_a_damaged_checkpoint_is_named(damage, tmp_path: Path) -> None:
+    kept = stop_half_way(tmp_path)
+    kept.write_bytes(damage(kept.read_bytes()))
+    with pytest.raises(ValueError, match=r"kept cannot be read \(.*\): remove it to begin anew"):
+        train(CONFIG, threads=1, checkpoint=kept)
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
+    kept = stop_half_way(tmp_path)
+    before = kept.read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"checkpoint must be a file that can be written .*No space left"):
+        train(CONFIG, threads=1, checkpoint=kept, checkpoint_every=0)
+    assert kept.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_sweep_goes_on_from_a_runs_checkpoint(tmp_path: Path) -> None:
+    store = RunStore(tmp_path)
+    kept = store.checkpoint(CONFIG)
+    stop_half_way(tmp_path).rename(kept)
+    with np.load(kept, allow_pickle=False) as file:
+        arrays = dict(file)
+    arrays["parameters"] = torch.zeros_like(torch.from_numpy(arrays["parameters"])).numpy()
+    with kept.open("wb") as file:
+        np.savez(file, **arrays)  # so that it shows whether the run began there
+    (outcome,) = sweep([CONFIG], store, jobs=1, progress=False)
+    assert outcome.record is not None
+    whole = train(CONFIG, threads=1)
+    assert outcome.record.curve[-1]["train_loss"] != pytest.approx(whole.curve[-1].train_loss, rel=1e-4)
+    assert not kept.exists()
+
+
+def stop_half_way(folder: Path) -> Path:
+    kept = folder / "kept"
+    with pytest.raises(Stop):
+        train(CONFIG, threads=1, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+    return kept
