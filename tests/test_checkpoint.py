@@ -161,6 +161,17 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+def test_a_checkpoint_without_a_place_is_named_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, message in (
+        (tmp_path, "checkpoint must be a file; it is"),
+        (tmp_path / "file" / "kept", "can be written .*File exists"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(CONFIG, threads=1, checkpoint=place, progress=stopped_at(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_sweep_goes_on_from_a_runs_checkpoint(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     kept = store.checkpoint(CONFIG)

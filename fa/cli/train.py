@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _REFRESH = 0.2  # seconds between two readings of the loss, which may have to wait for the device
 _LINES = 30.0  # seconds between two lines where stderr is no terminal
 
-_CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed at the end."
+_CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed once --out is written."
 _BACKEND = "Workers simulated in this process, or processes of their own.  [default: simulate]"
 
 _SETTINGS = {
@@ -93,7 +93,7 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
     given = {name: value for name, value in given.items() if value is not None}
     network = {name: given.pop(name) for name in ("listen", "deadline", "quorum") if name in given}
     keeping = {name: given.pop(name) for name in ("checkpoint", "checkpoint_every") if name in given}
-    if keeping and not {"checkpoint"} <= keeping.keys():
+    if keeping.keys() == {"checkpoint_every"}:
         raise ValueError("checkpoint must be given with --checkpoint-every; it is not")
     config = _config(given)
     if backend == "simulate" and network:
@@ -153,10 +153,13 @@ def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
     with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=iterations, loss="-", accuracy="-")
         started = last = time.monotonic()
+        before: int | None = None  # iterations that an earlier run did, from whose checkpoint this one goes on
 
         def show(state: Progress) -> None:
-            nonlocal last
+            nonlocal last, before
             now = time.monotonic()
+            if before is None:
+                before = state.iteration - 1
             if now - last < (_LINES if bar.disable else _REFRESH):
                 return
             last = now
@@ -164,7 +167,7 @@ def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
             accuracy = "-" if state.accuracy is None else f"{state.accuracy:.3f}"
             bar.update(task, completed=state.iteration, loss=loss, accuracy=accuracy)
             if bar.disable:
-                left = (now - started) / state.iteration * (iterations - state.iteration)
+                left = (now - started) / (state.iteration - before) * (iterations - state.iteration)
                 done = f"{state.iteration} of {iterations} iterations, about {left:.0f} s left"
                 click.echo(f"{done}; loss {loss}, accuracy {accuracy}", err=True)
 

@@ -46,6 +46,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
     grows = [after.margin > before.margin + CLOSE for before, after in pairwise(leads)]
+    told = "/".join(str(table.loc[table["batch"] == batch, "iteration"].max()) for batch in sizes)
     testable = learned(final, chance)
     return [
         Claim(
@@ -57,7 +58,9 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         Claim(
             "C5",
             "marginal utility of larger batches: FA gains on the others as they grow",
-            "FA's accuracy less the best other rule's: " + ", ".join(lead.tested for lead in leads),
+            "FA's accuracy less the best other rule's: "
+            + ", ".join(lead.tested for lead in leads)
+            + f"; {told} iterations",
             verdict(grows, testable),
         ),
     ]

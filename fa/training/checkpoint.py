@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fa.checks import check_real
+from fa.checks import check_real, require
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.flat import Buffers
 from fa.training.records import CurvePoint, WorkerRow
@@ -45,6 +45,8 @@ class Checkpoint:
     ) -> None:
         check_real("checkpoint_every", every, 0)
         self.path = Path(os.path.abspath(path))
+        require(not self.path.is_dir(), "checkpoint", str(self.path), "a file")
+        self._beside().unlink()  # before any work is done for which there is no place
         self._identity = {
             **json.loads(config.to_json()),
             "data_checksum": checksum,
@@ -82,25 +84,37 @@ class Checkpoint:
         if velocity is not None:
             arrays["velocity"] = velocity.cpu().numpy()
         said = json.dumps(vars(state) | {"identity": self._identity})  # floats so that they are read back bit for bit
+        making = self._beside()
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fd, making = tempfile.mkstemp(prefix=".making-", dir=self.path.parent)
             try:
-                with os.fdopen(fd, "wb") as file:
+                with making.open("wb") as file:
                     np.savez(file, allow_pickle=False, said=np.frombuffer(said.encode(), np.uint8), **arrays)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(making, self.path)
             except BaseException:
-                os.unlink(making)
+                making.unlink()
                 raise
         except OSError as error:
-            raise ValueError(f"checkpoint must be a file that can be written ({error}); it is {self.path}") from error
+            raise self._unwritable(error) from error
         self._last = time.monotonic()
 
     def remove(self) -> None:
         """The run is kept elsewhere by now."""
         self.path.unlink(missing_ok=True)
+
+    def _beside(self) -> Path:
+        """A new file in the same folder."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            fd, making = tempfile.mkstemp(prefix=".making-", dir=self.path.parent)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        os.close(fd)
+        return Path(making)
+
+    def _unwritable(self, error: OSError) -> ValueError:
+        return ValueError(f"checkpoint must be a file that can be written ({error}); it is {self.path}")
 
     def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         try:

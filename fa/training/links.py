@@ -118,21 +118,7 @@ def _lose(server: str, name: str, rank: int, percent: int) -> str:
     ends = ((server, f"w{rank}"), (name, "eth0"))
     try:
         for where, device in ends:
-            _run(
-                "ip",
-                "netns",
-                "exec",
-                where,
-                "tc",
-                "qdisc",
-                "add",
-                "dev",
-                device,
-                "root",
-                "netem",
-                "loss",
-                f"{percent}%",
-            )
+            _run(*f"ip netns exec {where} tc qdisc add dev {device} root netem loss {percent}%".split())
         return "netem"
     except (OSError, subprocess.CalledProcessError):
         for where, source in ((server, _address(rank)), (name, SERVER)):
@@ -140,7 +126,7 @@ def _lose(server: str, name: str, rank: int, percent: int) -> str:
 add chain ip fa in {{ type filter hook prerouting priority 0; }}
 add rule ip fa in ip saddr {source} numgen random mod 100 < {percent} counter drop
 """
-            _run("ip", "netns", "exec", where, "nft", "-f", "-", given=rules)
+            _run(*f"ip netns exec {where} nft -f -".split(), given=rules)
         return "nftables"
 
 

@@ -74,18 +74,18 @@ def train(
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
         used = torch.get_num_threads()
-        kept = checkpoint and Checkpoint(checkpoint, config, dataset.checksum, used, checkpoint_every)
+        kept = None
+        if checkpoint is not None:
+            kept = Checkpoint(checkpoint, config, dataset.checksum, used, checkpoint_every)
         with _transport(model, dataset, config, parameters, cluster) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels))
             honest = slice(config.byzantine, None)
-            curve, workers = loop.run(
-                lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept or None
-            )
+            curve, workers = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept)
     backend = {"name": "simulate"} if cluster is None else cluster.description()
     run = Run(config, curve, workers, time.perf_counter() - started, used, dataset.checksum, backend)
     if out is not None:
         run.write(out)
-        if kept:
+        if kept is not None:
             kept.remove()
     return run
 

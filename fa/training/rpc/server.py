@@ -69,7 +69,7 @@ class Remote:
             self._gone.pop(sent.rank, None)
             if sent.iteration == NEW:
                 self._new.add(sent.rank)
-            elif sent.iteration == self._iteration:
+            elif sent.iteration == self._iteration != _CLOSED:
                 self._take(sent)
             idle = self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone
             if not idle and not self._over:
