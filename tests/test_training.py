@@ -340,6 +340,14 @@ def test_runs_are_equal_to_the_bit_here_and_in_another_process() -> None:
     assert fingerprint(other) != fingerprint(first)
 
 
+def test_the_curve_has_as_many_points_as_asked_for() -> None:
+    """The points alone change, not the run: an evaluation leaves no trace in it."""
+    often = train(replace(SMALL, iterations=5, evaluate_every=2), threads=1)
+    seldom = train(replace(SMALL, iterations=5), threads=1)
+    assert [(point.iteration, point.epoch) for point in often.curve] == [(2, 1), (4, 1), (5, 1)]
+    assert (often.curve[-1].test_accuracy, often.workers) == (seldom.final_accuracy, seldom.workers)
+
+
 def test_the_curve_has_each_epoch_and_the_end() -> None:
     """10,000 images among 3 workers of 1,600 make epochs of 2 iterations."""
     run = train(replace(SMALL, batch=1600, iterations=3), threads=1)

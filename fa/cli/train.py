@@ -41,6 +41,7 @@ _SETTINGS = {
     "weight_decay": (float, "Weight decay of SGD."),
     "lr_decay": (float, "Factor of the step schedule."),
     "lr_decay_epochs": (int, "Epochs between two steps of the schedule."),
+    "evaluate_every": (int, "Iterations from one test accuracy to the next; an epoch if left out."),
     "seed": (int, "Seed of everything random."),
     "sampling": (click.Choice(SAMPLINGS), "Fresh minibatches, or fixed slices in turn."),
     "device": (str, "cpu, cuda or cuda:N."),

@@ -24,8 +24,9 @@ PROFILES = MappingProxyType(
         # for .64, Trimmed Mean .36 for .62; only MeaMed does not (.92 for .91). An epoch is 20 iterations, so a curve
         # has three points.
         "quick": {**_EMBEDDED, "batch": 32, "iterations": 60, "lr": 0.05, "seeds": (2021,)},
-        # The paper's model and data, with fewer and smaller steps.
-        "cpu": {**_CIFAR, "batch": 32, "iterations": 300, "lr": 0.1, "seeds": (2021,)},
+        # The paper's model and data, with steps so few and small that a processor can do them: half an epoch. At the
+        # paper's rate and momentum so short a run ends at .21 to .26 where it ends at .39 at .05 (Multi-Krum, B = 32).
+        "cpu": {**_CIFAR, "batch": 16, "iterations": 100, "lr": 0.05, "evaluate_every": 25, "seeds": (2021,)},
         # The paper's settings.
         "paper": {**_CIFAR, "batch": 128, "iterations": 1050, "lr": 0.2, "seeds": (2021, 2022, 2023)},
     }

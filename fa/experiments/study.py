@@ -36,6 +36,7 @@ class Case:
     f: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    seeds: Sequence[int] = ()  # its own, in place of the profile's
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -176,10 +177,12 @@ def make_study(
         require(isinstance(seeds, Sequence) and len(seeds) > 0, "seeds", seeds, "a list of one seed or more")
     given = {name: value for name, value in given.items() if value is not None}
     usual = settings(profile, **own or {})
-    usual_seeds = usual.pop("seeds")
-    custom = tuple(seeds or usual_seeds) != usual_seeds
+    profile_seeds = usual.pop("seeds")
+    custom = False
     cells, gaps = [], {}
     for case in grid:
+        usual_seeds = tuple(case.seeds or profile_seeds)
+        custom |= tuple(seeds or usual_seeds) != usual_seeds
         variant = style.VARIANTS[case.variant]
         options = {**dict(variant.options), **case.options}
         its = usual | dict(case.settings) | {"rule": variant.rule, "rule_options": options, "byzantine": case.f}

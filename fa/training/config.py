@@ -52,6 +52,7 @@ class TrainConfig:
     seed: int = 2021
     sampling: str = "random"
     device: str = "cpu"
+    evaluate_every: int | None = None  # iterations from one test accuracy to the next; None: an epoch
     # A recipe of fa.recipes, by its options: what training images are augmented by, for those workers that have such.
     augmentation: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
     augmented: str = "faulty"  # who has them: the faulty workers (the others' are clean), or all
@@ -66,6 +67,8 @@ class TrainConfig:
         require(own, "rule_options", self.options, "without f and name, which other settings give")
         for name, low in _LEAST_INTEGER.items():
             self._keep(name, int, low)
+        if self.evaluate_every is not None:
+            self._keep("evaluate_every", int, 1)
         for name in ("byzantine", "assumed_byzantine"):
             value = getattr(self, name)
             if value is not None:
@@ -103,11 +106,14 @@ class TrainConfig:
     def to_json(self) -> str:
         """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts.
 
-        Without augmentation nothing is said of it, so that such a run keeps the hash it had before there was any.
+        Without augmentation nothing is said of it, nor of evaluations once an epoch, so that such a run keeps the hash
+        it had before there was a choice.
         """
         record = dataclasses.asdict(self) | {"rule_options": self.options, "augmentation": dict(self.augmentation)}
         if not self.augmentation:
             del record["augmentation"], record["augmented"]
+        if self.evaluate_every is None:
+            del record["evaluate_every"]
         return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod

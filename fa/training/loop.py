@@ -105,7 +105,7 @@ def _transport(
 
 
 class Loop:
-    """Algorithm 1's outer loop: gather the gradients, aggregate them, step; evaluate at the end of each epoch."""
+    """Algorithm 1's outer loop: gather the gradients, aggregate them, step; evaluate now and then."""
 
     def __init__(
         self, config: TrainConfig, rule: Rule, transport: Transport, parameters: Tensor, train_size: int
@@ -115,6 +115,7 @@ class Loop:
         self._transport = transport
         self._parameters = parameters
         self._epoch_length = config.epoch_length(train_size)
+        self._evaluate_every = config.evaluate_every or self._epoch_length
         self._optimizer = SGD(parameters, config, self._epoch_length)
 
     def run(
@@ -133,7 +134,7 @@ class Loop:
             state.seconds += time.perf_counter() - before
             state.workers += rows
             state.iteration = done = iteration + 1
-            if done % self._epoch_length == 0 or done == self._config.iterations:
+            if done % self._evaluate_every == 0 or done == self._config.iterations:
                 epoch = -(-done // self._epoch_length)
                 state.curve.append(CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate()))
             if checkpoint is not None and checkpoint.due():
