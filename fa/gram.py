@@ -6,6 +6,7 @@ comes near their own error would make distances out of noise. Then, and only the
 two gradients differ by less than float64 resolves, one over their differences.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,7 @@ CANCELLED = 1e-10  # squared distance over squared norms below which float64 pro
 _RANGE = {torch.float32: 1e-28, torch.float64: 1e-280}  # squared norms below may have lost coordinates to underflow
 _ORDINARY = (1e-120, 1e120)  # entries between these have squares, and sums of squares, within float64
 _LARGEST_EXPONENT = 1000  # of two: norms below 2^-1000 count as 0
+_ENTRIES = 1 << 22  # of G that may be copied at a time
 _FARTHEST = 1e150  # norms above this times the usual one count as this where they are squared
 
 
@@ -130,7 +132,7 @@ def measure(G: Float[Tensor, "p n"]) -> tuple[Gram, Bool[np.ndarray, " p"]]:
     if not _quick_pass_suffices(K[np.ix_(rows, rows)], G.dtype):
         if G.dtype == torch.float64:
             exponents = _exponents(G, finite)
-        K = kernels.gram(_divided(G, exponents), precise=True)
+        K = _precise(G, exponents)
     K[~finite], K[:, ~finite] = np.nan, np.nan
     gram = Gram.of(K, exponents)
     if _cancelled(gram.select(rows), K[np.ix_(rows, rows)]):
@@ -175,7 +177,7 @@ def _finite_rows(G: Tensor, K: Square) -> Bool[np.ndarray, " p"]:
     """
     finite = np.isfinite(np.diag(K))
     for row in np.flatnonzero(~finite):
-        finite[row] = bool(torch.isfinite(G[row]).all())
+        finite[row] = all(bool(torch.isfinite(part).all()) for part in G[row].split(_ENTRIES))
     return finite
 
 
@@ -191,15 +193,27 @@ def _quick_pass_suffices(K: Square, dtype: torch.dtype) -> bool:
 
 def _exponents(G: Tensor, finite: Bool[np.ndarray, " p"]) -> PerGradient:
     """By which power of two each row must be divided so that its square stays within float64: 0 if all stay so."""
-    largest = np.array([float(row.abs().max()) if kept else 0.0 for row, kept in zip(G, finite, strict=True)])
+    largest = np.zeros(len(finite))
+    for row in np.flatnonzero(finite):
+        largest[row] = max(float(part.abs().max()) for part in G[row].split(_ENTRIES))
     ordinary = (largest == 0) | ((largest > _ORDINARY[0]) & (largest < _ORDINARY[1]))
     return np.zeros(len(largest)) if ordinary.all() else np.frexp(largest)[1].astype(np.float64)
 
 
+def _precise(G: Tensor, exponents: PerGradient) -> Square:
+    """The inner products in float64, of row i of G over 2^exponents_i."""
+    if not exponents.any():
+        return kernels.gram(G, precise=True)
+    return sum((kernels.gram(_divided(part, exponents), precise=True) for part in _parts(G)), np.zeros(()))
+
+
+def _parts(G: Tensor) -> Iterator[Tensor]:
+    """G by parts of its columns, small enough to be copied."""
+    yield from G.split(max(1, _ENTRIES // len(G)), dim=1)
+
+
 def _divided(G: Tensor, exponents: PerGradient) -> Tensor:
     """Row i of G over 2^exponents_i, in two steps since one power may leave the range."""
-    if not exponents.any():
-        return G
     half = np.floor(exponents / 2)
     for part in (half, exponents - half):
         G = G * torch.from_numpy(np.exp2(-part)).to(G.device)[:, None]
@@ -207,8 +221,10 @@ def _divided(G: Tensor, exponents: PerGradient) -> Tensor:
 
 
 def _exact_distances(G: Tensor, scale: float, divide: bool) -> Square:
-    divisor = scale if divide else 1.0
-    D2 = kernels.squared_distances(G / divisor if divide else G) * (divisor / scale) ** 2
+    if divide:
+        D2 = sum((kernels.squared_distances(part / scale) for part in _parts(G)), np.zeros(()))
+    else:
+        D2 = kernels.squared_distances(G) * (1 / scale) ** 2
     near: np.ndarray = np.minimum(D2, _FARTHEST**2)
     return near
 

@@ -99,8 +99,8 @@ def with_nan() -> np.ndarray:
         ([np.float64(1)], "0.npy must hold (p, n) or (n,); its shape is ()"),
         ([np.ones(3), np.ones((2, 3))], "1.npy must hold one gradient, (n,), where 2 files are given"),
         ([np.ones(3), np.ones(4)], "1.npy must hold 3 numbers of float64, as"),
-        ([np.ones(3), np.ones(3, np.float32)], "it holds 3 of float32"),
-        ([np.zeros((0, 3))], "G must hold at least one worker and one parameter; its shape is (0, 3)"),
+        ([np.ones(3), np.ones(3, np.float32)], "it holds 3 numbers of float32"),
+        ([np.zeros((0, 3))], "0.npy must hold at least one number; its shape is (0, 3)"),
     ],
 )
 def test_arrays_that_are_no_gradients(

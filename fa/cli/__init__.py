@@ -18,6 +18,7 @@ COMMANDS = {
     "sweep": "Do many runs, reusing those that are finished.",
     "reproduce": "Draw the paper's figures from runs of this package.",
     "report": "Write which of the paper's claims hold, from the figures drawn.",
+    "aggregate": "Aggregate gradients in files, larger than memory if they are.",
     "certify": "Bound how far FA's subspace can be from the best one.",
     "augment": "Write a data set with augmented training images.",
     "data": "Fetch data sets and list those that are there.",

@@ -7,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
-
-_MAGIC = b"\x93NUMPY"
 
 
 @click.command()
@@ -25,12 +22,13 @@ def certify(
 ) -> None:
     """Run IRLS on the gradients in FILE and bound its distance from the best subspace.
 
-    One .npy file holds all gradients, (p, n), one worker a row, and is not read into memory at once; or each file holds
-    one worker's gradient, (n,).
+    One file, .npy or .safetensors, holds all gradients, (p, n), one worker a row; or each file holds one worker's. None
+    is read into memory at once.
     """
     from fa import irls, sdp
+    from fa.mapped import open_gradients
 
-    G = load(files)
+    G, _ = open_gradients(files)
     solution = irls.solve(G, m=m, lam=lam, a=a, max_iter=max_iter)
     certificate = sdp.certify(G, solution)
     report: dict[str, Any] = {
@@ -54,38 +52,6 @@ def certify(
         click.echo(json.dumps(report, indent=2))
     else:
         _show(report, [path.name for path in files] if len(files) > 1 else [str(i) for i in range(len(G))])
-
-
-def load(files: tuple[Path, ...]) -> Any:
-    """The gradients as `fa.irls.solve` takes them: one memory map (p, n), or one (n,) a file."""
-    arrays = [_map(path) for path in files]
-    if len(arrays) == 1 and arrays[0].ndim == 2:
-        return arrays[0]
-    for path, array in zip(files, arrays, strict=True):
-        if array.ndim != 1:
-            many = f"one gradient, (n,), where {len(files)} files are given" if len(files) > 1 else "(p, n) or (n,)"
-            raise click.ClickException(f"{path} must hold {many}; its shape is {array.shape}")
-        if array.shape != arrays[0].shape or array.dtype != arrays[0].dtype:
-            raise click.ClickException(
-                f"{path} must hold {arrays[0].size} numbers of {arrays[0].dtype}, as {files[0]} does; it holds "
-                f"{array.size} of {array.dtype}"
-            )
-    return arrays
-
-
-def _map(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            if file.read(len(_MAGIC)) != _MAGIC:
-                raise click.ClickException(f"{path} is no .npy file, as numpy.save writes it")
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError) as error:  # cut short, or a pickle inside
-        raise click.ClickException(f"{path} cannot be read: {error}") from error
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise click.ClickException(f"{path} must be of float16, float32 or float64; its dtype is {array.dtype}")
-    return array
 
 
 def _exact(sdp: Any, G: Any, **options: Any) -> dict[str, Any]:

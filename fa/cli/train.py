@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa.checks import require
+from fa.cli.rule_options import rule_options, take
 from fa.sampling import SAMPLINGS
 from fa.training.config import TrainConfig
 
@@ -49,22 +50,10 @@ _SETTINGS = {
     "augmented": (str, "Whose data are augmented: those of the faulty workers, or of all."),
 }
 
-_RULE_OPTIONS = {
-    "m": (int, "FA: columns of the subspace."),
-    "lam": (float, "FA: weight of the regularizer."),
-    "a": (float, "FA: the root in the objective."),
-    "tol": (float, "FA: stop when the objective falls by less."),
-    "max_iter": (int, "FA: iterations at most."),
-    "reading": (str, "FA: 'paper' or 'released'."),
-    "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'."),
-    "keep": (int, "Multi-Krum: gradients that are kept."),
-    "before": (str, "Steps before the rule, by commas: 'unit', 'krum,median_norm', ...; 'none' for none."),
-}
-
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
     defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for name, (kind, text) in reversed((_SETTINGS | _RULE_OPTIONS).items()):
+    for name, (kind, text) in reversed(_SETTINGS.items()):
         default = defaults.get(name)
         note = "" if default in (None, ()) else f"  [default: {default}]"
         flag = "--" + name.replace("_", "-")
@@ -74,6 +63,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @_options
+@rule_options
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; as many as it takes if left out.")
 @click.option("--out", type=click.Path(path_type=Path), help="New directory for curve.csv, workers.csv, config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT)
@@ -126,10 +116,7 @@ def address(name: str, text: str) -> tuple[str, int]:
 
 
 def _config(given: dict[str, Any]) -> TrainConfig:
-    options = {name: given.pop(name) for name in _RULE_OPTIONS if name in given}
-    if "before" in options:
-        steps = options["before"]
-        options["before"] = () if steps == "none" else tuple(step.strip() for step in steps.split(","))
+    options = take(given)
     if "augmentation" in given:
         from fa.experiments.paths import recipe
         from fa.recipes import read

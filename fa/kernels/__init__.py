@@ -14,9 +14,10 @@ from torch import Tensor
 from fa.kernels import device
 
 _HALF = (torch.float16, torch.bfloat16)
-_WIDTH = 1 << 20  # columns of half precision that are taken to float32 at a time
+_WIDTH = 1 << 24  # columns of a piece, between which Ctrl-C is heard
+_WIDENED = 1 << 22  # entries of half precision that are taken to float32 at a time
 
-Pass = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+Pass = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def symmetric(upper: np.ndarray) -> np.ndarray:
@@ -37,7 +38,7 @@ def gram(G: Tensor, precise: bool = False) -> np.ndarray:
     from fa.kernels import cpu
 
     K = np.zeros((G.shape[0], G.shape[0]))
-    for piece in _arrays(G):
+    for _, piece in _pieces(G):
         K += cpu.gram(piece, precise)
     return symmetric(K)
 
@@ -49,50 +50,65 @@ def squared_distances(G: Tensor) -> np.ndarray:
     from fa.kernels import cpu
 
     total = np.zeros((G.shape[0], G.shape[0]))
-    for piece in _arrays(G):
+    for _, piece in _pieces(G):
         total += cpu.squared_distances(piece)
     return symmetric(total)
 
 
-def combine(G: Tensor, weights: np.ndarray) -> tuple[Tensor, np.ndarray]:
+def combine(G: Tensor, weights: np.ndarray, out: Tensor | None = None) -> tuple[Tensor, np.ndarray]:
     """sum_i weights_i g_i, (n,) in G's dtype and on its device, and the rows (p,) bool that hold NaN or Inf.
 
-    Rows of weight 0 are not read.
+    Rows of weight 0 are not read. The sum is put into `out` if given.
     """
     if G.device.type != "cpu":
         d, bad = device.combine(G, torch.from_numpy(weights).to(G.device))
-        return d, bad.cpu().numpy()
+        return _placed(d, out), bad.cpu().numpy()
     from fa.kernels import cpu
 
-    return _by_pieces(G, lambda piece: cpu.combine(piece, weights))
+    return _by_pieces(G, lambda piece, d: cpu.combine(piece, weights, d), out)
 
 
-def order_statistic(G: Tensor, R: np.ndarray, lo: int, hi: int, keep: int) -> tuple[Tensor, np.ndarray]:
+def order_statistic(
+    G: Tensor, R: np.ndarray, lo: int, hi: int, keep: int, out: Tensor | None = None
+) -> tuple[Tensor, np.ndarray]:
     """A statistic of every coordinate's q sorted values of G^T R, (n,), and the rows (p,) bool of G that hold NaN or
     Inf.
 
     R is (p, q) float64; rows of G at which R is zero are not read. The centre is the mean of the sorted values lo ..
     hi - 1; with keep = 0 it is the result, else the mean of the `keep` values nearest the centre is (ties take the
-    smaller value).
+    smaller value). The result is put into `out` if given.
     """
     if G.device.type != "cpu":
         d, bad = device.order_statistic(G, torch.from_numpy(R).to(G.device), lo, hi, keep)
-        return d, bad.cpu().numpy()
+        return _placed(d, out), bad.cpu().numpy()
     from fa.kernels import cpu
 
-    return _by_pieces(G, lambda piece: cpu.order_statistic(piece, R, lo, hi, keep))
+    return _by_pieces(G, lambda piece, d: cpu.order_statistic(piece, R, lo, hi, keep, d), out)
 
 
-def _arrays(G: Tensor) -> Iterator[np.ndarray]:
-    """G as numpy arrays of float32 or float64: itself, or chunk by chunk where it is of half precision."""
-    if G.dtype not in _HALF:
-        yield G.numpy()
-        return
-    for left in range(0, G.shape[1], _WIDTH):
-        yield G[:, left : left + _WIDTH].float().numpy()
+def _placed(d: Tensor, out: Tensor | None) -> Tensor:
+    return d if out is None else out.copy_(d)
 
 
-def _by_pieces(G: Tensor, one_pass: Pass) -> tuple[Tensor, np.ndarray]:
-    results = [one_pass(piece) for piece in _arrays(G)]
-    bad: np.ndarray = np.any([bad for _, bad in results], axis=0)
-    return torch.cat([torch.from_numpy(d).to(G.dtype) for d, _ in results]), bad
+def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
+    """G by pieces of its columns, as numpy arrays of float32 or float64: views, or copies where it is of half
+    precision.
+    """
+    p, n = G.shape
+    half = G.dtype in _HALF
+    width = max(1, _WIDENED // p) if half else _WIDTH
+    for left in range(0, n, width):
+        columns = slice(left, min(left + width, n))
+        yield columns, (G[:, columns].float() if half else G[:, columns]).numpy()
+
+
+def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, np.ndarray]:
+    d = torch.empty(G.shape[1], dtype=G.dtype) if out is None else out
+    bad = np.zeros(G.shape[0], dtype=bool)
+    for columns, piece in _pieces(G):
+        own = d[columns]
+        wide = own.float() if G.dtype in _HALF else own
+        bad |= one_pass(piece, wide.numpy())
+        if wide is not own:
+            own.copy_(wide)
+    return d, bad

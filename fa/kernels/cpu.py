@@ -37,6 +37,15 @@ def _share(work: Callable[[int, int], Any], size: int) -> list[Any]:
         return list(pool.map(lambda t: work(t, threads), range(threads)))
 
 
+def _rows(G: np.ndarray) -> np.ndarray:
+    """The C-contiguous array (p, stride) in which G (p, n) lies, so that the compiled loops know the entries of a row
+    to be neighbours. What is past n may be no memory at all, and is not touched.
+    """
+    p, n = G.shape
+    stride = G.strides[0] // G.itemsize if p > 1 else n
+    return np.lib.stride_tricks.as_strided(G, (p, stride), (stride * G.itemsize, G.itemsize))
+
+
 def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     """The upper triangle of K = G G^T, (p, p) float64, of G (p, n): products and the sums of 2,048 of them in G's
     precision, in float64 if `precise`.
@@ -44,14 +53,14 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     p, n = G.shape
     parts = np.zeros((-(-n // _CHUNK), p, p))
     zero = np.float64(0) if precise else G.dtype.type(0)
-    _share(lambda t, threads: _gram_chunks(G, parts, t, threads, zero), G.size)
+    _share(lambda t, threads: _gram_chunks(_rows(G), n, parts, t, threads, zero), G.size)
     K: np.ndarray = parts.sum(axis=0)
     return K
 
 
 @_jit
-def _gram_chunks(G, parts, first, step, zero):
-    p, n = G.shape
+def _gram_chunks(G, n, parts, first, step, zero):
+    p = G.shape[0]
     block = np.zeros((p, p))
     for chunk in range(first, parts.shape[0], step):
         stop = min((chunk + 1) * _CHUNK, n)
@@ -97,14 +106,14 @@ def squared_distances(G: np.ndarray) -> np.ndarray:
     """The upper triangle of ||g_i - g_j||^2, (p, p) float64, from differences taken in float64."""
     p, n = G.shape
     parts = np.zeros((-(-n // _CHUNK), p, p))
-    _share(lambda t, threads: _distance_chunks(G, parts, t, threads), G.size)
+    _share(lambda t, threads: _distance_chunks(_rows(G), n, parts, t, threads), G.size)
     D2: np.ndarray = parts.sum(axis=0)
     return D2
 
 
 @_jit
-def _distance_chunks(G, parts, first, step):
-    p, n = G.shape
+def _distance_chunks(G, n, parts, first, step):
+    p = G.shape[0]
     for chunk in range(first, parts.shape[0], step):
         stop = min((chunk + 1) * _CHUNK, n)
         for lo in range(chunk * _CHUNK, stop, _BLOCK):
@@ -119,13 +128,14 @@ def _distance_chunks(G, parts, first, step):
                     parts[chunk, i, j] += total
 
 
-def combine(G: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weighted sum of rows, (n,), and which rows (p,) bool hold NaN or Inf; rows of weight 0 are not read."""
-    p, n = G.shape
+def combine(G: np.ndarray, weights: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Put the weighted sum of rows into d (n,); return which rows (p,) bool hold NaN or Inf. Rows of weight 0 are not
+    read.
+    """
     rows = np.flatnonzero(weights)
-    d = np.empty(n, G.dtype)
-    bad = _share(lambda t, threads: _combine_chunks(G, rows, _factors(weights[rows], G.dtype), d, t, threads), G.size)
-    return d, np.any(bad, axis=0)
+    factors = _factors(weights[rows], G.dtype)
+    bad: np.ndarray = np.any(_share(lambda t, T: _combine_chunks(_rows(G), rows, factors, d, t, T), G.size), axis=0)
+    return bad
 
 
 def _factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
@@ -137,7 +147,7 @@ def _factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 @_jit
 def _combine_chunks(G, rows, weights, d, first, step):
-    p, n = G.shape
+    p, n = G.shape[0], d.size
     bad = np.zeros(p, np.bool_)
     for chunk in range(first, -(-n // _CHUNK), step):
         stop = min((chunk + 1) * _CHUNK, n)
@@ -182,25 +192,23 @@ def _mark_bad(G, rows, lo, hi, bad):
                 bad[i] = True
 
 
-def order_statistic(G: np.ndarray, R: np.ndarray, lo: int, hi: int, keep: int) -> tuple[np.ndarray, np.ndarray]:
-    """A statistic of each coordinate's q sorted values of G^T R, and which rows (p,) bool of G hold NaN or Inf.
+def order_statistic(G: np.ndarray, R: np.ndarray, lo: int, hi: int, keep: int, d: np.ndarray) -> np.ndarray:
+    """Put a statistic of each coordinate's q sorted values of G^T R into d (n,); return which rows (p,) bool of G hold
+    NaN or Inf.
 
     R is (p, q) float64; rows of R that are zero are not read. The centre is the mean of the sorted values lo .. hi -
     1; with keep = 0 it is the result, else the mean of the `keep` values nearest the centre is (a tie takes the
     smaller value).
     """
-    p, n = G.shape
-    q = R.shape[1]
-    pairs = sorting_network(q)
-    d = np.empty(n, G.dtype)
+    pairs = sorting_network(R.shape[1])
     mix = _factors(R, G.dtype)
     starts, rows = _sparse_columns(R)
 
     def work(t: int, threads: int) -> np.ndarray:
-        bad: np.ndarray = _order_chunks(G, mix, starts, rows, pairs, lo, hi, keep, d, t, threads)
+        bad: np.ndarray = _order_chunks(_rows(G), mix, starts, rows, pairs, lo, hi, keep, d, t, threads)
         return bad
 
-    return d, np.any(_share(work, G.size), axis=0)
+    return np.any(_share(work, G.size), axis=0)  # type: ignore[no-any-return]
 
 
 def _sparse_columns(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,7 +240,7 @@ def sorting_network(q: int) -> np.ndarray:
 
 @_jit
 def _order_chunks(G, mix, starts, rows, pairs, lo, hi, keep, d, first, step):
-    p, n = G.shape
+    p, n = G.shape[0], d.size
     q = mix.shape[1]
     values = np.empty((q, _LANES), G.dtype)
     nearer = np.empty((q, _LANES), np.bool_)

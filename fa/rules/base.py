@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 from torch import Tensor
 
 from fa import kernels
@@ -139,14 +139,16 @@ class Rule(ABC):
         """The direction d of the gradients G: see `aggregate`."""
         return self.aggregate(G, iteration).direction
 
-    def aggregate(self, G: Any, iteration: int = 0) -> Aggregate:
+    def aggregate(self, G: Any, iteration: int = 0, out: Tensor | None = None) -> Aggregate:
         """The direction d and the decision behind it.
 
         G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of
-        "bucketing". A worker with NaN or Inf is left out and counts against f. Raises ValueError where the rule's
-        condition on p and f does not hold.
+        "bucketing"; d is put into `out` (n,) if given. A worker with NaN or Inf is left out and counts against f.
+        Raises ValueError where the rule's condition on p and f does not hold.
         """
         gradients = read(G)
+        if out is not None:
+            _check_out(out, gradients.G)
         p = gradients.G.shape[0]
         if self.looks or self.steps:
             gram, finite = measure(gradients.G)
@@ -154,13 +156,13 @@ class Rule(ABC):
             gram, finite = Gram.unmeasured(p), np.ones(p, dtype=bool)
         while True:
             decision = self._decide_among(gradients.G, gram, np.flatnonzero(finite), iteration)
-            d, bad = _apply(gradients.G, decision)
+            d, bad = _apply(gradients.G, decision, out)
             if not bad.any():
                 return Aggregate(gradients.restore(d), decision)
             finite &= ~bad
 
-    def choose(self, G: Tensor, mixture: Mixture) -> Choice:
-        """`decide`, for a rule that must see the finite gradients G (k, n) themselves, too."""
+    def choose(self, G: Tensor, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
+        """`decide`, for a rule that must see the gradients G (p, n) themselves, too, of which `rows` are finite."""
         return self.decide(mixture.gram)
 
     def _decide_among(self, G: Tensor, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
@@ -172,18 +174,25 @@ class Rule(ABC):
         remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
         rule.check_workers(rows.size, remark)
         mixture = mix(gram.select(rows), rule.steps, Situation(rule.f, rule.seed, iteration))
-        return _describe(gram, rows, mixture, rule.choose(G[rows] if missing else G, mixture))
+        return _describe(gram, rows, mixture, rule.choose(G, rows, mixture))
 
 
-def _apply(G: Tensor, decision: Decision) -> tuple[Tensor, np.ndarray]:
+def _check_out(out: Tensor, G: Tensor) -> None:
+    kind = (tuple(out.shape), out.dtype, out.device)
+    require(kind == ((G.shape[1],), G.dtype, G.device), "out", kind, f"({(G.shape[1],)}, {G.dtype}, {G.device})")
+    require(out.is_contiguous(), "out", f"of stride {out.stride()}", "contiguous")
+
+
+def _apply(G: Tensor, decision: Decision, out: Tensor | None) -> tuple[Tensor, np.ndarray]:
     if decision.direction is not None:
-        return decision.direction, np.zeros(len(G), dtype=bool)
+        d = decision.direction
+        return d if out is None else out.copy_(d), np.zeros(len(G), dtype=bool)
     if decision.weights is not None:
-        return kernels.combine(G, decision.weights)
+        return kernels.combine(G, decision.weights, out)
     assert decision.statistic is not None  # a choice has weights or a statistic
     assert decision.R is not None
     statistic = decision.statistic
-    return kernels.order_statistic(G, decision.R, statistic.lo, statistic.hi, statistic.keep)
+    return kernels.order_statistic(G, decision.R, statistic.lo, statistic.hi, statistic.keep, out)
 
 
 def _describe(gram: Gram, rows: np.ndarray, mixture: Mixture, choice: Choice) -> Decision:

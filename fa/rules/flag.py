@@ -6,7 +6,9 @@ Source: the paper, Algorithm 1 and eq. 5.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from fa.checks import check_one_of, require
@@ -50,7 +52,9 @@ class FlagAggregator(Rule):
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
         elif released and self.max_iter != 1:
             raise ValueError(f'max_iter must be 1 with reading="released", which takes one step; it is {self.max_iter}')
-        require(not (released and self._outside), "regularizer", self.regularizer, '"pairwise" or "group" as released')
+        require(
+            not (released and self.leaves_span), "regularizer", self.regularizer, '"pairwise" or "group" as released'
+        )
         _ = self.options  # checks them
 
     @property
@@ -60,12 +64,14 @@ class FlagAggregator(Rule):
         return Options(self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter)
 
     @property
-    def _outside(self) -> bool:
+    def leaves_span(self) -> bool:
+        """Whether Y leaves the span of the gradients, so that they must be in memory."""
         return self.lam > 0 and self.regularizer in ("l1", "rows")
 
-    def choose(self, G: Tensor, mixture: Mixture) -> Choice:
-        if not self._outside:
+    def choose(self, G: Tensor, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
+        if not self.leaves_span:
             return self.decide(mixture.gram)
+        G = G[rows]
         mixed = torch.from_numpy(mixture.R.T).to(G) @ G
         options = self.options
         solution = solve(mixed, options.m, options.lam, options.regularizer, options.a, options.tol, options.max_iter)

@@ -1,0 +1,73 @@
+"""`fa aggregate`: one direction from gradients in files, which may be larger than memory."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fa.checks import require
+from fa.cli.rule_options import rule_options, take
+
+if TYPE_CHECKING:
+    from fa.rules import Decision
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--rule", default="fa", show_default=True, help="Aggregation rule.")
+@click.option("--f", type=int, default=0, show_default=True, help="Faulty workers that the rule is to withstand.")
+@rule_options
+@click.option("--threads", type=click.IntRange(min=1), help="Threads; as many as torch takes if left out.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File for d: .npy or .safetensors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
+def aggregate(
+    files: tuple[Path, ...], rule: str, f: int, threads: int | None, out: Path, as_json: bool, **given: Any
+) -> None:
+    """Aggregate the gradients in FILE and write the direction d, of their dtype, to --out.
+
+    One file, .npy or .safetensors, holds all gradients, (p, n), one worker a row; or each file holds one worker's:
+    vectors, or .safetensors with the same tensors. They are mapped, not read into memory, and so is the result.
+    """
+    import torch
+
+    from fa.mapped import new_direction, open_gradients
+    from fa.rules import make_rule
+
+    its = make_rule(rule, f=f, **take(given))
+    inside = not getattr(its, "leaves_span", False)
+    require(inside, "regularizer", "one that needs the gradients in memory", "'pairwise' or 'group' for files")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    started = time.perf_counter()
+    G, layout = open_gradients(files)
+    its.check_workers(len(G))
+    taken = out.exists() and any(out.samefile(path) for path in files)
+    require(not taken, "out", out, "another file than those of the gradients")
+    with new_direction(out, layout, G.shape[1]) as d:
+        decision = its.aggregate(G, out=d).decision
+    seconds = time.perf_counter() - started
+    if as_json:
+        click.echo(json.dumps(_description(decision, len(G)), indent=2))
+        return
+    for worker, reason in decision.left_out.items():
+        click.echo(f"worker {worker} ({files[worker].name})" if len(files) > 1 else f"worker {worker}", nl=False)
+        click.echo(f" left out: {reason}")
+    click.echo(f"{rule} of {len(G)} gradients of {G.shape[1]} numbers in {seconds:.1f} s: {out}")
+
+
+def _description(decision: Decision, p: int) -> dict[str, Any]:
+    """What was decided about each worker; null where the rule has no such number."""
+
+    def numbers(of_workers: Any) -> list[float | None]:
+        return [None] * p if of_workers is None else [None if x != x else x for x in of_workers.tolist()]
+
+    return {
+        "selected": decision.selected,
+        "left_out": decision.left_out,
+        "weights": numbers(decision.weights),
+        "values": numbers(decision.values),
+    }

@@ -1,0 +1,241 @@
+"""Gradients in files as one matrix G (p, n) that is never read into memory, and a direction written into a file.
+
+Files are .npy, as numpy.save writes them, or .safetensors, whose tensors, in the order in which they lie there, are one
+gradient. The files of p workers are mapped at equal distances, so that they are the rows of one matrix and every rule
+and solver runs on them as on memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import math
+import mmap
+import os
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fa.checks import require
+
+_NPY = b"\x93NUMPY"
+_SAFETENSORS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_NUMPY = {np.dtype(f"float{bits}"): getattr(torch, f"float{bits}") for bits in (16, 32, 64)}
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000 if sys.platform == "linux" else 0x40  # which the module mmap does not name
+_LONGEST_HEADER = 100_000_000  # of safetensors: the format's own limit
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file says of the numbers in it: where they begin, of what type they are, and their shape."""
+
+    path: Path
+    offset: int  # bytes
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # (n,) or (p, n)
+    tensors: dict[str, Any] | None = None  # the header of a .safetensors file
+
+    @property
+    def kind(self) -> str:
+        """How many numbers, and of what type."""
+        return f"{math.prod(self.shape)} numbers of {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def bytes(self) -> int:
+        """Of the numbers alone."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def layout(path: Path) -> Layout:
+    """The layout of a .npy or .safetensors file; ValueError that names it where it is neither, or cut short."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+        found = _npy(path) if start.startswith(_NPY) else _safetensors(path, start)
+        size = path.stat().st_size
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    whole = found.offset + found.bytes
+    _check(size >= whole, path, f"must be {whole} bytes long, as it says of itself", f"it is {size}")
+    _check(math.prod(found.shape) > 0, path, "must hold at least one number", f"its shape is {found.shape}")
+    return found
+
+
+def _check(holds: bool, path: Path, must: str, it_is: str) -> None:
+    if not holds:
+        raise ValueError(f"{path} {must}; {it_is}")
+
+
+def _npy(path: Path) -> Layout:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:  # cut short, or a pickle inside
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    _check(array.dtype in _NUMPY, path, "must be of float16, float32 or float64", f"its dtype is {array.dtype}")
+    _check(array.flags.c_contiguous, path, "must hold one worker's numbers after another's", "it is in Fortran order")
+    return Layout(path, array.offset, _NUMPY[array.dtype], array.shape)
+
+
+def _safetensors(path: Path, start: bytes) -> Layout:
+    """The format: 8 bytes, the length of the header; the header in JSON; then the numbers."""
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size - 8):
+        raise ValueError(f"{path} is no .npy file, as numpy.save writes it, and no .safetensors file")
+    with path.open("rb") as file:
+        file.seek(8)
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+        tensors = {name: about for name, about in header.items() if name != "__metadata__"}
+        spans = sorted(tuple(about["data_offsets"]) for about in tensors.values())
+        kinds = {about["dtype"] for about in tensors.values()}
+        shapes = [tuple(about["shape"]) for about in tensors.values()]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no .npy file, and its .safetensors header cannot be read: {error}") from error
+    known = len(kinds) == 1 and kinds <= _SAFETENSORS.keys()
+    _check(known, path, f"must hold numbers of one of {', '.join(_SAFETENSORS)}", f"it has {sorted(kinds)}")
+    dtype = _SAFETENSORS[kinds.pop()]
+    shape = shapes[0] if len(shapes) == 1 and len(shapes[0]) == 2 else (sum(map(math.prod, shapes)),)
+    follow = [first for first, _ in spans] == [0, *(last for _, last in spans[:-1])]
+    filled = follow and spans[-1][1] == math.prod(shape) * dtype.itemsize
+    _check(filled, path, "must hold its tensors one after another, each as long as its shape says", "it does not")
+    return Layout(path, 8 + length, dtype, shape, tensors)
+
+
+def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
+    """The gradient matrix G (p, n) in files, one (p, n) or a (n,) of each worker, and the first one's layout.
+
+    What is written to G stays in memory and does not reach the files, which must not become shorter while G lives.
+    Raises ValueError for files that do not hold gradients of one length and dtype.
+    """
+    layouts = [layout(path) for path in files]
+    first = layouts[0]
+    if len(layouts) == 1 and len(first.shape) == 2:
+        return _matrix([first], first.shape), first
+    for other in layouts:
+        many = f"one gradient, (n,), where {len(files)} files are given" if len(files) > 1 else "(p, n) or (n,)"
+        _check(len(other.shape) == 1, other.path, f"must hold {many}", f"its shape is {other.shape}")
+        same = (other.shape, other.dtype) == (first.shape, first.dtype)
+        _check(same, other.path, f"must hold {first.kind}, as {first.path} does", f"it holds {other.kind}")
+        named = _order(other.tensors) == _order(first.tensors)
+        _check(named, other.path, f"must hold the tensors of {first.path}", "it has others, or in another order")
+    return _matrix(layouts, (len(layouts), *first.shape)), first
+
+
+def _order(tensors: dict[str, Any] | None) -> list[Any]:
+    """The names and shapes of a file's tensors as they lie in it; one that has no names is like one that has one."""
+    if tensors is None or len(tensors) < 2:
+        return []
+    ordered = sorted(tensors.items(), key=lambda item: item[1]["data_offsets"])
+    return [(name, about["shape"]) for name, about in ordered]
+
+
+def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
+    """The files, mapped at equal distances, as (p, n)."""
+    page = mmap.ALLOCATIONGRANULARITY
+    first = layouts[0]
+    for other in layouts:  # rows begin at equal distances where files, mapped page by page, begin alike
+        aligned = (other.offset - first.offset) % page == 0 and other.offset % other.dtype.itemsize == 0
+        must = f"must have a header as long as that of {first.path}, {first.offset} bytes"
+        _check(aligned, other.path, must, f"its own has {other.offset}")
+    starts = [each.offset - each.offset % page for each in layouts]
+    begins = first.offset % page
+    distance = -(-(begins + first.bytes) // page) * page
+    memory = _mapped([each.path for each in layouts], starts, begins + first.bytes, distance)
+    if len(layouts) == 1:
+        rows, n = shape[0], shape[1]
+        return _as(memory, begins, first.dtype, (rows, n), n)
+    return _as(memory, begins, first.dtype, (shape[0], shape[1]), distance // first.dtype.itemsize)
+
+
+def _as(memory: Any, begins: int, dtype: torch.dtype, shape: tuple[int, int], stride: int) -> Tensor:
+    flat = torch.frombuffer(memory, dtype=dtype, offset=begins, count=(shape[0] - 1) * stride + shape[1])
+    return flat.as_strided(shape, (stride, 1))
+
+
+def _mapped(paths: list[Path], starts: list[int], length: int, distance: int) -> Any:
+    """A buffer in which file i, from byte starts_i on, lies at i * distance. Python's mmap cannot say where."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    total = distance * len(paths)
+    access = mmap.PROT_READ | mmap.PROT_WRITE  # of pages of our own once they are written to
+
+    def place(address: int | None, size: int, flags: int, descriptor: int, start: int) -> int:
+        found: int = libc.mmap(address, size, access, mmap.MAP_PRIVATE | _MAP_NORESERVE | flags, descriptor, start)
+        if found in (None, ctypes.c_void_p(-1).value):
+            raise OSError(ctypes.get_errno(), f"the files cannot be mapped: {os.strerror(ctypes.get_errno())}")
+        return found
+
+    base = place(None, total, mmap.MAP_ANONYMOUS, -1, 0)
+    memory = (ctypes.c_char * total).from_address(base)
+    weakref.finalize(memory, libc.munmap, base, total)
+    for i, (path, start) in enumerate(zip(paths, starts, strict=True)):
+        with path.open("rb") as file:
+            place(base + i * distance, length, _MAP_FIXED, file.fileno(), start)
+    return memory
+
+
+@contextmanager
+def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
+    """A direction d (n,) of `like`'s dtype that is the file `path` once the block has ended well: .npy, or .safetensors
+    with the tensors that `like` has.
+
+    Its room on the disk is taken first, so that none is lacking later. If the block fails nothing is left of it.
+    Raises ValueError for another suffix, a dtype that it does not know, a folder that cannot be written, a full disk.
+    """
+    head = _head(path, like, n)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    size = len(head) + n * like.dtype.itemsize
+    try:
+        try:
+            _reserve(unfinished, head, size)
+        except OSError as error:
+            full = error.errno == errno.ENOSPC
+            raise ValueError(
+                f"{path} cannot be written{f' ({size} bytes)' if full else ''}: {error.strerror}"
+            ) from error
+        numbers = np.memmap(unfinished, np.uint8, "r+", offset=len(head))
+        yield torch.from_numpy(numbers).view(like.dtype)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, head: bytes, size: int) -> None:
+    with path.open("xb") as file:
+        file.write(head)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def _head(path: Path, like: Layout, n: int) -> bytes:
+    """What comes before the numbers in the file."""
+    require(path.suffix in (".npy", ".safetensors"), "the name of the result", path, "one in .npy or .safetensors")
+    if path.suffix == ".npy":
+        known = like.dtype in _NUMPY.values()
+        require(known, "the name of the result", path, "one in .safetensors, as .npy has no bfloat16")
+        dtype = next(dtype for dtype, its in _NUMPY.items() if its == like.dtype)
+        from io import BytesIO
+
+        file = BytesIO()
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (n,)})
+        return file.getvalue()
+    code = next(code for code, dtype in _SAFETENSORS.items() if dtype == like.dtype)
+    whole = {"d": {"dtype": code, "shape": [n], "data_offsets": [0, n * like.dtype.itemsize]}}
+    text = json.dumps(like.tensors if like.tensors and len(like.shape) == 1 else whole).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
