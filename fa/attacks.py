@@ -83,7 +83,8 @@ def _alie(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """The honest mean less z standard deviations, in each coordinate: near enough to hide among the honest.
 
     With z so that s honest gradients, whom the faulty ones need to be a majority, are expected to lie farther out.
-    Baruch et al., A Little Is Enough, NeurIPS 2019, algorithm 3; z is 0 where fewer than half of the honest would.
+    Baruch et al., A Little Is Enough, NeurIPS 2019, algorithm 3; z is 0 where s is more than half of
+    them.
     """
     honest = _honest(G, byzantine)
     needed = len(G) // 2 + 1 - len(byzantine)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fa import regularizers
 from fa.gram import Gram
-from fa.terms import Problem
+from fa.terms import Problem, shares
 
 _CHUNK = 1 << 14  # coordinates taken to float64 at a time
 _HALVINGS = 25  # of t, after which no step lowers the objective by more than rounding
@@ -192,8 +192,7 @@ def _symmetric_solution(blocks: np.ndarray, bend: np.ndarray | None, right: Squa
 
 def task_of(problem: Problem, gram: Gram, G: Tensor, name: str, lam: float) -> Task:
     """The task of gradients (q, n) in memory, in float32 or float64."""
-    shares = np.bincount(problem.owner[: gram.p], np.square(gram.near))[problem.owner[: gram.p]] ** 0.5
-    shares = np.divide(gram.near, shares, out=np.zeros(gram.p), where=shares > 0)
-    scales = np.divide(shares, gram.norms, out=np.zeros(gram.p), where=gram.norms > 0)
+    of_worker = shares(gram, problem.owner[: gram.p])
+    scales = np.divide(of_worker, gram.norms, out=np.zeros(gram.p), where=gram.norms > 0)
     rows: Any = G.cpu() if G.dtype in (torch.float32, torch.float64) else G.cpu().float()
     return Task(problem, rows.numpy(), scales, name, lam)

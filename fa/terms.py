@@ -71,27 +71,26 @@ def pose(
     lengths, vectors = np.linalg.eigh(gram.cosines)
     kept = lengths > RANK * max(lengths[-1], 1.0)
     owner = np.repeat(np.arange(len(counts)), counts)
-    shares = _shares(gram, owner)
+    of_worker = shares(gram, owner)
     unit = (vectors[:, kept] * np.sqrt(lengths[kept])).T * (gram.lengths > 0)
     differences, factors = _pairs(gram, lam, reading)
     return Problem(
         basis=vectors[:, kept] / np.sqrt(lengths[kept]) * (gram.lengths > 0)[:, None],
-        terms=np.hstack([unit * shares, unit @ differences]),
+        terms=np.hstack([unit * of_worker, unit @ differences]),
         owner=np.concatenate([owner, len(counts) + np.arange(factors.size)]),
-        factors=np.concatenate([np.bincount(owner, shares) > 0, factors]).astype(np.float64),
+        factors=np.concatenate([np.bincount(owner, of_worker) > 0, factors]).astype(np.float64),
         p=len(counts),
         m=m,
         a=a,
     )
 
 
-def _shares(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:
+def shares(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:
     """||g_ik|| over the Frobenius norm of all that worker i sent: 1 for an only gradient, 0 for one that is 0."""
     together = np.sqrt(np.bincount(owner, np.square(gram.near)))[owner]
     alone = np.bincount(owner)[owner] == 1
-    shares = np.divide(gram.near, together, out=np.zeros(gram.p), where=together > 0)
-    shares = np.where(alone, gram.lengths > 0, shares)
-    return shares
+    several = np.divide(gram.near, together, out=np.zeros(gram.p), where=together > 0)
+    return np.where(alone, gram.lengths > 0, several)
 
 
 def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:

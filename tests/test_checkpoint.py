@@ -1,5 +1,6 @@
 """Runs that were killed go on from their checkpoint, to the numbers of a run that was not."""
 
+import io
 import json
 import os
 import signal
@@ -139,7 +140,15 @@ def test_a_checkpoint_of_another_run_is_refused(change: dict, message: str, tmp_
     assert kept.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:3000] + b"x" + b[3001:]])
+def of_an_array(_: bytes) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.ones(3))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", of_an_array, lambda b: b[:3000] + b"x" + b[3001:]]
+)
 def test_a_damaged_checkpoint_is_named(damage, tmp_path: Path) -> None:
     kept = stop_half_way(tmp_path)
     kept.write_bytes(damage(kept.read_bytes()))

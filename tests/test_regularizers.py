@@ -117,6 +117,16 @@ def test_columns_norms_are_constant():
     assert group.objective == pytest.approx(objective.value(G, Y, 2.0, "group"))
 
 
+@pytest.mark.parametrize("name", ["l1", "rows"])
+def test_a_gradient_near_nothing_counts_by_its_direction(name):
+    """Its square is 0 in float64, its cosines are not."""
+    G = np.random.default_rng(0).standard_normal((4, 10))
+    G[0] *= 1e-200
+    solution = irls.solve(G, m=2, lam=0.05, regularizer=name, max_iter=10)
+    assert solution.objective == pytest.approx(objective.value(G, solution.Y, 0.05, name), abs=solution.resolution)
+    assert solution.values[0] == pytest.approx(objective.values(G, solution.Y)[0])
+
+
 def test_what_leaves_the_objective_as_it_is():
     """l1: permutations of the coordinates and their signs, not rotations of Y; rows: rotations of Y as well."""
     G, Y = normal(6, 9), np.linalg.qr(normal(9, 3))[0]

@@ -21,7 +21,7 @@ from fa.checks import ConditionError
 from fa.rules import RULES
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.flat import flatten
-from fa.training.rpc.server import Remote, Sent
+from fa.training.rpc.server import NEW, Remote, Sent
 from fa.training.transport import Cluster
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
@@ -168,6 +168,22 @@ def test_workers_started_by_hand(tmp_path: Path) -> None:
     subprocess.run([*out, tmp_path / "simulate"], check=True)
     one, other = (tmp_path / name / "workers.csv" for name in ("rpc", "simulate"))
     assert one.read_text() == other.read_text()
+
+
+@pytest.mark.parametrize("rank", [-1, 2])
+def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: int) -> None:
+    model = models.build("convnet", 1, 10, 28, seed=0)
+    remote = Remote(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), Cluster())
+    with pytest.raises(ValueError, match=f"rank must be at least 0 and less than the run's 2 workers; it is {rank}"):
+        remote.exchange(Sent(rank, NEW, torch.ones(1), torch.ones(()), []))
+
+
+def test_of_two_processes_of_a_rank_the_later_stays() -> None:
+    model = models.build("convnet", 1, 10, 28, seed=0)
+    remote = Remote(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), Cluster())
+    first, second = (remote.exchange(Sent(0, NEW, torch.ones(1), torch.ones(()), [])) for _ in range(2))
+    assert first.value() is None
+    assert not second.done()
 
 
 def test_a_gradient_of_another_length_is_left_out() -> None:

@@ -349,7 +349,7 @@ except ImportError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'fa[theory]'" in done.stdout
+    assert "pip install cvxpy" in done.stdout
     assert importlib.util.find_spec("cvxpy")
 
 

@@ -113,6 +113,8 @@ def test_cleaning_up_removes_what_is_old_and_bears_what_vanishes(
     for name, age in ((".making-old", 3600), (".making-new", 0)):
         (tmp_path / name).mkdir()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / ".making-checkpoint").write_bytes(b"half of one")
+    os.utime(tmp_path / ".making-checkpoint", (time.time() - 3600,) * 2)
     found = [*tmp_path.glob(".making-*"), tmp_path / ".making-gone"]
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(found[::-1]))
     store.clean_up(tmp_path)

@@ -1,7 +1,7 @@
-"""The three passes over the n coordinates of a gradient matrix G (p, n), on whatever device it lies.
+"""The passes over the n coordinates of a gradient matrix G (p, n), on whatever device it lies.
 
 On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`device`); half precision is taken to float32 by
-chunks. What comes back besides the result is which rows hold NaN or Inf: noticed on the way, not in a pass of its
+chunks. What comes back besides a direction is which rows hold NaN or Inf: noticed on the way, not in a pass of its
 own.
 """
 

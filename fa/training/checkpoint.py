@@ -118,7 +118,7 @@ class Checkpoint:
 
     def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         try:
-            with self.path.open("rb") as file, np.load(file, allow_pickle=False) as held:
+            with self.path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as held:
                 arrays = dict(held)
             return json.loads(arrays.pop("said").tobytes()), arrays
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:

@@ -64,8 +64,11 @@ class Remote:
 
     def exchange(self, sent: Sent) -> Answer:
         """Take what a worker sent; its answer may come later."""
+        p = len(self._buffers)
+        require(0 <= sent.rank < p, "rank", sent.rank, f"at least 0 and less than the run's {p} workers")
         answer: Answer = Future()
         with self._changed:
+            replaced = self._asking.pop(sent.rank, None)  # of another process of this rank, which is to leave
             self._gone.pop(sent.rank, None)
             if sent.iteration == NEW:
                 self._new.add(sent.rank)
@@ -78,6 +81,8 @@ class Remote:
             self._changed.notify_all()
         if idle or self._over:
             answer.set_result(now)
+        if replaced is not None:
+            replaced.set_result(None)
         return answer
 
     def _answer(self, rank: int) -> tuple[int, Tensor, list[Tensor]]:
