@@ -82,9 +82,8 @@ def _collude(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 def _alie(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """The honest mean less z standard deviations, in each coordinate: near enough to hide among the honest.
 
-    With z so that s honest gradients, whom the faulty ones need to be a majority, are expected to lie farther out.
-    Baruch et al., A Little Is Enough, NeurIPS 2019, algorithm 3; z is 0 where s is more than half of
-    them.
+    With z so that s honest gradients, whom the faulty ones need to be a majority, are expected to lie farther out; 0
+    where s is more than half of them. Baruch et al., A Little Is Enough, NeurIPS 2019, algorithm 3.
     """
     honest = _honest(G, byzantine)
     needed = len(G) // 2 + 1 - len(byzantine)

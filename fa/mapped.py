@@ -17,7 +17,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,9 @@ def _safetensors(path: Path, start: bytes) -> Layout:
     try:
         header = json.loads(text)
         tensors = {name: about for name, about in header.items() if name != "__metadata__"}
-        spans = sorted(tuple(about["data_offsets"]) for about in tensors.values())
-        kinds = {about["dtype"] for about in tensors.values()}
-        shapes = [tuple(about["shape"]) for about in tensors.values()]
+        spans = sorted((int(first), int(last)) for first, last in (t["data_offsets"] for t in tensors.values()))
+        kinds = {str(about["dtype"]) for about in tensors.values()}
+        shapes = [tuple(map(int, about["shape"])) for about in tensors.values()]
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no .npy file, and its .safetensors header cannot be read: {error}") from error
     known = len(kinds) == 1 and kinds <= _SAFETENSORS.keys()
@@ -118,6 +118,8 @@ def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
     Raises ValueError for files that do not hold gradients of one length and dtype.
     """
     layouts = [layout(path) for path in files]
+    if len(layouts) > 1:  # a worker's only layer may be a matrix
+        layouts = [replace(each, shape=(math.prod(each.shape),)) if each.tensors else each for each in layouts]
     first = layouts[0]
     if len(layouts) == 1 and len(first.shape) == 2:
         return _matrix([first], first.shape), first
@@ -179,7 +181,7 @@ def _mapped(paths: list[Path], starts: list[int], length: int, distance: int) ->
 
     base = place(None, total, mmap.MAP_ANONYMOUS, -1, 0)
     memory = (ctypes.c_char * total).from_address(base)
-    weakref.finalize(memory, libc.munmap, base, total)
+    weakref.finalize(memory, libc.munmap, base, total).atexit = False  # a thread may still read it then
     for i, (path, start) in enumerate(zip(paths, starts, strict=True)):
         with path.open("rb") as file:
             place(base + i * distance, length, _MAP_FIXED, file.fileno(), start)
@@ -195,6 +197,7 @@ def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
     Raises ValueError for another suffix, a dtype that it does not know, a folder that cannot be written, a full disk.
     """
     head = _head(path, like, n)
+    require(not path.is_dir(), "the name of the result", path, "that of a file; there is a folder of that name")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     size = len(head) + n * like.dtype.itemsize
     try:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,19 @@ def test_named_tensors_of_every_dtype_come_back_by_name(
     assert torch.equal(layers["weight"].flatten(), make_rule("median")(G[:, 1:]))
 
 
+def test_a_workers_only_layer_may_be_a_matrix(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, G: torch.Tensor
+) -> None:
+    paths = [tmp_path / f"{i}.safetensors" for i in range(P)]
+    for g, path in zip(G, paths, strict=True):
+        safetensors.torch.save_file({"weight": g[1:].reshape(700, 100).contiguous()}, path)
+    out = tmp_path / "d.safetensors"
+    assert call(capsys, *paths, "--rule", "median", "--out", out)[0] == 0
+    [(name, weight)] = safetensors.torch.load_file(out).items()
+    assert (name, weight.shape) == ("weight", (700, 100))
+    assert torch.equal(weight.flatten(), make_rule("median")(G[:, 1:]))
+
+
 def test_the_options_of_the_rule_reach_it(capsys: pytest.CaptureFixture[str], tmp_path: Path, G: torch.Tensor) -> None:
     options = ["--m", 2, "--before", "clip,krum", "--f", 1, "--json", "--out", tmp_path / "d.npy"]
     code, out, _ = call(capsys, *saved_as_one(G, tmp_path), *options)
@@ -104,7 +118,7 @@ def test_a_worker_with_nan_is_named(capsys: pytest.CaptureFixture[str], tmp_path
 def test_pieces_give_what_the_whole_gives(
     monkeypatch: pytest.MonkeyPatch, G: torch.Tensor, rule: str, dtype: torch.dtype
 ) -> None:
-    """Pieces are whole chunks, whose sums are put together in the same order."""
+    """Of one chunk each: the chunks' sums are then added in the order in which the whole adds them."""
     whole = make_rule(rule, f=1)(G.to(dtype))
     monkeypatch.setattr(kernels, "_WIDTH", 1 << 15)
     monkeypatch.setattr(kernels, "_WIDENED", P << 15)
@@ -146,14 +160,17 @@ finally:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from Linux' /proc")
-@pytest.mark.parametrize("rule", ["fa", "median", "bulyan"])
-def test_memory_stays_free(tmp_path: Path, rule: str) -> None:
-    """240 MB of gradients, and 16 MB of direction, with no more than 64 MB of memory that is no file."""
-    rng = np.random.default_rng(0)
-    paths = [tmp_path / f"{i}.npy" for i in range(15)]
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [("fa", torch.float32), ("median", torch.float32), ("bulyan", torch.float32), ("fa", torch.bfloat16)],
+)
+def test_memory_stays_free(tmp_path: Path, rule: str, dtype: torch.dtype) -> None:
+    """240 MB of gradients as float32, and 16 MB of direction, with no more than 64 MB of memory that is no file."""
+    numbers = torch.Generator().manual_seed(0)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(15)]
     for path in paths:
-        np.save(path, rng.standard_normal(4_000_000, dtype=np.float32))
-    arguments = ["aggregate", *map(str, paths), "--rule", rule, "--f", "3", "--out", str(tmp_path / "d.npy")]
+        safetensors.torch.save_file({"g": torch.randn(4_000_000, generator=numbers).to(dtype)}, path)
+    arguments = ["aggregate", *map(str, paths), "--rule", rule, "--f", "3", "--out", str(tmp_path / "d.safetensors")]
     done = subprocess.run([sys.executable, "-c", WATCH, *arguments], capture_output=True, text=True, check=True)
     assert int(done.stdout.rsplit(":", 1)[1]) < 64 * 1024
 
@@ -172,6 +189,7 @@ def test_what_is_written_to_the_matrix_stays_in_memory(tmp_path: Path, G: torch.
     [
         (["--out", "d.txt"], "the name of the result must be one in .npy or .safetensors; it is"),
         (["--out", "0.npy"], "out must be another file than those of the gradients; it is"),
+        (["--out", "folder.npy"], "the name of the result must be that of a file; there is a folder of that name"),
         (["--out", "missing/d.npy"], "cannot be written: No such file or directory"),
         (["--out", "d.npy", "--rule", "krum", "--f", "3"], "krum needs p >= 2f + 3"),
         (["--out", "d.npy", "--rule", "kurm"], "did you mean 'krum'?"),
@@ -187,10 +205,11 @@ def test_bad_arguments_are_one_line_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     paths = saved_one_each(torch.ones(3, 4), Path())
+    Path("folder.npy").mkdir()
     code, out, err = call(capsys, *paths, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert said in err
-    assert sorted(os.listdir()) == sorted(map(str, paths))
+    assert sorted(os.listdir()) == sorted([*map(str, paths), "folder.npy"])
 
 
 def test_bfloat16_has_no_npy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -198,11 +217,19 @@ def test_bfloat16_has_no_npy(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "as .npy has no bfloat16" in call(capsys, *paths, "--out", tmp_path / "d.npy")[2]
 
 
+def header(tensors: dict[str, Any]) -> bytes:
+    text = json.dumps(tensors).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"", "is no .npy file, as numpy.save writes it, and no .safetensors file"),
         (b"\x08\0\0\0\0\0\0\0{}      ", "must hold numbers of one of F16, BF16, F32, F64; it has []"),
+        (header({"d": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}), "header cannot be read"),
+        (header({"d": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2, 4]}}), "header cannot be read"),
+        (header({"d": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}), "one after another, each as long as"),
         (b"\x04\0\0\0\0\0\0\0[1] ", "its .safetensors header cannot be read"),
         (b"\xff\xff\xff\xff\0\0\0\0{}", "is no .npy file"),
     ],

@@ -443,3 +443,20 @@ def test_m_and_keep_are_cut_to_the_workers_that_are_left():
     bad = np.vstack([G, np.full((1, 30), np.nan)])
     np.testing.assert_allclose(aggregate(bad, "fa", m=6), aggregate(G, "fa", m=5), atol=1e-12)
     np.testing.assert_allclose(aggregate(bad, "multi_krum", keep=6), aggregate(G, "mean"), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("mean", {}), ("phocas", {"f": 1}), ("fa", {"m": 2, "lam": 0.1, "regularizer": "l1"})]
+)
+def test_the_direction_is_put_where_it_is_wanted(name, options):
+    G = torch.from_numpy(np.random.default_rng(0).standard_normal((5, 40))).to(DEVICE)
+    out = torch.full((40,), float("nan"), dtype=G.dtype, device=DEVICE)
+    rule = make_rule(name, **options)
+    assert rule.aggregate(G, out=out).direction is out
+    assert torch.equal(out, rule(G))
+
+
+@pytest.mark.parametrize("out", [torch.empty(39).double(), torch.empty(40), torch.empty(80).double()[::2]])
+def test_a_place_that_does_not_fit_is_refused(out):
+    with pytest.raises(ValueError, match="out must be "):
+        make_rule("mean").aggregate(torch.ones(5, 40).double(), out=out)

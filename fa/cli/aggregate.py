@@ -38,8 +38,9 @@ def aggregate(
     from fa.rules import make_rule
 
     its = make_rule(rule, f=f, **take(given))
-    inside = not getattr(its, "leaves_span", False)
-    require(inside, "regularizer", "one that needs the gradients in memory", "'pairwise' or 'group' for files")
+    require(
+        not its.leaves_span, "regularizer", "one that needs the gradients in memory", "'pairwise' or 'group' for files"
+    )
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.perf_counter()
@@ -61,13 +62,11 @@ def aggregate(
 
 def _description(decision: Decision, p: int) -> dict[str, Any]:
     """What was decided about each worker; null where the rule has no such number."""
-
-    def numbers(of_workers: Any) -> list[float | None]:
-        return [None] * p if of_workers is None else [None if x != x else x for x in of_workers.tolist()]
+    from fa.rules import per_worker
 
     return {
         "selected": decision.selected,
         "left_out": decision.left_out,
-        "weights": numbers(decision.weights),
-        "values": numbers(decision.values),
+        "weights": per_worker(decision.weights, p),
+        "values": per_worker(decision.values, p),
     }

@@ -36,12 +36,11 @@ def draw(table: DataFrame, title: str) -> Figure:
 
     figure = Figure(figsize=(11, 6.6), layout="constrained")
     panels = figure.subplots(2, 3, sharex=True, sharey=True)
+    seeds = table.groupby("f")["seed"].nunique()
     for row, variants in zip(panels, (TOP, style.READINGS), strict=True):
         for axes, f in zip(row, FAULTY, strict=True):
-            of_panel = table[table["f"] == f]
-            draw_curves(axes, of_panel, variants)
-            seeds = of_panel["seed"].nunique()
-            axes.set_title(f"f = {f}" if table["seed"].nunique() == 1 else f"f = {f}, seeds: {seeds}")
+            draw_curves(axes, table[table["f"] == f], variants)
+            axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()
     for row, heading in zip(panels, ("rules", "readings of FA, and controls"), strict=True):
         row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))

@@ -25,7 +25,8 @@ PROFILES = MappingProxyType(
         # has three points.
         "quick": {**_EMBEDDED, "batch": 32, "iterations": 60, "lr": 0.05, "seeds": (2021,)},
         # The paper's model and data, with steps so few and small that a processor can do them: half an epoch. At the
-        # paper's rate and momentum so short a run ends at .21 to .26 where it ends at .39 at .05 (Multi-Krum, B = 32).
+        # paper's rate and momentum so short a run ends at .21 to .26 where it ends at .39 at .05 (Multi-Krum, B = 32,
+        # 150 iterations).
         "cpu": {**_CIFAR, "batch": 16, "iterations": 100, "lr": 0.05, "evaluate_every": 25, "seeds": (2021,)},
         # The paper's settings.
         "paper": {**_CIFAR, "batch": 128, "iterations": 1050, "lr": 0.2, "seeds": (2021, 2022, 2023)},

@@ -174,4 +174,7 @@ def clean_up(root: Path) -> None:
     for path in root.glob(".making-*"):
         with suppress(FileNotFoundError):  # another process has finished with it meanwhile
             if time.time() - path.stat().st_mtime > _ABANDONED:
-                path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+                if path.is_file():
+                    path.unlink()
+                else:
+                    shutil.rmtree(path, ignore_errors=True)

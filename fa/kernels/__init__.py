@@ -107,7 +107,7 @@ def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, n
     bad = np.zeros(G.shape[0], dtype=bool)
     for columns, piece in _pieces(G):
         own = d[columns]
-        wide = own.float() if G.dtype in _HALF else own
+        wide = torch.empty(len(own)) if G.dtype in _HALF else own
         bad |= one_pass(piece, wide.numpy())
         if wide is not own:
             own.copy_(wide)

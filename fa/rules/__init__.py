@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from fa.checks import check_one_of
-from fa.rules.base import Aggregate, Decision, Rule
+from fa.rules.base import Aggregate, Decision, Rule, per_worker
 from fa.rules.bulyan import Bulyan
 from fa.rules.coordinate import MeaMed, Median, Phocas, TrimmedMean
 from fa.rules.flag import FlagAggregator
@@ -26,7 +26,7 @@ _BY_NAME = {rule.name: rule for rule in _CLASSES}
 
 RULES = tuple(_BY_NAME)
 
-__all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "make_rule"]
+__all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "make_rule", "per_worker"]
 
 
 def make_rule(name: str, f: int = 0, **options: Any) -> Rule:

@@ -2,6 +2,7 @@
 not finite.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -128,6 +129,11 @@ class Rule(ABC):
         return replace(self, **options)
 
     @property
+    def leaves_span(self) -> bool:
+        """Whether the direction leaves the span of the gradients, so that they must be in memory."""
+        return False
+
+    @property
     def _counted(self) -> int | None:
         return getattr(self, self.count) if self.count else None
 
@@ -175,6 +181,15 @@ class Rule(ABC):
         rule.check_workers(rows.size, remark)
         mixture = mix(gram.select(rows), rule.steps, Situation(rule.f, rule.seed, iteration))
         return _describe(gram, rows, mixture, rule.choose(G, rows, mixture))
+
+
+def per_worker(numbers: Float64[np.ndarray, " p"] | None, p: int) -> list[float | None]:
+    """A decision's weights or values as plain numbers; None where the rule has none, as of a gradient that is not
+    finite.
+    """
+    if numbers is None:
+        return [None] * p
+    return [None if math.isnan(number) else number for number in numbers.tolist()]
 
 
 def _check_out(out: Tensor, G: Tensor) -> None:

@@ -65,7 +65,7 @@ class FlagAggregator(Rule):
 
     @property
     def leaves_span(self) -> bool:
-        """Whether Y leaves the span of the gradients, so that they must be in memory."""
+        """So do the regularizers that no p x p matrix tells."""
         return self.lam > 0 and self.regularizer in ("l1", "rows")
 
     def choose(self, G: Tensor, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ from fa.attacks import make_attack
 from fa.checks import ConditionError, check_integer, require
 from fa.data import Dataset, load
 from fa.data.batches import check_batch
-from fa.rules import Aggregate, Rule, make_rule
+from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
@@ -160,20 +158,13 @@ class Loop:
 def _rows(iteration: int, gathered: Gathered, aggregate: Aggregate) -> list[WorkerRow]:
     decision, workers = aggregate.decision, len(gathered.G)
     reasons = decision.left_out | dict(gathered.missing)
-    values, weights = _numbers(decision.values, workers), _numbers(decision.weights, workers)
+    values, weights = per_worker(decision.values, workers), per_worker(decision.weights, workers)
     selected = set(decision.selected)
 
     def status(worker: int) -> str:
         return USED if worker in selected else f"left out: {reasons.get(worker, 'not selected')}"
 
     return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
-
-
-def _numbers(of_workers: np.ndarray | None, workers: int) -> list[float | None]:
-    """One number a worker; None where the rule has none, as of a gradient that is not finite."""
-    if of_workers is None:
-        return [None] * workers
-    return [None if math.isnan(number) else number for number in of_workers.tolist()]
 
 
 def _nobody(iteration: int, workers: int) -> list[WorkerRow]:
