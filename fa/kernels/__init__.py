@@ -91,15 +91,17 @@ def _placed(d: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
-    """G by pieces of its columns, as numpy arrays of float32 or float64: views, or copies where it is of half
-    precision.
+    """G by pieces of its columns, as numpy arrays of float32 or float64: views, or where it is of half precision copies
+    that follow one another in the same memory.
     """
     p, n = G.shape
     half = G.dtype in _HALF
-    width = max(1, _WIDENED // p) if half else _WIDTH
+    width = min(n, max(1, _WIDENED // p) if half else _WIDTH)
+    copies = torch.empty(p, width) if half else None
     for left in range(0, n, width):
         columns = slice(left, min(left + width, n))
-        yield columns, (G[:, columns].float() if half else G[:, columns]).numpy()
+        piece = G[:, columns]
+        yield columns, (piece if copies is None else copies[:, : piece.shape[1]].copy_(piece)).numpy()
 
 
 def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, np.ndarray]:
