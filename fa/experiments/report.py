@@ -44,17 +44,22 @@ STATEMENTS = {
 def write(folder: Path) -> Path:
     """Write REPORT.md and REPORT.html into a profile's folder; return the path of the first.
 
-    Raises ValueError where the folder holds no figure, or one whose claims or provenance are missing or broken.
+    Theory is the same at every profile: where the folder has none, that of `quick` beside it is told. Raises ValueError
+    where the folder holds no figure, or one whose claims or provenance are missing or broken.
     """
     figures = [_read(path) for path in sorted(folder.glob("fig*.json"))]
     require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
-    text = "\n".join(_lines(folder.name, figures))
+    text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
     for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
         path = folder / name
         unfinished = path.with_suffix(path.suffix + ".tmp")
         unfinished.write_text(content)
         unfinished.replace(path)
     return folder / "REPORT.md"
+
+
+def _theory(folder: Path) -> list[Path]:
+    return sorted(folder.glob("theory*.json")) or sorted((folder.parent / "quick").glob("theory*.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -67,7 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.stem} must have its .json and .claims.csv, whole; draw it again ({error})") from error
 
 
-def _lines(profile: str, figures: list[dict[str, Any]]) -> list[str]:
+def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:
     return [
         f"# What reproduces, at profile {profile}",
         "",
@@ -77,9 +82,10 @@ def _lines(profile: str, figures: list[dict[str, Any]]) -> list[str]:
         "",
         "| | the paper | measured here | figure | verdict |",
         "|---|---|---|---|---|",
-        *_claims(figures),
+        *_claims([*figures, *theory]),
         "",
         *(line for figure in figures for line in _section(figure)),
+        *(line for notebook in theory for line in _short_section(notebook)),
     ]
 
 
@@ -119,6 +125,20 @@ def _section(figure: dict[str, Any]) -> list[str]:
         f"- {len(figure['runs'])} runs, {figure['seconds_of_training']:.0f} s of training on {hardware}; {versions}",
         f"- drawn {figure['drawn']} at commit {figure['commit']}, by `{command}`",
         f"- numbers: [{name}.csv]({name}.csv)",
+        "",
+    ]
+
+
+def _short_section(notebook: dict[str, Any]) -> list[str]:
+    """Of a theory notebook, whose pictures are in itself."""
+    name, hardware = notebook["figure"], "; ".join(_machine(machine) for machine in notebook["hardware"])
+    return [
+        f'<a id="{name}"></a>',
+        "",
+        f"## {name}",
+        "",
+        f"- notebooks/{name}.ipynb, executed {notebook['drawn']} at commit {notebook['commit']}, by"
+        f" `{notebook['command']}`, on {hardware}",
         "",
     ]
 
