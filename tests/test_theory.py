@@ -53,12 +53,12 @@ def test_right_multiplication() -> None:
 
 def test_precision() -> None:
     errors = pd.DataFrame({"bits": [4, 8, 8], "direction_error": [0.5, 0.01, 0.02]})
-    close, far = ({"float32": 0.9, "4 bits": 0.2, "8 bits, blocks": reached} for reached in (0.89, 0.8))
+    close, far = ({"float32": [0.9], "4 bits": [0.2], "8 bits, blocks": [reached]} for reached in (0.89, 0.8))
     found = theory.precision(errors, close, "float32")
     assert verdicts(found) == [REPRODUCED, NOT]
     assert "1.0% to 2.0%" in found[0].measured
     assert verdicts(theory.precision(errors, far, "float32"))[0] == NOT
-    assert verdicts(theory.precision(errors, {"float32": 0.9}, "float32"))[0] == UNTESTABLE
+    assert verdicts(theory.precision(errors, {"float32": [0.9]}, "float32"))[0] == UNTESTABLE
 
 
 def test_cost() -> None:
