@@ -18,10 +18,12 @@ from jaxtyping import install_import_hook
 CHECKED = [
     "attacks",
     "augment",
+    "bench",
     "breakdown",
     "certificate",
     "checks",
     "data",
+    "devices",
     "experiments",
     "flags",
     "gradients",

@@ -20,6 +20,7 @@ COMMANDS = {
     "report": "Write which of the paper's claims hold, from the figures drawn.",
     "aggregate": "Aggregate gradients in files, larger than memory if they are.",
     "certify": "Bound how far FA's subspace can be from the best one.",
+    "bench": "Time the rules beside the mean and beside other libraries.",
     "augment": "Write a data set with augmented training images.",
     "data": "Fetch data sets and list those that are there.",
 }

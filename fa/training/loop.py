@@ -16,6 +16,7 @@ from fa.attacks import make_attack
 from fa.checks import ConditionError, check_integer, require
 from fa.data import Dataset, load
 from fa.data.batches import check_batch
+from fa.devices import find_device
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
@@ -61,7 +62,7 @@ def train(
     if out is not None:
         out = make_room(out)
     with _torch_threads(threads):
-        device = _device(config.device)
+        device = find_device(config.device)
         rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
         rule.check_workers(config.workers)
         make_attack(config.attack)
@@ -175,19 +176,6 @@ def _shape(dataset: Dataset) -> tuple[int, int, int]:
     """Channels, classes and the side of an image."""
     _, channels, _, side = dataset.train_images.shape
     return channels, dataset.classes, side
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")  # nothing that one can train on either
-    require(device.type in ("cpu", "cuda"), "device", name, "cpu, or cuda, cuda:0 and so on")
-    if device.type == "cuda":
-        require(torch.cuda.is_available(), "device", name, "cpu here, where torch finds no CUDA device")
-        count = torch.cuda.device_count()
-        require((device.index or 0) < count, "device", name, f"cuda:{count - 1} at most, of the {count} here")
-    return device
 
 
 @contextmanager
