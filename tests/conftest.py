@@ -22,6 +22,7 @@ CHECKED = [
     "breakdown",
     "certificate",
     "checks",
+    "custom",
     "data",
     "devices",
     "experiments",
