@@ -37,15 +37,21 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = ()  # its own, in place of the profile's
+    called: str = ""  # what the table's label says, in place of the variant's
 
     @property
     def columns(self) -> dict[str, Any]:
         """What tells this case from others of its variant and f."""
         return {name: value for name, value in {**self.settings, **self.options}.items() if name != "iterations"}
 
+    @property
+    def label(self) -> str:
+        """What the figure calls it."""
+        return self.called or style.VARIANTS[self.variant].label
+
     def __str__(self) -> str:
         own = [f"{name} = {value}" for name, value in self.columns.items()]
-        return ", ".join([style.VARIANTS[self.variant].label, f"f = {self.f}", *own])
+        return ", ".join([self.label, f"f = {self.f}", *own])
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,8 @@ class Study:
         steps = f"{self._all('iterations')} iterations"
         shown = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
         spread = " (line: their mean; band: their range)" if len(seeds) > 1 else ""
-        gaps = "".join(f"\nleft out: {reason.partition(':')[0]}" for reason in self.gaps.values())
+        reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.gaps.values())
+        gaps = "".join(f"\nleft out: {reason}" for reason in reasons)
         return f"{task}; {counts}, {steps}, {shown}{spread}{gaps}"
 
     def _all(self, setting: str) -> str:
@@ -147,7 +154,7 @@ class Results:
             assert record is not None  # a study with a failed run has no results
             about = {
                 "variant": cell.variant,
-                "label": style.VARIANTS[cell.variant].label,
+                "label": cell.case.label,
                 "f": cell.config.byzantine,
                 **cell.case.columns,
                 "seed": cell.config.seed,
