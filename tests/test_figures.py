@@ -198,6 +198,25 @@ def test_verdicts_on_the_rules_can_go_either_way() -> None:
     assert "f = 2: FA 0.900 (0.900 to 0.900), best other Median 0.950" in claims[0].measured
 
 
+def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
+    def of_two(fa: float) -> list[str]:
+        numbers = fig04_table(fa, 0.8, 0.1)
+        chosen = numbers[(numbers["f"] == 3) & numbers["variant"].isin(["fa", "multi_krum"])]
+        assert len(fig04.draw(chosen, "title").axes) == 1
+        return verdicts(fig04.claims(chosen, 0.1))
+
+    assert of_two(0.9) == ["not testable here"] * 2
+    assert of_two(0.7) == ["not reproduced"] * 2
+    study = fig04.study("paper", seeds=[2021], variants=["fa", "multi_krum"], faulty=[3])
+    assert [(cell.variant, cell.case.f) for cell in study.cells] == [("fa", 3), ("multi_krum", 3)]
+    assert study.folder.name == "paper-custom"
+    assert set(study.configs) < set(fig04.study("paper").configs)
+    with pytest.raises(ValueError, match=r"a variant must be one of fa, .*; it is 'krum'$"):
+        fig04.study("quick", variants=["krum"])
+    with pytest.raises(ValueError, match="a number of faulty workers must be 1, 2 or 3; it is 4"):
+        fig04.study("quick", faulty=[4])
+
+
 def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:
     ours, theirs = [0.80, 0.83, 0.85], [0.78, 0.80, 0.84]
     its = Lead("f = 1", ours, "median", theirs)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fa.data import MissingDataError
 from fa.experiments import sweep as sweeping
 from fa.experiments.store import RunStore
 from fa.experiments.sweep import shard, sweep
@@ -44,6 +45,14 @@ def test_finished_runs_are_reused_and_outcomes_keep_their_order(tmp_path: Path) 
     again = sweep(configs(3, 2, 1), store, jobs=1, progress=False)
     assert [outcome.config.seed for outcome in again] == [3, 2, 1]
     assert {o.config: o.record.folder.stat().st_ino for o in again if o.config.seed != 3} == inodes
+
+
+def test_data_that_is_missing_is_told_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FA_DATA", str(tmp_path / "empty"))
+    monkeypatch.setattr(sweeping, "_run_all", lambda *_: pytest.fail("a run was begun"))
+    missing = TrainConfig(seed=1, dataset="mnist", **SHORT)
+    with pytest.raises(MissingDataError, match="run `fa data fetch mnist`"):
+        sweep([missing], RunStore(tmp_path), progress=False)
 
 
 def test_what_goes_beside_a_run_does_not_change_its_bits(tmp_path: Path) -> None:

@@ -46,11 +46,12 @@ FAMILIES = ("fig", "supp", "extra")  # in this order: what the paper has, what i
 def write(folder: Path) -> Path:
     """Write REPORT.md and REPORT.html into a profile's folder; return the path of the first.
 
-    Raises ValueError where the folder holds no figure, or one whose claims or provenance are missing or broken.
+    Theory is the same at every profile: where the folder has none, that of `quick` beside it is told. Raises ValueError
+    where the folder holds no figure, or one whose claims or provenance are missing or broken.
     """
     figures = [_read(path) for path in drawn(folder)]
     require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
-    text = "\n".join(_lines(folder.name, figures))
+    text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
     for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
         path = folder / name
         unfinished = path.with_suffix(path.suffix + ".tmp")
@@ -64,6 +65,10 @@ def drawn(folder: Path) -> list[Path]:
     return [path for family in FAMILIES for path in sorted(folder.glob(f"{family}[0-9]*.json"))]
 
 
+def _theory(folder: Path) -> list[Path]:
+    return sorted(folder.glob("theory*.json")) or sorted((folder.parent / "quick").glob("theory*.json"))
+
+
 def _read(path: Path) -> dict[str, Any]:
     """A figure's provenance with its claims."""
     try:
@@ -74,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.stem} must have its .json and .claims.csv, whole; draw it again ({error})") from error
 
 
-def _lines(profile: str, figures: list[dict[str, Any]]) -> list[str]:
+def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:
     return [
         f"# What reproduces, at profile {profile}",
         "",
@@ -84,10 +89,11 @@ def _lines(profile: str, figures: list[dict[str, Any]]) -> list[str]:
         "",
         "| | the paper | measured here | figure | verdict |",
         "|---|---|---|---|---|",
-        *_claims(figures),
+        *_claims([*figures, *theory]),
         "",
         *_findings(figures),
         *(line for figure in figures for line in _section(figure)),
+        *(line for notebook in theory for line in _short_section(notebook)),
     ]
 
 
@@ -148,6 +154,20 @@ def _section(figure: dict[str, Any]) -> list[str]:
         f"- {len(figure['runs'])} runs, {figure['seconds_of_training']:.0f} s of training on {hardware}; {versions}",
         f"- drawn {figure['drawn']} at commit {figure['commit']}, by `{command}`",
         f"- numbers: [{name}.csv]({name}.csv)",
+        "",
+    ]
+
+
+def _short_section(notebook: dict[str, Any]) -> list[str]:
+    """Of a theory notebook, whose pictures are in itself."""
+    name, hardware = notebook["figure"], "; ".join(_machine(machine) for machine in notebook["hardware"])
+    return [
+        f'<a id="{name}"></a>',
+        "",
+        f"## {name}",
+        "",
+        f"- notebooks/{name}.ipynb, executed {notebook['drawn']} at commit {notebook['commit']}, by"
+        f" `{notebook['command']}`, on {hardware}",
         "",
     ]
 

@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from fa.data.registry import REGISTRY
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
 
@@ -150,9 +151,13 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
 
 @cache
 def _data_checksum(dataset: str) -> str:
+    """The known checksum, which loading holds the data to, so that records are found where the data are not; of the
+    user's own data, what they are.
+    """
     from fa.data import load
 
-    return load(dataset).checksum
+    known = REGISTRY[dataset].checksum if dataset in REGISTRY else None
+    return known or load(dataset).checksum
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fa.checks import check_integer
+from fa.data.registry import check_present
 from fa.experiments.progress import reporter
 from fa.experiments.store import Record, RunStore, clean_up
 from fa.training.config import TrainConfig
@@ -64,6 +65,8 @@ def sweep(
         check_integer("jobs", jobs, 1)
     records = {config: store.find(config) for config in configs}
     missing = [config for config, record in records.items() if record is None]
+    for dataset in {config.dataset for config in missing}:
+        check_present(dataset)
     failures: dict[TrainConfig, str] = {}
     clean_up(store.root)
     with reporter(progress and bool(missing)) as report:
