@@ -24,7 +24,13 @@ FIGURES = (
     "fig08_lambda",
     "fig09_scaling",
 )
-EXTRAS = ("extra03_attacks",)
+EXTRAS = (
+    "extra01_what_makes_fa_work",
+    "extra02_tuned_learning_rates",
+    "extra03_attacks",
+    "extra04_who_was_trusted",
+    "extra05_combined",
+)
 SUPPLEMENT = ()
 ALL = FIGURES + EXTRAS + SUPPLEMENT
 
