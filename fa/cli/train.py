@@ -45,6 +45,7 @@ _SETTINGS = {
     "evaluate_every": (int, "Iterations from one test accuracy to the next; an epoch if left out."),
     "seed": (int, "Seed of everything random."),
     "sampling": (click.Choice(SAMPLINGS), "Fresh minibatches, or fixed slices in turn."),
+    "validation": (float, "Share of the training images kept from training, to evaluate on in place of the test's."),
     "device": (str, "cpu, cuda or cuda:N."),
     "augmentation": (str, "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."),
     "augmented": (str, "Whose data are augmented: those of the faulty workers, or of all."),

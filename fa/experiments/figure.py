@@ -85,9 +85,12 @@ def provenance(results: Results) -> dict[str, Any]:
 
 
 def _command(study: Study) -> str | None:
-    """What draws this figure again; None where its settings are not the profile's."""
+    """What draws this figure again; None where the profile's runs are not among its own (which may be more, where some
+    follow from others' results).
+    """
     as_it_comes = figure_module(study.name).study(study.profile)
-    return f"fa reproduce --profile {study.profile} {study.name}" if study.configs == as_it_comes.configs else None
+    own = set(as_it_comes.configs) <= set(study.configs)
+    return f"fa reproduce --profile {study.profile} {study.name}" if own else None
 
 
 def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -40,6 +40,8 @@ STATEMENTS = {
 }
 """The paper's claims, numbered as in the figures' own tables."""
 
+FAMILIES = ("fig", "supp", "extra")  # in this order: what the paper has, what its supplement adds, what we asked
+
 
 def write(folder: Path) -> Path:
     """Write REPORT.md and REPORT.html into a profile's folder; return the path of the first.
@@ -47,7 +49,7 @@ def write(folder: Path) -> Path:
     Theory is the same at every profile: where the folder has none, that of `quick` beside it is told. Raises ValueError
     where the folder holds no figure, or one whose claims or provenance are missing or broken.
     """
-    figures = [_read(path) for path in sorted(folder.glob("fig*.json"))]
+    figures = [_read(path) for path in drawn(folder)]
     require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
     text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
     for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
@@ -56,6 +58,11 @@ def write(folder: Path) -> Path:
         unfinished.write_text(content)
         unfinished.replace(path)
     return folder / "REPORT.md"
+
+
+def drawn(folder: Path) -> list[Path]:
+    """The provenance of every figure in a profile's folder."""
+    return [path for family in FAMILIES for path in sorted(folder.glob(f"{family}[0-9]*.json"))]
 
 
 def _theory(folder: Path) -> list[Path]:
@@ -84,6 +91,7 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         "|---|---|---|---|---|",
         *_claims([*figures, *theory]),
         "",
+        *_findings(figures),
         *(line for figure in figures for line in _section(figure)),
         *(line for notebook in theory for line in _short_section(notebook)),
     ]
@@ -95,18 +103,39 @@ def _elsewhere(said: Statement) -> str:
 
 def _claims(figures: list[dict[str, Any]]) -> list[str]:
     """A row for each tested part of a claim, and one for each claim that no figure here tests."""
-    rows = [(claim["number"], claim, figure["figure"]) for figure in figures for claim in figure["claims"]]
-    tested = {number for number, _, _ in rows}
-    lines = {
-        number: [f"| {number} | {said.words} | {_elsewhere(said)} | | |"]
-        for number, said in STATEMENTS.items()
-        if number not in tested
-    }
-    for number, claim, figure in rows:
-        link = f"[{figure.partition('_')[0]}](#{figure})"
-        cells = (number, claim["words"], claim["measured"], link, f"**{claim['verdict']}**")
-        lines.setdefault(number, []).append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return [line for number in STATEMENTS for line in lines[number]]
+    rows = _rows(figures)
+    untested = {number: f"| {number} | {said.words} | {_elsewhere(said)} | | |" for number, said in STATEMENTS.items()}
+    return [line for number, said in untested.items() for line in rows.get(number, [said])]
+
+
+def _findings(figures: list[dict[str, Any]]) -> list[str]:
+    """The extras' own statements, which are none of the paper's, as a table below its claims; nothing without any."""
+    lines = [line for number, rows in _rows(figures).items() if number not in STATEMENTS for line in rows]
+    if not lines:
+        return []
+    return [
+        "## Beyond the paper",
+        "",
+        "Statements that the paper does not make, but its claims depend on. What decides is fixed in the code too.",
+        "",
+        "| | statement | measured here | figure | verdict |",
+        "|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Of each number, the rows that the figures have for it."""
+    rows: dict[str, list[str]] = {}
+    for figure in figures:
+        name = figure["figure"]
+        for claim in figure["claims"]:
+            link = f"[{name.partition('_')[0]}](#{name})"
+            cells = (claim["number"], claim["words"], claim["measured"], link, f"**{claim['verdict']}**")
+            row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            rows.setdefault(claim["number"], []).append(row)
+    return rows
 
 
 def _section(figure: dict[str, Any]) -> list[str]:

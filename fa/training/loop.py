@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fa import models
 from fa.attacks import make_attack
 from fa.checks import ConditionError, check_integer, require
-from fa.data import Dataset, load
+from fa.data import Dataset
 from fa.data.batches import check_batch
 from fa.devices import find_device
 from fa.rules import Aggregate, Rule, make_rule, per_worker
@@ -25,7 +25,7 @@ from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
 from fa.training.transport import Cluster, Gathered, Transport
-from fa.training.worker import recipe_of
+from fa.training.worker import data_of, recipe_of
 
 
 class Progress(NamedTuple):
@@ -67,7 +67,7 @@ def train(
         rule.check_workers(config.workers)
         make_attack(config.attack)
         recipe_of(config)
-        dataset = load(config.dataset)
+        dataset = data_of(config)
         check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)

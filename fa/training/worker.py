@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from fa import seeds
 from fa.attacks import make_attack
 from fa.checks import require
-from fa.data import Dataset
+from fa.data import Dataset, load
 from fa.data.batches import minibatch
+from fa.data.dataset import hold_out
 from fa.recipes import Recipe, augmented
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers, views
@@ -69,6 +70,12 @@ class Worker:
             sampling=config.sampling,
             device=self._device,
         )
+
+
+def data_of(config: TrainConfig) -> Dataset:
+    """The data set of a run; with a validation share, the training images kept for it are the test images."""
+    dataset = load(config.dataset)
+    return hold_out(dataset, config.validation) if config.validation else dataset
 
 
 def recipe_of(config: TrainConfig) -> Recipe | None:

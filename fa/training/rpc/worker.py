@@ -9,11 +9,10 @@ from torch._C._distributed_c10d import TCPStore
 
 from fa import models
 from fa.attacks import make_attack
-from fa.data import load
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
 from fa.training.rpc import server, star
-from fa.training.worker import Worker
+from fa.training.worker import Worker, data_of
 
 
 def work(rank: int, host: str, port: int) -> None:
@@ -24,7 +23,7 @@ def work(rank: int, host: str, port: int) -> None:
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=star.WAIT, use_libuv=False)
     with star.agent(store, host, server=False):
         config = TrainConfig.from_json(star.ask(server.describe))
-        dataset = load(config.dataset)
+        dataset = data_of(config)
         _, channels, _, side = dataset.train_images.shape
         model = models.build(config.model, channels, dataset.classes, side, seed=config.seed)
         parameters = flatten(model)
