@@ -1,12 +1,13 @@
 """Rules and attacks that are not this package's: in a file of the user's, or brought by an installed package.
 
-FILE.py:NAME names what the file defines; a plain name may be an entry point of a package, in the group "fa.rules" or
-"fa.attacks".
+FILE.py:NAME names what the file defines; LIBRARY:NAME what a module of `fa.interop` makes of a library's own; a plain
+name may be an entry point of a package, in the group "fa.rules" or "fa.attacks".
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import sys
 import traceback
@@ -14,6 +15,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+LIBRARIES = ("byzfl",)
+"""Those that `fa.interop` knows."""
 
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 
@@ -29,9 +33,13 @@ def checksum(name: str) -> str:
 
 
 def load(kind: str, name: str) -> Any:
-    """What FILE.py:NAME, or the entry point of that name in the group "fa.KINDs", stands for; None where a plain name
-    is no entry point. ValueError, with the file and the line, for a file that cannot be read or run, or lacks the name.
+    """What FILE.py:NAME, LIBRARY:NAME, or the entry point of that name in the group "fa.KINDs", stands for; None where
+    a plain name is no entry point. ValueError, with the file and the line, for a file that cannot be read or run, or
+    lacks the name.
     """
+    library, _, theirs = name.partition(":")
+    if library in LIBRARIES and theirs:
+        return getattr(importlib.import_module(f"fa.interop.{library}"), kind)(theirs)
     if not in_file(name):
         found = list(entry_points(group=f"fa.{kind}s", name=name))
         return found[0].load() if found else None

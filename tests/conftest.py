@@ -29,6 +29,7 @@ CHECKED = [
     "flags",
     "gradients",
     "gram",
+    "interop",
     "irls",
     "line5",
     "likelihood",
