@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fa.timing import Parts
 from fa.training.config import TrainConfig
 from fa.training.rpc import star
 from fa.training.rpc.server import Remote, install
@@ -26,15 +27,21 @@ _PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
-def serving(model: nn.Module, config: TrainConfig, parameters: Tensor, cluster: Cluster) -> Iterator[Remote]:
-    """The transport of a run whose server is this process, with its workers where `cluster` has them started here."""
-    remote = Remote(model, config, parameters, cluster)
+def serving(
+    model: nn.Module, config: TrainConfig, parameters: Tensor, cluster: Cluster, parts: Parts
+) -> Iterator[Remote]:
+    """The transport of a run whose server is this process, with its workers where `cluster` has them started here.
+
+    It is there once the workers have joined; `parts` is told what that took.
+    """
+    remote = Remote(model, config, parameters, cluster, parts)
     install(remote)
     store, port = star.serve(cluster.host, cluster.port)
     with star.agent(store, cluster.host, server=True):
         workers = _spawn(config.workers, cluster.host, port) if cluster.spawn else []
         threading.Thread(target=_watch, args=(workers, remote.lose), daemon=True).start()
         try:
+            remote.join()
             yield remote
             remote.close()
             for process in workers:

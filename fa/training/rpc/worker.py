@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 
 import torch
@@ -30,9 +31,9 @@ def work(rank: int, host: str, port: int) -> None:
         gradient = torch.zeros_like(parameters)
         worker = Worker(rank, model, dataset, config, gradient)
         computes = rank >= config.byzantine or make_attack(config.attack).needs_own
-        iteration, loss = server.NEW, torch.zeros(())
+        iteration, loss, seconds = server.NEW, torch.zeros(()), 0.0
         while True:
-            answer = star.ask(server.exchange, rank, iteration, gradient, loss, worker.buffers.tensors)
+            answer = star.ask(server.exchange, rank, iteration, gradient, loss, worker.buffers.tensors, seconds)
             if answer is None:
                 with suppress(RuntimeError):  # the server may be gone before it answers
                     star.ask(server.leave, rank)
@@ -42,4 +43,6 @@ def work(rank: int, host: str, port: int) -> None:
             for own, theirs in zip(worker.buffers.tensors, statistics, strict=bool(statistics)):
                 own.copy_(theirs)
             if computes:
+                started = time.perf_counter()
                 loss = worker.gradient(iteration)
+                seconds = time.perf_counter() - started
