@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fa import models, seeds
 from fa.data import Dataset, load
 from fa.data.batches import normalise
+from fa.data.dataset import hold_out
 from fa.rules import make_rule
 from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.flat import Buffers, flatten, views
@@ -346,6 +347,20 @@ def test_the_curve_has_as_many_points_as_asked_for() -> None:
     seldom = train(replace(SMALL, iterations=5), threads=1)
     assert [(point.iteration, point.epoch) for point in often.curve] == [(2, 1), (4, 1), (5, 1)]
     assert (often.curve[-1].test_accuracy, often.workers) == (seldom.final_accuracy, seldom.workers)
+
+
+def test_a_run_with_a_validation_share_is_evaluated_on_that_and_never_sees_the_test_images(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, validation=0.2, attack="none")
+    expected = train(config, threads=1)
+    held = hold_out(data, 0.2)
+    assert "validation" not in json.loads(SMALL.to_json())  # whose hash is what it was
+    without = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
+    monkeypatch.setattr("fa.training.worker.load", lambda name: without)
+    assert train(config, threads=1).curve[-1].test_accuracy == expected.final_accuracy
+    monkeypatch.setattr("fa.training.worker.load", lambda name: held)
+    assert fingerprint(train(replace(config, validation=0.0), threads=1)) == fingerprint(expected)
 
 
 def test_the_curve_has_each_epoch_and_the_end() -> None:

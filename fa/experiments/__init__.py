@@ -31,7 +31,7 @@ EXTRAS = (
     "extra04_who_was_trusted",
     "extra05_combined",
 )
-SUPPLEMENT = ()
+SUPPLEMENT = ("supp01_tiny_imagenet",)
 ALL = FIGURES + EXTRAS + SUPPLEMENT
 
 

@@ -41,7 +41,7 @@ components.
 
 NAMES = {"m": "m, columns of Y", "max_iter": "IRLS steps", "lam": r"$\lambda$"}
 ATTACKS = {"random": ("random in [0, 1)", "#0173b2", "o"), "collude": ("colluding", "#de8f05", "s")}
-CONTROL = "mean, equal norms"
+CONTROL = "Mean, equal norms"
 SUBSPACES: dict[str, dict[str, Any]] = {"FA, m = 1, a = 1": {"m": 1, "a": 1.0}, "FA, m = 8, a = 2": {}}
 _USUAL = (
     ("random", 1, {"lr": 0.2}),
@@ -86,8 +86,9 @@ def _sweeps() -> list[Case]:
     for attack in ATTACKS:
         its = {"attack": attack}
         cases.append(Case("mean", FAULTY, its, EQUAL, called=CONTROL))
-        for options in {str(own): own for values in SWEPT.values() for own in values}.values():
-            cases.append(Case("fa_default", FAULTY, its, DEFAULT | options, called="FA"))
+        varied = (DEFAULT | own for values in SWEPT.values() for own in values)
+        for options in {str(options): options for options in varied}.values():
+            cases.append(Case("fa_default", FAULTY, its, options, called="FA"))
     return cases
 
 

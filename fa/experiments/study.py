@@ -150,6 +150,7 @@ class Results:
         import pandas
 
         rows = []
+        own = list(dict.fromkeys(name for cell in self.study.cells for name in cell.case.columns))
         for cell in self.study.cells:
             record = self.outcomes[cell.config].record
             assert record is not None  # a study with a failed run has no results
@@ -157,7 +158,7 @@ class Results:
                 "variant": cell.variant,
                 "label": cell.case.label,
                 "f": cell.config.byzantine,
-                **cell.case.columns,
+                **{name: cell.case.columns.get(name) for name in own},
                 "seed": cell.config.seed,
             }
             rows += [about | point for point in record.curve]
