@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fa.experiments.profiles import sized
-from fa.training.links import SERVER, Links, refusal, star
+from fa.network.links import SERVER, Links, refusal, star
 
 if TYPE_CHECKING:
     from pandas import DataFrame
