@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fa.attacks import CHUNK, DROPPED, make_attack
 from fa.experiments import fig06a, link_loss
-from fa.training.chunks import Inbox, send
-from fa.training.links import SERVER, Links, refusal, star
+from fa.network.chunks import Inbox, send
+from fa.network.links import SERVER, Links, refusal, star
 
 N = 60 * CHUNK + 7  # the last chunk is short
 CHUNKS = 61
@@ -70,18 +70,18 @@ def received(links: Links, iterations: int, previous: bool = False) -> list[tupl
     workers = len(links.workers)
     receiver = links.datagrams(links.server)
     receiver.bind((SERVER, 0))
-    address = receiver.getsockname()
     inbox = Inbox(receiver, workers, N, previous)
     senders = [links.datagrams(name) for name in links.workers]
     stream = torch.Generator().manual_seed(2)
     found = []
     for iteration in range(iterations):
         G = torch.rand(workers, N, generator=stream) + 1
+        inbox.begin(iteration)
         for worker, sender in enumerate(senders):
-            send(sender, address, worker, iteration, G[worker])
-        for worker in range(workers):
-            row = torch.empty(N)
-            found.append((worker, inbox.take(worker, iteration, row), row, G[worker]))
+            send(sender, (SERVER, inbox.port), worker, iteration, G[worker])
+        came = torch.empty(workers, N)
+        lost = inbox.collect(range(workers), came)
+        found += [(worker, lost.get(worker, 0), came[worker], G[worker]) for worker in range(workers)]
     inbox.close()
     for sender in senders:
         sender.close()
@@ -137,18 +137,21 @@ def test_namespaces_go_when_something_fails_inside() -> None:
 def test_datagrams_that_are_none_of_a_run_are_thrown_away() -> None:
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     receiver.bind(("127.0.0.1", 0))
-    address = receiver.getsockname()
     inbox = Inbox(receiver, 2, N)
+    inbox.begin(3)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        ones = torch.ones(N)
+        for worker, iteration in ((1, 2), (1, 4), (2, 3)):  # before, after, and of nobody
+            send(sender, ("127.0.0.1", inbox.port), worker, iteration, ones)
         for junk in (b"", b"x" * 12, b"\0" * 15, b"\0" * 16, b"\xff" * (12 + 4 * CHUNK), b"\0" * 2000):
-            sender.sendto(junk, address)
+            sender.sendto(junk, ("127.0.0.1", inbox.port))
         sent = torch.arange(1.0, N + 1)
-        send(sender, address, 1, 0, sent)
-    row = torch.empty(N)
-    assert inbox.take(1, 0, row) == 0
-    assert torch.equal(row, sent)
-    assert inbox.take(0, 0, row) == CHUNKS
-    assert not row.any()
+        send(sender, ("127.0.0.1", inbox.port), 1, 3, sent)
+    G = torch.full((3, N), 7.0)
+    assert inbox.collect([0, 1], G) == {0: CHUNKS}
+    assert not G[0].any()
+    assert torch.equal(G[1], sent)
+    assert bool((G[2] == 7).all())  # nobody asked for it
     inbox.close()
 
 
