@@ -21,6 +21,7 @@ CHECKED = [
     "breakdown",
     "certificate",
     "checks",
+    "columns",
     "data",
     "experiments",
     "flags",
@@ -31,7 +32,7 @@ CHECKED = [
     "likelihood",
 ]
 CHECKED += ["mixing", "models", "objective", "optimality", "regularizers", "rules", "sampling", "sdp", "seeds"]
-CHECKED += ["mapped", "precision", "proximal", "recipes", "selection", "terms", "training"]
+CHECKED += ["mapped", "precision", "proximal", "recipes", "selection", "sharded", "terms", "training"]
 install_import_hook(
     [f"fa.{room}" for room in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
