@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from fa import kernels
+from fa.columns import Columns
 from fa.kernels import symmetric
 
 Square = Float64[np.ndarray, "p p"]
@@ -121,22 +122,25 @@ class Gram:
         return Gram(_cosines(K, roots), roots, np.maximum(D2, 0.0), self.scale)
 
 
-def measure(G: Float[Tensor, "p n"]) -> tuple[Gram, Bool[np.ndarray, " p"]]:
+def measure(G: Float[Tensor, "p n"] | Columns) -> tuple[Gram, Bool[np.ndarray, " p"]]:
     """The Gram matrix of the rows of G, and which of them (p,) are finite; it is NaN at those that are not."""
-    K = kernels.gram(G)
-    finite = _finite_rows(G, K)
+    columns = Columns((G,)) if isinstance(G, Tensor) else G
+    K = columns.total(kernels.gram)
+    finite = _finite_rows(columns, K)
     if not finite.any():
-        return Gram.unmeasured(G.shape[0]), finite
+        return Gram.unmeasured(columns.p), finite
     rows = np.flatnonzero(finite)
-    exponents = np.zeros(G.shape[0])
-    if not _quick_pass_suffices(K[np.ix_(rows, rows)], G.dtype):
-        if G.dtype == torch.float64:
-            exponents = _exponents(G, finite)
-        K = _precise(G, exponents)
+    exponents = np.zeros(columns.p)
+    if not _quick_pass_suffices(K[np.ix_(rows, rows)], columns.dtypes):
+        if torch.float64 in columns.dtypes:
+            exponents = _exponents(columns, finite)
+        K = columns.total(lambda part: _precise(part, exponents))
     K[~finite], K[:, ~finite] = np.nan, np.nan
     gram = Gram.of(K, exponents)
     if _cancelled(gram.select(rows), K[np.ix_(rows, rows)]):
-        gram = replace(gram, D2=_exact_distances(G, gram.scale, bool(exponents.any())))
+        divide = bool(exponents.any())
+        D2 = columns.total(lambda part: _exact_distances(part, gram.scale, divide))
+        gram = replace(gram, D2=np.minimum(D2, _FARTHEST**2))
     return gram, finite
 
 
@@ -171,33 +175,43 @@ def _distances(K: Square) -> Square:
     return D2
 
 
-def _finite_rows(G: Tensor, K: Square) -> Bool[np.ndarray, " p"]:
+def _finite_rows(G: Columns, K: Square) -> Bool[np.ndarray, " p"]:
     """Only rows whose square is not finite are looked at again: they may have left float32's range, not the
     numbers'.
     """
     finite = np.isfinite(np.diag(K))
-    for row in np.flatnonzero(~finite):
-        finite[row] = all(bool(torch.isfinite(part).all()) for part in G[row].split(_ENTRIES))
+    doubtful = np.flatnonzero(~finite)
+    if doubtful.size:
+        bad = G.largest(lambda part: np.array([not _is_finite(part[row]) for row in doubtful]))
+        finite[doubtful] = bad == 0
     return finite
 
 
-def _quick_pass_suffices(K: Square, dtype: torch.dtype) -> bool:
+def _is_finite(row: Tensor) -> bool:
+    return all(bool(torch.isfinite(piece).all()) for piece in row.split(_ENTRIES))
+
+
+def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
     squares = np.diag(K)
-    smallest = _RANGE.get(dtype, _RANGE[torch.float32])
-    if not np.isfinite(K).all() or squares.min() < smallest:
+    wide = dtypes == {torch.float64}
+    if not np.isfinite(K).all() or squares.min() < _RANGE[torch.float64 if wide else torch.float32]:
         return False
-    if dtype == torch.float64:
+    if wide:
         return True
     return bool(np.linalg.eigvalsh(_cosines(K, np.sqrt(squares)))[0] > QUICK_LIMIT)
 
 
-def _exponents(G: Tensor, finite: Bool[np.ndarray, " p"]) -> PerGradient:
+def _exponents(G: Columns, finite: Bool[np.ndarray, " p"]) -> PerGradient:
     """By which power of two each row must be divided so that its square stays within float64: 0 if all stay so."""
     largest = np.zeros(len(finite))
-    for row in np.flatnonzero(finite):
-        largest[row] = max(float(part.abs().max()) for part in G[row].split(_ENTRIES))
+    rows = np.flatnonzero(finite)
+    largest[rows] = G.largest(lambda part: np.array([_largest(part[row]) for row in rows]))
     ordinary = (largest == 0) | ((largest > _ORDINARY[0]) & (largest < _ORDINARY[1]))
     return np.zeros(len(largest)) if ordinary.all() else np.frexp(largest)[1].astype(np.float64)
+
+
+def _largest(row: Tensor) -> float:
+    return max((float(piece.abs().max()) for piece in row.split(_ENTRIES) if len(piece)), default=0.0)
 
 
 def _precise(G: Tensor, exponents: PerGradient) -> Square:
@@ -222,11 +236,9 @@ def _divided(G: Tensor, exponents: PerGradient) -> Tensor:
 
 def _exact_distances(G: Tensor, scale: float, divide: bool) -> Square:
     if divide:
-        D2 = sum((kernels.squared_distances(part / scale) for part in _parts(G)), np.zeros(()))
-    else:
-        D2 = kernels.squared_distances(G) * (1 / scale) ** 2
-    near: np.ndarray = np.minimum(D2, _FARTHEST**2)
-    return near
+        return sum((kernels.squared_distances(part / scale) for part in _parts(G)), np.zeros(()))
+    distances: np.ndarray = kernels.squared_distances(G) * (1 / scale) ** 2
+    return distances
 
 
 def _cancelled(gram: Gram, K: Square) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fa.attacks import Attack, Streams
 from fa.checks import check_one_of, require
+from fa.columns import Columns
 from fa.gram import Gram
 from fa.mixing import Mixture
 from fa.rules.base import Choice, Rule
@@ -53,13 +54,14 @@ class ByzFLRule(Rule):
     def decide(self, gram: Gram) -> Choice:
         raise ValueError(f"{self.name} must see the gradients in memory, of which it is told no Gram matrix")
 
-    def choose(self, G: Tensor, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
-        G = G[rows]
+    def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
+        (whole,) = G.parts
+        mixed = whole[rows]
         if self.steps:
-            G = torch.from_numpy(mixture.R.T).to(G) @ G
-        with global_state(derive("byzfl", self.seed, 0, 0), G.device):  # from which CAF and SMEA draw
-            direction = self._aggregator()(G.float() if G.dtype in (torch.float16, torch.bfloat16) else G)
-        return Choice(direction=torch.as_tensor(direction).to(G))
+            mixed = torch.from_numpy(mixture.R.T).to(mixed) @ mixed
+        with global_state(derive("byzfl", self.seed, 0, 0), mixed.device):  # from which CAF and SMEA draw
+            direction = self._aggregator()(mixed.float() if mixed.dtype in (torch.float16, torch.bfloat16) else mixed)
+        return Choice(direction=torch.as_tensor(direction).to(mixed))
 
     def _aggregator(self) -> Any:
         theirs = _classes("aggregators.aggregators")[self.theirs]

@@ -96,7 +96,7 @@ def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
     """
     p, n = G.shape
     half = G.dtype in _HALF
-    width = min(n, max(1, _WIDENED // p) if half else _WIDTH)
+    width = max(1, min(n, _WIDENED // p if half else _WIDTH))
     copies = torch.empty(p, width) if half else None
     for left in range(0, n, width):
         columns = slice(left, min(left + width, n))
