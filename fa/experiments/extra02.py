@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "extra02_tuned_learning_rates"
 FAULTY = 3
-RATES = (0.025, 0.05, 0.1, 0.2)
+RATES = (0.025, 0.05, 0.1, 0.2, 0.4)
 TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where three are too many
 HELD = 0.2  # of the training images, on which the rate is chosen
 
@@ -69,7 +69,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     style.use()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     rates = chosen(table)
     _draw_choice(left, accuracies(table[table["validation"] > 0], "lr"), rates)
@@ -96,7 +96,7 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
     axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
     axes.set(xlabel="learning rate", ylabel=f"validation accuracy ({HELD:.0%} of the training images)", ylim=(0, 1))
     axes.set_title("the choice (ringed)")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
 def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
