@@ -103,7 +103,7 @@ def test_extra_1_draws_every_part_and_its_verdicts_go_either_way() -> None:
     claims = extra01.claims(numbers, 0.1)
     assert verdicts(claims) == ["in part", "holds", "in part"]
     assert "Bulyan -0.2" in claims[0].measured
-    assert "collude, f = 1, lr = 0.2: FA, m = 1, a = 1 0.802" in claims[1].measured
+    assert "colluding, f = 1, lr = 0.2: FA, m = 1, a = 1 0.802" in claims[1].measured
     axes = extra01.draw(numbers, "title").axes
     assert [one.get_xlabel() for one in axes[2:]] == [extra01.NAMES[option] for option in extra01.SWEPT]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes[4].lines}

@@ -17,7 +17,7 @@ from fa.experiments.claims import Lead, accuracies, lead
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES, sized
 from fa.experiments.store import Record
-from fa.experiments.study import Case, Results, Study, final_accuracies, make_study
+from fa.experiments.study import Case, Results, Study, final_accuracies, last_points, make_study
 from fa.experiments.sweep import Outcome
 from fa.rules import make_rule
 from fa.training import TrainConfig
@@ -462,3 +462,10 @@ def test_a_finished_study_tells_of_its_runs(tmp_path: Path) -> None:
     descriptions = study.run(progress=False).descriptions
     assert [TrainConfig.from_json(json.dumps(run["config"])) for run in descriptions] == study.configs
     assert {run["threads"] for run in descriptions} == {1}
+
+
+def test_a_setting_that_only_later_runs_name_still_tells_their_curves_apart(tmp_path: Path) -> None:
+    study = make_study("figure", "smoke", [Case("mean", 1), Case("mean", 1, {"lr": 0.1})], tmp_path, iterations=1)
+    numbers = study.run(progress=False).table()
+    assert list(numbers.columns[:6]) == ["variant", "label", "f", "lr", "seed", "iteration"]
+    assert len(last_points(numbers)) == 2

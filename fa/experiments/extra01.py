@@ -41,6 +41,9 @@ components.
 
 NAMES = {"m": "m, columns of Y", "max_iter": "IRLS steps", "lam": r"$\lambda$"}
 ATTACKS = {"random": ("random in [0, 1)", "#0173b2", "o"), "collude": ("colluding", "#de8f05", "s")}
+"""Of the sweeps: names, colours and markers."""
+
+CALLED = {"random": "random", "random_honest_norm": "random, honest norm", "collude": "colluding"}
 CONTROL = "Mean, equal norms"
 SUBSPACES: dict[str, dict[str, Any]] = {"FA, m = 1, a = 1": {"m": 1, "a": 1.0}, "FA, m = 8, a = 2": {}}
 _USUAL = (
@@ -146,7 +149,7 @@ def by_regime(regimes: DataFrame) -> dict[str, DataFrame]:
 
 def _regime(attack: str, f: int, lr: float, batch: float = float("nan")) -> str:
     own = "" if batch != batch else f", B = {batch:g}"
-    return f"{attack}, f = {f}, lr = {lr:g}{own}"
+    return f"{CALLED[attack]}, f = {f}, lr = {lr:g}{own}"
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -158,14 +161,15 @@ def draw(table: DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(13, 8.4), layout="constrained")
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = halves
-    left, right = above.subplots(1, 2)
+    left, right = above.subplots(1, 2, width_ratios=(1, 1.15))
     _draw_norms(left, by_label(norms))
     _draw_regimes(right, by_regime(regimes))
     panels = below.subplots(1, len(SWEPT), sharey=True)
     for axes, option in zip(panels, SWEPT, strict=True):
         _draw_sweep(axes, sweeps, option)
     panels[0].set(ylabel="test accuracy (fraction)", ylim=(0, 1))
-    panels[-1].legend(title=f"f = {FAULTY}, attack", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
+    lines = panels[0].get_legend_handles_labels()
+    panels[-1].legend(*lines, title=f"f = {FAULTY}, attack", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
     figure.suptitle(f"What makes FA work\n{title}", fontsize=10)
     return figure
 
@@ -182,12 +186,11 @@ def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]]) -> None:
         axes.scatter(on, place, s=36, color="#de8f05", marker="s", label="norms set to their median")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set(
-        xlabel="test accuracy (fraction)", xlim=(0, 1), title=f"f = {FAULTY}, random in [0, 1): what the norm does"
-    )
+    axes.set(xlabel="test accuracy (fraction)", xlim=(0, 1))
+    axes.set_title(f"f = {FAULTY}, random in [0, 1): what the norm does")
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
-    axes.legend(once.values(), once.keys(), title="gradients", loc="lower center", fontsize=8)
+    axes.legend(once.values(), once.keys(), title="gradients", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
 
 
 def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame]) -> None:
@@ -195,14 +198,14 @@ def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame]) -> None:
     for place, rows in enumerate(regimes.values()):
         for shift, (name, (colour, marker)) in zip((-0.22, 0, 0.22), looks.items(), strict=True):
             reached = by_label(rows)[name]
-            axes.plot(reached, [place + shift] * len(reached), marker, color=colour, alpha=0.6, markersize=5)
-            axes.plot(mean(reached), place + shift, "|", color=colour, markersize=14, label=name if not place else None)
+            label = None if place else name
+            axes.plot(reached, [place + shift] * len(reached), marker, color=colour, alpha=0.6, label=label)
+            axes.plot(mean(reached), place + shift, "|", color=colour, markersize=14)
     axes.set_yticks(range(len(regimes)), list(regimes))
     axes.invert_yaxis()
-    axes.set(
-        xlabel="test accuracy (fraction)", xlim=(0, 1), title="where the subspace might pay (a mark a seed; bar: mean)"
-    )
-    axes.legend(loc="lower left", fontsize=8)
+    axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1))
+    axes.set_title("where the subspace might pay")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
 
 
 def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 NAME = "extra02_tuned_learning_rates"
 FAULTY = 3
-RATES = (0.025, 0.05, 0.1, 0.2)
+RATES = (0.025, 0.05, 0.1, 0.2, 0.4)
+FEW = {"smoke": (0.05, 0.1)}  # rates, where five are too many
 TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where three are too many
 HELD = 0.2  # of the training images, on which the rate is chosen
 
@@ -32,7 +33,11 @@ def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | No
 
     Settings that are given, and not None, replace the profile's. `tested` adds the runs with the rates chosen.
     """
-    grid = [Case(key, FAULTY, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],)) for key in RULES for rate in RATES]
+    grid = [
+        Case(key, FAULTY, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
+        for key in RULES
+        for rate in FEW.get(profile, RATES)
+    ]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
 
 
@@ -69,7 +74,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     style.use()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     rates = chosen(table)
     _draw_choice(left, accuracies(table[table["validation"] > 0], "lr"), rates)
@@ -81,22 +86,23 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
+    grid = sorted({rate for _, rate in final})
     for key, best in rates.items():
         look = VARIANTS[key]
         line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 5}
         axes.plot(
-            RATES,
-            [mean(final[key, rate]) for rate in RATES],
+            grid,
+            [mean(final[key, rate]) for rate in grid],
             linestyle=(0, look.dashes) if look.dashes else "-",
             label=look.label,
             **line,
         )
         axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.colour)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
     axes.set(xlabel="learning rate", ylabel=f"validation accuracy ({HELD:.0%} of the training images)", ylim=(0, 1))
     axes.set_title("the choice (ringed)")
-    axes.legend(fontsize=7, ncols=2)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
 def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:

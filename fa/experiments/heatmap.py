@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,32 +19,21 @@ def draw_heat(axes: Axes, cells: DataFrame, title: str) -> AxesImage:
 
     The colours are cividis, made to be told apart by everybody.
     """
+    from matplotlib.patches import Rectangle
+
     numbers = cells.to_numpy(dtype=float)
     image = axes.imshow(numbers, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    axes.set_facecolor("#ffffff")
-    for (row, column), number in _enumerate(numbers):
-        if number != number:
-            box: dict[str, Any] = {"fill": False, "hatch": "///", "edgecolor": "#999999", "linewidth": 0}
-            axes.add_patch(_box(column, row, **box))
-        else:
-            colour = "white" if number < _DARK else "black"
-            shown = f"{number:.2f}".removeprefix("0") if number < 0.995 else "1"
-            axes.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
+    for (row, column), number in np.ndenumerate(numbers):
+        if np.isnan(number):
+            gap = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="///", edgecolor="#999999", linewidth=0)
+            axes.add_patch(gap)
+            continue
+        shown = f"{number:.2f}".removeprefix("0") if number < 0.995 else "1"
+        colour = "white" if number < _DARK else "black"
+        axes.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
     axes.set_xticks(range(len(cells.columns)), list(cells.columns), rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(cells.index)), list(cells.index))
     axes.tick_params(length=0)
     axes.grid(visible=False)
     axes.set_title(title)
     return image
-
-
-def _enumerate(numbers: Any) -> Any:
-    import numpy
-
-    return numpy.ndenumerate(numbers)
-
-
-def _box(column: int, row: int, **look: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((column - 0.5, row - 0.5), 1, 1, **look)
