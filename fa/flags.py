@@ -25,8 +25,8 @@ from torch import Tensor
 
 from fa import irls
 from fa.checks import check_integer, require
-from fa.gradients import Gradients, read_groups
-from fa.gram import Gram, measure
+from fa.gradients import is_matrix, read_groups
+from fa.gram import measure_groups
 
 Square = Float64[np.ndarray, "r r"]
 
@@ -92,7 +92,7 @@ def solve(
     ValueError as there, and for dims that do not increase or exceed the rank of G.
     """
     check_integer("restarts", restarts, 0)
-    gradients, counts, gram = _measured(G)
+    gradients, counts, gram = measure_groups(G)
     _check_dims(dims, gram.p)
     options = irls.Options(dims[-1], lam, a=a, tol=tol, max_iter=max_iter, seed=seed)
     outer = irls.solve_gram(gram, options, gradients, start=start, counts=counts)
@@ -160,24 +160,15 @@ def _levels(
     coefficients = np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0)
     for m, history in zip(dims, zip(*smoothed, strict=True), strict=True):
         residuals = problem.residuals(Y[:, m:])
-        hidden = problem.factors[residuals < irls.FLOOR].sum() * irls.FLOOR ** (1 / problem.a)
         yield replace(
             outer,
             objective=problem.objective(residuals),
-            resolution=outer.resolution + float(hidden),
+            resolution=problem.resolution(residuals),
             history=history,
             values=1.0 - residuals[: problem.p],
             coefficients=coefficients[:, :m],
             m=m,
         )
-
-
-def _measured(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
-    gradients, counts = read_groups(G)
-    gram, finite = measure(gradients.G)
-    if not finite.all():
-        raise ValueError(f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}")
-    return gradients, counts, gram
 
 
 def _check_dims(dims: Any, q: int) -> None:
@@ -200,7 +191,7 @@ def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
     The paper, section 2.1: workers may specify dimensions, "which may be used for smart initialization also". Raises
     ValueError for another number of entries, an index out of range, and an entry that is empty or of another shape.
     """
-    gradients, counts, gram = _measured(G)
+    gradients, counts, gram = measure_groups(G)
     named = _read(relevant, counts, gradients.G)
     basis = irls.pose(gram, 1, 0.0, 2.0, counts=counts).basis
     rows = np.divide(basis, gram.norms[:, None], out=np.zeros_like(basis), where=gram.norms[:, None] > 0)
@@ -228,7 +219,7 @@ def restrict(G: Any, relevant: Any) -> Any:
     parts = [_project(rows, part) for rows, part in zip(gradients.G.split(counts), named, strict=True)]
     if isinstance(G, Tensor | np.ndarray):
         return gradients.restore(torch.cat(parts))
-    return [gradients.restore(part if len(counts) < len(gradients.G) else part[0]) for part in parts]
+    return [gradients.restore(part if is_matrix(entry) else part[0]) for entry, part in zip(G, parts, strict=True)]
 
 
 def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> list[Tensor | None]:

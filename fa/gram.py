@@ -8,6 +8,7 @@ two gradients differ by less than float64 resolves, one over their differences.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fa import kernels
 from fa.columns import Columns
+from fa.gradients import Gradients, check_finite, read_groups
 from fa.kernels import symmetric
 
 Square = Float64[np.ndarray, "p p"]
@@ -142,6 +144,17 @@ def measure(G: Float[Tensor, "p n"] | Columns) -> tuple[Gram, Bool[np.ndarray, "
         D2 = columns.total(lambda part: _exact_distances(part, gram.scale, divide))
         gram = replace(gram, D2=np.minimum(D2, _FARTHEST**2))
     return gram, finite
+
+
+def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
+    """What solvers work with: `fa.gradients.read_groups` of G, and the Gram matrix of all rows.
+
+    Raises ValueError as that does, and for rows with NaN or Inf.
+    """
+    gradients, counts = read_groups(G)
+    gram, finite = measure(gradients.G)
+    check_finite(finite.tolist(), counts)
+    return gradients, counts, gram
 
 
 def usual(norms: PerGradient) -> float:

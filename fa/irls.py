@@ -24,9 +24,9 @@ from jaxtyping import Float64
 
 from fa import kernels, proximal, regularizers
 from fa.checks import check_integer, check_one_of, check_real, require
-from fa.gradients import Gradients, read_groups
-from fa.gram import Gram, measure
-from fa.terms import FLOOR, RANK, Problem, Reading, pose, unresolved
+from fa.gradients import Gradients
+from fa.gram import Gram, measure_groups
+from fa.terms import FLOOR, RANK, Problem, Reading, pose
 
 __all__ = [
     "DEFAULTS",
@@ -96,9 +96,10 @@ class Solution:
 
     `coefficients` C (q, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what it may be off by: the
     terms below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a
-    pair too close for its direction to be known the whole term is left out. `gram` is of all q gradients, of which
-    worker i has counts_i. With "l1" and "rows" Y leaves the span of G: `coefficients` are None, and `Y` (n, m) is of
-    the gradients' dtype (float32 for halves), a tensor where G is one.
+    pair too close for its direction to be known the whole term is left out. `reading` tells whose pairs it has, the
+    paper's or the released code's. `gram` is of all q gradients, of which worker i has counts_i. With "l1" and "rows"
+    Y leaves the span of G: `coefficients` are None, and `Y` (n, m) is of the gradients' dtype (float32 for halves), a
+    tensor where G is one.
     """
 
     objective: float
@@ -111,6 +112,7 @@ class Solution:
     lam: float
     a: float
     regularizer: str
+    reading: Reading
     gram: Gram = field(repr=False)
     counts: tuple[int, ...] = field(repr=False)
     gradients: Gradients | None = field(default=None, repr=False)
@@ -120,6 +122,12 @@ class Solution:
     def iterations(self) -> int:
         """The number of steps taken."""
         return len(self.history)
+
+    @property
+    def problem(self) -> Problem:
+        """The data terms and pairs that were posed, in a basis of span(G): a norm of Y is no part of them."""
+        lam = self.lam if self.regularizer == "pairwise" else 0.0
+        return pose(self.gram, self.m, lam, self.a, self.reading, self.counts)
 
     def weights(self, reading: Reading = "paper") -> Float64[np.ndarray, " q"]:
         """The direction's coefficients on the gradients, (q,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
@@ -183,12 +191,7 @@ def solve(
     such as the solution for the lam before on a path.
     """
     options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
-    gradients, counts = read_groups(G)
-    gram, finite = measure(gradients.G)
-    if not finite.all():
-        raise ValueError(
-            f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}: leave it out"
-        )
+    gradients, counts, gram = measure_groups(G)
     if lam == 0 or regularizer not in ("l1", "rows"):
         return solve_gram(gram, options, gradients, start=start, counts=counts)
     return _solve_outside(gram, options, gradients, start, counts, isinstance(G, torch.Tensor))
@@ -211,7 +214,7 @@ def _solve_outside(
     return replace(
         whole,
         objective=problem.objective(point.residuals) + options.lam * point.norm,
-        resolution=float(problem.factors[point.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)),
+        resolution=problem.resolution(point.residuals),
         history=history,
         converged=converged,
         values=1.0 - point.residuals[: len(counts)],
@@ -271,10 +274,9 @@ def solve_gram(
     constant *= last.Y.shape[1]
     norms = gram.norms[:, None]
     unit = problem.basis @ last.Y
-    hidden = problem.factors[last.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)
     return Solution(
         objective=problem.objective(last.residuals) + constant,
-        resolution=float(hidden) + unresolved(gram, lam, reading),
+        resolution=problem.resolution(last.residuals),
         history=tuple(state.smoothed + constant for state in states),
         converged=converged,
         values=1.0 - last.residuals[: len(counts)],
@@ -283,6 +285,7 @@ def solve_gram(
         lam=options.lam,
         a=options.a,
         regularizer=options.regularizer,
+        reading=reading,
         gram=gram,
         counts=counts,
         gradients=gradients,

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from fa import irls
 from fa.irls import FLOOR, Problem, Solution
 
 Columns = Float64[np.ndarray, "r m"]
@@ -111,8 +110,7 @@ def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Col
     """The problem again, and in its basis of span(G) the unit gradients and Y."""
     if solution.coefficients is None:
         raise ValueError(f'with regularizer="{solution.regularizer}" Y leaves the span of G: take "pairwise"')
-    gram = solution.gram
-    problem = irls.pose(gram, solution.m, solution.lam, solution.a, counts=solution.counts)
+    gram, problem = solution.gram, solution.problem
     unit = problem.basis.T @ gram.cosines
     return problem, unit, np.linalg.qr(unit @ (gram.norms[:, None] * solution.coefficients))[0]
 

@@ -89,6 +89,18 @@ def test_one_level_is_irls(a, lam):
     np.testing.assert_allclose(flag.direction(), solution.direction(), atol=1e-5)
 
 
+def test_a_levels_resolution_is_that_of_its_own_terms():
+    """Three of five gradients are reproduced: each may hide sqrt(1e-12), once; a close pair hides its term."""
+    G = np.diag([1.0, 2, 3, 4, 5]) @ np.eye(5, 20)
+    inner, outer = flags.solve(G, (1, 3)).levels
+    assert inner.resolution == pytest.approx(1e-6)
+    assert outer.resolution == pytest.approx(irls.solve(G, m=3).resolution) == pytest.approx(3e-6)
+    G = normal(5, 20)
+    G[1] = G[0] + 1e-8 * normal(1, 20, seed=1)[0]
+    (level,) = flags.solve(G, (1,), lam=2.0).levels
+    assert level.resolution == pytest.approx(2 * 2.0 / 4)
+
+
 def test_one_level_takes_the_steps_of_irls():
     gram, _ = measure(torch.from_numpy(normal(6, 20) + 0.3))
     problem = irls.pose(gram, 2, 1.0, 3.0)
@@ -266,6 +278,10 @@ def test_restricting_projects_each_worker_on_what_it_names():
     groups = [G[:2], G[2:3], G[3:]]
     for ours, rows, entry in zip(flags.restrict(groups, RELEVANT[:3]), groups, RELEVANT[:3], strict=True):
         np.testing.assert_allclose(ours, rows @ projector(entry, 12), atol=1e-12)
+    for lone in ([g[None] for g in G], [G[0], *(g[None] for g in G[1:])]):
+        ours = flags.restrict(lone, RELEVANT)
+        assert [g.shape for g in ours] == [g.shape for g in lone]
+        np.testing.assert_allclose(np.vstack(ours), expected, atol=1e-12)
     alone = flags.restrict([torch.from_numpy(g) for g in G], RELEVANT)
     np.testing.assert_allclose(torch.stack(alone), expected, atol=1e-12)
     layers = flags.restrict([{"w": g[:8].reshape(2, 4), "b": g[8:]} for g in G], RELEVANT)

@@ -162,6 +162,8 @@ def test_gradients_that_are_not_finite_are_named():
     G[1, 1], G[3, 0] = np.nan, np.inf
     with pytest.raises(ValueError, match="NaN or Inf is in row 1, 3"):
         irls.solve(G)
+    with pytest.raises(ValueError, match="NaN or Inf is in gradient 1 of worker 0, gradient 0 of worker 2: leave"):
+        irls.solve([G[:2], G[2:3], G[3:]])
 
 
 def pieces(seed=0):

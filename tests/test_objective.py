@@ -136,7 +136,7 @@ def test_what_is_reproduced_has_no_residual():
     [
         (normal(3, 5), 1.1 * basis(5, 2), {}, r"Y must have orthonormal columns; Y\^T Y differs .* by 2.1e-01"),
         (normal(3, 5), basis(6, 2), {}, r"Y must be of \(5, m\), with m from 1 to n; it is \(6, 2\)"),
-        (normal(3, 5) * np.nan, basis(5, 2), {}, "G must be finite; it holds NaN or Inf"),
+        (normal(3, 5) * np.nan, basis(5, 2), {}, "G must be finite; NaN or Inf is in row 0, 1, 2"),
         (normal(3, 5), basis(5, 2), {"a": 0.0}, "a must be greater than 0; it is 0.0"),
         (normal(3, 5), basis(5, 2), {"lam": -1.0}, "lam must be a finite number of at least 0"),
         (normal(3, 5), basis(5, 2), {"regularizer": "pairs"}, "regularizer must be one of pairwise"),

@@ -81,6 +81,15 @@ def test_r_is_made_of_the_multipliers(lam):
     np.testing.assert_allclose(np.linalg.eigvalsh(found.Lambda), np.linalg.eigvalsh(Lambda), rtol=1e-8)
 
 
+def test_a_constant_regularizer_is_no_pair():
+    G = shifted(7, 40)
+    plain, group = converged(G, m=3), converged(G, m=3, lam=5.0, regularizer="group")
+    np.testing.assert_array_equal(optimality.right_multiplication(group).R, optimality.right_multiplication(plain).R)
+    np.testing.assert_array_equal(
+        optimality.second_order(group).eigenvalues, optimality.second_order(plain).eigenvalues
+    )
+
+
 def test_the_identity_fails_where_y_is_not_stationary():
     G = shifted(7, 40)
     assert optimality.right_multiplication(irls.solve(G, m=3, a=3.0, max_iter=1)).violation > 1e-2

@@ -313,11 +313,25 @@ def test_other_gradients_than_the_solutions_are_refused():
     solution = irls.solve(G, m=2)
     with pytest.raises(ValueError, match="G must be of the solution's 5 workers"):
         sdp.certify(G[:4], solution)
+    longer = G * np.array([1, 1, 1, 1, 2])[:, None]
+    for others in (gradients(5, 20, seed=1), G[[1, 0, 2, 3, 4]], longer):
+        with pytest.raises(ValueError, match="G must be the gradients that the solution was found for"):
+            sdp.certify(others, solution)
     G[3, 2] = np.nan
-    with pytest.raises(ValueError, match=r"G must be finite; it is 'NaN or Inf in row \[3\]'"):
-        sdp.certify(G, solution)
-    with pytest.raises(ValueError, match=r"NaN or Inf in row \[3\]"):
-        sdp.solve(G)
+    for call in (lambda: sdp.certify(G, solution), lambda: sdp.solve(G)):
+        with pytest.raises(ValueError, match="G must be finite; NaN or Inf is in row 3"):
+            call()
+
+
+def test_the_released_codes_pairs_are_not_certified_as_the_papers():
+    G = gradients(5, 20)
+    for lam in (0.0, 2.0):
+        solution = irls.solve_gram(measure(torch.from_numpy(G))[0], irls.Options(lam=lam, max_iter=1), None, "released")
+        if lam == 0:
+            assert sdp.certify(G, solution).bound > 0
+        else:
+            with pytest.raises(ValueError, match=r"the solution's reading must be .*; it is 'released'"):
+                sdp.certify(G, solution)
 
 
 @pytest.mark.parametrize(
