@@ -27,6 +27,7 @@ from jaxtyping import Float64
 from fa.checks import require
 from fa.gram import Gram, measure_groups
 from fa.irls import Problem, Solution, pose
+from fa.threads import on_one_thread
 
 USUAL, MOST = 60, 400  # steps of the convex IRLS; the second where the relaxation's value is very small
 EXACT, ENOUGH = 1e-5, 2e-3  # it stops where that value is known to this fraction: before the usual steps, and after
@@ -57,6 +58,7 @@ class Certificate:
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
 
+@on_one_thread
 def certify(G: Any, solution: Solution) -> Certificate:
     """How far `solution` can be from the best subspace of its m dimensions for the gradients G, without a solver.
 

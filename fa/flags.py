@@ -27,6 +27,7 @@ from fa import irls
 from fa.checks import check_integer, require
 from fa.gradients import is_matrix, read_groups
 from fa.gram import measure_groups
+from fa.threads import on_one_thread
 
 Square = Float64[np.ndarray, "r r"]
 
@@ -74,6 +75,7 @@ class Flag:
         return self.levels[level].direction(reading)
 
 
+@on_one_thread
 def solve(
     G: Any,
     dims: Any,

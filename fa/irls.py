@@ -27,6 +27,7 @@ from fa.checks import check_integer, check_one_of, check_real, require
 from fa.gradients import Gradients
 from fa.gram import Gram, measure_groups
 from fa.terms import FLOOR, RANK, Problem, Reading, pose
+from fa.threads import on_one_thread
 
 __all__ = [
     "DEFAULTS",
@@ -246,6 +247,7 @@ def _bases(
         yield generator.standard_normal((n, m))
 
 
+@on_one_thread
 def solve_gram(
     gram: Gram,
     options: Options = DEFAULTS,

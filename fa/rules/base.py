@@ -18,6 +18,7 @@ from fa.columns import Columns
 from fa.gradients import read
 from fa.gram import Gram, measure
 from fa.mixing import STEPS, Mixture, Situation, columns, mix
+from fa.threads import on_one_thread
 
 NOT_FINITE = "NaN or Inf"
 
@@ -189,6 +190,7 @@ class Rule(ABC):
         """`decide`, for a rule that must see the gradients G themselves, too, of which `rows` are finite."""
         return self.decide(mixture.gram)
 
+    @on_one_thread
     def _decide_among(self, G: Columns, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
         """The decision about all p workers, of which `rows` are finite."""
         missing = gram.p - rows.size

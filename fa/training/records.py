@@ -183,7 +183,8 @@ def hardware(device: str) -> dict[str, str | int]:
 
     kind = torch.device(device)
     name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else device
-    return {"cpu": _cpu_model(), "cores": os.cpu_count() or 1, "device": name}
+    instructions = torch.backends.cpu.get_cpu_capability()  # on which the last bits depend
+    return {"cpu": _cpu_model(), "instructions": instructions, "cores": os.cpu_count() or 1, "device": name}
 
 
 def _cpu_model() -> str:
