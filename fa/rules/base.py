@@ -131,6 +131,11 @@ class Rule(ABC):
         return replace(self, **options)
 
     @property
+    def measures(self) -> bool:
+        """Whether the Gram matrix is looked at, by the rule or by a step before it."""
+        return self.looks or bool(self.steps)
+
+    @property
     def leaves_span(self) -> bool:
         """Whether the direction leaves the span of the gradients, so that they must be in memory."""
         return False
@@ -152,21 +157,32 @@ class Rule(ABC):
         """The direction d of the gradients G: see `aggregate`."""
         return self.aggregate(G, iteration).direction
 
-    def aggregate(self, G: Any, iteration: int = 0, out: Tensor | None = None) -> Aggregate:
+    def aggregate(
+        self,
+        G: Any,
+        iteration: int = 0,
+        out: Tensor | None = None,
+        products: Float64[np.ndarray, "p p"] | None = None,
+    ) -> Aggregate:
         """The direction d and the decision behind it.
 
         G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of
-        "bucketing"; d is put into `out` (n,) if given. A worker with NaN or Inf is left out and counts against f.
+        "bucketing"; d is put into `out` (n,) if given; `products` are the rows' inner products as `fa.gram.Landing`
+        has them, where they are known already. A worker with NaN or Inf is left out and counts against f.
         Raises ValueError where the rule's condition on p and f does not hold.
         """
         gradients = read(G)
         if out is not None:
             check_out(out, gradients.G)
-        (d,), decision = self.over(Columns((gradients.G,)), iteration, (out,))
+        (d,), decision = self.over(Columns((gradients.G,)), iteration, (out,), products)
         return Aggregate(gradients.restore(d), decision)
 
     def over(
-        self, G: Columns, iteration: int = 0, out: Sequence[Tensor | None] | None = None
+        self,
+        G: Columns,
+        iteration: int = 0,
+        out: Sequence[Tensor | None] | None = None,
+        products: Float64[np.ndarray, "p p"] | None = None,
     ) -> tuple[list[Tensor], Decision]:
         """The parts of d that the parts of G held here give, put into `out` where given, and the decision, which all
         holders make alike.
@@ -174,13 +190,12 @@ class Rule(ABC):
         Otherwise as `aggregate`. A rule that leaves the span needs G in one part.
         """
         places = [None] * len(G.parts) if out is None else out
-        looks = self.looks or bool(self.steps)
-        gram, finite = measure(G) if looks else (Gram.unmeasured(G.p), np.ones(G.p, dtype=bool))
+        gram, finite = measure(G, products) if self.measures else (Gram.unmeasured(G.p), np.ones(G.p, dtype=bool))
         while True:
             decision = self._decide_among(G, gram, np.flatnonzero(finite), iteration)
             applied = [_apply(part, decision, place) for part, place in zip(G.parts, places, strict=True)]
             bad = np.any([marks for _, marks in applied], axis=0)
-            if not looks:  # else all know from the Gram matrix that none is
+            if not self.measures:  # else all know from the Gram matrix that none is
                 bad = G.gather(bad).any(axis=0)
             if not bad.any():
                 return [d for d, _ in applied], decision

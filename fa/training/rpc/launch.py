@@ -28,13 +28,14 @@ _PR_SET_PDEATHSIG = 1
 
 @contextmanager
 def serving(
-    model: nn.Module, config: TrainConfig, parameters: Tensor, cluster: Cluster, parts: Parts
+    model: nn.Module, config: TrainConfig, parameters: Tensor, measured: bool, cluster: Cluster, parts: Parts
 ) -> Iterator[Remote]:
     """The transport of a run whose server is this process, with its workers where `cluster` has them started here.
 
-    It is there once the workers have joined; `parts` is told what that took.
+    It is there once the workers have joined. `measured` is whether the rule looks at the Gram matrix; `parts` is told
+    what time is spent on.
     """
-    remote = Remote(model, config, parameters, cluster, parts)
+    remote = Remote(model, config, parameters, cluster, measured, parts)
     install(remote)
     store, port = star.serve(cluster.host, cluster.port)
     with star.agent(store, cluster.host, server=True):
