@@ -31,7 +31,7 @@ CHECKED = [
     "likelihood",
 ]
 CHECKED += ["mixing", "models", "objective", "optimality", "regularizers", "rules", "sampling", "sdp", "seeds"]
-CHECKED += ["mapped", "network", "precision", "proximal", "recipes", "selection", "terms", "training"]
+CHECKED += ["mapped", "network", "precision", "proximal", "recipes", "selection", "terms", "timing", "training"]
 install_import_hook(
     [f"fa.{room}" for room in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +57,8 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(cluster: Cluster | N
     assert [state.iteration for state in seen] == list(range(7, 13))
     assert numbers(again) == numbers(whole)
     assert again.curve[-1].seconds > 0
+    assert set(again.seconds_of) - {"join", "compute"} == {"gather", "aggregate", "update", "evaluate"}
+    assert ("join" in again.seconds_of) == ("compute" in again.seconds_of) == (cluster is not None)
     assert not kept.exists()  # the run is in out
 
 
@@ -181,15 +185,46 @@ def test_a_checkpoint_without_a_place_is_named_before_any_work(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@contextmanager
+def rewriting(kept: Path) -> Iterator[dict[str, np.ndarray]]:
+    with np.load(kept, allow_pickle=False) as file:
+        arrays = dict(file)
+    yield arrays
+    with kept.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def said_again(kept: Path, change: Callable[[dict], object]) -> None:
+    with rewriting(kept) as arrays:
+        said = json.loads(arrays["said"].tobytes())
+        change(said)
+        arrays["said"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+
+
+def test_seconds_are_those_of_all_processes_that_did_a_share_of_the_run(tmp_path: Path) -> None:
+    kept = stop_half_way(tmp_path)
+    said_again(kept, lambda said: said.update(whole=1e6) or said["seconds_of"].update(gather=5e5, join=3.0))
+    again = train(CONFIG, threads=1, checkpoint=kept)
+    assert 1e6 < again.seconds < 2e6
+    assert 5e5 < again.seconds_of["gather"] < 6e5
+    assert again.seconds_of["join"] == 3.0
+    assert set(again.seconds_of) == {"join", "gather", "aggregate", "update", "evaluate"}
+
+
+def test_a_checkpoint_of_before_there_were_parts_is_read(tmp_path: Path) -> None:
+    kept = stop_half_way(tmp_path)
+    said_again(kept, lambda said: said.update(seconds=1e6) or said.pop("whole") or said.pop("seconds_of"))
+    again = train(CONFIG, threads=1, checkpoint=kept)
+    assert numbers(again) == numbers(train(CONFIG, threads=1))
+    assert again.seconds > 1e6
+
+
 def test_a_sweep_goes_on_from_a_runs_checkpoint(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     kept = store.checkpoint(CONFIG)
     stop_half_way(tmp_path).rename(kept)
-    with np.load(kept, allow_pickle=False) as file:
-        arrays = dict(file)
-    arrays["parameters"] = torch.zeros_like(torch.from_numpy(arrays["parameters"])).numpy()
-    with kept.open("wb") as file:
-        np.savez(file, **arrays)  # so that it shows whether the run began there
+    with rewriting(kept) as arrays:  # so that it shows whether the run began there
+        arrays["parameters"] = torch.zeros_like(torch.from_numpy(arrays["parameters"])).numpy()
     (outcome,) = sweep([CONFIG], store, jobs=1, progress=False)
     assert outcome.record is not None
     whole = train(CONFIG, threads=1)

@@ -16,6 +16,7 @@ from fa.attacks import CHUNK, DROPPED, make_attack
 from fa.experiments import fig06a, link_loss
 from fa.network.chunks import Inbox, send
 from fa.network.links import SERVER, Links, refusal, star
+from fa.training import TrainConfig, train
 
 N = 60 * CHUNK + 7  # the last chunk is short
 CHUNKS = 61
@@ -119,6 +120,35 @@ def test_what_is_lost_may_stay_as_it_was() -> None:
         assert [not old for old in kept] == came
         assert sum(kept) == count
         before = row
+
+
+def trained_over(folder: Path, lossy: int, *arguments: str) -> tuple[pd.DataFrame, int]:
+    """workers.csv of a short run of four workers over links, and what TCP sent again."""
+    with star(4, lossy) as links:
+        link_loss.train_over(links, folder, ["--rule=median", "--iterations=3", "--batch=4", "--threads=1", *arguments])
+        return pd.read_csv(folder / "workers.csv"), links.resent()
+
+
+@pytest.mark.slow
+@needs_namespaces
+def test_what_tcp_sends_again_comes_whole(tmp_path: Path) -> None:
+    """Links that lose a tenth of their packets, of parameters and of gradients, change no bit of the simulation."""
+    rows, resent = trained_over(tmp_path / "links", 3, "--rule=fa", "--byzantine=0")
+    assert resent > 20  # a gradient or its parameters have 61 segments: about 6 of each are lost
+    config = TrainConfig(rule="fa", workers=4, byzantine=0, iterations=3, batch=4)
+    train(config, threads=1, out=tmp_path / "simulation")
+    pd.testing.assert_frame_equal(rows, pd.read_csv(tmp_path / "simulation" / "workers.csv"))
+
+
+@pytest.mark.slow
+@needs_namespaces
+def test_a_training_run_counts_the_datagrams_that_its_links_lose(tmp_path: Path) -> None:
+    rows, _ = trained_over(tmp_path / "links", 2, "--gradients=udp", "--byzantine=0")
+    sent = len(list(torch.zeros(21_840).split(CHUNK)))
+    lost = rows["status"].str.extract(rf"^used; (\d+) of {sent} datagrams lost$")[0].astype(float)
+    assert set(rows.loc[rows["worker"] >= 2, "status"]) == {"used"}
+    assert is_binomial(int(lost.sum()), 2 * 3 * sent, DROPPED)
+    assert lost.sum() > 0
 
 
 @needs_namespaces

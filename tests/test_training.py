@@ -482,7 +482,7 @@ def test_the_server_steps_while_enough_gradients_are_finite_whatever_the_loss_is
     config = replace(SMALL, byzantine=0, momentum=0, weight_decay=0, lr=1)
     parameters, seen = torch.zeros(4), []
     told = loop.Loop(config, make_rule("mean"), transport, parameters, 12)
-    _, workers = told.run(lambda: 0.0, lambda _: seen.append(float(parameters[0])))
+    workers = told.run(lambda: 0.0, lambda _: seen.append(float(parameters[0]))).workers
     assert seen == [-1, -2, -2]
     assert [row.status for row in workers[3:6]] == ["used", "used", "left out: NaN or Inf"]
     assert {row.status for row in workers[6:]} == {"left out: the loss is not finite"}
@@ -557,6 +557,8 @@ def test_records(run: Run, tmp_path: Path) -> None:
     description = json.loads((target / "config.json").read_text())
     assert TrainConfig.from_json(json.dumps(description["config"])) == run.config
     assert description["data_checksum"] == load("mnist-mini").checksum
+    assert set(description["seconds_of"]) == {"gather", "aggregate", "update", "evaluate"}
+    assert 0 < sum(description["seconds_of"].values()) <= description["seconds"]
     assert set(description["versions"]) == {"fa", "torch", "numpy", "python"}
     assert description["versions"]["torch"] == torch.__version__
     assert description["threads"] == 1

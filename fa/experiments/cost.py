@@ -6,9 +6,9 @@ the n coordinates are read for K and for d, and a step is an eigenproblem: n (su
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
+from fa.timing import taken
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def measure(grid: Mapping[str, Sequence[int]], base: Case, repeats: int = 3, see
             generator = torch.Generator().manual_seed(seed)
             workers = list(torch.randn(case.p, case.k, case.n, generator=generator))
             for method, work in METHODS.items():
-                seconds = min(_seconds(work, workers, case.N) for _ in range(repeats))
+                seconds = min(taken(partial(work, workers, steps=case.N)) for _ in range(repeats))
                 timings.append(Timing(**asdict(case), varied=varied, method=method, seconds=seconds))
     return timings
 
@@ -108,12 +109,6 @@ def exponents(timings: Sequence[Timing]) -> list[dict[str, float | str]]:
             }
         )
     return rows
-
-
-def _seconds(work: Callable[..., object], workers: list[Tensor], steps: int) -> float:
-    start = time.perf_counter()
-    work(workers, steps=steps)
-    return time.perf_counter() - start
 
 
 def _slope(sizes: Sequence[float], costs: Sequence[float]) -> float:

@@ -29,6 +29,8 @@ class State:
 
     iteration: int = 0  # how many are done
     seconds: float = 0.0  # spent in them
+    whole: float = 0.0  # seconds until this state was kept, set-up and evaluations included
+    seconds_of: dict[str, float] = field(default_factory=dict)  # parts of the whole
     curve: list[CurvePoint] = field(default_factory=list)
     workers: list[WorkerRow] = field(default_factory=list)
 
@@ -72,7 +74,8 @@ class Checkpoint:
         curve = [CurvePoint(*point) for point in said["curve"]]
         workers = [WorkerRow(*row) for row in said["workers"]]
         velocity = torch.from_numpy(arrays["velocity"]).to(parameters.device) if "velocity" in arrays else None
-        return State(said["iteration"], said["seconds"], curve, workers), velocity
+        whole, seconds_of = said.get("whole", said["seconds"]), said.get("seconds_of", {})
+        return State(said["iteration"], said["seconds"], whole, seconds_of, curve, workers), velocity
 
     def due(self) -> bool:
         """Whether the time of the next one has come."""

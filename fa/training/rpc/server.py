@@ -12,11 +12,13 @@ from torch.futures import Future
 
 from fa.attacks import make_attack
 from fa.checks import ConditionError, require
+from fa.network.chunks import Inbox
+from fa.timing import Parts
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers
 from fa.training.transport import Cluster, Gathered
 
-_JOINING = 120.0  # seconds that the first iteration waits for workers
+_JOINING = 120.0  # seconds that the beginning waits for workers
 _LEAVING = 5.0  # seconds that the end waits for them to hear of it
 NEW = -1  # the iteration of a worker that has no gradient yet
 _CLOSED = -2
@@ -32,9 +34,10 @@ class Sent(NamedTuple):
 
     rank: int
     iteration: int  # that the gradient is of; NEW where there is none yet
-    gradient: Tensor  # (n,)
+    gradient: Tensor  # (n,); (0,) where it goes as datagrams, which have been sent before
     loss: Tensor  # of the minibatch
     statistics: list[Tensor]  # of batch norm
+    seconds: float = 0.0  # that the gradient took its worker
 
 
 class Remote:
@@ -44,7 +47,16 @@ class Remote:
     Parameters are sent without a copy; who is so slow that they change meanwhile computes such a gradient.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, parameters: Tensor, cluster: Cluster) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        parameters: Tensor,
+        cluster: Cluster,
+        parts: Parts | None = None,
+        inbox: Inbox | None = None,
+    ) -> None:
+        """With an `inbox`, gradients come there, and workers' calls tell only that they have been sent."""
         if cluster.quorum is not None:
             require(cluster.quorum <= config.workers, "quorum", cluster.quorum, f"at most workers={config.workers}")
         self.config = config
@@ -55,8 +67,11 @@ class Remote:
         self._buffers = [Buffers(model) for _ in range(config.workers)]
         self._changed = threading.Condition()
         self._iteration = _CLOSED
-        self._started = self._over = False
+        self._over = False
+        self._parts = parts or Parts()
+        self.inbox = inbox
         self._losses: dict[int, Tensor] = {}
+        self._computing: dict[int, float] = {}  # seconds that the gradients took their workers
         self._gone: dict[int, str] = {}  # who is not waited for, and why
         self._asking: dict[int, Answer] = {}
         self._new: set[int] = set()  # who has no statistics yet
@@ -91,13 +106,14 @@ class Remote:
         return self._iteration, self._parameters, statistics
 
     def _take(self, sent: Sent) -> None:
-        row = self._G[sent.rank]
+        row = self._G[sent.rank, : 0 if self.inbox else None]
         if sent.gradient.shape != row.shape or sent.gradient.dtype != row.dtype:
             shape, kind = tuple(sent.gradient.shape), sent.gradient.dtype
             self._gone[sent.rank] = f"sent {shape} of {kind}, not {tuple(row.shape)} of {row.dtype}"
         elif sent.rank not in self._losses:
             row.copy_(sent.gradient)
             self._losses[sent.rank] = sent.loss
+            self._computing[sent.rank] = sent.seconds
             for own, theirs in zip(self._buffers[sent.rank].tensors, sent.statistics, strict=True):
                 own.copy_(theirs)
 
@@ -111,9 +127,11 @@ class Remote:
     def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
         """The gradients that came in time; the rows of the others are NaN, which rules leave out."""
         with self._changed:
-            self._await_all()
             self._iteration = iteration
+            if self.inbox:
+                self.inbox.begin(iteration)
             self._losses.clear()
+            self._computing.clear()
             asking = {answer: self._answer(rank) for rank, answer in self._asking.items()}
             self._asking = {}
         for answer, told in asking.items():
@@ -122,16 +140,24 @@ class Remote:
             in_time = self._changed.wait_for(self._enough, timeout=self._cluster.deadline)
             self._iteration = _CLOSED
             missing = self._missing(in_time)
-        return self._gathered(iteration, missing)
+            self._parts.add("compute", max(self._computing.values(), default=0.0))
+        remarks = self._collect() if self.inbox else {}
+        return self._gathered(iteration, missing)._replace(remarks=remarks)
 
-    def _await_all(self) -> None:
+    def _collect(self) -> dict[int, str]:
+        """The gradients that were sent as datagrams, into their rows; what is lost of them, if anything."""
+        assert self.inbox is not None
+        lost = self.inbox.collect(self._losses, self._G)
+        return {rank: f"{count} of {self.inbox.chunks} datagrams lost" for rank, count in lost.items()}
+
+    def join(self) -> None:
+        """Wait until all workers are there, but for those that end before."""
         everybody = range(self.config.workers)
-        if not self._started:
+        with self._parts.of("join"), self._changed:
             self._changed.wait_for(lambda: all(r in self._asking or r in self._gone for r in everybody), _JOINING)
             for rank in everybody:
                 if rank not in self._asking:
                     self._gone.setdefault(rank, f"has not joined within {_JOINING:g} s")
-        self._started = True
 
     def _enough(self) -> bool:
         quorum = self._cluster.quorum or self.config.workers
@@ -194,6 +220,12 @@ def install(remote: Remote) -> None:
 def describe() -> str:
     """Called by a worker: the run's configuration, as JSON."""
     return _here[0].config.to_json()
+
+
+def datagrams() -> int | None:
+    """Called by a worker: the port to which gradients go as datagrams, if they do."""
+    inbox = _here[0].inbox
+    return inbox.port if inbox else None
 
 
 def leave(rank: int) -> None:
