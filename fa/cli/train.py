@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,7 +94,6 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
     config = _config(given)
     if backend == "simulate" and network:
         raise ValueError(f"backend must be 'rpc' with --{next(iter(network))}; it is 'simulate'")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection that ends is told of
     from fa.training import train as run_training
 
     cluster = _cluster(**network) if backend == "rpc" else None
