@@ -121,9 +121,43 @@ class Gram:
         return Gram(_cosines(K, roots), roots, np.maximum(D2, 0.0), self.scale)
 
 
-def measure(G: Float[Tensor, "p n"]) -> tuple[Gram, Bool[np.ndarray, " p"]]:
-    """The Gram matrix of the rows of G, and which of them (p,) are finite; it is NaN at those that are not."""
-    K = kernels.gram(G)
+class Landing:
+    """K of rows of G (p, n) that land one after another, three rows of it at a time: a pass over three costs what one
+    over one does. After the last row at most a third of the work is left, and less the more rows there are.
+    """
+
+    def __init__(self, G: Float[Tensor, "p n"]) -> None:
+        self._G = G
+        self._K = np.full((len(G), len(G)), np.nan)
+        self._taken: list[int] = []
+        self._waiting: list[int] = []
+
+    def land(self, row: int) -> None:
+        """That row of G is there, and stays as it is."""
+        self._waiting.append(row)
+        if len(self._waiting) == 3:
+            self._take()
+
+    def products(self) -> Square:
+        """K, to the bits of one pass over G: NaN in the rows that have not landed."""
+        if self._waiting:
+            self._take()
+        return self._K
+
+    def _take(self) -> None:
+        rows, self._waiting = self._waiting, []
+        self._taken += rows
+        found = kernels.gram_rows(self._G, rows, self._taken)
+        self._K[np.ix_(rows, self._taken)] = found
+        self._K[np.ix_(self._taken, rows)] = found.T
+
+
+def measure(G: Float[Tensor, "p n"], K: Square | None = None) -> tuple[Gram, Bool[np.ndarray, " p"]]:
+    """The Gram matrix of the rows of G, and which of them (p,) are finite; it is NaN at those that are not.
+
+    K has the inner products of a quick pass, where they are known already.
+    """
+    K = kernels.gram(G) if K is None else K.copy()
     finite = _finite_rows(G, K)
     if not finite.any():
         return Gram.unmeasured(G.shape[0]), finite

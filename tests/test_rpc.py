@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -208,7 +209,7 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
     model = models.build("convnet", 1, 10, 28, seed=0)
     parameters = flatten(model)
-    remote = Remote(model, config, parameters, Cluster())
+    remote = Remote(model, config, parameters, Cluster(), measured=True)
 
     def send(rank: int, iteration: int, length: int) -> None:
         remote.exchange(Sent(rank, iteration, torch.ones(length), torch.ones(()), []))
@@ -222,3 +223,6 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     assert gathered.missing == {1: f"sent (3,) of torch.float32, not ({len(parameters)},) of torch.float32"}
     assert bool(gathered.G[1].isnan().all())
     assert bool((gathered.G[0] == 1).all())
+    assert gathered.products is not None
+    assert gathered.products[0, 0] == len(parameters)
+    assert np.isnan(gathered.products[1]).all()

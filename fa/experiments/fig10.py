@@ -31,7 +31,7 @@ CALLS = 10  # of an aggregation that are timed
 PARTS = {
     "compute": ("the slowest worker's gradient", "#bcae6c"),
     "network": ("network, and waiting", "#7c7b78"),
-    "aggregate": ("aggregation", "#00204d"),
+    "aggregation": ("aggregation", "#00204d"),
     "update": ("update", "#d9d9d9"),
 }
 _OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
@@ -54,12 +54,17 @@ def times(results: Results) -> DataFrame:
     for cell in results.study.cells:
         outcome = results.outcomes[cell.config]
         assert outcome.record is not None  # a study with a failed run has no results
-        seconds_of, iterations = outcome.record.description["seconds_of"], cell.config.iterations
-        parts = {part: seconds_of.get(part, 0.0) / iterations for part in ("compute", "gather", "aggregate", "update")}
-        gather = parts.pop("gather")
-        epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels))
-        about = {"variant": cell.variant, "seed": cell.config.seed, "network": gather - parts["compute"], **parts}
-        rows.append(about | {"epoch": epoch * (gather + parts["aggregate"] + parts["update"])})
+        seconds = {part: its / cell.config.iterations for part, its in outcome.record.description["seconds_of"].items()}
+        gram = seconds.get("gram", 0.0)  # inner products are taken while gradients come, for the aggregation
+        gathered, compute, update = (seconds[part] for part in ("gather", "compute", "update"))
+        its = {
+            "compute": compute,
+            "network": gathered - compute - gram,
+            "aggregation": seconds["aggregate"] + gram,
+            "update": update,
+        }
+        epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * sum(its.values())
+        rows.append({"variant": cell.variant, "seed": cell.config.seed, **its, "epoch": epoch})
     return pandas.DataFrame(rows)
 
 
@@ -139,7 +144,7 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
 
 
 def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
-    means = 1000 * spent.groupby("variant", sort=False)["aggregate"].mean()
+    means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
     bars = {style.VARIANTS[key].label: (value, style.VARIANTS[key].colour) for key, value in means.items()}
     bars |= {f"FA by {row.method}": (row.milliseconds, "#9fc5e8") for row in costs.iloc[1:].itertuples()}
     values, colours = zip(*bars.values(), strict=True)
@@ -158,7 +163,7 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) 
     (faulty,) = set(table["f"])
     its, accuracy = lead(final, faulty, "f"), target(table)
     seconds, iterations = reached(table, accuracy, "seconds"), reached(table, accuracy)
-    cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregate"].mean().items()}
+    cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
     dearer = [cost["fa"] > cost[key] for key in style.PAPER_RULES if key != "fa"]
     svd = ", ".join(f"{row.method} {row.milliseconds:.1f} ms" for row in costs.itertuples())
     megabytes = 8 * costs["workers"].iloc[0] * costs["n"].iloc[0] / 1e6

@@ -8,7 +8,7 @@ nor entered twice.
 ``_FASTMATH`` leaves out "nnan" and "ninf": NaN and Inf keep their meaning, since finding them is part of the job.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -50,34 +50,50 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     """The upper triangle of K = G G^T, (p, p) float64, of G (p, n): products and the sums of 2,048 of them in G's
     precision, in float64 if `precise`.
     """
+    p = G.shape[0]
+    threes = _threes(range(p))
+    return _products(G, [a + b for i, a in enumerate(threes) for b in threes[i:]], precise, G.size)
+
+
+def gram_rows(G: np.ndarray, rows: Sequence[int], others: Sequence[int]) -> np.ndarray:
+    """Those rows of K = G G^T, (p, p) float64, in the columns `others`, and 0 elsewhere: to the bits of `gram`."""
+    tiles = [a + b for a in _threes(rows) for b in _threes(others)]
+    return _products(G, tiles, precise=False, size=(len(rows) + len(others)) * G.shape[1])
+
+
+def _threes(rows: Sequence[int]) -> list[list[int]]:
+    """The rows three by three, the last one again where a three is not full."""
+    return [[rows[min(k, len(rows) - 1)] for k in range(first, first + 3)] for first in range(0, len(rows), 3)]
+
+
+def _products(G: np.ndarray, tiles: list[list[int]], precise: bool, size: int) -> np.ndarray:
+    """The entries of K that lie in tiles, each of three rows and three columns; those in no tile are 0."""
     p, n = G.shape
     parts = np.zeros((-(-n // _CHUNK), p, p))
     zero = np.float64(0) if precise else G.dtype.type(0)
-    _share(lambda t, threads: _gram_chunks(_rows(G), n, parts, t, threads, zero), G.size)
+    numbers = np.array(tiles).reshape(-1, 6)
+    _share(lambda t, threads: _gram_chunks(_rows(G), n, numbers, parts, t, threads, zero), size)
     K: np.ndarray = parts.sum(axis=0)
     return K
 
 
 @_jit
-def _gram_chunks(G, n, parts, first, step, zero):
+def _gram_chunks(G, n, tiles, parts, first, step, zero):
     p = G.shape[0]
     block = np.zeros((p, p))
     for chunk in range(first, parts.shape[0], step):
         stop = min((chunk + 1) * _CHUNK, n)
         for lo in range(chunk * _CHUNK, stop, _BLOCK):
             hi = min(lo + _BLOCK, stop)
-            for i in range(0, p, 3):
-                for j in range(i, p, 3):
-                    _gram_tile(G, i, j, lo, hi, zero, block)
+            for tile in tiles:
+                _gram_tile(G, tile, lo, hi, zero, block)
             parts[chunk] += block
 
 
 @_jit
-def _gram_tile(G, i, j, lo, hi, zero, block):
-    """block[i:i+3, j:j+3] = the products of three rows with three rows; past the last row, the last row again."""
-    last = G.shape[0] - 1
-    i1, i2 = min(i + 1, last), min(i + 2, last)
-    j1, j2 = min(j + 1, last), min(j + 2, last)
+def _gram_tile(G, tile, lo, hi, zero, block):
+    """The block's entries in a tile: the products of three rows with three rows."""
+    i, i1, i2, j, j1, j2 = tile[0], tile[1], tile[2], tile[3], tile[4], tile[5]
     a0, a1, a2 = G[i, lo:hi], G[i1, lo:hi], G[i2, lo:hi]
     b0, b1, b2 = G[j, lo:hi], G[j1, lo:hi], G[j2, lo:hi]
     s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = zero

@@ -129,6 +129,11 @@ class Rule(ABC):
         return replace(self, **options)
 
     @property
+    def measures(self) -> bool:
+        """Whether the Gram matrix is looked at, by the rule or by a step before it."""
+        return self.looks or bool(self.steps)
+
+    @property
     def leaves_span(self) -> bool:
         """Whether the direction leaves the span of the gradients, so that they must be in memory."""
         return False
@@ -145,19 +150,26 @@ class Rule(ABC):
         """The direction d of the gradients G: see `aggregate`."""
         return self.aggregate(G, iteration).direction
 
-    def aggregate(self, G: Any, iteration: int = 0, out: Tensor | None = None) -> Aggregate:
+    def aggregate(
+        self,
+        G: Any,
+        iteration: int = 0,
+        out: Tensor | None = None,
+        products: Float64[np.ndarray, "p p"] | None = None,
+    ) -> Aggregate:
         """The direction d and the decision behind it.
 
         G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of
-        "bucketing"; d is put into `out` (n,) if given. A worker with NaN or Inf is left out and counts against f.
+        "bucketing"; d is put into `out` (n,) if given; `products` are the rows' inner products as `fa.gram.Landing`
+        has them, where they are known already. A worker with NaN or Inf is left out and counts against f.
         Raises ValueError where the rule's condition on p and f does not hold.
         """
         gradients = read(G)
         if out is not None:
             _check_out(out, gradients.G)
         p = gradients.G.shape[0]
-        if self.looks or self.steps:
-            gram, finite = measure(gradients.G)
+        if self.measures:
+            gram, finite = measure(gradients.G, products)
         else:
             gram, finite = Gram.unmeasured(p), np.ones(p, dtype=bool)
         while True:

@@ -76,7 +76,7 @@ def train(
         kept = None
         if checkpoint is not None:
             kept = Checkpoint(checkpoint, config, dataset.checksum, used, checkpoint_every)
-        with _transport(model, dataset, config, parameters, cluster, parts) as transport:
+        with _transport(model, dataset, config, parameters, rule, cluster, parts) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), parts)
             honest = slice(config.byzantine, None)
             state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept)
@@ -96,6 +96,7 @@ def _transport(
     dataset: Dataset,
     config: TrainConfig,
     parameters: Tensor,
+    rule: Rule,
     cluster: Cluster | None,
     parts: Parts,
 ) -> Iterator[Transport]:
@@ -105,7 +106,7 @@ def _transport(
     require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
     from fa.training.rpc.launch import serving
 
-    with serving(model, config, parameters, cluster, parts) as remote:
+    with serving(model, config, parameters, rule.measures, cluster, parts) as remote:
         yield remote
 
 
@@ -168,7 +169,7 @@ class Loop:
             gathered = self._transport.gradients(iteration, self._parameters)
         try:
             with self._parts.of("aggregate"):
-                aggregate = self._rule.aggregate(gathered.G, iteration)
+                aggregate = self._rule.aggregate(gathered.G, iteration, products=gathered.products)
         except ConditionError as error:
             if torch.isfinite(gathered.loss):
                 raise ConditionError(f"iteration {iteration + 1}: {error}") from error

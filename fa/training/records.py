@@ -46,6 +46,7 @@ PARTS = {
     "join": "waiting for worker processes to join",
     "gather": "from the iterations' beginnings until their gradients are there",
     "compute": "of that, the slowest worker's own time for its gradient, where workers are processes",
+    "gram": "of that, inner products of the gradients that had come, and what was left of them after the last",
     "aggregate": "the rule: what it decides, and the direction",
     "update": "the optimizer's step",
     "evaluate": "test accuracies",

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float64
 from torch import Tensor
 
 from fa.checks import check_integer, check_one_of, check_real, require
@@ -22,6 +24,8 @@ class Gathered(NamedTuple):
     """Scalar: the mean of the honest workers' minibatch losses."""
     missing: Mapping[int, str] = MappingProxyType({})
     """Workers whose gradients did not come, whose rows are NaN, and why."""
+    products: Float64[np.ndarray, "p p"] | None = None
+    """The rows' inner products, where they were taken while the gradients came."""
     remarks: Mapping[int, str] = MappingProxyType({})
     """What else the records are to say of workers' gradients."""
 

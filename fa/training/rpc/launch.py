@@ -30,15 +30,16 @@ _PR_SET_PDEATHSIG = 1
 
 @contextmanager
 def serving(
-    model: nn.Module, config: TrainConfig, parameters: Tensor, cluster: Cluster, parts: Parts
+    model: nn.Module, config: TrainConfig, parameters: Tensor, measured: bool, cluster: Cluster, parts: Parts
 ) -> Iterator[Remote]:
     """The transport of a run whose server is this process, with its workers where `cluster` has them started here.
 
-    It is there once the workers have joined; `parts` is told what that took.
+    It is there once the workers have joined. `measured` is whether the rule looks at the Gram matrix; `parts` is told
+    what time is spent on.
     """
     with ExitStack() as stack:
         inbox = stack.enter_context(_inbox(cluster, config.workers, len(parameters)))
-        remote = Remote(model, config, parameters, cluster, parts, inbox)
+        remote = Remote(model, config, parameters, cluster, measured, parts, inbox)
         install(remote)
         store, port = star.serve(cluster.host, cluster.port)
         stack.enter_context(star.agent(store, cluster.host, server=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.futures import Future
 
 from fa.attacks import make_attack
 from fa.checks import ConditionError, require
+from fa.gram import Landing
 from fa.network.chunks import Inbox
 from fa.timing import Parts
 from fa.training.config import TrainConfig
@@ -53,6 +55,7 @@ class Remote:
         config: TrainConfig,
         parameters: Tensor,
         cluster: Cluster,
+        measured: bool = False,
         parts: Parts | None = None,
         inbox: Inbox | None = None,
     ) -> None:
@@ -68,9 +71,11 @@ class Remote:
         self._changed = threading.Condition()
         self._iteration = _CLOSED
         self._over = False
+        self._measured = measured
         self._parts = parts or Parts()
         self.inbox = inbox
         self._losses: dict[int, Tensor] = {}
+        self._landed: list[int] = []  # rows of G that the present iteration has been sent since somebody looked
         self._computing: dict[int, float] = {}  # seconds that the gradients took their workers
         self._gone: dict[int, str] = {}  # who is not waited for, and why
         self._asking: dict[int, Answer] = {}
@@ -113,6 +118,7 @@ class Remote:
         elif sent.rank not in self._losses:
             row.copy_(sent.gradient)
             self._losses[sent.rank] = sent.loss
+            self._landed.append(sent.rank)
             self._computing[sent.rank] = sent.seconds
             for own, theirs in zip(self._buffers[sent.rank].tensors, sent.statistics, strict=True):
                 own.copy_(theirs)
@@ -131,18 +137,45 @@ class Remote:
             if self.inbox:
                 self.inbox.begin(iteration)
             self._losses.clear()
+            self._landed.clear()
             self._computing.clear()
             asking = {answer: self._answer(rank) for rank, answer in self._asking.items()}
             self._asking = {}
         for answer, told in asking.items():
             answer.set_result(told)
-        with self._changed:
-            in_time = self._changed.wait_for(self._enough, timeout=self._cluster.deadline)
-            self._iteration = _CLOSED
-            missing = self._missing(in_time)
-            self._parts.add("compute", max(self._computing.values(), default=0.0))
+        landing = Landing(self._G) if self._measured and not self.inbox else None  # datagrams land together
+        missing = self._await(landing)
+        self._parts.add("compute", max(self._computing.values(), default=0.0))
         remarks = self._collect() if self.inbox else {}
-        return self._gathered(iteration, missing)._replace(remarks=remarks)
+        loss = self._complete(iteration, missing)
+        products = None
+        if landing is not None:
+            with self._parts.of("gram"):
+                for rank in range(self.config.byzantine):
+                    landing.land(rank)
+                products = landing.products()
+        return Gathered(self._G, loss, missing, products, remarks)
+
+    def _await(self, landing: Landing | None) -> dict[int, str]:
+        """Wait for as many gradients as there must be, no longer than the deadline, and tell `landing` of the honest
+        ones as they come: the faulty rows are as they stay only after the attack. Returns who is missing, and why.
+        """
+        end = time.monotonic() + self._cluster.deadline
+        while True:
+            with self._changed:
+                heard = self._changed.wait_for(lambda: bool(self._landed) or self._enough(), end - time.monotonic())
+                landed = [rank for rank in self._landed if rank >= self.config.byzantine]
+                self._landed.clear()
+                closing = not heard or self._enough()
+                if closing:
+                    self._iteration = _CLOSED
+                    missing = self._missing(in_time=self._enough())
+            if landing is not None and landed:
+                with self._parts.of("gram"):
+                    for rank in landed:
+                        landing.land(rank)
+            if closing:
+                return missing
 
     def _collect(self) -> dict[int, str]:
         """The gradients that were sent as datagrams, into their rows; what is lost of them, if anything."""
@@ -174,7 +207,8 @@ class Remote:
             missing[rank] = self._gone.get(rank, f"not among the fastest {self._cluster.quorum}")
         return missing
 
-    def _gathered(self, iteration: int, missing: dict[int, str]) -> Gathered:
+    def _complete(self, iteration: int, missing: dict[int, str]) -> Tensor:
+        """Put the attack and the missing rows into G, and return the honest workers' mean loss."""
         config = self.config
         here = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
         if not here:
@@ -186,7 +220,7 @@ class Remote:
         self._attack.apply(self._G, range(config.byzantine), config.seed, iteration)
         if absent:
             self._G[absent] = torch.nan
-        return Gathered(self._G, torch.stack([self._losses[rank] for rank in here]).mean(), missing)
+        return torch.stack([self._losses[rank] for rank in here]).mean()
 
     def statistics(self) -> list[Buffers]:
         """Each worker's batch-norm statistics, as last heard."""
