@@ -112,7 +112,7 @@ def test_sweep_says_that_a_figure_has_nothing_to_do_before_it_is_drawn(tmp_path:
 def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_once(configs: list[TrainConfig], store: object, jobs: int | None, progress: bool) -> list[Outcome]:
+    def fail_once(configs: list[TrainConfig], *_: object) -> list[Outcome]:
         kept = [Outcome(config, Record(tmp_path)) for config in configs]
         return [Outcome(configs[0], None, "Traceback\nValueError: no reason"), *kept[1:]]
 

@@ -44,6 +44,24 @@ def test_same_trajectory_as_the_simulation(rule: str) -> None:
     assert there.final_accuracy == here.final_accuracy
 
 
+@pytest.mark.parametrize("lost", ["zero", "previous"])
+def test_datagrams_over_loopback_lose_nothing_and_give_the_simulations_numbers(lost: str) -> None:
+    there, seen = losses(SMALL, Cluster(gradients="udp", lost=lost))
+    here, expected = losses(SMALL, None)
+    assert seen == expected
+    assert there.workers == here.workers  # where a loss would be told
+    assert there.backend == {"name": "rpc", "deadline": 60.0, "quorum": None, "gradients": "udp", "lost": lost}
+
+
+def test_what_datagrams_need_is_told() -> None:
+    with pytest.raises(ValueError, match="gradients must be one of rpc, udp; it is 'tcp'"):
+        Cluster(gradients="tcp")
+    with pytest.raises(ValueError, match="lost must be one of zero, previous; it is 'mean'"):
+        Cluster(gradients="udp", lost="mean")
+    with pytest.raises(ValueError, match="gradients must be 'udp' where lost is 'previous'; it is 'rpc'"):
+        Cluster(lost="previous")
+
+
 def at(iteration: int, act: Callable[[], None]) -> Callable[[Progress], None]:
     def progress(state: Progress) -> None:
         if state.iteration == iteration:

@@ -6,6 +6,7 @@ Whatever a user can get wrong ends as one line on stderr, `fa: ...`, and exit co
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="fa", message="%(version)s")
 def cli() -> None:
     """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection that ends is told of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

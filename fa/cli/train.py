@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,8 @@ _REFRESH = 0.2  # seconds between two readings of the loss, which may have to wa
 _LINES = 30.0  # seconds between two lines where stderr is no terminal
 
 _CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed once --out is written."
+_NETWORK = ("listen", "deadline", "quorum", "gradients", "lost")
+_LOST = "With udp: what stands for coordinates that are lost.  [default: zero]"
 _BACKEND = "Workers simulated in this process, or processes of their own.  [default: simulate]"
 
 _SETTINGS = {
@@ -73,6 +74,10 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--listen", metavar="HOST:PORT", help="With rpc: await `fa worker`s there instead of starting some here.")
 @click.option("--deadline", type=float, help="With rpc: seconds until a silent worker is left out.  [default: 60]")
 @click.option("--quorum", type=int, help="With rpc: go on with the gradients of so many workers, the fastest.")
+@click.option("--gradients", type=click.Choice(["rpc", "udp"]), help="With rpc: how gradients come.  [default: rpc]")
+@click.option(
+    "--lost", type=click.Choice(["zero", "previous"]), help="With udp: what stands for what is lost.  [default: zero]"
+)
 def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> None:
     """Train once, with faulty workers, and print the result.
 
@@ -83,14 +88,13 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
     if out is not None:
         out = make_room(out)  # before torch is even imported
     given = {name: value for name, value in given.items() if value is not None}
-    network = {name: given.pop(name) for name in ("listen", "deadline", "quorum") if name in given}
+    network = {name: given.pop(name) for name in _NETWORK if name in given}
     keeping = {name: given.pop(name) for name in ("checkpoint", "checkpoint_every") if name in given}
     if keeping.keys() == {"checkpoint_every"}:
         raise ValueError("checkpoint must be given with --checkpoint-every; it is not")
     config = _config(given)
     if backend == "simulate" and network:
         raise ValueError(f"backend must be 'rpc' with --{next(iter(network))}; it is 'simulate'")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection that ends is told of
     from fa.training import train as run_training
 
     cluster = _cluster(**network) if backend == "rpc" else None

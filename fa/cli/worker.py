@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from fa.cli.train import address
@@ -18,7 +16,6 @@ from fa.cli.train import address
 def worker(rank: int, master: str, threads: int) -> None:
     """Compute the gradients of one worker until the run is over. What runs is set at the server."""
     host, port = address("master", master)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     import torch
 
     from fa.training.rpc.worker import work

@@ -23,6 +23,7 @@ FIGURES = (
     "fig07_augmented_data",
     "fig08_lambda",
     "fig09_scaling",
+    "fig10_wall_clock",
 )
 EXTRAS = (
     "extra01_what_makes_fa_work",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from fa.experiments.profiles import PROFILES, sized
 from fa.experiments.style import PAPER_RULES, VARIANTS
 from fa.network.links import SERVER, Links, refusal, star
+from fa.training.records import CurvePoint
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -22,6 +23,7 @@ LOSSES = (0.0, 0.1)
 ITERATIONS = {"smoke": 0, "quick": 20, "cpu": 60, "paper": 60}
 RULES = {"smoke": (), "quick": ("fa",), "cpu": (*PAPER_RULES, "mean"), "paper": (*PAPER_RULES, "mean")}
 POINTS = 10  # of a curve
+_ABOUT = ("variant", "label", "loss", "workers", "lossy", "means", "resent")
 _PORT = 7000  # of a namespace in which nobody else listens
 _LIMIT = 600.0  # seconds for a run
 
@@ -38,7 +40,7 @@ def measured(kept: Path, profile: str) -> DataFrame:
         return rows
     losses = LOSSES if sized(ITERATIONS, profile) and not refusal() else ()
     runs = [_curve(variant, loss, profile) for loss in losses for variant in sized(RULES, profile)]
-    return pandas.concat(runs, ignore_index=True) if runs else pandas.DataFrame()
+    return pandas.concat(runs, ignore_index=True) if runs else pandas.DataFrame(columns=[*_ABOUT, *CurvePoint._fields])
 
 
 def _curve(variant: str, loss: float, profile: str) -> DataFrame:
@@ -51,9 +53,8 @@ def _curve(variant: str, loss: float, profile: str) -> DataFrame:
     with star(WORKERS, LOSSY if loss else 0, loss) as links, tempfile.TemporaryDirectory() as folder:
         train_over(links, Path(folder) / "run", [f"--rule={look.rule}", "--byzantine=0", "--attack=none", *own])
         curve = pandas.read_csv(Path(folder) / "run" / "curve.csv")
-        about = {"variant": variant, "label": look.label, "loss": loss, "workers": WORKERS, "lossy": LOSSY}
-        about |= {"means": links.means, "resent": links.resent()}
-    return curve.assign(**about)[[*about, *curve.columns]]
+        about = (variant, look.label, loss, WORKERS, LOSSY, links.means, links.resent())
+    return curve.assign(**dict(zip(_ABOUT, about, strict=True)))[[*_ABOUT, *curve.columns]]
 
 
 def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:

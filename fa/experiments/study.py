@@ -78,6 +78,7 @@ class Study:
     folder: Path
     cells: tuple[Cell, ...]
     gaps: dict[str, str] = field(default_factory=dict)
+    processes: bool = False  # whether workers are processes of their own, else simulated; their records lie apart
 
     @property
     def configs(self) -> list[TrainConfig]:
@@ -87,11 +88,11 @@ class Study:
     @property
     def store(self) -> RunStore:
         """Where this study's runs are kept."""
-        return RunStore(self.folder / "records")
+        return RunStore(self.folder / ("records-rpc" if self.processes else "records"))
 
     def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
         """Run what is not finished (of the `part` i/k, if given), and say what became of each run."""
-        return sweep(self.part(part), self.store, jobs, progress)
+        return sweep(self.part(part), self.store, jobs, progress, self.processes)
 
     def part(self, text: str | None) -> list[TrainConfig]:
         """The configurations of the part i/k, or all."""

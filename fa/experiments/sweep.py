@@ -52,10 +52,14 @@ class _Child:
 
 
 def sweep(
-    configs: Sequence[TrainConfig], store: RunStore, jobs: int | None = None, progress: bool = True
+    configs: Sequence[TrainConfig],
+    store: RunStore,
+    jobs: int | None = None,
+    progress: bool = True,
+    processes: bool = False,
 ) -> list[Outcome]:
     """Run what the store lacks, `jobs` at a time (None: as many as cores and memory allow); outcomes in the order
-    given.
+    given. Where the workers are `processes` of their own one run goes after another, and `jobs` are not asked for.
 
     A run that fails does not touch the others: its outcome has the error. Ctrl-C ends the children and raises
     KeyboardInterrupt; finished runs are in the store, and the same call goes on from there. Raises ValueError for bad
@@ -71,7 +75,8 @@ def sweep(
     clean_up(store.root)
     with reporter(progress and bool(missing)) as report:
         report(len(records) - len(missing), len(records), "")
-        for outcome in _run_all(missing, store.root, jobs or _jobs_that_fit(missing)):
+        runs = _in_turn(missing, store) if processes else _run_all(missing, store.root, jobs or _jobs_that_fit(missing))
+        for outcome in runs:
             records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
             done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
             report(done, len(records), str(outcome))
@@ -86,6 +91,23 @@ def shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise ValueError(f"shard must be i/k with 1 <= i <= k, as in 2/8; it is {text!r}")
     return list(configs[int(part) - 1 :: int(parts)])
+
+
+def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcome]:
+    """Each run served by this process, with its workers as processes: their times tell something where nothing else
+    runs beside them.
+    """
+    import fa.experiments.warm  # noqa: F401 (what is compiled in an iteration would count as its time)
+    from fa.training import train
+    from fa.training.transport import Cluster
+
+    for config in configs:
+        record, error = None, ""
+        try:
+            record = store.save(train(config, threads=1, cluster=Cluster(), checkpoint=store.checkpoint(config)))
+        except (ValueError, OSError) as failure:
+            error = str(failure)
+        yield Outcome(config, record, error)
 
 
 def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[Outcome]:

@@ -188,7 +188,8 @@ def _rows(iteration: int, gathered: Gathered, aggregate: Aggregate) -> list[Work
     selected = set(decision.selected)
 
     def status(worker: int) -> str:
-        return USED if worker in selected else f"left out: {reasons.get(worker, 'not selected')}"
+        said = USED if worker in selected else f"left out: {reasons.get(worker, 'not selected')}"
+        return f"{said}; {gathered.remarks[worker]}" if worker in gathered.remarks else said
 
     return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
 

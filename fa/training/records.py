@@ -39,7 +39,7 @@ class WorkerRow(NamedTuple):
     worker: int
     value: float | None  # explained variance v_i, where the rule has them
     weight: float | None  # weight in the aggregate, where the rule has one for a whole gradient
-    status: str  # "used", or "left out: " and the reason
+    status: str  # "used", or "left out: " and the reason; where some were lost, "; 6 of 61 datagrams lost"
 
 
 PARTS = {

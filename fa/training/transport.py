@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float64
 from torch import Tensor
 
-from fa.checks import check_integer, check_real, require
+from fa.checks import check_integer, check_one_of, check_real, require
 from fa.training.flat import Buffers
 
 
@@ -26,6 +26,8 @@ class Gathered(NamedTuple):
     """Workers whose gradients did not come, whose rows are NaN, and why."""
     products: Float64[np.ndarray, "p p"] | None = None
     """The rows' inner products, where they were taken while the gradients came."""
+    remarks: Mapping[int, str] = MappingProxyType({})
+    """What else the records are to say of workers' gradients."""
 
 
 @runtime_checkable
@@ -55,6 +57,8 @@ class Cluster:
     spawn: bool = True  # whether the workers are started here; else they are awaited
     deadline: float = 60.0  # seconds that an iteration waits for a worker, who then is left out until it is heard again
     quorum: int | None = None  # go on with the gradients of so many workers, the fastest; None: of all
+    gradients: str = "rpc"  # how they come: by RPC, or in datagrams (udp), which are not sent again
+    lost: str = "zero"  # what stands for lost coordinates: zero, or what came there last (previous)
 
     def __post_init__(self) -> None:
         check_integer("port", self.port, 0)
@@ -62,7 +66,12 @@ class Cluster:
         require(self.deadline > 0, "deadline", self.deadline, "greater than 0")
         if self.quorum is not None:
             check_integer("quorum", self.quorum, 1)
+        check_one_of("gradients", self.gradients, ("rpc", "udp"))
+        check_one_of("lost", self.lost, ("zero", "previous"))
+        said = self.gradients == "udp" or self.lost == "zero"
+        require(said, "gradients", self.gradients, f"'udp' where lost is {self.lost!r}")
 
     def description(self) -> dict[str, object]:
         """What a run's numbers may depend on, for its records."""
-        return {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum}
+        said = {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum, "gradients": self.gradients}
+        return said | ({"lost": self.lost} if self.gradients == "udp" else {})

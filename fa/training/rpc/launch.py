@@ -6,16 +6,18 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
 from torch import Tensor, nn
 
+from fa.network.chunks import Inbox
 from fa.timing import Parts
 from fa.training.config import TrainConfig
 from fa.training.rpc import star
@@ -35,10 +37,12 @@ def serving(
     It is there once the workers have joined. `measured` is whether the rule looks at the Gram matrix; `parts` is told
     what time is spent on.
     """
-    remote = Remote(model, config, parameters, cluster, measured, parts)
-    install(remote)
-    store, port = star.serve(cluster.host, cluster.port)
-    with star.agent(store, cluster.host, server=True):
+    with ExitStack() as stack:
+        inbox = stack.enter_context(_inbox(cluster, config.workers, len(parameters)))
+        remote = Remote(model, config, parameters, cluster, measured, parts, inbox)
+        install(remote)
+        store, port = star.serve(cluster.host, cluster.port)
+        stack.enter_context(star.agent(store, cluster.host, server=True))
         workers = _spawn(config.workers, cluster.host, port) if cluster.spawn else []
         threading.Thread(target=_watch, args=(workers, remote.lose), daemon=True).start()
         try:
@@ -52,6 +56,21 @@ def serving(
                 process.kill()
             for process in workers:
                 process.join()
+
+
+@contextmanager
+def _inbox(cluster: Cluster, workers: int, n: int) -> Iterator[Inbox | None]:
+    """Where datagrams come in: at the port of that number, if one is given."""
+    if cluster.gradients != "udp":
+        yield None
+        return
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind((cluster.host, cluster.port))
+    inbox = Inbox(receiver, workers, n, previous=cluster.lost == "previous")
+    try:
+        yield inbox
+    finally:
+        inbox.close()
 
 
 def _spawn(workers: int, host: str, port: int) -> list[Any]:

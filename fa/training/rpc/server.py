@@ -14,6 +14,7 @@ from torch.futures import Future
 from fa.attacks import make_attack
 from fa.checks import ConditionError, require
 from fa.gram import Landing
+from fa.network.chunks import Inbox
 from fa.timing import Parts
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers
@@ -35,7 +36,7 @@ class Sent(NamedTuple):
 
     rank: int
     iteration: int  # that the gradient is of; NEW where there is none yet
-    gradient: Tensor  # (n,)
+    gradient: Tensor  # (n,); (0,) where it goes as datagrams, which have been sent before
     loss: Tensor  # of the minibatch
     statistics: list[Tensor]  # of batch norm
     seconds: float = 0.0  # that the gradient took its worker
@@ -56,7 +57,9 @@ class Remote:
         cluster: Cluster,
         measured: bool = False,
         parts: Parts | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
+        """With an `inbox`, gradients come there, and workers' calls tell only that they have been sent."""
         if cluster.quorum is not None:
             require(cluster.quorum <= config.workers, "quorum", cluster.quorum, f"at most workers={config.workers}")
         self.config = config
@@ -70,6 +73,7 @@ class Remote:
         self._over = False
         self._measured = measured
         self._parts = parts or Parts()
+        self.inbox = inbox
         self._losses: dict[int, Tensor] = {}
         self._landed: list[int] = []  # rows of G that the present iteration has been sent since somebody looked
         self._computing: dict[int, float] = {}  # seconds that the gradients took their workers
@@ -107,7 +111,7 @@ class Remote:
         return self._iteration, self._parameters, statistics
 
     def _take(self, sent: Sent) -> None:
-        row = self._G[sent.rank]
+        row = self._G[sent.rank, : 0 if self.inbox else None]
         if sent.gradient.shape != row.shape or sent.gradient.dtype != row.dtype:
             shape, kind = tuple(sent.gradient.shape), sent.gradient.dtype
             self._gone[sent.rank] = f"sent {shape} of {kind}, not {tuple(row.shape)} of {row.dtype}"
@@ -130,6 +134,8 @@ class Remote:
         """The gradients that came in time; the rows of the others are NaN, which rules leave out."""
         with self._changed:
             self._iteration = iteration
+            if self.inbox:
+                self.inbox.begin(iteration)
             self._losses.clear()
             self._landed.clear()
             self._computing.clear()
@@ -137,9 +143,10 @@ class Remote:
             self._asking = {}
         for answer, told in asking.items():
             answer.set_result(told)
-        landing = Landing(self._G) if self._measured else None
+        landing = Landing(self._G) if self._measured and not self.inbox else None  # datagrams land together
         missing = self._await(landing)
         self._parts.add("compute", max(self._computing.values(), default=0.0))
+        remarks = self._collect() if self.inbox else {}
         loss = self._complete(iteration, missing)
         products = None
         if landing is not None:
@@ -147,7 +154,7 @@ class Remote:
                 for rank in range(self.config.byzantine):
                     landing.land(rank)
                 products = landing.products()
-        return Gathered(self._G, loss, missing, products)
+        return Gathered(self._G, loss, missing, products, remarks)
 
     def _await(self, landing: Landing | None) -> dict[int, str]:
         """Wait for as many gradients as there must be, no longer than the deadline, and tell `landing` of the honest
@@ -169,6 +176,12 @@ class Remote:
                         landing.land(rank)
             if closing:
                 return missing
+
+    def _collect(self) -> dict[int, str]:
+        """The gradients that were sent as datagrams, into their rows; what is lost of them, if anything."""
+        assert self.inbox is not None
+        lost = self.inbox.collect(self._losses, self._G)
+        return {rank: f"{count} of {self.inbox.chunks} datagrams lost" for rank, count in lost.items()}
 
     def join(self) -> None:
         """Wait until all workers are there, but for those that end before."""
@@ -241,6 +254,12 @@ def install(remote: Remote) -> None:
 def describe() -> str:
     """Called by a worker: the run's configuration, as JSON."""
     return _here[0].config.to_json()
+
+
+def datagrams() -> int | None:
+    """Called by a worker: the port to which gradients go as datagrams, if they do."""
+    inbox = _here[0].inbox
+    return inbox.port if inbox else None
 
 
 def leave(rank: int) -> None:

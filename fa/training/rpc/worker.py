@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from contextlib import suppress
 
@@ -10,6 +11,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from fa import models
 from fa.attacks import make_attack
+from fa.network.chunks import send
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
 from fa.training.rpc import server, star
@@ -22,7 +24,7 @@ def work(rank: int, host: str, port: int) -> None:
     What it computes, it draws by (seed, rank, iteration): it is sent nothing but the parameters.
     """
     store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=star.WAIT, use_libuv=False)
-    with star.agent(store, host, server=False):
+    with star.agent(store, host, server=False), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         config = TrainConfig.from_json(star.ask(server.describe))
         dataset = data_of(config)
         _, channels, _, side = dataset.train_images.shape
@@ -32,8 +34,11 @@ def work(rank: int, host: str, port: int) -> None:
         worker = Worker(rank, model, dataset, config, gradient)
         computes = rank >= config.byzantine or make_attack(config.attack).needs_own
         iteration, loss, seconds = server.NEW, torch.zeros(()), 0.0
+        port = star.ask(server.datagrams)  # of another socket, if there is one
+        address = None if port is None else (socket.gethostbyname(host), port)
+        handed = gradient if address is None else torch.zeros(0)
         while True:
-            answer = star.ask(server.exchange, rank, iteration, gradient, loss, worker.buffers.tensors, seconds)
+            answer = star.ask(server.exchange, rank, iteration, handed, loss, worker.buffers.tensors, seconds)
             if answer is None:
                 with suppress(RuntimeError):  # the server may be gone before it answers
                     star.ask(server.leave, rank)
@@ -46,3 +51,5 @@ def work(rank: int, host: str, port: int) -> None:
                 started = time.perf_counter()
                 loss = worker.gradient(iteration)
                 seconds = time.perf_counter() - started
+            if address is not None:
+                send(sender, address, rank, iteration, gradient, config.workers)
