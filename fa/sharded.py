@@ -49,6 +49,9 @@ class Sent:
 class Shards:
     """A process group as one who aggregates: `group` (None: torch.distributed's default one), its size p, and this
     process' rank there, by which decisions name the workers.
+
+    It keeps the memory into which others' slices came, n numbers, for the next aggregation: new memory would take a
+    quarter of an all-reduce's time to be mapped.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -57,6 +60,7 @@ class Shards:
         self.group = dist.group.WORLD if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self._met: set[tuple[torch.dtype, int]] = set()
+        self._rooms: list[Tensor] = []
 
     def aggregate(self, g: Tensor, rule: Rule, iteration: int = 0, out: Tensor | None = None) -> Aggregate:
         """The direction d and the decision behind it, alike on all ranks, of the gradients of which this rank has g.
@@ -75,7 +79,7 @@ class Shards:
     def send(self, g: Tensor) -> Sent:
         """Start step 1 for one vector (n,)."""
         widths = [piece.stop - piece.start for piece in self._slices(len(g))]
-        own = g.new_empty(self.size, widths[self.rank])
+        own = self._room(widths[self.rank], g)
         work = dist.all_to_all_single(
             own.view(-1), g, [widths[self.rank]] * self.size, widths, group=self.group, async_op=True
         )
@@ -92,7 +96,15 @@ class Shards:
         pieces = [(d[piece], r) for d, its in zip(out, slices, strict=True) for r, piece in enumerate(its)]
         for work in [self._spread(piece, r) for piece, r in pieces if len(piece)]:
             work.wait()
+        self._rooms = [vector.own for vector in sent]
         return decision
+
+    def _room(self, width: int, like: Tensor) -> Tensor:
+        """Memory for (p, width) numbers, which was used before if possible."""
+        for at, room in enumerate(self._rooms):
+            if room.shape[1] == width and room.dtype == like.dtype and room.device == like.device:
+                return self._rooms.pop(at)
+        return like.new_empty(self.size, width)
 
     def _slices(self, n: int) -> list[slice]:
         """Which of n coordinates each rank serves: none, where there are fewer coordinates than ranks."""

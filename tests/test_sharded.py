@@ -39,6 +39,7 @@ GRADIENTS = {
     "closer than float64 resolves": normal(1, np.float64)[0] + 1e-9 * normal(1003, np.float64),
 }
 DISCRETE = {"mean", "median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan"}
+TOLERANCE = {2: 1e-3, 4: 2e-6, 8: 1e-12}  # by bytes of a number, of the largest coordinate
 
 
 def rules(name: str) -> dict[str, Rule]:
@@ -114,9 +115,6 @@ def test_the_processes_have_what_one_process_has(name: str, rule: str, found: li
     else:  # the order in which K was added up has moved the weights' last digits
         scale = np.abs(expected.direction.astype(np.float64)).max()
         np.testing.assert_allclose(d / scale, expected.direction / scale, rtol=0, atol=TOLERANCE[G.dtype.itemsize])
-
-
-TOLERANCE = {2: 1e-3, 4: 2e-6, 8: 1e-12}
 
 
 def test_all_ranks_have_the_same_bits(found: list[dict[str, np.ndarray]]) -> None:
