@@ -7,7 +7,7 @@ from pymanopt.optimizers import ConjugateGradient
 
 
 def lowest(manifold, cost, gradient, starts, seed=0, steps=300):
-    """The lowest cost that conjugate gradients find on a manifold of bases, from random ones; the gradient: Euclidean."""
+    """The lowest cost that conjugate gradients find on a manifold of bases, from random ones; a Euclidean gradient."""
     cost, gradient = (pymanopt.function.numpy(manifold)(function) for function in (cost, gradient))
     problem = pymanopt.Problem(manifold, cost, euclidean_gradient=gradient)
     optimizer = ConjugateGradient(verbosity=0, max_iterations=steps, min_gradient_norm=1e-7)
