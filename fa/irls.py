@@ -135,12 +135,9 @@ class Solution:
         """
         if self.coefficients is None:
             raise ValueError(f'with regularizer="{self.regularizer}" the direction is no combination of the gradients')
-        norms = self.gram.norms
         lengths = self.gram.cosines @ self._shares(reading)
-        scaled = norms[:, None] * self.coefficients
-        beta = scaled @ (scaled.T @ lengths)
-        weights: np.ndarray = np.divide(beta, norms, out=np.zeros(norms.size), where=norms > 0)
-        return weights
+        scaled = self.gram.norms[:, None] * self.coefficients
+        return self.gram.over_norms(scaled @ (scaled.T @ lengths))
 
     def _shares(self, reading: Reading) -> Float64[np.ndarray, " q"]:
         """The coefficients on the unit gradients of what Y Y^T is applied to."""
@@ -157,8 +154,8 @@ class Solution:
         G = self.gradients.G
         if self.Y is None:
             return self.gradients.restore(kernels.combine(G, self.weights(reading))[0])
-        lengths = np.divide(self._shares(reading), self.gram.norms, out=np.zeros(len(G)), where=self.gram.norms > 0)
-        mean, Y = kernels.combine(G, lengths)[0].double(), torch.as_tensor(self.Y, device=G.device).double()
+        mean = kernels.combine(G, self.gram.over_norms(self._shares(reading)))[0].double()
+        Y = torch.as_tensor(self.Y, device=G.device).double()
         return self.gradients.restore((Y @ (Y.T @ mean)).to(G.dtype))
 
 
@@ -272,15 +269,13 @@ def solve_gram(
     states, converged = min(found, key=lambda run: problem.objective(run[0][-1].residuals))
     last = states[-1]
     constant *= last.Y.shape[1]
-    norms = gram.norms[:, None]
-    unit = problem.basis @ last.Y
     return Solution(
         objective=problem.objective(last.residuals) + constant,
         resolution=problem.resolution(last.residuals),
         history=tuple(state.smoothed + constant for state in states),
         converged=converged,
         values=1.0 - last.residuals[: len(counts)],
-        coefficients=np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0),
+        coefficients=gram.over_norms(problem.basis @ last.Y),
         m=m,
         lam=options.lam,
         a=options.a,
@@ -336,9 +331,7 @@ def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any
     G = gradients.G.double()
     vectors = torch.as_tensor(hints, dtype=torch.float64, device=G.device)
     require(vectors.ndim == 2 and len(vectors) == G.shape[1], "start", tuple(vectors.shape), f"of ({G.shape[1]}, k)")
-    norms = gram.norms[:, None]
-    products = (G @ vectors).cpu().numpy()
-    projected: np.ndarray = problem.basis.T @ np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    projected: np.ndarray = problem.basis.T @ gram.over_norms((G @ vectors).cpu().numpy())
     return projected
 
 
