@@ -30,7 +30,18 @@ CHECKED = [
     "line5",
     "likelihood",
 ]
-CHECKED += ["mixing", "models", "objective", "optimality", "regularizers", "rules", "sampling", "sdp", "seeds"]
+CHECKED += [
+    "mixing",
+    "models",
+    "objective",
+    "optimality",
+    "regularizers",
+    "rules",
+    "sampling",
+    "sdp",
+    "seeds",
+    "solution",
+]
 CHECKED += ["mapped", "precision", "proximal", "recipes", "selection", "terms", "training"]
 install_import_hook(
     [f"fa.{room}" for room in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"

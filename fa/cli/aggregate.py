@@ -37,10 +37,10 @@ def aggregate(
     from fa.mapped import new_direction, open_gradients
     from fa.rules import make_rule
 
-    its = make_rule(rule, f=f, **take(given))
-    require(
-        not its.leaves_span, "regularizer", "one that needs the gradients in memory", "'pairwise' or 'group' for files"
-    )
+    options = take(given)
+    its = make_rule(rule, f=f, **options)
+    must = "'pairwise' or 'group' for files, which are not read into memory"
+    require(not its.leaves_span, "regularizer", options.get("regularizer"), must)
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.perf_counter()
