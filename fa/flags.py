@@ -157,9 +157,7 @@ def _levels(
     smoothed: list[list[float]],
 ) -> Iterator[irls.Solution]:
     """Each level as a solution of its own."""
-    norms = outer.gram.norms[:, None]
-    unit = problem.basis @ Y
-    coefficients = np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0)
+    coefficients = outer.gram.over_norms(problem.basis @ Y)
     for m, history in zip(dims, zip(*smoothed, strict=True), strict=True):
         residuals = problem.residuals(Y[:, m:])
         yield replace(
@@ -195,8 +193,7 @@ def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
     """
     gradients, counts, gram = measure_groups(G)
     named = _read(relevant, counts, gradients.G)
-    basis = irls.pose(gram, 1, 0.0, 2.0, counts=counts).basis
-    rows = np.divide(basis, gram.norms[:, None], out=np.zeros_like(basis), where=gram.norms[:, None] > 0)
+    rows = gram.over_norms(irls.pose(gram, 1, 0.0, 2.0, counts=counts).basis)
     parts = [rows.T @ _inside(gradients.G, part).double().cpu().numpy() for part in named if part is not None]
     lengths, vectors = np.linalg.eigh(sum((part @ part.T for part in parts), np.zeros((rows.shape[1],) * 2)))
     m = irls.default_m(len(counts)) if m is None else m

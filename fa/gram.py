@@ -88,6 +88,12 @@ class Gram:
         near: np.ndarray = np.minimum(self.lengths, _FARTHEST)
         return near
 
+    def over_norms(self, numbers: Float64[np.ndarray, "p *k"]) -> Float64[np.ndarray, "p *k"]:
+        """Coefficients on the unit gradients as those on the gradients: over ||g_i||, 0 for a gradient that is 0."""
+        norms = self.norms.reshape(-1, *[1] * (numbers.ndim - 1))
+        divided: np.ndarray = np.divide(numbers, norms, out=np.zeros(numbers.shape), where=norms > 0)
+        return divided
+
     def select(self, rows: Int[np.ndarray, " q"]) -> "Gram":
         """Of the named gradients only, in that order."""
         square = np.ix_(rows, rows)

@@ -82,17 +82,15 @@ def solve(
     _, vectors = np.linalg.eigh(W)
     rounded = problem.residuals(vectors[:, min(m, len(W)) :])
     state = _polished(problem, rounded)
-    norms = gram.norms[:, None]
-    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     return Relaxation(
         bound=max(lower_bound(problem, U), principal(problem)),
         certifies=certified(a),
         value=value,
         rounded_objective=problem.objective(rounded),
         polished_objective=problem.objective(state.residuals),
-        coefficients=scale * (problem.basis @ state.Y),
+        coefficients=gram.over_norms(problem.basis @ state.Y),
         Z=np.eye(len(W)) - W,
-        basis=scale * problem.basis,
+        basis=gram.over_norms(problem.basis),
         solver=used,
         status=status,
         seconds=seconds,

@@ -101,6 +101,12 @@ def shares(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"
     return np.where(alone, gram.lengths > 0, several)
 
 
+def complement(Y: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, "r s"]:
+    """An orthonormal basis of what the orthonormal columns of Y leave."""
+    rest: np.ndarray = np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :]
+    return rest
+
+
 def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
     """Which pairs are far enough from each other for the direction of their difference."""
     i, j = np.triu_indices(gram.p, 1)

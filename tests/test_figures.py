@@ -351,6 +351,16 @@ def test_the_verdict_on_larger_batches(ours: tuple[float, ...], expected: list[s
     claims = fig05.claims(panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
     assert verdicts(claims) == expected
     assert f"B = 64: FA {ours[2]:.3f}" in claims[0].measured
+    assert claims[1].measured.endswith("; 20/20/20 iterations")
+
+
+@pytest.mark.parametrize(("ours", "expected"), [((0.8, 0.85, 0.9), "in part"), ((0.8, 0.8, 0.8), "not reproduced")])
+def test_larger_batches_with_other_numbers_of_iterations_are_no_proof(ours: tuple[float, ...], expected: str) -> None:
+    numbers = panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours})
+    numbers.loc[numbers["batch"] == 64, "iteration"] //= 2
+    claims = fig05.claims(numbers, 0.1)
+    assert verdicts(claims) == ["reproduced", expected]
+    assert claims[1].measured.endswith("; 20/20/10 iterations, which may be why and not the size")
 
 
 @pytest.mark.parametrize(

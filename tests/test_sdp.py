@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fa import certificate, irls, sdp
 from fa.gram import measure
+from tests.reference import eq5
 
 GIVEN = {
     "seed": st.integers(0, 10_000),
@@ -50,17 +51,6 @@ def posed(G, m, lam=0.0, a=2.0):
 
 def basis(n, m, seed):
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, m)))[0]
-
-
-def eq5(G, Y, lam=0.0, a=2.0):
-    """Eq. 5 as it stands, by the lengths of what Y leaves."""
-
-    def term(x):
-        x = x / max(np.linalg.norm(x), 1e-300)
-        return np.linalg.norm(x - Y @ (Y.T @ x)) ** (2 / a)
-
-    pairs = sum(term(x - y) for x, y in permutations(G, 2)) if lam else 0.0
-    return sum(term(g) for g in G) + lam / max(len(G) - 1, 1) * pairs
 
 
 def n_by_n(groups, m, lam=0.0, a=2.0):

@@ -142,8 +142,7 @@ class Rule(ABC):
 
     def check_span(self, where: str) -> None:
         """Raise ValueError for a direction that leaves the span of gradients which, `where`, are not in one memory."""
-        allowed = f"'pairwise' or 'group' {where}"
-        require(not self.leaves_span, "regularizer", "one that needs the gradients in memory", allowed)
+        require(not self.leaves_span, "rule", self.name, f"one that decides in the Gram matrix {where}")
 
     @property
     def _counted(self) -> int | None:

@@ -65,8 +65,11 @@ class FlagAggregator(Rule):
 
     @property
     def leaves_span(self) -> bool:
-        """So do the regularizers that no p x p matrix tells."""
-        return self.lam > 0 and self.regularizer in ("l1", "rows")
+        """With "l1" and "rows", where lam > 0."""
+        return self.options.leaves_span
+
+    def check_span(self, where: str) -> None:
+        require(not self.leaves_span, "regularizer", self.regularizer, f"'pairwise' or 'group' {where}")
 
     def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
         if not self.leaves_span:
