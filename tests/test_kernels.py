@@ -6,8 +6,9 @@ import torch
 
 from fa import kernels
 from fa.kernels import cpu, device
+from fa.kernels.network import sorting_network
 
-CHUNK = cpu._CHUNK
+CHUNK = cpu.CHUNK
 
 
 def matrix(p, n, dtype=np.float64, seed=0):
@@ -76,7 +77,7 @@ def test_the_network_sorts(q):
         rng = np.random.default_rng(q)
         values = np.hstack([rng.standard_normal((q, 2000)), rng.integers(0, 2, (q, 2000)), np.eye(q), 1 - np.eye(q)])
     ordered = values.copy()
-    for i, j in cpu.sorting_network(q):
+    for i, j in sorting_network(q):
         low, high = np.minimum(ordered[i], ordered[j]), np.maximum(ordered[i], ordered[j])
         ordered[i], ordered[j] = low, high
     assert np.array_equal(ordered, np.sort(values, axis=0))

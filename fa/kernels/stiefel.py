@@ -7,7 +7,7 @@ A pass returns sums over the rows; rows of Y that are zero, and entries that are
 import numpy as np
 
 from fa.kernels import symmetric
-from fa.kernels.cpu import _jit, _share
+from fa.kernels.cpu import jit, share
 
 
 def prox(
@@ -28,13 +28,13 @@ def prox(
         _prox(G, Y, T, C, t, rows, Z, products, squares, blocks, bend, thread, threads)
         return products, squares, blocks, bend
 
-    products, squares, blocks, bend = (sum(parts) for parts in zip(*_share(work, Y.size), strict=True))
+    products, squares, blocks, bend = (sum(parts) for parts in zip(*share(work, Y.size), strict=True))
     lower = np.tril_indices(m, -1)
     blocks[:, lower[0], lower[1]] = blocks[:, lower[1], lower[0]]
     return products, float(squares[0]), float(squares[1]), blocks, symmetric(bend)
 
 
-@_jit
+@jit
 def _prox(G, Y, T, C, t, rows, Z, products, squares, blocks, bend, thread, threads):
     (n, m), q = Y.shape, G.shape[0]
     v, f = np.zeros(m), np.zeros(bend.shape[0])
@@ -92,13 +92,13 @@ def correct(Z: np.ndarray, S: np.ndarray) -> np.ndarray:
         _correct(Z, S, blocks, thread, threads)
         return blocks
 
-    blocks: np.ndarray = sum(_share(work, Z.size))
+    blocks: np.ndarray = sum(share(work, Z.size))
     lower = np.tril_indices(m, -1)
     blocks[:, lower[0], lower[1]] = blocks[:, lower[1], lower[0]]
     return blocks
 
 
-@_jit
+@jit
 def _correct(Z, S, blocks, thread, threads):
     n, m = Z.shape
     z, support = np.zeros(m), np.zeros(m, dtype=np.int64)
