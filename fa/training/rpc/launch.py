@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
 from torch import Tensor, nn
 
 from fa.timing import Parts
+from fa.training import children
 from fa.training.config import TrainConfig
 from fa.training.rpc import star
 from fa.training.rpc.server import Remote, install
 from fa.training.transport import Cluster
 
 _LEAVE = 5.0  # seconds for workers to leave by themselves
-_PR_SET_PDEATHSIG = 1
 
 
 @contextmanager
@@ -37,7 +33,10 @@ def serving(
     """
     remote = Remote(model, config, parameters, cluster, measured, parts)
     install(remote)
-    store, port = star.serve(cluster.host, cluster.port)
+    if cluster.store_kept:
+        store, port = star.reach(cluster.host, cluster.port), cluster.port
+    else:
+        store, port = star.serve(cluster.host, cluster.port)
     with star.agent(store, cluster.host, server=True):
         workers = _spawn(config.workers, cluster.host, port) if cluster.spawn else []
         threading.Thread(target=_watch, args=(workers, remote.lose), daemon=True).start()
@@ -55,14 +54,7 @@ def serving(
 
 
 def _spawn(workers: int, host: str, port: int) -> list[Any]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fa.training.rpc.worker"])
-    resource_tracker.ensure_running()  # first: when it starts, it lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for the server to act on
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    context = children.context(preload="fa.training.rpc.worker")
     processes = [
         context.Process(target=_work, args=(r, host, port), name=f"fa-{r}", daemon=True) for r in range(workers)
     ]
@@ -80,20 +72,8 @@ def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
 
 
 def _work(rank: int, host: str, port: int) -> None:
-    """In the child: it ends with the fork server, even when stopped, and that with the server; or by itself."""
-    # Every child holds the pipe by which the fork server lives; a stopped one would keep it alive, and so itself.
-    alive = forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
-    os.close(alive)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    """In the child."""
+    children.end_with_parent()
     import torch
 
     from fa.training.rpc.worker import work
@@ -101,6 +81,6 @@ def _work(rank: int, host: str, port: int) -> None:
     torch.set_num_threads(1)
     try:
         work(rank, host, port)
-    except RuntimeError as error:
-        print(f"worker {rank}: {str(error).splitlines()[0]}", file=sys.stderr)
+    except ConnectionError as error:
+        print(f"worker {rank}: {error}", file=sys.stderr)
         os._exit(1)
