@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fa import models
 from fa.attacks import make_attack
-from fa.checks import ConditionError, check_integer, require
+from fa.checks import ConditionError, check_integer
 from fa.data import Dataset
 from fa.data.batches import check_batch
 from fa.devices import find_device
@@ -68,15 +68,17 @@ def train(
         rule.check_workers(config.workers)
         make_attack(config.attack)
         recipe_of(config)
+        if cluster is not None:
+            cluster.check(config)
+        kept = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = data_of(config)
         check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
         used = torch.get_num_threads()
-        kept = None
-        if checkpoint is not None:
-            kept = Checkpoint(checkpoint, config, dataset.checksum, used, checkpoint_every)
+        if kept is not None:
+            kept.identify(config, dataset.checksum, used)
         with _transport(model, dataset, config, parameters, rule, cluster, parts) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), parts)
             honest = slice(config.byzantine, None)
@@ -104,7 +106,6 @@ def _transport(
     if cluster is None:
         yield Simulation(model, dataset, config, parameters)
         return
-    require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
     from fa.training.rpc.launch import serving
 
     with serving(model, config, parameters, rule.measures, cluster, parts) as remote:
