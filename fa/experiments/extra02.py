@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NAME = "extra02_tuned_learning_rates"
 FAULTY = 3
-RATES = (0.025, 0.05, 0.1, 0.2, 0.4)
+RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 FEW = {"smoke": (0.05, 0.1)}  # rates, where five are too many
 TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where three are too many
 HELD = 0.2  # of the training images, on which the rate is chosen

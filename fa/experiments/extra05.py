@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import Claim, Lead, learned
-from fa.experiments.extras import RULES, SEEDS, SHORT, best, by_label, draw_dots, judged, make_extra
+from fa.experiments.extras import RULES, SAME_LENGTH, SEEDS, SHORT, best, by_label, draw_dots, judged, make_extra
 from fa.experiments.study import Case, Study
 from fa.experiments.style import VARIANTS
 
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 NAME = "extra05_combined"
 FAULTY = 3
 ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
+SAME = f"Krum's choice, {SAME_LENGTH}"
 COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
     "Krum's choice, FA": ("fa", {"before": ("krum", "unit")}),
+    SAME: ("fa_default", {"before": ("krum", "unit")}),
     "mixing, FA": ("fa", {"before": ("unit", "nnm", "unit")}),
     "Krum's choice, mean of unit": ("mean", {"before": ("krum", "unit")}),
     "Krum's choice, Median": ("median", {"before": ("krum",)}),
@@ -73,10 +75,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     top = {
         attack: _lead(attack, reached, best(reached, OURS), best(reached, alone)) for attack, reached in final.items()
     }
-    control = {
-        attack: _lead(attack, reached, "Krum's choice, FA", "Krum's choice, mean of unit")
-        for attack, reached in final.items()
-    }
+    control = {attack: _lead(attack, reached, SAME, "Krum's choice, mean of unit") for attack, reached in final.items()}
     return [
         Claim(
             "E5",
@@ -86,7 +85,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         ),
         Claim(
             "E5",
-            "behind Krum's choice the subspace is better than the mean of unit gradients",
+            "behind Krum's choice the subspace is better than the mean of unit gradients, at one length",
             "; ".join(f"{its.told()}; margin {its.tested}" for its in control.values()),
             judged([its.better() for its in control.values()], testable),
         ),

@@ -19,6 +19,14 @@ HOLDS, PARTLY, FAILS = "holds", "in part", "does not hold"
 RULES = (*PAPER_RULES, "mean", "mean_unit")
 """The paper's seven, no defence, and the control: the mean of unit gradients."""
 
+SAME_LENGTH = "FA, length of a mean"
+UNIT = {"before": ("unit",)}
+"""FA's subspace on unit gradients with the factor 1/p: `fa_default` with UNIT, the other half of the control.
+
+The released code's FA sums over m in place of p, so that at one learning rate its steps are p/m = 1.9 times as long as
+those of the mean of unit gradients: a difference between those two may be the length's.
+"""
+
 SEEDS = (2021, 2022, 2023)
 """Where a statement says "better", in a profile that has one seed."""
 
