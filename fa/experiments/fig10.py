@@ -55,15 +55,13 @@ def times(results: Results) -> DataFrame:
         outcome = results.outcomes[cell.config]
         assert outcome.record is not None  # a study with a failed run has no results
         seconds = {part: its / cell.config.iterations for part, its in outcome.record.description["seconds_of"].items()}
-        gram = seconds.get("gram", 0.0)  # inner products are taken while gradients come, for the aggregation
-        gathered, compute, update = (seconds[part] for part in ("gather", "compute", "update"))
-        its = {
-            "compute": compute,
-            "network": gathered - compute - gram,
-            "aggregation": seconds["aggregate"] + gram,
-            "update": update,
-        }
-        epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * sum(its.values())
+        gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
+        gram = seconds.get(
+            "gram", 0.0
+        )  # for the aggregation, while others still compute
+        network = max(0.0, gather - compute - gram)
+        its = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
+        epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * (gather + aggregate + update)
         rows.append({"variant": cell.variant, "seed": cell.config.seed, **its, "epoch": epoch})
     return pandas.DataFrame(rows)
 
@@ -136,9 +134,7 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     ends = last_points(table).groupby("variant", sort=False)[["seconds", "test_accuracy"]].mean()
     for key, (seconds, accuracy) in ends.iterrows():
         look = style.VARIANTS[key]
-        axes.plot(
-            seconds, accuracy, color=look.colour, marker=look.marker, markersize=8, linestyle="", label=look.label
-        )
+        axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
     axes.set(title="(c) all iterations finished", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
     axes.set_xlim(left=0)
 
