@@ -94,12 +94,13 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Fi
     style.use()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.5, 7.6), layout="constrained")
+    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
     (a, b), (c, d) = figure.subplots(2, 2)
     _draw_curves(a, table)
     _draw_epochs(b, spent)
     _draw_ends(c, table)
     _draw_aggregations(d, spent, costs)
+    figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
     heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send random gradients"
     figure.suptitle(f"{heading}; FA is the released code's reading\n{title}", fontsize=10)
     return figure
@@ -114,7 +115,6 @@ def _draw_curves(axes: Axes, table: DataFrame) -> None:
     accuracy = target(table)
     axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=f"{accuracy:.2f}, to be reached")
     axes.set(title="(a) time to an accuracy", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
-    axes.legend(fontsize=8, loc="lower right")
 
 
 def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
