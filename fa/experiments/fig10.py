@@ -55,15 +55,11 @@ def times(results: Results) -> DataFrame:
         outcome = results.outcomes[cell.config]
         assert outcome.record is not None  # a study with a failed run has no results
         seconds = {part: its / cell.config.iterations for part, its in outcome.record.description["seconds_of"].items()}
-        gram = seconds.get("gram", 0.0)  # inner products are taken while gradients come, for the aggregation
-        gathered, compute, update = (seconds[part] for part in ("gather", "compute", "update"))
-        its = {
-            "compute": compute,
-            "network": gathered - compute - gram,
-            "aggregation": seconds["aggregate"] + gram,
-            "update": update,
-        }
-        epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * sum(its.values())
+        gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
+        gram = seconds.get("gram", 0.0)  # for the aggregation, while others still compute
+        network = max(0.0, gather - compute - gram)
+        its = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
+        epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * (gather + aggregate + update)
         rows.append({"variant": cell.variant, "seed": cell.config.seed, **its, "epoch": epoch})
     return pandas.DataFrame(rows)
 
@@ -96,12 +92,13 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Fi
     style.use()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10.5, 7.6), layout="constrained")
+    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
     (a, b), (c, d) = figure.subplots(2, 2)
     _draw_curves(a, table)
     _draw_epochs(b, spent)
     _draw_ends(c, table)
     _draw_aggregations(d, spent, costs)
+    figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
     heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send random gradients"
     figure.suptitle(f"{heading}; FA is the released code's reading\n{title}", fontsize=10)
     return figure
@@ -116,7 +113,6 @@ def _draw_curves(axes: Axes, table: DataFrame) -> None:
     accuracy = target(table)
     axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=f"{accuracy:.2f}, to be reached")
     axes.set(title="(a) time to an accuracy", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
-    axes.legend(fontsize=8, loc="lower right")
 
 
 def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
@@ -136,9 +132,7 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     ends = last_points(table).groupby("variant", sort=False)[["seconds", "test_accuracy"]].mean()
     for key, (seconds, accuracy) in ends.iterrows():
         look = style.VARIANTS[key]
-        axes.plot(
-            seconds, accuracy, color=look.colour, marker=look.marker, markersize=8, linestyle="", label=look.label
-        )
+        axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
     axes.set(title="(c) all iterations finished", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
     axes.set_xlim(left=0)
 
