@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torch.distributed as dist
 
 import fa
 from fa import models
@@ -42,12 +44,17 @@ def test_the_number_of_models_is_that_of_the_figures_runs() -> None:
     assert f"trains {len(runs)} models" in README
 
 
-def test_its_python_runs() -> None:
-    first, theory = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+def test_its_python_runs(tmp_path: Path) -> None:
+    first, processes, theory = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     G = np.random.default_rng(0).standard_normal((15, 100))
     names: dict = {"G": G, "models": [models.build("resnet18", 3, 10, 32, seed=worker) for worker in range(3)]}
     exec(first, names)
     exec(theory, names)
+    names |= {"torch": torch, "g": torch.from_numpy(G[0]), "model": models.build("convnet", 1, 10, 28, seed=0)}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    exec(processes, names)
+    dist.destroy_process_group()
+    np.testing.assert_allclose(names["d"], G[0])
     assert names["certificate"].bound <= names["relaxation"].bound + 1e-6
     np.testing.assert_allclose(names["result"].decision.weights @ G, names["result"].direction)
 
