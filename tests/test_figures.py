@@ -360,7 +360,7 @@ def test_larger_batches_with_other_numbers_of_iterations_are_no_proof(ours: tupl
     numbers.loc[numbers["batch"] == 64, "iteration"] //= 2
     claims = fig05.claims(numbers, 0.1)
     assert verdicts(claims) == ["reproduced", expected]
-    assert claims[1].measured.endswith("; 20/20/10 iterations, which may be why and not the size")
+    assert claims[1].measured.endswith("; 20/20/10 iterations, so that batch alone may not be the reason")
 
 
 @pytest.mark.parametrize(
@@ -375,6 +375,15 @@ def test_the_verdict_on_more_workers(ours: tuple[float, ...], expected: list[str
     claims = fig06bcd.claims(panels_table("workers", (11, 13, 15), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
     assert verdicts(claims) == expected
     assert f"p = 13: {ours[1]:.3f}" in claims[1].measured
+    assert "iterations" not in claims[1].measured
+
+
+def test_more_workers_in_longer_runs_are_no_proof() -> None:
+    numbers = panels_table("workers", (11, 13, 15), others(0.7, 0.7, 0.7) | {"fa": (0.7, 0.75, 0.9)})
+    numbers.loc[numbers["workers"] == 15, "iteration"] *= 2
+    claim = fig06bcd.claims(numbers, 0.1)[1]
+    assert claim.verdict == "in part"
+    assert claim.measured.endswith("; 20/20/40 iterations, so that workers alone may not be the reason")
 
 
 def lambda_tables(

@@ -119,6 +119,14 @@ def best_other(final: Mapping[tuple[str, Any], Sequence[float]], where: Any) -> 
     return max(others, key=lambda key: mean(final[key, where]))
 
 
+def lengths(table: DataFrame, by: str) -> tuple[bool, str]:
+    """Whether runs have as many iterations at every value of the column `by`, and their numbers in words."""
+    counts = list(table.groupby(by)["iteration"].max())
+    alike = len(set(counts)) == 1
+    told = "/".join(map(str, counts)) + " iterations"
+    return alike, told if alike else f"{told}, so that {by} alone may not be the reason"
+
+
 def verdict(holds: Sequence[bool], testable: bool = True) -> str:
     """Of a statement about several cases: whether it holds in all, some or none of them."""
     if not testable:

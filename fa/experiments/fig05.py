@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, verdict
+from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, lengths, verdict
 from fa.experiments.curves import draw_panels
 from fa.experiments.study import Case, Study, make_study
 from fa.experiments.style import PAPER_RULES
@@ -50,9 +50,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
     grows = [after.margin > before.margin + CLOSE for before, after in pairwise(leads)]
-    iterations = [int(table.loc[table["batch"] == batch, "iteration"].max()) for batch in sizes]
-    alike = len(set(iterations)) == 1
-    told = "/".join(map(str, iterations)) + " iterations" + ("" if alike else ", which may be why and not the size")
+    alike, told = lengths(table, "batch")
     testable = learned(final, chance)
     return [
         Claim(
