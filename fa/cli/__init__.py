@@ -43,6 +43,16 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(f"fa.cli.{cmd_name}"), cmd_name)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, but a name that is none is told with those that there are."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from fa.checks import check_one_of
+
+            check_one_of("command", args[0], list(COMMANDS))
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands in the help, from COMMANDS alone."""
         with formatter.section("Commands"):
