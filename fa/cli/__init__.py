@@ -15,7 +15,8 @@ import click
 
 COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
-    "worker": "Compute gradients for a `fa train` that listens on this host or another.",
+    "server": "Train with workers that are started on this host or others.",
+    "worker": "Compute gradients for an `fa server` on this host or another.",
     "sweep": "Do many runs, reusing those that are finished.",
     "reproduce": "Draw the paper's figures from runs of this package.",
     "report": "Write which of the paper's claims hold, from the figures drawn.",

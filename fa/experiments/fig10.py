@@ -56,9 +56,7 @@ def times(results: Results) -> DataFrame:
         assert outcome.record is not None  # a study with a failed run has no results
         seconds = {part: its / cell.config.iterations for part, its in outcome.record.description["seconds_of"].items()}
         gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
-        gram = seconds.get(
-            "gram", 0.0
-        )  # for the aggregation, while others still compute
+        gram = seconds.get("gram", 0.0)  # for the aggregation, while others still compute
         network = max(0.0, gather - compute - gram)
         its = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
         epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * (gather + aggregate + update)

@@ -1,19 +1,15 @@
 """Many runs, in processes of their own: what is finished stays finished, whatever happens to the rest.
 
 Each run is one process from a fork server that has loaded what runs need. It works with one thread, so that a run's
-bits do not depend on how many go beside it. A child that loses its parent, however that died, ends itself.
+bits do not depend on how many go beside it. A child that loses its parent, however that died, ends too.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -21,6 +17,7 @@ from typing import Any
 from fa.checks import check_integer
 from fa.experiments.progress import reporter
 from fa.experiments.store import Record, RunStore, clean_up
+from fa.training import children
 from fa.training.config import TrainConfig
 
 _SPARE = 1 << 30  # bytes that a run takes besides its gradients
@@ -108,7 +105,7 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
 
 
 def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[Outcome]:
-    context = _context()
+    context = children.context(preload="fa.experiments.warm")
     waiting, running = list(configs), list[_Child]()
     try:
         while waiting or running:
@@ -124,19 +121,6 @@ def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[
             child.process.kill()
         for child in running:
             child.process.join()
-
-
-def _context() -> Any:
-    """Fork server from which Ctrl-C is kept for life: it reaches the whole group, but the parent decides."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fa.experiments.warm"])
-    resource_tracker.ensure_running()  # first: when it starts, it lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
 
 
 def _start(context: Any, config: TrainConfig, root: Path) -> _Child:
@@ -162,7 +146,7 @@ def _outcome(child: _Child, root: Path) -> Outcome:
 
 def _work(config: str, root: str, answer: Connection) -> None:
     """In the child: one run into the store; a failure is told to the parent."""
-    _end_with_parent()
+    children.end_with_parent()
     try:
         from fa.training import train
 
@@ -173,17 +157,6 @@ def _work(config: str, root: str, answer: Connection) -> None:
     except BaseException:
         answer.send_bytes(traceback.format_exc().encode())
         raise
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _jobs_that_fit(configs: Sequence[TrainConfig]) -> int:

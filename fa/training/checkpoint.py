@@ -42,21 +42,22 @@ class Checkpoint:
     written, and for `every` < 0.
     """
 
-    def __init__(
-        self, path: str | Path, config: TrainConfig, checksum: str, threads: int, every: float = EVERY
-    ) -> None:
+    def __init__(self, path: str | Path, every: float = EVERY) -> None:
         check_real("checkpoint_every", every, 0)
         self.path = Path(os.path.abspath(path))
         require(not self.path.is_dir(), "checkpoint", str(self.path), "a file")
         self._beside().unlink()  # before any work is done for which there is no place
+        self._every = every
+        self._last = time.monotonic()
+
+    def identify(self, config: TrainConfig, checksum: str, threads: int) -> None:
+        """Say whose it is: the run's configuration, the data's checksum, and how many threads torch has."""
         self._identity = {
             **json.loads(config.to_json()),
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
             "threads": threads,  # with another number the rest would be rounded differently
         }
-        self._every = every
-        self._last = time.monotonic()
 
     def load(self, parameters: Tensor, statistics: list[Buffers]) -> tuple[State, Tensor | None]:
         """The state at which to begin, with `parameters` (n,) and `statistics` set to those of then, and the

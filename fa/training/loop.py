@@ -67,15 +67,17 @@ def train(
         rule.check_workers(config.workers)
         make_attack(config.attack)
         recipe_of(config)
+        if cluster is not None:
+            cluster.check(config)
+        kept = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = load(config.dataset)
         check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
         used = torch.get_num_threads()
-        kept = None
-        if checkpoint is not None:
-            kept = Checkpoint(checkpoint, config, dataset.checksum, used, checkpoint_every)
+        if kept is not None:
+            kept.identify(config, dataset.checksum, used)
         with _transport(model, dataset, config, parameters, rule, cluster, parts) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), parts)
             honest = slice(config.byzantine, None)
@@ -103,7 +105,6 @@ def _transport(
     if cluster is None:
         yield Simulation(model, dataset, config, parameters)
         return
-    require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
     from fa.training.rpc.launch import serving
 
     with serving(model, config, parameters, rule.measures, cluster, parts) as remote:

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fa.checks import check_integer, check_one_of, check_real, require
+from fa.training.config import TrainConfig
 from fa.training.flat import Buffers
 
 
@@ -55,13 +56,16 @@ class Cluster:
     host: str = LOOPBACK
     port: int = 0  # 0: any that is free
     spawn: bool = True  # whether the workers are started here; else they are awaited
+    store_kept: bool = False  # whether somebody else keeps the store at host:port, as torchrun does
     deadline: float = 60.0  # seconds that an iteration waits for a worker, who then is left out until it is heard again
     quorum: int | None = None  # go on with the gradients of so many workers, the fastest; None: of all
     gradients: str = "rpc"  # how they come: by RPC, or in datagrams (udp), which are not sent again
     lost: str = "zero"  # what stands for lost coordinates: zero, or what came there last (previous)
 
     def __post_init__(self) -> None:
+        require(self.host != "", "host", self.host, "a host's name or address")
         check_integer("port", self.port, 0)
+        require(self.port < 1 << 16, "port", self.port, f"at most {(1 << 16) - 1}")
         check_real("deadline", self.deadline, 0)
         require(self.deadline > 0, "deadline", self.deadline, "greater than 0")
         if self.quorum is not None:
@@ -70,6 +74,12 @@ class Cluster:
         check_one_of("lost", self.lost, ("zero", "previous"))
         said = self.gradients == "udp" or self.lost == "zero"
         require(said, "gradients", self.gradients, f"'udp' where lost is {self.lost!r}")
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise ValueError for a run that cannot be done over it."""
+        require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
+        if self.quorum is not None:
+            require(self.quorum <= config.workers, "quorum", self.quorum, f"at most workers={config.workers}")
 
     def description(self) -> dict[str, object]:
         """What a run's numbers may depend on, for its records."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -60,8 +61,6 @@ class Remote:
         inbox: Inbox | None = None,
     ) -> None:
         """With an `inbox`, gradients come there, and workers' calls tell only that they have been sent."""
-        if cluster.quorum is not None:
-            require(cluster.quorum <= config.workers, "quorum", cluster.quorum, f"at most workers={config.workers}")
         self.config = config
         self._cluster = cluster
         self._attack = make_attack(config.attack)
@@ -74,6 +73,7 @@ class Remote:
         self._measured = measured
         self._parts = parts or Parts()
         self.inbox = inbox
+        self._joined = Counter[int]()  # processes of each rank so far
         self._losses: dict[int, Tensor] = {}
         self._landed: list[int] = []  # rows of G that the present iteration has been sent since somebody looked
         self._computing: dict[int, float] = {}  # seconds that the gradients took their workers
@@ -92,6 +92,7 @@ class Remote:
             self._gone.pop(sent.rank, None)
             if sent.iteration == NEW:
                 self._new.add(sent.rank)
+                self._joined[sent.rank] += 1
             elif sent.iteration == self._iteration != _CLOSED:
                 self._take(sent)
             idle = self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone
@@ -124,8 +125,10 @@ class Remote:
                 own.copy_(theirs)
 
     def lose(self, rank: int, why: str) -> None:
-        """Wait for that worker no longer, until it is heard again."""
+        """Wait for that rank's first process no longer; another one that has come is not concerned."""
         with self._changed:
+            if self._joined[rank] > 1:
+                return
             self._gone[rank] = why
             self._asking.pop(rank, None)
             self._changed.notify_all()
