@@ -44,7 +44,6 @@ def address(name: str, text: str) -> tuple[str, int]:
 
 def compute(rank: int, host: str, port: int, threads: int) -> None:
     """Be worker `rank` of the run that is served at host:port."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection that ends is told of
     import torch
 
     from fa.training.rpc.worker import work
