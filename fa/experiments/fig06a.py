@@ -56,7 +56,8 @@ def _draw_links(axes: Axes, links: DataFrame) -> None:
         line = "-" if loss else (0, (4, 2))
         axes.plot(curve["seconds"], curve["test_accuracy"], color=look.colour, ls=line, marker=look.marker, label=label)
     first = links.iloc[0]
-    axes.set(xscale="log", xlabel=f"seconds ({first['workers']} processes, {first['lossy']} lossy links)")
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"seconds ({first['workers']} processes, {first['lossy']} lossy links)")
     axes.legend(loc="lower right")
 
 
