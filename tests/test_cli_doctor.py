@@ -13,7 +13,7 @@ def told() -> dict[str, tuple[str, str]]:
     done = CliRunner().invoke(cli, ["doctor"], catch_exceptions=False)
     assert done.exit_code == 0
     rows = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-    return {name.strip(): (state, said) for state, rest in rows for name, _, said in [rest.partition("  ")]}
+    return {name.strip(): (state, said.strip()) for state, rest in rows for name, _, said in [rest.partition("  ")]}
 
 
 def test_what_the_tests_need_is_here() -> None:
