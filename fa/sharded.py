@@ -40,9 +40,12 @@ from fa.rules.base import Aggregate, Decision, Rule, check_out
 
 @dataclass(frozen=True)
 class Sent:
-    """One vector on its way: the slice (p, n/p) of all ranks' vectors that this rank serves, once `work` is done."""
+    """One vector on its way: `received` is the slice of all ranks' vectors that this rank serves, one after another,
+    once `work` is done.
+    """
 
-    own: Tensor
+    vector: Tensor
+    received: Tensor
     work: Any
 
 
@@ -51,7 +54,9 @@ class Shards:
     process' rank there, by which decisions name the workers.
 
     It keeps the memory into which others' slices came, n numbers, for the next aggregation: new memory would take a
-    quarter of an all-reduce's time to be mapped.
+    quarter of an all-reduce's time to be mapped. And it keeps all tensors that it gave to collectives until then: a
+    thread of gloo's may drop them a little after the wait for them has ended, and who drops a tensor last needs the
+    interpreter, without which, at the end of a program, the process aborts.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -60,7 +65,8 @@ class Shards:
         self.group = dist.group.WORLD if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
         self._met: set[tuple[torch.dtype, int]] = set()
-        self._rooms: list[Tensor] = []
+        self._sent: list[Sent] = []
+        self._lent: list[Tensor] = []
 
     def aggregate(self, g: Tensor, rule: Rule, iteration: int = 0, out: Tensor | None = None) -> Aggregate:
         """The direction d and the decision behind it, alike on all ranks, of the gradients of which this rank has g.
@@ -79,32 +85,36 @@ class Shards:
     def send(self, g: Tensor) -> Sent:
         """Start step 1 for one vector (n,)."""
         widths = [piece.stop - piece.start for piece in self._slices(len(g))]
-        own = self._room(widths[self.rank], g)
-        work = dist.all_to_all_single(
-            own.view(-1), g, [widths[self.rank]] * self.size, widths, group=self.group, async_op=True
-        )
-        return Sent(own, work)
+        own = widths[self.rank]
+        received = self._room(own * self.size, g)
+        work = dist.all_to_all_single(received, g, [own] * self.size, widths, group=self.group, async_op=True)
+        return Sent(g, received, work)
 
     def finish(self, rule: Rule, sent: Sequence[Sent], out: Sequence[Tensor], iteration: int) -> Decision:
         """Steps 2 to 5 for vectors that together are the gradient: their directions are put into `out`."""
-        for vector in sent:
-            vector.work.wait()
+        self._lent = []
+        for one in sent:
+            one.work.wait()
         slices = [self._slices(len(d)) for d in out]
         places = [d[own[self.rank]] for d, own in zip(out, slices, strict=True)]
-        columns = Columns([vector.own for vector in sent], partial(self._gather, device=out[0].device))
+        columns = Columns(
+            [one.received.view(self.size, -1) for one in sent], partial(self._gather, device=out[0].device)
+        )
         _, decision = rule.over(columns, iteration, places)
         pieces = [(d[piece], r) for d, its in zip(out, slices, strict=True) for r, piece in enumerate(its)]
         for work in [self._spread(piece, r) for piece, r in pieces if len(piece)]:
             work.wait()
-        self._rooms = [vector.own for vector in sent]
+        self._sent = list(sent)
+        self._lent += [piece for piece, _ in pieces]
         return decision
 
-    def _room(self, width: int, like: Tensor) -> Tensor:
-        """Memory for (p, width) numbers, which was used before if possible."""
-        for at, room in enumerate(self._rooms):
-            if room.shape[1] == width and room.dtype == like.dtype and room.device == like.device:
-                return self._rooms.pop(at)
-        return like.new_empty(self.size, width)
+    def _room(self, size: int, like: Tensor) -> Tensor:
+        """Memory for so many numbers, which was used before if possible."""
+        for at, room in enumerate([one.received for one in self._sent]):
+            if len(room) == size and room.dtype == like.dtype and room.device == like.device:
+                del self._sent[at]
+                return room
+        return like.new_empty(size)
 
     def _slices(self, n: int) -> list[slice]:
         """Which of n coordinates each rank serves: none, where there are fewer coordinates than ranks."""
@@ -123,6 +133,7 @@ class Shards:
         copies = mine.expand(self.size, *mine.shape).contiguous()
         all_of_them = torch.empty_like(copies)
         dist.all_to_all_single(all_of_them, copies, group=self.group)
+        self._lent += [copies, all_of_them]
         return all_of_them.cpu().numpy()
 
     def _check(self, g: Tensor) -> Tensor:

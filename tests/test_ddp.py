@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fa import make_rule
 from fa.training import ddp
-from tests.processes import in_processes
+from tests.groups import in_processes
 
 P = 4
 ROOT = Path(__file__).parents[1]

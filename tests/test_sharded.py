@@ -9,7 +9,7 @@ import torch
 from fa import RULES, make_rule
 from fa.rules import Aggregate, Rule
 from fa.sharded import Shards
-from tests.processes import in_processes
+from tests.groups import in_processes
 
 P = 4
 NOT_FINITE = "NaN or Inf"

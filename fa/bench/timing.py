@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
+
+from fa.timing import taken
 
 Call = Callable[[], object]
 
@@ -57,8 +58,9 @@ def interleaved(
 
 
 def _seconds(call: Call, device: str) -> float:
-    started = time.perf_counter()
-    call()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+    def finished() -> None:
+        call()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    return taken(finished)

@@ -25,6 +25,7 @@ COMMANDS = {
     "bench": "Time the rules beside the mean and beside other libraries.",
     "augment": "Write a data set with augmented training images.",
     "data": "Fetch data sets and list those that are there.",
+    "doctor": "Say what is here, and what to do about what is not.",
 }
 """Each command, with its line of help. Command NAME is the click command NAME of the module fa.cli.NAME."""
 
