@@ -233,7 +233,10 @@ def test_extra_4_draws_who_was_trusted_and_its_verdicts_follow() -> None:
     assert verdicts(extra04.claims(workers, found)) == ["not testable here"] * 3
     axes = extra04.draw(more, found, "title").axes
     assert list(axes[0].lines[0].get_ydata()[:2]) == pytest.approx([0.65, 0.65])  # honest: workers 3 and 4, as f = 3
-    assert axes[7].get_ylabel() == "share of FA's weights"
+    assert axes[7].get_ylabel() == "FA's weight, of the sum of sizes"
+    negative = more.assign(weight=-more["weight"])  # a share that is negative must be seen to be so
+    drawn = extra04.draw(negative, found, "title").axes[7].lines[0].get_ydata()
+    assert list(drawn[:2]) == pytest.approx([-0.2, -0.2 / 0.7])
 
 
 # Extra 5

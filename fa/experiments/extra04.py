@@ -112,8 +112,8 @@ def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
     for column, (attack, heading) in zip(grid.T, ATTACKS.items(), strict=True):
         rows = ours[ours["attack"] == attack]
         _draw_course(column[0], rows, "value", "FA's explained variance $v_i$")
-        share = rows["weight"] / rows.groupby(["seed", "iteration"])["weight"].transform("sum")
-        _draw_course(column[1], rows.assign(share=share), "share", "share of FA's weights")
+        size = rows["weight"].abs().groupby([rows["seed"], rows["iteration"]]).transform("sum")
+        _draw_course(column[1], rows.assign(share=rows["weight"] / size), "share", "FA's weight, of the sum of sizes")
         column[0].set_title(heading)
         for axes in column:
             axes.label_outer()
