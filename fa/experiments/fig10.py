@@ -75,9 +75,9 @@ def aggregations(study: Study) -> DataFrame:
     G = record(config, at=(1,))[1]
     workers = [row[None] for row in G]
     works: dict[str, Callable[[], object]] = {
-        "FA here": partial(make_rule("fa", **options), G),
-        "1 SVD": partial(svd_steps, workers, steps=1),
-        "5 SVDs": partial(svd_steps, workers, steps=5),
+        "FA": partial(make_rule("fa", **options), G),
+        "FA by 1 SVD": partial(svd_steps, workers, steps=1),
+        "FA by 5 SVDs": partial(svd_steps, workers, steps=5),
     }
     rows = []
     for name, work in works.items():
@@ -140,7 +140,7 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
 def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
     bars = {style.VARIANTS[key].label: (value, style.VARIANTS[key].colour) for key, value in means.items()}
-    bars |= {f"FA by {row.method}": (row.milliseconds, "#9fc5e8") for row in costs.iloc[1:].itertuples()}
+    bars |= {f"{row.method}, alone": (row.milliseconds, "#9fc5e8") for row in costs.itertuples()}
     values, colours = zip(*bars.values(), strict=True)
     axes.bar_label(axes.barh(list(bars), values, color=colours), fmt="%.1f", padding=2, fontsize=8)
     axes.set(title="the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
