@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from fa.experiments.store import Record, RunStore
 from fa.experiments.sweep import sweep
@@ -24,6 +23,7 @@ from fa.training import Progress, Run, TrainConfig, train
 from fa.training.flat import flatten
 from fa.training.rpc.server import NEW, Remote, Sent
 from fa.training.transport import Cluster
+from tests.processes import beside, build_normed, free_port, normed_worker
 
 CONFIG = TrainConfig(
     workers=4, byzantine=1, rule="median", iterations=12, batch=4, lr=0.05, momentum=0.9, seed=5, attack="sign_flip"
@@ -62,21 +62,32 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(cluster: Cluster | N
     assert not kept.exists()  # the run is in out
 
 
-def normed(seed: int) -> nn.Module:
-    """The smallest model with batch norm."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
+def statistics(kept: Path) -> np.ndarray:
+    with np.load(kept, allow_pickle=False) as file:
+        return file["statistics"]
 
 
-def test_batch_norm_statistics_are_each_workers_own_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: object, seed: int) -> nn.Module:
-        return normed(seed)
+@pytest.mark.parametrize("backend", ["simulate", "rpc"])
+def test_batch_norm_statistics_are_each_workers_own_again(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit those of a run that was never stopped; no two workers' are equal, so that none may be another's."""
+    monkeypatch.setattr("fa.training.loop.models.build", build_normed)
 
-    monkeypatch.setattr("fa.training.loop.models.build", build)
-    whole = train(CONFIG, threads=1)
-    again = train(CONFIG, threads=1, checkpoint=stop_half_way(tmp_path))
-    assert numbers(again) == numbers(whole)
+    def run_until(iteration: int, kept: Path, backend: str) -> np.ndarray:
+        port = free_port()
+        cluster = Cluster(port=port, spawn=False) if backend == "rpc" else None
+        workers = [beside(normed_worker, rank, port) for rank in range(CONFIG.workers if cluster else 0)]
+        with pytest.raises(Stop):
+            train(CONFIG, None, stopped_at(iteration), 1, cluster, kept, checkpoint_every=0)
+        for process in workers:
+            process.join(20)
+        return statistics(kept)
+
+    expected = run_until(11, tmp_path / "whole", "simulate")
+    half = run_until(6, tmp_path / "kept", backend)
+    assert len(np.unique(half, axis=0)) == CONFIG.workers
+    assert np.array_equal(run_until(11, tmp_path / "kept", backend), expected)
 
 
 def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_path: Path) -> None:
@@ -106,7 +117,7 @@ def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_pa
 
 
 def test_a_new_worker_process_is_given_the_batch_norm_statistics_of_its_rank() -> None:
-    model = normed(seed=0)
+    model = build_normed(seed=0)
     parameters = flatten(model)
     remote = Remote(model, replace(CONFIG, workers=2, byzantine=0), parameters, Cluster(quorum=1, deadline=30))
     remote.statistics()[1].tensors[0].fill_(3.0)
