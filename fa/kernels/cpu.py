@@ -16,11 +16,12 @@ import numba
 import numpy as np
 import torch
 
-from fa.kernels.vectors import BLOCK, TILE, square, triangle
+from fa.kernels.vectors import BLOCK, TILE, VECTOR, pack, packed_square, packed_triangle, square, triangle
 
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 CHUNK = 16 * BLOCK  # columns a thread takes at a time
 _SPAN = 4 * BLOCK  # columns of a sum that stay in the cache while rows are added to it
+_PACKED = 24  # rows from which on a block is copied: then vectors are aligned, and no two rows fight for the cache
 _SERIAL = 1 << 19  # entries of G below which one thread is faster than several
 
 jit = numba.njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
@@ -53,9 +54,22 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     zero = np.float64(0) if precise else G.dtype.type(0)
     tiled = zero.dtype == G.dtype
     rows = addresses(G, np.minimum(np.arange(-(-p // TILE) * TILE), p - 1))
-    share(lambda t, threads: _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiled), G.size)
+
+    def work(t: int, threads: int) -> None:
+        memory = np.empty(rows.size * BLOCK * G.itemsize + VECTOR if p >= _PACKED else 0, np.uint8)
+        _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiled, _packed(rows, memory, G.itemsize))
+
+    share(work, G.size)
     K: np.ndarray = parts.sum(axis=0)
     return K
+
+
+def _packed(rows: np.ndarray, memory: np.ndarray, itemsize: int) -> np.ndarray:
+    """Where the rows' first vectors go in `memory`, which is aligned to vectors then; nowhere if it is empty."""
+    start = -(-memory.ctypes.data // VECTOR) * VECTOR
+    group, k = np.divmod(np.arange(rows.size if memory.size else 0), TILE)
+    places: np.ndarray = start + group * TILE * BLOCK * itemsize + k * VECTOR
+    return places
 
 
 def addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -65,7 +79,7 @@ def addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _gram_chunks(G, n, parts, first, step, zero, rows, tiled):
+def _gram_chunks(G, n, parts, first, step, zero, rows, tiled, packed):
     p = G.shape[0]
     block = np.zeros((p, p))
     for chunk in range(first, parts.shape[0], step):
@@ -73,7 +87,7 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiled):
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
             if tiled and hi - lo == BLOCK:
-                _gram_block(G, rows, lo, block)
+                _gram_block(G, rows, lo, packed, block)
             else:
                 for i in range(0, p, 3):
                     for j in range(i, p, 3):
@@ -82,19 +96,26 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiled):
 
 
 @jit
-def _gram_block(G, rows, left, block):
+def _gram_block(G, rows, left, packed, block):
     """block = the products of all rows over the BLOCK columns from `left` on, by tiles; each tile asks for its share of
-    the rows' next block, so that it is on its way while this one is multiplied.
+    the rows' next block, so that it is on its way while this one is multiplied. Many rows are packed first.
     """
     p, start, width, one = G.shape[0], left * G.itemsize, BLOCK * G.itemsize, G.dtype.type(1)
     sums, soon = np.empty((TILE, TILE)), np.empty(TILE, np.int64)
     tile, tiles = 0, rows.size // TILE * (rows.size // TILE + 1) // 2
+    for i in range(0, packed.size, TILE):
+        pack(rows, i, start, one, packed)  # type: ignore[call-arg]  # numba leaves out the first
     for i in range(0, p, TILE):
         for j in range(i, p, TILE):
             for k in range(TILE):
                 soon[k] = rows[min(tile * p // tiles + k, ((tile + 1) * p - 1) // tiles)] + start + width
             tile += 1
-            if i == j:
+            if packed.size:
+                if i == j:
+                    packed_triangle(packed, i, j, 0, one, soon, sums)
+                else:
+                    packed_square(packed, i, j, 0, one, soon, sums)
+            elif i == j:
                 triangle(rows, i, j, start, one, soon, sums)
             else:
                 square(rows, i, j, start, one, soon, sums)
