@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,9 @@ def make_extra(
     own: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> Study:
-    """The study of an extra at a profile's size: see `make_study`."""
-    return make_study(name, profile, grid, out, seeds, {**_OWN.get(profile, {}), **(own or {})}, **given)
+    """The study of an extra at a profile's size: see `make_study`. Its figures say themselves how they show seeds."""
+    study = make_study(name, profile, grid, out, seeds, {**_OWN.get(profile, {}), **(own or {})}, **given)
+    return replace(study, spread="")
 
 
 def judged(holds: Sequence[bool], testable: bool = True) -> str:

@@ -116,16 +116,15 @@ class Study:
         """The test accuracy of guessing."""
         return 1 / REGISTRY[self.cells[0].config.dataset].classes
 
-    def title(self, spread: str = " (line: their mean; band: their range)") -> str:
-        """The settings that all runs share, the seeds, with `spread` where there are several (how they are shown), and
-        what is left out: for the figure's title.
-        """
+    def title(self) -> str:
+        """The settings that all runs share, how seeds are shown, and what is left out: for the figure's title."""
         config = self.cells[0].config
         seeds = sorted({cell.config.seed for cell in self.cells})
         task = f"{style.MODELS.get(config.model, config.model)}, {style.DATASETS.get(config.dataset, config.dataset)}"
         counts = f"p = {self._all('workers')}, B = {self._all('batch')}, lr = {self._all('lr')}"
         steps = f"{self._all('iterations')} iterations"
-        shown = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{spread if len(seeds) > 1 else ''}"
+        several = len(seeds) > 1
+        shown = f"seed{'s' * several} {', '.join(map(str, seeds))}{self.spread * several}"
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.gaps.values())
         gaps = "".join(f"\nleft out: {reason}" for reason in reasons)
         return f"{task}; {counts}, {steps}, {shown}{gaps}"
