@@ -16,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 LEFT_TO_TORCH := ^(nvidia-|cuda-|triton==)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test lint lab lock clean
+.PHONY: help reproduce extras test lint lab lock clean
 
 define check_python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -29,6 +29,9 @@ help: ## list the targets
 
 reproduce: $(STAMP) ## every figure with PROFILE=quick (default), smoke, cpu or paper, into figures/PROFILE
 	$(BIN)/fa reproduce --profile $(PROFILE)
+
+extras: $(STAMP) ## what the paper's claims depend on and it does not ask, with PROFILE as above
+	$(BIN)/fa reproduce extras --profile $(PROFILE)
 
 test: lint ## lint, then all the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal

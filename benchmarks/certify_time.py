@@ -9,13 +9,12 @@ the certificate's bound and gap, its time, and, with --exact, the relaxation's b
 from __future__ import annotations
 
 import argparse
-import time
 
 import torch
 
-from fa import certificate, irls, sdp
+from fa import irls, sdp
+from fa.experiments.cost import certificate_seconds
 from fa.experiments.recording import record
-from fa.gram import measure
 from fa.training import TrainConfig
 
 REPEATS = 7
@@ -45,23 +44,12 @@ def line(G: torch.Tensor, m: int | None, lam: float, restarts: int, exact: bool)
     best = irls.solve(G, m=m, lam=lam, max_iter=500, restarts=restarts)
     found = sdp.certify(G, best)
     text = f"{len(G):2} {lam:6g} {few.objective:10.4f} {best.objective:11.4f} {found.bound:10.4f} {found.gap:7.2%}"
-    text += f" {milliseconds(G, few):8.1f}"
+    text += f" {1e3 * certificate_seconds(G, lam, m, REPEATS):8.1f}"
     if exact:
         program = sdp.solve(G, m=m, lam=lam)
         below = (program.bound - found.bound) / program.bound
         text += f" | {program.bound:13.6f} {program.seconds:6.2f}  {program.solver:8}  {below:.1e}"
     return text
-
-
-def milliseconds(G: torch.Tensor, solution: irls.Solution) -> float:
-    """The quickest of several bounds, from the Gram matrix."""
-    gram, _ = measure(G)
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        certificate.relax(irls.pose(gram, solution.m, solution.lam, solution.a))
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
 
 
 if __name__ == "__main__":

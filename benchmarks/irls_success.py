@@ -27,7 +27,7 @@ def main() -> None:
     reached, alone, worst = 0, 0, 0.0
     for seed in range(options.instances):
         G, m = instance(seed)
-        best = best_of_pymanopt(G, m, starts=options.starts, seed=seed)
+        best = best_of_pymanopt(G, (m,), starts=options.starts, seed=seed)
         ours = irls.solve(G, m=m, max_iter=500, restarts=options.restarts, seed=seed).objective
         excess = ours / best - 1
         reached += excess <= 1e-5

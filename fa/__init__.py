@@ -27,6 +27,7 @@ _ROOMS = (
     "recipes",
     "rules",
     "sdp",
+    "sharded",
     "training",
 )
 

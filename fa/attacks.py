@@ -14,7 +14,8 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from fa.checks import check_one_of
+from fa import custom
+from fa.checks import check_one_of, require
 from fa.seeds import generator
 
 DROPPED = 0.1
@@ -47,9 +48,16 @@ class Attack:
 
 
 def make_attack(name: str) -> Attack:
-    """The attack of that name; ValueError where there is none."""
-    check_one_of("attack", name, tuple(ATTACKS))
-    return ATTACKS[name]
+    """The attack of that name: one of ATTACKS, FILE.py:NAME for an `Attack` of the user's own, or one that an installed
+    package brings (entry point "fa.attacks"). ValueError where there is none.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name]
+    found = custom.load("attack", name)
+    if found is None:
+        check_one_of("attack", name, tuple(ATTACKS))
+    require(isinstance(found, Attack), "attack", name, "a fa.attacks.Attack")
+    return found  # type: ignore[no-any-return]
 
 
 def _random(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:

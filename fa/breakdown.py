@@ -31,6 +31,7 @@ from jaxtyping import Float, Float64, Int
 from fa.checks import check_integer, check_real, require
 from fa.gram import Gram, Square
 from fa.irls import Options, Problem, pose
+from fa.terms import complement
 
 _ANGLES, _ROUNDS = 181, 5  # of the search for the angle: to 1e-8 of a turn
 _STEPS = 200  # of IRLS, at most
@@ -211,7 +212,7 @@ def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Floa
     inside = span.T @ problem.terms
 
     def weights(Y: Vectors) -> Float64[np.ndarray, " T"]:
-        return problem.weights(problem.residuals(_complement(np.hstack([there, Y]))))
+        return problem.weights(problem.residuals(complement(np.hstack([there, Y]))))
 
     def limit(start: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r m"]:
         for _ in range(_STEPS):
@@ -227,15 +228,10 @@ def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Floa
 
 
 def _value(problem: Problem, Y: Vectors) -> float:
-    return problem.objective(problem.residuals(_complement(Y)))
+    return problem.objective(problem.residuals(complement(Y)))
 
 
 def _orthonormal(vectors: Vectors) -> Float64[np.ndarray, "r s"]:
     left, sizes, _ = np.linalg.svd(vectors, full_matrices=False)
     spanning: np.ndarray = left[:, sizes > 1e-9 * sizes.max(initial=0.0)]
     return spanning
-
-
-def _complement(Y: Vectors) -> Float64[np.ndarray, "r s"]:
-    complement: np.ndarray = np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :]
-    return complement

@@ -25,15 +25,16 @@ import numpy as np
 from jaxtyping import Float64
 
 from fa.checks import require
-from fa.gradients import read_groups
-from fa.gram import measure
+from fa.gram import Gram, measure_groups
 from fa.irls import Problem, Solution, pose
+from fa.threads import on_one_thread
 
 USUAL, MOST = 60, 400  # steps of the convex IRLS; the second where the relaxation's value is very small
 EXACT, ENOUGH = 1e-5, 2e-3  # it stops where that value is known to this fraction: before the usual steps, and after
 LOOK = 10  # steps between two looks at the bound
 SMOOTHING, FALLING = (1e-1, 1e-9), 20  # eps in sqrt(||.||^2 + eps^2), which takes a length's place, falls in so many
 RELAXED = 1.8  # each weight takes this power of its change: up to 2 it still converges, and nearly twice as fast
+SAME = 1e-4  # what norms (of their size) and cosines may differ by and be the same gradients', in float32 too
 ROUNDING = 2 * np.finfo(np.float64).eps  # per operation, twice what IEEE 754 allows
 
 Terms = Float64[np.ndarray, "r N"]
@@ -57,30 +58,44 @@ class Certificate:
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
 
+@on_one_thread
 def certify(G: Any, solution: Solution) -> Certificate:
     """How far `solution` can be from the best subspace of its m dimensions for the gradients G, without a solver.
 
-    G: what `fa.irls.solve` was given. Raises ValueError where `solution` is not of so many gradients, where G is not
-    finite, and for the regularizers "l1", "group" and "rows" with lam > 0: their Y leaves span(G), and no bound of
-    this kind is known.
+    G: what `fa.irls.solve` was given. Raises ValueError where `solution` is of other gradients, as their inner
+    products tell, where G is not finite, and with lam > 0 for the reading "released", whose pairs are not eq. 5's, and
+    for the regularizers "l1", "group" and "rows", for which no bound of this kind is known ("l1" and "rows" leave
+    span(G); "group" is a constant: take lam = 0).
     """
+    require(
+        solution.lam == 0 or solution.reading == "paper",
+        "the solution's reading",
+        solution.reading,
+        '"paper", whose pairs are those of eq. 5',
+    )
     require(
         solution.lam == 0 or solution.regularizer == "pairwise",
         "solution",
         solution.regularizer,
         'without regularizer, or with "pairwise", to have a certificate',
     )
-    gradients, counts = read_groups(G)
+    _, counts, gram = measure_groups(G)
     require(
         counts == solution.counts,
         "G",
         counts,
         f"of the solution's {len(solution.counts)} workers, with as many gradients each, {solution.counts}",
     )
-    gram, finite = measure(gradients.G)
-    require(bool(finite.all()), "G", f"NaN or Inf in row {np.flatnonzero(~finite).tolist()}", "finite")
+    _check_same(gram, solution.gram)
     bound = relax(pose(gram, solution.m, solution.lam, solution.a, counts=counts))
     return Certificate(solution.objective, bound, certified(solution.a))
+
+
+def _check_same(gram: Gram, its: Gram) -> None:
+    """Raise ValueError unless these are the inner products that the solution was found from, to float32's digits."""
+    norms = np.isclose(gram.norms, its.norms, rtol=SAME, atol=0.0)
+    if not (norms.all() and np.allclose(gram.cosines, its.cosines, rtol=0.0, atol=SAME)):
+        raise ValueError("G must be the gradients that the solution was found for; their inner products are others")
 
 
 def certified(a: float) -> str:

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from fa import irls
 from fa.checks import check_integer, require
-from fa.gradients import Gradients, read_groups
-from fa.gram import Gram, measure
+from fa.gradients import is_matrix, read_groups
+from fa.gram import measure_groups
+from fa.threads import on_one_thread
 
 Square = Float64[np.ndarray, "r r"]
 
@@ -74,6 +75,7 @@ class Flag:
         return self.levels[level].direction(reading)
 
 
+@on_one_thread
 def solve(
     G: Any,
     dims: Any,
@@ -92,7 +94,7 @@ def solve(
     ValueError as there, and for dims that do not increase or exceed the rank of G.
     """
     check_integer("restarts", restarts, 0)
-    gradients, counts, gram = _measured(G)
+    gradients, counts, gram = measure_groups(G)
     _check_dims(dims, gram.p)
     options = irls.Options(dims[-1], lam, a=a, tol=tol, max_iter=max_iter, seed=seed)
     outer = irls.solve_gram(gram, options, gradients, start=start, counts=counts)
@@ -155,29 +157,18 @@ def _levels(
     smoothed: list[list[float]],
 ) -> Iterator[irls.Solution]:
     """Each level as a solution of its own."""
-    norms = outer.gram.norms[:, None]
-    unit = problem.basis @ Y
-    coefficients = np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0)
+    coefficients = outer.gram.over_norms(problem.basis @ Y)
     for m, history in zip(dims, zip(*smoothed, strict=True), strict=True):
         residuals = problem.residuals(Y[:, m:])
-        hidden = problem.factors[residuals < irls.FLOOR].sum() * irls.FLOOR ** (1 / problem.a)
         yield replace(
             outer,
             objective=problem.objective(residuals),
-            resolution=outer.resolution + float(hidden),
+            resolution=problem.resolution(residuals),
             history=history,
             values=1.0 - residuals[: problem.p],
             coefficients=coefficients[:, :m],
             m=m,
         )
-
-
-def _measured(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
-    gradients, counts = read_groups(G)
-    gram, finite = measure(gradients.G)
-    if not finite.all():
-        raise ValueError(f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}")
-    return gradients, counts, gram
 
 
 def _check_dims(dims: Any, q: int) -> None:
@@ -200,10 +191,9 @@ def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
     The paper, section 2.1: workers may specify dimensions, "which may be used for smart initialization also". Raises
     ValueError for another number of entries, an index out of range, and an entry that is empty or of another shape.
     """
-    gradients, counts, gram = _measured(G)
+    gradients, counts, gram = measure_groups(G)
     named = _read(relevant, counts, gradients.G)
-    basis = irls.pose(gram, 1, 0.0, 2.0, counts=counts).basis
-    rows = np.divide(basis, gram.norms[:, None], out=np.zeros_like(basis), where=gram.norms[:, None] > 0)
+    rows = gram.over_norms(irls.pose(gram, 1, 0.0, 2.0, counts=counts).basis)
     parts = [rows.T @ _inside(gradients.G, part).double().cpu().numpy() for part in named if part is not None]
     lengths, vectors = np.linalg.eigh(sum((part @ part.T for part in parts), np.zeros((rows.shape[1],) * 2)))
     m = irls.default_m(len(counts)) if m is None else m
@@ -228,7 +218,7 @@ def restrict(G: Any, relevant: Any) -> Any:
     parts = [_project(rows, part) for rows, part in zip(gradients.G.split(counts), named, strict=True)]
     if isinstance(G, Tensor | np.ndarray):
         return gradients.restore(torch.cat(parts))
-    return [gradients.restore(part if len(counts) < len(gradients.G) else part[0]) for part in parts]
+    return [gradients.restore(part if is_matrix(entry) else part[0]) for entry, part in zip(G, parts, strict=True)]
 
 
 def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> list[Tensor | None]:

@@ -85,7 +85,7 @@ def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
 
     Raises ValueError as `read` does.
     """
-    if not isinstance(G, Sequence) or not any(_is_matrix(entry) for entry in G):
+    if not isinstance(G, Sequence) or not any(is_matrix(entry) for entry in G):
         gradients = read(G)
         return gradients, (1,) * gradients.G.shape[0]
     groups = [_tensor(entry, f"worker {i}") for i, entry in enumerate(G)]
@@ -97,7 +97,20 @@ def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
     return Gradients(torch.cat(rows), restore), tuple(len(group) for group in rows)
 
 
-def _is_matrix(entry: Any) -> bool:
+def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
+    """Raises ValueError that names the rows that are not finite; of a worker with several, which of its gradients."""
+    places = [(worker, k) for worker, count in enumerate(counts) for k in range(count)]
+    bad = [place for place, whole in zip(places, finite, strict=True) if not whole]
+    if not bad:
+        return
+    where = f"row {', '.join(str(worker) for worker, _ in bad)}"
+    if len(counts) < len(places):
+        where = ", ".join(f"gradient {k} of worker {worker}" for worker, k in bad)
+    raise ValueError(f"G must be finite; NaN or Inf is in {where}: leave it out")
+
+
+def is_matrix(entry: Any) -> bool:
+    """Whether a worker's entry holds several gradients, (k_i, n), for `read_groups`."""
     return isinstance(entry, Tensor | np.ndarray) and entry.ndim == 2
 
 

@@ -8,6 +8,7 @@ two gradients differ by less than float64 resolves, one over their differences.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from fa import kernels
+from fa.columns import Columns
+from fa.gradients import Gradients, check_finite, read_groups
 from fa.kernels import symmetric
 
 Square = Float64[np.ndarray, "p p"]
@@ -85,6 +88,12 @@ class Gram:
         near: np.ndarray = np.minimum(self.lengths, _FARTHEST)
         return near
 
+    def over_norms(self, numbers: Float64[np.ndarray, "p *k"]) -> Float64[np.ndarray, "p *k"]:
+        """Coefficients on the unit gradients as those on the gradients: over ||g_i||, 0 for a gradient that is 0."""
+        norms = self.norms.reshape(-1, *[1] * (numbers.ndim - 1))
+        divided: np.ndarray = np.divide(numbers, norms, out=np.zeros(numbers.shape), where=norms > 0)
+        return divided
+
     def select(self, rows: Int[np.ndarray, " q"]) -> "Gram":
         """Of the named gradients only, in that order."""
         square = np.ix_(rows, rows)
@@ -121,23 +130,71 @@ class Gram:
         return Gram(_cosines(K, roots), roots, np.maximum(D2, 0.0), self.scale)
 
 
-def measure(G: Float[Tensor, "p n"]) -> tuple[Gram, Bool[np.ndarray, " p"]]:
-    """The Gram matrix of the rows of G, and which of them (p,) are finite; it is NaN at those that are not."""
-    K = kernels.gram(G)
-    finite = _finite_rows(G, K)
+class Landing:
+    """K of rows of G (p, n) that land one after another, three rows of it at a time: a pass over three costs what one
+    over one does. After the last row at most a third of the work is left, and less the more rows there are.
+    """
+
+    def __init__(self, G: Float[Tensor, "p n"]) -> None:
+        self._G = G
+        self._K = np.full((len(G), len(G)), np.nan)
+        self._taken: list[int] = []
+        self._waiting: list[int] = []
+
+    def land(self, row: int) -> None:
+        """That row of G is there, and stays as it is."""
+        self._waiting.append(row)
+        if len(self._waiting) == 3:
+            self._take()
+
+    def products(self) -> Square:
+        """K, to the bits of one pass over G: NaN in the rows that have not landed."""
+        if self._waiting:
+            self._take()
+        return self._K
+
+    def _take(self) -> None:
+        rows, self._waiting = self._waiting, []
+        self._taken += rows
+        found = kernels.gram_rows(self._G, rows, self._taken)
+        self._K[np.ix_(rows, self._taken)] = found
+        self._K[np.ix_(self._taken, rows)] = found.T
+
+
+def measure(G: Float[Tensor, "p n"] | Columns, K: Square | None = None) -> tuple[Gram, Bool[np.ndarray, " p"]]:
+    """The Gram matrix of the rows of G, and which of them (p,) are finite; it is NaN at those that are not.
+
+    K has the inner products of a quick pass, where they are known already.
+    """
+    columns = Columns((G,)) if isinstance(G, Tensor) else G
+    K = columns.total(kernels.gram) if K is None else K.copy()
+    finite = _finite_rows(columns, K)
     if not finite.any():
-        return Gram.unmeasured(G.shape[0]), finite
+        return Gram.unmeasured(columns.p), finite
     rows = np.flatnonzero(finite)
-    exponents = np.zeros(G.shape[0])
-    if not _quick_pass_suffices(K[np.ix_(rows, rows)], G.dtype):
-        if G.dtype == torch.float64:
-            exponents = _exponents(G, finite)
-        K = _precise(G, exponents)
+    exponents = np.zeros(columns.p)
+    if not _quick_pass_suffices(K[np.ix_(rows, rows)], columns.dtypes):
+        if torch.float64 in columns.dtypes:
+            exponents = _exponents(columns, finite)
+        K = columns.total(lambda part: _precise(part, exponents))
     K[~finite], K[:, ~finite] = np.nan, np.nan
     gram = Gram.of(K, exponents)
     if _cancelled(gram.select(rows), K[np.ix_(rows, rows)]):
-        gram = replace(gram, D2=_exact_distances(G, gram.scale, bool(exponents.any())))
+        divide = bool(exponents.any())
+        D2 = columns.total(lambda part: _exact_distances(part, gram.scale, divide))
+        gram = replace(gram, D2=np.minimum(D2, _FARTHEST**2))
     return gram, finite
+
+
+def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
+    """What solvers work with: `fa.gradients.read_groups` of G, and the Gram matrix of all rows.
+
+    Raises ValueError as that does, and for rows with NaN or Inf.
+    """
+    gradients, counts = read_groups(G)
+    gram, finite = measure(gradients.G)
+    check_finite(finite.tolist(), counts)
+    return gradients, counts, gram
 
 
 def usual(norms: PerGradient) -> float:
@@ -171,33 +228,43 @@ def _distances(K: Square) -> Square:
     return D2
 
 
-def _finite_rows(G: Tensor, K: Square) -> Bool[np.ndarray, " p"]:
+def _finite_rows(G: Columns, K: Square) -> Bool[np.ndarray, " p"]:
     """Only rows whose square is not finite are looked at again: they may have left float32's range, not the
     numbers'.
     """
     finite = np.isfinite(np.diag(K))
-    for row in np.flatnonzero(~finite):
-        finite[row] = all(bool(torch.isfinite(part).all()) for part in G[row].split(_ENTRIES))
+    doubtful = np.flatnonzero(~finite)
+    if doubtful.size:
+        bad = G.largest(lambda part: np.array([not _is_finite(part[row]) for row in doubtful]))
+        finite[doubtful] = bad == 0
     return finite
 
 
-def _quick_pass_suffices(K: Square, dtype: torch.dtype) -> bool:
+def _is_finite(row: Tensor) -> bool:
+    return all(bool(torch.isfinite(piece).all()) for piece in row.split(_ENTRIES))
+
+
+def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
     squares = np.diag(K)
-    smallest = _RANGE.get(dtype, _RANGE[torch.float32])
-    if not np.isfinite(K).all() or squares.min() < smallest:
+    wide = dtypes == {torch.float64}
+    if not np.isfinite(K).all() or squares.min() < _RANGE[torch.float64 if wide else torch.float32]:
         return False
-    if dtype == torch.float64:
+    if wide:
         return True
     return bool(np.linalg.eigvalsh(_cosines(K, np.sqrt(squares)))[0] > QUICK_LIMIT)
 
 
-def _exponents(G: Tensor, finite: Bool[np.ndarray, " p"]) -> PerGradient:
+def _exponents(G: Columns, finite: Bool[np.ndarray, " p"]) -> PerGradient:
     """By which power of two each row must be divided so that its square stays within float64: 0 if all stay so."""
     largest = np.zeros(len(finite))
-    for row in np.flatnonzero(finite):
-        largest[row] = max(float(part.abs().max()) for part in G[row].split(_ENTRIES))
+    rows = np.flatnonzero(finite)
+    largest[rows] = G.largest(lambda part: np.array([_largest(part[row]) for row in rows]))
     ordinary = (largest == 0) | ((largest > _ORDINARY[0]) & (largest < _ORDINARY[1]))
     return np.zeros(len(largest)) if ordinary.all() else np.frexp(largest)[1].astype(np.float64)
+
+
+def _largest(row: Tensor) -> float:
+    return max((float(piece.abs().max()) for piece in row.split(_ENTRIES) if len(piece)), default=0.0)
 
 
 def _precise(G: Tensor, exponents: PerGradient) -> Square:
@@ -222,11 +289,9 @@ def _divided(G: Tensor, exponents: PerGradient) -> Tensor:
 
 def _exact_distances(G: Tensor, scale: float, divide: bool) -> Square:
     if divide:
-        D2 = sum((kernels.squared_distances(part / scale) for part in _parts(G)), np.zeros(()))
-    else:
-        D2 = kernels.squared_distances(G) * (1 / scale) ** 2
-    near: np.ndarray = np.minimum(D2, _FARTHEST**2)
-    return near
+        return sum((kernels.squared_distances(part / scale) for part in _parts(G)), np.zeros(()))
+    distances: np.ndarray = kernels.squared_distances(G) * (1 / scale) ** 2
+    return distances
 
 
 def _cancelled(gram: Gram, K: Square) -> bool:

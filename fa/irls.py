@@ -15,18 +15,20 @@ Source: the paper, sections 2.2 and 2.3; Mankovich et al., The Flag Median and F
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
-from fa import kernels, proximal, regularizers
-from fa.checks import check_integer, check_one_of, check_real, require
-from fa.gradients import Gradients, read_groups
-from fa.gram import Gram, measure
-from fa.terms import FLOOR, RANK, Problem, Reading, pose, unresolved
+from fa import proximal
+from fa.checks import check_one_of, require
+from fa.gradients import Gradients
+from fa.gram import Gram, measure_groups
+from fa.solution import DEFAULTS, READINGS, REGULARIZERS, Options, Solution
+from fa.terms import FLOOR, RANK, Problem, Reading, pose
+from fa.threads import on_one_thread
 
 __all__ = [
     "DEFAULTS",
@@ -47,37 +49,7 @@ __all__ = [
     "terminates",
 ]
 
-READINGS = ("paper", "released")
-REGULARIZERS = ("pairwise", *regularizers.NAMES)
 STARTS = ("equal", "data", "random")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `solve` can be told; raises ValueError for a value that no problem admits."""
-
-    m: int | None = None
-    lam: float = 0.0
-    regularizer: str = "pairwise"
-    a: float = 2.0
-    tol: float = 1e-10
-    max_iter: int = 5
-    restarts: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.m is not None:
-            check_integer("m", self.m, 1)
-        check_real("lam", self.lam, 0)
-        check_one_of("regularizer", self.regularizer, REGULARIZERS)
-        check_real("a", self.a, 1, ", where (1 - v)^(1/a) is concave")
-        check_real("tol", self.tol, 0)
-        check_integer("max_iter", self.max_iter, 1)
-        check_integer("restarts", self.restarts, 0)
-        check_integer("seed", self.seed, 0)
-
-
-DEFAULTS = Options()
 
 
 @dataclass(frozen=True)
@@ -87,71 +59,6 @@ class State:
     Y: Float64[np.ndarray, "r m"]
     residuals: Float64[np.ndarray, " T"]
     smoothed: float
-
-
-@dataclass(frozen=True)
-class Solution:
-    """What was found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i
-    (p,).
-
-    `coefficients` C (q, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what it may be off by: the
-    terms below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a
-    pair too close for its direction to be known the whole term is left out. `gram` is of all q gradients, of which
-    worker i has counts_i. With "l1" and "rows" Y leaves the span of G: `coefficients` are None, and `Y` (n, m) is of
-    the gradients' dtype (float32 for halves), a tensor where G is one.
-    """
-
-    objective: float
-    resolution: float
-    history: tuple[float, ...]
-    converged: bool
-    values: Float64[np.ndarray, " p"]
-    coefficients: Float64[np.ndarray, "q m"] | None = field(repr=False)
-    m: int
-    lam: float
-    a: float
-    regularizer: str
-    gram: Gram = field(repr=False)
-    counts: tuple[int, ...] = field(repr=False)
-    gradients: Gradients | None = field(default=None, repr=False)
-    Y: Any = field(default=None, repr=False)
-
-    @property
-    def iterations(self) -> int:
-        """The number of steps taken."""
-        return len(self.history)
-
-    def weights(self, reading: Reading = "paper") -> Float64[np.ndarray, " q"]:
-        """The direction's coefficients on the gradients, (q,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
-        g_i/||g_i||. Of a worker with several gradients it is their mean that counts.
-        """
-        if self.coefficients is None:
-            raise ValueError(f'with regularizer="{self.regularizer}" the direction is no combination of the gradients')
-        norms = self.gram.norms
-        lengths = self.gram.cosines @ self._shares(reading)
-        scaled = norms[:, None] * self.coefficients
-        beta = scaled @ (scaled.T @ lengths)
-        weights: np.ndarray = np.divide(beta, norms, out=np.zeros(norms.size), where=norms > 0)
-        return weights
-
-    def _shares(self, reading: Reading) -> Float64[np.ndarray, " q"]:
-        """The coefficients on the unit gradients of what Y Y^T is applied to."""
-        check_one_of("reading", reading, READINGS)
-        norms, each = self.gram.norms, np.repeat(1 / np.array(self.counts), self.counts)
-        return each * (norms / len(self.counts) if reading == "paper" else (norms > 0) / self.m)
-
-    def direction(self, reading: Reading = "paper") -> Any:
-        """d (n,), of the gradients' kind, dtype and device."""
-        if self.gradients is None:
-            raise ValueError(
-                "this solution was found from a Gram matrix alone: take .weights() and combine the gradients with them"
-            )
-        G = self.gradients.G
-        if self.Y is None:
-            return self.gradients.restore(kernels.combine(G, self.weights(reading))[0])
-        lengths = np.divide(self._shares(reading), self.gram.norms, out=np.zeros(len(G)), where=self.gram.norms > 0)
-        mean, Y = kernels.combine(G, lengths)[0].double(), torch.as_tensor(self.Y, device=G.device).double()
-        return self.gradients.restore((Y @ (Y.T @ mean)).to(G.dtype))
 
 
 def solve(
@@ -183,15 +90,10 @@ def solve(
     such as the solution for the lam before on a path.
     """
     options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
-    gradients, counts = read_groups(G)
-    gram, finite = measure(gradients.G)
-    if not finite.all():
-        raise ValueError(
-            f"G must be finite; NaN or Inf is in row {', '.join(map(str, np.flatnonzero(~finite)))}: leave it out"
-        )
-    if lam == 0 or regularizer not in ("l1", "rows"):
-        return solve_gram(gram, options, gradients, start=start, counts=counts)
-    return _solve_outside(gram, options, gradients, start, counts, isinstance(G, torch.Tensor))
+    gradients, counts, gram = measure_groups(G)
+    if options.leaves_span:
+        return _solve_outside(gram, options, gradients, start, counts, isinstance(G, torch.Tensor))
+    return solve_gram(gram, options, gradients, start=start, counts=counts)
 
 
 def _solve_outside(
@@ -211,7 +113,7 @@ def _solve_outside(
     return replace(
         whole,
         objective=problem.objective(point.residuals) + options.lam * point.norm,
-        resolution=float(problem.factors[point.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)),
+        resolution=problem.resolution(point.residuals),
         history=history,
         converged=converged,
         values=1.0 - point.residuals[: len(counts)],
@@ -243,6 +145,7 @@ def _bases(
         yield generator.standard_normal((n, m))
 
 
+@on_one_thread
 def solve_gram(
     gram: Gram,
     options: Options = DEFAULTS,
@@ -252,7 +155,7 @@ def solve_gram(
     counts: Sequence[int] | None = None,
 ) -> Solution:
     """As `solve`, from the Gram matrix; reading="released" takes the pairs as the released code does."""
-    if options.regularizer in regularizers.NAMES and options.lam > 0 and options.regularizer != "group":
+    if options.leaves_span:
         raise ValueError(
             'regularizer must be "pairwise" or "group" where only the Gram matrix is known; it is '
             f"{options.regularizer!r}, whose Y leaves the span of G: take irls.solve, with the gradients in memory"
@@ -269,20 +172,18 @@ def solve_gram(
     states, converged = min(found, key=lambda run: problem.objective(run[0][-1].residuals))
     last = states[-1]
     constant *= last.Y.shape[1]
-    norms = gram.norms[:, None]
-    unit = problem.basis @ last.Y
-    hidden = problem.factors[last.residuals < FLOOR].sum() * FLOOR ** (1 / options.a)
     return Solution(
         objective=problem.objective(last.residuals) + constant,
-        resolution=float(hidden) + unresolved(gram, lam, reading),
+        resolution=problem.resolution(last.residuals),
         history=tuple(state.smoothed + constant for state in states),
         converged=converged,
         values=1.0 - last.residuals[: len(counts)],
-        coefficients=np.divide(unit, norms, out=np.zeros_like(unit), where=norms > 0),
+        coefficients=gram.over_norms(problem.basis @ last.Y),
         m=m,
         lam=options.lam,
         a=options.a,
         regularizer=options.regularizer,
+        reading=reading,
         gram=gram,
         counts=counts,
         gradients=gradients,
@@ -333,9 +234,7 @@ def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any
     G = gradients.G.double()
     vectors = torch.as_tensor(hints, dtype=torch.float64, device=G.device)
     require(vectors.ndim == 2 and len(vectors) == G.shape[1], "start", tuple(vectors.shape), f"of ({G.shape[1]}, k)")
-    norms = gram.norms[:, None]
-    products = (G @ vectors).cpu().numpy()
-    projected: np.ndarray = problem.basis.T @ np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+    projected: np.ndarray = problem.basis.T @ gram.over_norms((G @ vectors).cpu().numpy())
     return projected
 
 

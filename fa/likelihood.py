@@ -20,8 +20,8 @@ from jaxtyping import Float64
 
 from fa import irls
 from fa.checks import check_real, require
-from fa.gradients import Gradients, read_groups
-from fa.gram import measure
+from fa.gradients import Gradients
+from fa.gram import measure_groups
 
 _DESCENT = 1e-4  # of the first-order decrease: what a step of the line search must reach
 _TRIES = 30  # of the line search, each a quarter as long as the one before
@@ -149,10 +149,7 @@ def fit(
     the objective falls by less than tol, or after max_iter steps. For small problems. Raises ValueError as it does.
     """
     irls.Options(m, lam, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)  # checks them
-    gradients, counts = read_groups(G)
-    gram, finite = measure(gradients.G)
-    if not finite.all():
-        raise ValueError("G must be finite; it holds NaN or Inf")
+    gradients, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if m is None else m
     irls.check_m(m, gram.p)
     problem = irls.pose(gram, m, lam, 2.0 if law.a == math.inf else law.a, counts=counts)

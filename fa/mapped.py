@@ -79,7 +79,8 @@ def _npy(path: Path) -> Layout:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:  # cut short, or a pickle inside
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        why = "it is cut short" if "mmap length" in str(error) else str(error)
+        raise ValueError(f"{path} cannot be read: {why}") from error
     _check(array.dtype in _NUMPY, path, "must be of float16, float32 or float64", f"its dtype is {array.dtype}")
     _check(array.flags.c_contiguous, path, "must hold one worker's numbers after another's", "it is in Fortran order")
     return Layout(path, array.offset, _NUMPY[array.dtype], array.shape)
@@ -197,7 +198,7 @@ def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
     Raises ValueError for another suffix, a dtype that it does not know, a folder that cannot be written, a full disk.
     """
     head = _head(path, like, n)
-    require(not path.is_dir(), "the name of the result", path, "that of a file; there is a folder of that name")
+    require(not path.is_dir(), "the name of the result", str(path), "that of a file; there is a folder of that name")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     size = len(head) + n * like.dtype.itemsize
     try:
@@ -227,10 +228,10 @@ def _reserve(path: Path, head: bytes, size: int) -> None:
 
 def _head(path: Path, like: Layout, n: int) -> bytes:
     """What comes before the numbers in the file."""
-    require(path.suffix in (".npy", ".safetensors"), "the name of the result", path, "one in .npy or .safetensors")
+    require(path.suffix in (".npy", ".safetensors"), "the name of the result", str(path), "one in .npy or .safetensors")
     if path.suffix == ".npy":
         known = like.dtype in _NUMPY.values()
-        require(known, "the name of the result", path, "one in .safetensors, as .npy has no bfloat16")
+        require(known, "the name of the result", str(path), "one in .safetensors, as .npy has no bfloat16")
         dtype = next(dtype for dtype, its in _NUMPY.items() if its == like.dtype)
         from io import BytesIO
 

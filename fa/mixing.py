@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
+from fa import irls
 from fa.gram import Gram, PerGradient, usual
+from fa.kernels import symmetric
 from fa.selection import best_scores
 
 BUCKET = 2  # gradients that "bucketing" averages together
@@ -119,6 +121,21 @@ def _buckets(p: int, f: int) -> int:
     return -(-p // BUCKET)
 
 
+def _subspace(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
+    """Each gradient projected onto FA's subspace, Y Y^T g_i with IRLS' defaults: the paper's left multiplication.
+
+    Y = G C, so that Y Y^T G = G (C P) with P = Y^T G (m, p), whose columns also give the distances, exactly.
+    """
+    C = irls.solve_gram(gram).coefficients
+    assert C is not None  # as without l1 and rows Y stays in the span of G
+    lengths = gram.norms[:, None]
+    P = (lengths * (gram.cosines @ (lengths * C))).T / gram.scale
+    D2 = np.square(P[:, :, None] - P[:, None, :]).sum(axis=0)
+    roots = np.linalg.norm(P, axis=0)
+    units = np.divide(P, roots, out=np.zeros_like(P), where=roots != 0)
+    return C @ (gram.scale * P), Gram(symmetric(units.T @ units), roots, D2, gram.scale)
+
+
 STEPS: dict[str, Step] = {
     "unit": Step(_unit),
     "median_norm": Step(_median_norm),
@@ -126,4 +143,5 @@ STEPS: dict[str, Step] = {
     "krum": Step(_krum, columns=lambda p, f: p - f, condition=(2, 3)),
     "nnm": Step(_nnm, condition=(2, 1)),
     "bucketing": Step(_bucketing, columns=_buckets),
+    "subspace": Step(_subspace),
 }

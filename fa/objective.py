@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fa import irls, regularizers
 from fa.checks import check_one_of, check_real, require
-from fa.gradients import read_groups
+from fa.gradients import check_finite, read_groups
 
 ORTHONORMAL = 1e-4  # by which an entry of Y^T Y may differ from the identity's: a float32 QR of 10^6 rows has 6e-5
 
@@ -76,8 +76,7 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
     """All gradients as rows, the worker of each, and the basis, checked."""
     gradients, counts = read_groups(G)
     rows = gradients.G.double()
-    if not torch.isfinite(rows).all():
-        raise ValueError("G must be finite; it holds NaN or Inf")
+    check_finite(torch.isfinite(rows).all(dim=1).tolist(), counts)
     basis = torch.as_tensor(Y, dtype=torch.float64, device=rows.device).detach()
     n = rows.shape[1]
     shape = tuple(basis.shape)

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from fa import irls
 from fa.irls import FLOOR, Problem, Solution
+from fa.terms import complement
 
 Columns = Float64[np.ndarray, "r m"]
 
@@ -62,14 +62,13 @@ def right_multiplication(solution: Solution) -> RightMultiplication:
     Raises ValueError for a solution whose Y leaves span(G).
     """
     problem, unit, Y = _posed(solution)
-    residuals = problem.residuals(_complement(Y))
+    residuals = problem.residuals(complement(Y))
     moment = _moment(problem, problem.factors * problem.weights(residuals))
     Lambda = Y.T @ moment @ Y
     R = problem.basis @ (moment @ Y @ np.linalg.solve(Lambda, Y.T @ unit))  # of the unit gradients
     violation = np.linalg.norm(Y @ (Y.T @ unit) - unit @ R, axis=0).max()
-    norms = solution.gram.norms
-    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
-    return RightMultiplication(inverse[:, None] * R * norms, Lambda, float(violation))
+    gram = solution.gram
+    return RightMultiplication(gram.over_norms(R) * gram.norms, Lambda, float(violation))
 
 
 def selection_matrix(rows: Sequence[int], p: int) -> Float64[np.ndarray, "p q"]:
@@ -83,7 +82,7 @@ def second_order(solution: Solution) -> SecondOrder:
     Raises ValueError for a solution whose Y leaves span(G).
     """
     problem, _, Y = _posed(solution)
-    Z = _complement(Y)
+    Z = complement(Y)
     residuals = problem.residuals(Z)
     slopes = problem.factors * problem.weights(residuals) / problem.a
     moment = _moment(problem, slopes)
@@ -111,14 +110,9 @@ def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Col
     """The problem again, and in its basis of span(G) the unit gradients and Y."""
     if solution.coefficients is None:
         raise ValueError(f'with regularizer="{solution.regularizer}" Y leaves the span of G: take "pairwise"')
-    gram = solution.gram
-    problem = irls.pose(gram, solution.m, solution.lam, solution.a, counts=solution.counts)
+    gram, problem = solution.gram, solution.problem
     unit = problem.basis.T @ gram.cosines
     return problem, unit, np.linalg.qr(unit @ (gram.norms[:, None] * solution.coefficients))[0]
-
-
-def _complement(Y: Columns) -> Float64[np.ndarray, "r s"]:
-    return np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :]
 
 
 def _moment(problem: Problem, weights: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r r"]:

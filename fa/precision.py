@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fa import irls, objective
 from fa.checks import check_integer, check_one_of, require
-from fa.gradients import read
+from fa.gradients import check_finite, read
 from fa.gram import Gram
 
 KINDS = ("integer", "block_float")
@@ -130,9 +130,7 @@ def quantise(G: Any, format: Format, seed: int | torch.Generator = 0) -> Quantis
     double = matrix.dtype == torch.float64
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
     highest = torch.stack([_blocks(row, block).abs().amax(dim=1) for row in matrix])
-    for i, row in enumerate(highest):
-        if not torch.isfinite(row).all():
-            raise ValueError(f"G must be finite; NaN or Inf is in row {i}: leave it out")
+    check_finite(torch.isfinite(highest).all(dim=1).tolist(), (1,) * p)
     if format.shared:
         highest = highest.amax(dim=0).expand(p, -1)
     steps = _steps(highest, format.kind, largest, double)

@@ -192,7 +192,6 @@ def _symmetric_solution(blocks: np.ndarray, bend: np.ndarray | None, right: Squa
 
 def task_of(problem: Problem, gram: Gram, G: Tensor, name: str, lam: float) -> Task:
     """The task of gradients (q, n) in memory, in float32 or float64."""
-    of_worker = shares(gram, problem.owner[: gram.p])
-    scales = np.divide(of_worker, gram.norms, out=np.zeros(gram.p), where=gram.norms > 0)
+    scales = gram.over_norms(shares(gram, problem.owner[: gram.p]))
     rows: Any = G.cpu() if G.dtype in (torch.float32, torch.float64) else G.cpu().float()
     return Task(problem, rows.numpy(), scales, name, lam)

@@ -1,15 +1,14 @@
-"""The norms of a basis Y that may stand for R(Y) in eq. 5: each with a subgradient and its proximal map.
+"""The norms of a basis Y that may stand for R(Y) in eq. 5: each with a subgradient.
 
 "l1" sums the entries' absolute values. "group" sums the columns' lengths, as the paper's section 2.2 names them: each
 is 1 where Y^T Y = I, so that it is constant on the feasible set and changes nothing. "rows" sums the rows' lengths, one
 row a parameter: the group lasso, which does change something. The pairwise term is a function of the Gram matrix and
-belongs to `fa.irls` and `fa.objective`.
+belongs to `fa.irls` and `fa.objective`. The proximal maps, of "l1" and "rows", are in `fa.kernels.stiefel`.
 """
 
 from jaxtyping import Float64
 from torch import Tensor
 from torch.linalg import vector_norm
-from torch.nn.functional import softshrink
 
 from fa.checks import check_one_of
 
@@ -30,16 +29,6 @@ def gradient(name: str, Y: Float64[Tensor, "n m"]) -> Float64[Tensor, "n m"]:
     lengths = vector_norm(Y, dim=_across(name), keepdim=True)
     directions: Tensor = Y / lengths.where(lengths > 0, 1.0)
     return directions
-
-
-def prox(name: str, V: Float64[Tensor, "n m"], t: float) -> Float64[Tensor, "n m"]:
-    """The Z that minimises ||Z - V||^2/2 + t R(Z): entries, columns or rows drawn towards 0 by t, 0 where within t."""
-    check_one_of("regularizer", name, NAMES)
-    if name == "l1":
-        return softshrink(V, t)
-    lengths = vector_norm(V, dim=_across(name), keepdim=True)
-    drawn: Tensor = V * (1 - t / lengths.where(lengths > 0, 1.0)).clamp(min=0.0)
-    return drawn
 
 
 def _across(name: str) -> int:

@@ -16,9 +16,8 @@ from jaxtyping import Float64
 
 from fa import irls
 from fa.certificate import Certificate, certified, certify, exponent, lower_bound, principal
-from fa.checks import check_one_of, check_real, require
-from fa.gradients import read_groups
-from fa.gram import measure
+from fa.checks import check_one_of, check_real
+from fa.gram import measure_groups
 from fa.irls import Options, Problem
 
 __all__ = ["Certificate", "Relaxation", "certify", "solve"]
@@ -72,9 +71,7 @@ def solve(
     check_real("eps", eps, 0)
     if solver is not None:
         check_one_of("solver", solver, SOLVERS)
-    gradients, counts = read_groups(G)
-    gram, finite = measure(gradients.G)
-    require(bool(finite.all()), "G", f"NaN or Inf in row {np.flatnonzero(~finite).tolist()}", "finite")
+    _, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if options.m is None else options.m
     irls.check_m(m, gram.p)
     problem = irls.pose(gram, m, lam, a, counts=counts)
@@ -85,17 +82,15 @@ def solve(
     _, vectors = np.linalg.eigh(W)
     rounded = problem.residuals(vectors[:, min(m, len(W)) :])
     state = _polished(problem, rounded)
-    norms = gram.norms[:, None]
-    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
     return Relaxation(
         bound=max(lower_bound(problem, U), principal(problem)),
         certifies=certified(a),
         value=value,
         rounded_objective=problem.objective(rounded),
         polished_objective=problem.objective(state.residuals),
-        coefficients=scale * (problem.basis @ state.Y),
+        coefficients=gram.over_norms(problem.basis @ state.Y),
         Z=np.eye(len(W)) - W,
-        basis=scale * problem.basis,
+        basis=gram.over_norms(problem.basis),
         solver=used,
         status=status,
         seconds=seconds,

@@ -25,7 +25,8 @@ class Problem:
 
     `basis` (q, r) holds the coefficients of Q in the q unit gradients; `terms` (r, N) the columns of the t_k, `owner`
     (N,) the term that each belongs to, and `factors` (T,) the c_k. The p workers' terms come first. A gradient that is
-    zero has a zero column, and c = 0 where it is all that a worker has.
+    zero has a zero column, and c = 0 where it is all that a worker has. `unresolved` is what pairs that differ, but are
+    too close for their direction to be known, could add to the objective.
     """
 
     basis: Float64[np.ndarray, "q r"]
@@ -35,6 +36,7 @@ class Problem:
     p: int
     m: int
     a: float
+    unresolved: float = 0.0
 
     def objective(self, residuals: Float64[np.ndarray, " T"]) -> float:
         """Eq. 5 with (1 - v)^(1/a) for the square root, of the residuals 1 - v."""
@@ -45,6 +47,11 @@ class Problem:
         floored = np.maximum(residuals, FLOOR)
         below = np.minimum(residuals - FLOOR, 0.0) * FLOOR ** (1 / self.a - 1) / self.a
         return float(self.factors @ (floored ** (1 / self.a) + below))
+
+    def resolution(self, residuals: Float64[np.ndarray, " T"]) -> float:
+        """What the objective may be off by: the terms below FLOOR may hide FLOOR^(1/a) each, a close pair all it is."""
+        hidden = self.factors[residuals < FLOOR].sum() * FLOOR ** (1 / self.a)
+        return float(hidden) + self.unresolved
 
     def weights(self, residuals: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
         """w_k = (1 - v_k)^(1/a - 1), the tangents' slopes up to the factor 1/a."""
@@ -82,6 +89,7 @@ def pose(
         p=len(counts),
         m=m,
         a=a,
+        unresolved=_unresolved(gram, lam, reading),
     )
 
 
@@ -93,6 +101,12 @@ def shares(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"
     return np.where(alone, gram.lengths > 0, several)
 
 
+def complement(Y: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, "r s"]:
+    """An orthonormal basis of what the orthonormal columns of Y leave."""
+    rest: np.ndarray = np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :]
+    return rest
+
+
 def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
     """Which pairs are far enough from each other for the direction of their difference."""
     i, j = np.triu_indices(gram.p, 1)
@@ -101,7 +115,7 @@ def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
     return apart
 
 
-def unresolved(gram: Gram, lam: float, reading: Reading) -> float:
+def _unresolved(gram: Gram, lam: float, reading: Reading) -> float:
     """How much the pairs that differ, but are not far enough apart, could add to the objective."""
     if lam == 0 or gram.p == 1 or reading == "released":
         return 0.0

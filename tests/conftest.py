@@ -1,9 +1,11 @@
 """What every test runs under: checked shapes and types, one random state left as it was, hypothesis' profiles."""
 
 import os
+import pkgutil
 import random
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,28 +14,14 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 # Shapes and types are checked while the tests run, and only then: in every room but the compiled loops, which numba
-# takes as they are written, and the command line. tests/test_checks.py holds this list to the tree. The hook must be
-# there before fa is imported. (An option of jaxtyping's pytest plugin does the same, but cannot hand options to
-# beartype: here, that an int serves where a float is asked for, as for a type checker.)
-CHECKED = [
-    "attacks",
-    "augment",
-    "breakdown",
-    "certificate",
-    "checks",
-    "data",
-    "experiments",
-    "flags",
-    "gradients",
-    "gram",
-    "irls",
-    "line5",
-    "likelihood",
-]
-CHECKED += ["mixing", "models", "objective", "optimality", "regularizers", "rules", "sampling", "sdp", "seeds"]
-CHECKED += ["mapped", "precision", "proximal", "recipes", "selection", "terms", "training"]
+# takes as they are written, and the command line. The hook must be there before fa is imported. (An option of
+# jaxtyping's pytest plugin does the same, but cannot hand options to beartype: here, that an int serves where a float
+# is asked for, as for a type checker.)
+UNCHECKED = {"cli", "kernels"}
+ROOMS = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "fa")])}
 install_import_hook(
-    [f"fa.{room}" for room in CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    [f"fa.{room}" for room in sorted(ROOMS - UNCHECKED)],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
 # A shell has its background jobs ignore Ctrl-C, and they hand that down to the processes that a test interrupts.

@@ -1,6 +1,6 @@
-"""The rules written plainly, from their papers, in float64 and without the Gram matrix."""
+"""The rules, and eq. 5, written plainly, from their papers, in float64 and without the Gram matrix."""
 
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -62,6 +62,17 @@ def bulyan_selection(G, f):
 def bulyan(G, f):
     S = G[bulyan_selection(G, f)]
     return around(S, np.median(S, axis=0), len(S) - 2 * f)
+
+
+def eq5(G, Y, lam=0.0, a=2.0):
+    """Eq. 5 as it stands, (1 - v)^(1/a) for the square root, by the lengths of what Y leaves."""
+
+    def term(x):
+        x = x / max(np.linalg.norm(x), 1e-300)
+        return np.linalg.norm(x - Y @ (Y.T @ x)) ** (2 / a)
+
+    pairs = sum(term(x - y) for x, y in permutations(G, 2)) if lam else 0.0
+    return sum(term(g) for g in G) + lam / max(len(G) - 1, 1) * pairs
 
 
 def flag_median(G, m, lam, a, steps):

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from fa.experiments.store import Record, RunStore
 from fa.experiments.sweep import sweep
@@ -22,6 +23,7 @@ from fa.training import Progress, Run, TrainConfig, train
 from fa.training.flat import flatten
 from fa.training.rpc.server import NEW, Remote, Sent
 from fa.training.transport import Cluster
+from tests.processes import beside, build_normed, free_port, normed_worker
 
 CONFIG = TrainConfig(
     workers=4, byzantine=1, rule="median", iterations=12, batch=4, lr=0.05, momentum=0.9, seed=5, attack="sign_flip"
@@ -55,24 +57,37 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(cluster: Cluster | N
     assert [state.iteration for state in seen] == list(range(7, 13))
     assert numbers(again) == numbers(whole)
     assert again.curve[-1].seconds > 0
+    assert set(again.seconds_of) - {"join", "compute"} == {"gather", "aggregate", "update", "evaluate"}
+    assert ("join" in again.seconds_of) == ("compute" in again.seconds_of) == (cluster is not None)
     assert not kept.exists()  # the run is in out
 
 
-def normed(seed: int) -> nn.Module:
-    """The smallest model with batch norm."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
+def statistics(kept: Path) -> np.ndarray:
+    with np.load(kept, allow_pickle=False) as file:
+        return file["statistics"]
 
 
-def test_batch_norm_statistics_are_each_workers_own_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(*_: object, seed: int) -> nn.Module:
-        return normed(seed)
+@pytest.mark.parametrize("backend", ["simulate", "rpc"])
+def test_batch_norm_statistics_are_each_workers_own_again(
+    backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit those of a run that was never stopped; no two workers' are equal, so that none may be another's."""
+    monkeypatch.setattr("fa.training.loop.models.build", build_normed)
 
-    monkeypatch.setattr("fa.training.loop.models.build", build)
-    whole = train(CONFIG, threads=1)
-    again = train(CONFIG, threads=1, checkpoint=stop_half_way(tmp_path))
-    assert numbers(again) == numbers(whole)
+    def run_until(iteration: int, kept: Path, backend: str) -> np.ndarray:
+        port = free_port()
+        cluster = Cluster(port=port, spawn=False) if backend == "rpc" else None
+        workers = [beside(normed_worker, rank, port) for rank in range(CONFIG.workers if cluster else 0)]
+        with pytest.raises(Stop):
+            train(CONFIG, None, stopped_at(iteration), 1, cluster, kept, checkpoint_every=0)
+        for process in workers:
+            process.join(20)
+        return statistics(kept)
+
+    expected = run_until(11, tmp_path / "whole", "simulate")
+    half = run_until(6, tmp_path / "kept", backend)
+    assert len(np.unique(half, axis=0)) == CONFIG.workers
+    assert np.array_equal(run_until(11, tmp_path / "kept", backend), expected)
 
 
 def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_path: Path) -> None:
@@ -102,7 +117,7 @@ def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_pa
 
 
 def test_a_new_worker_process_is_given_the_batch_norm_statistics_of_its_rank() -> None:
-    model = normed(seed=0)
+    model = build_normed(seed=0)
     parameters = flatten(model)
     remote = Remote(model, replace(CONFIG, workers=2, byzantine=0), parameters, Cluster(quorum=1, deadline=30))
     remote.statistics()[1].tensors[0].fill_(3.0)
@@ -181,15 +196,46 @@ def test_a_checkpoint_without_a_place_is_named_before_any_work(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@contextmanager
+def rewriting(kept: Path) -> Iterator[dict[str, np.ndarray]]:
+    with np.load(kept, allow_pickle=False) as file:
+        arrays = dict(file)
+    yield arrays
+    with kept.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def said_again(kept: Path, change: Callable[[dict], object]) -> None:
+    with rewriting(kept) as arrays:
+        said = json.loads(arrays["said"].tobytes())
+        change(said)
+        arrays["said"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+
+
+def test_seconds_are_those_of_all_processes_that_did_a_share_of_the_run(tmp_path: Path) -> None:
+    kept = stop_half_way(tmp_path)
+    said_again(kept, lambda said: said.update(whole=1e6) or said["seconds_of"].update(gather=5e5, join=3.0))
+    again = train(CONFIG, threads=1, checkpoint=kept)
+    assert 1e6 < again.seconds < 2e6
+    assert 5e5 < again.seconds_of["gather"] < 6e5
+    assert again.seconds_of["join"] == 3.0
+    assert set(again.seconds_of) == {"join", "gather", "aggregate", "update", "evaluate"}
+
+
+def test_a_checkpoint_of_before_there_were_parts_is_read(tmp_path: Path) -> None:
+    kept = stop_half_way(tmp_path)
+    said_again(kept, lambda said: said.update(seconds=1e6) or said.pop("whole") or said.pop("seconds_of"))
+    again = train(CONFIG, threads=1, checkpoint=kept)
+    assert numbers(again) == numbers(train(CONFIG, threads=1))
+    assert again.seconds > 1e6
+
+
 def test_a_sweep_goes_on_from_a_runs_checkpoint(tmp_path: Path) -> None:
     store = RunStore(tmp_path)
     kept = store.checkpoint(CONFIG)
     stop_half_way(tmp_path).rename(kept)
-    with np.load(kept, allow_pickle=False) as file:
-        arrays = dict(file)
-    arrays["parameters"] = torch.zeros_like(torch.from_numpy(arrays["parameters"])).numpy()
-    with kept.open("wb") as file:
-        np.savez(file, **arrays)  # so that it shows whether the run began there
+    with rewriting(kept) as arrays:  # so that it shows whether the run began there
+        arrays["parameters"] = torch.zeros_like(torch.from_numpy(arrays["parameters"])).numpy()
     (outcome,) = sweep([CONFIG], store, jobs=1, progress=False)
     assert outcome.record is not None
     whole = train(CONFIG, threads=1)

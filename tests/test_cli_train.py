@@ -96,7 +96,8 @@ def test_options_of_rules_reach_the_rule(capsys: pytest.CaptureFixture[str], mon
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], "trian"),
+        (["trian"], "command must be one of train, server, worker, "),
+        (["trian"], "did you mean 'train'?"),
         (["train", "--lamda", "3"], "--lamda"),
         (["train", "--workers", "many"], "many"),
         (["train", "--workers", "0"], "workers must be an integer of at least 1; it is 0"),

@@ -25,7 +25,7 @@ from torch import Tensor
 from fa import cli, data, seeds
 from fa.data import batches, make_mini, mini, registry, sources, store
 from fa.data.batches import crop_flip, minibatch, normalise, random_crop_flip
-from fa.data.dataset import ARRAYS, Dataset, MissingDataError, content_checksum
+from fa.data.dataset import ARRAYS, Dataset, MissingDataError, content_checksum, hold_out
 from fa.data.sources import Files, Package, Report, Source, SourceError
 from fa.sampling import SAMPLINGS
 
@@ -510,6 +510,27 @@ def test_torchvision_without_a_network_fails_in_one_line(
         assert "\n" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
     assert socket.getdefaulttimeout() is None
+
+
+# Images held out for validation
+
+
+def test_held_out_images_take_the_place_of_the_test_images_and_are_not_trained_on(digits: Dataset) -> None:
+    kept = hold_out(digits, 0.2)
+    assert (len(kept.train_images), len(kept.test_images)) == (8_000, 2_000)
+    before = [image.numpy().tobytes() for image in digits.train_images]
+    assert len(set(before)) == len(before)  # so that an image tells where it came from
+    train, test = ([image.numpy().tobytes() for image in images] for images in (kept.train_images, kept.test_images))
+    assert sorted(train + test) == sorted(before)
+    labels = dict(zip(before, digits.train_labels.tolist(), strict=True))
+    assert [labels[image] for image in train] == kept.train_labels.tolist()
+    assert [labels[image] for image in test] == kept.test_labels.tolist()
+    assert min(kept.test_labels.bincount()) > 150  # of each digit
+    again = hold_out(digits, 0.2)
+    assert torch.equal(again.test_images, kept.test_images)
+    for share in (1e-5, 0.99999):
+        with pytest.raises(ValueError, match="validation must be a share that keeps some of 10000 training images"):
+            hold_out(digits, share)
 
 
 # Tiny ImageNet

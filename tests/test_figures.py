@@ -17,7 +17,7 @@ from fa.experiments.claims import Lead, accuracies, lead
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES, sized
 from fa.experiments.store import Record
-from fa.experiments.study import Case, Results, Study, final_accuracies, make_study
+from fa.experiments.study import Case, Results, Study, final_accuracies, last_points, make_study
 from fa.experiments.sweep import Outcome
 from fa.rules import make_rule
 from fa.training import TrainConfig
@@ -198,6 +198,25 @@ def test_verdicts_on_the_rules_can_go_either_way() -> None:
     assert "f = 2: FA 0.900 (0.900 to 0.900), best other Median 0.950" in claims[0].measured
 
 
+def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
+    def of_two(fa: float) -> list[str]:
+        numbers = fig04_table(fa, 0.8, 0.1)
+        chosen = numbers[(numbers["f"] == 3) & numbers["variant"].isin(["fa", "multi_krum"])]
+        assert len(fig04.draw(chosen, "title").axes) == 1
+        return verdicts(fig04.claims(chosen, 0.1))
+
+    assert of_two(0.9) == ["not testable here"] * 2
+    assert of_two(0.7) == ["not reproduced"] * 2
+    study = fig04.study("paper", seeds=[2021], variants=["fa", "multi_krum"], faulty=[3])
+    assert [(cell.variant, cell.case.f) for cell in study.cells] == [("fa", 3), ("multi_krum", 3)]
+    assert study.folder.name == "paper-custom"
+    assert set(study.configs) < set(fig04.study("paper").configs)
+    with pytest.raises(ValueError, match=r"a variant must be one of fa, .*; it is 'krum'$"):
+        fig04.study("quick", variants=["krum"])
+    with pytest.raises(ValueError, match="a number of faulty workers must be 1, 2 or 3; it is 4"):
+        fig04.study("quick", faulty=[4])
+
+
 def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:
     ours, theirs = [0.80, 0.83, 0.85], [0.78, 0.80, 0.84]
     its = Lead("f = 1", ours, "median", theirs)
@@ -332,6 +351,16 @@ def test_the_verdict_on_larger_batches(ours: tuple[float, ...], expected: list[s
     claims = fig05.claims(panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
     assert verdicts(claims) == expected
     assert f"B = 64: FA {ours[2]:.3f}" in claims[0].measured
+    assert claims[1].measured.endswith("; 20/20/20 iterations")
+
+
+@pytest.mark.parametrize(("ours", "expected"), [((0.8, 0.85, 0.9), "in part"), ((0.8, 0.8, 0.8), "not reproduced")])
+def test_larger_batches_with_other_numbers_of_iterations_are_no_proof(ours: tuple[float, ...], expected: str) -> None:
+    numbers = panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours})
+    numbers.loc[numbers["batch"] == 64, "iteration"] //= 2
+    claims = fig05.claims(numbers, 0.1)
+    assert verdicts(claims) == ["reproduced", expected]
+    assert claims[1].measured.endswith("; 20/20/10 iterations, so that batch alone may not be the reason")
 
 
 @pytest.mark.parametrize(
@@ -346,6 +375,15 @@ def test_the_verdict_on_more_workers(ours: tuple[float, ...], expected: list[str
     claims = fig06bcd.claims(panels_table("workers", (11, 13, 15), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
     assert verdicts(claims) == expected
     assert f"p = 13: {ours[1]:.3f}" in claims[1].measured
+    assert "iterations" not in claims[1].measured
+
+
+def test_more_workers_in_longer_runs_are_no_proof() -> None:
+    numbers = panels_table("workers", (11, 13, 15), others(0.7, 0.7, 0.7) | {"fa": (0.7, 0.75, 0.9)})
+    numbers.loc[numbers["workers"] == 15, "iteration"] *= 2
+    claim = fig06bcd.claims(numbers, 0.1)[1]
+    assert claim.verdict == "in part"
+    assert claim.measured.endswith("; 20/20/40 iterations, so that workers alone may not be the reason")
 
 
 def lambda_tables(
@@ -443,3 +481,10 @@ def test_a_finished_study_tells_of_its_runs(tmp_path: Path) -> None:
     descriptions = study.run(progress=False).descriptions
     assert [TrainConfig.from_json(json.dumps(run["config"])) for run in descriptions] == study.configs
     assert {run["threads"] for run in descriptions} == {1}
+
+
+def test_a_setting_that_only_later_runs_name_still_tells_their_curves_apart(tmp_path: Path) -> None:
+    study = make_study("figure", "smoke", [Case("mean", 1), Case("mean", 1, {"lr": 0.1})], tmp_path, iterations=1)
+    numbers = study.run(progress=False).table()
+    assert list(numbers.columns[:6]) == ["variant", "label", "f", "lr", "seed", "iteration"]
+    assert len(last_points(numbers)) == 2

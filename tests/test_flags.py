@@ -1,19 +1,17 @@
 """Nested subspaces against IRLS, pymanopt and polar steps, what workers name, and what must always hold."""
 
 import numpy as np
-import pymanopt
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pymanopt.manifolds import Stiefel
-from pymanopt.optimizers import ConjugateGradient
 
 from fa import flags, irls, objective
 from fa.gram import measure
 from fa.rules import RULES, make_rule
 from fa.sdp import certify
 from tests import tensors
+from tests.peers import best_of_pymanopt, unit_in_span
 
 
 def normal(p, n, seed=0):
@@ -30,41 +28,9 @@ def basis(G, solution):
     return np.vstack(G).T @ solution.coefficients
 
 
-def terms_of(G):
-    """The unit gradients in an orthonormal basis of their span, (r, p)."""
-    X = (G / np.linalg.norm(G, axis=1, keepdims=True)).T
-    return np.linalg.qr(X)[0].T @ X
-
-
-def best_of_pymanopt(G, dims, a, starts):
-    """The lowest nested objective that conjugate gradients on the Stiefel manifold find."""
-    T = terms_of(G)
-    manifold = Stiefel(len(T), dims[-1])
-
-    def left(Y, m):
-        return np.maximum(np.square(T - Y[:, :m] @ (Y[:, :m].T @ T)).sum(axis=0), 1e-12)
-
-    @pymanopt.function.numpy(manifold)
-    def cost(Y):
-        return sum(np.sum(left(Y, m) ** (1 / a)) for m in dims)
-
-    @pymanopt.function.numpy(manifold)
-    def gradient(Y):
-        total = np.zeros_like(Y)
-        for m in dims:
-            total[:, :m] -= 2 / a * (T * left(Y, m) ** (1 / a - 1)) @ (T.T @ Y[:, :m])
-        return total
-
-    problem = pymanopt.Problem(manifold, cost, euclidean_gradient=gradient)
-    optimizer = ConjugateGradient(verbosity=0, max_iterations=300, min_gradient_norm=1e-7)
-    generator = np.random.default_rng(0)
-    points = [np.linalg.qr(generator.standard_normal((len(T), dims[-1])))[0] for _ in range(starts)]
-    return min(optimizer.run(problem, initial_point=point).cost for point in points)
-
-
 def polar_steps(G, dims, a, Y, steps):
     """The plain majorisation: linear in Y, whose minimiser is a polar factor. Y (r, m_K); the objective at the end."""
-    T = terms_of(G)
+    T = unit_in_span(G)
 
     def left(Y, m):
         return np.maximum(np.square(T - Y[:, :m] @ (Y[:, :m].T @ T)).sum(axis=0), irls.FLOOR)
@@ -87,6 +53,18 @@ def test_one_level_is_irls(a, lam):
     assert flag.objective == pytest.approx(solution.objective, rel=1e-6)
     np.testing.assert_allclose(flag.values, [solution.values], atol=1e-5)
     np.testing.assert_allclose(flag.direction(), solution.direction(), atol=1e-5)
+
+
+def test_a_levels_resolution_is_that_of_its_own_terms():
+    """Three of five gradients are reproduced: each may hide sqrt(1e-12), once; a close pair hides its term."""
+    G = np.diag([1.0, 2, 3, 4, 5]) @ np.eye(5, 20)
+    inner, outer = flags.solve(G, (1, 3)).levels
+    assert inner.resolution == pytest.approx(1e-6)
+    assert outer.resolution == pytest.approx(irls.solve(G, m=3).resolution) == pytest.approx(3e-6)
+    G = normal(5, 20)
+    G[1] = G[0] + 1e-8 * normal(1, 20, seed=1)[0]
+    (level,) = flags.solve(G, (1,), lam=2.0).levels
+    assert level.resolution == pytest.approx(2 * 2.0 / 4, rel=1e-5)
 
 
 def test_one_level_takes_the_steps_of_irls():
@@ -162,7 +140,7 @@ def test_polar_steps_from_its_end_gain_nothing():
     G = normal(7, 20)
     flag = flags.solve(G, (1, 3), max_iter=1000, tol=1e-13)
     X = (G / np.linalg.norm(G, axis=1, keepdims=True)).T
-    end = np.linalg.qr(X)[0].T @ basis(G, flag)
+    end = np.linalg.qr(X)[0].T @ basis(G, flag)  # in the basis of unit_in_span
     before, after = (polar_steps(G, (1, 3), 2.0, end, steps) for steps in (0, 200))
     assert before == pytest.approx(flag.objective, abs=sum(level.resolution for level in flag.levels))
     assert after >= before - 1e-9
@@ -266,6 +244,10 @@ def test_restricting_projects_each_worker_on_what_it_names():
     groups = [G[:2], G[2:3], G[3:]]
     for ours, rows, entry in zip(flags.restrict(groups, RELEVANT[:3]), groups, RELEVANT[:3], strict=True):
         np.testing.assert_allclose(ours, rows @ projector(entry, 12), atol=1e-12)
+    for lone in ([g[None] for g in G], [G[0], *(g[None] for g in G[1:])]):
+        ours = flags.restrict(lone, RELEVANT)
+        assert [g.shape for g in ours] == [g.shape for g in lone]
+        np.testing.assert_allclose(np.vstack(ours), expected, atol=1e-12)
     alone = flags.restrict([torch.from_numpy(g) for g in G], RELEVANT)
     np.testing.assert_allclose(torch.stack(alone), expected, atol=1e-12)
     layers = flags.restrict([{"w": g[:8].reshape(2, 4), "b": g[8:]} for g in G], RELEVANT)

@@ -6,6 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fa
+from fa import irls
 from fa.gram import Gram, measure
 from fa.mixing import STEPS, Situation, mix
 from fa.selection import krum_scores
@@ -65,7 +67,7 @@ def test_equal_rows_are_at_distance_zero_exactly():
 
 def test_krum_agrees_with_float64_under_a_large_common_offset():
     """The trap: in float32, K_ii + K_jj - 2 K_ij is noise here, and even negative."""
-    G = normal(9, 100_000) * np.linspace(1, 1.1, 9, dtype=np.float32)[:, None] + np.float32(300)
+    G = normal(9, 100_000) * np.linspace(1, 1.1, 9, dtype=np.float32)[:, None] + np.float32(3000)
     gram, _ = measure(torch.from_numpy(G))
     exact = krum_scores(squared_distances(G), 5)
     assert list(np.argsort(krum_scores(gram.D2, 5))) == list(np.argsort(exact))
@@ -125,6 +127,23 @@ def test_nearest_neighbour_mixing_is_the_mean_of_the_nearest():
     D2 = squared_distances(G)
     expected = [G[sorted(range(7), key=lambda j: D2[i, j])[:5]].mean(axis=0) for i in range(7)]
     np.testing.assert_allclose(mixed("nnm", G, f=2), expected, rtol=1e-12)
+
+
+def test_the_subspace_step_projects_each_gradient_onto_fas():
+    G = normal(9, 60, np.float64) + 0.3
+    G[4] = 0
+    Y = G.T @ irls.solve(torch.from_numpy(G)).coefficients
+    np.testing.assert_allclose(Y.T @ Y, np.eye(5), atol=1e-10)
+    np.testing.assert_allclose(mixed("subspace", G), G @ Y @ Y.T, atol=1e-12)
+
+
+def test_the_mean_behind_the_subspace_step_is_algorithm_1_whatever_the_scale():
+    for scale in (1e-200, 1.0, 1e200):
+        G = torch.from_numpy(scale * (normal(8, 60, np.float64, seed=3) + 0.3))
+        printed = fa.aggregate(G, "fa", before=())
+        np.testing.assert_allclose(
+            fa.aggregate(G, "mean", before=("subspace",)), printed, rtol=1e-9, atol=1e-12 * scale
+        )
 
 
 def test_bucketing_averages_pairs_and_depends_on_seed_and_iteration_only():

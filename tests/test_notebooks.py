@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fa.cli import cli
-from fa.experiments import FIGURES, figure_module, named, notebooks
+from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, named, notebooks
 from fa.experiments.notebooks import execute, find
 from fa.experiments.store import Record
 from fa.experiments.study import Study
@@ -19,7 +19,9 @@ from fa.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-OF_FIGURES, OF_THEORY = ([path for path in NOTEBOOKS if path.stem.startswith(family)] for family in ("fig", "theory"))
+OF_FIGURES, OF_EXTRAS, OF_SUPPLEMENT, OF_THEORY = (
+    [path for path in NOTEBOOKS if path.stem.startswith(family)] for family in ("fig", "extra", "supp", "theory")
+)
 NEEDED = {
     "fig": {"profile", "out", "jobs", "seeds", "iterations", "dataset", "device"},
     "theory": {"profile", "seed"},
@@ -32,12 +34,13 @@ def pictures(executed: Path) -> int:
 
 
 def test_every_figure_has_its_notebook() -> None:
-    assert [path.stem for path in find()] == sorted(figure_module(name).NAME for name in FIGURES) == sorted(FIGURES)
+    for family, names in (("fig", FIGURES), ("extra", EXTRAS), ("supp", SUPPLEMENT)):
+        assert [path.stem for path in find([family])] == [figure_module(name).NAME for name in names] == list(names)
 
 
 def test_notebooks_are_found_by_whole_and_short_names_and_by_family() -> None:
     stems = ["fig02_mean", "fig06bcd_more", "theory01_flags", "theory02_beta"]
-    assert named(["fig"], stems) == stems[:2]
+    assert named(["fig"], stems) == named(["figs"], stems) == stems[:2]
     assert named(["theory02", "fig06bcd", "theory02_beta"], stems) == ["fig06bcd_more", "theory02_beta"]
     assert named(["theory"], stems) == stems[2:]
     for name in ("fig0", "fig02_", "theory03", "mean", ""):
@@ -56,7 +59,7 @@ def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
     nbformat.validate(notebook)
     assert [cell["metadata"].get("tags", []) for cell in notebook["cells"]].count(["parameters"]) == 1
     parameters = papermill.inspect_notebook(path)
-    assert NEEDED["fig" if path in OF_FIGURES else "theory"] <= parameters.keys()
+    assert NEEDED["fig" if path in (*OF_FIGURES, *OF_EXTRAS, *OF_SUPPLEMENT) else "theory"] <= parameters.keys()
     for parameter in parameters.values():
         assert parameter["inferred_type_name"] != "None"
         assert parameter["help"]
@@ -109,7 +112,7 @@ def test_sweep_says_that_a_figure_has_nothing_to_do_before_it_is_drawn(tmp_path:
 def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail_once(configs: list[TrainConfig], store: object, jobs: int | None, progress: bool) -> list[Outcome]:
+    def fail_once(configs: list[TrainConfig], *_: object) -> list[Outcome]:
         kept = [Outcome(config, Record(tmp_path)) for config in configs]
         return [Outcome(configs[0], None, "Traceback\nValueError: no reason"), *kept[1:]]
 

@@ -12,6 +12,7 @@ from pymanopt.manifolds import Grassmann
 from fa import irls, optimality
 from fa.gram import measure
 from fa.selection import bulyan_selection
+from tests import reference
 
 
 def shifted(p, n, seed=0, shift=0.4):
@@ -81,6 +82,15 @@ def test_r_is_made_of_the_multipliers(lam):
     np.testing.assert_allclose(np.linalg.eigvalsh(found.Lambda), np.linalg.eigvalsh(Lambda), rtol=1e-8)
 
 
+def test_a_constant_regularizer_is_no_pair():
+    G = shifted(7, 40)
+    plain, group = converged(G, m=3), converged(G, m=3, lam=5.0, regularizer="group")
+    np.testing.assert_array_equal(optimality.right_multiplication(group).R, optimality.right_multiplication(plain).R)
+    np.testing.assert_array_equal(
+        optimality.second_order(group).eigenvalues, optimality.second_order(plain).eigenvalues
+    )
+
+
 def test_the_identity_fails_where_y_is_not_stationary():
     G = shifted(7, 40)
     assert optimality.right_multiplication(irls.solve(G, m=3, a=3.0, max_iter=1)).violation > 1e-2
@@ -97,9 +107,13 @@ def test_the_identity_with_several_gradients_a_worker_and_with_zeros():
 
 
 def test_selection_is_a_right_multiplication():
-    G = shifted(7, 20)
-    chosen = bulyan_selection(measure(torch.from_numpy(G))[0], 1)
-    np.testing.assert_array_equal(G.T @ optimality.selection_matrix(chosen, 7), G[list(chosen)].T)
+    """Bulyan's second half on the columns of G^T S is the rule; the plain one has chosen the same."""
+    G = shifted(11, 20)
+    S = optimality.selection_matrix(bulyan_selection(measure(torch.from_numpy(G))[0], 2), 11)
+    assert S.shape == (11, 7)
+    chosen = (G.T @ S).T
+    np.testing.assert_allclose(reference.around(chosen, np.median(chosen, axis=0), 3), reference.bulyan(G, 2))
+    assert not np.allclose(reference.around(G[:7], np.median(G[:7], axis=0), 3), reference.bulyan(G, 2))
 
 
 @pytest.mark.parametrize("max_iter", [1, 5000], ids=["nowhere", "limit"])

@@ -137,6 +137,14 @@ def test_the_command_builds_a_data_set_that_loads_again(tmp_path: Path) -> None:
     assert load_built(tmp_path / "again").checksum == made.checksum == manifest["checksum"]
 
 
+def test_a_run_trains_on_a_folder_that_was_written(tmp_path: Path) -> None:
+    run("half", "--out", tmp_path / "set", "--seed", 5)
+    short = {"workers": 3, "byzantine": 0, "iterations": 2, "batch": 4}
+    written = train(TrainConfig(dataset=str(tmp_path / "set"), **short))
+    assert written.checksum == load_built(tmp_path / "set").checksum
+    assert written.curve[-1].train_loss != train(TrainConfig(**short)).curve[-1].train_loss
+
+
 def test_a_damaged_set_is_not_loaded_and_a_folder_is_not_overwritten(tmp_path: Path) -> None:
     out = build(Recipe(noise=(0.1,)), MNIST, tmp_path / "set", 0)
     with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):

@@ -2,14 +2,16 @@
 
 import cvxpy as cp
 import numpy as np
-import pymanopt
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pymanopt.manifolds import Stiefel
 
-from fa import irls, line5, make_rule, objective, regularizers
+from fa import irls, line5, make_rule, objective
 from fa.gram import measure
+from fa.kernels import stiefel
+from tests.peers import lowest
 
 
 def normal(n, m, seed=0):
@@ -17,17 +19,36 @@ def normal(n, m, seed=0):
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 2.0])
-@pytest.mark.parametrize("name", regularizers.NAMES)
+@pytest.mark.parametrize("name", ["l1", "rows"])
 def test_the_proximal_map_is_the_minimiser_that_cvxpy_finds(name, t):
-    V = normal(7, 3)
-    Z = cp.Variable(V.shape)
-    norms = {"l1": cp.sum(cp.abs(Z)), "group": cp.sum(cp.norm(Z, 2, axis=0)), "rows": cp.sum(cp.norm(Z, 2, axis=1))}
-    cp.Problem(cp.Minimize(cp.sum_squares(Z - V) / 2 + t * norms[name])).solve(solver="CLARABEL")
-    ours = regularizers.prox(name, torch.from_numpy(V), t)
+    """Of V = Y T + G^T C, with rows of Y that are 0; and what is returned beside it."""
+    G, Y, T, C = normal(4, 9), normal(9, 3, 1), normal(3, 3, 2), normal(4, 3, 3)
+    Y[:3], T, C = 0.0, (T + T.T) / 4, C / 4
+    V, ours, Z = Y @ T + G.T @ C, np.empty((9, 3)), cp.Variable((9, 3))
+    products, squares, moved, _, _ = stiefel.prox(G, Y, T, C, t, name == "rows", ours)
+    norm = cp.sum(cp.abs(Z)) if name == "l1" else cp.sum(cp.norm(Z, 2, axis=1))
+    cp.Problem(cp.Minimize(cp.sum_squares(Z - V) / 2 + t * norm)).solve(solver="CLARABEL")
     np.testing.assert_allclose(ours, Z.value, atol=1e-5)
     if t == 2.0:
-        assert (ours == 0).any()
-    assert not regularizers.prox(name, torch.zeros(2, 3, dtype=torch.float64), t).any()
+        assert (ours == 0).all(axis=1).any()
+    np.testing.assert_allclose(products, Y.T @ ours, atol=1e-12)
+    assert (squares, moved) == (pytest.approx(np.sum(ours**2)), pytest.approx(np.sum((ours - Y) ** 2)))
+
+
+@pytest.mark.parametrize("name", ["l1", "rows"])
+def test_its_derivative_is_that_of_finite_differences(name):
+    """The second one of ||Z||^2/2 along a symmetric S, from the blocks and the bend."""
+    G, Y, T, C, S = normal(4, 9), normal(9, 3, 1), normal(3, 3, 2), normal(4, 3, 3), normal(3, 3, 4)
+    T, S, Z = T + T.T, S + S.T, np.empty((9, 3))
+
+    def half(step):
+        return stiefel.prox(G, Y, T + step * S, C, 0.7, name == "rows", Z)[1] / 2
+
+    *_, blocks, bend = stiefel.prox(G, Y, T, C, 0.7, name == "rows", Z)
+    upper = S[np.triu_indices(3)]
+    expected = sum(S[:, j] @ blocks[j] @ S[:, j] for j in range(3)) + upper @ bend @ upper
+    assert (half(1e-4) + half(-1e-4) - 2 * half(0.0)) / 1e-8 == pytest.approx(expected, rel=1e-5)
+    assert bend.any() == (name == "rows")
 
 
 def solved(G, name, lam, **options):
@@ -76,19 +97,21 @@ def test_with_restarts_it_reaches_what_pymanopt_finds_with_the_norm_smoothed(nam
     """n = 6, m = 2; the smoothed norm is above the norm, so that the best of pymanopt's starts bounds from above."""
     for seed in range(3):
         G = normal(5, 6, seed)
-        X = torch.from_numpy(G / np.linalg.norm(G, axis=1, keepdims=True))
-        manifold = pymanopt.manifolds.Stiefel(6, 2)
+        X = G / np.linalg.norm(G, axis=1, keepdims=True)
 
-        @pymanopt.function.pytorch(manifold)
-        def cost(Y, X=X):
-            left = (X - X @ Y @ Y.T).square().sum(dim=1) + 1e-12
-            squares = Y.square() if name == "l1" else Y.square().sum(dim=1)
-            return left.sqrt().sum() + 0.3 * (squares + 1e-8).sqrt().sum()
+        def lengths(Y):
+            return np.sqrt((np.square(Y) if name == "l1" else np.square(Y).sum(axis=1, keepdims=True)) + 1e-8)
 
-        problem = pymanopt.Problem(manifold, cost)
-        optimizer = pymanopt.optimizers.ConjugateGradient(verbosity=0, max_iterations=100)
-        starts = [np.linalg.qr(normal(6, 2, 100 + start))[0] for start in range(4)]
-        theirs = min(optimizer.run(problem, initial_point=start).cost for start in starts)
+        def left(Y, X=X):
+            return np.sqrt(np.square(X - X @ Y @ Y.T).sum(axis=1, keepdims=True) + 1e-12)
+
+        def cost(Y, left=left):
+            return left(Y).sum() + 0.3 * lengths(Y).sum()
+
+        def gradient(Y, X=X, left=left):  # of left: that of (1 - ||Y^T x||^2)^(1/2), the same on the manifold
+            return -X.T @ (X @ Y / left(Y)) + 0.3 * Y / lengths(Y)
+
+        theirs = lowest(Stiefel(6, 2), cost, gradient, starts=4, seed=100 + seed, steps=100)
         ours = solved(G, name, 0.3, m=2, max_iter=100, restarts=8)
         assert ours.objective <= theirs * (1 + 1e-3)
 
@@ -147,9 +170,12 @@ def test_the_rule_takes_arrays_and_tensors_of_every_dtype(name):
     np.testing.assert_allclose(result.direction, solution.Y @ (solution.Y.T @ G.mean(axis=0)), atol=1e-12)
     np.testing.assert_allclose(result.decision.values, solution.values, atol=1e-9)
     assert result.decision.weights is None
-    for dtype in (torch.float32, torch.bfloat16):
-        d = rule(torch.from_numpy(G).to(dtype))
+    for dtype, digits in ((torch.float64, 1e-9), (torch.float32, 1e-4), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)):
+        tensor = torch.from_numpy(G).to(dtype)
+        d = rule(tensor)
         assert d.dtype == dtype
+        exact = rule(tensor.double())
+        np.testing.assert_allclose(d.double(), exact, rtol=0, atol=digits * float(exact.abs().max()))
     single = solved(G.astype(np.float32), name, 0.3, m=3)
     assert single.Y.dtype == single.direction().dtype == np.float32
     bad = np.vstack([G, np.full((1, 40), np.nan)])

@@ -3,26 +3,28 @@
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fa import models
+from fa import cli, models
 from fa.checks import ConditionError
 from fa.rules import RULES
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.flat import flatten
-from fa.training.rpc.server import NEW, Remote, Sent
+from fa.training.rpc import star
+from fa.training.rpc.server import NEW, Remote, Sent, exchange
 from fa.training.transport import Cluster
+from tests.processes import alive, beside, descendants, free_port, plain_worker, wait_until
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
 FEWER = {"bulyan": 0, "krum": 0, "multi_krum": 0}  # f, where four workers are too few for a faulty one
@@ -41,6 +43,24 @@ def test_same_trajectory_as_the_simulation(rule: str) -> None:
     assert seen == expected  # equal bits: the same arithmetic, with one thread each
     assert there.workers == here.workers
     assert there.final_accuracy == here.final_accuracy
+
+
+@pytest.mark.parametrize("lost", ["zero", "previous"])
+def test_datagrams_over_loopback_lose_nothing_and_give_the_simulations_numbers(lost: str) -> None:
+    there, seen = losses(SMALL, Cluster(gradients="udp", lost=lost))
+    here, expected = losses(SMALL, None)
+    assert seen == expected
+    assert there.workers == here.workers  # where a loss would be told
+    assert there.backend == {"name": "rpc", "deadline": 60.0, "quorum": None, "gradients": "udp", "lost": lost}
+
+
+def test_what_datagrams_need_is_told() -> None:
+    with pytest.raises(ValueError, match="gradients must be one of rpc, udp; it is 'tcp'"):
+        Cluster(gradients="tcp")
+    with pytest.raises(ValueError, match="lost must be one of zero, previous; it is 'mean'"):
+        Cluster(gradients="udp", lost="mean")
+    with pytest.raises(ValueError, match="gradients must be 'udp' where lost is 'previous'; it is 'rpc'"):
+        Cluster(lost="previous")
 
 
 def at(iteration: int, act: Callable[[], None]) -> Callable[[Progress], None]:
@@ -117,14 +137,86 @@ def test_a_quorum_does_not_wait_for_the_slowest() -> None:
         train(config, cluster=Cluster(quorum=5))
 
 
+def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again() -> None:
+    """It is stopped, so that it cannot answer, then killed while the server waits; a new process takes its rank."""
+    config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1, iterations=4000)
+    port, again = free_port(), []
+
+    def act(state: Progress) -> None:
+        if state.iteration == 5:
+            victim = process(2)
+            os.kill(victim, signal.SIGSTOP)
+            threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
+        if state.iteration == 6:
+            again.append(beside(plain_worker, 2, port))
+        if again and bool(state.G[2].isfinite().all()):
+            raise Rejoined(state.iteration)
+
+    with pytest.raises(Rejoined) as seen:
+        train(config, cluster=Cluster(port=port, deadline=30), progress=act)
+    assert seen.value.args[0] > 6
+    again[0].join(10)
+    assert not multiprocessing.active_children()
+
+
+class Rejoined(Exception):
+    pass
+
+
+def honest(_: None, rank: int, port: int) -> None:
+    plain_worker(rank, port)
+
+
+LIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "NaN": lambda gradient: gradient.clone().index_fill_(0, torch.tensor([7]), torch.nan),
+    "Inf": lambda gradient: gradient.clone().index_fill_(0, torch.tensor([7]), torch.inf),
+    "length": lambda gradient: gradient[:-1].clone(),
+    "dtype": lambda gradient: gradient.double(),
+    "shape": lambda gradient: gradient[None].clone(),
+}
+
+
+def lie(kind: str, rank: int, port: int) -> None:
+    """In a process of its own: a worker whose gradients are changed before they are sent."""
+    ask = star.ask
+
+    def lying(function: Callable, *arguments: object) -> object:
+        if function is exchange and arguments[1] != NEW:
+            arguments = (*arguments[:2], LIES[kind](arguments[2]), *arguments[3:])
+        return ask(function, *arguments)
+
+    star.ask = lying
+    plain_worker(rank, port)
+
+
+def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
+    kinds = [None, None, None, *LIES]
+    config = replace(SMALL, rule="median", workers=len(kinds), byzantine=0, iterations=3)
+    port = free_port()
+    others = [beside(lie if kind else honest, kind, rank, port) for rank, kind in enumerate(kinds)]
+    run = train(config, cluster=Cluster(port=port, spawn=False))
+    for other in others:
+        other.join(20)
+    n = 21_840
+    said = {
+        "NaN": "NaN or Inf",
+        "Inf": "NaN or Inf",
+        "length": f"sent ({n - 1},) of torch.float32, not ({n},) of torch.float32",
+        "dtype": f"sent ({n},) of torch.float64, not ({n},) of torch.float32",
+        "shape": f"sent (1, {n}) of torch.float32, not ({n},) of torch.float32",
+    }
+    for rank, kind in enumerate(kinds):
+        assert reasons(run, rank) == {f"left out: {said[kind]}" if kind else "used": 3}
+    assert [other.exitcode for other in others] == [0] * len(kinds)
+
+
 SERVER = """
 from fa.training import TrainConfig, train
 from fa.training.transport import Cluster
-import multiprocessing
 
 def tell(state):
     if state.iteration == 2:
-        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        print("training", flush=True)
 
 if __name__ == "__main__":
     config = TrainConfig(rule="median", workers=3, byzantine=0, iterations=100000, batch=4)
@@ -132,35 +224,43 @@ if __name__ == "__main__":
 """
 
 
-def test_no_process_outlives_the_server(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
+@pytest.mark.parametrize(
+    ("victim", "how", "stopping"),
+    [
+        ("server", signal.SIGKILL, True),
+        ("server", signal.SIGTERM, False),
+        ("server", signal.SIGINT, False),
+        ("forks", signal.SIGKILL, True),
+    ],
+    ids=["server killed, a worker stopped", "server terminated", "Ctrl-C", "fork server killed, a worker stopped"],
+)
+def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: signal.Signals, stopping: bool) -> None:
     script = tmp_path / "serve.py"
     script.write_text(SERVER)
-    server = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, script]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
-    workers = [int(pid) for pid in server.stdout.readline().split()]
-    assert len(workers) == 3
-    os.kill(workers[0], signal.SIGSTOP)  # a stopped process cannot end itself
-    server.kill()
-    server.communicate()
-    until = time.monotonic() + 20
-    while any(alive(pid) for pid in workers) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not [pid for pid in workers if alive(pid)]
-
-
-def alive(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+        assert server.stdout.readline() == "training\n"
+        below = descendants(server.pid)
+        (forks,) = (child for child in below if len(descendants(child)) == 3)
+        if stopping:  # a stopped process cannot end itself
+            os.kill(min(descendants(forks)), signal.SIGSTOP)
+        os.kill(forks if victim == "forks" else server.pid, how)
+        _, told = server.communicate(timeout=300)
+        wait_until(lambda: not any(map(alive, below)))
+    finally:
+        server.kill()
+    if victim == "forks":
+        assert "no honest worker is left (worker 0: its process has ended; worker 1" in told
 
 
 def test_workers_started_by_hand(tmp_path: Path) -> None:
     """The command line's files are those of the simulation, but for what tells the time."""
     fa = [sys.executable, "-c", "from fa.cli import main; main()"]
     run = [*fa, "train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        where = f"127.0.0.1:{free.getsockname()[1]}"
+    where = f"127.0.0.1:{free_port()}"
     out = [*run, "--threads", "1", "--out"]
     workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--master", where]) for rank in range(2)]
     subprocess.run([*out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
@@ -190,7 +290,7 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
     model = models.build("convnet", 1, 10, 28, seed=0)
     parameters = flatten(model)
-    remote = Remote(model, config, parameters, Cluster())
+    remote = Remote(model, config, parameters, Cluster(), measured=True)
 
     def send(rank: int, iteration: int, length: int) -> None:
         remote.exchange(Sent(rank, iteration, torch.ones(length), torch.ones(()), []))
@@ -204,3 +304,36 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     assert gathered.missing == {1: f"sent (3,) of torch.float32, not ({len(parameters)},) of torch.float32"}
     assert bool(gathered.G[1].isnan().all())
     assert bool((gathered.G[0] == 1).all())
+    assert gathered.products is not None
+    assert gathered.products[0, 0] == len(parameters)
+    assert np.isnan(gathered.products[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cluster": Cluster(quorum=5)}, "quorum must be at most workers=4; it is 5"),
+        ({"checkpoint": "kept", "checkpoint_every": -1.0}, "checkpoint_every must be a finite number of at least 0"),
+    ],
+)
+def test_bad_settings_are_told_before_data_are_loaded(
+    given: dict, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fa.training.loop.load", lambda _: pytest.fail("data are loaded"))
+    with pytest.raises(ValueError, match=message):
+        train(SMALL, **given)
+
+
+def test_a_port_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="port must be at most 65535; it is 70000"):
+        Cluster(port=70000)
+
+
+def test_a_worker_that_finds_no_server_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("fa.training.rpc.star.WAIT", timedelta(seconds=1))
+    port = free_port()
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["worker", "--rank", "0", "--master", f"127.0.0.1:{port}"])
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.endswith(f"fa: nobody answers at 127.0.0.1:{port}, after 1 s\n")

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fa import certificate, irls, sdp
 from fa.gram import measure
+from tests.reference import eq5
 
 GIVEN = {
     "seed": st.integers(0, 10_000),
@@ -50,17 +51,6 @@ def posed(G, m, lam=0.0, a=2.0):
 
 def basis(n, m, seed):
     return np.linalg.qr(np.random.default_rng(seed).standard_normal((n, m)))[0]
-
-
-def eq5(G, Y, lam=0.0, a=2.0):
-    """Eq. 5 as it stands, by the lengths of what Y leaves."""
-
-    def term(x):
-        x = x / max(np.linalg.norm(x), 1e-300)
-        return np.linalg.norm(x - Y @ (Y.T @ x)) ** (2 / a)
-
-    pairs = sum(term(x - y) for x, y in permutations(G, 2)) if lam else 0.0
-    return sum(term(g) for g in G) + lam / max(len(G) - 1, 1) * pairs
 
 
 def n_by_n(groups, m, lam=0.0, a=2.0):
@@ -313,11 +303,25 @@ def test_other_gradients_than_the_solutions_are_refused():
     solution = irls.solve(G, m=2)
     with pytest.raises(ValueError, match="G must be of the solution's 5 workers"):
         sdp.certify(G[:4], solution)
+    longer = G * np.array([1, 1, 1, 1, 2])[:, None]
+    for others in (gradients(5, 20, seed=1), G[[1, 0, 2, 3, 4]], longer):
+        with pytest.raises(ValueError, match="G must be the gradients that the solution was found for"):
+            sdp.certify(others, solution)
     G[3, 2] = np.nan
-    with pytest.raises(ValueError, match=r"G must be finite; it is 'NaN or Inf in row \[3\]'"):
-        sdp.certify(G, solution)
-    with pytest.raises(ValueError, match=r"NaN or Inf in row \[3\]"):
-        sdp.solve(G)
+    for call in (lambda: sdp.certify(G, solution), lambda: sdp.solve(G)):
+        with pytest.raises(ValueError, match="G must be finite; NaN or Inf is in row 3"):
+            call()
+
+
+def test_the_released_codes_pairs_are_not_certified_as_the_papers():
+    G = gradients(5, 20)
+    for lam in (0.0, 2.0):
+        solution = irls.solve_gram(measure(torch.from_numpy(G))[0], irls.Options(lam=lam, max_iter=1), None, "released")
+        if lam == 0:
+            assert sdp.certify(G, solution).bound > 0
+        else:
+            with pytest.raises(ValueError, match=r"the solution's reading must be .*; it is 'released'"):
+                sdp.certify(G, solution)
 
 
 @pytest.mark.parametrize(

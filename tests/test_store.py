@@ -3,11 +3,12 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fa.data import load
+from fa.data import MissingDataError, load
 from fa.experiments import store
 from fa.experiments.store import RunStore
 from fa.training import CurvePoint, Run, TrainConfig, WorkerRow
@@ -50,6 +51,7 @@ def test_a_saved_run_is_found_and_read_back(runs: RunStore) -> None:
         {"seed": 1},
         {"sampling": "cycled"},
         {"evaluate_every": 1},
+        {"validation": 0.2},
     ],
 )
 def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, change: dict) -> None:
@@ -122,3 +124,15 @@ def test_cleaning_up_removes_what_is_old_and_bears_what_vanishes(
     monkeypatch.setattr(Path, "stat", lambda self: (_ for _ in ()).throw(PermissionError("no")))
     with pytest.raises(PermissionError):
         store.clean_up(tmp_path)
+
+
+def test_records_are_found_where_the_data_are_not(
+    runs: RunStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("FA_DATA", str(tmp_path / "empty"))
+    config = replace(CONFIG, dataset="fashion-mnist")
+    with pytest.raises(MissingDataError):
+        load(config.dataset)
+    runs.save(replace(finished(), config=config))
+    assert runs.find(config) is not None
+    assert runs.key(config) != runs.key(replace(config, dataset="mnist"))

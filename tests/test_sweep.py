@@ -4,15 +4,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from fa.data import MissingDataError
 from fa.experiments import sweep as sweeping
 from fa.experiments.store import RunStore
 from fa.experiments.sweep import shard, sweep
 from fa.training import TrainConfig
+from tests.processes import alive, descendants, wait_until
 
 # A run of well under a second, and one that outlasts every test.
 SHORT = {"rule": "mean", "workers": 3, "byzantine": 1, "iterations": 2, "batch": 4}
@@ -44,6 +45,14 @@ def test_finished_runs_are_reused_and_outcomes_keep_their_order(tmp_path: Path) 
     again = sweep(configs(3, 2, 1), store, jobs=1, progress=False)
     assert [outcome.config.seed for outcome in again] == [3, 2, 1]
     assert {o.config: o.record.folder.stat().st_ino for o in again if o.config.seed != 3} == inodes
+
+
+def test_data_that_is_missing_is_told_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FA_DATA", str(tmp_path / "empty"))
+    monkeypatch.setattr(sweeping, "_run_all", lambda *_: pytest.fail("a run was begun"))
+    missing = TrainConfig(seed=1, dataset="mnist", **SHORT)
+    with pytest.raises(MissingDataError, match="run `fa data fetch mnist`"):
+        sweep([missing], RunStore(tmp_path), progress=False)
 
 
 def test_what_goes_beside_a_run_does_not_change_its_bits(tmp_path: Path) -> None:
@@ -124,40 +133,20 @@ def test_a_shard_that_is_none_is_named(text: str) -> None:
         shard(configs(1), text)
 
 
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid`, the fork server's children among them."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                stat = (entry / "stat").read_text()
-            except OSError:
-                continue
-            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
-    found, todo = set(), {pid}
-    while todo:
-        todo = {child for child, parent in parents.items() if parent in todo} - found
-        found |= todo
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-
-
-def wait_until(condition, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
+def runs_below(pid: int) -> list[int]:
+    """The fork server's children."""
+    return [run for child in descendants(pid) for run in descendants(child)]
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
-def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("how", "stopping"),
+    [(signal.SIGINT, False), (signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)],
+    ids=["SIGINT", "SIGKILL", "SIGTERM", "SIGKILL, with a stopped run"],
+)
+def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(
+    tmp_path: Path, how: signal.Signals, stopping: bool
+) -> None:
     store = RunStore(tmp_path / "records")
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(short=SHORT, long=LONG, root=str(store.root)))
@@ -166,6 +155,9 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(tmp_path:
         wait_until(lambda: store.find(configs(1)[0]) is not None)
         wait_until(lambda: len(descendants(process.pid)) >= 3)  # the fork server and the runs that go on
         children = descendants(process.pid)
+        if stopping:  # a stopped process cannot end itself
+            for run in runs_below(process.pid):
+                os.kill(run, signal.SIGSTOP)
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as a terminal does
         else:
@@ -173,7 +165,8 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(tmp_path:
         _, errors = process.communicate(timeout=30)
         wait_until(lambda: not any(map(alive, children)))
     finally:
-        os.killpg(process.pid, signal.SIGKILL) if alive(process.pid) else None
+        if alive(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode != 0
     assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
     assert store.find(configs(1)[0]) is not None

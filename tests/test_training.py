@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fa import models, seeds
 from fa.data import Dataset, load
 from fa.data.batches import normalise
+from fa.data.dataset import hold_out
 from fa.rules import make_rule
 from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.flat import Buffers, flatten, views
@@ -348,6 +349,20 @@ def test_the_curve_has_as_many_points_as_asked_for() -> None:
     assert (often.curve[-1].test_accuracy, often.workers) == (seldom.final_accuracy, seldom.workers)
 
 
+def test_a_run_with_a_validation_share_is_evaluated_on_that_and_never_sees_the_test_images(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(SMALL, validation=0.2, attack="none")
+    expected = train(config, threads=1)
+    held = hold_out(data, 0.2)
+    assert "validation" not in json.loads(SMALL.to_json())  # whose hash is what it was
+    without = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
+    monkeypatch.setattr("fa.training.worker.load", lambda name: without)
+    assert train(config, threads=1).curve[-1].test_accuracy == expected.final_accuracy
+    monkeypatch.setattr("fa.training.worker.load", lambda name: held)
+    assert fingerprint(train(replace(config, validation=0.0), threads=1)) == fingerprint(expected)
+
+
 def test_the_curve_has_each_epoch_and_the_end() -> None:
     """10,000 images among 3 workers of 1,600 make epochs of 2 iterations."""
     run = train(replace(SMALL, batch=1600, iterations=3), threads=1)
@@ -482,7 +497,7 @@ def test_the_server_steps_while_enough_gradients_are_finite_whatever_the_loss_is
     config = replace(SMALL, byzantine=0, momentum=0, weight_decay=0, lr=1)
     parameters, seen = torch.zeros(4), []
     told = loop.Loop(config, make_rule("mean"), transport, parameters, 12)
-    _, workers = told.run(lambda: 0.0, lambda _: seen.append(float(parameters[0])))
+    workers = told.run(lambda: 0.0, lambda _: seen.append(float(parameters[0]))).workers
     assert seen == [-1, -2, -2]
     assert [row.status for row in workers[3:6]] == ["used", "used", "left out: NaN or Inf"]
     assert {row.status for row in workers[6:]} == {"left out: the loss is not finite"}
@@ -557,6 +572,8 @@ def test_records(run: Run, tmp_path: Path) -> None:
     description = json.loads((target / "config.json").read_text())
     assert TrainConfig.from_json(json.dumps(description["config"])) == run.config
     assert description["data_checksum"] == load("mnist-mini").checksum
+    assert set(description["seconds_of"]) == {"gather", "aggregate", "update", "evaluate"}
+    assert 0 < sum(description["seconds_of"].values()) <= description["seconds"]
     assert set(description["versions"]) == {"fa", "torch", "numpy", "python"}
     assert description["versions"]["torch"] == torch.__version__
     assert description["threads"] == 1

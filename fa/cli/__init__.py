@@ -6,6 +6,7 @@ Whatever a user can get wrong ends as one line on stderr, `fa: ...`, and exit co
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -14,14 +15,17 @@ import click
 
 COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
-    "worker": "Compute gradients for a `fa train` that listens on this host or another.",
+    "server": "Train with workers that are started on this host or others.",
+    "worker": "Compute gradients for an `fa server` on this host or another.",
     "sweep": "Do many runs, reusing those that are finished.",
     "reproduce": "Draw the paper's figures from runs of this package.",
     "report": "Write which of the paper's claims hold, from the figures drawn.",
     "aggregate": "Aggregate gradients in files, larger than memory if they are.",
     "certify": "Bound how far FA's subspace can be from the best one.",
+    "bench": "Time the rules beside the mean and beside other libraries.",
     "augment": "Write a data set with augmented training images.",
     "data": "Fetch data sets and list those that are there.",
+    "doctor": "Say what is here, and what to do about what is not.",
 }
 """Each command, with its line of help. Command NAME is the click command NAME of the module fa.cli.NAME."""
 
@@ -39,6 +43,16 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(importlib.import_module(f"fa.cli.{cmd_name}"), cmd_name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does it, but a name that is none is told with those that there are."""
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from fa.checks import check_one_of
+
+            check_one_of("command", args[0], list(COMMANDS))
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands in the help, from COMMANDS alone."""
@@ -58,6 +72,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="fa", message="%(version)s")
 def cli() -> None:
     """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection that ends is told of
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

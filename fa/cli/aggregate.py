@@ -38,9 +38,7 @@ def aggregate(
     from fa.rules import make_rule
 
     its = make_rule(rule, f=f, **take(given))
-    require(
-        not its.leaves_span, "regularizer", "one that needs the gradients in memory", "'pairwise' or 'group' for files"
-    )
+    its.check_span("for files, which are not read into memory")
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.perf_counter()

@@ -19,14 +19,14 @@ from fa.experiments.profiles import PROFILES
 @click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
 def reproduce(name: tuple[str, ...], profile: str, jobs: int | None, device: str | None, out: Path | None) -> None:
-    """Execute the notebook of each NAME, such as fig02 or theory01, or all of a family: fig (if no NAME is given) or
-    theory. Figures and executed notebooks go to figures/PROFILE.
+    """Execute the notebook of each NAME, such as fig02 or theory01, or all of a family: fig (if no NAME is given),
+    extra, supp or theory. Figures and executed notebooks go to figures/PROFILE.
 
     An option that a notebook has no parameter for does not concern it.
     """
     from fa.experiments.notebooks import execute, find
     from fa.experiments.paths import figures
-    from fa.experiments.report import write
+    from fa.experiments.report import drawn, write
 
     target = figures(profile, out).resolve()
     for path in find(name):
@@ -39,5 +39,5 @@ def reproduce(name: tuple[str, ...], profile: str, jobs: int | None, device: str
             click.echo("finished runs are kept; the same command goes on from there", err=True)
             raise
     click.echo(f"figures and executed notebooks are in {target}")
-    if any(target.glob("fig*.json")):
+    if drawn(target):
         click.echo(f"what they say of the paper's claims is in {write(target)}")

@@ -9,7 +9,7 @@ import click
 
 OPTIONS = {
     "m": (int, "FA: columns of the subspace."),
-    "lam": (float, "FA: weight of the regularizer."),
+    "lam": (float, "FA: weight of the regularizer; around p/(m sqrt(n)) for l1, p/sqrt(n m) for rows."),
     "a": (float, "FA: the root in the objective."),
     "tol": (float, "FA: stop when the objective falls by less."),
     "max_iter": (int, "FA: iterations at most."),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fa.experiments import FIGURES, figure_module, named
+from fa.experiments import ALL, figure_module, named
 from fa.experiments.profiles import PROFILES
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ def sweep(
     device: str | None,
     out: Path | None,
 ) -> None:
-    """Do the runs behind each FIGURE, such as fig02 (all if none is named), reusing those that are finished.
+    """Do the runs behind each FIGURE, such as fig02 or extra03, or all of a family: fig (if none is named), extra or
+    supp. Those that are finished are reused.
 
     A run that fails is named at the end, with exit code 1; the others are done and kept.
     """
-    names = named(figure or ("fig",), FIGURES)
+    names = named(figure or ("fig",), ALL)
     studies = [figure_module(name).study(profile, out, device=device) for name in names]
     if why:
         for study in studies:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa.checks import require
+from fa.cli.places import Place, address, compute, from_environment
 from fa.cli.rule_options import rule_options, take
 from fa.sampling import SAMPLINGS
 from fa.training.config import TrainConfig
@@ -25,7 +25,9 @@ _REFRESH = 0.2  # seconds between two readings of the loss, which may have to wa
 _LINES = 30.0  # seconds between two lines where stderr is no terminal
 
 _CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed once --out is written."
-_BACKEND = "Workers simulated in this process, or processes of their own.  [default: simulate]"
+_NETWORK = ("listen", "deadline", "quorum", "gradients", "lost")
+_LOST = "What stands for coordinates that are lost, with udp.  [default: zero]"
+_BACKEND = "Workers simulated in this process, or processes of their own, which are started here, or by torchrun."
 
 _SETTINGS = {
     "rule": (str, "Aggregation rule."),
@@ -45,6 +47,7 @@ _SETTINGS = {
     "evaluate_every": (int, "Iterations from one test accuracy to the next; an epoch if left out."),
     "seed": (int, "Seed of everything random."),
     "sampling": (click.Choice(SAMPLINGS), "Fresh minibatches, or fixed slices in turn."),
+    "validation": (float, "Share of the training images kept from training, to evaluate on in place of the test's."),
     "device": (str, "cpu, cuda or cuda:N."),
     "augmentation": (str, "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."),
     "augmented": (str, "Whose data are augmented: those of the faulty workers, or of all."),
@@ -68,10 +71,17 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--out", type=click.Path(path_type=Path), help="New directory for curve.csv, workers.csv, config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT)
 @click.option("--checkpoint-every", type=float, help="Seconds from one checkpoint to the next.  [default: 300]")
-@click.option("--backend", type=click.Choice(["simulate", "rpc"]), default="simulate", help=_BACKEND)
+@click.option(
+    "--backend",
+    type=click.Choice(["simulate", "rpc", "torchrun"]),
+    default="simulate",
+    help=_BACKEND + "  [default: simulate]",
+)
 @click.option("--listen", metavar="HOST:PORT", help="With rpc: await `fa worker`s there instead of starting some here.")
-@click.option("--deadline", type=float, help="With rpc: seconds until a silent worker is left out.  [default: 60]")
-@click.option("--quorum", type=int, help="With rpc: go on with the gradients of so many workers, the fastest.")
+@click.option("--deadline", type=float, help="Seconds until a silent worker is left out, with rpc.  [default: 60]")
+@click.option("--quorum", type=int, help="Go on with the gradients of so many workers, the fastest, with rpc.")
+@click.option("--gradients", type=click.Choice(["rpc", "udp"]), help="How gradients come, with rpc.  [default: rpc]")
+@click.option("--lost", type=click.Choice(["zero", "previous"]), help=_LOST)
 def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> None:
     """Train once, with faulty workers, and print the result.
 
@@ -79,40 +89,40 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
     """
     from fa.training.records import make_room
 
-    if out is not None:
+    place = from_environment() if backend == "torchrun" else None
+    if out is not None and (place is None or place.rank == 0):
         out = make_room(out)  # before torch is even imported
     given = {name: value for name, value in given.items() if value is not None}
-    network = {name: given.pop(name) for name in ("listen", "deadline", "quorum") if name in given}
+    network = {name: given.pop(name) for name in _NETWORK if name in given}
     keeping = {name: given.pop(name) for name in ("checkpoint", "checkpoint_every") if name in given}
     if keeping.keys() == {"checkpoint_every"}:
         raise ValueError("checkpoint must be given with --checkpoint-every; it is not")
-    config = _config(given)
+    config = _config(given if place is None else {"workers": place.size - 1} | given)
+    if place is not None:
+        workers = f"{place.size - 1}, as WORLD_SIZE={place.size} has them besides the server"
+        require(config.workers == place.size - 1, "workers", config.workers, workers)
+        if place.rank:
+            return compute(place.rank - 1, place.host, place.port, threads or 1)
     if backend == "simulate" and network:
         raise ValueError(f"backend must be 'rpc' with --{next(iter(network))}; it is 'simulate'")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection that ends is told of
     from fa.training import train as run_training
 
-    cluster = _cluster(**network) if backend == "rpc" else None
-
+    cluster = None if backend == "simulate" else _cluster(place, **network)
     with _progress(config.iterations) as progress:
         run = run_training(config, out=out, progress=progress, threads=threads, cluster=cluster, **keeping)
     _report(run, out)
 
 
-def _cluster(listen: str | None = None, **patience: Any) -> Cluster:
+def _cluster(place: Place | None, listen: str | None = None, **patience: Any) -> Cluster:
     from fa.training.transport import Cluster
 
+    if place is not None:
+        require(listen is None, "listen", listen, "left out with torchrun, which says where to listen")
+        return Cluster(place.host, place.port, spawn=False, store_kept=place.store_kept, **patience)
     if listen is None:
         return Cluster(**patience)
     host, port = address("listen", listen)
     return Cluster(host=host, port=port, spawn=False, **patience)
-
-
-def address(name: str, text: str) -> tuple[str, int]:
-    """HOST:PORT in two parts; ValueError for what is none."""
-    host, _, port = text.rpartition(":")
-    require(host != "" and port.isdecimal() and int(port) < 1 << 16, name, text, "HOST:PORT")
-    return host, int(port)
 
 
 def _config(given: dict[str, Any]) -> TrainConfig:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
+
+from fa import seeds
+from fa.checks import require
 
 Arrays = Mapping[str, np.ndarray]
 """The four arrays of a data set by the names in ARRAYS: images uint8 (N, C, H, W), labels int64 (N,)."""
@@ -50,3 +53,22 @@ def content_checksum(arrays: Arrays) -> str:
 def tensors(arrays: Arrays) -> dict[str, Tensor]:
     """The arrays as tensors that share their memory."""
     return {name: torch.from_numpy(arrays[name]) for name in ARRAYS}
+
+
+def hold_out(dataset: Dataset, share: float) -> Dataset:
+    """The data set with that share of its training images in place of its test images, and the rest to train on.
+
+    Which images is the same in every run. Raises ValueError where that would leave one of the two parts empty.
+    """
+    size = len(dataset.train_labels)
+    count = round(share * size)
+    require(0 < count < size, "validation", share, f"a share that keeps some of {size} training images, not all")
+    order = torch.randperm(size, generator=seeds.generator("validation", 0, 0, 0))
+    held, kept = order[:count].sort().values, order[count:].sort().values
+    return replace(
+        dataset,
+        train_images=dataset.train_images[kept],
+        train_labels=dataset.train_labels[kept],
+        test_images=dataset.train_images[held],
+        test_labels=dataset.train_labels[held],
+    )

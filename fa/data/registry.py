@@ -83,6 +83,14 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     return _dataset(name, arrays, checksum, REGISTRY[name].classes)
 
 
+def check_present(name: str) -> None:
+    """Raise MissingDataError, with what to do, unless the data set is here by a look at its files' headers."""
+    check_one_of("dataset", name, NAMES)
+    status, _ = _state(name, None)
+    if status not in ("embedded", "here"):
+        load(name)
+
+
 def _cached(name: str, folder: Path) -> dict[str, np.ndarray]:
     if not folder.exists():
         raise MissingDataError(f"{name} is not in {folder.parent}: run `fa data fetch {name}`")

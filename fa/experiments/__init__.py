@@ -1,7 +1,7 @@
 """The paper's experiments: studies made of runs, a store that keeps what is finished, figures and claims.
 
 A figure is a module with NAME, `study(profile, ...)`, `draw(table, title)` and `claims(table, ...)`, and a notebook of
-that NAME.
+that NAME. So is an extra, which asks what the paper does not, and what the supplement adds.
 """
 
 from __future__ import annotations
@@ -23,17 +23,27 @@ FIGURES = (
     "fig07_augmented_data",
     "fig08_lambda",
     "fig09_scaling",
+    "fig10_wall_clock",
 )
+EXTRAS = (
+    "extra01_what_makes_fa_work",
+    "extra02_tuned_learning_rates",
+    "extra03_attacks",
+    "extra04_who_was_trusted",
+    "extra05_combined",
+)
+SUPPLEMENT = ("supp01_tiny_imagenet",)
+ALL = FIGURES + EXTRAS + SUPPLEMENT
 
 
 def figure_module(name: str) -> Any:
     """The module of a figure, named as `named` has it."""
-    return importlib.import_module(f"fa.experiments.{_number(named([name], FIGURES)[0])}")
+    return importlib.import_module(f"fa.experiments.{_number(named([name], ALL)[0])}")
 
 
 def named(names: Sequence[str], all_: Sequence[str]) -> list[str]:
     """Those that are meant, in the order of `all_`: by a whole name (fig02_mean_tolerance), by what stands before its
-    first "_" (fig02), or by the letters at its start (fig). Raises ValueError for a name that means none.
+    first "_" (fig02), or by the letters at its start (fig, or figs). Raises ValueError for a name that means none.
     """
     for name in names:
         if not any(_means(name, one) for one in all_):
@@ -43,7 +53,8 @@ def named(names: Sequence[str], all_: Sequence[str]) -> list[str]:
 
 def _means(name: str, whole: str) -> bool:
     number = _number(whole)
-    return name in (whole, number, "".join(takewhile(str.isalpha, number)))
+    family = "".join(takewhile(str.isalpha, number))
+    return name in (whole, number, family, f"{family}s")
 
 
 def _number(whole: str) -> str:

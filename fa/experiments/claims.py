@@ -36,8 +36,9 @@ class Lead:
 
     where: str  # as in f = 3
     ours: Sequence[float]  # final accuracies, one a seed
-    rival: str  # the best other rule's variant
+    rival: str  # the best other rule's variant, or what else it is called
     theirs: Sequence[float]  # of the same seeds
+    name: str = "FA"  # of ours
 
     @property
     def margin(self) -> float:
@@ -61,8 +62,12 @@ class Lead:
         return self.margin > by and (self.p_value is None or self.p_value < LEVEL)
 
     def __str__(self) -> str:
-        rival = VARIANTS[self.rival].label
-        return f"{self.where}: FA {shown(self.ours)}, best other {rival} {shown(self.theirs)}"
+        return self.told("best other ")
+
+    def told(self, rival: str = "") -> str:
+        """Both final accuracies; `rival` is said before the other rule's name."""
+        other = VARIANTS[self.rival].label if self.rival in VARIANTS else self.rival
+        return f"{self.where}: {self.name} {shown(self.ours)}, {rival}{other} {shown(self.theirs)}"
 
     @property
     def tested(self) -> str:
@@ -112,6 +117,14 @@ def best_other(final: Mapping[tuple[str, Any], Sequence[float]], where: Any) -> 
     """Of the paper's rules besides FA, the one with the best mean accuracy at `where`."""
     others = [key for key in PAPER_RULES if key != "fa" and (key, where) in final]
     return max(others, key=lambda key: mean(final[key, where]))
+
+
+def lengths(table: DataFrame, by: str) -> tuple[bool, str]:
+    """Whether runs have as many iterations at every value of the column `by`, and their numbers in words."""
+    counts = list(table.groupby(by)["iteration"].max())
+    alike = len(set(counts)) == 1
+    told = "/".join(map(str, counts)) + " iterations"
+    return alike, told if alike else f"{told}, so that {by} alone may not be the reason"
 
 
 def verdict(holds: Sequence[bool], testable: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""What FA costs as n, p, k and the steps N grow: measured, and as two models count it.
+"""What FA costs as n, p, k and the steps N grow, measured and as two models count it, and what a certificate costs.
 
 The paper's section 4 has O(n N (sum k_i)^2): an SVD of the n x sum k_i matrix at each of the N steps. In Gram space
 the n coordinates are read for K and for d, and a step is an eigenproblem: n (sum k_i)^2 + N (sum k_i)^3.
@@ -6,9 +6,9 @@ the n coordinates are read for K and for d, and a step is an eigenproblem: n (su
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
+from fa.certificate import relax
+from fa.gram import measure as gram_of
+from fa.timing import taken
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def measure(grid: Mapping[str, Sequence[int]], base: Case, repeats: int = 3, see
             generator = torch.Generator().manual_seed(seed)
             workers = list(torch.randn(case.p, case.k, case.n, generator=generator))
             for method, work in METHODS.items():
-                seconds = min(_seconds(work, workers, case.N) for _ in range(repeats))
+                seconds = least_seconds(partial(work, workers, steps=case.N), repeats)
                 timings.append(Timing(**asdict(case), varied=varied, method=method, seconds=seconds))
     return timings
 
@@ -110,10 +113,16 @@ def exponents(timings: Sequence[Timing]) -> list[dict[str, float | str]]:
     return rows
 
 
-def _seconds(work: Callable[..., object], workers: list[Tensor], steps: int) -> float:
-    start = time.perf_counter()
-    work(workers, steps=steps)
-    return time.perf_counter() - start
+def certificate_seconds(G: Float[Tensor, "p n"], lam: float, m: int | None = None, repeats: int = 3) -> float:
+    """What `fa.sdp.certify` takes once the Gram matrix is known, for a = 2 and lam times the pairs."""
+    gram, _ = gram_of(G)
+    columns = m or irls.default_m(gram.p)
+    return least_seconds(lambda: relax(irls.pose(gram, columns, lam, 2.0)), repeats)
+
+
+def least_seconds(work: Callable[[], object], repeats: int) -> float:
+    """The least seconds of several calls."""
+    return min(taken(work) for _ in range(repeats))
 
 
 def _slope(sizes: Sequence[float], costs: Sequence[float]) -> float:

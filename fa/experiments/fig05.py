@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, verdict
+from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, lengths, verdict
 from fa.experiments.curves import draw_panels
 from fa.experiments.study import Case, Study, make_study
 from fa.experiments.style import PAPER_RULES
@@ -41,12 +41,16 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
-    """C5: FA's lead over the best other rule with larger minibatches, and whether it grows with them."""
+    """C5: FA's lead over the best other rule with larger minibatches, and whether it grows with them.
+
+    Where the sizes have not the same number of iterations, the size alone is not what was tried, and a lead that grows
+    is no more than a part of the second claim.
+    """
     final = accuracies(table, "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
     grows = [after.margin > before.margin + CLOSE for before, after in pairwise(leads)]
-    told = "/".join(str(table.loc[table["batch"] == batch, "iteration"].max()) for batch in sizes)
+    alike, told = lengths(table, "batch")
     testable = learned(final, chance)
     return [
         Claim(
@@ -58,9 +62,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         Claim(
             "C5",
             "marginal utility of larger batches: FA gains on the others as they grow",
-            "FA's accuracy less the best other rule's: "
-            + ", ".join(lead.tested for lead in leads)
-            + f"; {told} iterations",
-            verdict(grows, testable),
+            "FA's accuracy less the best other rule's: " + ", ".join(lead.tested for lead in leads) + f"; {told}",
+            verdict(grows if alike else [*grows, False], testable),
         ),
     ]

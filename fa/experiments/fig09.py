@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -14,6 +13,7 @@ from fa.experiments.curves import draw_line, finish
 from fa.experiments.recording import record
 from fa.experiments.study import Case, Study, last_points, make_study
 from fa.rules import make_rule
+from fa.timing import taken
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,12 +54,7 @@ def server_times(study: Study) -> DataFrame:
 
 def _time(rule: Any, G: Any) -> float:
     rule(G)  # compiles, where it must
-    taken = []
-    for _ in range(CALLS):
-        started = time.perf_counter()
-        rule(G)
-        taken.append(time.perf_counter() - started)
-    return 1000 * median(taken)
+    return 1000 * median(taken(lambda: rule(G)) for _ in range(CALLS))
 
 
 def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:

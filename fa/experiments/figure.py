@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import figure_module
 from fa.experiments.claims import Claim
-from fa.experiments.paths import project
+from fa.experiments.paths import figures, project
 from fa.experiments.study import Results, Study
+from fa.training.records import hardware, versions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,6 +34,26 @@ def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]
     claims_csv(claims, base.with_suffix(".claims.csv"))
     base.with_suffix(".json").write_text(json.dumps(provenance(results), indent=2) + "\n")
     return base.with_suffix(".png")
+
+
+def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | None = None) -> list[Claim]:
+    """Write NAME.claims.csv and NAME.json, of a notebook without a figure, into `out`, else the profile's folder; the
+    claims are returned.
+    """
+    folder = figures(profile, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    claims_csv(claims, folder / f"{name}.claims.csv")
+    about = {
+        "figure": name,
+        "profile": profile,
+        "command": f"fa reproduce --profile {profile} {name}",
+        "commit": _commit(),
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": [versions()],
+        "hardware": [hardware("cpu")],
+    }
+    (folder / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
+    return claims
 
 
 def claims_csv(claims: list[Claim], path: Path) -> None:
@@ -64,9 +85,12 @@ def provenance(results: Results) -> dict[str, Any]:
 
 
 def _command(study: Study) -> str | None:
-    """What draws this figure again; None where its settings are not the profile's."""
+    """What draws this figure again; None where the profile's runs are not among its own (which may be more, where some
+    follow from others' results).
+    """
     as_it_comes = figure_module(study.name).study(study.profile)
-    return f"fa reproduce --profile {study.profile} {study.name}" if study.configs == as_it_comes.configs else None
+    own = set(as_it_comes.configs) <= set(study.configs)
+    return f"fa reproduce --profile {study.profile} {study.name}" if own else None
 
 
 def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,60 +1,69 @@
-"""What packet loss costs where TCP sends again: real worker processes behind lossy links, timed."""
+"""Training between real processes whose links lose packets: what that costs where TCP sends again."""
 
 from __future__ import annotations
 
-import csv
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fa.experiments.profiles import sized
-from fa.training.links import SERVER, Links, refusal, star
+from fa.experiments.profiles import PROFILES, sized
+from fa.experiments.style import PAPER_RULES, VARIANTS
+from fa.network.links import SERVER, Links, refusal, star
+from fa.training.records import CurvePoint
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 WORKERS, LOSSY = 4, 3
-ITERATIONS = {"smoke": 0, "quick": 10, "cpu": 60, "paper": 60}
 LOSSES = (0.0, 0.1)
+ITERATIONS = {"smoke": 0, "quick": 20, "cpu": 60, "paper": 60}
+RULES = {"smoke": (), "quick": ("fa",), "cpu": (*PAPER_RULES, "mean"), "paper": (*PAPER_RULES, "mean")}
+POINTS = 10  # of a curve
+_ABOUT = ("variant", "label", "loss", "workers", "lossy", "means", "resent")
 _PORT = 7000  # of a namespace in which nobody else listens
 _LIMIT = 600.0  # seconds for a run
 
 
 def measured(kept: Path, profile: str) -> DataFrame:
-    """Seconds of an iteration by share of packets lost: as in the file `kept`, or else measured now. No rows where the
-    profile asks for none, or namespaces are refused.
+    """Curves of runs over links by rule and share of packets lost, with the segments that TCP sent again in the run: as
+    in the file `kept`, or else measured now. No rows where the profile asks for none, or namespaces are refused.
+
+    The rules are told of no faulty worker: TCP brings every gradient whole.
     """
     import pandas
 
     if kept.is_file() and len(rows := pandas.read_csv(kept)):
         return rows
-    iterations = sized(ITERATIONS, profile)
-    losses = LOSSES if iterations and not refusal() else ()
-    found = [_row(loss, iterations) for loss in losses]
-    return pandas.DataFrame(found, columns=["loss", "workers", "lossy", "iterations", "means", "seconds"])
+    losses = LOSSES if sized(ITERATIONS, profile) and not refusal() else ()
+    runs = [_curve(variant, loss, profile) for loss in losses for variant in sized(RULES, profile)]
+    return pandas.concat(runs, ignore_index=True) if runs else pandas.DataFrame(columns=[*_ABOUT, *CurvePoint._fields])
 
 
-def _row(loss: float, iterations: int) -> dict[str, float | int | str]:
+def _curve(variant: str, loss: float, profile: str) -> DataFrame:
+    import pandas
+
+    look, iterations, usual = VARIANTS[variant], sized(ITERATIONS, profile), PROFILES["quick"]
+    told = {"iterations": iterations, "evaluate-every": iterations // POINTS}
+    told |= {name: usual[name] for name in ("dataset", "model", "batch", "lr", "momentum")}
+    own = [f"--{name}={value}" for name, value in {**told, **dict(look.options)}.items()]
     with star(WORKERS, LOSSY if loss else 0, loss) as links, tempfile.TemporaryDirectory() as folder:
-        seconds = _seconds(links, iterations, Path(folder) / "run")
-    return {
-        "loss": loss,
-        "workers": WORKERS,
-        "lossy": LOSSY,
-        "iterations": iterations,
-        "means": links.means,
-        "seconds": seconds / iterations,
-    }
+        train_over(links, Path(folder) / "run", [f"--rule={look.rule}", "--byzantine=0", "--attack=none", *own])
+        curve = pandas.read_csv(Path(folder) / "run" / "curve.csv")
+        about = (variant, look.label, loss, WORKERS, LOSSY, links.means, links.resent())
+    return curve.assign(**dict(zip(_ABOUT, about, strict=True)))[[*_ABOUT, *curve.columns]]
 
 
-def _seconds(links: Links, iterations: int, out: Path) -> float:
-    """The time that a run's iterations take, between processes in the namespaces of `links`."""
+def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:
+    """`fa train` with these arguments, its server and each of its workers a process in a namespace of `links`; the
+    records are in `out`. Raises RuntimeError where it fails.
+    """
     where = f"{SERVER}:{_PORT}"
-    run = f"train --backend rpc --workers {WORKERS} --byzantine 0 --attack none --iterations {iterations} --batch 8"
-    commands = [_fa(links.server, "hub", [*run.split(), "--listen", where, "--out", str(out)])]
+    run = ["train", "--backend=rpc", f"--workers={len(links.workers)}", f"--listen={where}", f"--out={out}"]
+    commands = [_fa(links.server, "hub", [*run, *arguments])]
     for rank, name in enumerate(links.workers):
         commands.append(_fa(name, "eth0", ["worker", "--rank", str(rank), "--master", where]))
     with ExitStack() as stack:
@@ -64,8 +73,6 @@ def _seconds(links: Links, iterations: int, out: Path) -> float:
             stack.callback(process.kill)
         if processes[0].wait(_LIMIT):
             raise RuntimeError("the run over links has failed; its message is above")
-    with (out / "curve.csv").open(newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["seconds"])
 
 
 def _fa(namespace: str, device: str, arguments: list[str]) -> list[str]:

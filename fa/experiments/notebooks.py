@@ -12,8 +12,8 @@ from fa.experiments.paths import project
 
 
 def find(names: Sequence[str] = ()) -> list[Path]:
-    """The notebooks of these names: whole (fig02_mean_tolerance), short (fig02), or of a family (fig, theory,
-    augmentation); of all figures if none is named. Raises ValueError for a name that no notebook has.
+    """The notebooks of these names: whole (fig02_mean_tolerance), short (fig02), or of a family (fig, extra, supp,
+    theory, augmentation); of all figures if none is named. Raises ValueError for a name that no notebook has.
     """
     paths = {path.stem: path for path in sorted((project() / "notebooks").glob("*.ipynb"))}
     return [paths[stem] for stem in named(names or ("fig",), list(paths))]

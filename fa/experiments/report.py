@@ -14,10 +14,10 @@ from fa.checks import require
 
 
 class Statement(NamedTuple):
-    """A claim of the paper in short, and what tests it: a figure's short name, or a theory notebook."""
+    """A claim of the paper in short, and what tests it: short names of figures and theory notebooks."""
 
     words: str
-    tested_by: str  # a notebook, or none
+    tested_by: str
 
 
 STATEMENTS = {
@@ -31,8 +31,8 @@ STATEMENTS = {
     "C8": Statement("more stable with augmented data", "fig07"),
     "C9": Statement("a range of lambda improves; lambda interpolates Multi-Krum and Bulyan", "fig08"),
     "C10": Statement("feasible at p = 60, f up to 14", "fig09"),
-    "C11": Statement("dearer per iteration, O(n N (sum k_i)^2), and better in time to accuracy", "theory07"),
-    "C12": Statement("better accuracy and less communication at once", ""),
+    "C11": Statement("dearer per iteration, O(n N (sum k_i)^2), and better in time to accuracy", "fig10, theory07"),
+    "C12": Statement("better accuracy and less communication at once", "fig10"),
     "C13": Statement("IRLS decreases to second-order points, for any a, slower for a other than 2", "theory06"),
     "C14": Statement("Flag Median is the maximum likelihood estimate of Beta(1, 1/2) with a = 2", "theory02"),
     "C15": Statement("FA is a right multiplication through the Lagrange multipliers", "theory06"),
@@ -40,21 +40,33 @@ STATEMENTS = {
 }
 """The paper's claims, numbered as in the figures' own tables."""
 
+FAMILIES = ("fig", "supp", "extra")  # in this order: what the paper has, what its supplement adds, what we asked
+
 
 def write(folder: Path) -> Path:
     """Write REPORT.md and REPORT.html into a profile's folder; return the path of the first.
 
-    Raises ValueError where the folder holds no figure, or one whose claims or provenance are missing or broken.
+    Theory is the same at every profile: where the folder has none, that of `quick` beside it is told. Raises ValueError
+    where the folder holds no figure, or one whose claims or provenance are missing or broken.
     """
-    figures = [_read(path) for path in sorted(folder.glob("fig*.json"))]
+    figures = [_read(path) for path in drawn(folder)]
     require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
-    text = "\n".join(_lines(folder.name, figures))
+    text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
     for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
         path = folder / name
         unfinished = path.with_suffix(path.suffix + ".tmp")
         unfinished.write_text(content)
         unfinished.replace(path)
     return folder / "REPORT.md"
+
+
+def drawn(folder: Path) -> list[Path]:
+    """The provenance of every figure in a profile's folder."""
+    return [path for family in FAMILIES for path in sorted(folder.glob(f"{family}[0-9]*.json"))]
+
+
+def _theory(folder: Path) -> list[Path]:
+    return sorted(folder.glob("theory*.json")) or sorted((folder.parent / "quick").glob("theory*.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -67,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.stem} must have its .json and .claims.csv, whole; draw it again ({error})") from error
 
 
-def _lines(profile: str, figures: list[dict[str, Any]]) -> list[str]:
+def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:
     return [
         f"# What reproduces, at profile {profile}",
         "",
@@ -77,30 +89,52 @@ def _lines(profile: str, figures: list[dict[str, Any]]) -> list[str]:
         "",
         "| | the paper | measured here | figure | verdict |",
         "|---|---|---|---|---|",
-        *_claims(figures),
+        *_claims([*figures, *theory]),
         "",
+        *_findings(figures),
         *(line for figure in figures for line in _section(figure)),
+        *(line for notebook in theory for line in _short_section(notebook)),
     ]
-
-
-def _elsewhere(said: Statement) -> str:
-    return f"not by the figures here: see {said.tested_by}" if said.tested_by else "not yet"
 
 
 def _claims(figures: list[dict[str, Any]]) -> list[str]:
     """A row for each tested part of a claim, and one for each claim that no figure here tests."""
-    rows = [(claim["number"], claim, figure["figure"]) for figure in figures for claim in figure["claims"]]
-    tested = {number for number, _, _ in rows}
-    lines = {
-        number: [f"| {number} | {said.words} | {_elsewhere(said)} | | |"]
+    rows = _rows(figures)
+    untested = {
+        number: f"| {number} | {said.words} | not by the figures here: see {said.tested_by} | | |"
         for number, said in STATEMENTS.items()
-        if number not in tested
     }
-    for number, claim, figure in rows:
-        link = f"[{figure.partition('_')[0]}](#{figure})"
-        cells = (number, claim["words"], claim["measured"], link, f"**{claim['verdict']}**")
-        lines.setdefault(number, []).append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return [line for number in STATEMENTS for line in lines[number]]
+    return [line for number, said in untested.items() for line in rows.get(number, [said])]
+
+
+def _findings(figures: list[dict[str, Any]]) -> list[str]:
+    """The extras' own statements, which are none of the paper's, as a table below its claims; nothing without any."""
+    lines = [line for number, rows in _rows(figures).items() if number not in STATEMENTS for line in rows]
+    if not lines:
+        return []
+    return [
+        "## Beyond the paper",
+        "",
+        "Statements that the paper does not make, but its claims depend on. What decides is fixed in the code too.",
+        "",
+        "| | statement | measured here | figure | verdict |",
+        "|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Of each number, the rows that the figures have for it."""
+    rows: dict[str, list[str]] = {}
+    for figure in figures:
+        name = figure["figure"]
+        for claim in figure["claims"]:
+            link = f"[{name.partition('_')[0]}](#{name})"
+            cells = (claim["number"], claim["words"], claim["measured"], link, f"**{claim['verdict']}**")
+            row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            rows.setdefault(claim["number"], []).append(row)
+    return rows
 
 
 def _section(figure: dict[str, Any]) -> list[str]:
@@ -123,8 +157,23 @@ def _section(figure: dict[str, Any]) -> list[str]:
     ]
 
 
+def _short_section(notebook: dict[str, Any]) -> list[str]:
+    """Of a theory notebook, whose pictures are in itself."""
+    name, hardware = notebook["figure"], "; ".join(_machine(machine) for machine in notebook["hardware"])
+    return [
+        f'<a id="{name}"></a>',
+        "",
+        f"## {name}",
+        "",
+        f"- notebooks/{name}.ipynb, executed {notebook['drawn']} at commit {notebook['commit']}, by"
+        f" `{notebook['command']}`, on {hardware}",
+        "",
+    ]
+
+
 def _machine(hardware: dict[str, Any]) -> str:
-    return f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['device']})"
+    kind = f", {hardware['instructions']}" if "instructions" in hardware else ""  # of which older records do not tell
+    return f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['device']}{kind})"
 
 
 _STYLE = """body { font: 15px/1.45 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }

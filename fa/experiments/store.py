@@ -14,6 +14,8 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from fa import custom
+from fa.data.registry import REGISTRY
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
 
@@ -64,8 +66,8 @@ class RunStore:
         self.root = Path(root)
 
     def key(self, config: TrainConfig) -> str:
-        """16 hex digits of the SHA-256 of the configuration, the data's checksum and the version of the training
-        code.
+        """16 hex digits of the SHA-256 of the configuration, the data's checksum, the version of the training code, and
+        the files of a rule or attack of the user's own.
         """
         return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -141,18 +143,23 @@ class RunStore:
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
+    own = {name: custom.checksum(name) for name in (config.rule, config.attack) if custom.in_file(name)}
     return {
         "config": json.loads(config.to_json()),
         "data_checksum": _data_checksum(config.dataset),
         "record_version": RECORD_VERSION,
-    }
+    } | ({"files": own} if own else {})
 
 
 @cache
 def _data_checksum(dataset: str) -> str:
+    """The known checksum, which loading holds the data to, so that records are found where the data are not; of the
+    user's own data, what they are.
+    """
     from fa.data import load
 
-    return load(dataset).checksum
+    known = REGISTRY[dataset].checksum if dataset in REGISTRY else None
+    return known or load(dataset).checksum
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:

@@ -37,15 +37,21 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     seeds: Sequence[int] = ()  # its own, in place of the profile's
+    called: str = ""  # what the table's label says, in place of the variant's
 
     @property
     def columns(self) -> dict[str, Any]:
         """What tells this case from others of its variant and f."""
         return {name: value for name, value in {**self.settings, **self.options}.items() if name != "iterations"}
 
+    @property
+    def label(self) -> str:
+        """What the figure calls it."""
+        return self.called or style.VARIANTS[self.variant].label
+
     def __str__(self) -> str:
         own = [f"{name} = {value}" for name, value in self.columns.items()]
-        return ", ".join([style.VARIANTS[self.variant].label, f"f = {self.f}", *own])
+        return ", ".join([self.label, f"f = {self.f}", *own])
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Study:
     folder: Path
     cells: tuple[Cell, ...]
     gaps: dict[str, str] = field(default_factory=dict)
+    processes: bool = False  # whether workers are processes of their own, else simulated; their records lie apart
 
     @property
     def configs(self) -> list[TrainConfig]:
@@ -81,11 +88,11 @@ class Study:
     @property
     def store(self) -> RunStore:
         """Where this study's runs are kept."""
-        return RunStore(self.folder / "records")
+        return RunStore(self.folder / ("records-rpc" if self.processes else "records"))
 
     def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
         """Run what is not finished (of the `part` i/k, if given), and say what became of each run."""
-        return sweep(self.part(part), self.store, jobs, progress)
+        return sweep(self.part(part), self.store, jobs, progress, self.processes)
 
     def part(self, text: str | None) -> list[TrainConfig]:
         """The configurations of the part i/k, or all."""
@@ -109,17 +116,19 @@ class Study:
         """The test accuracy of guessing."""
         return 1 / REGISTRY[self.cells[0].config.dataset].classes
 
-    def title(self) -> str:
-        """The settings that all runs share, how seeds are shown, and what is left out: for the figure's title."""
+    def title(self, spread: str = " (line: their mean; band: their range)") -> str:
+        """The settings that all runs share, the seeds, with `spread` where there are several (how they are shown), and
+        what is left out: for the figure's title.
+        """
         config = self.cells[0].config
         seeds = sorted({cell.config.seed for cell in self.cells})
         task = f"{style.MODELS.get(config.model, config.model)}, {style.DATASETS.get(config.dataset, config.dataset)}"
-        counts = f"p = {self._all('workers')}, B = {self._all('batch')}, lr = {config.lr:g}"
+        counts = f"p = {self._all('workers')}, B = {self._all('batch')}, lr = {self._all('lr')}"
         steps = f"{self._all('iterations')} iterations"
-        shown = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-        spread = " (line: their mean; band: their range)" if len(seeds) > 1 else ""
-        gaps = "".join(f"\nleft out: {reason.partition(':')[0]}" for reason in self.gaps.values())
-        return f"{task}; {counts}, {steps}, {shown}{spread}{gaps}"
+        shown = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}{spread if len(seeds) > 1 else ''}"
+        reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.gaps.values())
+        gaps = "".join(f"\nleft out: {reason}" for reason in reasons)
+        return f"{task}; {counts}, {steps}, {shown}{gaps}"
 
     def _all(self, setting: str) -> str:
         """The values that the cases have of a setting, in their order, as in 64/128/192."""
@@ -142,14 +151,15 @@ class Results:
         import pandas
 
         rows = []
+        own = list(dict.fromkeys(name for cell in self.study.cells for name in cell.case.columns))
         for cell in self.study.cells:
             record = self.outcomes[cell.config].record
             assert record is not None  # a study with a failed run has no results
             about = {
                 "variant": cell.variant,
-                "label": style.VARIANTS[cell.variant].label,
+                "label": cell.case.label,
                 "f": cell.config.byzantine,
-                **cell.case.columns,
+                **{name: cell.case.columns.get(name) for name in own},
                 "seed": cell.config.seed,
             }
             rows += [about | point for point in record.curve]

@@ -50,7 +50,13 @@ FAULTY_COLOURS = ("#00204d", "#414d6b", "#7c7b78", "#bcae6c")
 """By the number of faulty workers, where a figure shows one rule: cividis, none of which is a rule's colour."""
 
 DATASETS = MappingProxyType(
-    {"mnist-mini": "MNIST (10,000 images)", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10"}
+    {
+        "mnist-mini": "MNIST (10,000 images)",
+        "mnist": "MNIST",
+        "fashion-mnist": "Fashion-MNIST",
+        "cifar10": "CIFAR-10",
+        "tiny-imagenet": "Tiny ImageNet",
+    }
 )
 MODELS = MappingProxyType({"convnet": "CNN", "resnet18": "ResNet-18"})
 

@@ -1,26 +1,24 @@
 """Many runs, in processes of their own: what is finished stays finished, whatever happens to the rest.
 
 Each run is one process from a fork server that has loaded what runs need. It works with one thread, so that a run's
-bits do not depend on how many go beside it. A child that loses its parent, however that died, ends itself.
+bits do not depend on how many go beside it. A child that loses its parent, however that died, ends too.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from fa.checks import check_integer
+from fa.data.registry import check_present
 from fa.experiments.progress import reporter
 from fa.experiments.store import Record, RunStore, clean_up
+from fa.training import children
 from fa.training.config import TrainConfig
 
 _SPARE = 1 << 30  # bytes that a run takes besides its gradients
@@ -51,10 +49,14 @@ class _Child:
 
 
 def sweep(
-    configs: Sequence[TrainConfig], store: RunStore, jobs: int | None = None, progress: bool = True
+    configs: Sequence[TrainConfig],
+    store: RunStore,
+    jobs: int | None = None,
+    progress: bool = True,
+    processes: bool = False,
 ) -> list[Outcome]:
     """Run what the store lacks, `jobs` at a time (None: as many as cores and memory allow); outcomes in the order
-    given.
+    given. Where the workers are `processes` of their own one run goes after another, and `jobs` are not asked for.
 
     A run that fails does not touch the others: its outcome has the error. Ctrl-C ends the children and raises
     KeyboardInterrupt; finished runs are in the store, and the same call goes on from there. Raises ValueError for bad
@@ -64,11 +66,14 @@ def sweep(
         check_integer("jobs", jobs, 1)
     records = {config: store.find(config) for config in configs}
     missing = [config for config, record in records.items() if record is None]
+    for dataset in {config.dataset for config in missing}:
+        check_present(dataset)
     failures: dict[TrainConfig, str] = {}
     clean_up(store.root)
     with reporter(progress and bool(missing)) as report:
         report(len(records) - len(missing), len(records), "")
-        for outcome in _run_all(missing, store.root, jobs or _jobs_that_fit(missing)):
+        runs = _in_turn(missing, store) if processes else _run_all(missing, store.root, jobs or _jobs_that_fit(missing))
+        for outcome in runs:
             records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
             done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
             report(done, len(records), str(outcome))
@@ -85,8 +90,25 @@ def shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
     return list(configs[int(part) - 1 :: int(parts)])
 
 
+def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcome]:
+    """Each run served by this process, with its workers as processes: their times tell something where nothing else
+    runs beside them.
+    """
+    import fa.experiments.warm  # noqa: F401 (what is compiled in an iteration would count as its time)
+    from fa.training import train
+    from fa.training.transport import Cluster
+
+    for config in configs:
+        record, error = None, ""
+        try:
+            record = store.save(train(config, threads=1, cluster=Cluster(), checkpoint=store.checkpoint(config)))
+        except (ValueError, OSError) as failure:
+            error = str(failure)
+        yield Outcome(config, record, error)
+
+
 def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[Outcome]:
-    context = _context()
+    context = children.context(preload="fa.experiments.warm")
     waiting, running = list(configs), list[_Child]()
     try:
         while waiting or running:
@@ -102,19 +124,6 @@ def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[
             child.process.kill()
         for child in running:
             child.process.join()
-
-
-def _context() -> Any:
-    """Fork server from which Ctrl-C is kept for life: it reaches the whole group, but the parent decides."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fa.experiments.warm"])
-    resource_tracker.ensure_running()  # first: when it starts, it lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
 
 
 def _start(context: Any, config: TrainConfig, root: Path) -> _Child:
@@ -140,7 +149,7 @@ def _outcome(child: _Child, root: Path) -> Outcome:
 
 def _work(config: str, root: str, answer: Connection) -> None:
     """In the child: one run into the store; a failure is told to the parent."""
-    _end_with_parent()
+    children.end_with_parent()
     try:
         from fa.training import train
 
@@ -151,17 +160,6 @@ def _work(config: str, root: str, answer: Connection) -> None:
     except BaseException:
         answer.send_bytes(traceback.format_exc().encode())
         raise
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _jobs_that_fit(configs: Sequence[TrainConfig]) -> int:

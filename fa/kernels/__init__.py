@@ -5,7 +5,7 @@ chunks. What comes back besides a direction is which rows hold NaN or Inf: notic
 own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -41,6 +41,20 @@ def gram(G: Tensor, precise: bool = False) -> np.ndarray:
     for _, piece in _pieces(G):
         K += cpu.gram(piece, precise)
     return symmetric(K)
+
+
+def gram_rows(G: Tensor, rows: Sequence[int], others: Sequence[int]) -> np.ndarray:
+    """Those rows of K = G G^T in the columns `others`, (rows, others) float64: on the CPU to the bits of the quick
+    pass of `gram`.
+    """
+    if G.device.type != "cpu":
+        return device.gram(G)[rows][:, others].cpu().numpy()
+    from fa.kernels import cpu
+
+    K = np.zeros((G.shape[0], G.shape[0]))
+    for _, piece in _pieces(G):
+        K += cpu.gram_rows(piece, rows, others)
+    return K[np.ix_(rows, others)]
 
 
 def squared_distances(G: Tensor) -> np.ndarray:
@@ -96,7 +110,7 @@ def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
     """
     p, n = G.shape
     half = G.dtype in _HALF
-    width = min(n, max(1, _WIDENED // p) if half else _WIDTH)
+    width = max(1, min(n, _WIDENED // p if half else _WIDTH))
     copies = torch.empty(p, width) if half else None
     for left in range(0, n, width):
         columns = slice(left, min(left + width, n))

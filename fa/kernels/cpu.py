@@ -8,7 +8,7 @@ nor entered twice.
 ``_FASTMATH`` leaves out "nnan" and "ninf": NaN and Inf keep their meaning, since finding them is part of the job.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -53,15 +53,33 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     parts = np.zeros((-(-n // CHUNK), p, p))
     zero = np.float64(0) if precise else G.dtype.type(0)
     tiled = zero.dtype == G.dtype
+    threes = _threes(range(p))
+    tiles = np.array([a + b for i, a in enumerate(threes) for b in threes[i:]])
     rows = addresses(G, np.minimum(np.arange(-(-p // TILE) * TILE), p - 1))
 
     def work(t: int, threads: int) -> None:
         memory = np.empty(rows.size * BLOCK * G.itemsize + VECTOR if p >= _PACKED else 0, np.uint8)
-        _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiled, _packed(rows, memory, G.itemsize))
+        _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiles, tiled, _packed(rows, memory, G.itemsize))
 
     share(work, G.size)
     K: np.ndarray = parts.sum(axis=0)
     return K
+
+
+def gram_rows(G: np.ndarray, rows: Sequence[int], others: Sequence[int]) -> np.ndarray:
+    """Those rows of K = G G^T, (p, p) float64, in the columns `others`, and 0 elsewhere: to the bits of `gram`."""
+    p, n = G.shape
+    parts = np.zeros((-(-n // CHUNK), p, p))
+    tiles = np.array([a + b for a in _threes(rows) for b in _threes(others)])
+    none, zero, size = np.empty(0, np.int64), G.dtype.type(0), (len(rows) + len(others)) * n
+    share(lambda t, threads: _gram_chunks(flat(G), n, parts, t, threads, zero, none, tiles, False, none), size)
+    K: np.ndarray = parts.sum(axis=0)
+    return K
+
+
+def _threes(rows: Sequence[int]) -> list[list[int]]:
+    """The rows three by three, the last one again where a three is not full."""
+    return [[rows[min(k, len(rows) - 1)] for k in range(first, first + 3)] for first in range(0, len(rows), 3)]
 
 
 def _packed(rows: np.ndarray, memory: np.ndarray, itemsize: int) -> np.ndarray:
@@ -79,7 +97,8 @@ def addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _gram_chunks(G, n, parts, first, step, zero, rows, tiled, packed):
+def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed):
+    """All products of a block in vector registers if it is whole and `tiled`, else those in `tiles`, three by three."""
     p = G.shape[0]
     block = np.zeros((p, p))
     for chunk in range(first, parts.shape[0], step):
@@ -89,9 +108,8 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiled, packed):
             if tiled and hi - lo == BLOCK:
                 _gram_block(G, rows, lo, packed, block)
             else:
-                for i in range(0, p, 3):
-                    for j in range(i, p, 3):
-                        _gram_tile(G, i, j, lo, hi, zero, block)
+                for tile in tiles:
+                    _gram_tile(G, tile, lo, hi, zero, block)
             parts[chunk] += block
 
 
@@ -104,7 +122,7 @@ def _gram_block(G, rows, left, packed, block):
     sums, soon = np.empty((TILE, TILE)), np.empty(TILE, np.int64)
     tile, tiles = 0, rows.size // TILE * (rows.size // TILE + 1) // 2
     for i in range(0, packed.size, TILE):
-        pack(rows, i, start, one, packed)  # type: ignore[call-arg]  # numba leaves out the first
+        pack(rows, i, start, one, packed)  # type: ignore[call-arg]  # the first is the compiler's
     for i in range(0, p, TILE):
         for j in range(i, p, TILE):
             for k in range(TILE):
@@ -125,11 +143,9 @@ def _gram_block(G, rows, left, packed, block):
 
 
 @jit
-def _gram_tile(G, i, j, lo, hi, zero, block):
-    """block[i:i+3, j:j+3] = the products of three rows with three rows; past the last row, the last row again."""
-    last = G.shape[0] - 1
-    i1, i2 = min(i + 1, last), min(i + 2, last)
-    j1, j2 = min(j + 1, last), min(j + 2, last)
+def _gram_tile(G, tile, lo, hi, zero, block):
+    """The block's entries in a tile: the products of three rows with three rows."""
+    i, i1, i2, j, j1, j2 = tile[0], tile[1], tile[2], tile[3], tile[4], tile[5]
     a0, a1, a2 = G[i, lo:hi], G[i1, lo:hi], G[i2, lo:hi]
     b0, b1, b2 = G[j, lo:hi], G[j1, lo:hi], G[j2, lo:hi]
     s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = zero

@@ -3,7 +3,8 @@
 from dataclasses import fields
 from typing import Any
 
-from fa.checks import check_one_of
+from fa import custom
+from fa.checks import check_one_of, require
 from fa.rules.base import Aggregate, Decision, Rule, per_worker
 from fa.rules.bulyan import Bulyan
 from fa.rules.coordinate import MeaMed, Median, Phocas, TrimmedMean
@@ -30,20 +31,30 @@ __all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "make_rule", "
 
 
 def make_rule(name: str, f: int = 0, **options: Any) -> Rule:
-    """The rule of that name, to withstand f faulty workers; raises ValueError for a name, option or value that there
-    is not.
+    """The rule of that name, to withstand f faulty workers: one of RULES, FILE.py:CLASS for a `Rule` of the user's own,
+    or one that an installed package brings (entry point "fa.rules"). Raises ValueError for a name, option or value that
+    there is not.
     """
     return _make(name, {"f": f} | options)
 
 
 def _make(name: str, options: dict[str, Any]) -> Rule:
-    check_one_of("rule", name, RULES)
-    rule = _BY_NAME[name]
+    rule = _class(name)
     known = [field.name for field in fields(rule) if field.init]
     for option in options:
         if option not in known:
             raise ValueError(f"rule {name!r} has no option {option!r}; it has {', '.join(known)}")
     return rule(**options)
+
+
+def _class(name: str) -> type[Rule]:
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    found = custom.load("rule", name) if isinstance(name, str) else None
+    if found is None:
+        check_one_of("rule", name, RULES)
+    require(isinstance(found, type) and issubclass(found, Rule), "rule", name, "a class that is a fa.Rule")
+    return found  # type: ignore[no-any-return]
 
 
 def aggregate(G: Any, rule: str | Rule = "fa", **options: Any) -> Any:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from fa import kernels
 from fa.checks import ConditionError, check_condition, check_integer, check_one_of, require
+from fa.columns import Columns
 from fa.gradients import read
 from fa.gram import Gram, measure
 from fa.mixing import STEPS, Mixture, Situation, columns, mix
+from fa.threads import on_one_thread
 
 NOT_FINITE = "NaN or Inf"
 
@@ -129,9 +131,18 @@ class Rule(ABC):
         return replace(self, **options)
 
     @property
+    def measures(self) -> bool:
+        """Whether the Gram matrix is looked at, by the rule or by a step before it."""
+        return self.looks or bool(self.steps)
+
+    @property
     def leaves_span(self) -> bool:
         """Whether the direction leaves the span of the gradients, so that they must be in memory."""
         return False
+
+    def check_span(self, where: str) -> None:
+        """Raise ValueError for a direction that leaves the span of gradients which, `where`, are not in one memory."""
+        require(not self.leaves_span, "rule", self.name, f"one that decides in the Gram matrix {where}")
 
     @property
     def _counted(self) -> int | None:
@@ -145,33 +156,56 @@ class Rule(ABC):
         """The direction d of the gradients G: see `aggregate`."""
         return self.aggregate(G, iteration).direction
 
-    def aggregate(self, G: Any, iteration: int = 0, out: Tensor | None = None) -> Aggregate:
+    def aggregate(
+        self,
+        G: Any,
+        iteration: int = 0,
+        out: Tensor | None = None,
+        products: Float64[np.ndarray, "p p"] | None = None,
+    ) -> Aggregate:
         """The direction d and the decision behind it.
 
         G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of
-        "bucketing"; d is put into `out` (n,) if given. A worker with NaN or Inf is left out and counts against f.
+        "bucketing"; d is put into `out` (n,) if given; `products` are the rows' inner products as `fa.gram.Landing`
+        has them, where they are known already. A worker with NaN or Inf is left out and counts against f.
         Raises ValueError where the rule's condition on p and f does not hold.
         """
         gradients = read(G)
         if out is not None:
-            _check_out(out, gradients.G)
-        p = gradients.G.shape[0]
-        if self.looks or self.steps:
-            gram, finite = measure(gradients.G)
-        else:
-            gram, finite = Gram.unmeasured(p), np.ones(p, dtype=bool)
+            check_out(out, gradients.G)
+        (d,), decision = self.over(Columns((gradients.G,)), iteration, (out,), products)
+        return Aggregate(gradients.restore(d), decision)
+
+    def over(
+        self,
+        G: Columns,
+        iteration: int = 0,
+        out: Sequence[Tensor | None] | None = None,
+        products: Float64[np.ndarray, "p p"] | None = None,
+    ) -> tuple[list[Tensor], Decision]:
+        """The parts of d that the parts of G held here give, put into `out` where given, and the decision, which all
+        holders make alike.
+
+        Otherwise as `aggregate`. A rule that leaves the span needs G in one part.
+        """
+        places = [None] * len(G.parts) if out is None else out
+        gram, finite = measure(G, products) if self.measures else (Gram.unmeasured(G.p), np.ones(G.p, dtype=bool))
         while True:
-            decision = self._decide_among(gradients.G, gram, np.flatnonzero(finite), iteration)
-            d, bad = _apply(gradients.G, decision, out)
+            decision = self._decide_among(G, gram, np.flatnonzero(finite), iteration)
+            applied = [_apply(part, decision, place) for part, place in zip(G.parts, places, strict=True)]
+            bad = np.any([marks for _, marks in applied], axis=0)
+            if not self.measures:  # else all know from the Gram matrix that none is
+                bad = G.gather(bad).any(axis=0)
             if not bad.any():
-                return Aggregate(gradients.restore(d), decision)
+                return [d for d, _ in applied], decision
             finite &= ~bad
 
-    def choose(self, G: Tensor, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
-        """`decide`, for a rule that must see the gradients G (p, n) themselves, too, of which `rows` are finite."""
+    def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
+        """`decide`, for a rule that must see the gradients G themselves, too, of which `rows` are finite."""
         return self.decide(mixture.gram)
 
-    def _decide_among(self, G: Tensor, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
+    @on_one_thread
+    def _decide_among(self, G: Columns, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
         """The decision about all p workers, of which `rows` are finite."""
         missing = gram.p - rows.size
         if rows.size == 0:
@@ -192,7 +226,8 @@ def per_worker(numbers: Float64[np.ndarray, " p"] | None, p: int) -> list[float 
     return [None if math.isnan(number) else number for number in numbers.tolist()]
 
 
-def _check_out(out: Tensor, G: Tensor) -> None:
+def check_out(out: Tensor, G: Tensor) -> None:
+    """Raise ValueError where `out` cannot hold a direction of G (p, n)."""
     kind = (tuple(out.shape), out.dtype, out.device)
     require(kind == ((G.shape[1],), G.dtype, G.device), "out", kind, f"({(G.shape[1],)}, {G.dtype}, {G.device})")
     require(out.is_contiguous(), "out", f"of stride {out.stride()}", "contiguous")

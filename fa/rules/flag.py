@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from fa.checks import check_one_of, require
+from fa.columns import Columns
 from fa.gram import Gram
 from fa.irls import DEFAULTS, READINGS, Options, Reading, solve, solve_gram
 from fa.mixing import Mixture
@@ -65,17 +65,21 @@ class FlagAggregator(Rule):
 
     @property
     def leaves_span(self) -> bool:
-        """So do the regularizers that no p x p matrix tells."""
-        return self.lam > 0 and self.regularizer in ("l1", "rows")
+        """With "l1" and "rows", where lam > 0."""
+        return self.options.leaves_span
 
-    def choose(self, G: Tensor, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
+    def check_span(self, where: str) -> None:
+        require(not self.leaves_span, "regularizer", self.regularizer, f"'pairwise' or 'group' {where}")
+
+    def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
         if not self.leaves_span:
             return self.decide(mixture.gram)
-        G = G[rows]
-        mixed = torch.from_numpy(mixture.R.T).to(G) @ G
+        (whole,) = G.parts
+        finite = whole[rows]
+        mixed = torch.from_numpy(mixture.R.T).to(finite) @ finite
         options = self.options
         solution = solve(mixed, options.m, options.lam, options.regularizer, options.a, options.tol, options.max_iter)
-        return Choice(direction=solution.direction(), values=values(G, solution.Y))
+        return Choice(direction=solution.direction(), values=values(finite, solution.Y))
 
     def decide(self, gram: Gram) -> Choice:
         solution = solve_gram(gram, self.options, reading=self.reading)

@@ -1,18 +1,22 @@
 """Training with p workers, some of them faulty: one loop over a transport that hands it the gradients."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import CurvePoint, Run, WorkerRow
 
 if TYPE_CHECKING:
+    from fa.training import ddp
     from fa.training.loop import Progress, train
 
-__all__ = ["RECORD_VERSION", "CurvePoint", "Progress", "Run", "TrainConfig", "WorkerRow", "train"]
+__all__ = ["RECORD_VERSION", "CurvePoint", "Progress", "Run", "TrainConfig", "WorkerRow", "ddp", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    """`train` and `Progress` when first used: configurations and records alone need no data sets and models."""
+    """`train`, `Progress` and `ddp` when first used: configurations and records alone need no data sets and models."""
+    if name == "ddp":
+        return importlib.import_module("fa.training.ddp")
     if name not in ("Progress", "train"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from fa.training import loop

@@ -29,6 +29,8 @@ class State:
 
     iteration: int = 0  # how many are done
     seconds: float = 0.0  # spent in them
+    whole: float = 0.0  # seconds until this state was kept, set-up and evaluations included
+    seconds_of: dict[str, float] = field(default_factory=dict)  # parts of the whole
     curve: list[CurvePoint] = field(default_factory=list)
     workers: list[WorkerRow] = field(default_factory=list)
 
@@ -40,21 +42,22 @@ class Checkpoint:
     written, and for `every` < 0.
     """
 
-    def __init__(
-        self, path: str | Path, config: TrainConfig, checksum: str, threads: int, every: float = EVERY
-    ) -> None:
+    def __init__(self, path: str | Path, every: float = EVERY) -> None:
         check_real("checkpoint_every", every, 0)
         self.path = Path(os.path.abspath(path))
         require(not self.path.is_dir(), "checkpoint", str(self.path), "a file")
         self._beside().unlink()  # before any work is done for which there is no place
+        self._every = every
+        self._last = time.monotonic()
+
+    def identify(self, config: TrainConfig, checksum: str, threads: int) -> None:
+        """Say whose it is: the run's configuration, the data's checksum, and how many threads torch has."""
         self._identity = {
             **json.loads(config.to_json()),
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
             "threads": threads,  # with another number the rest would be rounded differently
         }
-        self._every = every
-        self._last = time.monotonic()
 
     def load(self, parameters: Tensor, statistics: list[Buffers]) -> tuple[State, Tensor | None]:
         """The state at which to begin, with `parameters` (n,) and `statistics` set to those of then, and the
@@ -72,7 +75,8 @@ class Checkpoint:
         curve = [CurvePoint(*point) for point in said["curve"]]
         workers = [WorkerRow(*row) for row in said["workers"]]
         velocity = torch.from_numpy(arrays["velocity"]).to(parameters.device) if "velocity" in arrays else None
-        return State(said["iteration"], said["seconds"], curve, workers), velocity
+        whole, seconds_of = said.get("whole", said["seconds"]), said.get("seconds_of", {})
+        return State(said["iteration"], said["seconds"], whole, seconds_of, curve, workers), velocity
 
     def due(self) -> bool:
         """Whether the time of the next one has come."""

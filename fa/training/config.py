@@ -56,6 +56,9 @@ class TrainConfig:
     # A recipe of fa.recipes, by its options: what training images are augmented by, for those workers that have such.
     augmentation: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
     augmented: str = "faulty"  # who has them: the faulty workers (the others' are clean), or all
+    # The share of the training images that nobody trains on, and that take the place of the test images: for choosing
+    # a setting without having seen those.
+    validation: Real = 0.0
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
@@ -74,11 +77,12 @@ class TrainConfig:
             if value is not None:
                 self._keep(name, int, 0)
                 require(value < self.workers, name, value, f"less than workers={self.workers}")
-        for name in ("lr", "momentum", "weight_decay", "lr_decay"):
+        for name in ("lr", "momentum", "weight_decay", "lr_decay", "validation"):
             self._keep(name, float, 0)
         require(self.lr > 0, "lr", self.lr, "greater than 0")
         require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
         require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
+        require(self.validation < 1, "validation", self.validation, "in [0, 1)")
         check_one_of("sampling", self.sampling, SAMPLINGS)
         check_one_of("augmented", self.augmented, ("faulty", "all"))
         said = bool(self.augmentation) or self.augmented == "faulty"
@@ -106,14 +110,16 @@ class TrainConfig:
     def to_json(self) -> str:
         """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts.
 
-        Without augmentation nothing is said of it, nor of evaluations once an epoch, so that such a run keeps the hash
-        it had before there was a choice.
+        Without augmentation nothing is said of it, nor of evaluations once an epoch or on the test images, so that such
+        a run keeps the hash it had before there was a choice.
         """
         record = dataclasses.asdict(self) | {"rule_options": self.options, "augmentation": dict(self.augmentation)}
         if not self.augmentation:
             del record["augmentation"], record["augmented"]
         if self.evaluate_every is None:
             del record["evaluate_every"]
+        if not self.validation:
+            del record["validation"]
         return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod

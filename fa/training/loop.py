@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from fa import models
 from fa.attacks import make_attack
-from fa.checks import ConditionError, check_integer, require
-from fa.data import Dataset, load
+from fa.checks import ConditionError, check_integer
+from fa.data import Dataset
 from fa.data.batches import check_batch
+from fa.devices import find_device
 from fa.rules import Aggregate, Rule, make_rule, per_worker
+from fa.timing import Parts
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
@@ -24,7 +26,7 @@ from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
 from fa.training.transport import Cluster, Gathered, Transport
-from fa.training.worker import recipe_of
+from fa.training.worker import data_of, recipe_of
 
 
 class Progress(NamedTuple):
@@ -57,30 +59,33 @@ def train(
     loaded where they do not depend on them; for an `out` that holds files or cannot be written; and when the rule's
     condition on the number of workers does not hold, or no longer does although the honest workers' loss is finite.
     """
-    started = time.perf_counter()
+    parts = Parts()
     if out is not None:
         out = make_room(out)
     with _torch_threads(threads):
-        device = _device(config.device)
+        device = find_device(config.device)
         rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
         rule.check_workers(config.workers)
         make_attack(config.attack)
         recipe_of(config)
-        dataset = load(config.dataset)
+        if cluster is not None:
+            cluster.check(config)
+        kept = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
+        dataset = data_of(config)
         check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
         used = torch.get_num_threads()
-        kept = None
-        if checkpoint is not None:
-            kept = Checkpoint(checkpoint, config, dataset.checksum, used, checkpoint_every)
-        with _transport(model, dataset, config, parameters, cluster) as transport:
-            loop = Loop(config, rule, transport, parameters, len(dataset.train_labels))
+        if kept is not None:
+            kept.identify(config, dataset.checksum, used)
+        with _transport(model, dataset, config, parameters, rule, cluster, parts) as transport:
+            loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), parts)
             honest = slice(config.byzantine, None)
-            curve, workers = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept)
+            state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept)
     backend = {"name": "simulate"} if cluster is None else cluster.description()
-    run = Run(config, curve, workers, time.perf_counter() - started, used, dataset.checksum, backend)
+    curve, rows = tuple(state.curve), tuple(state.workers)
+    run = Run(config, curve, rows, parts.whole, used, dataset.checksum, backend, parts.seconds)
     if out is not None:
         run.write(out)
         if kept is not None:
@@ -90,15 +95,20 @@ def train(
 
 @contextmanager
 def _transport(
-    model: nn.Module, dataset: Dataset, config: TrainConfig, parameters: Tensor, cluster: Cluster | None
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig,
+    parameters: Tensor,
+    rule: Rule,
+    cluster: Cluster | None,
+    parts: Parts,
 ) -> Iterator[Transport]:
     if cluster is None:
         yield Simulation(model, dataset, config, parameters)
         return
-    require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
     from fa.training.rpc.launch import serving
 
-    with serving(model, config, parameters, cluster) as remote:
+    with serving(model, config, parameters, rule.measures, cluster, parts) as remote:
         yield remote
 
 
@@ -106,12 +116,20 @@ class Loop:
     """Algorithm 1's outer loop: gather the gradients, aggregate them, step; evaluate now and then."""
 
     def __init__(
-        self, config: TrainConfig, rule: Rule, transport: Transport, parameters: Tensor, train_size: int
+        self,
+        config: TrainConfig,
+        rule: Rule,
+        transport: Transport,
+        parameters: Tensor,
+        train_size: int,
+        parts: Parts | None = None,
     ) -> None:
+        """`parts` is told where the time goes."""
         self._config = config
         self._rule = rule
         self._transport = transport
         self._parameters = parameters
+        self._parts = parts or Parts()
         self._epoch_length = config.epoch_length(train_size)
         self._evaluate_every = config.evaluate_every or self._epoch_length
         self._optimizer = SGD(parameters, config, self._epoch_length)
@@ -121,11 +139,14 @@ class Loop:
         evaluate: Callable[[], float],
         progress: Callable[[Progress], None] | None,
         checkpoint: Checkpoint | None = None,
-    ) -> tuple[tuple[CurvePoint, ...], tuple[WorkerRow, ...]]:
-        """All the iterations that are left; `evaluate` returns the test accuracy of the parameters as they are."""
+    ) -> State:
+        """All the iterations that are left, and the state after the last; `evaluate` returns the test accuracy of the
+        parameters as they are.
+        """
         state = State()
         if checkpoint is not None:
             state, self._optimizer.velocity = checkpoint.load(self._parameters, self._transport.statistics())
+        self._parts.go_on(state.whole, state.seconds_of)
         for iteration in range(state.iteration, self._config.iterations):
             before = time.perf_counter()
             gathered, rows = self._iterate(iteration)
@@ -134,24 +155,30 @@ class Loop:
             state.iteration = done = iteration + 1
             if done % self._evaluate_every == 0 or done == self._config.iterations:
                 epoch = -(-done // self._epoch_length)
-                state.curve.append(CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate()))
+                with self._parts.of("evaluate"):
+                    accuracy = evaluate()
+                state.curve.append(CurvePoint(done, epoch, state.seconds, float(gathered.loss), accuracy))
             if checkpoint is not None and checkpoint.due():
+                state.whole, state.seconds_of = self._parts.whole, self._parts.seconds
                 checkpoint.save(state, self._parameters, self._optimizer.velocity, self._transport.statistics())
             if progress is not None:
-                accuracy = state.curve[-1].test_accuracy if state.curve else None
-                progress(Progress(done, gathered.loss, accuracy, gathered.G))
-        return tuple(state.curve), tuple(state.workers)
+                last = state.curve[-1].test_accuracy if state.curve else None
+                progress(Progress(done, gathered.loss, last, gathered.G))
+        return state
 
     def _iterate(self, iteration: int) -> tuple[Gathered, list[WorkerRow]]:
-        gathered = self._transport.gradients(iteration, self._parameters)
+        with self._parts.of("gather"):
+            gathered = self._transport.gradients(iteration, self._parameters)
         try:
-            aggregate = self._rule.aggregate(gathered.G, iteration)
+            with self._parts.of("aggregate"):
+                aggregate = self._rule.aggregate(gathered.G, iteration, products=gathered.products)
         except ConditionError as error:
             if torch.isfinite(gathered.loss):
                 raise ConditionError(f"iteration {iteration + 1}: {error}") from error
             # The model has diverged and too few gradients are finite: no step is taken, and the records say so.
             return gathered, _nobody(iteration + 1, self._config.workers)
-        self._optimizer.step(aggregate.direction, iteration)
+        with self._parts.of("update"):
+            self._optimizer.step(aggregate.direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
 
 
@@ -162,7 +189,8 @@ def _rows(iteration: int, gathered: Gathered, aggregate: Aggregate) -> list[Work
     selected = set(decision.selected)
 
     def status(worker: int) -> str:
-        return USED if worker in selected else f"left out: {reasons.get(worker, 'not selected')}"
+        said = USED if worker in selected else f"left out: {reasons.get(worker, 'not selected')}"
+        return f"{said}; {gathered.remarks[worker]}" if worker in gathered.remarks else said
 
     return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
 
@@ -175,19 +203,6 @@ def _shape(dataset: Dataset) -> tuple[int, int, int]:
     """Channels, classes and the side of an image."""
     _, channels, _, side = dataset.train_images.shape
     return channels, dataset.classes, side
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")  # nothing that one can train on either
-    require(device.type in ("cpu", "cuda"), "device", name, "cpu, or cuda, cuda:0 and so on")
-    if device.type == "cuda":
-        require(torch.cuda.is_available(), "device", name, "cpu here, where torch finds no CUDA device")
-        count = torch.cuda.device_count()
-        require((device.index or 0) < count, "device", name, f"cuda:{count - 1} at most, of the {count} here")
-    return device
 
 
 @contextmanager

@@ -39,7 +39,19 @@ class WorkerRow(NamedTuple):
     worker: int
     value: float | None  # explained variance v_i, where the rule has them
     weight: float | None  # weight in the aggregate, where the rule has one for a whole gradient
-    status: str  # "used", or "left out: " and the reason
+    status: str  # "used", or "left out: " and the reason; where some were lost, "; 6 of 61 datagrams lost"
+
+
+PARTS = {
+    "join": "waiting for worker processes to join",
+    "gather": "from the iterations' beginnings until their gradients are there",
+    "compute": "of that, the slowest worker's own time for its gradient, where workers are processes",
+    "gram": "of that, inner products of the gradients that had come, and what was left of them after the last",
+    "aggregate": "the rule: what it decides, and the direction",
+    "update": "the optimizer's step",
+    "evaluate": "test accuracies",
+}
+"""What a run's seconds are spent on, as config.json has it. A GPU's gradients are waited for in "aggregate"."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,11 @@ class Run:
     config: TrainConfig
     curve: tuple[CurvePoint, ...]
     workers: tuple[WorkerRow, ...]
-    seconds: float  # the whole run, evaluations and set-up included
+    seconds: float  # the whole run, evaluations and set-up included, of all processes that did a share of it
     threads: int
     checksum: str  # of the data's content
     backend: Mapping[str, object] = field(default_factory=lambda: {"name": "simulate"})  # how workers were run
+    seconds_of: Mapping[str, float] = field(default_factory=dict)  # parts of the whole, see `PARTS`
 
     @property
     def final_accuracy(self) -> float:
@@ -92,6 +105,7 @@ class Run:
             "backend": dict(self.backend),
             "threads": self.threads,
             "seconds": round(self.seconds, 3),
+            "seconds_of": {part: round(its, 6) for part, its in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
         }
 
@@ -170,7 +184,8 @@ def hardware(device: str) -> dict[str, str | int]:
 
     kind = torch.device(device)
     name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else device
-    return {"cpu": _cpu_model(), "cores": os.cpu_count() or 1, "device": name}
+    instructions = torch.backends.cpu.get_cpu_capability()  # on which the last bits depend
+    return {"cpu": _cpu_model(), "instructions": instructions, "cores": os.cpu_count() or 1, "device": name}
 
 
 def _cpu_model() -> str:

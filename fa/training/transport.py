@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
+from jaxtyping import Float64
 from torch import Tensor
 
-from fa.checks import check_integer, check_real, require
+from fa.checks import check_integer, check_one_of, check_real, require
+from fa.training.config import TrainConfig
 from fa.training.flat import Buffers
 
 
@@ -22,6 +25,10 @@ class Gathered(NamedTuple):
     """Scalar: the mean of the honest workers' minibatch losses."""
     missing: Mapping[int, str] = MappingProxyType({})
     """Workers whose gradients did not come, whose rows are NaN, and why."""
+    products: Float64[np.ndarray, "p p"] | None = None
+    """The rows' inner products, where they were taken while the gradients came."""
+    remarks: Mapping[int, str] = MappingProxyType({})
+    """What else the records are to say of workers' gradients."""
 
 
 @runtime_checkable
@@ -49,16 +56,32 @@ class Cluster:
     host: str = LOOPBACK
     port: int = 0  # 0: any that is free
     spawn: bool = True  # whether the workers are started here; else they are awaited
+    store_kept: bool = False  # whether somebody else keeps the store at host:port, as torchrun does
     deadline: float = 60.0  # seconds that an iteration waits for a worker, who then is left out until it is heard again
     quorum: int | None = None  # go on with the gradients of so many workers, the fastest; None: of all
+    gradients: str = "rpc"  # how they come: by RPC, or in datagrams (udp), which are not sent again
+    lost: str = "zero"  # what stands for lost coordinates: zero, or what came there last (previous)
 
     def __post_init__(self) -> None:
+        require(self.host != "", "host", self.host, "a host's name or address")
         check_integer("port", self.port, 0)
+        require(self.port < 1 << 16, "port", self.port, f"at most {(1 << 16) - 1}")
         check_real("deadline", self.deadline, 0)
         require(self.deadline > 0, "deadline", self.deadline, "greater than 0")
         if self.quorum is not None:
             check_integer("quorum", self.quorum, 1)
+        check_one_of("gradients", self.gradients, ("rpc", "udp"))
+        check_one_of("lost", self.lost, ("zero", "previous"))
+        said = self.gradients == "udp" or self.lost == "zero"
+        require(said, "gradients", self.gradients, f"'udp' where lost is {self.lost!r}")
+
+    def check(self, config: TrainConfig) -> None:
+        """Raise ValueError for a run that cannot be done over it."""
+        require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
+        if self.quorum is not None:
+            require(self.quorum <= config.workers, "quorum", self.quorum, f"at most workers={config.workers}")
 
     def description(self) -> dict[str, object]:
         """What a run's numbers may depend on, for its records."""
-        return {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum}
+        said = {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum, "gradients": self.gradients}
+        return said | ({"lost": self.lost} if self.gradients == "udp" else {})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,9 +11,10 @@ from torch import Tensor, nn
 from fa import seeds
 from fa.attacks import make_attack
 from fa.checks import require
-from fa.data import Dataset
+from fa.data import Dataset, load
 from fa.data.batches import minibatch
-from fa.recipes import Recipe, augmented
+from fa.data.dataset import hold_out
+from fa.recipes import MANIFEST, Recipe, augmented, load_built
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers, views
 
@@ -71,6 +74,15 @@ class Worker:
         )
 
 
+def data_of(config: TrainConfig) -> Dataset:
+    """The data set of a run, by its name or a folder that `fa augment` wrote; with a validation share, the training
+    images kept for it are the test images.
+    """
+    written = (Path(config.dataset) / MANIFEST).is_file()
+    dataset = load_built(config.dataset) if written else load(config.dataset)
+    return hold_out(dataset, config.validation) if config.validation else dataset
+
+
 def recipe_of(config: TrainConfig) -> Recipe | None:
     """What a run's training images are augmented by, if any worker's are; ValueError for a recipe that is none, and for
     faulty workers who would compute no gradient of their augmented images.
@@ -78,5 +90,6 @@ def recipe_of(config: TrainConfig) -> Recipe | None:
     if not config.augmentation:
         return None
     idle = config.augmented == "faulty" and not make_attack(config.attack).needs_own
-    require(not idle, "attack", config.attack, "none, or one more that needs the faulty workers' own gradients")
+    needed = "none, or one more that needs the faulty workers' own gradients, where augmented data are theirs"
+    require(not idle, "attack", config.attack, needed)
     return Recipe.of(config.augmentation)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections import Counter
 from typing import NamedTuple
 
 import torch
@@ -12,11 +14,14 @@ from torch.futures import Future
 
 from fa.attacks import make_attack
 from fa.checks import ConditionError, require
+from fa.gram import Landing
+from fa.network.chunks import Inbox
+from fa.timing import Parts
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers
 from fa.training.transport import Cluster, Gathered
 
-_JOINING = 120.0  # seconds that the first iteration waits for workers
+_JOINING = 120.0  # seconds that the beginning waits for workers
 _LEAVING = 5.0  # seconds that the end waits for them to hear of it
 NEW = -1  # the iteration of a worker that has no gradient yet
 _CLOSED = -2
@@ -32,9 +37,10 @@ class Sent(NamedTuple):
 
     rank: int
     iteration: int  # that the gradient is of; NEW where there is none yet
-    gradient: Tensor  # (n,)
+    gradient: Tensor  # (n,); (0,) where it goes as datagrams, which have been sent before
     loss: Tensor  # of the minibatch
     statistics: list[Tensor]  # of batch norm
+    seconds: float = 0.0  # that the gradient took its worker
 
 
 class Remote:
@@ -44,9 +50,17 @@ class Remote:
     Parameters are sent without a copy; who is so slow that they change meanwhile computes such a gradient.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, parameters: Tensor, cluster: Cluster) -> None:
-        if cluster.quorum is not None:
-            require(cluster.quorum <= config.workers, "quorum", cluster.quorum, f"at most workers={config.workers}")
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        parameters: Tensor,
+        cluster: Cluster,
+        measured: bool = False,
+        parts: Parts | None = None,
+        inbox: Inbox | None = None,
+    ) -> None:
+        """With an `inbox`, gradients come there, and workers' calls tell only that they have been sent."""
         self.config = config
         self._cluster = cluster
         self._attack = make_attack(config.attack)
@@ -55,8 +69,14 @@ class Remote:
         self._buffers = [Buffers(model) for _ in range(config.workers)]
         self._changed = threading.Condition()
         self._iteration = _CLOSED
-        self._started = self._over = False
+        self._over = False
+        self._measured = measured
+        self._parts = parts or Parts()
+        self.inbox = inbox
+        self._joined = Counter[int]()  # processes of each rank so far
         self._losses: dict[int, Tensor] = {}
+        self._landed: list[int] = []  # rows of G that the present iteration has been sent since somebody looked
+        self._computing: dict[int, float] = {}  # seconds that the gradients took their workers
         self._gone: dict[int, str] = {}  # who is not waited for, and why
         self._asking: dict[int, Answer] = {}
         self._new: set[int] = set()  # who has no statistics yet
@@ -72,6 +92,7 @@ class Remote:
             self._gone.pop(sent.rank, None)
             if sent.iteration == NEW:
                 self._new.add(sent.rank)
+                self._joined[sent.rank] += 1
             elif sent.iteration == self._iteration != _CLOSED:
                 self._take(sent)
             idle = self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone
@@ -91,19 +112,23 @@ class Remote:
         return self._iteration, self._parameters, statistics
 
     def _take(self, sent: Sent) -> None:
-        row = self._G[sent.rank]
+        row = self._G[sent.rank, : 0 if self.inbox else None]
         if sent.gradient.shape != row.shape or sent.gradient.dtype != row.dtype:
             shape, kind = tuple(sent.gradient.shape), sent.gradient.dtype
             self._gone[sent.rank] = f"sent {shape} of {kind}, not {tuple(row.shape)} of {row.dtype}"
         elif sent.rank not in self._losses:
             row.copy_(sent.gradient)
             self._losses[sent.rank] = sent.loss
+            self._landed.append(sent.rank)
+            self._computing[sent.rank] = sent.seconds
             for own, theirs in zip(self._buffers[sent.rank].tensors, sent.statistics, strict=True):
                 own.copy_(theirs)
 
     def lose(self, rank: int, why: str) -> None:
-        """Wait for that worker no longer, until it is heard again."""
+        """Wait for that rank's first process no longer; another one that has come is not concerned."""
         with self._changed:
+            if self._joined[rank] > 1:
+                return
             self._gone[rank] = why
             self._asking.pop(rank, None)
             self._changed.notify_all()
@@ -111,27 +136,64 @@ class Remote:
     def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
         """The gradients that came in time; the rows of the others are NaN, which rules leave out."""
         with self._changed:
-            self._await_all()
             self._iteration = iteration
+            if self.inbox:
+                self.inbox.begin(iteration)
             self._losses.clear()
+            self._landed.clear()
+            self._computing.clear()
             asking = {answer: self._answer(rank) for rank, answer in self._asking.items()}
             self._asking = {}
         for answer, told in asking.items():
             answer.set_result(told)
-        with self._changed:
-            in_time = self._changed.wait_for(self._enough, timeout=self._cluster.deadline)
-            self._iteration = _CLOSED
-            missing = self._missing(in_time)
-        return self._gathered(iteration, missing)
+        landing = Landing(self._G) if self._measured and not self.inbox else None  # datagrams land together
+        missing = self._await(landing)
+        self._parts.add("compute", max(self._computing.values(), default=0.0))
+        remarks = self._collect() if self.inbox else {}
+        loss = self._complete(iteration, missing)
+        products = None
+        if landing is not None:
+            with self._parts.of("gram"):
+                for rank in range(self.config.byzantine):
+                    landing.land(rank)
+                products = landing.products()
+        return Gathered(self._G, loss, missing, products, remarks)
 
-    def _await_all(self) -> None:
+    def _await(self, landing: Landing | None) -> dict[int, str]:
+        """Wait for as many gradients as there must be, no longer than the deadline, and tell `landing` of the honest
+        ones as they come: the faulty rows are as they stay only after the attack. Returns who is missing, and why.
+        """
+        end = time.monotonic() + self._cluster.deadline
+        while True:
+            with self._changed:
+                heard = self._changed.wait_for(lambda: bool(self._landed) or self._enough(), end - time.monotonic())
+                landed = [rank for rank in self._landed if rank >= self.config.byzantine]
+                self._landed.clear()
+                closing = not heard or self._enough()
+                if closing:
+                    self._iteration = _CLOSED
+                    missing = self._missing(in_time=self._enough())
+            if landing is not None and landed:
+                with self._parts.of("gram"):
+                    for rank in landed:
+                        landing.land(rank)
+            if closing:
+                return missing
+
+    def _collect(self) -> dict[int, str]:
+        """The gradients that were sent as datagrams, into their rows; what is lost of them, if anything."""
+        assert self.inbox is not None
+        lost = self.inbox.collect(self._losses, self._G)
+        return {rank: f"{count} of {self.inbox.chunks} datagrams lost" for rank, count in lost.items()}
+
+    def join(self) -> None:
+        """Wait until all workers are there, but for those that end before."""
         everybody = range(self.config.workers)
-        if not self._started:
+        with self._parts.of("join"), self._changed:
             self._changed.wait_for(lambda: all(r in self._asking or r in self._gone for r in everybody), _JOINING)
             for rank in everybody:
                 if rank not in self._asking:
                     self._gone.setdefault(rank, f"has not joined within {_JOINING:g} s")
-        self._started = True
 
     def _enough(self) -> bool:
         quorum = self._cluster.quorum or self.config.workers
@@ -148,7 +210,8 @@ class Remote:
             missing[rank] = self._gone.get(rank, f"not among the fastest {self._cluster.quorum}")
         return missing
 
-    def _gathered(self, iteration: int, missing: dict[int, str]) -> Gathered:
+    def _complete(self, iteration: int, missing: dict[int, str]) -> Tensor:
+        """Put the attack and the missing rows into G, and return the honest workers' mean loss."""
         config = self.config
         here = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
         if not here:
@@ -160,7 +223,7 @@ class Remote:
         self._attack.apply(self._G, range(config.byzantine), config.seed, iteration)
         if absent:
             self._G[absent] = torch.nan
-        return Gathered(self._G, torch.stack([self._losses[rank] for rank in here]).mean(), missing)
+        return torch.stack([self._losses[rank] for rank in here]).mean()
 
     def statistics(self) -> list[Buffers]:
         """Each worker's batch-norm statistics, as last heard."""
@@ -194,6 +257,12 @@ def install(remote: Remote) -> None:
 def describe() -> str:
     """Called by a worker: the run's configuration, as JSON."""
     return _here[0].config.to_json()
+
+
+def datagrams() -> int | None:
+    """Called by a worker: the port to which gradients go as datagrams, if they do."""
+    inbox = _here[0].inbox
+    return inbox.port if inbox else None
 
 
 def leave(rank: int) -> None:

@@ -35,18 +35,29 @@ def serve(host: str, port: int) -> tuple[TCPStore, int]:
     return store, port
 
 
+def reach(host: str, port: int) -> TCPStore:
+    """The store that somebody else keeps at host:port; ConnectionError where nobody does in time."""
+    try:
+        return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=WAIT, use_libuv=False)
+    except RuntimeError as error:
+        raise ConnectionError(f"nobody answers at {host}:{port}, after {WAIT.seconds} s") from error
+
+
 @contextmanager
 def agent(store: Store, host: str, server: bool) -> Iterator[None]:
     """This process takes part while the context lasts; leaving it waits for nobody."""
     with _interface(host):
-        store = PrefixStore("fa", store)
+        store = PrefixStore(f"fa{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", store)  # torchrun keeps it
         number = 0 if server else store.add("joined", 1)  # one that comes back is somebody new
         name = SERVER if server else f"worker{number}"
         options = rpc.TensorPipeRpcBackendOptions(num_worker_threads=4, rpc_timeout=0)
         _init_autograd(number)
-        started = TensorPipeAgent(store, name, number, None, options, {}, [])
-        if not server:
-            started._update_group_membership(WorkerInfo(SERVER, 0), [], {}, True)
+        try:
+            started = TensorPipeAgent(store, name, number, None, options, {}, [])
+            if not server:
+                started._update_group_membership(WorkerInfo(SERVER, 0), [], {}, True)
+        except RuntimeError as error:
+            raise ConnectionError(f"no server came within {WAIT.seconds} s: {_first_line(error)}") from error
         rpc.api._init_rpc_states(started)
     try:
         yield
@@ -55,15 +66,23 @@ def agent(store: Store, host: str, server: bool) -> Iterator[None]:
 
 
 def ask(function: Any, *arguments: Any) -> Any:
-    """What `function` returns at the server, however long that takes. RuntimeError once the server is gone."""
-    return rpc.rpc_sync(SERVER, function, args=arguments, timeout=0)
+    """What `function` returns at the server, however long that takes. ConnectionError once the server is gone."""
+    try:
+        return rpc.rpc_sync(SERVER, function, args=arguments, timeout=0)
+    except RuntimeError as error:
+        raise ConnectionError(f"the server is gone: {_first_line(error)}") from error
+
+
+def _first_line(error: RuntimeError) -> str:
+    """Torch's own messages take many."""
+    return str(error).splitlines()[0]
 
 
 @contextmanager
 def _interface(host: str) -> Iterator[None]:
     """TensorPipe listens on the interface that this variable names, else on what the host's name resolves to."""
     name = "TP_SOCKET_IFNAME"
-    own = host == LOOPBACK and name not in os.environ
+    own = host in (LOOPBACK, "localhost") and name not in os.environ
     if own:
         os.environ[name] = "lo"
     try:

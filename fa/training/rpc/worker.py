@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from contextlib import suppress
 
 import torch
-from torch._C._distributed_c10d import TCPStore
 
 from fa import models
 from fa.attacks import make_attack
-from fa.data import load
+from fa.network.chunks import send
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
 from fa.training.rpc import server, star
-from fa.training.worker import Worker
+from fa.training.worker import Worker, data_of
 
 
 def work(rank: int, host: str, port: int) -> None:
-    """Worker `rank` of the run that is served at host:port, until that is over. RuntimeError once the server is gone.
+    """Worker `rank` of the run that is served at host:port, until that is over.
 
-    What it computes, it draws by (seed, rank, iteration): it is sent nothing but the parameters.
+    What it computes, it draws by (seed, rank, iteration): it is sent nothing but the parameters. Raises ConnectionError
+    where no server is found, or once it is gone.
     """
-    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=star.WAIT, use_libuv=False)
-    with star.agent(store, host, server=False):
-        config = TrainConfig.from_json(star.ask(server.describe))
-        dataset = load(config.dataset)
-        _, channels, _, side = dataset.train_images.shape
-        model = models.build(config.model, channels, dataset.classes, side, seed=config.seed)
-        parameters = flatten(model)
-        gradient = torch.zeros_like(parameters)
-        worker = Worker(rank, model, dataset, config, gradient)
-        computes = rank >= config.byzantine or make_attack(config.attack).needs_own
-        iteration, loss = server.NEW, torch.zeros(())
-        while True:
-            answer = star.ask(server.exchange, rank, iteration, gradient, loss, worker.buffers.tensors)
-            if answer is None:
-                with suppress(RuntimeError):  # the server may be gone before it answers
-                    star.ask(server.leave, rank)
-                return
-            iteration, sent, statistics = answer
-            parameters.copy_(sent)
-            for own, theirs in zip(worker.buffers.tensors, statistics, strict=bool(statistics)):
-                own.copy_(theirs)
-            if computes:
-                loss = worker.gradient(iteration)
+    with (
+        star.agent(star.reach(host, port), host, server=False),
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        _work(rank, host, sender)
+
+
+def _work(rank: int, host: str, sender: socket.socket) -> None:
+    config = TrainConfig.from_json(star.ask(server.describe))
+    dataset = data_of(config)
+    _, channels, _, side = dataset.train_images.shape
+    model = models.build(config.model, channels, dataset.classes, side, seed=config.seed)
+    parameters = flatten(model)
+    gradient = torch.zeros_like(parameters)
+    worker = Worker(rank, model, dataset, config, gradient)
+    computes = rank >= config.byzantine or make_attack(config.attack).needs_own
+    iteration, loss, seconds = server.NEW, torch.zeros(()), 0.0
+    port = star.ask(server.datagrams)  # of another socket, if there is one
+    address = None if port is None else (socket.gethostbyname(host), port)
+    handed = gradient if address is None else torch.zeros(0)
+    while True:
+        answer = star.ask(server.exchange, rank, iteration, handed, loss, worker.buffers.tensors, seconds)
+        if answer is None:
+            with suppress(ConnectionError):  # the server may be gone before it answers
+                star.ask(server.leave, rank)
+            return
+        iteration, sent, statistics = answer
+        parameters.copy_(sent)
+        for own, theirs in zip(worker.buffers.tensors, statistics, strict=bool(statistics)):
+            own.copy_(theirs)
+        if computes:
+            started = time.perf_counter()
+            loss = worker.gradient(iteration)
+            seconds = time.perf_counter() - started
+        if address is not None:
+            send(sender, address, rank, iteration, gradient, config.workers)

@@ -53,6 +53,15 @@ class Links:
         with ThreadPoolExecutor(1) as thread:  # which is in the namespace until it ends
             return thread.submit(make).result()
 
+    def resent(self) -> int:
+        """Segments that TCP has sent again so far, in all the namespaces together."""
+        count = 0
+        for name in (self.server, *self.workers):
+            said = _run("ip", "netns", "exec", name, "cat", "/proc/net/snmp")
+            names, values = (line.split()[1:] for line in said.splitlines() if line.startswith("Tcp:"))
+            count += int(dict(zip(names, values, strict=True))["RetransSegs"])
+        return count
+
 
 def refusal() -> str:
     """Why there can be no namespaces here, or nothing."""
@@ -141,5 +150,5 @@ def _ip(*arguments: str) -> None:
     _run("ip", *arguments)
 
 
-def _run(*command: str, given: str = "") -> None:
-    subprocess.run(command, input=given, capture_output=True, text=True, check=True)
+def _run(*command: str, given: str = "") -> str:
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout

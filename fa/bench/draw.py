@@ -1,0 +1,82 @@
+"""The picture of a benchmark: what each rule costs beside the alternatives, and how that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from fa.bench.cases import OURS, PAPER, TORCH, USUAL, Row
+from fa.bench.table import growth, slopes
+from fa.experiments.style import VARIANTS, Variant, use
+from fa.rules import RULES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_WHOM = {OURS: ("this package", "#0173b2"), "byzfl": ("byzfl", "#de8f05"), "byzpy": ("byzpy", "#029e73"),
+         TORCH: ("torch", "#949494"), PAPER: ("FA by SVDs", "black")}  # fmt: skip
+_KRUM = Variant("Krum", "krum", "#fbafe4", "p")
+
+
+def draw(rows: Sequence[Row], title: str) -> Figure:
+    """Bars at the largest n, with 15 workers if there are such, and time against n and against p, log-log."""
+    use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    bars, by_n, by_p = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    _bars(bars, rows)
+    for axes, varied in ((by_n, "n"), (by_p, "p")):
+        _growth(axes, rows, varied)
+    handles = max((axes.get_legend_handles_labels() for axes in (by_n, by_p)), key=lambda found: len(found[0]))
+    if handles[0]:
+        by_p.legend(
+            *handles, title="rule (exponent in n, in p)", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8
+        )
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _bars(axes: Axes, rows: Sequence[Row]) -> None:
+    largest, p = max((row.n, row.p == USUAL, row.p) for row in rows)[::2]
+    at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
+    for place, rule in enumerate(RULES):
+        drawn = [(by, at[rule, by]) for by in _WHOM if (rule, by) in at]
+        drawn += [(PAPER, row) for row in at.values() if row.by == PAPER and rule == "fa"]
+        height = 0.8 / len(drawn)
+        for k, (by, row) in enumerate(drawn):
+            y = place + height * (k - (len(drawn) - 1) / 2)
+            name = "" if by != PAPER else f" {row.rule.removeprefix('fa, ')}"
+            axes.barh(y, 1e3 * row.seconds, height, color=_WHOM[by][1])
+            axes.text(1e3 * row.seconds * 1.05, y, f"{1e3 * row.seconds:.3g}{name}", va="center", fontsize=6.5)
+    for label, colour in _WHOM.values():
+        axes.barh(0, 0, color=colour, label=label)
+    axes.set(xscale="log", yticks=range(len(RULES)), yticklabels=[_look(rule).label for rule in RULES])
+    axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(RULES) - 0.4, -0.6))
+    axes.set_xlim(right=axes.get_xlim()[1] * 4)
+    axes.legend(fontsize=7, loc="lower right")
+
+
+def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
+    in_n, in_p = slopes(rows, "n"), slopes(rows, "p")
+    for rule in RULES:
+        line = growth(rows, rule, OURS, varied)
+        if line:
+            sizes, seconds = zip(*line, strict=True)
+            exponents = ", ".join(f"{found[rule]:.2f}" for found in (in_n, in_p) if rule in found)
+            look = _look(rule)
+            label = f"{look.label} ({exponents})"
+            axes.loglog(sizes, [1e3 * s for s in seconds], color=look.colour, marker=look.marker, label=label)
+    held = f"p = {USUAL}" if varied == "n" else "n = 1,000,000"
+    axes.set(
+        xlabel="numbers a gradient, n" if varied == "n" else "workers, p", ylabel="time of a call (ms)", title=held
+    )
+    if varied == "p":
+        ticks = sorted({row.p for row in rows})
+        axes.set_xticks(ticks, [str(p) for p in ticks])
+        axes.minorticks_off()
+
+
+def _look(rule: str) -> Variant:
+    return VARIANTS.get(rule, _KRUM)

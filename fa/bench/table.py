@@ -1,0 +1,73 @@
+"""The rows of a benchmark as text: each rule over the mean, and what one could call instead over the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fa.bench.cases import MIDDLE, OURS, PAPER, TORCH, USUAL, Row
+from fa.bench.peers import LIBRARIES
+from fa.rules import RULES
+
+_WHOM = (*LIBRARIES, TORCH)
+
+
+def lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Of one case: a line a rule, and one for reading G alone."""
+    case = rows[0]
+    found = {(row.rule, row.by): row for row in rows}
+    read = next(row for row in rows if row.rule == "")
+    yield (
+        f"p = {case.p}, n = {case.n:,}, f = {case.f}; one read of G: "
+        + f"{1e3 * read.seconds:.3g} ms, {read.gigabytes_per_second:.1f} GB/s"
+    )
+    peers = "".join(f"{f'x {by}':>10}" for by in _WHOM)
+    yield f"{'':14}{'ms':>9}{'/ mean':>8}{'GB/s':>7}{'first ms':>10}{peers}"
+    for rule in RULES:
+        row = found[rule, OURS]
+        own = f"{1e3 * row.seconds:9.3g}{row.over_mean:8.2f}{row.gigabytes_per_second:7.1f}{1e3 * row.first:10.3g}"
+        others = "".join(f"{_times(found.get((rule, by)), row):>10}" for by in _WHOM)
+        yield f"{rule:14}{own}{others}" + ("" if row.repeats >= 10 else f"  ({row.repeats} calls)")
+    for row in rows:
+        if row.by == PAPER:
+            ours = found["fa", OURS]
+            yield f"{row.rule}: {1e3 * row.seconds:.4g} ms, {_times(row, ours)} times ours ({row.repeats} calls)"
+
+
+def _times(peer: Row | None, ours: Row) -> str:
+    return "" if peer is None else f"{peer.seconds / ours.seconds:.3g}"
+
+
+def slopes(rows: Sequence[Row], varied: str) -> dict[str, float]:
+    """By rule, the exponent with which our time grows in "n" (at the usual p) or in "p" (at the middle n), by least
+    squares of the logarithms; empty where fewer than two sizes were measured.
+    """
+    found = {}
+    for rule in RULES:
+        line = growth(rows, rule, OURS, varied)
+        if len(line) > 1:
+            sizes, seconds = np.log(np.array(line)).T
+            found[rule] = float(np.polyfit(sizes, seconds, 1)[0])
+    return found
+
+
+def growth(rows: Sequence[Row], rule: str, by: str, varied: str) -> list[tuple[int, float]]:
+    """(size, seconds) of a rule as n or p grows, the other held."""
+    held, at = ("p", USUAL) if varied == "n" else ("n", MIDDLE)
+    found = [row for row in rows if (row.rule, row.by) == (rule, by) and getattr(row, held) == at]
+    return sorted((getattr(row, varied), row.seconds) for row in found)
+
+
+def summary(rows: Sequence[Row]) -> Iterator[str]:
+    """How time grows, once all cases are there."""
+    for varied, at in (("n", f"p = {USUAL}"), ("p", f"n = {MIDDLE:,}")):
+        exponents = slopes(rows, varied)
+        if exponents:
+            told = ", ".join(f"{rule} {slope:.2f}" for rule, slope in exponents.items())
+            yield f"time grows as {varied} to the power of, at {at}: {told}"
+    last = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (MIDDLE, 60)}
+    usual = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (MIDDLE, USUAL)}
+    if last and usual:
+        told = ", ".join(f"{rule} {last[rule] / usual[rule]:.1f}" for rule in RULES)
+        yield f"p = 60 over p = {USUAL}, at n = {MIDDLE:,}: {told}"

@@ -1,0 +1,138 @@
+"""Extra 2: each rule at the best learning rate of a grid, its own, chosen on images that are neither trained on nor
+tested on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments import style
+from fa.experiments.claims import Claim, Lead, accuracies, lead, learned, mean
+from fa.experiments.extras import RULES, SEEDS, SHORT, draw_dots, judged, make_extra
+from fa.experiments.study import Case, Cell, Results, Study
+from fa.experiments.style import VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra02_tuned_learning_rates"
+FAULTY = 3
+RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
+FEW = {"smoke": (0.05, 0.1)}  # rates, where five are too many
+TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where three are too many
+HELD = 0.2  # of the training images, on which the rate is chosen
+
+
+def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+    """The runs among which to choose: a rate of the grid, evaluated on training images that were kept from training.
+
+    Settings that are given, and not None, replace the profile's. `tested` adds the runs with the rates chosen.
+    """
+    grid = [
+        Case(key, FAULTY, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
+        for key in RULES
+        for rate in FEW.get(profile, RATES)
+    ]
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+
+
+def chosen(validation: DataFrame) -> dict[str, float]:
+    """Each rule's rate of best mean accuracy over the seeds, the lowest of equals, of the runs of `study` alone."""
+    final = accuracies(validation[validation["validation"] > 0], "lr")
+    rates = sorted({rate for _, rate in final})
+    return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in RULES}
+
+
+def tested(study: Study, rates: Mapping[str, float]) -> Study:
+    """`study` with the runs of each rule at its rate of `rates`, on all training images and with the test images.
+
+    They have three seeds, unless the study was given its own.
+    """
+    seeds = sorted({cell.config.seed for cell in study.cells})
+    if seeds == [SEEDS[0]]:
+        seeds = list(TESTED.get(study.profile, SEEDS))
+    cells = []
+    for key, rate in rates.items():
+        like = next(cell for cell in study.cells if cell.variant == key and cell.config.lr == rate)
+        case = replace(like.case, settings={"lr": rate, "validation": 0.0})
+        cells += [Cell(case, replace(like.config, validation=0.0, seed=seed)) for seed in seeds]
+    return replace(study, cells=(*study.cells, *cells))
+
+
+def run(study: Study, jobs: int | None = None) -> Results:
+    """The runs among which to choose, and then those at the rates chosen."""
+    return tested(study, chosen(study.run(jobs).table())).run(jobs)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """Left the choice; right each rule at its own rate."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
+    rates = chosen(table)
+    _draw_choice(left, accuracies(table[table["validation"] > 0], "lr"), rates)
+    _draw_tested(right, accuracies(table[table["validation"] == 0]), rates)
+    figure.suptitle(
+        f"f = {FAULTY} faulty workers send random gradients; every rule at its own learning rate\n{title}", fontsize=10
+    )
+    return figure
+
+
+def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
+    grid = sorted({rate for _, rate in final})
+    for key, best in rates.items():
+        look = VARIANTS[key]
+        line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 5}
+        axes.plot(
+            grid,
+            [mean(final[key, rate]) for rate in grid],
+            linestyle=(0, look.dashes) if look.dashes else "-",
+            label=look.label,
+            **line,
+        )
+        axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.colour)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
+    axes.set(xlabel="learning rate", ylabel=f"validation accuracy ({HELD:.0%} of the training images)", ylim=(0, 1))
+    axes.set_title("the choice (ringed)")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
+
+
+def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
+    names = {f"{VARIANTS[key].label}, {rate:g}": key for key, rate in rates.items()}
+    reached = {name: final[key, FAULTY] for name, key in names.items()}
+    draw_dots(axes, reached, {name: VARIANTS[key] for name, key in names.items()})
+    axes.set_title("each rule at its own rate")
+
+
+def claims(table: DataFrame, chance: float) -> list[Claim]:
+    """E2: FA against the best other rule, and against its control, each at its own rate; whether they choose alike."""
+    rates = chosen(table)
+    final = accuracies(table[table["validation"] == 0])
+    testable = learned(final, chance)
+    best = lead(final, FAULTY, "f")
+    control = Lead(f"f = {FAULTY}", final["fa", FAULTY], "mean_unit", final["mean_unit", FAULTY])
+    told = ", ".join(f"{VARIANTS[key].label} {rate:g}" for key, rate in rates.items() if key != "mean")
+    alike = [rates[key] == rates["fa"] for key in RULES if key not in ("fa", "mean")]
+    return [
+        Claim(
+            "E2",
+            "FA is ahead of every other rule when each has its own learning rate",
+            f"test accuracy {best}; margin {best.tested}",
+            judged([best.better()], testable),
+        ),
+        Claim(
+            "E2",
+            "FA is ahead of the mean of unit gradients when each has its own learning rate",
+            f"test accuracy {control.told()}; margin {control.tested}",
+            judged([control.better()], testable),
+        ),
+        Claim("E2", "one learning rate suits all the rules", f"chosen: {told}", judged(alike, testable)),
+    ]

@@ -1,0 +1,115 @@
+"""Extra 3: every rule under seven attacks that the paper does not have, with f = 1 to 6 faulty workers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments import style
+from fa.experiments.claims import CLOSE, Claim, accuracies, learned, mean
+from fa.experiments.extras import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, judged, make_extra
+from fa.experiments.heatmap import draw_heat
+from fa.experiments.study import Case, Study, last_points
+from fa.experiments.style import PAPER_RULES, VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra03_attacks"
+FAULTY = {"smoke": (4,), "quick": (1, 2, 3, 4, 5, 6), "cpu": (1, 2, 3, 4, 5, 6), "paper": (1, 2, 3, 4, 5, 6)}
+ATTACKS = {
+    "random_symmetric": "random in [-1, 1)",
+    "random_honest_norm": "random, honest norm",
+    "sign_flip": "sign flip",
+    "collude": "colluding",
+    "alie": "A Little Is Enough",
+    "ipm": "inner product",
+    "mimic": "mimic",
+}
+"""By their names in `fa.attacks`, and what the figure calls them."""
+
+SEEDS = {"paper": (2021,)}  # of so many, one seed
+
+
+def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+    """A run for each rule, attack and f; settings that are given, and not None, replace the profile's."""
+    own, grid = SEEDS.get(profile, ()), []
+    for f in FAULTY.get(profile, (1,)):
+        for attack in ATTACKS:
+            grid += [Case(key, f, {"attack": attack}, seeds=own) for key in RULES]
+            grid.append(Case("fa_default", f, {"attack": attack}, UNIT, own, SAME_LENGTH))
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+
+
+def cells(table: DataFrame, f: int) -> DataFrame:
+    """Final test accuracy, the mean over seeds: a row for each rule, a column for each attack, NaN for a gap."""
+    last = last_points(table[table["f"] == f])
+    grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
+    names = [*(VARIANTS[key].label for key in RULES), SAME_LENGTH]
+    return grid.reindex(index=names, columns=list(ATTACKS)).rename(columns=ATTACKS)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """One heat map for each f: rules down, attacks across."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    counts = sorted(set(table["f"]))
+    columns = min(3, len(counts))
+    figure = Figure(figsize=(4 + 3 * columns, 7.6), layout="constrained")
+    panels = figure.subplots(-(-len(counts) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    for axes, f in zip(panels.flat, counts, strict=True):
+        image = draw_heat(axes, cells(table, f), f"f = {f}")
+    figure.colorbar(image, ax=panels, label="final test accuracy (fraction)", shrink=0.6)
+    figure.suptitle(f"Every rule under every attack; FA is the released code's reading\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, chance: float) -> list[Claim]:
+    """E3: whose worst attack is the least bad, how far FA is from its control, and whether knowing f protects."""
+    final = {
+        (rule, attack, f): mean(values)
+        for attack in ATTACKS
+        for (rule, f), values in accuracies(table[table["attack"] == attack]).items()
+    }
+    testable = learned(accuracies(table), chance)
+    counts = sorted(set(table["f"]))
+    worst = {f: _worst(final, f) for f in counts}
+    least = [worst[f]["fa"][0] - max(value for rule, (value, _) in worst[f].items() if rule != "fa") for f in counts]
+    gaps = [final["fa_default", attack, f] - final["mean_unit", attack, f] for attack in ATTACKS for f in counts]
+    ahead, behind = (sum(sign * gap > OUTDONE for gap in gaps) for sign in (1, -1))
+    return [
+        Claim(
+            "E3",
+            "FA is the rule whose worst attack costs it least",
+            "accuracy under the worst attack: " + "; ".join(_told(f, worst[f]) for f in counts),
+            judged([margin > CLOSE for margin in least], testable),
+        ),
+        Claim(
+            "E3",
+            "the subspace protects where the division by the norm alone does not",
+            f"FA, length of a mean, against the mean of unit gradients, {len(gaps)} cases: ahead by more than"
+            f" {OUTDONE:g} in {ahead}, behind in {behind}; from {min(gaps):+.3f} to {max(gaps):+.3f}",
+            judged([gap > OUTDONE for gap in gaps], testable),
+        ),
+    ]
+
+
+def _worst(final: dict[tuple[str, str, int], float], f: int) -> dict[str, tuple[float, str]]:
+    """Each of the paper's rules that admits f: its least accuracy, and under which attack."""
+    return {
+        rule: min((final[rule, attack, f], attack) for attack in ATTACKS)
+        for rule in PAPER_RULES
+        if all((rule, attack, f) in final for attack in ATTACKS)
+    }
+
+
+def _told(f: int, worst: dict[str, tuple[float, str]]) -> str:
+    best = max((rule for rule in worst if rule != "fa"), key=lambda rule: worst[rule])
+    ours, theirs = worst["fa"], worst[best]
+    return (
+        f"f = {f}: FA {ours[0]:.3f} ({ATTACKS[ours[1]]}), best other {VARIANTS[best].label} {theirs[0]:.3f}"
+        f" ({ATTACKS[theirs[1]]})"
+    )

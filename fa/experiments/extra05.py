@@ -1,0 +1,96 @@
+"""Extra 5: Krum's choice, mixing and FA's subspace one behind the other, against every rule alone.
+
+The paper's section 2 ends with the remark that a right multiplication, such as Bulyan's, and FA's left one could be
+combined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments import style
+from fa.experiments.claims import Claim, Lead, learned
+from fa.experiments.extras import RULES, SAME_LENGTH, SEEDS, SHORT, best, by_label, draw_dots, judged, make_extra
+from fa.experiments.study import Case, Study
+from fa.experiments.style import VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra05_combined"
+FAULTY = 3
+ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
+SAME = f"Krum's choice, {SAME_LENGTH}"
+COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "Krum's choice, FA": ("fa", {"before": ("krum", "unit")}),
+    SAME: ("fa_default", {"before": ("krum", "unit")}),
+    "mixing, FA": ("fa", {"before": ("unit", "nnm", "unit")}),
+    "Krum's choice, mean of unit": ("mean", {"before": ("krum", "unit")}),
+    "Krum's choice, Median": ("median", {"before": ("krum",)}),
+    "Krum's choice, Trimmed Mean": ("trimmed_mean", {"before": ("krum",)}),
+    "FA's subspace, Median": ("median", {"before": ("unit", "subspace")}),
+    "FA's subspace, MeaMed": ("meamed", {"before": ("unit", "subspace")}),
+}
+"""What is put together: a name, and the rule that comes last, with the steps before it."""
+
+ALONE = tuple(key for key in RULES if key != "mean")
+OURS = [name for name in COMBINED if "FA" in name]
+
+
+def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+    """Each rule alone and each combination; settings that are given, and not None, replace the profile's."""
+    own = () if profile == "smoke" else SEEDS
+    grid = []
+    for attack in ATTACKS:
+        grid += [Case(key, FAULTY, {"attack": attack}, seeds=own) for key in ALONE]
+        grid += [Case(key, FAULTY, {"attack": attack}, options, own, name) for name, (key, options) in COMBINED.items()]
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """A panel for each attack: every rule and combination, a mark for each seed."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(ATTACKS), sharey=True)
+    looks = {VARIANTS[key].label: VARIANTS[key] for key in ALONE} | {
+        name: VARIANTS[key] for name, (key, _) in COMBINED.items()
+    }
+    for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
+        draw_dots(axes, by_label(table[table["attack"] == attack]), looks, bold=tuple(COMBINED))
+        axes.set_title(heading)
+    figure.suptitle(f"f = {FAULTY} faulty workers; FA is the released code's reading\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, chance: float) -> list[Claim]:
+    """E5: the best combination with FA against the best rule alone, and against the same without the subspace."""
+    final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
+    testable = any(learned(reached, chance) for reached in final.values())
+    alone = [VARIANTS[key].label for key in ALONE]
+    top = {
+        attack: _lead(attack, reached, best(reached, OURS), best(reached, alone)) for attack, reached in final.items()
+    }
+    control = {attack: _lead(attack, reached, SAME, "Krum's choice, mean of unit") for attack, reached in final.items()}
+    return [
+        Claim(
+            "E5",
+            "FA combined with another rule is ahead of every rule alone",
+            "; ".join(f"{its.told()}; margin {its.tested}" for its in top.values()),
+            judged([its.better() for its in top.values()], testable),
+        ),
+        Claim(
+            "E5",
+            "behind Krum's choice the subspace is better than the mean of unit gradients, at one length",
+            "; ".join(f"{its.told()}; margin {its.tested}" for its in control.values()),
+            judged([its.better() for its in control.values()], testable),
+        ),
+    ]
+
+
+def _lead(attack: str, final: Mapping[str, Sequence[float]], ours: str, theirs: str) -> Lead:
+    return Lead(ATTACKS[attack], final[ours], theirs, final[theirs], ours)

@@ -1,0 +1,98 @@
+"""What the extras share: their sizes, their rules, and how a statement of ours is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.claims import UNTESTABLE, mean
+from fa.experiments.study import Case, Study, last_points, make_study
+from fa.experiments.style import PAPER_RULES, Variant
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+HOLDS, PARTLY, FAILS = "holds", "in part", "does not hold"
+RULES = (*PAPER_RULES, "mean", "mean_unit")
+"""The paper's seven, no defence, and the control: the mean of unit gradients."""
+
+SAME_LENGTH = "FA, length of a mean"
+UNIT = {"before": ("unit",)}
+"""FA's subspace on unit gradients with the factor 1/p: `fa_default` with UNIT, the other half of the control.
+
+The released code's FA sums over m in place of p, so that at one learning rate its steps are p/m = 1.9 times as long as
+those of the mean of unit gradients: a difference between those two may be the length's.
+"""
+
+SEEDS = (2021, 2022, 2023)
+"""Where a statement says "better", in a profile that has one seed."""
+
+OUTDONE = 0.05  # of accuracy: what counts as a difference where there is one seed
+
+SHORT = {"quick": {"iterations": 30}}
+"""Settings of the extras with the most runs, by profile: half as long as the figures."""
+
+# Extras have many runs of a small model: at "cpu" that of MNIST, at "paper" the paper's own.
+_OWN = MappingProxyType(
+    {
+        "cpu": {
+            "dataset": "mnist",
+            "model": "convnet",
+            "sampling": "random",
+            "batch": 32,
+            "iterations": 300,
+            "evaluate_every": None,
+        }
+    }
+)
+
+
+def make_extra(
+    name: str,
+    profile: str,
+    grid: Iterable[Case],
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    own: Mapping[str, Any] | None = None,
+    **given: Any,
+) -> Study:
+    """The study of an extra at a profile's size: see `make_study`."""
+    return make_study(name, profile, grid, out, seeds, {**_OWN.get(profile, {}), **(own or {})}, **given)
+
+
+def judged(holds: Sequence[bool], testable: bool = True) -> str:
+    """Of a statement of ours about several cases: whether it holds in all, some or none of them."""
+    if not testable:
+        return UNTESTABLE
+    return HOLDS if all(holds) else PARTLY if any(holds) else FAILS
+
+
+def by_label(table: DataFrame) -> dict[str, list[float]]:
+    """Final test accuracies by label, one a seed, in the seeds' order; labels in the table's."""
+    groups = last_points(table).sort_values("seed", kind="stable").groupby("label", sort=False)["test_accuracy"]
+    found = {str(label): list(group) for label, group in groups}
+    return {label: found[label] for label in dict.fromkeys(table["label"])}
+
+
+def best(final: Mapping[str, Sequence[float]], among: Iterable[str]) -> str:
+    """Which of them has the best mean accuracy."""
+    return max((name for name in among if name in final), key=lambda name: mean(final[name]))
+
+
+def draw_dots(
+    axes: Axes, final: Mapping[str, Sequence[float]], looks: Mapping[str, Variant], bold: Sequence[str] = ()
+) -> None:
+    """A line for each entry: a mark for each seed, a bar at their mean, and the mean in figures; names of `bold` so."""
+    names = list(final)[::-1]
+    for place, name in enumerate(names):
+        look, reached = looks[name], final[name]
+        axes.plot(reached, [place] * len(reached), look.marker, color=look.colour, alpha=0.6, markersize=5)
+        axes.plot([mean(reached)] * 2, [place - 0.35, place + 0.35], color=look.colour)
+        axes.text(1.02, place, f"{mean(reached):.3f}", va="center", fontsize=8, transform=axes.get_yaxis_transform())
+    axes.set_yticks(range(len(names)), names)
+    for text in axes.get_yticklabels():
+        text.set_fontweight("bold" if text.get_text() in bold else "normal")
+    axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))

@@ -1,0 +1,189 @@
+"""Figure 10: wall-clock time, between processes: to an accuracy, of an epoch, and until all iterations are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.data import load
+from fa.experiments import style
+from fa.experiments.claims import Claim, accuracies, lead, learned, verdict
+from fa.experiments.cost import svd_steps
+from fa.experiments.reaching import reached, sooner, target, told
+from fa.experiments.recording import record
+from fa.experiments.study import Case, Results, Study, last_points, make_study
+from fa.rules import make_rule
+from fa.timing import taken
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig10_wall_clock"
+RULES = (*style.PAPER_RULES, "mean")
+FAULTY = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
+CALLS = 10  # of an aggregation that are timed
+PARTS = {
+    "compute": ("the slowest worker's gradient", "#bcae6c"),
+    "network": ("network, and waiting", "#7c7b78"),
+    "aggregation": ("aggregation", "#00204d"),
+    "update": ("update", "#d9d9d9"),
+}
+_OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
+
+
+def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+    """The runs of Figure 10, whose workers are processes; settings that are given, and not None, replace the profile's,
+    but for the device: processes train on the processor.
+    """
+    grid = [Case(key, FAULTY.get(profile, 0)) for key in RULES]
+    own = make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **given | {"device": None})
+    return replace(own, processes=True)
+
+
+def times(results: Results) -> DataFrame:
+    """Where the server's time goes: a row a run, with the seconds of an iteration by `PARTS` and those of an epoch."""
+    import pandas
+
+    rows = []
+    for cell in results.study.cells:
+        outcome = results.outcomes[cell.config]
+        assert outcome.record is not None  # a study with a failed run has no results
+        seconds = {part: its / cell.config.iterations for part, its in outcome.record.description["seconds_of"].items()}
+        gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
+        gram = seconds.get("gram", 0.0)  # for the aggregation, while others still compute
+        network = max(0.0, gather - compute - gram)
+        its = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
+        epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * (gather + aggregate + update)
+        rows.append({"variant": cell.variant, "seed": cell.config.seed, **its, "epoch": epoch})
+    return pandas.DataFrame(rows)
+
+
+def aggregations(study: Study) -> DataFrame:
+    """Milliseconds of one aggregation of the gradients of a run's first iteration, the least of CALLS: FA as here, and
+    by plain torch on the n x p matrix as the released code does it, by one SVD, and as the paper has it, by five.
+    """
+    import pandas
+
+    config = next(cell.config for cell in study.cells if cell.variant == "fa")
+    options: dict[str, Any] = config.options
+    G = record(config, at=(1,))[1]
+    workers = [row[None] for row in G]
+    works: dict[str, Callable[[], object]] = {
+        "FA": partial(make_rule("fa", **options), G),
+        "FA by 1 SVD": partial(svd_steps, workers, steps=1),
+        "FA by 5 SVDs": partial(svd_steps, workers, steps=5),
+    }
+    for work in works.values():
+        work()  # compiles, where it must
+    rounds = pandas.DataFrame({name: taken(work) for name, work in works.items()} for _ in range(CALLS))
+    costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
+    return costs.reset_index().assign(workers=len(G), n=G.shape[1])
+
+
+def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Figure:
+    """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, and what an aggregation costs."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
+    (a, b), (c, d) = figure.subplots(2, 2)
+    _draw_curves(a, table)
+    _draw_epochs(b, spent)
+    _draw_ends(c, table)
+    _draw_aggregations(d, spent, costs)
+    figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
+    heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send random gradients"
+    figure.suptitle(f"{heading}; FA is the released code's reading\n{title}", fontsize=10)
+    return figure
+
+
+def _draw_curves(axes: Axes, table: DataFrame) -> None:
+    for key in RULES:
+        look = style.VARIANTS[key]
+        curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
+        every = max(1, len(curve) // 8)
+        axes.plot(*curve.to_numpy().T, color=look.colour, marker=look.marker, markevery=every, label=look.label)
+    accuracy = target(table)
+    axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=f"{accuracy:.2f}, to be reached")
+    axes.set(title="(a) time to an accuracy", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
+
+
+def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
+    means = spent.groupby("variant", sort=False).mean(numeric_only=True)
+    whole = means[list(PARTS)].sum(axis=1)
+    left = whole * 0
+    for part, (label, colour) in PARTS.items():
+        seconds = means[part] / whole * means["epoch"]
+        axes.barh([style.VARIANTS[key].label for key in means.index], seconds, left=left, color=colour, label=label)
+        left += seconds
+    axes.set(title="(b) an epoch", xlabel="seconds")
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
+
+
+def _draw_ends(axes: Axes, table: DataFrame) -> None:
+    ends = last_points(table).groupby("variant", sort=False)[["seconds", "test_accuracy"]].mean()
+    for key, (seconds, accuracy) in ends.iterrows():
+        look = style.VARIANTS[key]
+        axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
+    axes.set(title="(c) all iterations finished", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
+    axes.set_xlim(left=0)
+
+
+def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
+    means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
+    bars = {style.VARIANTS[key].label: (value, style.VARIANTS[key].colour) for key, value in means.items()}
+    bars |= {f"{row.method}, alone": (row.milliseconds, "#9fc5e8") for row in costs.itertuples()}
+    values, colours = zip(*bars.values(), strict=True)
+    axes.bar_label(axes.barh(list(bars), values, color=colours), fmt="%.1f", padding=2, fontsize=8)
+    axes.set(title="the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+
+
+def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) -> list[Claim]:
+    """C11 in its three parts, and C12, where bytes are iterations times 8 p n: each worker is sent n numbers of four
+    bytes, and sends as many, whatever the rule.
+    """
+    final = accuracies(table)
+    testable = learned(final, chance)
+    (faulty,) = set(table["f"])
+    its, accuracy = lead(final, faulty, "f"), target(table)
+    seconds, iterations = reached(table, accuracy, "seconds"), reached(table, accuracy)
+    cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
+    dearer = [cost["fa"] > cost[key] for key in style.PAPER_RULES if key != "fa"]
+    svd = ", ".join(f"{row.method} {row.milliseconds:.1f} ms" for row in costs.itertuples())
+    megabytes = 8 * costs["workers"].iloc[0] * costs["n"].iloc[0] / 1e6
+    traffic = {key: megabytes * count for key, count in iterations.items()}
+    return [
+        Claim(
+            "C11",
+            "the iteration complexity of FA is higher",
+            f"an aggregation: {told(cost, '{:.1f} ms')}; of the same gradients, alone: {svd}",
+            verdict(dearer, testable),
+        ),
+        Claim(
+            "C11",
+            "each iteration has a higher utility, as reflected in the time to an accuracy",
+            f"time to {accuracy:.3f}: {told(seconds, '{:.1f} s')}",
+            verdict([sooner(seconds)], testable),
+        ),
+        Claim(
+            "C11",
+            "with more wall-clock time to spare FA converges to a better state: all iterations finished",
+            f"final accuracy, {its}",
+            verdict([its.better()], testable),
+        ),
+        Claim(
+            "C12",
+            "simultaneous improvements in communication efficiency and accuracy",
+            f"megabytes to {accuracy:.3f}, at {megabytes:.2f} an iteration: {told(traffic, '{:.1f}')}; "
+            f"final accuracy, {its}",
+            verdict([sooner(traffic), its.better()], testable),
+        ),
+    ]

@@ -1,0 +1,39 @@
+"""Tables of numbers in [0, 1] as heat maps, drawn alike in all figures: a cell says its number, a gap is hatched."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+    from pandas import DataFrame
+
+_DARK = 0.6  # of the colour scale: numbers on what is darker are white
+
+
+def draw_heat(axes: Axes, cells: DataFrame, title: str) -> AxesImage:
+    """One cell for each row and column of `cells`, NaN where there is a gap; the image is for a colour bar.
+
+    The colours are cividis, made to be told apart by everybody.
+    """
+    from matplotlib.patches import Rectangle
+
+    numbers = cells.to_numpy(dtype=float)
+    image = axes.imshow(numbers, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for (row, column), number in np.ndenumerate(numbers):
+        if np.isnan(number):
+            gap = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="///", edgecolor="#999999", linewidth=0)
+            axes.add_patch(gap)
+            continue
+        shown = f"{number:.2f}".removeprefix("0") if number < 0.995 else "1"
+        colour = "white" if number < _DARK else "black"
+        axes.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
+    axes.set_xticks(range(len(cells.columns)), list(cells.columns), rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(cells.index)), list(cells.index))
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.set_title(title)
+    return image

@@ -1,0 +1,38 @@
+"""The supplement's experiment on Tiny ImageNet: Figure 4's rules at its learning rate, 0.1, on a folder that the user
+has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments import fig04, style
+from fa.experiments.claims import Claim
+from fa.experiments.study import Case, Study, make_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "supp01_tiny_imagenet"
+_OWN = {"dataset": "tiny-imagenet", "lr": 0.1}
+
+
+def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+    """The runs, with the model and the sizes of the profile; settings that are given, and not None, replace them."""
+    variants = dict.fromkeys((*fig04.TOP, *style.READINGS))
+    grid = [Case(key, f) for f in fig04.FAULTY for key in variants]
+    return make_study(NAME, profile, grid, out, seeds, _OWN, **given)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """As Figure 4."""
+    return fig04.draw(table, title)
+
+
+def claims(table: DataFrame, chance: float) -> list[Claim]:
+    """As Figure 4's, said to be of these images."""
+    return [replace(claim, measured=f"Tiny ImageNet, {claim.measured}") for claim in fig04.claims(table, chance)]

@@ -1,0 +1,76 @@
+"""Real processes for tests: workers that are started apart, and who is alive."""
+
+import multiprocessing
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fa.training import children
+from fa.training.rpc import worker
+from fa.training.transport import LOOPBACK
+
+
+def free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as free:
+        return free.getsockname()[1]
+
+
+def beside(work: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+    """A process that does `work`, a function of a module of the tests, from the fork server of the workers."""
+    started = children.context("fa.training.rpc.worker").Process(target=work, args=arguments, daemon=True)
+    started.start()
+    return started
+
+
+def plain_worker(rank: int, port: int) -> None:
+    children.end_with_parent()
+    torch.set_num_threads(1)
+    worker.work(rank, LOOPBACK, port)
+
+
+def normed_worker(rank: int, port: int) -> None:
+    """A worker whose model has batch norm."""
+    worker.models.build = build_normed
+    plain_worker(rank, port)
+
+
+def build_normed(*_: object, seed: int) -> nn.Module:
+    """The smallest model with batch norm, in the place of the one that a run names."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(784), nn.Linear(784, 10))
+
+
+def descendants(pid: int) -> set[int]:
+    """Everybody below this process, the fork server's children among them."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                stat = (entry / "stat").read_text()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(stat.rpartition(")")[2].split()[1])
+    found, todo = set(), {pid}
+    while todo:
+        todo = {child for child, parent in parents.items() if parent in todo} - found
+        found |= todo
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)

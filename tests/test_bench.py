@@ -1,0 +1,144 @@
+"""The benchmark measures what it says, side by side, and its peers compute the same as our rules."""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import fa
+from fa.bench import peers, timing
+from fa.bench.cases import MIDDLE, OURS, PAPER, READ, SIZES, WORKERS, Row, all_cases, faulty, usual_cases
+from fa.bench.draw import draw
+from fa.bench.table import lines, slopes, summary
+from fa.cli import cli, main
+
+
+class Clock:
+    """Time that only the calls under test let pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def takes(self, *seconds: float, log: list[str] | None = None, name: str = ""):
+        left = list(seconds)
+
+        def call() -> None:
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+            if log is not None:
+                log.append(name)
+
+        return call
+
+
+def test_calls_take_turns_and_the_first_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, log = Clock(monkeypatch), list[str]()
+    calls = {"a": clock.takes(9.0, 1.0, 3.0, 2.0, log=log, name="a"), "b": clock.takes(0.5, log=log, name="b")}
+    found = timing.interleaved(calls, repeats=3, patience=100)
+    assert log == ["a", "b"] * 4
+    assert (found["a"].first, found["a"].median, found["a"].repeats) == (9.0, 2.0, 3)
+    assert (found["b"].median, found["b"].spent) == (0.5, 2.0)
+
+
+def test_a_slow_call_is_repeated_while_patience_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    found = timing.interleaved({"slow": clock.takes(4.0), "slowest": clock.takes(30.0)}, repeats=10, patience=10)
+    assert (found["slow"].repeats, found["slow"].median) == (2, 4.0)
+    assert (found["slowest"].repeats, found["slowest"].median) == (1, 30.0)
+
+
+def test_peers_compute_what_our_rules_do() -> None:
+    """Else the ratio would compare two different things; Multi-Krum keeps as many as the other does."""
+    p, f = 15, faulty(15)
+    G = torch.randn(p, 500, generator=torch.Generator().manual_seed(1))
+    options = {"multi_krum": {"keep": p - f}}
+    for rule, aggregate in peers.of_library("byzfl", p, f).items():
+        ours = fa.aggregate(G, rule, f=f, **options.get(rule, {}))
+        np.testing.assert_allclose(np.asarray(aggregate(G)), ours, rtol=1e-4, atol=1e-5, err_msg=rule)
+    for rule, aggregate in peers.of_torch().items():
+        found = aggregate(G)
+        found = found if isinstance(found, torch.Tensor) else found.values
+        np.testing.assert_allclose(found, fa.aggregate(G, rule), rtol=1e-4, atol=1e-5, err_msg=rule)
+    unit = G / G.norm(dim=1, keepdim=True)
+    ours = fa.irls.solve(G, tol=0.0, max_iter=5)
+    values, direction = peers.as_the_paper(5)(unit)
+    np.testing.assert_allclose(values, ours.values, atol=1e-4)
+    np.testing.assert_allclose(direction, fa.irls.solve(unit, tol=0.0, max_iter=5).direction(), atol=1e-4)
+
+
+def test_a_library_that_is_not_there_is_left_out_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}")
+
+    monkeypatch.setattr(peers.importlib, "import_module", refuse)
+    with pytest.raises(peers.Missing, match=r"byzfl is left out \(No module named 'byzfl'\): pip install byzfl"):
+        peers.of_library("byzfl", 15, 3)
+
+
+def test_the_usual_cases_vary_one_size_at_a_time() -> None:
+    assert len(all_cases()) == len(SIZES) * len(WORKERS)
+    assert set(usual_cases()) < set(all_cases())
+    assert [faulty(p) for p in WORKERS] == [1, 3, 6, 14]
+    for p in WORKERS:
+        fa.make_rule("bulyan", f=faulty(p)).check_workers(p)
+
+
+def rows() -> list[Row]:
+    """Rules whose time grows as n p^2, peers that take ten times as long, reading at 1 GB/s."""
+    found = []
+    for n, p in usual_cases():
+        seconds = 1e-9 * n * p**2
+        found += [Row(n, p, faulty(p), rule, OURS, seconds, 1.0, 10, 1.0) for rule in fa.RULES]
+        found += [Row(n, p, faulty(p), "median", "byzfl", 10 * seconds, 1.0, 3, 10.0)]
+        found += [Row(n, p, faulty(p), "fa, 5 SVDs", PAPER, 300 * seconds, 1.0, 1, 300.0)]
+        found += [Row(n, p, faulty(p), "", READ, 4e-9 * n * p, 1.0, 10, 0.1)]
+    return found
+
+
+def test_the_table_gives_ratios_growth_and_bandwidth() -> None:
+    case = [row for row in rows() if (row.n, row.p) == (MIDDLE, 15)]
+    table = list(lines(case))
+    assert table[0] == "p = 15, n = 1,000,000, f = 3; one read of G: 60 ms, 1.0 GB/s"
+    median = next(line for line in table if line.startswith("median"))
+    assert median.split()[1:] == ["225", "1.00", "0.3", "1e+03", "10"]
+    assert table[-1] == "fa, 5 SVDs: 6.75e+04 ms, 300 times ours (1 calls)"
+    assert slopes(rows(), "n") == pytest.approx(dict.fromkeys(fa.RULES, 1.0))
+    assert slopes(rows(), "p") == pytest.approx(dict.fromkeys(fa.RULES, 2.0))
+    assert "median 16.0" in list(summary(rows()))[-1]
+    assert slopes(case, "n") == {}
+
+
+def test_the_picture_has_every_rule_and_every_peer() -> None:
+    figure = draw(rows(), "title")
+    bars, by_n, by_p = figure.axes
+    assert [label.get_text() for label in bars.get_yticklabels()][:2] == ["Mean", "Median"]
+    assert len(by_n.lines) == len(by_p.lines) == len(fa.RULES)
+    assert "FA (1.00, 2.00)" in [text.get_text() for text in by_p.get_legend().get_texts()]
+
+
+def test_the_command_writes_its_numbers_and_picture(tmp_path: Path) -> None:
+    command = ["bench", "--n", "500", "--p", "7", "--p", "15", "--repeats", "1", "--out", str(tmp_path)]
+    done = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert "p = 7, n = 500, f = 1" in done.stdout
+    kept = json.loads((tmp_path / "bench.json").read_text())
+    assert {row["rule"] for row in kept["rows"] if row["by"] == OURS} == set(fa.RULES)
+    assert kept["threads"] == torch.get_num_threads()
+    assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--device", "tpu"], "device must be cpu, or cuda"),
+        (["--patience", "0"], "patience must be greater than 0; it is 0.0"),
+    ],
+)
+def test_what_it_refuses(option: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "--n", "100", *option])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,41 @@
+"""`fa doctor` tells what is here and what is not, each with what to do."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from fa.cli import cli, doctor
+
+
+def told() -> dict[str, tuple[str, str]]:
+    done = CliRunner().invoke(cli, ["doctor"], catch_exceptions=False)
+    assert done.exit_code == 0
+    rows = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    return {name.strip(): (state, said.strip()) for state, rest in rows for name, _, said in [rest.partition("  ")]}
+
+
+def test_what_the_tests_need_is_here() -> None:
+    lines = told()
+    for name in ("python", "fa", "torch", "numba", "papermill", "cvxpy", "byzfl", "mnist-mini", "cores"):
+        assert lines[name][0] == "ok", lines[name]
+
+
+def test_what_is_missing_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FA_DATA", str(tmp_path))
+    monkeypatch.setattr(doctor, "_LIBRARIES", {"theory": ("no-such-library",)})
+    monkeypatch.setattr(doctor, "_ENOUGH_DISK", 1e30)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    lines = told()
+    assert lines["no-such-library"][0] == "missing"
+    assert "pip install no-such-library" in lines["no-such-library"][1]
+    assert lines["cifar10"][0] == "missing"
+    assert "fa data fetch cifar10" in lines["cifar10"][1]
+    assert lines["free disk"][0] == "missing"
+    assert "NUMBA_CACHE_DIR" in lines["kernel cache"][1]
+
+
+def test_links_are_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fa.network.links.refusal", lambda: "only root may make namespaces")
+    assert told()["lossy links"] == ("missing", "only root may make namespaces")

@@ -1,0 +1,123 @@
+"""Rules and attacks of the user's own, from a file or an installed package, wherever a name is taken."""
+
+import sys
+from dataclasses import replace
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.optimize
+import torch
+
+import fa
+from fa import custom
+from fa.attacks import ATTACKS, make_attack
+from fa.cli import main
+from fa.experiments.store import RunStore
+from fa.rules import Mean
+from fa.training import TrainConfig, train
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RULE = f"{EXAMPLES / 'geometric_median.py'}:GeometricMedian"
+ATTACK = f"{EXAMPLES / 'shifted_mean.py'}:SHIFTED"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "my_rule.py"
+    path.write_text("from fa.rules import Mean\n\nclass MyRule(Mean):\n    name = 'mine'\n")
+    return path
+
+
+def test_a_rule_in_a_file_is_a_rule(file: Path) -> None:
+    G = np.random.default_rng(0).standard_normal((5, 20))
+    rule = fa.make_rule(f"{file}:MyRule", f=1, before=("unit",))
+    assert rule.name == "mine"
+    np.testing.assert_allclose(rule(G), fa.aggregate(G, "mean", before=("unit",)))
+    np.testing.assert_allclose(fa.aggregate(G, f"{file}:MyRule"), G.mean(axis=0), atol=1e-12)
+
+
+def test_the_geometric_median_is_that() -> None:
+    """Against a search over R^n, which knows nothing of K."""
+    G = np.random.default_rng(1).standard_normal((9, 4)) + 5
+    G[:3] += 100
+    cost = lambda x: np.linalg.norm(G - x, axis=1).sum()  # noqa: E731
+    best = scipy.optimize.minimize(cost, G.mean(axis=0), method="BFGS").x
+    found = fa.aggregate(G, RULE, f=3, iterations=500)
+    np.testing.assert_allclose(found, best, atol=1e-3)
+    with pytest.raises(ValueError, match=r"geometric_median needs p > 2f; here p = 9 gradients and f = 5"):
+        fa.aggregate(G, RULE, f=5)
+
+
+def test_an_attack_in_a_file_acts() -> None:
+    attack = make_attack(ATTACK)
+    G = torch.randn(6, 50, generator=torch.Generator().manual_seed(0))
+    before = G.clone()
+    attack.apply(G, range(2), seed=1, iteration=3)
+    assert torch.equal(G[2:], before[2:])
+    mean = before[2:].mean(dim=0)
+    torch.testing.assert_close((G[:2] - mean).norm(dim=1), mean.norm().expand(2))
+    again = before.clone()
+    attack.apply(again, range(2), seed=1, iteration=3)
+    assert torch.equal(G, again)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("x = 1\n", "MyRule", r"my_rule.py defines nothing, and not 'MyRule'"),
+        ("class Other: pass\n", "MyRule", r"my_rule.py defines Other, and not 'MyRule'"),
+        ("class MyRule: pass\n", "MyRule", r"rule must be a class that is a fa.Rule; it is '.*my_rule.py:MyRule'"),
+        ("x = 1\ny = 1 / 0\n", "x", r"my_rule.py, line 2: ZeroDivisionError: division by zero"),
+        ("x = (\n", "x", r"my_rule.py, line 1: SyntaxError: '\(' was never closed"),
+        ("import no_such_module\n", "x", r"my_rule.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_and_line(file: Path, text: str, name: str, message: str) -> None:
+    file.write_text(text)
+    known = set(sys.modules)
+    with pytest.raises(ValueError, match=message):
+        fa.make_rule(f"{file}:{name}")
+    if "cannot be loaded" in message:
+        assert set(sys.modules) == known
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"no/rule.py must be a file, as in ./my_rule.py:MyRule; there is none in no"):
+        fa.make_rule("no/rule.py:MyRule")
+    with pytest.raises(ValueError, match=r"attack must be a fa.attacks.Attack"):
+        make_attack(f"{EXAMPLES / 'shifted_mean.py'}:write")
+
+
+def test_installed_packages_bring_rules_and_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    brought = {"fa.rules": EntryPoint("theirs", "fa.rules:Mean", "fa.rules"), "fa.attacks": None}
+    monkeypatch.setattr(
+        custom, "entry_points", lambda group, name: [p for p in [brought[group]] if p and p.name == name]
+    )
+    assert type(fa.make_rule("theirs")) is Mean
+    with pytest.raises(ValueError, match=r"rule must be one of mean, .*; it is 'nobodys'"):
+        fa.make_rule("nobodys")
+    with pytest.raises(ValueError, match=r"attack must be one of random, .*; it is 'theirs'"):
+        make_attack("theirs")
+
+
+def test_a_changed_file_is_another_run(file: Path, tmp_path: Path) -> None:
+    store, config = RunStore(tmp_path), TrainConfig(rule=f"{file}:MyRule")
+    before = store.key(config)
+    assert store.key(replace(config, rule="mean")) != before == store.key(config)
+    file.write_text(file.read_text() + "# changed\n")
+    assert store.key(config) != before
+    assert fa.make_rule(config.rule).name == "mine"
+
+
+def test_a_run_with_both(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    short = {"workers": 5, "byzantine": 1, "iterations": 2, "batch": 4}
+    run = train(TrainConfig(rule=RULE, attack=ATTACK, **short))
+    assert {row.status for row in run.workers} == {"used"}
+    assert run.curve != train(TrainConfig(rule="mean", attack=ATTACK, **short)).curve
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--rule", str(tmp_path / "none.py:Rule"), "--iterations", "1"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"fa: {tmp_path / 'none.py'} must be a file")
+    assert ATTACK not in ATTACKS

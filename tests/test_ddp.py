@@ -1,0 +1,153 @@
+"""DDP under the hook, over four real processes: plain DDP where the rule is the mean, one decision for all buckets."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fa import make_rule
+from fa.training import ddp
+from tests.groups import in_processes
+
+P = 4
+ROOT = Path(__file__).parents[1]
+
+
+class Net(nn.Module):
+    """Layers of some kB each; with `more` there is also one that takes no part, and one that does in every other
+    iteration.
+    """
+
+    def __init__(self, more: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(20, 50), nn.Tanh(), nn.Linear(50, 30), nn.Tanh(), nn.Linear(30, 3))
+        if more:
+            self.unused, self.rare = nn.Linear(7, 5), nn.Linear(3, 3)
+        self.more = more
+
+    def forward(self, x: Tensor, often: bool) -> Tensor:
+        y = self.layers(x)
+        return y if often or not self.more else self.rare(y)
+
+
+def parallel(more: bool = True) -> DistributedDataParallel:
+    """Buckets of about 4 kB, which DDP cuts anew after the first iteration unless there may be unused parameters."""
+    torch.manual_seed(0)
+    return DistributedDataParallel(Net(more), bucket_cap_mb=0.004, find_unused_parameters=more)
+
+
+def loss(model: nn.Module, rank: int, iteration: int) -> Tensor:
+    x = torch.randn(8, 20, generator=torch.Generator().manual_seed(100 * iteration + rank))
+    return model(x, iteration % 2 == 0).square().sum()
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([p.grad.flatten() if p.grad is not None else torch.zeros(p.numel()) for p in model.parameters()])
+
+
+def trained(model: DistributedDataParallel, rank: int) -> np.ndarray:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    for iteration in range(6):
+        optimizer.zero_grad()
+        loss(model, rank, iteration).backward()
+        optimizer.step()
+    return parameters(model)
+
+
+def parameters(model: nn.Module) -> np.ndarray:
+    return torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
+
+
+def work(rank: int, p: int, folder: Path) -> None:
+    found = {}
+    for more in (False, True):
+        plain, mean = parallel(more), parallel(more)
+        found[f"start/{more}"] = parameters(plain)
+        ddp.register(mean, "mean")
+        found[f"plain/{more}"], found[f"mean/{more}"] = trained(plain, rank), trained(mean, rank)
+        told = mean._get_ddp_logging_data()
+        assert told["num_buckets_reduced"] > 1
+        assert told["has_rebuilt_buckets"] == (not more)
+    for name, f in (("krum", 0), ("fa", 0), ("median", 1), ("multi_krum", 0)):
+        for faulty in (False, True):
+            wrapped = parallel()
+            if faulty and rank == 1:
+                wrapped.module.layers[0].bias.register_hook(lambda g: torch.full_like(g, torch.nan))
+            aggregation = ddp.register(wrapped, make_rule(name, f=f))
+            for iteration in range(3):
+                wrapped.zero_grad()
+                own = copy.deepcopy(wrapped.module)
+                loss(own, rank, iteration).backward()
+                loss(wrapped, rank, iteration).backward()
+            found[f"{name}/{faulty}/g"], found[f"{name}/{faulty}/d"] = flat(own).numpy(), flat(wrapped).numpy()
+            assert aggregation.decision is not None
+            found[f"{name}/{faulty}/left out"] = np.array(repr(aggregation.decision.left_out))
+    np.savez(folder / f"{rank}.npz", **found)
+    refuses(rank)
+
+
+def refuses(rank: int) -> None:
+    with pytest.raises(ValueError, match="model must be a DistributedDataParallel; it is 'Net'"):
+        ddp.register(Net(False), "fa")
+    with pytest.raises(ValueError, match="bulyan needs p >= 4f"):
+        ddp.register(parallel(), make_rule("bulyan", f=1))
+    with pytest.raises(ValueError, match="regularizer must be 'pairwise' or 'group'"):
+        ddp.register(parallel(), make_rule("fa", lam=1.0, regularizer="l1"))
+    model = parallel()
+    ddp.register(model, make_rule("multi_krum"))
+    if rank > 1:
+        model.module.layers[0].bias.register_hook(lambda g: torch.full_like(g, torch.inf))
+    with pytest.raises(ValueError, match=r"multi_krum needs .*2 of 4 left out"):
+        loss(model, rank, 0).backward()
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
+    folder = tmp_path_factory.mktemp("ddp")
+    in_processes(work, P, folder)
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in range(P)]
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_the_mean_trains_as_plain_ddp_does(more: bool, found: list[dict[str, np.ndarray]]) -> None:
+    plain, mean = found[0][f"plain/{more}"], found[0][f"mean/{more}"]
+    assert np.abs(plain - found[0][f"start/{more}"]).max() > 0.03
+    np.testing.assert_allclose(mean, plain, rtol=0, atol=2e-6)
+    for other in found[1:]:
+        np.testing.assert_array_equal(other[f"mean/{more}"], mean)
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+@pytest.mark.parametrize("name", ["krum", "multi_krum", "fa", "median"])
+def test_the_gradient_is_the_rules_of_whole_gradients(
+    name: str, faulty: bool, found: list[dict[str, np.ndarray]]
+) -> None:
+    G = np.stack([rank[f"{name}/{faulty}/g"] for rank in found])
+    if faulty:
+        G[1, 0] = np.nan
+    expected = make_rule(name, f=int(name == "median")).aggregate(G)
+    for rank in found:
+        np.testing.assert_allclose(rank[f"{name}/{faulty}/d"], expected.direction, rtol=1e-5, atol=1e-5)
+        assert str(rank[f"{name}/{faulty}/left out"]) == repr(expected.decision.left_out)
+    assert (1 in expected.decision.left_out) >= faulty
+
+
+def test_the_example_runs_under_torchrun() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(P)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(
+        [*command, "examples/ddp.py", "--rule", "multi_krum", "--iterations", "30"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    accuracy = re.search(r"multi_krum: test accuracy (0\.\d{3}) after 30 iterations", done.stdout)
+    assert accuracy is not None, done.stdout
+    assert float(accuracy[1]) > 0.2

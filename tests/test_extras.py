@@ -1,0 +1,334 @@
+"""The extras and the supplement: their grids, what they draw, and verdicts that follow from the numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from fa.cli import cli, main
+from fa.experiments import EXTRAS, extra01, extra02, extra03, extra04, extra05, figure_module, supp01
+from fa.experiments.extras import RULES, SAME_LENGTH
+from fa.experiments.figure import provenance
+from fa.experiments.notebooks import execute, find
+from fa.experiments.profiles import PROFILES
+from fa.experiments.report import write
+from fa.experiments.study import Results, Study
+
+
+def table(study: Study, reached: dict[str, float] | float, seeds_differ: bool = False) -> pd.DataFrame:
+    """The study's table with two points a curve, ending in the accuracy of its label, or in the one given."""
+    rows = []
+    own = list(dict.fromkeys(name for cell in study.cells for name in cell.case.columns))
+    for cell in study.cells:
+        last = reached if isinstance(reached, float) else reached.get(cell.case.label, 0.5)
+        last += 0.001 * (cell.config.seed - 2022) if seeds_differ else 0.0
+        about = {"variant": cell.variant, "label": cell.case.label, "f": cell.config.byzantine}
+        about |= {name: cell.case.columns.get(name) for name in own}
+        for iteration, accuracy in ((1, 0.1), (2, last)):
+            point = {"iteration": iteration, "epoch": 1, "seconds": 1.0, "train_loss": 1.0, "test_accuracy": accuracy}
+            rows.append(about | {"seed": cell.config.seed} | point)
+    return pd.DataFrame(rows)
+
+
+def verdicts(claims) -> list[str]:
+    return [claim.verdict for claim in claims]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", EXTRAS)
+def test_all_rules_of_an_extra_get_the_same_settings_and_seeds(name: str, profile: str) -> None:
+    """Where settings are equal but for the rule's own: no rule is tuned alone."""
+    own = {"rule", "rule_options", "byzantine", "seed"}
+    shared: dict[str, set[str]] = {}
+    seeds: dict[str, dict[str, set[int]]] = {}
+    for cell in figure_module(name).study(profile).cells:
+        where = str(cell.case.settings)
+        settings = {key: value for key, value in json.loads(cell.config.to_json()).items() if key not in own}
+        shared.setdefault(where, set()).add(json.dumps(settings))
+        of_case = seeds.setdefault(where, {}).setdefault(str(cell.case), set())
+        of_case.add(cell.config.seed)
+    assert {len(settings) for settings in shared.values()} == {1}
+    for where, cases in seeds.items():
+        assert len({frozenset(own_seeds) for own_seeds in cases.values()}) == 1, where
+
+
+def test_extras_share_runs_with_figure_4_and_with_each_other() -> None:
+    four = set(figure_module("fig04").study("quick").configs)
+    norms = [cell.config for cell in extra01.study("quick").cells if not cell.case.settings]
+    assert len(four & set(norms)) == 11  # all of f = 3
+    three, trusted = set(extra03.study("quick").configs), extra04.study("quick")
+    assert {cell.case.label for cell in trusted.cells if cell.config not in three} == {"Krum's choice, FA"}
+
+
+# Extra 1
+
+
+def lower(study: Study, numbers: pd.DataFrame, label: str, accuracy: float, **where: object) -> None:
+    chosen = (numbers["label"] == label) & (numbers["iteration"] == 2)
+    for column, value in where.items():
+        chosen &= numbers[column] == value
+    assert chosen.any()
+    numbers.loc[chosen, "test_accuracy"] = accuracy
+
+
+def test_extra_1_takes_its_three_parts_apart_and_reads_the_sweeps() -> None:
+    study = extra01.study("quick")
+    numbers = table(study, 0.6, seeds_differ=True)
+    norms, sweeps, regimes = extra01.parts(numbers)
+    assert len(norms) == 2 * len(extra01.PAIRS) + 2
+    assert len(norms) + len(sweeps) + len(regimes) == len(study.cells)
+    assert len(extra01.by_regime(regimes)) == len(extra01.REGIMES["quick"])
+    lower(study, numbers, "FA", 0.2, attack="random", m=2, a=1.0)
+    lower(study, numbers, "FA", 0.3, attack="random", max_iter=100)
+    sweeps = extra01.parts(numbers)[1]
+    assert list(extra01.swept(sweeps, "random", "m")) == [1, 2, 4, 8, 15]
+    assert extra01.swept(sweeps, "random", "m", a=1.0)[2] == 0.2
+    assert extra01.swept(sweeps, "random", "m")[2] == pytest.approx(0.599)
+    assert extra01.swept(sweeps, "random", "max_iter")[100] == 0.3
+    assert extra01.swept(sweeps, "collude", "max_iter")[100] == pytest.approx(0.599)
+
+
+def test_extra_1_draws_every_part_and_its_verdicts_go_either_way() -> None:
+    study = extra01.study("quick")
+    numbers = table(study, {extra01.equal(name): 0.7 for name in extra01.PAIRS}, seeds_differ=True)
+    assert verdicts(extra01.claims(numbers, 0.1)) == ["holds", "does not hold", "does not hold"]
+    for seed in (2021, 2022, 2023):
+        lower(study, numbers, "FA, m = 1, a = 1", 0.8 + seed / 1e6, attack="collude", f=1, seed=seed)
+    lower(study, numbers, extra01.equal("Bulyan"), 0.2)
+    lower(study, numbers, "FA", 0.9, attack="collude", lam=4.0)
+    claims = extra01.claims(numbers, 0.1)
+    assert verdicts(claims) == ["in part", "holds", "in part"]
+    assert "Bulyan -0.2" in claims[0].measured
+    assert "colluding, f = 1, lr = 0.2: FA, m = 1, a = 1 0.802" in claims[1].measured
+    axes = extra01.draw(numbers, "title").axes
+    assert [one.get_xlabel() for one in axes[2:]] == [extra01.NAMES[option] for option in extra01.SWEPT]
+    lines = {line.get_label(): list(line.get_ydata()) for line in axes[4].lines}
+    assert lines["colluding, FA, a = 2"][2] == 0.9
+
+
+# Extra 2
+
+
+def test_extra_2_chooses_on_validation_images_and_tests_at_that_rate_with_three_seeds() -> None:
+    study = extra02.study("quick")
+    assert {cell.config.validation for cell in study.cells} == {0.2}
+    numbers = table(study, 0.5)
+    numbers.loc[
+        (numbers["variant"] == "fa") & (numbers["lr"] == 0.2) & (numbers["iteration"] == 2), "test_accuracy"
+    ] = 0.8
+    rates = extra02.chosen(numbers)
+    assert rates == dict.fromkeys(RULES, 0.05) | {"fa": 0.2}  # of equals the lowest
+    whole = extra02.tested(study, rates)
+    new = [cell.config for cell in whole.cells[len(study.cells) :]]
+    assert {config.seed for config in new} == {2021, 2022, 2023}
+    assert {config.validation for config in new} == {0.0}
+    assert {config.lr for config in new if config.options.get("reading")} == {0.2}
+    assert len(new) == 3 * len(RULES)
+    own = extra02.tested(extra02.study("quick", seeds=[5, 6]), rates)
+    assert {cell.config.seed for cell in own.cells} == {5, 6}
+    assert provenance(Results(whole, {}, 1.0, ()))["command"].endswith(extra02.NAME)  # which is more than `study` names
+
+
+def test_extra_2_does_not_look_at_the_test_images_when_it_chooses() -> None:
+    study = extra02.study("quick")
+    whole = extra02.tested(study, dict.fromkeys(RULES, 0.1))
+    numbers = table(whole, 0.5, seeds_differ=True)
+    tests = numbers["validation"] == 0
+    numbers.loc[tests & (numbers["variant"] == "fa"), "test_accuracy"] += 0.3
+    chosen = dict.fromkeys(RULES, 0.05)
+    assert extra02.chosen(numbers) == chosen
+    numbers.loc[~tests & (numbers["lr"] == 0.1) & (numbers["iteration"] == 2), "test_accuracy"] = 0.7
+    claims = extra02.claims(numbers, 0.1)
+    assert verdicts(claims) == ["holds", "holds", "holds"]
+    left, right = extra02.draw(numbers, "title").axes
+    assert len(left.lines) == 2 * len(RULES)  # a line and a ring
+    assert [text.get_text() for text in right.get_yticklabels()][-1] == "FA, 0.1"
+
+
+# Extra 3
+
+
+def test_extra_3_has_a_cell_for_every_rule_attack_and_f_and_gaps_where_bulyan_refuses() -> None:
+    study = extra03.study("quick")
+    numbers = table(study, 0.6)
+    alone = (numbers["variant"] == "median") & (numbers["attack"] == "alie") & (numbers["f"] == 5)
+    numbers.loc[alone & (numbers["iteration"] == 2), "test_accuracy"] = 0.2
+    for f in extra03.FAULTY["quick"]:
+        grid = extra03.cells(numbers, f)
+        assert grid.shape == (10, 7)
+        assert list(grid.columns) == list(extra03.ATTACKS.values())
+        gaps = grid.isna()
+        assert gaps.loc["Bulyan"].all() == (f > 3)
+        assert not gaps.drop(index="Bulyan").any(axis=None)
+    assert extra03.cells(numbers, 5).loc["Median", "A Little Is Enough"] == 0.2
+    *panels, _ = extra03.draw(numbers, "title").axes
+    assert [axes.get_title() for axes in panels] == [f"f = {f}" for f in range(1, 7)]
+    assert [len(axes.texts) for axes in panels] == [70] * 3 + [63] * 3
+    assert [len(axes.patches) for axes in panels] == [0] * 3 + [7] * 3
+
+
+def test_extra_3_has_verdicts_that_go_either_way() -> None:
+    study = extra03.study("quick")
+    better = table(study, {"FA": 0.9, SAME_LENGTH: 0.7})
+    assert verdicts(extra03.claims(better, 0.1)) == ["holds", "holds"]
+    assert "ahead by more than 0.05 in 42, behind in 0" in extra03.claims(better, 0.1)[1].measured
+    one = (
+        better["label"].isin(["FA", SAME_LENGTH])
+        & (better["attack"] == "mimic")
+        & (better["f"] == 2)
+        & (better["iteration"] == 2)
+    )
+    better.loc[one, "test_accuracy"] = 0.3
+    claims = extra03.claims(better, 0.1)
+    assert verdicts(claims) == ["in part", "in part"]
+    assert "f = 2: FA 0.300 (mimic), best other" in claims[0].measured
+    assert verdicts(extra03.claims(table(study, 0.6), 0.1)) == ["does not hold", "does not hold"]
+    assert verdicts(extra03.claims(table(study, 0.1), 0.1)) == ["not testable here"] * 2
+
+
+# Extra 4
+
+
+def hand_made() -> pd.DataFrame:
+    """Two iterations of five workers, the first two of them faulty, under one attack."""
+    common = {"attack": "alie", "seed": 1}
+    values = {"FA": [[0.1, 0.9, 0.5, 0.6, 0.7], [0.1, 0.2, 0.5, 0.6, 0.7]]}
+    weights = {"FA": [[0.2, 0.3, 0.1, 0.0, 0.4], [0.0, 0.1, 0.2, 0.2, 0.2]], extra04.UNIT: [[0.2] * 5, [0.2] * 5]}
+    left_out = {"Multi-Krum": [{0, 1, 2}, {2, 3}], "Bulyan": [set(), set()], "Krum's choice, FA": [{0, 1}, {0, 1}]}
+    rows = []
+    for rule in (*values, extra04.UNIT, *left_out):
+        for iteration in (0, 1):
+            for worker in range(5):
+                out = worker in left_out.get(rule, [set(), set()])[iteration]
+                row = {"value": np.nan, "weight": np.nan, "status": "left out: not chosen" if out else "used"}
+                for name, numbers in (("value", values), ("weight", weights)):
+                    if rule in numbers:
+                        row[name] = numbers[rule][iteration][worker]
+                rows.append({"rule": rule, **common, "iteration": iteration + 1, "worker": worker, **row})
+    return pd.DataFrame(rows)
+
+
+def test_precision_and_recall_of_a_hand_made_record() -> None:
+    found = extra04.detection(hand_made(), f=2).set_index("detector")[["precision", "recall"]]
+    assert found.loc["FA, least v"].tolist() == [0.75, 0.75]  # 0 and 2, then 0 and 1
+    assert found.loc["FA, least weight"].tolist() == [0.5, 0.5]  # 3 and 2, then 0 and 1
+    assert found.loc["Mean of unit gradients, least weight"].tolist() == [0, 0]  # ties name the last workers
+    assert found.loc["Multi-Krum, left out"].tolist() == [2 / 5, 2 / 4]
+    assert found.loc["Bulyan, left out", "recall"] == 0
+    assert np.isnan(found.loc["Bulyan, left out", "precision"])  # it names nobody
+    assert found.loc["Krum's choice, left out"].tolist() == [1, 1]
+
+
+def test_extra_4_draws_who_was_trusted_and_its_verdicts_follow() -> None:
+    one = hand_made()
+    workers = pd.concat([one.assign(attack=attack) for attack in extra04.ATTACKS], ignore_index=True)
+    more = pd.concat([workers.assign(iteration=workers["iteration"] + 2 * i) for i in range(10)], ignore_index=True)
+    found = extra04.detection(more, f=2)
+    assert extra04.cells(found, "recall").shape == (6, 7)
+    assert verdicts(extra04.claims(more, found)) == ["does not hold", "does not hold", "in part"]
+    assert verdicts(extra04.claims(workers, found)) == ["not testable here"] * 3
+    axes = extra04.draw(more, found, "title").axes
+    assert list(axes[0].lines[0].get_ydata()[:2]) == pytest.approx([0.65, 0.65])  # honest: workers 3 and 4, as f = 3
+    assert axes[7].get_ylabel() == "FA's weight, of the sum of sizes"
+    negative = more.assign(weight=-more["weight"])  # a share that is negative must be seen to be so
+    drawn = extra04.draw(negative, found, "title").axes[7].lines[0].get_ydata()
+    assert list(drawn[:2]) == pytest.approx([-0.2, -0.2 / 0.7])
+
+
+# Extra 5
+
+
+def test_extra_5_compares_combinations_with_rules_alone_and_with_their_control() -> None:
+    study = extra05.study("quick")
+    names = {cell.case.label for cell in study.cells}
+    assert set(extra05.COMBINED) < names
+    assert len(names) == len(extra05.COMBINED) + len(extra05.ALONE)
+    level = table(study, 0.6, seeds_differ=True)
+    assert verdicts(extra05.claims(level, 0.1)) == ["does not hold", "does not hold"]
+    ahead = table(
+        study, {"FA's subspace, Median": 0.8, extra05.SAME: 0.55, "Krum's choice, mean of unit": 0.4}, seeds_differ=True
+    )
+    claims = extra05.claims(ahead, 0.1)
+    assert verdicts(claims) == ["holds", "holds"]
+    assert "colluding: FA's subspace, Median 0.800" in claims[0].measured
+    ahead.loc[(ahead["attack"] == "collude") & (ahead["variant"] == "bulyan"), "test_accuracy"] += 0.4
+    assert verdicts(extra05.claims(ahead, 0.1)) == ["in part", "holds"]
+    panels = extra05.draw(level, "title").axes
+    assert [len(axes.get_yticks()) for axes in panels] == [len(names)] * 2
+
+
+# The notebooks, the report and the supplement
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXTRAS)
+def test_an_extra_runs_at_smoke_size_and_the_report_has_its_findings(name: str, tmp_path: Path) -> None:
+    execute(find([name])[0], tmp_path, profile="smoke", out=str(tmp_path), iterations=2)
+    for suffix in (".png", ".pdf", ".csv", ".json", ".claims.csv"):
+        assert (tmp_path / name).with_suffix(suffix).stat().st_size > 100
+    claims = pd.read_csv((tmp_path / name).with_suffix(".claims.csv"))
+    assert set(claims["verdict"]) == {"not testable here"}  # two iterations teach nothing
+    paper, _, ours = write(tmp_path).read_text().partition("## Beyond the paper")
+    assert "| E" not in paper
+    rows = [line.split("|")[1].strip() for line in ours.splitlines() if line.startswith("| E")]
+    assert rows == [f"E{name[6]}"] * len(claims)
+    if name == extra04.NAME:
+        assert pd.read_csv(tmp_path / f"{name}.detection.csv").shape == (42, 4)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of Tiny ImageNet's shape: 200 classes of 64 x 64 images, two to train on and one to test on each."""
+    root, rng = tmp_path / "tiny-imagenet-200", np.random.default_rng(0)
+    wnids = [f"n{number:08d}" for number in range(200)]
+    (root / "val" / "images").mkdir(parents=True)
+    lines = []
+    for wnid in wnids:
+        (root / "train" / wnid / "images").mkdir(parents=True)
+        places = [root / "train" / wnid / "images" / f"{wnid}_{k}.JPEG" for k in (0, 1)]
+        for place in (*places, root / "val" / "images" / f"val_{wnid}.JPEG"):
+            Image.fromarray(rng.integers(256, size=(64, 64, 3), dtype=np.uint8)).save(place)
+        lines.append(f"val_{wnid}.JPEG\t{wnid}\t0\t0\t62\t62\n")
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    monkeypatch.setenv("FA_TINY_IMAGENET", str(root))
+    return root
+
+
+@pytest.mark.slow
+def test_the_supplement_runs_on_a_folder_of_the_same_shape(tiny: Path, tmp_path: Path) -> None:
+    execute(find(["supp01"])[0], tmp_path, profile="smoke", out=str(tmp_path), iterations=1)
+    assert (tmp_path / "supp01_tiny_imagenet.png").stat().st_size > 100
+    about = json.loads((tmp_path / "supp01_tiny_imagenet.json").read_text())
+    assert {(run["dataset"], run["lr"]) for run in about["runs"].values()} == {("tiny-imagenet", 0.1)}
+    assert len(about["runs"]) == 33
+    claims = pd.read_csv(tmp_path / "supp01_tiny_imagenet.claims.csv")
+    assert claims["measured"].str.startswith("Tiny ImageNet, ").all()
+
+
+def test_the_supplement_without_its_folder_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("FA_TINY_IMAGENET", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main(["sweep", "supp01", "--profile", "smoke", "--out", str(tmp_path)])
+    assert ended.value.code == 2
+    said = "fa: tiny-imagenet must be given: set FA_TINY_IMAGENET to the folder that holds its wnids.txt\n"
+    assert capsys.readouterr().err == said
+    assert [path.stem for path in find()] == [path.stem for path in find(["fig"])]  # `make reproduce` leaves it out
+
+
+def test_the_supplement_is_the_papers_model_at_its_rate() -> None:
+    config = supp01.study("paper").cells[0].config
+    assert (config.model, config.dataset, config.lr, config.batch) == ("resnet18", "tiny-imagenet", 0.1, 128)
+    assert supp01.study("paper").chance == 1 / 200
+
+
+def test_extras_are_swept_by_name(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["sweep", "extra05", "--profile", "smoke", "--out", str(tmp_path), "--why"])
+    assert done.exit_code == 0
+    assert done.output.count("no run is finished yet") == len(extra05.study("smoke").cells)

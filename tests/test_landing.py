@@ -1,0 +1,58 @@
+"""Rows of K taken as gradients land: the bits of one pass over all, whatever the order and whoever is missing."""
+
+import numpy as np
+import pytest
+import torch
+
+from fa import kernels
+from fa.gram import Landing, measure
+from fa.rules import make_rule
+
+
+def normal(p: int, n: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((p, n)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("p", "n"), [(1, 5), (2, 2048), (4, 70_000), (7, 2049), (15, 21_840)])
+def test_rows_that_land_one_by_one_give_the_bits_of_one_pass(p: int, n: int) -> None:
+    generator = np.random.default_rng(p)
+    G = torch.from_numpy(generator.standard_normal((p, n)).astype(np.float32))
+    landing = Landing(G)
+    for row in generator.permutation(p):
+        landing.land(int(row))
+    assert np.array_equal(landing.products(), kernels.gram(G))
+
+
+def test_a_row_may_not_land_or_not_be_finite() -> None:
+    G = torch.from_numpy(normal(6, 300))
+    landing, part = Landing(G), torch.cat([G[:2], G[3:]])
+    for row in (5, 0, 3, 1, 4):
+        landing.land(row)
+    G[2] = torch.nan
+    landing_K = landing.products()
+    rest = [0, 1, 3, 4, 5]
+    assert np.array_equal(landing_K[np.ix_(rest, rest)], kernels.gram(part))
+    gram, finite = measure(G, landing_K)
+    assert finite.tolist() == [True, True, False, True, True, True]
+    expected, _ = measure(G)
+    assert np.array_equal(gram.D2, expected.D2, equal_nan=True)
+
+
+def test_products_that_are_known_are_not_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    G = torch.from_numpy(normal(5, 300))
+    known = kernels.gram(G)
+    expected = make_rule("fa").aggregate(G)
+    monkeypatch.setattr("fa.gram.kernels.gram", lambda *_, **__: pytest.fail("a second pass"))
+    found = make_rule("fa").aggregate(G, products=known)
+    assert torch.equal(found.direction, expected.direction)
+
+
+def test_products_that_have_cancelled_are_taken_again_in_float64() -> None:
+    """A common offset of 1000: float32 products lose the distances."""
+    G = torch.from_numpy(normal(5, 300) + 1000)
+    landing = Landing(G)
+    for row in range(5):
+        landing.land(row)
+    gram, _ = measure(G, landing.products())
+    wide = G.double().numpy()
+    np.testing.assert_allclose(gram.D2 * gram.scale**2, np.square(wide[:, None] - wide[None]).sum(axis=2), rtol=1e-6)

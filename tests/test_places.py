@@ -1,0 +1,93 @@
+"""Who a process is: what torchrun says in the environment, and commands that take it from there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fa import cli
+from fa.cli.places import Place, from_environment
+
+ROOT = Path(__file__).parents[1]
+SAID = {"RANK": "3", "WORLD_SIZE": "5", "MASTER_ADDR": "node0", "MASTER_PORT": "4711"}
+FA = [sys.executable, "-c", "import sys; from fa.cli import main; sys.exit(main())"]
+RUN = ["--rule", "median", "--byzantine", "1", "--iterations", "3", "--batch", "4", "--threads", "1"]
+SMALLER = [*RUN[:2], "--byzantine", "0", *RUN[4:], "--dataset", "mnist-mini", "--model", "convnet"]
+
+
+def say(monkeypatch: pytest.MonkeyPatch, **change: str) -> None:
+    for name, value in (SAID | {"TORCHELASTIC_USE_AGENT_STORE": "False"} | change).items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_environment_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    say(monkeypatch)
+    assert from_environment() == Place(3, 5, "node0", 4711, store_kept=False)
+    say(monkeypatch, TORCHELASTIC_USE_AGENT_STORE="True")
+    assert from_environment().store_kept
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"RANK": ""}, "RANK must be a whole number in the environment, as torchrun sets it; it is ''"),
+        ({"RANK": "5"}, "RANK must be less than WORLD_SIZE=5; it is 5"),
+        ({"WORLD_SIZE": "1"}, "WORLD_SIZE must be at least 2: a server and a worker; it is 1"),
+        ({"MASTER_PORT": "70000"}, "MASTER_ADDR:MASTER_PORT must be HOST:PORT; it is 'node0:70000'"),
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR:MASTER_PORT must be HOST:PORT; it is ':4711'"),
+    ],
+)
+def test_an_environment_that_is_not_whole_is_named(
+    change: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    say(monkeypatch, **change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        from_environment()
+
+
+def test_workers_that_the_world_has_not_are_refused(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    say(monkeypatch)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--backend", "torchrun", "--workers", "7"])
+    assert "workers must be 4, as WORLD_SIZE=5 has them besides the server; it is 7" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["server", "--rule", "median"])
+    assert "--listen" in capsys.readouterr().err
+
+
+def test_torchrun_starts_a_server_and_its_workers(tmp_path: Path) -> None:
+    script = tmp_path / "fa"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from fa.cli import main; main()" "$@"\n')
+    script.chmod(0o755)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "--no-python"]
+    out = [*RUN, "--out"]
+    subprocess.run([*torchrun, script, "train", "--backend", "torchrun", *out, tmp_path / "torchrun"], check=True)
+    subprocess.run([*FA, "train", "--workers", "3", *out, tmp_path / "simulate"], check=True)
+    one, other = (tmp_path / name / "workers.csv" for name in ("torchrun", "simulate"))
+    assert one.read_text() == other.read_text()
+    assert json.loads((tmp_path / "torchrun" / "config.json").read_text())["backend"]["name"] == "rpc"
+
+
+def test_the_slurm_script_starts_one_server_and_the_workers(tmp_path: Path) -> None:
+    """By stand-ins for srun and scontrol, which start two tasks here with what Slurm would tell them."""
+    stand_ins = {
+        "scontrol": "echo localhost",
+        "srun": 'while [ "$1" != bash ]; do shift; done\nSLURM_PROCID=1 "$@" &\nSLURM_PROCID=0 "$@" && wait $!',
+        "fa": f'echo $RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT "$@" >> {tmp_path}/said\n'
+        f'exec {sys.executable} -c "from fa.cli import main; main()" "$@" {" ".join(SMALLER)}',
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"JOB_ID": "7", "JOB_NODELIST": "node[0-3]", "NTASKS": "2", "CPUS_PER_TASK": "1"}
+    environment = os.environ | {f"SLURM_{name}": value for name, value in slurm.items()}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    subprocess.run(["bash", ROOT / "examples" / "slurm.sh"], cwd=tmp_path, env=environment, check=True)
+    said = sorted((tmp_path / "said").read_text().splitlines())
+    assert [line.split()[:4] for line in said] == [[rank, "2", "localhost", "20007"] for rank in "01"]
+    assert (tmp_path / "runs" / "7" / "curve.csv").is_file()

@@ -1,0 +1,55 @@
+"""What is p x p has one thread of numpy's BLAS, whatever the process has, and gives them back."""
+
+import os
+import subprocess
+import sys
+
+SCRIPT = """
+from dataclasses import dataclass
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+import fa
+from fa.rules.base import Choice
+from fa.threads import on_one_thread
+
+
+def threads():
+    return {library.num_threads for library in ThreadpoolController().select(user_api="blas").lib_controllers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching(fa.Rule):
+    name = "watching"
+
+    def decide(self, gram):
+        print("a rule", threads())
+        return Choice(weights=np.ones(gram.p))
+
+
+@on_one_thread
+def fail():
+    raise ValueError
+
+
+print("outside", threads())
+Watching()(np.eye(4))
+try:
+    fail()
+except ValueError:
+    print("after an error", threads())
+seen, eigh = set(), np.linalg.eigh
+np.linalg.eigh = lambda A: seen.update(threads()) or eigh(A)
+G = np.random.default_rng(0).standard_normal((6, 20))
+fa.sdp.certify(G, fa.irls.solve(G))
+fa.flags.solve(G, dims=(1, 3))
+print("solvers", seen)
+"""
+
+
+def test_rules_and_solvers_decide_on_one_thread() -> None:
+    """In a process of its own: the tests' own has one thread from the beginning."""
+    environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["outside {2}", "a rule {1}", "after an error {2}", "solvers {1}"], done.stderr
