@@ -122,7 +122,7 @@ def _gram_block(G, rows, left, packed, block):
     sums, soon = np.empty((TILE, TILE)), np.empty(TILE, np.int64)
     tile, tiles = 0, rows.size // TILE * (rows.size // TILE + 1) // 2
     for i in range(0, packed.size, TILE):
-        pack(rows, i, start, one, packed)  # type: ignore[call-arg]  # numba leaves out the first
+        pack(rows, i, start, one, packed)  # type: ignore[call-arg]  # the first is the compiler's
     for i in range(0, p, TILE):
         for j in range(i, p, TILE):
             for k in range(TILE):
