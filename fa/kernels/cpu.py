@@ -21,7 +21,7 @@ from fa.kernels.vectors import BLOCK, TILE, VECTOR, pack, packed_square, packed_
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 CHUNK = 16 * BLOCK  # columns a thread takes at a time
 _SPAN = 4 * BLOCK  # columns of a sum that stay in the cache while rows are added to it
-_PACKED = 24  # rows from which on a block is copied: then vectors are aligned, and no two rows fight for the cache
+_PACKED = 24  # rows from which on it pays to copy a block where vectors are not aligned, so that they are
 _SERIAL = 1 << 19  # entries of G below which one thread is faster than several
 
 jit = numba.njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
@@ -56,9 +56,10 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     threes = _threes(range(p))
     tiles = np.array([a + b for i, a in enumerate(threes) for b in threes[i:]])
     rows = addresses(G, np.minimum(np.arange(-(-p // TILE) * TILE), p - 1))
+    pays = p >= _PACKED and bool(np.any(rows % VECTOR))
 
     def work(t: int, threads: int) -> None:
-        memory = np.empty(rows.size * BLOCK * G.itemsize + VECTOR if p >= _PACKED else 0, np.uint8)
+        memory = np.empty(rows.size * BLOCK * G.itemsize + VECTOR if pays else 0, np.uint8)
         _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiles, tiled, _packed(rows, memory, G.itemsize))
 
     share(work, G.size)
@@ -116,7 +117,7 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed):
 @jit
 def _gram_block(G, rows, left, packed, block):
     """block = the products of all rows over the BLOCK columns from `left` on, by tiles; each tile asks for its share of
-    the rows' next block, so that it is on its way while this one is multiplied. Many rows are packed first.
+    the rows' next block, so that it is on its way while this one is multiplied. Rows are packed first where it pays.
     """
     p, start, width, one = G.shape[0], left * G.itemsize, BLOCK * G.itemsize, G.dtype.type(1)
     sums, soon = np.empty((TILE, TILE)), np.empty(TILE, np.int64)
