@@ -320,7 +320,7 @@ def test_bad_settings_are_told_before_data_are_loaded(
     given: dict, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fa.training.loop.load", lambda _: pytest.fail("data are loaded"))
+    monkeypatch.setattr("fa.training.loop.data_of", lambda _: pytest.fail("data are loaded"))
     with pytest.raises(ValueError, match=message):
         train(SMALL, **given)
 

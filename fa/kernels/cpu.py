@@ -21,7 +21,7 @@ from fa.kernels.vectors import BLOCK, TILE, VECTOR, pack, packed_square, packed_
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 CHUNK = 16 * BLOCK  # columns a thread takes at a time
 _SPAN = 4 * BLOCK  # columns of a sum that stay in the cache while rows are added to it
-_PACKED = 24  # rows from which on a block is copied: then vectors are aligned, and no two rows fight for the cache
+_PACKED = 24  # rows from which on it pays to copy a block where vectors are not aligned, so that they are
 _SERIAL = 1 << 19  # entries of G below which one thread is faster than several
 
 jit = numba.njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
@@ -56,10 +56,14 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     threes = _threes(range(p))
     tiles = np.array([a + b for i, a in enumerate(threes) for b in threes[i:]])
     rows = addresses(G, np.minimum(np.arange(-(-p // TILE) * TILE), p - 1))
+    pays = p >= _PACKED and bool(np.any(rows % VECTOR))
+
+    none = np.empty(0, np.int64)
 
     def work(t: int, threads: int) -> None:
-        memory = np.empty(rows.size * BLOCK * G.itemsize + VECTOR if p >= _PACKED else 0, np.uint8)
-        _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiles, tiled, _packed(rows, memory, G.itemsize))
+        memory = np.empty(rows.size * BLOCK * G.itemsize + VECTOR if pays else 0, np.uint8)
+        packed = _packed(rows, memory, G.itemsize)
+        _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiles, tiled, packed, none, 0)
 
     share(work, G.size)
     K: np.ndarray = parts.sum(axis=0)
@@ -71,15 +75,27 @@ def gram_rows(G: np.ndarray, rows: Sequence[int], others: Sequence[int]) -> np.n
     p, n = G.shape
     parts = np.zeros((-(-n // CHUNK), p, p))
     tiles = np.array([a + b for a in _threes(rows) for b in _threes(others)])
-    none, zero, size = np.empty(0, np.int64), G.dtype.type(0), (len(rows) + len(others)) * n
-    share(lambda t, threads: _gram_chunks(flat(G), n, parts, t, threads, zero, none, tiles, False, none), size)
+    near = _together(rows, TILE)
+    names = np.array([*near, *_together(others, TILE)])
+    starts, zero, none = addresses(G, names), G.dtype.type(0), np.empty(0, np.int64)
+
+    def work(t: int, threads: int) -> None:
+        _gram_chunks(flat(G), n, parts, t, threads, zero, starts, tiles, True, none, names, len(near))
+
+    share(work, (len(rows) + len(others)) * n)
     K: np.ndarray = parts.sum(axis=0)
     return K
 
 
+def _together(rows: Sequence[int], size: int) -> list[int]:
+    """The rows, and the last one again until their number is a multiple of `size`."""
+    return [*rows, *[rows[-1]] * (-len(rows) % size)]
+
+
 def _threes(rows: Sequence[int]) -> list[list[int]]:
     """The rows three by three, the last one again where a three is not full."""
-    return [[rows[min(k, len(rows) - 1)] for k in range(first, first + 3)] for first in range(0, len(rows), 3)]
+    whole = _together(rows, 3)
+    return [whole[first : first + 3] for first in range(0, len(whole), 3)]
 
 
 def _packed(rows: np.ndarray, memory: np.ndarray, itemsize: int) -> np.ndarray:
@@ -97,8 +113,10 @@ def addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed):
-    """All products of a block in vector registers if it is whole and `tiled`, else those in `tiles`, three by three."""
+def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed, names, near):
+    """The products of a block in vector registers if it is whole and `tiled`, else those in `tiles`, three by three: of
+    all rows, or, where they have `names`, of the first `near` with the others.
+    """
     p = G.shape[0]
     block = np.zeros((p, p))
     for chunk in range(first, parts.shape[0], step):
@@ -106,7 +124,10 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed):
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
             if tiled and hi - lo == BLOCK:
-                _gram_block(G, rows, lo, packed, block)
+                if near:
+                    _rows_block(G, rows, lo, names, near, block)
+                else:
+                    _gram_block(G, rows, lo, packed, block)
             else:
                 for tile in tiles:
                     _gram_tile(G, tile, lo, hi, zero, block)
@@ -116,7 +137,7 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed):
 @jit
 def _gram_block(G, rows, left, packed, block):
     """block = the products of all rows over the BLOCK columns from `left` on, by tiles; each tile asks for its share of
-    the rows' next block, so that it is on its way while this one is multiplied. Many rows are packed first.
+    the rows' next block, so that it is on its way while this one is multiplied. Rows are packed first where it pays.
     """
     p, start, width, one = G.shape[0], left * G.itemsize, BLOCK * G.itemsize, G.dtype.type(1)
     sums, soon = np.empty((TILE, TILE)), np.empty(TILE, np.int64)
@@ -140,6 +161,19 @@ def _gram_block(G, rows, left, packed, block):
             for k in range(min(TILE, p - i)):
                 for h in range(k if i == j else 0, min(TILE, p - j)):
                     block[i + k, j + h] = sums[k, h]
+
+
+@jit
+def _rows_block(G, rows, left, names, near, block):
+    """The block's products of the first `near` of these rows with those after them, to the bits of `_gram_block`."""
+    start, width, one = left * G.itemsize, BLOCK * G.itemsize, G.dtype.type(1)
+    sums = np.empty((TILE, TILE))
+    for i in range(0, near, TILE):
+        for j in range(near, rows.size, TILE):
+            square(rows, i, j, start, one, rows[j : j + TILE] + start + width, sums)
+            for k in range(TILE):
+                for h in range(TILE):
+                    block[names[i + k], names[j + h]] = sums[k, h]
 
 
 @jit

@@ -22,6 +22,7 @@ class SGD:
         self._config = config
         self._epoch_length = epoch_length
         self.velocity: Tensor | None = None  # what momentum has gathered
+        self._decayed = torch.empty_like(parameters) if config.weight_decay else None
 
     def rate(self, iteration: int) -> float:
         """The learning rate at an iteration, counted from 0: times lr_decay every lr_decay_epochs."""
@@ -31,8 +32,8 @@ class SGD:
     def step(self, direction: Tensor, iteration: int) -> None:
         """Move the parameters (n,) in place against `direction` (n,), which is only read."""
         step = direction
-        if self._config.weight_decay:
-            step = step.add(self._parameters, alpha=self._config.weight_decay)
+        if self._decayed is not None:
+            step = torch.add(direction, self._parameters, alpha=self._config.weight_decay, out=self._decayed)
         if self._config.momentum:
             if self.velocity is None:
                 self.velocity = step.clone()

@@ -74,6 +74,7 @@ class Remote:
         self._parts = parts or Parts()
         self.inbox = inbox
         self._joined = Counter[int]()  # processes of each rank so far
+        self._receiving: set[int] = set()  # whose gradient is being copied into its row
         self._losses: dict[int, Tensor] = {}
         self._landed: list[int] = []  # rows of G that the present iteration has been sent since somebody looked
         self._computing: dict[int, float] = {}  # seconds that the gradients took their workers
@@ -93,8 +94,14 @@ class Remote:
             if sent.iteration == NEW:
                 self._new.add(sent.rank)
                 self._joined[sent.rank] += 1
-            elif sent.iteration == self._iteration != _CLOSED:
-                self._take(sent)
+            wanted = sent.iteration == self._iteration != _CLOSED and self._fits(sent)
+            if wanted:
+                self._receiving.add(sent.rank)
+        if wanted:  # without the lock, so that several land at a time
+            self._row(sent.rank).copy_(sent.gradient)
+        with self._changed:
+            if wanted:
+                self._land(sent)
             idle = self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone
             if not idle and not self._over:
                 self._asking[sent.rank] = answer
@@ -111,18 +118,27 @@ class Remote:
         self._new.discard(rank)
         return self._iteration, self._parameters, statistics
 
-    def _take(self, sent: Sent) -> None:
-        row = self._G[sent.rank, : 0 if self.inbox else None]
-        if sent.gradient.shape != row.shape or sent.gradient.dtype != row.dtype:
-            shape, kind = tuple(sent.gradient.shape), sent.gradient.dtype
-            self._gone[sent.rank] = f"sent {shape} of {kind}, not {tuple(row.shape)} of {row.dtype}"
-        elif sent.rank not in self._losses:
-            row.copy_(sent.gradient)
-            self._losses[sent.rank] = sent.loss
-            self._landed.append(sent.rank)
-            self._computing[sent.rank] = sent.seconds
-            for own, theirs in zip(self._buffers[sent.rank].tensors, sent.statistics, strict=True):
-                own.copy_(theirs)
+    def _row(self, rank: int) -> Tensor:
+        """What that worker's calls fill of G: nothing where gradients come as datagrams."""
+        return self._G[rank, : 0 if self.inbox else None]
+
+    def _fits(self, sent: Sent) -> bool:
+        """Whether a gradient of the present iteration is to be taken; a worker that sends none is gone."""
+        row = self._row(sent.rank)
+        if sent.gradient.shape == row.shape and sent.gradient.dtype == row.dtype:
+            return sent.rank not in self._losses and sent.rank not in self._receiving
+        shape, kind = tuple(sent.gradient.shape), sent.gradient.dtype
+        self._gone[sent.rank] = f"sent {shape} of {kind}, not {tuple(row.shape)} of {row.dtype}"
+        return False
+
+    def _land(self, sent: Sent) -> None:
+        """Its gradient is in its row."""
+        self._receiving.remove(sent.rank)
+        self._losses[sent.rank] = sent.loss
+        self._landed.append(sent.rank)
+        self._computing[sent.rank] = sent.seconds
+        for own, theirs in zip(self._buffers[sent.rank].tensors, sent.statistics, strict=True):
+            own.copy_(theirs)
 
     def lose(self, rank: int, why: str) -> None:
         """Wait for that rank's first process no longer; another one that has come is not concerned."""
@@ -167,12 +183,13 @@ class Remote:
         while True:
             with self._changed:
                 heard = self._changed.wait_for(lambda: bool(self._landed) or self._enough(), end - time.monotonic())
-                landed = [rank for rank in self._landed if rank >= self.config.byzantine]
-                self._landed.clear()
                 closing = not heard or self._enough()
                 if closing:
                     self._iteration = _CLOSED
+                    self._changed.wait_for(lambda: not self._receiving)  # whose rows are half written
                     missing = self._missing(in_time=self._enough())
+                landed = [rank for rank in self._landed if rank >= self.config.byzantine]
+                self._landed.clear()
             if landing is not None and landed:
                 with self._parts.of("gram"):
                     for rank in landed:
