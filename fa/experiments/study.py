@@ -79,6 +79,7 @@ class Study:
     cells: tuple[Cell, ...]
     gaps: dict[str, str] = field(default_factory=dict)
     processes: bool = False  # whether workers are processes of their own, else simulated; their records lie apart
+    spread: str = " (line: their mean; band: their range)"  # how several seeds are shown
 
     @property
     def configs(self) -> list[TrainConfig]:
