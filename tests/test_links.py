@@ -237,7 +237,7 @@ def test_the_accuracy_to_reach_is_the_highest_of_fa_and_the_best_other() -> None
         }
         for key, curve in curves.items()
         for i, accuracy in enumerate(curve)
-        for seed, spread in ((1, -0.05), (2, 0.05))
+        for seed, more in ((1, -0.05), (2, 0.05))
     )
     assert reaching.target(numbers) == pytest.approx(0.8)
     at = reaching.reached(numbers, 0.79)

@@ -9,13 +9,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from fa import models
+from fa import cli, models
 from fa.checks import ConditionError
 from fa.rules import RULES
 from fa.training import Progress, Run, TrainConfig, train
@@ -224,10 +225,15 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
-@pytest.mark.parametrize("stopping", [False, True], ids=["", "a worker is stopped"])
 @pytest.mark.parametrize(
-    ("victim", "how"),
-    [("server", signal.SIGKILL), ("server", signal.SIGTERM), ("server", signal.SIGINT), ("forks", signal.SIGKILL)],
+    ("victim", "how", "stopping"),
+    [
+        ("server", signal.SIGKILL, True),
+        ("server", signal.SIGTERM, False),
+        ("server", signal.SIGINT, False),
+        ("forks", signal.SIGKILL, True),
+    ],
+    ids=["server killed, a worker stopped", "server terminated", "Ctrl-C", "fork server killed, a worker stopped"],
 )
 def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: signal.Signals, stopping: bool) -> None:
     script = tmp_path / "serve.py"
@@ -235,14 +241,17 @@ def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: sign
     command = [sys.executable, script]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert server.stdout is not None
-    assert server.stdout.readline() == "training\n"
-    below = descendants(server.pid)
-    (forks,) = (child for child in below if len(descendants(child)) == 3)
-    if stopping:  # a stopped process cannot end itself
-        os.kill(min(descendants(forks)), signal.SIGSTOP)
-    os.kill(forks if victim == "forks" else server.pid, how)
-    _, told = server.communicate(timeout=60)
-    wait_until(lambda: not any(map(alive, below)))
+    try:
+        assert server.stdout.readline() == "training\n"
+        below = descendants(server.pid)
+        (forks,) = (child for child in below if len(descendants(child)) == 3)
+        if stopping:  # a stopped process cannot end itself
+            os.kill(min(descendants(forks)), signal.SIGSTOP)
+        os.kill(forks if victim == "forks" else server.pid, how)
+        _, told = server.communicate(timeout=300)
+        wait_until(lambda: not any(map(alive, below)))
+    finally:
+        server.kill()
     if victim == "forks":
         assert "no honest worker is left (worker 0: its process has ended; worker 1" in told
 
@@ -298,3 +307,33 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     assert gathered.products is not None
     assert gathered.products[0, 0] == len(parameters)
     assert np.isnan(gathered.products[1]).all()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"cluster": Cluster(quorum=5)}, "quorum must be at most workers=4; it is 5"),
+        ({"checkpoint": "kept", "checkpoint_every": -1.0}, "checkpoint_every must be a finite number of at least 0"),
+    ],
+)
+def test_bad_settings_are_told_before_data_are_loaded(
+    given: dict, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fa.training.loop.load", lambda _: pytest.fail("data are loaded"))
+    with pytest.raises(ValueError, match=message):
+        train(SMALL, **given)
+
+
+def test_a_port_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="port must be at most 65535; it is 70000"):
+        Cluster(port=70000)
+
+
+def test_a_worker_that_finds_no_server_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr("fa.training.rpc.star.WAIT", timedelta(seconds=1))
+    port = free_port()
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["worker", "--rank", "0", "--master", f"127.0.0.1:{port}"])
+    assert leaving.value.code == 2
+    assert capsys.readouterr().err.endswith(f"fa: nobody answers at 127.0.0.1:{port}, after 1 s\n")

@@ -57,7 +57,7 @@ def _draw_links(axes: Axes, links: DataFrame) -> None:
         axes.plot(curve["seconds"], curve["test_accuracy"], color=look.colour, ls=line, marker=look.marker, label=label)
     first = links.iloc[0]
     axes.set_xlim(left=0)
-    axes.set_xlabel(f"seconds ({first['workers']} processes, {first['lossy']} lossy links)")
+    axes.set_xlabel(f"seconds (MNIST CNN, {first['workers']} processes, {first['lossy']} lossy links)")
     axes.legend(loc="lower right")
 
 

@@ -32,7 +32,8 @@ def measured(kept: Path, profile: str) -> DataFrame:
     """Curves of runs over links by rule and share of packets lost, with the segments that TCP sent again in the run: as
     in the file `kept`, or else measured now. No rows where the profile asks for none, or namespaces are refused.
 
-    The rules are told of no faulty worker: TCP brings every gradient whole.
+    The rules are told of no faulty worker: TCP brings every gradient whole. At every profile the model, the data and
+    the rate are those of quick.
     """
     import pandas
 

@@ -16,11 +16,12 @@ import numba
 import numpy as np
 import torch
 
-from fa.kernels.vectors import BLOCK, TILE, square, triangle
+from fa.kernels.vectors import BLOCK, TILE, VECTOR, pack, packed_square, packed_triangle, square, triangle
 
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 CHUNK = 16 * BLOCK  # columns a thread takes at a time
 _SPAN = 4 * BLOCK  # columns of a sum that stay in the cache while rows are added to it
+_PACKED = 24  # rows from which on a block is copied: then vectors are aligned, and no two rows fight for the cache
 _SERIAL = 1 << 19  # entries of G below which one thread is faster than several
 
 jit = numba.njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
@@ -55,7 +56,12 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     threes = _threes(range(p))
     tiles = np.array([a + b for i, a in enumerate(threes) for b in threes[i:]])
     rows = addresses(G, np.minimum(np.arange(-(-p // TILE) * TILE), p - 1))
-    share(lambda t, threads: _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiles, tiled), G.size)
+
+    def work(t: int, threads: int) -> None:
+        memory = np.empty(rows.size * BLOCK * G.itemsize + VECTOR if p >= _PACKED else 0, np.uint8)
+        _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiles, tiled, _packed(rows, memory, G.itemsize))
+
+    share(work, G.size)
     K: np.ndarray = parts.sum(axis=0)
     return K
 
@@ -66,7 +72,7 @@ def gram_rows(G: np.ndarray, rows: Sequence[int], others: Sequence[int]) -> np.n
     parts = np.zeros((-(-n // CHUNK), p, p))
     tiles = np.array([a + b for a in _threes(rows) for b in _threes(others)])
     none, zero, size = np.empty(0, np.int64), G.dtype.type(0), (len(rows) + len(others)) * n
-    share(lambda t, threads: _gram_chunks(flat(G), n, parts, t, threads, zero, none, tiles, False), size)
+    share(lambda t, threads: _gram_chunks(flat(G), n, parts, t, threads, zero, none, tiles, False, none), size)
     K: np.ndarray = parts.sum(axis=0)
     return K
 
@@ -76,6 +82,14 @@ def _threes(rows: Sequence[int]) -> list[list[int]]:
     return [[rows[min(k, len(rows) - 1)] for k in range(first, first + 3)] for first in range(0, len(rows), 3)]
 
 
+def _packed(rows: np.ndarray, memory: np.ndarray, itemsize: int) -> np.ndarray:
+    """Where the rows' first vectors go in `memory`, which is aligned to vectors then; nowhere if it is empty."""
+    start = -(-memory.ctypes.data // VECTOR) * VECTOR
+    group, k = np.divmod(np.arange(rows.size if memory.size else 0), TILE)
+    places: np.ndarray = start + group * TILE * BLOCK * itemsize + k * VECTOR
+    return places
+
+
 def addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Where these rows of G begin in memory."""
     starts: np.ndarray = G.ctypes.data + rows.astype(np.int64) * G.strides[0]
@@ -83,7 +97,7 @@ def addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 @jit
-def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled):
+def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed):
     """All products of a block in vector registers if it is whole and `tiled`, else those in `tiles`, three by three."""
     p = G.shape[0]
     block = np.zeros((p, p))
@@ -92,7 +106,7 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled):
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
             if tiled and hi - lo == BLOCK:
-                _gram_block(G, rows, lo, block)
+                _gram_block(G, rows, lo, packed, block)
             else:
                 for tile in tiles:
                     _gram_tile(G, tile, lo, hi, zero, block)
@@ -100,19 +114,26 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled):
 
 
 @jit
-def _gram_block(G, rows, left, block):
+def _gram_block(G, rows, left, packed, block):
     """block = the products of all rows over the BLOCK columns from `left` on, by tiles; each tile asks for its share of
-    the rows' next block, so that it is on its way while this one is multiplied.
+    the rows' next block, so that it is on its way while this one is multiplied. Many rows are packed first.
     """
     p, start, width, one = G.shape[0], left * G.itemsize, BLOCK * G.itemsize, G.dtype.type(1)
     sums, soon = np.empty((TILE, TILE)), np.empty(TILE, np.int64)
     tile, tiles = 0, rows.size // TILE * (rows.size // TILE + 1) // 2
+    for i in range(0, packed.size, TILE):
+        pack(rows, i, start, one, packed)  # type: ignore[call-arg]  # the first is the compiler's
     for i in range(0, p, TILE):
         for j in range(i, p, TILE):
             for k in range(TILE):
                 soon[k] = rows[min(tile * p // tiles + k, ((tile + 1) * p - 1) // tiles)] + start + width
             tile += 1
-            if i == j:
+            if packed.size:
+                if i == j:
+                    packed_triangle(packed, i, j, 0, one, soon, sums)
+                else:
+                    packed_square(packed, i, j, 0, one, soon, sums)
+            elif i == j:
                 triangle(rows, i, j, start, one, soon, sums)
             else:
                 square(rows, i, j, start, one, soon, sums)

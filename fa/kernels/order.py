@@ -105,7 +105,7 @@ def _sort(sources, merges, values):
         for first in range(0, sources.size, MANY):
             nought += sort_many(sources, first, values)
     for k in range(merges.shape[0]):
-        merge(values, merges[k, 0], merges[k, 1])  # type: ignore[call-arg]  # the first is the compiler's
+        merge(values, merges[k, 0], merges[k, 1])  # type: ignore[call-arg]  # numba leaves out the first
     return nought == 0
 
 

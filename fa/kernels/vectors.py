@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from fa.kernels.network import sorting_network
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
-_BYTES = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16  # of a vector register
+VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16  # of a vector register
 TILE = 3 if _FEATURES.get("sse2") and not _FEATURES.get("avx512f") else 5  # its square of sums must fit the registers
 BLOCK = 2048  # columns that stay in the cache while all pairs of rows are multiplied
 LANES = 256  # columns that are sorted together
@@ -32,7 +32,7 @@ class _Vectors:
         self.builder, self.context = builder, context
         self.scalar = context.get_value_type(kind)
         self.size = context.get_abi_sizeof(self.scalar)
-        self.lanes = _BYTES // self.size
+        self.lanes = VECTOR // self.size
         self.kind = ir.VectorType(self.scalar, self.lanes)
         self.zero = ir.Constant(self.kind, [0.0] * self.lanes)
 
@@ -83,7 +83,7 @@ def _number(value):
     return ir.Constant(_INT, value)
 
 
-def _products(diagonal):
+def _products(diagonal, packed):
     """The products of TILE rows with TILE others or, on the diagonal, with one another (the upper triangle)."""
     pairs = [(k, h) for k in range(TILE) for h in range(k if diagonal else 0, TILE)]
 
@@ -96,16 +96,21 @@ def _products(diagonal):
         def generate(context, builder, signature, arguments):
             rows, i, j, left, _, soon, sums = arguments
             vectors = _Vectors(context, builder, kind)
-            first = [builder.add(row, left) for row in vectors.items(signature.args[0], rows, i, TILE)]
-            second = [builder.add(row, left) for row in vectors.items(signature.args[0], rows, j, TILE)]
+            first, second = (vectors.items(signature.args[0], rows, number, TILE) for number in (i, j))
+            first, second = ([builder.add(row, left) for row in group] for group in (first, second))
+            if packed:  # told so, LLVM needs one address for all of a group
+                first, second = (
+                    [builder.add(group[0], _number(k * VECTOR)) for k in range(TILE)] for group in (first, second)
+                )
             next_rows = vectors.items(signature.args[5], soon, _number(0), TILE)
             totals = [dict.fromkeys(pairs), dict.fromkeys(pairs)]
             for half, total in enumerate(totals):  # every other vector: sums of half as many are the more precise
                 for pair in pairs:
                     total[pair] = cgutils.alloca_once_value(builder, vectors.zero)
-                with vectors.steps(half * _BYTES, BLOCK * vectors.size, 2 * _BYTES) as (at, _):
-                    y = [vectors.load(builder.add(row, at)) for row in second]
-                    x = y if diagonal else [vectors.load(builder.add(row, at)) for row in first]
+                with vectors.steps(half * VECTOR, BLOCK * vectors.size, 2 * VECTOR) as (at, _):
+                    here = builder.mul(at, _number(TILE if packed else 1))
+                    y = [vectors.load(builder.add(row, here)) for row in second]
+                    x = y if diagonal else [vectors.load(builder.add(row, here)) for row in first]
                     for k, h in pairs:
                         s = total[k, h]
                         builder.store(vectors.multiply_add(x[k], y[h], builder.load(s)), s)
@@ -123,7 +128,28 @@ def _products(diagonal):
     return products
 
 
-square, triangle = _products(diagonal=False), _products(diagonal=True)
+@intrinsic
+def pack(typing, rows, first, left, kind, packed):
+    """Copy BLOCK columns from byte `left` on of TILE rows, from `first` on, to where packed[first] is: a vector of each
+    in turn.
+    """
+
+    def generate(context, builder, signature, arguments):
+        rows, first, left, _, packed = arguments
+        vectors = _Vectors(context, builder, kind)
+        sources = [builder.add(row, left) for row in vectors.items(signature.args[0], rows, first, TILE)]
+        targets = vectors.items(signature.args[4], packed, first, TILE)
+        with vectors.steps(0, BLOCK * vectors.size, VECTOR) as (at, _):
+            for source, target in zip(sources, targets, strict=True):
+                value = vectors.load(builder.add(source, at))
+                vectors.store(value, builder.add(target, builder.mul(at, _number(TILE))))
+        return context.get_dummy_value()
+
+    return types.void(rows, first, left, kind, packed), generate
+
+
+square, triangle = _products(diagonal=False, packed=False), _products(diagonal=True, packed=False)
+packed_square, packed_triangle = _products(diagonal=False, packed=True), _products(diagonal=True, packed=True)
 
 
 def _sort(count):
@@ -143,7 +169,7 @@ def _sort(count):
             sources = vectors.items(signature.args[0], rows, first, count)
             targets = _rows_of(vectors, signature.args[2], values, first, count)
             nought = cgutils.alloca_once_value(builder, vectors.zero)
-            with vectors.steps(0, LANES * vectors.size, _BYTES) as (at, _):
+            with vectors.steps(0, LANES * vectors.size, VECTOR) as (at, _):
                 x = [vectors.load(builder.add(source, at)) for source in sources]
                 for source in sources:
                     vectors.prefetch(builder.add(builder.add(source, at), _number(_AHEAD)))
@@ -175,7 +201,7 @@ def merge(typing, values, low, high):
         vectors = _Vectors(context, builder, signature.args[0].dtype)
         lower = _rows_of(vectors, signature.args[0], values, low, MANY)
         upper = _rows_of(vectors, signature.args[0], values, high, MANY)
-        with vectors.steps(0, LANES * vectors.size, _BYTES) as (at, _):
+        with vectors.steps(0, LANES * vectors.size, VECTOR) as (at, _):
             x = []
             for row, other in zip(lower, reversed(upper), strict=True):
                 pair = [vectors.load(builder.add(row, at)), vectors.load(builder.add(other, at))]

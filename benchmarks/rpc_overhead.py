@@ -1,0 +1,128 @@
+"""An iteration over RPC against gloo moving the same bytes between the same processes, in turns.
+
+Workers compute nothing: an iteration is parameters out, gradients in, Gram matrix, rule, step. gloo's turn is the
+parameters out and the gradients in, and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import threading
+from datetime import timedelta
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import TCPStore
+
+from fa.rules import make_rule
+from fa.timing import Parts, taken
+from fa.training import TrainConfig, children
+from fa.training.flat import flatten
+from fa.training.rpc import server, star
+from fa.training.server import SGD
+from fa.training.transport import LOOPBACK, Cluster
+
+
+def gloo(port: int, rank: int, workers: int) -> dist.ProcessGroup:
+    store = TCPStore(LOOPBACK, port, is_master=rank == 0, wait_for_workers=False, use_libuv=False)
+    return dist.ProcessGroupGloo(store, rank, workers + 1, timedelta(seconds=300))
+
+
+def sender(rank: int, workers: int, n: int, rounds: int, ports: tuple[int, int]) -> None:
+    """A worker's end of both: a thread waits for gloo's turn, and the process for RPC's."""
+    children.end_with_parent()
+    torch.set_num_threads(1)
+    gradient = torch.randn(n, generator=torch.Generator().manual_seed(rank))
+    group = gloo(ports[1], rank + 1, workers)
+
+    def serve_gloo() -> None:
+        parameters = torch.empty(n)
+        for _ in range(rounds):
+            group.recv([parameters], 0, 0).wait()
+            group.send([gradient], 0, 1).wait()
+
+    thread = threading.Thread(target=serve_gloo)
+    thread.start()
+    parameters = torch.empty(n)
+    with star.agent(star.reach(LOOPBACK, ports[0]), LOOPBACK, server=False):
+        iteration = server.NEW
+        while (answer := star.ask(server.exchange, rank, iteration, gradient, torch.zeros(()), [])) is not None:
+            iteration, sent, _ = answer
+            parameters.copy_(sent)
+        star.ask(server.leave, rank)
+    thread.join()
+
+
+def exchange_by_gloo(group: dist.ProcessGroup, parameters: Tensor, G: Tensor) -> None:
+    out = [group.send([parameters], rank + 1, 0) for rank in range(len(G))]
+    back = [group.recv([row], rank + 1, 1) for rank, row in enumerate(G)]
+    for work in out + back:
+        work.wait()
+
+
+def free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--n", type=int, default=11_181_642)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rule", default="fa")
+    given = parser.parse_args()
+    model = nn.Linear(given.n, 1, bias=False)
+    parameters = flatten(model)
+    config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
+    rule, parts, optimizer = make_rule(given.rule), Parts(), SGD(parameters, config, epoch_length=1000)
+    remote = server.Remote(model, config, parameters, Cluster(), rule.measures, parts)
+    server.install(remote)
+    store, port = star.serve(LOOPBACK, 0)
+    ports, seconds, by_gloo, deciding = (port, free_port()), [], [], []
+    G = torch.empty(given.workers, given.n)
+
+    def iterate(iteration: int) -> None:
+        with parts.of("gather"):
+            gathered = remote.gradients(iteration, parameters)
+        with parts.of("aggregate"):
+            direction = rule.aggregate(gathered.G, iteration, products=gathered.products).direction
+        with parts.of("update"):
+            optimizer.step(direction, iteration)
+        deciding.append(taken(lambda: rule.aggregate(gathered.G[:, :64], iteration, products=gathered.products)))
+
+    with star.agent(store, LOOPBACK, server=True):
+        context = children.context("fa.training.rpc.worker")
+        shape = (given.workers, given.n, given.rounds + 1, ports)
+        processes = [context.Process(target=sender, args=(rank, *shape), daemon=True) for rank in range(given.workers)]
+        for process in processes:
+            process.start()
+        group = gloo(ports[1], 0, given.workers)
+        remote.join()
+        for iteration in range(given.rounds + 1):  # the first one compiles and connects
+            if iteration == 1:
+                parts.seconds.clear()
+                deciding.clear()
+            seconds.append(taken(lambda: iterate(iteration)))  # noqa: B023
+            by_gloo.append(taken(lambda: exchange_by_gloo(group, parameters, G)))
+        remote.close()
+        for process in processes:
+            process.join()
+    ratios = sorted(one / other for one, other in zip(seconds[1:], by_gloo[1:], strict=True))
+    print(f"{given.workers} workers, n = {given.n:,}, {given.rule}, {given.rounds} rounds, medians:")
+    print(f"  RPC {1e3 * median(seconds[1:]):.0f} ms, gloo {1e3 * median(by_gloo[1:]):.0f} ms")
+    print(f"  ratio {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    each = {part: 1e3 * its / given.rounds for part, its in parts.seconds.items()}
+    decide = 1e3 * median(deciding)
+    gram = each.get("gram", 0.0)
+    print(
+        f"  of which, in ms: send and receive {each['gather'] - gram:.0f}, Gram {gram:.0f}, decide {decide:.1f}, "
+        f"apply {each['aggregate'] - decide:.0f}, update {each['update']:.0f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
