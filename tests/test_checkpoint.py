@@ -112,7 +112,7 @@ def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_pa
     there, here = Record(out), Record(tmp_path / "whole")
     assert [point | {"seconds": 0} for point in there.curve] == [point | {"seconds": 0} for point in here.curve]
     assert (out / "workers.csv").read_text() == (tmp_path / "whole" / "workers.csv").read_text()
-    assert there.description["backend"] == {"name": "rpc", "deadline": 60.0, "quorum": None}
+    assert there.description["backend"] == {"name": "rpc", "deadline": 60.0, "quorum": None, "gradients": "rpc"}
     assert here.description["backend"] == {"name": "simulate"}
 
 

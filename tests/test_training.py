@@ -23,6 +23,7 @@ from fa import models, seeds
 from fa.data import Dataset, load
 from fa.data.batches import normalise
 from fa.data.dataset import hold_out
+from fa.devices import find_device
 from fa.rules import make_rule
 from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.flat import Buffers, flatten, views
@@ -187,8 +188,9 @@ def test_gradients_are_those_of_plain_autograd(data: Dataset, iteration: int) ->
     """Dropout included: equal to float32's rounding, although the convolutions run in another memory layout."""
     config = replace(SMALL, attack="none")
     transport, parameters = simulation(config, data)
-    G, loss, missing = transport.gradients(iteration, parameters)
-    assert not missing
+    gathered = transport.gradients(iteration, parameters)
+    assert not gathered.missing
+    G, loss = gathered.G, gathered.loss
     plain = [reference_gradient(w, convnet(data, config.seed), config, iteration) for w in transport.workers]
     for row, (expected, _) in zip(G, plain, strict=True):
         assert torch.allclose(row, expected, rtol=1e-4, atol=1e-6)
@@ -450,7 +452,7 @@ def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, atta
 def test_what_can_be_checked_is_checked_before_the_data_are_read(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(loop, "load", lambda name: pytest.fail("the run had begun"))
+    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("the run had begun"))
     with pytest.raises(ValueError, match=message):
         train(replace(SMALL, **settings), threads=1)
 
@@ -470,9 +472,9 @@ def test_a_batch_that_is_too_large_is_refused_before_the_model_is_built(
 def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [loop._device(name).index for name in ("cuda", "cuda:1")] == [None, 1]
+    assert [find_device(name).index for name in ("cuda", "cuda:1")] == [None, 1]
     with pytest.raises(ValueError, match="device must be cuda:1 at most, of the 2 here; it is 'cuda:2'"):
-        loop._device("cuda:2")
+        find_device("cuda:2")
 
 
 class Scripted:
@@ -504,7 +506,7 @@ def test_the_server_steps_while_enough_gradients_are_finite_whatever_the_loss_is
 
 
 def test_an_error_that_is_no_condition_is_not_taken_for_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(*_: object) -> None:
+    def wrong(*_: object, **__: object) -> None:
         raise ValueError("a bug")
 
     rule = make_rule("mean")
@@ -601,7 +603,7 @@ def test_what_is_there_is_not_overwritten(
     rescued = Path(str(refused.value).rpartition(" are in ")[2])
     assert sorted(path.name for path in rescued.iterdir()) == ["config.json", "curve.csv", "workers.csv"]
     shutil.rmtree(rescued)
-    monkeypatch.setattr(loop, "load", lambda name: pytest.fail("the run had begun"))
+    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("the run had begun"))
     with pytest.raises(ValueError, match="out must be "):
         train(SMALL, out=tmp_path / "run")
 
@@ -629,7 +631,7 @@ def test_where_nothing_can_be_written_nothing_is_trained(
     close(tmp_path / "parent")
     if os.access(tmp_path / "parent", os.W_OK) and (tmp_path / "parent").is_dir():
         pytest.skip("this user can write everywhere")
-    monkeypatch.setattr(loop, "load", lambda name: pytest.fail("the run had begun"))
+    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("the run had begun"))
     with pytest.raises(ValueError, match=r"out must be a directory.*; it is '.*/parent"):
         train(SMALL, out=tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
