@@ -49,13 +49,18 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             y = place + height * (k - (len(drawn) - 1) / 2)
             name = "" if by != PAPER else f" {row.rule.removeprefix('fa, ')}"
             axes.barh(y, 1e3 * row.seconds, height, color=_WHOM[by][1])
-            axes.text(1e3 * row.seconds * 1.05, y, f"{1e3 * row.seconds:.3g}{name}", va="center", fontsize=6.5)
+            axes.text(1e3 * row.seconds * 1.05, y, f"{_number(1e3 * row.seconds)}{name}", va="center", fontsize=6.5)
     for label, colour in _WHOM.values():
         axes.barh(0, 0, color=colour, label=label)
     axes.set(xscale="log", yticks=range(len(RULES)), yticklabels=[_look(rule).label for rule in RULES])
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(RULES) - 0.4, -0.6))
     axes.set_xlim(right=axes.get_xlim()[1] * 4)
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="upper right")
+
+
+def _number(x: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
