@@ -32,6 +32,12 @@ def checksum(name: str) -> str:
     return _digest(_path(name).read_bytes())
 
 
+def files(*names: str) -> dict[str, dict[str, str]]:
+    """For an identity: the checksums of those names that are in files, as "files"; nothing where none is."""
+    own = {name: checksum(name) for name in names if in_file(name)}
+    return {"files": own} if own else {}
+
+
 def load(kind: str, name: str) -> Any:
     """What FILE.py:NAME, LIBRARY:NAME, or the entry point of that name in the group "fa.KINDs", stands for; None where
     a plain name is no entry point. ValueError, with the file and the line, for a file that cannot be read or run, or

@@ -4,6 +4,7 @@ another longer than all the work takes, and whose number may change the last bit
 
 from collections.abc import Callable
 from functools import cache, wraps
+from threading import Lock
 from typing import ParamSpec, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -23,7 +24,32 @@ def on_one_thread(function: Callable[Arguments, Result]) -> Callable[Arguments, 
 
     @wraps(function)
     def alone(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with _blas().limit(limits=1):
+        with _limited:
             return function(*args, **kwargs)
 
     return alone
+
+
+class _Limit:
+    """One BLAS thread while anybody is inside, of however many of Python's threads: the first to come sets it, and the
+    last to leave gives back what was.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._inside = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = _blas().limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.restore_original_limits()
+
+
+_limited = _Limit()

@@ -14,7 +14,9 @@ LEVEL = {room: level for level, row in enumerate(ROWS) for room in re.findall(r"
 def imported(source: Path) -> Iterator[str]:
     """The rooms that a module imports when it is itself imported: not within functions, nor for the type checker."""
     for statement in ast.parse(source.read_text()).body:
-        if isinstance(statement, ast.ImportFrom) and statement.module == "fa":
+        if isinstance(statement, ast.Import):
+            yield from (alias.name.split(".")[1] for alias in statement.names if alias.name.startswith("fa."))
+        elif isinstance(statement, ast.ImportFrom) and statement.module == "fa":
             yield from (alias.name for alias in statement.names)
         elif isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("fa."):
             yield str(statement.module).split(".")[1]

@@ -70,6 +70,18 @@ def test_peers_compute_what_our_rules_do() -> None:
     np.testing.assert_allclose(direction, fa.irls.solve(unit, tol=0.0, max_iter=5).direction(), atol=1e-4)
 
 
+def test_byzpy_computes_what_our_rules_do() -> None:
+    pytest.importorskip(
+        "byzpy", reason="byzpy's own limits exclude this torch: pip install --no-deps byzpy cloudpickle"
+    )
+    p, f = 15, faulty(15)
+    G = torch.randn(p, 500, generator=torch.Generator().manual_seed(1))
+    for rule, aggregate in peers.of_library("byzpy", p, f).items():
+        options = {"keep": p - f} if rule == "multi_krum" else {}
+        ours = fa.aggregate(G, rule, f=f, **options)
+        np.testing.assert_allclose(aggregate(G), ours, rtol=1e-4, atol=1e-5, err_msg=rule)
+
+
 def test_a_library_that_is_not_there_is_left_out_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {name!r}")

@@ -17,6 +17,7 @@ from fa.cli import main
 from fa.experiments.store import RunStore
 from fa.rules import Mean
 from fa.training import TrainConfig, train
+from fa.training.checkpoint import Checkpoint
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RULE = f"{EXAMPLES / 'geometric_median.py'}:GeometricMedian"
@@ -106,8 +107,14 @@ def test_a_changed_file_is_another_run(file: Path, tmp_path: Path) -> None:
     store, config = RunStore(tmp_path), TrainConfig(rule=f"{file}:MyRule")
     before = store.key(config)
     assert store.key(replace(config, rule="mean")) != before == store.key(config)
-    file.write_text(file.read_text() + "# changed\n")
+    checkpoint = Checkpoint(tmp_path / "kept")
+    identities = []
+    for text in ("", "# changed\n"):
+        file.write_text(file.read_text() + text)
+        checkpoint.identify(config, "data", 1)
+        identities.append(checkpoint._identity)
     assert store.key(config) != before
+    assert identities[0] != identities[1]
     assert fa.make_rule(config.rule).name == "mine"
 
 

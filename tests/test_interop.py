@@ -91,8 +91,11 @@ def test_a_name_that_is_none_and_a_library_that_is_not_there(
 
 def test_a_run_with_both() -> None:
     short = {"workers": 7, "byzantine": 1, "iterations": 2, "batch": 4}
-    run = train(TrainConfig(rule="byzfl:MDA", attack="byzfl:SignFlipping", **short))
-    assert len(run.workers) == 14
+    run = train(TrainConfig(rule="byzfl:Average", attack="byzfl:SignFlipping", **short))
+    same = train(TrainConfig(rule="mean", attack="byzfl:SignFlipping", **short))
+    other = train(TrainConfig(rule="byzfl:Average", attack="byzfl:ALittleIsEnough", **short))
+    assert run.curve[-1].train_loss == pytest.approx(same.curve[-1].train_loss, rel=1e-5)
+    assert run.curve[-1].train_loss != pytest.approx(other.curve[-1].train_loss, rel=1e-5)
 
 
 def test_our_rules_go_where_byzfl_expects_an_aggregator() -> None:

@@ -13,7 +13,7 @@ def normal(p: int, n: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((p, n)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("p", "n"), [(1, 5), (2, 2048), (4, 70_000), (7, 2049), (15, 21_840)])
+@pytest.mark.parametrize(("p", "n"), [(1, 5), (2, 2048), (4, 70_000), (7, 2049), (15, 21_840), (25, 6145), (30, 4099)])
 def test_rows_that_land_one_by_one_give_the_bits_of_one_pass(p: int, n: int) -> None:
     generator = np.random.default_rng(p)
     G = torch.from_numpy(generator.standard_normal((p, n)).astype(np.float32))

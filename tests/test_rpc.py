@@ -167,12 +167,14 @@ def honest(_: None, rank: int, port: int) -> None:
     plain_worker(rank, port)
 
 
-LIES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "NaN": lambda gradient: gradient.clone().index_fill_(0, torch.tensor([7]), torch.nan),
-    "Inf": lambda gradient: gradient.clone().index_fill_(0, torch.tensor([7]), torch.inf),
-    "length": lambda gradient: gradient[:-1].clone(),
-    "dtype": lambda gradient: gradient.double(),
-    "shape": lambda gradient: gradient[None].clone(),
+LIES: dict[str, Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
+    "NaN": lambda gradient, loss: (gradient.clone().index_fill_(0, torch.tensor([7]), torch.nan), loss),
+    "Inf": lambda gradient, loss: (gradient.clone().index_fill_(0, torch.tensor([7]), torch.inf), loss),
+    "length": lambda gradient, loss: (gradient[:-1].clone(), loss),
+    "dtype": lambda gradient, loss: (gradient.double(), loss),
+    "shape": lambda gradient, loss: (gradient[None].clone(), loss),
+    "layout": lambda gradient, loss: (gradient.to_sparse(), loss),
+    "loss": lambda gradient, loss: (gradient, loss.repeat(2)),
 }
 
 
@@ -182,7 +184,7 @@ def lie(kind: str, rank: int, port: int) -> None:
 
     def lying(function: Callable, *arguments: object) -> object:
         if function is exchange and arguments[1] != NEW:
-            arguments = (*arguments[:2], LIES[kind](arguments[2]), *arguments[3:])
+            arguments = (*arguments[:2], *LIES[kind](*arguments[2:4]), *arguments[4:])
         return ask(function, *arguments)
 
     star.ask = lying
@@ -204,6 +206,8 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
         "length": f"sent ({n - 1},) of torch.float32, not ({n},) of torch.float32",
         "dtype": f"sent ({n},) of torch.float64, not ({n},) of torch.float32",
         "shape": f"sent (1, {n}) of torch.float32, not ({n},) of torch.float32",
+        "layout": f"sent ({n},) of torch.float32, torch.sparse_coo, not ({n},) of torch.float32",
+        "loss": "sent a loss of (2,) of torch.float32, not one number",
     }
     for rank, kind in enumerate(kinds):
         assert reasons(run, rank) == {f"left out: {said[kind]}" if kind else "used": 3}

@@ -460,3 +460,9 @@ def test_the_direction_is_put_where_it_is_wanted(name, options):
 def test_a_place_that_does_not_fit_is_refused(out):
     with pytest.raises(ValueError, match="out must be "):
         make_rule("mean").aggregate(torch.ones(5, 40).double(), out=out)
+
+
+def test_a_place_within_the_gradients_is_refused():
+    G = torch.ones(5, 40).double()
+    with pytest.raises(ValueError, match="out must be in memory of its own; it is 'in the memory of G'"):
+        make_rule("mean").aggregate(G, out=G[0])

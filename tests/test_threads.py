@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 SCRIPT = """
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,20 @@ G = np.random.default_rng(0).standard_normal((6, 20))
 fa.sdp.certify(G, fa.irls.solve(G))
 fa.flags.solve(G, dims=(1, 3))
 print("solvers", seen)
+
+
+@on_one_thread
+def meet():
+    barrier.wait()
+
+
+barrier = threading.Barrier(2)
+together = [threading.Thread(target=meet) for _ in range(2)]
+for thread in together:
+    thread.start()
+for thread in together:
+    thread.join()
+print("after two at once", threads())
 """
 
 
@@ -52,4 +67,5 @@ def test_rules_and_solvers_decide_on_one_thread() -> None:
     """In a process of its own: the tests' own has one thread from the beginning."""
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines() == ["outside {2}", "a rule {1}", "after an error {2}", "solvers {1}"], done.stderr
+    expected = ["outside {2}", "a rule {1}", "after an error {2}", "solvers {1}", "after two at once {2}"]
+    assert done.stdout.splitlines() == expected, done.stderr

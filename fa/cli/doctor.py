@@ -59,7 +59,8 @@ def _packages(names: tuple[str, ...], cure: str) -> Iterator[Line]:
         try:
             yield Line(name, True, version(name))
         except PackageNotFoundError:
-            yield Line(name, importlib.util.find_spec(name) is not None, cure)
+            found = importlib.util.find_spec(name) is not None
+            yield Line(name, found, "found, without its version" if found else cure)
 
 
 def _processor() -> Iterator[Line]:

@@ -8,9 +8,7 @@ from fa.cli.places import address, compute
 
 
 @click.command()
-@click.option(
-    "--rank", type=click.IntRange(min=0), envvar="RANK", required=True, help="Which worker, from 0; or $RANK."
-)
+@click.option("--rank", type=click.IntRange(min=0), required=True, help="Which worker, from 0.")
 @click.option("--master", metavar="HOST:PORT", required=True, help="Where `fa server` listens.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, help="Threads of torch.  [default: 1]")
 def worker(rank: int, master: str, threads: int) -> None:

@@ -132,7 +132,7 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
         look = style.VARIANTS[key]
         axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
     axes.set(title="(c) all iterations finished", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.08 * ends["seconds"].max())
 
 
 def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:

@@ -138,17 +138,24 @@ class RunStore:
                 continue
             if not isinstance(described, dict):
                 continue
-            found.append(_flat({name: described.get(name) for name in ("config", "data_checksum", "record_version")}))
+            found.append(
+                _flat(
+                    {
+                        name: described.get(name)
+                        for name in ("config", "data_checksum", "record_version", "files")
+                        if name in described
+                    }
+                )
+            )
         return found
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
-    own = {name: custom.checksum(name) for name in (config.rule, config.attack) if custom.in_file(name)}
     return {
         "config": json.loads(config.to_json()),
         "data_checksum": _data_checksum(config.dataset),
         "record_version": RECORD_VERSION,
-    } | ({"files": own} if own else {})
+    } | custom.files(config.rule, config.attack)
 
 
 @cache

@@ -102,7 +102,7 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
         record, error = None, ""
         try:
             record = store.save(train(config, threads=1, cluster=Cluster(), checkpoint=store.checkpoint(config)))
-        except (ValueError, OSError) as failure:
+        except (ValueError, OSError, RuntimeError) as failure:
             error = str(failure)
         yield Outcome(config, record, error)
 

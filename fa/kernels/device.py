@@ -56,7 +56,7 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[Tensor, Tensor]:
-    """As `fa.kernels.cpu.order_statistic`, for tensors on one device."""
+    """As `fa.kernels.order.order_statistic`, for tensors on one device."""
     rows = torch.nonzero(R.any(dim=1)).flatten()
     bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     d = torch.empty(G.shape[1], dtype=G.dtype, device=G.device)

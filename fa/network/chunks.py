@@ -64,9 +64,10 @@ class Inbox:
         self._here = np.zeros((workers, self.chunks), dtype=bool)
         self._iteration = -1
         self._silences = 0  # how often nothing new has come for _SETTLE seconds
+        self._failure: OSError | ValueError | None = None  # of the thread, which has ended then
         self._changed = threading.Condition()
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._receive, daemon=True)
+        self._thread = threading.Thread(target=self._receive_or_tell, daemon=True)
         self._thread.start()
 
     def begin(self, iteration: int) -> None:
@@ -84,7 +85,11 @@ class Inbox:
         with self._changed:
             before = self._silences
             # The first silence may have begun before the call: the second is a whole one.
-            self._changed.wait_for(lambda: self._here[rows].all() or self._silences >= before + 2)
+            self._changed.wait_for(
+                lambda: self._failure is not None or self._here[rows].all() or self._silences >= before + 2
+            )
+            if self._failure is not None:
+                raise OSError(f"datagrams cannot be received: {self._failure}") from self._failure
             for worker in rows:
                 if not self._previous:
                     self._rows[worker, ~self._here[worker]] = 0
@@ -97,6 +102,14 @@ class Inbox:
         self._closing.set()
         self._thread.join()
         self._receiver.close()
+
+    def _receive_or_tell(self) -> None:
+        try:
+            self._receive()
+        except (OSError, ValueError) as failure:  # the second of select, for a socket that it cannot wait for
+            with self._changed:
+                self._failure = failure
+                self._changed.notify_all()
 
     def _receive(self) -> None:
         slots = np.zeros((_BATCH, _SLOT), dtype=np.uint8)

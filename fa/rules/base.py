@@ -173,6 +173,8 @@ class Rule(ABC):
         gradients = read(G)
         if out is not None:
             check_out(out, gradients.G)
+            apart = out.untyped_storage().data_ptr() != gradients.G.untyped_storage().data_ptr()
+            require(apart, "out", "in the memory of G", "in memory of its own")
         (d,), decision = self.over(Columns((gradients.G,)), iteration, (out,), products)
         return Aggregate(gradients.restore(d), decision)
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fa import custom
 from fa.checks import check_real, require
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.flat import Buffers
@@ -57,7 +58,7 @@ class Checkpoint:
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
             "threads": threads,  # with another number the rest would be rounded differently
-        }
+        } | custom.files(config.rule, config.attack)
 
     def load(self, parameters: Tensor, statistics: list[Buffers]) -> tuple[State, Tensor | None]:
         """The state at which to begin, with `parameters` (n,) and `statistics` set to those of then, and the

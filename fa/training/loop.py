@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -176,7 +176,7 @@ class Loop:
             if torch.isfinite(gathered.loss):
                 raise ConditionError(f"iteration {iteration + 1}: {error}") from error
             # The model has diverged and too few gradients are finite: no step is taken, and the records say so.
-            return gathered, _nobody(iteration + 1, self._config.workers)
+            return gathered, _nobody(iteration + 1, self._config.workers, gathered.missing)
         with self._parts.of("update"):
             self._optimizer.step(aggregate.direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
@@ -195,8 +195,9 @@ def _rows(iteration: int, gathered: Gathered, aggregate: Aggregate) -> list[Work
     return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
 
 
-def _nobody(iteration: int, workers: int) -> list[WorkerRow]:
-    return [WorkerRow(iteration, i, None, None, "left out: the loss is not finite") for i in range(workers)]
+def _nobody(iteration: int, workers: int, missing: Mapping[int, str]) -> list[WorkerRow]:
+    why = {worker: missing.get(worker, "the loss is not finite") for worker in range(workers)}
+    return [WorkerRow(iteration, worker, None, None, f"left out: {reason}") for worker, reason in why.items()]
 
 
 def _shape(dataset: Dataset) -> tuple[int, int, int]:

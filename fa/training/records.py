@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from fa import custom
 from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
 
@@ -107,7 +108,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "seconds_of": {part: round(its, 6) for part, its in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
-        }
+        } | custom.files(self.config.rule, self.config.attack)
 
 
 def make_room(directory: str | Path) -> Path:

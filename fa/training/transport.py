@@ -80,6 +80,8 @@ class Cluster:
         require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
         if self.quorum is not None:
             require(self.quorum <= config.workers, "quorum", self.quorum, f"at most workers={config.workers}")
+            # Faulty workers that compute nothing answer first.
+            require(self.quorum > config.byzantine, "quorum", self.quorum, f"more than byzantine={config.byzantine}")
 
     def description(self) -> dict[str, object]:
         """What a run's numbers may depend on, for its records."""

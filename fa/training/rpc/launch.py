@@ -18,7 +18,7 @@ from fa.timing import Parts
 from fa.training import children
 from fa.training.config import TrainConfig
 from fa.training.rpc import star
-from fa.training.rpc.server import Remote, install
+from fa.training.rpc.server import Remote, install, uninstall
 from fa.training.transport import Cluster
 
 _LEAVE = 5.0  # seconds for workers to leave by themselves
@@ -37,14 +37,17 @@ def serving(
         inbox = stack.enter_context(_inbox(cluster, config.workers, len(parameters)))
         remote = Remote(model, config, parameters, cluster, measured, parts, inbox)
         install(remote)
+        stack.callback(uninstall)
         if cluster.store_kept:
             store, port = star.reach(cluster.host, cluster.port), cluster.port
         else:
             store, port = star.serve(cluster.host, cluster.port)
         stack.enter_context(star.agent(store, cluster.host, server=True))
-        workers = _spawn(config.workers, cluster.host, port) if cluster.spawn else []
-        threading.Thread(target=_watch, args=(workers, remote.lose), daemon=True).start()
+        workers: list[Any] = []
         try:
+            if cluster.spawn:
+                _spawn(workers, config.workers, cluster.host, port)
+            threading.Thread(target=_watch, args=(workers, remote.lose), daemon=True).start()
             remote.join()
             yield remote
             remote.close()
@@ -63,23 +66,22 @@ def _inbox(cluster: Cluster, workers: int, n: int) -> Iterator[Inbox | None]:
     if cluster.gradients != "udp":
         yield None
         return
-    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    receiver.bind((cluster.host, cluster.port))
-    inbox = Inbox(receiver, workers, n, previous=cluster.lost == "previous")
-    try:
-        yield inbox
-    finally:
-        inbox.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
+        receiver.bind((cluster.host, cluster.port))
+        inbox = Inbox(receiver, workers, n, previous=cluster.lost == "previous")
+        try:
+            yield inbox
+        finally:
+            inbox.close()
 
 
-def _spawn(workers: int, host: str, port: int) -> list[Any]:
+def _spawn(processes: list[Any], workers: int, host: str, port: int) -> None:
+    """Start the workers, each of which is among `processes` as soon as it runs."""
     context = children.context(preload="fa.training.rpc.worker")
-    processes = [
-        context.Process(target=_work, args=(r, host, port), name=f"fa-{r}", daemon=True) for r in range(workers)
-    ]
-    for process in processes:
+    for rank in range(workers):
+        process = context.Process(target=_work, args=(rank, host, port), name=f"fa-{rank}", daemon=True)
         process.start()
-    return processes
+        processes.append(process)
 
 
 def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:

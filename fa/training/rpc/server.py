@@ -94,7 +94,11 @@ class Remote:
             if sent.iteration == NEW:
                 self._new.add(sent.rank)
                 self._joined[sent.rank] += 1
-            wanted = sent.iteration == self._iteration != _CLOSED and self._fits(sent)
+            current = sent.iteration == self._iteration != _CLOSED
+            wrong = self._wrong(sent) if current else ""
+            if wrong:
+                self._gone[sent.rank] = wrong
+            wanted = current and not wrong and sent.rank not in self._losses and sent.rank not in self._receiving
             if wanted:
                 self._receiving.add(sent.rank)
         if wanted:  # without the lock, so that several land at a time
@@ -103,11 +107,12 @@ class Remote:
             if wanted:
                 self._land(sent)
             idle = self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone
-            if not idle and not self._over:
+            answered = idle or self._over
+            if not answered:
                 self._asking[sent.rank] = answer
             now = self._answer(sent.rank) if idle else None
             self._changed.notify_all()
-        if idle or self._over:
+        if answered:
             answer.set_result(now)
         if replaced is not None:
             replaced.set_result(None)
@@ -122,14 +127,17 @@ class Remote:
         """What that worker's calls fill of G: nothing where gradients come as datagrams."""
         return self._G[rank, : 0 if self.inbox else None]
 
-    def _fits(self, sent: Sent) -> bool:
-        """Whether a gradient of the present iteration is to be taken; a worker that sends none is gone."""
-        row = self._row(sent.rank)
-        if sent.gradient.shape == row.shape and sent.gradient.dtype == row.dtype:
-            return sent.rank not in self._losses and sent.rank not in self._receiving
-        shape, kind = tuple(sent.gradient.shape), sent.gradient.dtype
-        self._gone[sent.rank] = f"sent {shape} of {kind}, not {tuple(row.shape)} of {row.dtype}"
-        return False
+    def _wrong(self, sent: Sent) -> str:
+        """What is wrong with what a worker sent, or nothing."""
+        row, gradient = self._row(sent.rank), sent.gradient
+        if (gradient.shape, gradient.dtype, gradient.layout) != (row.shape, row.dtype, row.layout):
+            kind = str(gradient.dtype) + ("" if gradient.layout == row.layout else f", {gradient.layout}")
+            return f"sent {tuple(gradient.shape)} of {kind}, not {tuple(row.shape)} of {row.dtype}"
+        if sent.loss.shape != () or not sent.loss.is_floating_point():
+            return f"sent a loss of {tuple(sent.loss.shape)} of {sent.loss.dtype}, not one number"
+        if [own.shape for own in sent.statistics] != [own.shape for own in self._buffers[sent.rank].tensors]:
+            return "sent batch-norm statistics of another model"
+        return ""
 
     def _land(self, sent: Sent) -> None:
         """Its gradient is in its row."""
@@ -235,7 +243,9 @@ class Remote:
             reasons = "; ".join(f"worker {rank}: {why}" for rank, why in missing.items())
             raise ConditionError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
         absent = list(missing)
-        if absent:  # an attack that looks at the honest rows sees their mean in place of those that are not there
+        if (
+            absent and config.byzantine
+        ):  # an attack that looks at the honest rows sees their mean in place of those that are not there
             self._G[absent] = self._G[here].mean(dim=0)
         self._attack.apply(self._G, range(config.byzantine), config.seed, iteration)
         if absent:
@@ -249,7 +259,8 @@ class Remote:
     def leave(self, rank: int) -> None:
         """That worker has heard that the run is over."""
         with self._changed:
-            self._left.add(rank)
+            if self._over:  # else it is one that another process of its rank has replaced
+                self._left.add(rank)
             self._changed.notify_all()
 
     def close(self) -> None:
@@ -269,6 +280,11 @@ _here: list[Remote] = []  # the run that this process serves
 def install(remote: Remote) -> None:
     """Workers' calls go to `remote` from now on."""
     _here[:] = [remote]
+
+
+def uninstall() -> None:
+    """The run is over, and its gradients need not be kept."""
+    _here.clear()
 
 
 def describe() -> str:
