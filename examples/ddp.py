@@ -4,6 +4,7 @@ torchrun --nproc-per-node 4 examples/ddp.py --rule fa        # or median, meamed
 """
 
 import argparse
+import gc
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,9 @@ def main() -> None:
         with torch.no_grad():
             right = sum(int((model.module(x).argmax(dim=1) == y).sum()) for x, y in test_batches(dataset))
         print(f"{given.rule}: test accuracy {right / len(dataset.test_labels):.3f} after {given.iterations} iterations")
+    del model, optimizer  # see fa/training/ddp.py on leaving
+    gc.collect()
+    dist.barrier()
     dist.destroy_process_group()
 
 

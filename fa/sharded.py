@@ -56,7 +56,8 @@ class Shards:
     It keeps the memory into which others' slices came, n numbers, for the next aggregation: new memory would take a
     quarter of an all-reduce's time to be mapped. And it keeps all tensors that it gave to collectives until then: a
     thread of gloo's may drop them a little after the wait for them has ended, and who drops a tensor last needs the
-    interpreter, without which, at the end of a program, the process aborts.
+    interpreter, without which, at the end of a program, the process aborts. So let go of it, and let all wait for each
+    other (`dist.barrier`), before the group is destroyed.
     """
 
     def __init__(self, group: Any = None) -> None:

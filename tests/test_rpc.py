@@ -278,7 +278,7 @@ def test_workers_started_by_hand(tmp_path: Path) -> None:
 def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: int) -> None:
     model = models.build("convnet", 1, 10, 28, seed=0)
     remote = Remote(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), Cluster())
-    with pytest.raises(ValueError, match=f"rank must be at least 0 and less than the run's 2 workers; it is {rank}"):
+    with pytest.raises(ValueError, match=f"^rank must be at least 0 and less than the run's 2 workers; it is {rank}$"):
         remote.exchange(Sent(rank, NEW, torch.ones(1), torch.ones(()), []))
 
 

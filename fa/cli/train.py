@@ -108,6 +108,8 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
     from fa.training import train as run_training
 
     cluster = None if backend == "simulate" else _cluster(place, **network)
+    if cluster is not None and not cluster.spawn:
+        click.echo(f"awaiting {config.workers} workers at {cluster.host}:{cluster.port}", err=True)
     with _progress(config.iterations) as progress:
         run = run_training(config, out=out, progress=progress, threads=threads, cluster=cluster, **keeping)
     _report(run, out)

@@ -66,9 +66,13 @@ def agent(store: Store, host: str, server: bool) -> Iterator[None]:
 
 
 def ask(function: Any, *arguments: Any) -> Any:
-    """What `function` returns at the server, however long that takes. ConnectionError once the server is gone."""
+    """What `function` returns at the server, however long that takes. ConnectionError once the server is gone, and
+    ValueError for what it refuses.
+    """
     try:
         return rpc.rpc_sync(SERVER, function, args=arguments, timeout=0)
+    except ValueError as error:  # the server's own words are the last of its traceback, which torch hands on as a text
+        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
     except RuntimeError as error:
         raise ConnectionError(f"the server is gone: {_first_line(error)}") from error
 
