@@ -1,4 +1,4 @@
-"""The README's numbers are those of the committed figures, and its Python runs."""
+"""The numbers in README and docs are those of the committed figures, and the Python in them runs."""
 
 import json
 import re
@@ -13,16 +13,20 @@ import torch.distributed as dist
 
 import fa
 from fa import models
+from fa.experiments.report import STATEMENTS
 from fa.experiments.study import last_points
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 
 
 def test_the_table_is_the_figures() -> None:
     last = last_points(pd.read_csv(ROOT / "figures" / "quick" / "fig04_byzantine_workers.csv"))
     measured = {(row.label, row.f): f"{row.test_accuracy:.3f}" for row in last.itertuples()}
-    rows = re.findall(r"^\| ([^|`]+) \| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \|$", README, flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([^|`]+) \| (0\.\d{3}) \| (0\.\d{3}) \| (0\.\d{3}) \|$", DOCS["findings"], flags=re.MULTILINE
+    )
     stated = {(label, f): row[f] for label, *_ in rows for f in (1, 2, 3) for row in rows if row[0] == label}
     if not redrawn("figures/quick/fig04_byzantine_workers.csv"):
         assert stated == measured
@@ -45,10 +49,12 @@ def test_the_number_of_models_is_that_of_the_figures_runs() -> None:
 
 
 def test_its_python_runs(tmp_path: Path) -> None:
-    first, processes, theory = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    aggregation, _ = blocks(README)
+    [processes] = blocks(DOCS["rules"])
+    [theory] = blocks(DOCS["theory"])
     G = np.random.default_rng(0).standard_normal((15, 100))
     names: dict = {"G": G, "models": [models.build("resnet18", 3, 10, 32, seed=worker) for worker in range(3)]}
-    exec(first, names)
+    exec(aggregation, names)
     exec(theory, names)
     names |= {"torch": torch, "g": torch.from_numpy(G[0]), "model": models.build("convnet", 1, 10, 28, seed=0)}
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
@@ -59,14 +65,64 @@ def test_its_python_runs(tmp_path: Path) -> None:
     np.testing.assert_allclose(names["result"].decision.weights @ G, names["result"].direction)
 
 
+def test_its_loop_steps_along_the_direction() -> None:
+    names = of_three_workers({"fa": fa})
+    before = torch.nn.utils.parameters_to_vector(names["model"].parameters()).detach().clone()
+    exec(blocks(README)[1], names)
+    after = torch.nn.utils.parameters_to_vector(names["model"].parameters()).detach()
+    torch.testing.assert_close(after, before - 0.05 * fa.aggregate(names["G"], f=1))
+    images, labels = names["batches"][2]
+    names["model"].zero_grad()
+    torch.nn.utils.vector_to_parameters(before, names["model"].parameters())
+    torch.nn.functional.cross_entropy(names["model"](images), labels).backward()
+    its = torch.cat([parameter.grad.flatten() for parameter in names["model"].parameters()])
+    torch.testing.assert_close(names["G"][2], its)
+
+
+def of_three_workers(names: dict) -> dict:
+    """What the README's loop over a model finds: the model, and a minibatch of each worker."""
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.rand(4, 1, 28, 28, generator=generator), torch.arange(4) + worker) for worker in range(3)]
+    model = models.build("convnet", 1, 10, 28, seed=0).eval()  # dropout would draw from the global state
+    return {**names, "torch": torch, "model": model, "batches": batches}
+
+
+def blocks(text: str) -> list[str]:
+    """The Python in a page."""
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
 def test_every_rule_step_and_attack_is_named() -> None:
     from fa.attacks import ATTACKS
     from fa.mixing import STEPS
 
+    told = "".join([README, *DOCS.values()])
     for name in (*fa.RULES, *STEPS, *ATTACKS):
-        assert f"`{name}`" in README
+        assert f"`{name}`" in told
 
 
 def test_every_file_it_shows_is_there() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert (ROOT / target).is_file(), target
+    for folder, text in [(ROOT, README), *((ROOT / "docs", page) for page in DOCS.values())]:
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)|(?:src|href)=\"([^\"]+)\"", text):
+            assert (folder / "".join(target)).is_file(), target
+
+
+@pytest.mark.parametrize("column", ["quick"])
+def test_its_verdicts_are_those_of_the_figures(column: str) -> None:
+    folder = ROOT / "figures" / column
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.glob("*.claims.csv")):
+        if redrawn(str(path.relative_to(ROOT))):
+            pytest.skip(f"{path.name} was drawn again here, and margins near a limit may have moved")
+        for row in pd.read_csv(path).itertuples():
+            found.setdefault(row.number, []).append(row.verdict)
+    columns = ["quick", "cpu"]
+    stated = {cells[0]: cells[2 + columns.index(column)] for cells in table(README) if cells[0] in STATEMENTS}
+    assert stated == {number: "; ".join(found.get(number, [])) for number in STATEMENTS}
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of every row of every table."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\|$", text, re.MULTILINE)
+    ]

@@ -11,7 +11,7 @@ from fa.experiments.claims import CLOSE, Claim, accuracies, learned, mean
 from fa.experiments.extras import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, judged, make_extra
 from fa.experiments.heatmap import draw_heat
 from fa.experiments.study import Case, Study, last_points
-from fa.experiments.style import PAPER_RULES, VARIANTS
+from fa.experiments.style import VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,10 +98,10 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
 
 
 def _worst(final: dict[tuple[str, str, int], float], f: int) -> dict[str, tuple[float, str]]:
-    """Each of the paper's rules that admits f: its least accuracy, and under which attack."""
+    """Each rule that admits f: its least accuracy, and under which attack."""
     return {
         rule: min((final[rule, attack, f], attack) for attack in ATTACKS)
-        for rule in PAPER_RULES
+        for rule in RULES
         if all((rule, attack, f) in final for attack in ATTACKS)
     }
 

@@ -37,7 +37,9 @@ def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | No
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each size, as in the paper."""
-    return draw_panels(table, "batch", "B", f"f = 3 faulty workers send random gradients\n{title}")
+    return draw_panels(
+        table, "batch", "B", f"f = 3 faulty workers send random gradients; FA is the released code's reading\n{title}"
+    )
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:

@@ -30,7 +30,9 @@ def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | No
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each number of workers, as in the paper."""
-    return draw_panels(table, "workers", "p", f"f = 2 faulty workers send random gradients\n{title}")
+    return draw_panels(
+        table, "workers", "p", f"f = 2 faulty workers send random gradients; FA is the released code's reading\n{title}"
+    )
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
