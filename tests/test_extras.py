@@ -277,7 +277,7 @@ def test_an_extra_runs_at_smoke_size_and_the_report_has_its_findings(name: str, 
     rows = [line.split("|")[1].strip() for line in ours.splitlines() if line.startswith("| E")]
     assert rows == [f"E{name[6]}"] * len(claims)
     if name == extra04.NAME:
-        assert pd.read_csv(tmp_path / f"{name}.detection.csv").shape == (42, 4)
+        assert pd.read_csv(tmp_path / f"{name}.detection.csv").shape == (42, 5)
 
 
 @pytest.fixture
