@@ -11,14 +11,10 @@ aggregation add: (iteration - alone)/(plain - alone), of medians.
 import argparse
 import os
 import statistics
-import tempfile
-import time
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from group import interleaved, over_processes, ratio
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,29 +32,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--rules", nargs="+", choices=RULES, default=["mean", "fa", "multi_krum", "median"])
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(measure, args=(given, Path(folder) / "group"), nprocs=given.processes)
+    over_processes(measure, given)
 
 
-def measure(rank: int, given: argparse.Namespace, place: Path) -> None:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=given.processes)
+def measure(rank: int, given: argparse.Namespace) -> None:
     inputs = torch.randn(given.batch, 784, generator=torch.Generator().manual_seed(rank))
     models: dict[str, nn.Module] = {ALONE: perceptron(given.width)}
     for name in (PLAIN, *given.rules):
         models[name] = wrapped = DistributedDataParallel(perceptron(given.width))
         if name != PLAIN:
             ddp.register(wrapped, name)
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for done in range(given.rounds + 2):
-        for name, model in models.items():
-            spent = seconds(lambda model=model: iterate(model, inputs))
-            if done > 1:  # the first rounds compile, and cut DDP's buckets
-                times[name].append(spent)
+    times = interleaved({name: partial(iterate, model, inputs) for name, model in models.items()}, given.rounds)
     if rank == 0:
         report(given, times, sum(p.numel() for p in models[ALONE].parameters()))
-    dist.destroy_process_group()
 
 
 def perceptron(width: int) -> nn.Module:
@@ -70,24 +56,12 @@ def iterate(model: nn.Module, inputs: torch.Tensor) -> None:
     model(inputs).square().mean().backward()
 
 
-def seconds(work: Callable[[], None]) -> float:
-    """The slowest rank's."""
-    dist.barrier()
-    start = time.perf_counter()
-    work()
-    spent = torch.tensor(time.perf_counter() - start)
-    dist.all_reduce(spent, dist.ReduceOp.MAX)
-    return float(spent)
-
-
 def report(given: argparse.Namespace, times: dict[str, list[float]], n: int) -> None:
     print(f"p = {given.processes} processes, n = {n:,}, {given.batch} images, gloo, {os.cpu_count()} cores")
     medians = {name: statistics.median(own) for name, own in times.items()}
     for name, own in times.items():
-        low, middle, high = statistics.quantiles([a / b for a, b in zip(own, times[PLAIN], strict=True)], n=4)
         added = (medians[name] - medians[ALONE]) / (medians[PLAIN] - medians[ALONE])
-        ratio = f"{middle:5.2f} ({low:.2f} to {high:.2f})"
-        print(f"{name:12s} {1e3 * medians[name]:8.1f} ms   iteration {ratio}   added {added:5.2f}")
+        print(f"{name:12s} {1e3 * medians[name]:8.1f} ms   iteration {ratio(own, times[PLAIN])}   added {added:5.2f}")
 
 
 if __name__ == "__main__":
