@@ -13,6 +13,8 @@ from typing import Any
 
 import click
 
+from fa.memory import keep_freed
+
 COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
     "server": "Train with workers that are started on this host or others.",
@@ -72,6 +74,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="fa", message="%(version)s")
 def cli() -> None:
     """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
+    keep_freed()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each connection that ends is told of
 
 

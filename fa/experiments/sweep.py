@@ -18,6 +18,7 @@ from fa.checks import check_integer
 from fa.data.registry import check_present
 from fa.experiments.progress import reporter
 from fa.experiments.store import Record, RunStore, clean_up
+from fa.memory import keep_freed
 from fa.training import children
 from fa.training.config import TrainConfig
 
@@ -150,6 +151,7 @@ def _outcome(child: _Child, root: Path) -> Outcome:
 def _work(config: str, root: str, answer: Connection) -> None:
     """In the child: one run into the store; a failure is told to the parent."""
     children.end_with_parent()
+    keep_freed()
     try:
         from fa.training import train
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fa.memory import keep_freed
 from fa.network.chunks import Inbox
 from fa.timing import Parts
 from fa.training import children
@@ -95,6 +96,7 @@ def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
 def _work(rank: int, host: str, port: int) -> None:
     """In the child."""
     children.end_with_parent()
+    keep_freed()
     import torch
 
     from fa.training.rpc.worker import work

@@ -1,0 +1,44 @@
+"""A process that keeps what it frees touches no page twice."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource
+import sys
+
+from fa.memory import keep_freed
+
+if sys.argv[1] == "keep":
+    assert keep_freed()
+
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def step():
+    layers = [bytearray(2**24) for _ in range(4)]
+    del layers
+
+
+step()
+before = faults()
+for _ in range(5):
+    step()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
+def test_what_is_freed_is_kept() -> None:
+    told = {}
+    for whether in ("keep", "leave"):
+        done = subprocess.run([sys.executable, "-c", SCRIPT, whether], capture_output=True, text=True, check=True)
+        told[whether] = int(done.stdout)
+    pages = 5 * 4 * 2**24 // 2**12
+    assert told["keep"] < 0.01 * pages
+    assert told["leave"] > 0.5 * pages
