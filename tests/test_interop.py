@@ -1,6 +1,7 @@
 """ByzFL's aggregators and attacks under this package's names, and this package's rules where ByzFL expects one."""
 
 import copy
+import subprocess
 import sys
 
 import byzfl
@@ -229,3 +230,11 @@ def test_our_rules_go_where_byzfl_expects_an_aggregator() -> None:
     against = [byzfl.Optimal_InnerProductManipulation(agg=agg, pre_agg_list=[], f=2) for agg in (ours, byzfl.Median())]
     first, second = (attack(gradients()) for attack in against)
     np.testing.assert_allclose(first, second, rtol=1e-5)
+
+
+def test_a_flower_strategy_without_flower_says_what_to_install() -> None:
+    code = "import sys; sys.modules['flwr'] = None; from fa.interop.flower import Strategy; Strategy('median')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ValueError: a Flower strategy needs flwr (")
+    assert done.stderr.splitlines()[-1].endswith(r"pip install 'flwr[simulation]>=1.42'")
