@@ -18,6 +18,7 @@ _ROOMS = (
     "data",
     "experiments",
     "flags",
+    "interop",
     "irls",
     "likelihood",
     "models",

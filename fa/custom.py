@@ -27,6 +27,12 @@ def in_file(name: str) -> bool:
     return ".py:" in name
 
 
+def of_library(name: str) -> bool:
+    """Whether this names something of a library's own."""
+    library, _, theirs = name.partition(":")
+    return library in LIBRARIES and theirs != ""
+
+
 def checksum(name: str) -> str:
     """SHA-256 of the file that FILE.py:NAME names; ValueError where it cannot be read."""
     return _digest(_path(name).read_bytes())
@@ -43,8 +49,8 @@ def load(kind: str, name: str) -> Any:
     a plain name is no entry point. ValueError, with the file and the line, for a file that cannot be read or run, or
     lacks the name.
     """
-    library, _, theirs = name.partition(":")
-    if library in LIBRARIES and theirs:
+    if of_library(name):
+        library, _, theirs = name.partition(":")
         return getattr(importlib.import_module(f"fa.interop.{library}"), kind)(theirs)
     if not in_file(name):
         found = list(entry_points(group=f"fa.{kind}s", name=name))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from fa import irls
+from fa import custom, irls
+from fa.checks import check_one_of
 from fa.gram import Gram, PerGradient, usual
 from fa.kernels import symmetric
 from fa.selection import best_scores
@@ -51,16 +52,25 @@ def mix(gram: Gram, before: Sequence[str], situation: Situation) -> Mixture:
     """The named steps, the first one first; their conditions hold."""
     mixture = Mixture(np.eye(gram.p), gram)
     for name in before:
-        factor, mixed = STEPS[name].apply(mixture.gram, situation)
+        factor, mixed = step(name).apply(mixture.gram, situation)
         mixture = Mixture(mixture.R @ factor, mixed)
     return mixture
+
+
+def step(name: str) -> Step:
+    """The step of that name: one of STEPS, or LIBRARY:NAME for one that `fa.interop` makes of a library's own."""
+    if isinstance(name, str) and custom.of_library(name):
+        found: Step = custom.load("step", name)
+        return found
+    check_one_of("a step of before", name, tuple(STEPS))
+    return STEPS[name]
 
 
 def columns(before: Sequence[str], p: int, f: int) -> list[int]:
     """How many columns there are before the first of these steps, p, and after each."""
     counts = [p]
     for name in before:
-        counts.append(STEPS[name].columns(counts[-1], f))
+        counts.append(step(name).columns(counts[-1], f))
     return counts
 
 

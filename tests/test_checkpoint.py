@@ -46,14 +46,20 @@ def numbers(run: Run) -> list[tuple]:
     return [(*point[:2], *point[3:]) for point in run.curve] + list(run.workers)  # all but the seconds
 
 
+@pytest.mark.parametrize(
+    "config", [CONFIG, replace(CONFIG, momentum=0.0, worker_momentum=0.9)], ids=["server", "workers"]
+)
 @pytest.mark.parametrize("cluster", [None, Cluster()], ids=["simulate", "rpc"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(cluster: Cluster | None, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
+    cluster: Cluster | None, config: TrainConfig, tmp_path: Path
+) -> None:
+    """Whoever keeps the momentum."""
     kept = tmp_path / "kept"
-    whole = train(CONFIG, threads=1)
+    whole = train(config, threads=1)
     with pytest.raises(Stop):
-        train(CONFIG, threads=1, cluster=cluster, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+        train(config, threads=1, cluster=cluster, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
     seen = []
-    again = train(CONFIG, tmp_path / "out", seen.append, 1, cluster, kept, checkpoint_every=0)
+    again = train(config, tmp_path / "out", seen.append, 1, cluster, kept, checkpoint_every=0)
     assert [state.iteration for state in seen] == list(range(7, 13))
     assert numbers(again) == numbers(whole)
     assert again.curve[-1].seconds > 0
@@ -116,10 +122,11 @@ def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_pa
     assert here.description["backend"] == {"name": "simulate"}
 
 
-def test_a_new_worker_process_is_given_the_batch_norm_statistics_of_its_rank() -> None:
+def test_a_new_worker_process_is_given_the_batch_norm_statistics_and_the_momentum_of_its_rank() -> None:
     model = build_normed(seed=0)
     parameters = flatten(model)
-    remote = Remote(model, replace(CONFIG, workers=2, byzantine=0), parameters, Cluster(quorum=1, deadline=30))
+    config = replace(CONFIG, workers=2, byzantine=0, worker_momentum=0.9)
+    remote = Remote(model, config, parameters, Cluster(quorum=1, deadline=30))
     remote.statistics()[1].tensors[0].fill_(3.0)
     fresh = [torch.zeros_like(tensor) for tensor in remote.statistics()[1].tensors]
     remote.lose(0, "is not here")
@@ -134,7 +141,14 @@ def test_a_new_worker_process_is_given_the_batch_norm_statistics_of_its_rank() -
     server = threading.Thread(target=remote.gradients, args=(1, parameters))
     server.start()
     assert again.wait()[2] == []  # it has its own by now
-    remote.exchange(Sent(1, 1, torch.ones_like(parameters), torch.ones(()), fresh))
+    remote.exchange(Sent(1, 1, 2 * torch.ones_like(parameters), torch.ones(()), fresh))
+    server.join()
+    assert torch.equal(remote.momenta()[1], 2 * torch.ones_like(parameters))  # which is what it sent
+    answer = remote.exchange(Sent(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
+    server = threading.Thread(target=remote.gradients, args=(2, parameters))
+    server.start()
+    assert torch.equal(answer.wait()[2][-1], remote.momenta()[1])
+    remote.exchange(Sent(1, 2, torch.ones_like(parameters), torch.ones(()), fresh))
     server.join()
 
 

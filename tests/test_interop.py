@@ -1,5 +1,7 @@
 """ByzFL's aggregators and attacks under this package's names, and this package's rules where ByzFL expects one."""
 
+import copy
+import subprocess
 import sys
 
 import byzfl
@@ -9,12 +11,26 @@ import torch
 
 import fa
 from fa.attacks import make_attack
+from fa.checks import ConditionError
 from fa.cli import main
+from fa.data import load
+from fa.gram import measure
+from fa.interop.byzfl import register
+from fa.mixing import Situation, mix
 from fa.seeds import derive
 from fa.training import TrainConfig, train
 
 AGGREGATORS = ["Average", "CAF", "CenteredClipping", "GeometricMedian", "Krum", "MDA", "Meamed", "Median", "MoNNA"]
 AGGREGATORS += ["MultiKrum", "SMEA", "TrMean"]
+STEPS = {  # each as we name it, and the object of theirs that it is for f = 2
+    "NNM": lambda: byzfl.NNM(2),
+    "NNM(f=4)": lambda: byzfl.NNM(4),
+    "Bucketing(s=2)": lambda: byzfl.Bucketing(2),
+    "Bucketing(s=4)": lambda: byzfl.Bucketing(4),
+    "Clipping": lambda: byzfl.Clipping(2.0),
+    "Clipping(c=7.5)": lambda: byzfl.Clipping(7.5),
+    "ARC": lambda: byzfl.ARC(2),
+}
 ATTACKS = ["ALittleIsEnough", "Gaussian", "Inf", "InnerProductManipulation", "Mimic", "SignFlipping"]
 ATTACKS += ["Optimal_ALittleIsEnough", "Optimal_InnerProductManipulation"]
 
@@ -76,6 +92,68 @@ def test_an_attack_acts_on_the_faulty_alone_and_repeats(name: str) -> None:
         np.testing.assert_allclose(G[0], np.asarray(getattr(byzfl, name)()(gradients()[2:])), rtol=1e-5)
 
 
+def unequal(p: int = 9, n: int = 40) -> np.ndarray:
+    """In float64, and of norms from 1 to 40."""
+    return gradients(p, n).double().numpy() * np.linspace(0.2, 5, p)[:, None]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+@pytest.mark.parametrize("name", STEPS)
+def test_a_pre_aggregator_is_a_step(name: str, scale: float) -> None:
+    """The gradients it mixes and their Gram matrix are those that ByzFL makes of the gradients themselves."""
+    G = scale * unequal()
+    gram, _ = measure(torch.from_numpy(G))
+    mixture = mix(gram, (f"byzfl:{name}",), Situation(f=2, seed=5, iteration=3))
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(derive("byzfl", 5, 0, 3) % 2**32)  # noqa: NPY002 (as Bucketing draws)
+    expected = STEPS[name]()(G.copy())
+    np.random.set_state(before)  # noqa: NPY002
+    np.testing.assert_allclose(mixture.R.T @ G, expected, rtol=1e-9, atol=1e-12 * scale)
+    np.testing.assert_allclose(scale**-2 * mixture.gram.scale**2 * mixture.gram.K, scale**-2 * expected @ expected.T)
+    distances = np.square(expected[:, None] - expected[None]).sum(axis=2)
+    np.testing.assert_allclose(
+        scale**-2 * mixture.gram.scale**2 * mixture.gram.D2, scale**-2 * distances, rtol=1e-9, atol=1e-9
+    )
+
+
+def test_their_steps_are_ours() -> None:
+    G = unequal()
+    middle = float(np.median(np.linalg.norm(G, axis=1)))
+    for ours, theirs in {"nnm": "byzfl:NNM", "clip": f"byzfl:Clipping(c={middle!r})"}.items():
+        for rule in ("fa", "krum", "median"):
+            expected = fa.aggregate(G, rule, f=2, before=(ours,))
+            np.testing.assert_allclose(fa.aggregate(G, rule, f=2, before=(theirs,)), expected, rtol=1e-9, atol=1e-12)
+    buckets = [fa.make_rule("mean", before=(name,)).aggregate(G) for name in ("bucketing", "byzfl:Bucketing(s=2)")]
+    np.testing.assert_allclose(*(sorted(np.round(one.decision.weights, 9)) for one in buckets))  # pairs, and one alone
+
+
+def test_their_steps_go_before_every_rule_and_between_ours() -> None:
+    G = unequal(19)
+    G[0] = 1e6
+    for name in (*fa.RULES, "byzfl:GeometricMedian"):
+        rule = fa.make_rule(name, f=2, before=("byzfl:ARC", "nnm"))
+        assert np.linalg.norm(rule(G)) < 100
+    result = fa.make_rule("krum", f=2, before=("byzfl:Bucketing(s=2)", "median_norm")).aggregate(G, iteration=1)
+    assert len(result.decision.selected) in (1, 2)
+    with pytest.raises(ConditionError, match=r"krum needs p >= 2f \+ 3; here p = 5 gradients and f = 2 after"):
+        fa.make_rule("krum", f=2, before=("byzfl:Bucketing(s=4)",))(G)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Clip", r"a step of byzfl must be one of ARC, Bucketing, Clipping, NNM; it is 'Clip'"),
+        ("Clipping(s=2)", r"the option of byzfl:Clipping must be c; it is 's'"),
+        ("Clipping(c=-1.0)", r"byzfl:Clipping\(c=-1.0\): c must be"),
+        ("Clipping(c=x)", r"byzfl:Clipping\(c=x\) must give its option a number; it is 'x'"),
+        ("Clipping(c=1.0", r"a step of byzfl must be one of .*; it is 'Clipping\(c=1.0'"),
+    ],
+)
+def test_a_step_that_is_none(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fa.make_rule("fa", before=(f"byzfl:{name}",))
+
+
 def test_a_name_that_is_none_and_a_library_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,6 +176,52 @@ def test_a_run_with_both() -> None:
     assert run.curve[-1].train_loss != pytest.approx(other.curve[-1].train_loss, rel=1e-5)
 
 
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `register` puts into ByzFL is taken out again."""
+    for name in fa.RULES:
+        monkeypatch.setattr(f"byzfl.fed_framework.robust_aggregator.aggregators.fa:{name}", None, raising=False)
+    register()
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("name", fa.RULES)
+def test_byzfls_robust_aggregator_finds_our_rules(name: str) -> None:
+    steps = [{"name": "Clipping", "parameters": {"c": 20.0}}, {"name": "NNM", "parameters": {"f": 2}}]
+    G = unequal(13)
+    theirs = byzfl.RobustAggregator({"name": f"fa:{name}", "parameters": {"f": 2}}, steps)
+    tensor = torch.from_numpy(G).float()
+    for vectors in (G, list(G), tensor, list(tensor)):
+        mixed = byzfl.NNM(2)(byzfl.Clipping(20.0)(copy.deepcopy(vectors)))
+        expected = fa.aggregate(mixed, name, f=2)
+        np.testing.assert_allclose(theirs.aggregate_vectors(copy.deepcopy(vectors)), expected, rtol=1e-6)
+
+
+@pytest.mark.draws_globally
+@pytest.mark.usefixtures("registered")
+def test_a_round_of_byzfls_clients_and_server_with_our_rule() -> None:
+    """Of honest clients with momentum and a faulty one: the server's step is that along our rule's direction."""
+    data = load("mnist-mini")
+    images = torch.utils.data.TensorDataset(data.train_images[:256] / 255, data.train_labels[:256])
+    loader = torch.utils.data.DataLoader(images, batch_size=32)
+    model = {"model_name": "fc_mnist", "device": "cpu"}
+    learning = {"optimizer_name": "SGD", "learning_rate": 0.1, "weight_decay": 0.0, "milestones": []}
+    info = {"aggregator_info": {"name": "fa:fa", "parameters": {"f": 1, "m": 2}}, "pre_agg_list": []}
+    server = byzfl.Server(model | learning | info | {"learning_rate_decay": 1.0, "test_loader": loader})
+    told = {"loss_name": "NLLLoss", "LabelFlipping": False, "nb_labels": 10, "momentum": 0.9}
+    told |= {"training_dataloader": loader, "store_per_client_metrics": False}
+    clients = [byzfl.Client(model | told) for _ in range(3)]
+    for client in clients:
+        client.set_model_state(server.get_dict_parameters())
+        client.compute_gradients()
+    sent = [client.get_flat_gradients_with_momentum().clone() for client in clients]
+    sent += byzfl.ByzantineClient({"name": "SignFlipping", "f": 1, "parameters": {}}).apply_attack(sent)
+    parameters = server.get_flat_parameters().clone()
+    server.update_model_with_gradients(sent)
+    expected = parameters - 0.1 * fa.aggregate(sent, "fa", f=1, m=2)
+    np.testing.assert_allclose(server.get_flat_parameters(), expected, rtol=1e-4, atol=1e-7)
+
+
 def test_our_rules_go_where_byzfl_expects_an_aggregator() -> None:
     """Its optimal attacks search against whatever aggregator they are given."""
     vectors = list(gradients().numpy())
@@ -106,3 +230,11 @@ def test_our_rules_go_where_byzfl_expects_an_aggregator() -> None:
     against = [byzfl.Optimal_InnerProductManipulation(agg=agg, pre_agg_list=[], f=2) for agg in (ours, byzfl.Median())]
     first, second = (attack(gradients()) for attack in against)
     np.testing.assert_allclose(first, second, rtol=1e-5)
+
+
+def test_a_flower_strategy_without_flower_says_what_to_install() -> None:
+    code = "import sys; sys.modules['flwr'] = None; from fa.interop.flower import Strategy; Strategy('median')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("ValueError: a Flower strategy needs flwr (")
+    assert done.stderr.splitlines()[-1].endswith(r"pip install 'flwr[simulation]>=1.42'")

@@ -489,6 +489,9 @@ class Scripted:
     def statistics(self) -> list[Buffers]:
         return []
 
+    def momenta(self) -> list[Tensor]:
+        return []
+
 
 def test_the_server_steps_while_enough_gradients_are_finite_whatever_the_loss_is() -> None:
     """The first iteration is all finite; then one honest worker overflows, and its loss with it; then all do."""

@@ -14,7 +14,7 @@ import click
 from fa.checks import require
 from fa.cli.places import Place, address, compute, from_environment
 from fa.cli.rule_options import rule_options, take
-from fa.sampling import SAMPLINGS
+from fa.sampling import SAMPLINGS, SPLITS
 from fa.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ _SETTINGS = {
     "batch": (int, "Images per worker and iteration."),
     "lr": (float, "Learning rate."),
     "momentum": (float, "Momentum of SGD; the released code's is 0.9."),
+    "worker_momentum": (float, "Momentum that workers keep and send, beta."),
     "weight_decay": (float, "Weight decay of SGD."),
     "lr_decay": (float, "Factor of the step schedule."),
     "lr_decay_epochs": (int, "Epochs between two steps of the schedule."),
@@ -48,6 +49,8 @@ _SETTINGS = {
     "seed": (int, "Seed of everything random."),
     "sampling": (click.Choice(SAMPLINGS), "Fresh minibatches, or fixed slices in turn."),
     "validation": (float, "Share of the training images kept from training, to evaluate on in place of the test's."),
+    "split": (click.Choice(SPLITS), "Honest workers' images: from all, unequal shares of each class, or by class."),
+    "alpha": (float, "Of --split dirichlet: the smaller, the more unequal the shares."),
     "device": (str, "cpu, cuda or cuda:N."),
     "augmentation": (str, "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."),
     "augmented": (str, "Whose data are augmented: those of the faulty workers, or of all."),

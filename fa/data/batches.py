@@ -32,13 +32,15 @@ def minibatch(
     seed: int,
     sampling: str = "random",
     device: torch.device | str = "cpu",
+    own: Int64[np.ndarray, " k"] | None = None,
 ) -> tuple[Normalised, Labels]:
     """Worker `worker`'s images, normalised, and labels in an iteration; equal arguments give equal minibatches.
 
     "random" (Algorithm 1's "select a minibatch"): different images of the whole training set, drawn afresh, and crop
     and flip drawn afresh too where the data set has them. "cycled" (the released code): each worker has a fixed
     slice, a 1/p part of the training set, which it goes through in order and over again; crop and flip are drawn once
-    for each image. Raises ValueError for a batch larger than the training set or slice, and for arguments out of range.
+    for each image. A worker with images of its `own`, by their indices, has those in place of the whole set or slice.
+    Raises ValueError for a batch larger than what there is, and for arguments out of range.
     """
     check_one_of("sampling", sampling, SAMPLINGS)
     for name, value, least in (("batch", batch, 1), ("workers", workers, 1), ("worker", worker, 0)):
@@ -49,12 +51,13 @@ def minibatch(
     size = len(dataset.train_labels)
     if sampling == "random":
         generator = seeds.generator("minibatch", seed, worker, iteration)
-        indices = _distinct(batch, size, generator)
+        indices = _among(own, _distinct(batch, size if own is None else len(own), generator))
         images = _rows(dataset.train_images, indices)
         if dataset.augment:
             images = random_crop_flip(images, generator)
     else:
-        indices = _cycled(batch, worker * size // workers, (worker + 1) * size // workers, iteration)
+        start, stop = (worker * size // workers, (worker + 1) * size // workers) if own is None else (0, len(own))
+        indices = _among(own, _cycled(batch, start, stop, iteration))
         images = _rows(dataset.train_images, indices)
         if dataset.augment:
             top, left, mirrored = (_rows(drawn, indices) for drawn in _drawn_once(size, seed))
@@ -68,6 +71,11 @@ def check_batch(batch: int, size: int, workers: int, sampling: str) -> None:
         _check_batch(batch, size, "the training set")
     else:
         _check_batch(batch, size // workers, "the smallest of the workers' slices")
+
+
+def _among(own: Int64[np.ndarray, " k"] | None, drawn: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+    """Which images those are that were drawn by their places among a worker's own."""
+    return drawn if own is None else torch.from_numpy(own[drawn.numpy()])
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from fa import kernels
-from fa.checks import ConditionError, check_condition, check_integer, check_one_of, require
+from fa import kernels, mixing
+from fa.checks import ConditionError, check_condition, check_integer, require
 from fa.columns import Columns
 from fa.gradients import read
 from fa.gram import Gram, measure
-from fa.mixing import STEPS, Mixture, Situation, columns, mix
+from fa.mixing import Mixture, Situation, columns, mix
 from fa.threads import on_one_thread
 
 NOT_FINITE = "NaN or Inf"
@@ -101,8 +101,8 @@ class Rule(ABC):
         given: Any = () if self.before is None else self.before
         require(isinstance(given, Sequence), "before", given, "a sequence of steps' names")
         object.__setattr__(self, "before", (given,) if isinstance(given, str) else tuple(given))
-        for step in self.steps:
-            check_one_of("a step of before", step, tuple(STEPS))
+        for name in self.steps:
+            mixing.step(name)
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ class Rule(ABC):
         """Raise ConditionError where p gradients are too few, for a step before the rule or for the rule after them."""
         *before, q = columns(self.steps, p, self.f)
         for name, count in zip(self.steps, before, strict=True):
-            check_condition(f'before="{name}"', count, self.f, *STEPS[name].condition, remark)
+            check_condition(f'before="{name}"', count, self.f, *mixing.step(name).condition, remark)
         after = f" after {', '.join(self.steps)}" if q != p else ""
         check_condition(self.name, q, self.f, *self.condition, after + remark)
         if self._counted is not None:

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,9 +61,11 @@ class Checkpoint:
             "threads": threads,  # with another number the rest would be rounded differently
         } | custom.files(config.rule, config.attack)
 
-    def load(self, parameters: Tensor, statistics: list[Buffers]) -> tuple[State, Tensor | None]:
-        """The state at which to begin, with `parameters` (n,) and `statistics` set to those of then, and the
-        optimizer's velocity (n,), None where it has none.
+    def load(
+        self, parameters: Tensor, statistics: list[Buffers], momenta: Sequence[Tensor] = ()
+    ) -> tuple[State, Tensor | None]:
+        """The state at which to begin, with `parameters` (n,), `statistics` and the workers' `momenta` set to those of
+        then, and the optimizer's velocity (n,), None where it has none.
 
         Where no file is, that is the beginning. Raises ValueError for one that is damaged or of another run.
         """
@@ -73,6 +76,8 @@ class Checkpoint:
         parameters.copy_(torch.from_numpy(arrays["parameters"]))
         for buffers, row in zip(statistics, arrays["statistics"], strict=True):
             _unpack(row, buffers)
+        for own, row in zip(momenta, arrays.get("momenta", ()), strict=True):
+            own.copy_(torch.from_numpy(row))
         curve = [CurvePoint(*point) for point in said["curve"]]
         workers = [WorkerRow(*row) for row in said["workers"]]
         velocity = torch.from_numpy(arrays["velocity"]).to(parameters.device) if "velocity" in arrays else None
@@ -83,11 +88,20 @@ class Checkpoint:
         """Whether the time of the next one has come."""
         return time.monotonic() - self._last >= self._every
 
-    def save(self, state: State, parameters: Tensor, velocity: Tensor | None, statistics: list[Buffers]) -> None:
+    def save(
+        self,
+        state: State,
+        parameters: Tensor,
+        velocity: Tensor | None,
+        statistics: list[Buffers],
+        momenta: Sequence[Tensor] = (),
+    ) -> None:
         """Put this state in the place of the last one."""
         arrays = {"parameters": parameters.cpu().numpy(), "statistics": np.stack([_pack(each) for each in statistics])}
         if velocity is not None:
             arrays["velocity"] = velocity.cpu().numpy()
+        if momenta:
+            arrays["momenta"] = torch.stack(list(momenta)).cpu().numpy()
         said = json.dumps(vars(state) | {"identity": self._identity})  # floats so that they are read back bit for bit
         making = self._beside()
         try:

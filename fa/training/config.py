@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fa.checks import check_integer, check_one_of, check_real, require
-from fa.sampling import SAMPLINGS
+from fa.sampling import SAMPLINGS, SPLITS
 
 RECORD_VERSION = 1
 """Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
@@ -59,6 +59,12 @@ class TrainConfig:
     # The share of the training images that nobody trains on, and that take the place of the test images: for choosing
     # a setting without having seen those.
     validation: Real = 0.0
+    # Whose training images are whose: everybody draws from all (iid), or each honest worker has its own share, of each
+    # class by a Dirichlet distribution with parameter alpha (dirichlet), or of the images sorted by class (classes).
+    # Faulty workers that compute gradients draw from all.
+    split: str = "iid"
+    alpha: Real | None = None
+    worker_momentum: Real = 0.0  # beta: workers send m_t = beta m_(t-1) + (1 - beta) g_t
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
@@ -77,16 +83,26 @@ class TrainConfig:
             if value is not None:
                 self._keep(name, int, 0)
                 require(value < self.workers, name, value, f"less than workers={self.workers}")
-        for name in ("lr", "momentum", "weight_decay", "lr_decay", "validation"):
+        for name in ("lr", "momentum", "weight_decay", "lr_decay", "validation", "worker_momentum"):
             self._keep(name, float, 0)
         require(self.lr > 0, "lr", self.lr, "greater than 0")
-        require(0 <= self.momentum < 1, "momentum", self.momentum, "in [0, 1)")
+        for name in ("momentum", "worker_momentum", "validation"):
+            require(getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
-        require(self.validation < 1, "validation", self.validation, "in [0, 1)")
         check_one_of("sampling", self.sampling, SAMPLINGS)
+        check_one_of("split", self.split, SPLITS)
+        self._check_alpha()
         check_one_of("augmented", self.augmented, ("faulty", "all"))
         said = bool(self.augmentation) or self.augmented == "faulty"
         require(said, "augmented", self.augmented, "'faulty' where there is no augmentation")
+
+    def _check_alpha(self) -> None:
+        if self.split != "dirichlet":
+            require(self.alpha is None, "alpha", self.alpha, f"left out where split is {self.split!r}")
+            return
+        require(self.alpha is not None, "alpha", self.alpha, "given where split is 'dirichlet', as 0.5 is")
+        self._keep("alpha", float, 0)
+        require(self.alpha != 0, "alpha", self.alpha, "greater than 0")
 
     def _keep(self, name: str, kind: type[int] | type[float], least: int) -> None:
         """Check a number, and keep it as a `kind`: an int, a float and a numpy scalar of one value give one hash."""
@@ -110,16 +126,15 @@ class TrainConfig:
     def to_json(self) -> str:
         """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts.
 
-        Without augmentation nothing is said of it, nor of evaluations once an epoch or on the test images, so that such
-        a run keeps the hash it had before there was a choice.
+        Without augmentation nothing is said of it, nor of whatever else in `_LATER` is as it was before there was a
+        choice, so that such a run keeps the hash it had then.
         """
         record = dataclasses.asdict(self) | {"rule_options": self.options, "augmentation": dict(self.augmentation)}
         if not self.augmentation:
             del record["augmentation"], record["augmented"]
-        if self.evaluate_every is None:
-            del record["evaluate_every"]
-        if not self.validation:
-            del record["validation"]
+        for name in _LATER:
+            if record[name] == getattr(TrainConfig, name):
+                del record[name]
         return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -133,6 +148,7 @@ class TrainConfig:
         return cls(**record)
 
 
+_LATER = ("evaluate_every", "validation", "split", "alpha", "worker_momentum")  # settings that once there were not
 _LEAST_INTEGER = {"workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
 
 

@@ -15,7 +15,6 @@ from fa import models
 from fa.attacks import make_attack
 from fa.checks import ConditionError, check_integer
 from fa.data import Dataset
-from fa.data.batches import check_batch
 from fa.devices import find_device
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.timing import Parts
@@ -26,7 +25,7 @@ from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
 from fa.training.transport import Cluster, Gathered, Transport
-from fa.training.worker import data_of, recipe_of
+from fa.training.worker import data_of, own_images, recipe_of
 
 
 class Progress(NamedTuple):
@@ -72,7 +71,7 @@ def train(
             cluster.check(config)
         kept = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = data_of(config)
-        check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
+        own_images(config, dataset)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
@@ -145,7 +144,8 @@ class Loop:
         """
         state = State()
         if checkpoint is not None:
-            state, self._optimizer.velocity = checkpoint.load(self._parameters, self._transport.statistics())
+            kept = checkpoint.load(self._parameters, self._transport.statistics(), self._transport.momenta())
+            state, self._optimizer.velocity = kept
         self._parts.go_on(state.whole, state.seconds_of)
         for iteration in range(state.iteration, self._config.iterations):
             before = time.perf_counter()
@@ -160,7 +160,8 @@ class Loop:
                 state.curve.append(CurvePoint(done, epoch, state.seconds, float(gathered.loss), accuracy))
             if checkpoint is not None and checkpoint.due():
                 state.whole, state.seconds_of = self._parts.whole, self._parts.seconds
-                checkpoint.save(state, self._parameters, self._optimizer.velocity, self._transport.statistics())
+                workers = self._transport.statistics(), self._transport.momenta()
+                checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
             if progress is not None:
                 last = state.curve[-1].test_accuracy if state.curve else None
                 progress(Progress(done, gathered.loss, last, gathered.G))

@@ -10,7 +10,7 @@ from fa.data import Dataset
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers
 from fa.training.transport import Gathered
-from fa.training.worker import Worker
+from fa.training.worker import Worker, own_images
 
 
 class Simulation:
@@ -24,7 +24,8 @@ class Simulation:
         self._attack = make_attack(config.attack)
         self._byzantine = range(config.byzantine)
         self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype, device=parameters.device)
-        self.workers = [Worker(rank, model, dataset, config, row) for rank, row in enumerate(self._G)]
+        own = own_images(config, dataset)
+        self.workers = [Worker(rank, model, dataset, config, row, own[rank]) for rank, row in enumerate(self._G)]
 
     def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
         """Each worker's gradient straight into its row, then the attack on the faulty rows."""
@@ -41,3 +42,7 @@ class Simulation:
     def statistics(self) -> list[Buffers]:
         """Each worker's batch-norm statistics, which may be written to."""
         return [worker.buffers for worker in self.workers]
+
+    def momenta(self) -> list[Tensor]:
+        """Each worker's momentum, if they have one."""
+        return [worker.momentum for worker in self.workers if worker.momentum is not None]

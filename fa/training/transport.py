@@ -45,6 +45,10 @@ class Transport(Protocol):
         """
         ...
 
+    def momenta(self) -> list[Tensor]:
+        """Each worker's momentum (n,), by rank, if they have one; may be written to likewise."""
+        ...
+
 
 LOOPBACK = "127.0.0.1"
 

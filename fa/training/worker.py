@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from fa import seeds
 from fa.attacks import make_attack
 from fa.checks import require
 from fa.data import Dataset, load
-from fa.data.batches import minibatch
+from fa.data.batches import check_batch, minibatch
 from fa.data.dataset import hold_out
+from fa.data.splits import by_class, dirichlet
 from fa.recipes import MANIFEST, Recipe, augmented, load_built
 from fa.training.config import TrainConfig
 from fa.training.flat import Buffers, views
@@ -29,19 +32,31 @@ class Worker:
     of the data set's: on the seed alone, and the recipe.
     """
 
-    def __init__(self, rank: int, model: nn.Module, dataset: Dataset, config: TrainConfig, row: Tensor) -> None:
+    def __init__(
+        self,
+        rank: int,
+        model: nn.Module,
+        dataset: Dataset,
+        config: TrainConfig,
+        row: Tensor,
+        own: Int64[np.ndarray, " k"] | None = None,
+    ) -> None:
+        """`own`: which training images are its own, if not all."""
         self.rank = rank
+        self.momentum = torch.zeros_like(row) if config.worker_momentum else None  # what it has sent last
         self.buffers = Buffers(model)
         self._model = model
         self._row = row
         self._gradients = list(zip(model.parameters(), views(row, model), strict=True))
         recipe = recipe_of(config) if config.augmented == "all" or rank < config.byzantine else None
+        self._own = own
         self._dataset = dataset if recipe is None else augmented(dataset, recipe, config.seed)
         self._config = config
         self._device = torch.device(config.device)
 
     def gradient(self, iteration: int) -> Tensor:
-        """Write the gradient of iteration's minibatch into the row and return the minibatch's loss, a scalar tensor.
+        """Write the gradient of iteration's minibatch, or the momentum with it, into the row and return the minibatch's
+        loss, a scalar tensor.
 
         The backward pass adds to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
         """
@@ -57,7 +72,15 @@ class Worker:
             loss.backward()
         for parameter, _ in self._gradients:
             parameter.grad = None
+        if self.momentum is not None:
+            beta = self._config.worker_momentum
+            self._row.copy_(self.momentum.mul_(beta).add_(self._row, alpha=1 - beta))
         return loss.detach()
+
+    @property
+    def state(self) -> list[Tensor]:
+        """What of it depends on earlier iterations: batch-norm statistics, and its momentum if it has one."""
+        return self.buffers.tensors + ([] if self.momentum is None else [self.momentum])
 
     def minibatch(self, iteration: int) -> tuple[Tensor, Tensor]:
         """The images, normalised float32 (B, C, H, W), and labels (B,) of an iteration, on the run's device."""
@@ -71,6 +94,7 @@ class Worker:
             seed=config.seed,
             sampling=config.sampling,
             device=self._device,
+            own=self._own,
         )
 
 
@@ -81,6 +105,22 @@ def data_of(config: TrainConfig) -> Dataset:
     written = (Path(config.dataset) / MANIFEST).is_file()
     dataset = load_built(config.dataset) if written else load(config.dataset)
     return hold_out(dataset, config.validation) if config.validation else dataset
+
+
+def own_images(config: TrainConfig, dataset: Dataset) -> list[Int64[np.ndarray, " k"] | None]:
+    """Each worker's own training images, by rank; None for one that draws from all. ValueError where an honest one has
+    fewer than a minibatch.
+    """
+    labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.batch
+    if config.split == "iid":
+        check_batch(batch, len(labels), config.workers, config.sampling)
+        return [None] * config.workers
+    if config.alpha is not None:
+        dealt = dirichlet(labels, honest, config.alpha, batch, config.seed)
+    else:
+        check_batch(batch, len(labels), honest, "cycled")
+        dealt = by_class(labels, honest)
+    return [*[None] * config.byzantine, *dealt]
 
 
 def recipe_of(config: TrainConfig) -> Recipe | None:

@@ -27,8 +27,8 @@ NEW = -1  # the iteration of a worker that has no gradient yet
 _CLOSED = -2
 
 Answer = Future[tuple[int, Tensor, list[Tensor]] | None]
-"""What a worker waits for: the iteration, its parameters, and to one that is new the batch-norm statistics of its rank;
-or None when the run is over.
+"""What a worker waits for: the iteration, its parameters, and to one that is new the `Worker.state` of its rank; or
+None when the run is over.
 """
 
 
@@ -67,6 +67,7 @@ class Remote:
         self._parameters = parameters
         self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype)
         self._buffers = [Buffers(model) for _ in range(config.workers)]
+        self._momenta = [torch.zeros_like(parameters) for _ in range(config.workers if config.worker_momentum else 0)]
         self._changed = threading.Condition()
         self._iteration = _CLOSED
         self._over = False
@@ -80,7 +81,7 @@ class Remote:
         self._computing: dict[int, float] = {}  # seconds that the gradients took their workers
         self._gone: dict[int, str] = {}  # who is not waited for, and why
         self._asking: dict[int, Answer] = {}
-        self._new: set[int] = set()  # who has no statistics yet
+        self._new: set[int] = set()  # who has not been told its state yet
         self._left: set[int] = set()  # who has heard that the run is over
 
     def exchange(self, sent: Sent) -> Answer:
@@ -119,9 +120,9 @@ class Remote:
         return answer
 
     def _answer(self, rank: int) -> tuple[int, Tensor, list[Tensor]]:
-        statistics = self._buffers[rank].tensors if rank in self._new else []
+        state = self._buffers[rank].tensors + self._momenta[rank : rank + 1] if rank in self._new else []
         self._new.discard(rank)
-        return self._iteration, self._parameters, statistics
+        return self._iteration, self._parameters, state
 
     def _row(self, rank: int) -> Tensor:
         """What that worker's calls fill of G: nothing where gradients come as datagrams."""
@@ -238,6 +239,8 @@ class Remote:
     def _complete(self, iteration: int, missing: dict[int, str]) -> Tensor:
         """Put the attack and the missing rows into G, and return the honest workers' mean loss."""
         config = self.config
+        for rank in self._losses if self._momenta else ():
+            self._momenta[rank].copy_(self._G[rank])
         here = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
         if not here:
             reasons = "; ".join(f"worker {rank}: {why}" for rank, why in missing.items())
@@ -255,6 +258,10 @@ class Remote:
     def statistics(self) -> list[Buffers]:
         """Each worker's batch-norm statistics, as last heard."""
         return self._buffers
+
+    def momenta(self) -> list[Tensor]:
+        """Each worker's momentum, as last heard: it is what a worker sends."""
+        return self._momenta
 
     def leave(self, rank: int) -> None:
         """That worker has heard that the run is over."""

@@ -14,7 +14,7 @@ from fa.network.chunks import send
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
 from fa.training.rpc import server, star
-from fa.training.worker import Worker, data_of
+from fa.training.worker import Worker, data_of, own_images
 
 
 def work(rank: int, host: str, port: int) -> None:
@@ -37,7 +37,7 @@ def _work(rank: int, host: str, sender: socket.socket) -> None:
     model = models.build(config.model, channels, dataset.classes, side, seed=config.seed)
     parameters = flatten(model)
     gradient = torch.zeros_like(parameters)
-    worker = Worker(rank, model, dataset, config, gradient)
+    worker = Worker(rank, model, dataset, config, gradient, own_images(config, dataset)[rank])
     computes = rank >= config.byzantine or make_attack(config.attack).needs_own
     iteration, loss, seconds = server.NEW, torch.zeros(()), 0.0
     port = star.ask(server.datagrams)  # of another socket, if there is one
@@ -49,9 +49,9 @@ def _work(rank: int, host: str, sender: socket.socket) -> None:
             with suppress(ConnectionError):  # the server may be gone before it answers
                 star.ask(server.leave, rank)
             return
-        iteration, sent, statistics = answer
+        iteration, sent, state = answer
         parameters.copy_(sent)
-        for own, theirs in zip(worker.buffers.tensors, statistics, strict=bool(statistics)):
+        for own, theirs in zip(worker.state, state, strict=bool(state)):
             own.copy_(theirs)
         if computes:
             started = time.perf_counter()

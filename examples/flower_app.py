@@ -1,0 +1,101 @@
+"""Flower's simulation of eight clients with their own digits, one of which sends noise in place of its model.
+
+pip install 'flwr[simulation]>=1.42'
+python examples/flower_app.py --rule fa        # or median, multi_krum, ...; fedavg: Flower's own mean
+"""
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+from torch import Tensor, nn
+
+from fa import RULES, make_rule, models
+from fa.data import load
+from fa.data.batches import minibatch, test_batches
+from fa.data.splits import dirichlet
+from fa.interop.flower import Strategy
+
+CLIENTS = 8
+STEPS = 20  # of a client, in a round
+
+
+def build() -> nn.Module:
+    """The CNN of the embedded digits."""
+    return models.build("convnet", channels=1, classes=10, size=28, seed=0)
+
+
+def minibatches(client: int, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a client trains on in a round: images of its own, unequal shares of each digit."""
+    data = load("mnist-mini")
+    own = dirichlet(data.train_labels, CLIENTS, alpha=1.0, least=32, seed=0)[client]
+    for step in range(STEPS):
+        yield minibatch(data, 32, client, CLIENTS, STEPS * server_round + step, seed=0, own=own)
+
+
+client_app = ClientApp()
+
+
+@client_app.train()
+def train(message: Message, context: Context) -> Message:
+    """A round of a client; the last one is faulty."""
+    client = int(context.node_config["partition-id"])
+    server_round = message.content["config"]["server-round"]
+    model = build()
+    model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    torch.manual_seed(CLIENTS * server_round + client)  # of dropout, and of the noise
+    for images, labels in minibatches(client, server_round):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    arrays = model.state_dict()
+    if client == CLIENTS - 1:
+        arrays = {name: torch.rand_like(tensor) for name, tensor in arrays.items()}
+    records = {"arrays": ArrayRecord(arrays), "metrics": MetricRecord({"num-examples": 32 * STEPS})}
+    return Message(RecordDict(records), reply_to=message)
+
+
+def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+    """The server's test accuracy."""
+    data, model = load("mnist-mini"), build()
+    model.load_state_dict(arrays.to_torch_state_dict())
+    model.eval()
+    with torch.no_grad():
+        right = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in test_batches(data))
+    return MetricRecord({"accuracy": right / len(data.test_labels)})
+
+
+def serve(rule: str, f: int, rounds: int) -> ServerApp:
+    """The server, which ends by printing its accuracy."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        nodes = {"fraction_evaluate": 0.0, "min_train_nodes": CLIENTS, "min_available_nodes": CLIENTS}
+        strategy = FedAvg(**nodes) if rule == "fedavg" else Strategy(make_rule(rule, f=f), **nodes)
+        result = strategy.start(grid, ArrayRecord(build().state_dict()), num_rounds=rounds, evaluate_fn=evaluate)
+        accuracy = result.evaluate_metrics_serverapp[rounds]["accuracy"]
+        print(f"{rule}: test accuracy {accuracy:.3f} after {rounds} rounds of {CLIENTS} clients")
+
+    return app
+
+
+def main() -> None:
+    """Run the simulation: by a function that Flower calls deprecated, as `flwr run` would leave a server behind."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rule", choices=("fedavg", *RULES), default="fa")
+    parser.add_argument("--f", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=10)
+    given = parser.parse_args()
+    run_simulation(serve(given.rule, given.f, given.rounds), client_app, num_supernodes=CLIENTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The Flower strategy on Flower's own messages, and in its simulation."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+INSTALL = "pip install 'flwr[simulation]>=1.42'"
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nobody is told of these tests
+pytest.importorskip("flwr", reason=INSTALL)
+
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.serverapp.strategy import FedAvg  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+import fa  # noqa: E402
+from fa.checks import ConditionError  # noqa: E402
+from fa.interop.flower import Strategy  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+NODES = [17, 3, 99, 54, 8, 2**63 + 5, 21, 40, 1]
+Model = dict[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def in_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without one, Flower makes no messages."""
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+class Nodes:
+    """What a strategy asks of a grid when it picks clients."""
+
+    def get_node_ids(self) -> list[int]:
+        return NODES
+
+
+def models(seed: int = 0) -> tuple[Model, dict[int, Model]]:
+    """A model as it is sent, and those that the nodes reply with; batch norm counts among the arrays."""
+    generator = torch.Generator().manual_seed(seed)
+    sent = {"w": torch.randn(4, 5, generator=generator), "b": torch.randn(3, generator=generator).double()}
+    sent["count"] = torch.tensor(7)
+    replied = {}
+    for place, node in enumerate(NODES):
+        replied[node] = {n: t + 0.1 * (torch.randn(t.shape, generator=generator) + 1) for n, t in sent.items()}
+        replied[node]["count"] = torch.tensor(7 + place)
+    return sent, replied
+
+
+def reply(message: Message, model: Model, examples: float = 10) -> Message:
+    records = {"arrays": ArrayRecord(model), "metrics": MetricRecord({"num-examples": examples, "loss": 0.5})}
+    return Message(RecordDict(records), reply_to=message)
+
+
+def a_round(
+    strategy: Any, change: Callable[[int, Message, Model], Message] | None = None, backwards: bool = False
+) -> tuple[Model | None, MetricRecord | None]:
+    """What a strategy makes of a round, in which a node's reply may be changed."""
+    sent, replied = models()
+    arrays, config = ArrayRecord(sent), ConfigRecord()
+    strategy.min_train_nodes = len(NODES)
+    messages = strategy.configure_train(1, arrays, config, Nodes())
+    assert sorted(message.metadata.dst_node_id for message in messages) == sorted(NODES)
+    answers = []
+    for message in sorted(messages, key=lambda message: message.metadata.dst_node_id, reverse=backwards):
+        node = message.metadata.dst_node_id
+        answers.append((change or (lambda _, *asked: reply(*asked)))(node, message, replied[node]))
+    made, metrics = strategy.aggregate_train(1, answers)
+    return None if made is None else dict(made.to_torch_state_dict()), metrics
+
+
+def expected(rule: Any, without: tuple[int, ...] = ()) -> Model:
+    sent, replied = models()
+    updates = [
+        {name: replied[node][name] - sent[name] for name in ("w", "b")} for node in sorted(NODES) if node not in without
+    ]
+    d = rule(updates, iteration=1)
+    return {name: sent[name] + d[name] for name in ("w", "b")}
+
+
+def same(one: Model | None, other: Model) -> None:
+    assert one is not None
+    for name, tensor in other.items():
+        assert one[name].dtype == tensor.dtype
+        torch.testing.assert_close(one[name], tensor)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("name", fa.RULES)
+def test_the_new_model_is_the_old_one_plus_the_rules_direction(name: str, backwards: bool) -> None:
+    rule = fa.make_rule(name, f=1, before=("bucketing",) if name in ("fa", "median") else None)
+    strategy = Strategy(rule)
+    model, metrics = a_round(strategy, backwards=backwards)
+    same(model, expected(rule))
+    assert model is not None
+    assert list(model) == ["w", "b", "count"]
+    assert model["count"] == 11  # the median of 7 .. 15
+    assert metrics == pytest.approx({"loss": 0.5})
+
+
+def test_the_mean_is_fedavgs() -> None:
+    ours, theirs = a_round(Strategy("mean"))[0], a_round(FedAvg())[0]
+    assert theirs is not None
+    same(ours, {name: theirs[name].to(dtype) for name, dtype in (("w", torch.float32), ("b", torch.float64))})
+
+
+def faulty(kind: str) -> Callable[[int, Message, Model], Message]:
+    """Node 99 replies with something that is no model."""
+
+    def change(node: int, message: Message, model: Model) -> Message:
+        if node != 99:
+            return reply(message, model)
+        if kind == "metrics":
+            return Message(RecordDict({"arrays": ArrayRecord(model)}), reply_to=message)
+        if kind == "examples":
+            return reply(message, model, examples=-80)
+        changed = {
+            "nan": model | {"b": torch.full((3,), torch.nan, dtype=torch.float64)},
+            "shape": model | {"w": torch.zeros(5, 4)},
+            "dtype": model | {"b": model["b"].float()},
+            "names": {"w": model["w"]},
+        }
+        return reply(message, changed[kind])
+
+    return change
+
+
+@pytest.mark.parametrize("kind", ["nan", "shape", "dtype", "names", "metrics", "examples"])
+def test_what_is_no_model_is_left_out_and_counts_as_faulty(kind: str) -> None:
+    strategy = Strategy(fa.make_rule("trimmed_mean", f=2))
+    model, metrics = a_round(strategy, faulty(kind))
+    same(model, expected(fa.make_rule("trimmed_mean", f=1), without=(99,)))
+    assert metrics == pytest.approx({"loss": 0.5})
+    assert list(strategy.left_out[1]) == [99]
+    said = "NaN or Inf" if kind == "nan" else "of other names, shapes or dtypes, than it was asked for"
+    assert said in strategy.left_out[1][99]
+
+
+def test_clients_that_fail_are_not_there() -> None:
+    def failing(node: int, message: Message, model: Model) -> Message:
+        return Message(Error(0, "no memory"), reply_to=message) if node in (99, 8) else reply(message, model)
+
+    rule = fa.make_rule("krum", f=2)
+    same(a_round(Strategy(rule), failing)[0], expected(rule, without=(99, 8)))
+    with pytest.raises(ConditionError, match=r"krum needs p >= 2f \+ 3; here p = 7 gradients and f = 3"):
+        a_round(Strategy(fa.make_rule("krum", f=3)), failing)
+    everybody = lambda node, message, model: Message(Error(0, "no memory"), reply_to=message)  # noqa: E731
+    assert a_round(Strategy("median"), everybody) == (None, None)
+
+
+def test_who_is_not_selected_is_told() -> None:
+    strategy = Strategy(fa.make_rule("multi_krum", f=2, keep=4))
+    a_round(strategy)
+    assert len(strategy.left_out[1]) == 5
+    assert set(strategy.left_out[1].values()) == {"not among the 4 best scores"}
+    assert set(strategy.left_out[1]) < set(NODES)
+
+
+@pytest.mark.slow
+def test_the_example_resists_a_faulty_client_in_flowers_simulation() -> None:
+    pytest.importorskip("ray", reason=INSTALL)
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    accuracies = {}
+    for rule in ("fa", "fedavg"):
+        command = [sys.executable, str(ROOT / "examples" / "flower_app.py"), "--rule", rule, "--rounds", "3"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        said = re.search(rf"^{rule}: test accuracy (0\.\d+) after 3 rounds", done.stdout, flags=re.MULTILINE)
+        assert said, done.stdout + done.stderr
+        accuracies[rule] = float(said[1])
+    assert accuracies["fa"] > 0.4
+    assert accuracies["fedavg"] < 0.3
