@@ -44,7 +44,8 @@ class Attack:
 
     def apply(self, G: Tensor, byzantine: Sequence[int], seed: int, iteration: int) -> None:
         """Overwrite the rows `byzantine` of G (p, n) in place; equal arguments write equal rows."""
-        self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, G.device))
+        with custom.blamed("attack"):
+            self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, G.device))
 
 
 def make_attack(name: str) -> Attack:

@@ -11,10 +11,14 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from fa.checks import ConditionError
 
 LIBRARIES = ("byzfl",)
 """Those that `fa.interop` knows."""
@@ -31,6 +35,17 @@ def of_library(name: str) -> bool:
     """Whether this names something of a library's own."""
     library, _, theirs = name.partition(":")
     return library in LIBRARIES and theirs != ""
+
+
+def absolute(name: str) -> str:
+    """The same name from whatever folder it is read: FILE.py:NAME with the file's whole path."""
+    return f"{_path(name)}:{name.rpartition(':')[2]}" if in_file(name) else name
+
+
+def shown(name: str) -> str:
+    """The name as a title has it: NAME (FILE.py) for what is in a file."""
+    path, _, attribute = name.rpartition(":")
+    return f"{attribute} ({Path(path).name})" if in_file(name) else name
 
 
 def checksum(name: str) -> str:
@@ -64,6 +79,24 @@ def load(kind: str, name: str) -> Any:
             f"{kind} must name what its file defines; {_path(name)} defines {there}, and not {attribute!r}"
         )
     return getattr(module, attribute)
+
+
+@contextmanager
+def blamed(kind: str) -> Iterator[None]:
+    """What goes wrong in a file of the user's, while a rule or an attack of it works, is a ValueError that names the
+    file and the line; all else passes.
+    """
+    try:
+        yield
+    except ConditionError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename) in {path for path, _ in _loaded}]
+        if not own:
+            raise
+        place = f"{own[-1].filename}, line {own[-1].lineno}"
+        raise ValueError(f"{kind} failed: {place}: {type(error).__name__}: {error}") from error
 
 
 def _path(name: str) -> Path:

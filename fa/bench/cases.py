@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fa.bench.peers import LIBRARIES, Aggregator, Missing, a_plain_read, as_the_paper, of_library, of_torch
 from fa.bench.timing import Call, Timing, interleaved
+from fa.checks import require
 from fa.rules import RULES, make_rule
 
 OURS, TORCH, PAPER, READ = "fa", "torch", "paper", "read"
@@ -74,12 +75,19 @@ def measure(
     repeats: int = 10,
     patience: float = 10.0,
     progress: Callable[[str], None] = lambda text: None,
+    rules: Sequence[str] = (),
 ) -> Iterator[list[Row]]:
-    """The rows of one case after another."""
+    """The rows of one case after another, also of `rules` besides RULES. Raises ValueError where one of these refuses
+    p workers.
+    """
+    for _, p in cases:
+        for name in rules:
+            require(name not in RULES, "a rule", name, "one that is not timed anyway")
+            make_rule(name, f=faulty(p)).check_workers(p)
     for n, p in cases:
         generator = torch.Generator(device=device).manual_seed(n + p)
         G = torch.randn(p, n, generator=generator, device=device)
-        calls = _calls(G, faulty(p))
+        calls = _calls(G, faulty(p), rules)
 
         def tell(name: str, n: int = n, p: int = p) -> None:
             progress(f"p = {p}, n = {n:,}: {name}")
@@ -90,10 +98,10 @@ def measure(
         yield _rows(n, p, list(calls), list(timings.values()))
 
 
-def _calls(G: Tensor, f: int) -> dict[tuple[str, str], Call]:
-    """By (rule, by whom): our nine rules first."""
+def _calls(G: Tensor, f: int, rules: Sequence[str]) -> dict[tuple[str, str], Call]:
+    """By (rule, by whom): our nine rules first, and then those given."""
     p = len(G)
-    aggregators: dict[tuple[str, str], Aggregator] = {(name, OURS): make_rule(name, f=f) for name in RULES}
+    aggregators: dict[tuple[str, str], Aggregator] = {(name, OURS): make_rule(name, f=f) for name in (*RULES, *rules)}
     aggregators |= {(name, TORCH): aggregate for name, aggregate in of_torch().items()}
     for library in LIBRARIES:
         with suppress(Missing):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fa.bench.cases import OURS, PAPER, TORCH, USUAL, Row
-from fa.bench.table import growth, slopes
-from fa.experiments.style import VARIANTS, Variant, use
-from fa.rules import RULES
+from fa.bench.table import growth, rules, slopes
+from fa.experiments.own import look
+from fa.experiments.style import Variant, use
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     largest, p = max((row.n, row.p == USUAL, row.p) for row in rows)[::2]
     at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
-    for place, rule in enumerate(RULES):
+    for place, rule in enumerate(rules(rows)):
         drawn = [(by, at[rule, by]) for by in _WHOM if (rule, by) in at]
         drawn += [(PAPER, row) for row in at.values() if row.by == PAPER and rule == "fa"]
         height = 0.8 / len(drawn)
@@ -52,8 +52,9 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             axes.text(1e3 * row.seconds * 1.05, y, f"{_number(1e3 * row.seconds)}{name}", va="center", fontsize=6.5)
     for label, colour in _WHOM.values():
         axes.barh(0, 0, color=colour, label=label)
-    axes.set(xscale="log", yticks=range(len(RULES)), yticklabels=[_look(rule).label for rule in RULES])
-    axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(RULES) - 0.4, -0.6))
+    names = [_look(rule).label for rule in rules(rows)]
+    axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
+    axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))
     axes.set_xlim(right=axes.get_xlim()[1] * 4)
     axes.legend(fontsize=7, loc="upper right")
 
@@ -65,14 +66,14 @@ def _number(x: float) -> str:
 
 def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
     in_n, in_p = slopes(rows, "n"), slopes(rows, "p")
-    for rule in RULES:
+    for rule in rules(rows):
         line = growth(rows, rule, OURS, varied)
         if line:
             sizes, seconds = zip(*line, strict=True)
             exponents = ", ".join(f"{found[rule]:.2f}" for found in (in_n, in_p) if rule in found)
-            look = _look(rule)
-            label = f"{look.label} ({exponents})"
-            axes.loglog(sizes, [1e3 * s for s in seconds], color=look.colour, marker=look.marker, label=label)
+            its = _look(rule)
+            label = f"{its.label} ({exponents})"
+            axes.loglog(sizes, [1e3 * s for s in seconds], color=its.colour, marker=its.marker, label=label)
     held = f"p = {USUAL}" if varied == "n" else "n = 1,000,000"
     axes.set(
         xlabel="numbers a gradient, n" if varied == "n" else "workers, p", ylabel="time of a call (ms)", title=held
@@ -84,4 +85,4 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
 
 
 def _look(rule: str) -> Variant:
-    return VARIANTS.get(rule, _KRUM)
+    return _KRUM if rule == "krum" else look(rule)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fa import custom
 from fa.bench.cases import MIDDLE, OURS, PAPER, TORCH, USUAL, Row
 from fa.bench.peers import LIBRARIES
-from fa.rules import RULES
 
 _WHOM = (*LIBRARIES, TORCH)
 
@@ -23,16 +23,22 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         + f"{1e3 * read.seconds:.3g} ms, {read.gigabytes_per_second:.1f} GB/s"
     )
     peers = "".join(f"{f'x {by}':>10}" for by in _WHOM)
-    yield f"{'':14}{'ms':>9}{'/ mean':>8}{'GB/s':>7}{'first ms':>10}{peers}"
-    for rule in RULES:
+    width = max(14, *(len(custom.shown(rule)) + 1 for rule in rules(rows)))
+    yield f"{'':{width}}{'ms':>9}{'/ mean':>8}{'GB/s':>7}{'first ms':>10}{peers}"
+    for rule in rules(rows):
         row = found[rule, OURS]
         own = f"{1e3 * row.seconds:9.3g}{row.over_mean:8.2f}{row.gigabytes_per_second:7.1f}{1e3 * row.first:10.3g}"
         others = "".join(f"{_times(found.get((rule, by)), row):>10}" for by in _WHOM)
-        yield f"{rule:14}{own}{others}" + ("" if row.repeats >= 10 else f"  ({row.repeats} calls)")
+        yield f"{custom.shown(rule):{width}}{own}{others}" + ("" if row.repeats >= 10 else f"  ({row.repeats} calls)")
     for row in rows:
         if row.by == PAPER:
             ours = found["fa", OURS]
             yield f"{row.rule}: {1e3 * row.seconds:.4g} ms, {_times(row, ours)} times ours ({row.repeats} calls)"
+
+
+def rules(rows: Sequence[Row]) -> list[str]:
+    """The rules of ours that were timed, in their order."""
+    return list(dict.fromkeys(row.rule for row in rows if row.by == OURS))
 
 
 def _times(peer: Row | None, ours: Row) -> str:
@@ -44,7 +50,7 @@ def slopes(rows: Sequence[Row], varied: str) -> dict[str, float]:
     squares of the logarithms; empty where fewer than two sizes were measured.
     """
     found = {}
-    for rule in RULES:
+    for rule in rules(rows):
         line = growth(rows, rule, OURS, varied)
         if len(line) > 1:
             sizes, seconds = np.log(np.array(line)).T
@@ -64,10 +70,10 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     for varied, at in (("n", f"p = {USUAL}"), ("p", f"n = {MIDDLE:,}")):
         exponents = slopes(rows, varied)
         if exponents:
-            told = ", ".join(f"{rule} {slope:.2f}" for rule, slope in exponents.items())
+            told = ", ".join(f"{custom.shown(rule)} {slope:.2f}" for rule, slope in exponents.items())
             yield f"time grows as {varied} to the power of, at {at}: {told}"
     last = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (MIDDLE, 60)}
     usual = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (MIDDLE, USUAL)}
     if last and usual:
-        told = ", ".join(f"{rule} {last[rule] / usual[rule]:.1f}" for rule in RULES)
+        told = ", ".join(f"{custom.shown(rule)} {last[rule] / usual[rule]:.1f}" for rule in rules(rows))
         yield f"p = 60 over p = {USUAL}, at n = {MIDDLE:,}: {told}"

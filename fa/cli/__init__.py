@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
     "server": "Train with workers that are started on this host or others.",
     "worker": "Compute gradients for an `fa server` on this host or another.",
+    "plot": "Draw one run, and whom its rule trusted.",
     "sweep": "Do many runs, reusing those that are finished.",
     "reproduce": "Draw the paper's figures from runs of this package.",
     "report": "Write which of the paper's claims hold, from the figures drawn.",

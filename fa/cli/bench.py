@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa.checks import require
+from fa.cli.own import rule_option
 
 if TYPE_CHECKING:
     from fa.bench.cases import Row
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads; as many as torch takes if left out.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@rule_option
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for bench.json and bench.png.")
 def bench(
     sizes: tuple[int, ...],
@@ -34,6 +36,7 @@ def bench(
     patience: float,
     threads: int | None,
     device: str,
+    rules: tuple[str, ...],
     out: Path | None,
 ) -> None:
     """Time each rule beside this package's mean, other libraries, torch, and FA by SVDs, all in turn in one process.
@@ -45,6 +48,7 @@ def bench(
     from fa.bench import cases
     from fa.bench.table import lines, summary
     from fa.devices import find_device
+    from fa.experiments.own import enter
 
     find_device(device)
     require(patience > 0, "patience", patience, "greater than 0")
@@ -53,10 +57,11 @@ def bench(
     chosen = cases.all_cases() if full else cases.usual_cases()
     if sizes or workers:
         chosen = [(n, p) for p in workers or (cases.USUAL,) for n in sizes or (cases.MIDDLE,)]
+    own = enter(rules)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []
-    for found in cases.measure(chosen, device, repeats, patience, _tell):
+    for found in cases.measure(chosen, device, repeats, patience, _tell, own):
         rows += found
         click.echo("\n".join([*lines(found), ""]))
     click.echo("\n".join(summary(rows)))

@@ -17,6 +17,7 @@ import click
 _LIBRARIES = {
     "notebooks": ("jupyterlab", "papermill", "seaborn", "pandas"),
     "theory": ("cvxpy", "scipy"),
+    "tensorboard": ("tensorboard",),
 }
 _ENOUGH_DISK = 8e9  # bytes: an installation, and CIFAR-10
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from fa.cli.own import concerned, own_options
 from fa.experiments.profiles import PROFILES
 
 
@@ -17,10 +18,20 @@ from fa.experiments.profiles import PROFILES
     "--jobs", type=click.IntRange(min=1), help="Runs at a time; as many as cores and memory allow if left out."
 )
 @click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
+@own_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
-def reproduce(name: tuple[str, ...], profile: str, jobs: int | None, device: str | None, out: Path | None) -> None:
+def reproduce(
+    name: tuple[str, ...],
+    profile: str,
+    jobs: int | None,
+    device: str | None,
+    rules: tuple[str, ...],
+    attack: str | None,
+    out: Path | None,
+) -> None:
     """Execute the notebook of each NAME, such as fig02 or theory01, or all of a family: fig (if no NAME is given),
-    extra, supp or theory. Figures and executed notebooks go to figures/PROFILE.
+    extra, supp or theory. Figures and executed notebooks go to figures/PROFILE; with --rule or --attack, to
+    figures/PROFILE-custom.
 
     An option that a notebook has no parameter for does not concern it.
     """
@@ -28,11 +39,14 @@ def reproduce(name: tuple[str, ...], profile: str, jobs: int | None, device: str
     from fa.experiments.paths import figures
     from fa.experiments.report import drawn, write
 
-    target = figures(profile, out).resolve()
-    for path in find(name):
+    paths = {path.stem: path for path in find(name)}
+    names, given = concerned(list(paths), rules, attack)
+    target = figures(f"{profile}-custom" if given else profile, out).resolve()
+    for stem, own in names.items():
+        path = paths[stem]
         click.echo(f"{path.stem}, profile {profile}")
         try:
-            execute(path, target, profile=profile, out=str(target), jobs=jobs, device=device)
+            execute(path, target, profile=profile, out=str(target), jobs=jobs, device=device, **own)
         except KeyboardInterrupt:
             # The cell that was cut off is an asyncio task that nobody waits for any more: no traceback of it.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)

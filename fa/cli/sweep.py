@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fa import custom
+from fa.cli.own import concerned, own_options
 from fa.experiments import ALL, figure_module, named
 from fa.experiments.profiles import PROFILES
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--shard", "part", metavar="I/K", help="Only every K-th run, from the I-th: for K machines.")
 @click.option("--why", is_flag=True, help="Say for each run why it will run or not, and run nothing.")
 @click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
+@own_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
 def sweep(
     figure: tuple[str, ...],
@@ -31,15 +34,17 @@ def sweep(
     part: str | None,
     why: bool,
     device: str | None,
+    rules: tuple[str, ...],
+    attack: str | None,
     out: Path | None,
 ) -> None:
     """Do the runs behind each FIGURE, such as fig02 or extra03, or all of a family: fig (if none is named), extra or
-    supp. Those that are finished are reused.
+    supp. Those that are finished are reused. With --rule or --attack, the folder is figures/PROFILE-custom.
 
     A run that fails is named at the end, with exit code 1; the others are done and kept.
     """
-    names = named(figure or ("fig",), ALL)
-    studies = [figure_module(name).study(profile, out, device=device) for name in names]
+    names, _ = concerned(named(figure or ("fig",), ALL), rules, attack)
+    studies = [figure_module(name).study(profile, out, device=device, **own) for name, own in names.items()]
     if why:
         for study in studies:
             _explain(study, part)
@@ -74,7 +79,7 @@ def _explain(study: Study, part: str | None) -> None:
     for config in study.part(part):
         finished = study.store.find(config) is not None
         options = ", ".join(f"{name}={value}" for name, value in config.options.items())
-        rule = f"{config.rule} ({options})" if options else config.rule
+        rule = custom.shown(config.rule) + (f" ({options})" if options else "")
         row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.why(config))
         table.add_row(*row)
     console = Console()

@@ -27,6 +27,7 @@ _LINES = 30.0  # seconds between two lines where stderr is no terminal
 _CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed once --out is written."
 _NETWORK = ("listen", "deadline", "quorum", "gradients", "lost")
 _LOST = "What stands for coordinates that are lost, with udp.  [default: zero]"
+_BOARD = "Folder for TensorBoard's events: loss, accuracy, weights; with the extra `tensorboard`."
 _BACKEND = "Workers simulated in this process, or processes of their own, which are started here, or by torchrun."
 
 _SETTINGS = {
@@ -74,6 +75,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--out", type=click.Path(path_type=Path), help="New directory for curve.csv, workers.csv, config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT)
 @click.option("--checkpoint-every", type=float, help="Seconds from one checkpoint to the next.  [default: 300]")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help=_BOARD)
 @click.option(
     "--backend",
     type=click.Choice(["simulate", "rpc", "torchrun"]),
@@ -85,7 +87,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--quorum", type=int, help="Go on with the gradients of so many workers, the fastest, with rpc.")
 @click.option("--gradients", type=click.Choice(["rpc", "udp"]), help="How gradients come, with rpc.  [default: rpc]")
 @click.option("--lost", type=click.Choice(["zero", "previous"]), help=_LOST)
-def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> None:
+def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path | None, **given: Any) -> None:
     """Train once, with faulty workers, and print the result.
 
     The options of the rules hold for those rules that have them.
@@ -106,6 +108,10 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
         require(config.workers == place.size - 1, "workers", config.workers, workers)
         if place.rank:
             return compute(place.rank - 1, place.host, place.port, threads or 1)
+    if tensorboard is not None:
+        from fa.training.board import check_installed
+
+        check_installed()
     if backend == "simulate" and network:
         raise ValueError(f"backend must be 'rpc' with --{next(iter(network))}; it is 'simulate'")
     from fa.training import train as run_training
@@ -113,7 +119,7 @@ def train(threads: int | None, out: Path | None, backend: str, **given: Any) -> 
     cluster = None if backend == "simulate" else _cluster(place, **network)
     if cluster is not None and not cluster.spawn:
         click.echo(f"awaiting {config.workers} workers at {cluster.host}:{cluster.port}", err=True)
-    with _progress(config.iterations) as progress:
+    with _progress(config.iterations) as bar, _board(tensorboard, config.byzantine, bar) as progress:
         run = run_training(config, out=out, progress=progress, threads=threads, cluster=cluster, **keeping)
     _report(run, out)
 
@@ -175,6 +181,25 @@ def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
                 click.echo(f"{done}; loss {loss}, accuracy {accuracy}", err=True)
 
         yield show
+
+
+@contextmanager
+def _board(
+    folder: Path | None, byzantine: int, show: Callable[[Progress], None]
+) -> Iterator[Callable[[Progress], None]]:
+    """What is told of each iteration: to `show`, and to TensorBoard if a folder is given."""
+    if folder is None:
+        yield show
+        return
+    from fa.training.board import Board
+
+    with Board(folder, byzantine) as board:
+
+        def tell(state: Progress) -> None:
+            show(state)
+            board(state)
+
+        yield tell
 
 
 def _report(run: Run, out: Path | None) -> None:

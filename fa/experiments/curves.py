@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
+from fa.experiments.own import look, own_of
 from fa.experiments.style import VARIANTS
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Fig
     from matplotlib.figure import Figure
 
     values = list(dict.fromkeys(table[column]))
-    variants = tuple(key for key in VARIANTS if key in set(table["variant"]))
+    variants = (*(key for key in VARIANTS if key in set(table["variant"])), *own_of(table))
     figure = Figure(figsize=(2 + 3 * len(values), 3.6), layout="constrained")
     panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
     for axes, value in zip(panels, values, strict=True):
@@ -39,8 +40,8 @@ def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None
     for key in variants:
         rows = table[table["variant"] == key]
         if len(rows):
-            look = VARIANTS[key]
-            draw_line(axes, rows, look.label, look.colour, look.marker, look.dashes)
+            its = look(key)
+            draw_line(axes, rows, its.label, its.colour, its.marker, its.dashes)
     finish(axes)
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import style
 from fa.experiments.claims import Claim, Lead, accuracies, lead, learned, mean
 from fa.experiments.extras import RULES, SEEDS, SHORT, draw_dots, judged, make_extra
+from fa.experiments.own import enter, known, look, own_of, sent
 from fa.experiments.study import Case, Cell, Results, Study
-from fa.experiments.style import VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,14 +28,21 @@ TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where thre
 HELD = 0.2  # of the training images, on which the rate is chosen
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    **given: Any,
+) -> Study:
     """The runs among which to choose: a rate of the grid, evaluated on training images that were kept from training.
 
-    Settings that are given, and not None, replace the profile's. `tested` adds the runs with the rates chosen.
+    `rules` are some that are not the paper's; settings that are given, and not None, replace the profile's. `tested`
+    adds the runs with the rates chosen.
     """
     grid = [
         Case(key, FAULTY, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
-        for key in RULES
+        for key in (*RULES, *enter(rules))
         for rate in FEW.get(profile, RATES)
     ]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
@@ -45,7 +52,7 @@ def chosen(validation: DataFrame) -> dict[str, float]:
     """Each rule's rate of best mean accuracy over the seeds, the lowest of equals, of the runs of `study` alone."""
     final = accuracies(validation[validation["validation"] > 0], "lr")
     rates = sorted({rate for _, rate in final})
-    return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in RULES}
+    return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *own_of(validation))}
 
 
 def tested(study: Study, rates: Mapping[str, float]) -> Study:
@@ -59,7 +66,7 @@ def tested(study: Study, rates: Mapping[str, float]) -> Study:
     cells = []
     for key, rate in rates.items():
         like = next(cell for cell in study.cells if cell.variant == key and cell.config.lr == rate)
-        case = replace(like.case, settings={"lr": rate, "validation": 0.0})
+        case = replace(like.case, settings={**like.case.settings, "validation": 0.0})
         cells += [Cell(case, replace(like.config, validation=0.0, seed=seed)) for seed in seeds]
     return replace(study, cells=(*study.cells, *cells))
 
@@ -80,7 +87,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     _draw_choice(left, accuracies(table[table["validation"] > 0], "lr"), rates)
     _draw_tested(right, accuracies(table[table["validation"] == 0]), rates)
     figure.suptitle(
-        f"f = {FAULTY} faulty workers send random gradients; every rule at its own learning rate\n{title}", fontsize=10
+        f"f = {FAULTY} faulty workers send {sent(table)}; every rule at its own learning rate\n{title}", fontsize=10
     )
     return figure
 
@@ -88,16 +95,16 @@ def draw(table: DataFrame, title: str) -> Figure:
 def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
     grid = sorted({rate for _, rate in final})
     for key, best in rates.items():
-        look = VARIANTS[key]
-        line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 5}
+        its = look(key)
+        line: dict[str, Any] = {"color": its.colour, "marker": its.marker, "markersize": 5}
         axes.plot(
             grid,
             [mean(final[key, rate]) for rate in grid],
-            linestyle=(0, look.dashes) if look.dashes else "-",
-            label=look.label,
+            linestyle=(0, its.dashes) if its.dashes else "-",
+            label=its.label,
             **line,
         )
-        axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.colour)
+        axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=its.colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
     axes.set(xlabel="learning rate", ylabel=f"validation accuracy ({HELD:.0%} of the training images)", ylim=(0, 1))
@@ -106,20 +113,21 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
 
 
 def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
-    names = {f"{VARIANTS[key].label}, {rate:g}": key for key, rate in rates.items()}
+    names = {f"{look(key).label}, {rate:g}": key for key, rate in rates.items()}
     reached = {name: final[key, FAULTY] for name, key in names.items()}
-    draw_dots(axes, reached, {name: VARIANTS[key] for name, key in names.items()})
+    draw_dots(axes, reached, {name: look(key) for name, key in names.items()})
     axes.set_title("each rule at its own rate")
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
     """E2: FA against the best other rule, and against its control, each at its own rate; whether they choose alike."""
+    table = known(table)
     rates = chosen(table)
     final = accuracies(table[table["validation"] == 0])
     testable = learned(final, chance)
     best = lead(final, FAULTY, "f")
     control = Lead(f"f = {FAULTY}", final["fa", FAULTY], "mean_unit", final["mean_unit", FAULTY])
-    told = ", ".join(f"{VARIANTS[key].label} {rate:g}" for key, rate in rates.items() if key != "mean")
+    told = ", ".join(f"{look(key).label} {rate:g}" for key, rate in rates.items() if key != "mean")
     alike = [rates[key] == rates["fa"] for key in RULES if key not in ("fa", "mean")]
     return [
         Claim(

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fa import custom
 from fa.experiments import style
 from fa.experiments.claims import CLOSE, Claim, accuracies, learned, mean
 from fa.experiments.extras import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, judged, make_extra
 from fa.experiments.heatmap import draw_heat
+from fa.experiments.own import enter, known, look, own_of, replaced
+from fa.experiments.paths import figures
 from fa.experiments.study import Case, Study, last_points
 from fa.experiments.style import VARIANTS
 
@@ -33,22 +36,35 @@ ATTACKS = {
 SEEDS = {"paper": (2021,)}  # of so many, one seed
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
-    """A run for each rule, attack and f; settings that are given, and not None, replace the profile's."""
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    attack: str | None = None,
+    **given: Any,
+) -> Study:
+    """A run for each rule, attack and f, also for `rules` and an `attack` that are not the paper's; settings that are
+    given, and not None, replace the profile's.
+    """
     own, grid = SEEDS.get(profile, ()), []
+    keys = (*RULES, *enter(rules))
+    attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [replaced(attack)])))
     for f in FAULTY.get(profile, (1,)):
-        for attack in ATTACKS:
-            grid += [Case(key, f, {"attack": attack}, seeds=own) for key in RULES]
-            grid.append(Case("fa_default", f, {"attack": attack}, UNIT, own, SAME_LENGTH))
-    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+        for sent in attacks:
+            grid += [Case(key, f, {"attack": sent}, seeds=own) for key in keys]
+            grid.append(Case("fa_default", f, {"attack": sent}, UNIT, own, SAME_LENGTH))
+    folder = figures(f"{profile}-custom", out) if len(attacks) > len(ATTACKS) else out
+    return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **given)
 
 
 def cells(table: DataFrame, f: int) -> DataFrame:
     """Final test accuracy, the mean over seeds: a row for each rule, a column for each attack, NaN for a gap."""
     last = last_points(table[table["f"] == f])
     grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
-    names = [*(VARIANTS[key].label for key in RULES), SAME_LENGTH]
-    return grid.reindex(index=names, columns=list(ATTACKS)).rename(columns=ATTACKS)
+    names = [*(look(key).label for key in (*RULES, *own_of(table))), SAME_LENGTH]
+    attacks = {attack: ATTACKS.get(attack) or custom.shown(attack) for attack in (*ATTACKS, *table["attack"])}
+    return grid.reindex(index=names, columns=list(attacks)).rename(columns=attacks)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -69,12 +85,13 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
     """E3: whose worst attack is the least bad, how far FA is from its control, and whether knowing f protects."""
+    table = known(table)
     final = {
         (rule, attack, f): mean(values)
         for attack in ATTACKS
         for (rule, f), values in accuracies(table[table["attack"] == attack]).items()
     }
-    testable = learned(accuracies(table), chance)
+    testable = learned(accuracies(table[table["attack"].isin(ATTACKS)]), chance)
     counts = sorted(set(table["f"]))
     worst = {f: _worst(final, f) for f in counts}
     least = [worst[f]["fa"][0] - max(value for rule, (value, _) in worst[f].items() if rule != "fa") for f in counts]

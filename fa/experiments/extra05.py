@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import style
 from fa.experiments.claims import Claim, Lead, learned
 from fa.experiments.extras import RULES, SAME_LENGTH, SEEDS, SHORT, best, by_label, draw_dots, judged, make_extra
+from fa.experiments.own import enter, known, look, own_of
 from fa.experiments.study import Case, Study
 from fa.experiments.style import VARIANTS
 
@@ -40,12 +41,20 @@ ALONE = tuple(key for key in RULES if key != "mean")
 OURS = [name for name in COMBINED if "FA" in name]
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
-    """Each rule alone and each combination; settings that are given, and not None, replace the profile's."""
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    **given: Any,
+) -> Study:
+    """Each rule alone, also `rules` that are not the paper's, and each combination; settings that are given, and not
+    None, replace the profile's.
+    """
     own = () if profile == "smoke" else SEEDS
-    grid = []
+    alone, grid = (*ALONE, *enter(rules)), []
     for attack in ATTACKS:
-        grid += [Case(key, FAULTY, {"attack": attack}, seeds=own) for key in ALONE]
+        grid += [Case(key, FAULTY, {"attack": attack}, seeds=own) for key in alone]
         grid += [Case(key, FAULTY, {"attack": attack}, options, own, name) for name, (key, options) in COMBINED.items()]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
 
@@ -57,7 +66,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     panels = figure.subplots(1, len(ATTACKS), sharey=True)
-    looks = {VARIANTS[key].label: VARIANTS[key] for key in ALONE} | {
+    looks = {look(key).label: look(key) for key in (*ALONE, *own_of(table))} | {
         name: VARIANTS[key] for name, (key, _) in COMBINED.items()
     }
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
@@ -69,6 +78,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
     """E5: the best combination with FA against the best rule alone, and against the same without the subspace."""
+    table = known(table)
     final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
     testable = any(learned(reached, chance) for reached in final.values())
     alone = [VARIANTS[key].label for key in ALONE]

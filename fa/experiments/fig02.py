@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import style
 from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, learned, mean, shown, verdict
 from fa.experiments.curves import draw_line, finish
+from fa.experiments.own import sent
 from fa.experiments.study import Case, Study, make_study
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def draw(table: DataFrame, title: str) -> Figure:
         draw_line(axes, table[table["f"] == f], f"f = {f}", style.FAULTY_COLOURS[f], markers[f])
     finish(axes)
     axes.legend(title="faulty workers", loc="center right")
-    figure.suptitle(f"Mean, faulty workers send random gradients\n{title}", fontsize=9)
+    figure.suptitle(f"Mean, faulty workers send {sent(table)}\n{title}", fontsize=9)
     return figure
 
 

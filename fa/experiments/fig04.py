@@ -10,6 +10,7 @@ from fa.checks import check_one_of, require
 from fa.experiments import style
 from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, lead, learned, mean, shown, verdict
 from fa.experiments.curves import draw_curves
+from fa.experiments.own import enter, known, own_of, sent
 from fa.experiments.paths import figures
 from fa.experiments.study import Case, Study, make_study
 
@@ -30,17 +31,19 @@ def study(
     seeds: Sequence[int] | None = None,
     variants: Sequence[str] | None = None,
     faulty: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
     **given: Any,
 ) -> Study:
-    """The runs of Figure 4, or those of the `variants` and the numbers of `faulty` workers that are named; settings
-    that are given, and not None, replace the profile's.
+    """The runs of Figure 4, or those of the `variants` and the numbers of `faulty` workers that are named, and of
+    `rules` that are not the paper's; settings that are given, and not None, replace the profile's.
     """
     everything = tuple(dict.fromkeys((*TOP, *style.READINGS)))
     for key in variants or ():
         check_one_of("a variant", key, everything)
     for f in faulty or ():
         require(f in FAULTY, "a number of faulty workers", f, "1, 2 or 3")
-    grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or FAULTY for key in variants or everything]
+    keys = (*(variants or everything), *enter(rules))
+    grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or FAULTY for key in keys]
     if out is None and (variants or faulty):
         out = figures(f"{profile}-custom")
     return make_study(NAME, profile, grid, out, seeds, **given)
@@ -53,9 +56,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     style.use()
     from matplotlib.figure import Figure
 
-    there, faulty = set(table["variant"]), sorted(set(table["f"]))
-    rows: dict[str, tuple[str, ...]] = {"rules": TOP}
-    if there - set(TOP):
+    own, faulty = own_of(table), sorted(set(table["f"]))
+    rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *own)}
+    if set(table["variant"]) - {*TOP, *own}:
         rows["readings of FA, and controls"] = style.READINGS
     figure = Figure(figsize=(max(7, 2 + 3 * len(faulty)), 3.3 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(faulty), sharex=True, sharey=True, squeeze=False)
@@ -66,13 +69,13 @@ def draw(table: DataFrame, title: str) -> Figure:
             axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()
         row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"Faulty workers send random gradients; FA is the released code's reading\n{title}", fontsize=10)
+    figure.suptitle(f"Faulty workers send {sent(table)}; FA is the released code's reading\n{title}", fontsize=10)
     return figure
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
     """C3 in its two halves, and C4; `chance` is the accuracy of guessing."""
-    final = accuracies(table)
+    final = accuracies(known(table))
     testable = learned(final, chance)
     found = [*_of_leads(final, testable), *_of_trimmed_mean(final, chance, testable)]
     return sorted(found, key=lambda claim: claim.number)

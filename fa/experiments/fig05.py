@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, lengths, verdict
 from fa.experiments.curves import draw_panels
+from fa.experiments.own import enter, known, sent
 from fa.experiments.study import Case, Study, make_study
 from fa.experiments.style import PAPER_RULES
 
@@ -26,19 +27,26 @@ SIZES = {
 }
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
-    """The runs of Figure 5; settings that are given, and not None, replace the profile's."""
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    **given: Any,
+) -> Study:
+    """The runs of Figure 5, and of `rules` that are not the paper's; settings that are given, and not None, replace the
+    profile's.
+    """
+    keys = (*PAPER_RULES, *enter(rules))
     sizes = SIZES.get(profile, ())  # of a profile that there is not, make_study speaks
-    grid = [
-        Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in PAPER_RULES
-    ]
+    grid = [Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in keys]
     return make_study(NAME, profile, grid, out, seeds, **given)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each size, as in the paper."""
     return draw_panels(
-        table, "batch", "B", f"f = 3 faulty workers send random gradients; FA is the released code's reading\n{title}"
+        table, "batch", "B", f"f = 3 faulty workers send {sent(table)}; FA is the released code's reading\n{title}"
     )
 
 
@@ -48,6 +56,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     Where the sizes have not the same number of iterations, the size alone is not what was tried, and a lead that grows
     is no more than a part of the second claim.
     """
+    table = known(table)
     final = accuracies(table, "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.claims import Claim, accuracies, lead, learned, shown, verdict
 from fa.experiments.curves import draw_curves
+from fa.experiments.own import enter, known, own_of
 from fa.experiments.reaching import reached, sooner, target, told
 from fa.experiments.study import Case, Study, make_study
 from fa.experiments.style import PAPER_RULES, VARIANTS, use
@@ -23,10 +24,18 @@ FAULTY = 3
 _OWN = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
-    """The runs of Figure 6a, under chunk loss; settings that are given, and not None, replace the profile's."""
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    **given: Any,
+) -> Study:
+    """The runs of Figure 6a, under chunk loss, and of `rules` that are not the paper's; settings that are given, and
+    not None, replace the profile's.
+    """
     own = {"attack": "chunk_loss", **_OWN.get(profile, {})}
-    return make_study(NAME, profile, [Case(key, FAULTY) for key in RULES], out, seeds, own, **given)
+    return make_study(NAME, profile, [Case(key, FAULTY) for key in (*RULES, *enter(rules))], out, seeds, own, **given)
 
 
 def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure:
@@ -36,7 +45,7 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
 
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    draw_curves(left, table, RULES)
+    draw_curves(left, table, (*RULES, *own_of(table)))
     left.set_title("chunk loss: 10% of each of three gradients")
     left.legend(title="rule", loc="lower right")
     right.set_title("link loss: TCP sends again")
@@ -65,6 +74,7 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None) -> l
     """C6 in its two halves: FA's final accuracy, and the iterations to an accuracy that `reaching` chooses; with what
     an iteration takes over `links`.
     """
+    table = known(table)
     final = accuracies(table)
     testable = learned(final, chance)
     last = lead(final, FAULTY, "f")

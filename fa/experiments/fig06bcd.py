@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, lengths, mean, shown, verdict
 from fa.experiments.curves import draw_panels
+from fa.experiments.own import enter, known, sent
 from fa.experiments.study import Case, Study, make_study
 from fa.experiments.style import PAPER_RULES
 
@@ -21,17 +22,26 @@ WORKERS = (11, 13, 15)
 _PAPER = {11: 1080, 13: 915, 15: 1050}  # iterations, in the released code
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
-    """The runs of Figures 6b to 6d; settings that are given, and not None, replace the profile's."""
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    **given: Any,
+) -> Study:
+    """The runs of Figures 6b to 6d, and of `rules` that are not the paper's; settings that are given, and not None,
+    replace the profile's.
+    """
+    keys = (*PAPER_RULES, *enter(rules))
     iterations = {p: {"iterations": _PAPER[p]} if profile == "paper" else {} for p in WORKERS}
-    grid = [Case(key, 2, {"workers": p} | iterations[p]) for p in WORKERS for key in PAPER_RULES]
+    grid = [Case(key, 2, {"workers": p} | iterations[p]) for p in WORKERS for key in keys]
     return make_study(NAME, profile, grid, out, seeds, **given)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each number of workers, as in the paper."""
     return draw_panels(
-        table, "workers", "p", f"f = 2 faulty workers send random gradients; FA is the released code's reading\n{title}"
+        table, "workers", "p", f"f = 2 faulty workers send {sent(table)}; FA is the released code's reading\n{title}"
     )
 
 
@@ -40,6 +50,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
 
     As in Figure 5, the second is shown in part at the most where the runs are not of one length.
     """
+    table = known(table)
     final = accuracies(table, "workers")
     counts = sorted(set(table["workers"]))
     leads = [lead(final, p, "p") for p in counts]

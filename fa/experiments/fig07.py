@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import style
 from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, shown, verdict
 from fa.experiments.curves import draw_curves
+from fa.experiments.own import enter, known, own_of
 from fa.experiments.paths import recipe
 from fa.experiments.study import Case, Results, Study, make_study
 from fa.recipes import read
@@ -35,11 +36,18 @@ ITERATIONS = {"quick": 30, "cpu": 75, "paper": 800}
 ENOUGH = 4  # points of a curve, to speak of its ups and downs
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
-    """The runs of Figure 7; settings that are given, and not None, replace the profile's."""
-    grid = [
-        Case(rule, FAULTY, {"attack": "none", "augmentation": pairs}) for pairs in _augmentations() for rule in RULES
-    ]
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    **given: Any,
+) -> Study:
+    """The runs of Figure 7, and of `rules` that are not the paper's; settings that are given, and not None, replace the
+    profile's.
+    """
+    keys = (*RULES, *enter(rules))
+    grid = [Case(key, FAULTY, {"attack": "none", "augmentation": pairs}) for pairs in _augmentations() for key in keys]
     return make_study(NAME, profile, grid, out, seeds, {"iterations": ITERATIONS.get(profile)}, **given)
 
 
@@ -72,8 +80,9 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
 
     figure = Figure(figsize=(15, 5.8), layout="constrained")
     grid = figure.subplots(2, len(SCHEMES), sharex=True, sharey="row")
+    keys = (*RULES, *own_of(table))
     for column, (scheme, heading) in zip(grid.T, SCHEMES.items(), strict=True):
-        draw_curves(column[0], table[table["scheme"] == scheme], RULES)
+        draw_curves(column[0], table[table["scheme"] == scheme], keys)
         column[0].set_title(heading)
         _draw_values(column[1], values[values["scheme"] == scheme])
         for axes in column:
@@ -99,6 +108,7 @@ def _draw_values(axes: Axes, values: DataFrame) -> None:
 
 def claims(table: DataFrame, values: DataFrame, chance: float) -> list[Claim]:
     """C8 by the final accuracy and by the curves' falls, and what the paper takes for the quality of a worker."""
+    table = known(table)
     final = accuracies(table, "scheme")
     testable = learned(final, chance)
     leads = {scheme: lead(final, scheme) for scheme in SCHEMES}

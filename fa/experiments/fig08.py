@@ -12,6 +12,7 @@ from fa.experiments import style
 from fa.experiments.claims import CLOSE, Claim, accuracies, learned, mean, shown, verdict
 from fa.experiments.curves import draw_line, finish
 from fa.experiments.fig03 import ENOUGH, every
+from fa.experiments.own import sent
 from fa.experiments.study import Case, Study, make_study
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
@@ -84,7 +85,7 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     finish(left)
     left.legend(fontsize=7, ncols=2)
     _draw_cosines(right, cosines)
-    figure.suptitle(f"f = 1 faulty worker sends random gradients; pairwise regularizer\n{title}", fontsize=10)
+    figure.suptitle(f"f = 1 faulty worker sends {sent(table)}; pairwise regularizer\n{title}", fontsize=10)
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import style
 from fa.experiments.claims import LEARNED, Claim, learned, mean, verdict
 from fa.experiments.curves import draw_line, finish
+from fa.experiments.own import sent
 from fa.experiments.recording import record
 from fa.experiments.study import Case, Study, last_points, make_study
 from fa.rules import make_rule
@@ -74,7 +75,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
-    figure.suptitle(f"Faulty workers send random gradients; FA is the released code's reading\n{title}", fontsize=10)
+    figure.suptitle(f"Faulty workers send {sent(table)}; FA is the released code's reading\n{title}", fontsize=10)
     return figure
 
 

@@ -12,6 +12,7 @@ from fa.data import load
 from fa.experiments import style
 from fa.experiments.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.cost import svd_steps
+from fa.experiments.own import enter, known, look, own_of, sent
 from fa.experiments.reaching import reached, sooner, target, told
 from fa.experiments.recording import record
 from fa.experiments.study import Case, Results, Study, last_points, make_study
@@ -36,11 +37,17 @@ PARTS = {
 _OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
-    """The runs of Figure 10, whose workers are processes; settings that are given, and not None, replace the profile's,
-    but for the device: processes train on the processor.
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    **given: Any,
+) -> Study:
+    """The runs of Figure 10, whose workers are processes, and of `rules` that are not the paper's; settings that are
+    given, and not None, replace the profile's, but for the device: processes train on the processor.
     """
-    grid = [Case(key, FAULTY.get(profile, 0)) for key in RULES]
+    grid = [Case(key, FAULTY.get(profile, 0)) for key in (*RULES, *enter(rules))]
     own = make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **given | {"device": None})
     return replace(own, processes=True)
 
@@ -97,17 +104,17 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Fi
     _draw_ends(c, table)
     _draw_aggregations(d, spent, costs)
     figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
-    heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send random gradients"
+    heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send {sent(table)}"
     figure.suptitle(f"{heading}; FA is the released code's reading\n{title}", fontsize=10)
     return figure
 
 
 def _draw_curves(axes: Axes, table: DataFrame) -> None:
-    for key in RULES:
-        look = style.VARIANTS[key]
+    for key in (*RULES, *own_of(table)):
+        its = look(key)
         curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
         every = max(1, len(curve) // 8)
-        axes.plot(*curve.to_numpy().T, color=look.colour, marker=look.marker, markevery=every, label=look.label)
+        axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
     accuracy = target(table)
     axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=f"{accuracy:.2f}, to be reached")
     axes.set(title="(a) time to an accuracy", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
@@ -119,7 +126,7 @@ def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
     left = whole * 0
     for part, (label, colour) in PARTS.items():
         seconds = means[part] / whole * means["epoch"]
-        axes.barh([style.VARIANTS[key].label for key in means.index], seconds, left=left, color=colour, label=label)
+        axes.barh([look(key).label for key in means.index], seconds, left=left, color=colour, label=label)
         left += seconds
     axes.set(title="(b) an epoch", xlabel="seconds")
     axes.invert_yaxis()
@@ -129,15 +136,15 @@ def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
 def _draw_ends(axes: Axes, table: DataFrame) -> None:
     ends = last_points(table).groupby("variant", sort=False)[["seconds", "test_accuracy"]].mean()
     for key, (seconds, accuracy) in ends.iterrows():
-        look = style.VARIANTS[key]
-        axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
+        its = look(key)
+        axes.scatter(seconds, accuracy, color=its.colour, marker=its.marker, s=60, label=its.label)
     axes.set(title="(c) all iterations finished", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
 
 
 def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
-    bars = {style.VARIANTS[key].label: (value, style.VARIANTS[key].colour) for key, value in means.items()}
+    bars = {look(key).label: (value, look(key).colour) for key, value in means.items()}
     bars |= {f"{row.method}, alone": (row.milliseconds, "#9fc5e8") for row in costs.itertuples()}
     values, colours = zip(*bars.values(), strict=True)
     axes.bar_label(axes.barh(list(bars), values, color=colours), fmt="%.1f", padding=2, fontsize=8)
@@ -150,6 +157,7 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) 
     """C11 in its three parts, and C12, where bytes are iterations times 8 p n: each worker is sent n numbers of four
     bytes, and sends as many, whatever the rule.
     """
+    table, spent = known(table), known(spent)
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])

@@ -13,6 +13,7 @@ from fa.experiments import figure_module
 from fa.experiments.claims import Claim
 from fa.experiments.paths import figures, project
 from fa.experiments.study import Results, Study
+from fa.experiments.style import VARIANTS
 from fa.training.records import hardware, versions
 
 if TYPE_CHECKING:
@@ -88,9 +89,17 @@ def _command(study: Study) -> str | None:
     """What draws this figure again; None where the profile's runs are not among its own (which may be more, where some
     follow from others' results).
     """
-    as_it_comes = figure_module(study.name).study(study.profile)
-    own = set(as_it_comes.configs) <= set(study.configs)
-    return f"fa reproduce --profile {study.profile} {study.name}" if own else None
+    module = figure_module(study.name)
+    rules = [key for key in dict.fromkeys(cell.variant for cell in study.cells) if key not in VARIANTS]
+    entered: dict[str, Any] = {"rules": rules} if rules else {}
+    usual = {config.attack for config in module.study(study.profile, **entered).configs}
+    attacks = [attack for attack in {config.attack for config in study.configs} if attack not in usual]
+    if len(attacks) == 1:
+        entered["attack"] = attacks[0]
+    if not set(module.study(study.profile, **entered).configs) <= set(study.configs):
+        return None
+    words = [f"fa reproduce --profile {study.profile} {study.name}", *(f"--rule {rule}" for rule in rules)]
+    return " ".join(words + [f"--attack {attack}" for attack in attacks])
 
 
 def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -60,10 +60,11 @@ class Record:
 
 
 class RunStore:
-    """The records below one folder."""
+    """The records below one folder; `beside` is another whose records are read too, and not written."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, beside: str | Path | None = None) -> None:
         self.root = Path(root)
+        self._beside = None if beside is None else RunStore(beside)
 
     def key(self, config: TrainConfig) -> str:
         """16 hex digits of the SHA-256 of the configuration, the data's checksum, the version of the training code, and
@@ -77,6 +78,10 @@ class RunStore:
 
     def find(self, config: TrainConfig) -> Record | None:
         """The finished run of this configuration, if it is there and whole."""
+        own = self._whole(config)
+        return self._beside.find(config) if own is None and self._beside is not None else own
+
+    def _whole(self, config: TrainConfig) -> Record | None:
         record = Record(self.root / self.key(config))
         if not record.folder.is_dir():
             return None
@@ -88,6 +93,8 @@ class RunStore:
 
     def why(self, config: TrainConfig) -> str:
         """Why this configuration will be run, or that it need not be."""
+        if self.find(config) is not None:
+            return "it is finished"
         record = Record(self.root / self.key(config))
         if not record.folder.is_dir():
             return self._nearest(config)
@@ -95,7 +102,7 @@ class RunStore:
             record.check()
         except DamagedRecord as damage:
             return f"its record is damaged: {damage}"
-        return "it is finished"
+        return "it is finished"  # by another process meanwhile
 
     def save(self, run: Run) -> Record:
         """Keep a finished run: it appears whole or not at all, and a damaged record makes way for it."""
@@ -106,12 +113,12 @@ class RunStore:
             folder = run.write(making / target.name)
             manifest = {name: _checksum(folder / name) for name in FILES}
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-            if target.is_dir() and self.find(run.config) is None:
+            if target.is_dir() and self._whole(run.config) is None:
                 target.rename(making / "damaged")
             try:
                 folder.rename(target)
             except OSError:
-                if self.find(run.config) is None:  # else another process has finished the same run meanwhile
+                if self._whole(run.config) is None:  # else another process has finished the same run meanwhile
                     raise
         finally:
             shutil.rmtree(making, ignore_errors=True)

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fa import custom
 from fa.checks import check_one_of, require
 from fa.data.registry import REGISTRY
 from fa.experiments import style
+from fa.experiments.own import look, replaced
 from fa.experiments.paths import figures
 from fa.experiments.profiles import settings
 from fa.experiments.store import RunStore
@@ -28,8 +30,9 @@ _SETTINGS = tuple(sorted({field.name for field in fields(TrainConfig)} - {"rule"
 
 @dataclass(frozen=True)
 class Case:
-    """What a figure's grid asks for: a variant of `style.VARIANTS` under f faulty workers, with settings and rule
-    options that are this case's own. Those that are not "iterations" become columns of the table.
+    """What a figure's grid asks for: a variant of `style.VARIANTS`, or a rule that was entered, under f faulty workers,
+    with settings and rule options that are this case's own. Those that are not "iterations" become columns of the
+    table.
     """
 
     variant: str
@@ -47,7 +50,7 @@ class Case:
     @property
     def label(self) -> str:
         """What the figure calls it."""
-        return self.called or style.VARIANTS[self.variant].label
+        return self.called or look(self.variant).label
 
     def __str__(self) -> str:
         own = [f"{name} = {value}" for name, value in self.columns.items()]
@@ -80,6 +83,7 @@ class Study:
     gaps: dict[str, str] = field(default_factory=dict)
     processes: bool = False  # whether workers are processes of their own, else simulated; their records lie apart
     spread: str = " (line: their mean; band: their range)"  # how several seeds are shown
+    attack: str | None = None  # what the faulty workers send, where that is not what the figure has them send
 
     @property
     def configs(self) -> list[TrainConfig]:
@@ -89,7 +93,10 @@ class Study:
     @property
     def store(self) -> RunStore:
         """Where this study's runs are kept."""
-        return RunStore(self.folder / ("records-rpc" if self.processes else "records"))
+        name = "records-rpc" if self.processes else "records"
+        # Those of the profile serve too, but for their times, which may be of another machine.
+        shared = self.folder == figures(f"{self.profile}-custom") and not self.processes
+        return RunStore(self.folder / name, figures(self.profile) / name if shared else None)
 
     def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
         """Run what is not finished (of the `part` i/k, if given), and say what became of each run."""
@@ -125,10 +132,11 @@ class Study:
         counts = f"p = {self._all('workers')}, B = {self._all('batch')}, lr = {self._all('lr')}"
         steps = f"{self._all('iterations')} iterations"
         several = len(seeds) > 1
+        attack = f", attack {custom.shown(self.attack)}" if self.attack else ""
         shown = f"seed{'s' * several} {', '.join(map(str, seeds))}{self.spread * several}"
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.gaps.values())
         gaps = "".join(f"\nleft out: {reason}" for reason in reasons)
-        return f"{task}; {counts}, {steps}, {shown}{gaps}"
+        return f"{task}; {counts}{attack}, {steps}, {shown}{gaps}"
 
     def _all(self, setting: str) -> str:
         """The values that the cases have of a setting, in their order, as in 64/128/192."""
@@ -178,8 +186,9 @@ def make_study(
     """The study of a grid of cases at a profile's size, with the figure's `own` settings in that profile.
 
     A case's settings replace the profile's, and `seeds` and `given` settings that are not None replace both. Where that
-    makes them others, on whatever device, and `out` is None, the study's folder is figures/PROFILE-custom: the figures
-    of a profile are not written over. Raises ValueError for a name that is no setting, and for empty seeds.
+    makes them others, on whatever device, or a case's rule is the user's own, and `out` is None, the study's folder is
+    figures/PROFILE-custom: the figures of a profile are not written over. An attack that is given becomes a column of
+    the table. Raises ValueError for a name that is no setting, and for empty seeds.
     """
     for setting in given:
         check_one_of("a setting", setting, _SETTINGS)
@@ -187,23 +196,30 @@ def make_study(
         require(isinstance(seeds, Sequence) and len(seeds) > 0, "seeds", seeds, "a list of one seed or more")
     given = {name: value for name, value in given.items() if value is not None}
     usual = settings(profile, **own or {})
+    if "attack" in given:
+        given["attack"] = replaced(given["attack"])
+        if given["attack"] == usual.get("attack", TrainConfig.attack):
+            del given["attack"]
+    attack = given.get("attack")
     profile_seeds = usual.pop("seeds")
-    custom = False
+    changed = False
     cells, gaps = [], {}
-    for case in grid:
+    for wanted in grid:
+        case = wanted if attack is None else replace(wanted, settings={**wanted.settings, "attack": attack})
         usual_seeds = tuple(case.seeds or profile_seeds)
-        custom |= tuple(seeds or usual_seeds) != usual_seeds
-        variant = style.VARIANTS[case.variant]
+        changed |= tuple(seeds or usual_seeds) != usual_seeds or case.variant not in style.VARIANTS
+        variant = look(case.variant)
         options = {**dict(variant.options), **case.options}
-        its = usual | dict(case.settings) | {"rule": variant.rule, "rule_options": options, "byzantine": case.f}
-        custom |= any(its.get(name, getattr(TrainConfig, name)) != given[name] for name in given.keys() - {"device"})
+        its = usual | dict(wanted.settings) | {"rule": variant.rule, "rule_options": options, "byzantine": case.f}
+        changed |= any(its.get(name, getattr(TrainConfig, name)) != given[name] for name in given.keys() - {"device"})
         config = TrainConfig(**its | given)
         refusal = _refusal(config)
         if refusal:
             gaps[str(case)] = refusal
             continue
         cells += [Cell(case, replace(config, seed=seed)) for seed in seeds or usual_seeds]
-    return Study(name, profile, figures(f"{profile}-custom" if custom else profile, out), tuple(cells), gaps)
+    folder = figures(f"{profile}-custom" if changed else profile, out)
+    return Study(name, profile, folder, tuple(cells), gaps, attack=attack)
 
 
 def _refusal(config: TrainConfig) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import fig04, style
 from fa.experiments.claims import Claim
+from fa.experiments.own import enter
 from fa.experiments.study import Case, Study, make_study
 
 if TYPE_CHECKING:
@@ -21,9 +22,17 @@ NAME = "supp01_tiny_imagenet"
 _OWN = {"dataset": "tiny-imagenet", "lr": 0.1}
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
-    """The runs, with the model and the sizes of the profile; settings that are given, and not None, replace them."""
-    variants = dict.fromkeys((*fig04.TOP, *style.READINGS))
+def study(
+    profile: str,
+    out: str | Path | None = None,
+    seeds: Sequence[int] | None = None,
+    rules: Sequence[str] | None = None,
+    **given: Any,
+) -> Study:
+    """The runs, with the model and the sizes of the profile, and those of `rules` that are not the paper's; settings
+    that are given, and not None, replace them.
+    """
+    variants = dict.fromkeys((*fig04.TOP, *style.READINGS, *enter(rules)))
     grid = [Case(key, f) for f in fig04.FAULTY for key in variants]
     return make_study(NAME, profile, grid, out, seeds, _OWN, **given)
 

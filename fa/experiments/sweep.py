@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from fa import custom
 from fa.checks import check_integer
 from fa.data.registry import check_present
 from fa.experiments.progress import reporter
@@ -39,7 +40,7 @@ class Outcome:
         result = f"failed: {(self.error.splitlines() or [''])[-1]}"
         if self.record is not None:
             result = f"{self.record.curve[-1]['test_accuracy']:.3f}"
-        return f"{config.rule}, f = {config.byzantine}, seed {config.seed}: {result}"
+        return f"{custom.shown(config.rule)}, f = {config.byzantine}, seed {config.seed}: {result}"
 
 
 @dataclass

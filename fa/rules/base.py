@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from fa import kernels, mixing
+from fa import custom, kernels, mixing
 from fa.checks import ConditionError, check_condition, check_integer, require
 from fa.columns import Columns
 from fa.gradients import read
@@ -216,7 +216,22 @@ class Rule(ABC):
         remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
         rule.check_workers(rows.size, remark)
         mixture = mix(gram.select(rows), rule.steps, Situation(rule.f, rule.seed, iteration))
-        return _describe(gram, rows, mixture, rule.choose(G, rows, mixture))
+        with custom.blamed("rule"):
+            choice = rule.choose(G, rows, mixture)
+        _check_choice(self.name, choice, mixture.gram.p)
+        return _describe(gram, rows, mixture, choice)
+
+
+def _check_choice(name: str, choice: Any, q: int) -> None:
+    """Raise ValueError where the rule of that name decides what no rule can."""
+    require(isinstance(choice, Choice), f"what {name} decides", choice, "a fa.rules.base.Choice")
+    weights = choice.weights
+    if weights is None:
+        said = choice.statistic is not None or choice.direction is not None
+        require(said, f"what {name} decides", choice, "weights, a statistic or a direction")
+    else:
+        fits = isinstance(weights, np.ndarray) and weights.shape == (q,)
+        require(fits, f"the weights that {name} decides", weights, f"an array of {q}, one a gradient")
 
 
 def per_worker(numbers: Float64[np.ndarray, " p"] | None, p: int) -> list[float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,8 @@ class Progress(NamedTuple):
     loss: Tensor  # scalar, on the run's device: reading it waits for the device
     accuracy: float | None  # of the last evaluation
     G: Tensor  # (p, n), what the server was sent in that iteration; the next one overwrites it
+    workers: Sequence[WorkerRow] = ()  # what the rule made of it
+    evaluated: bool = False  # whether the accuracy is of this iteration
 
 
 def train(
@@ -163,8 +165,10 @@ class Loop:
                 workers = self._transport.statistics(), self._transport.momenta()
                 checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
             if progress is not None:
-                last = state.curve[-1].test_accuracy if state.curve else None
-                progress(Progress(done, gathered.loss, last, gathered.G))
+                last = state.curve[-1] if state.curve else None
+                known = None if last is None else last.test_accuracy
+                evaluated = last is not None and last.iteration == done
+                progress(Progress(done, gathered.loss, known, gathered.G, rows, evaluated))
         return state
 
     def _iterate(self, iteration: int) -> tuple[Gathered, list[WorkerRow]]:

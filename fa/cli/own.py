@@ -1,0 +1,57 @@
+"""The options by which rules and attacks of the user's own enter the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from fa.experiments import ALL
+
+_RULE = "Rule to enter as one more curve: FILE.py:NAME, byzfl:NAME, or one a package brings; may be repeated."
+_ATTACK = "What the faulty workers send, in place of the figure's attack: FILE.py:NAME, byzfl:NAME, or a known one."
+_NO_FIGURE = "it is no figure of runs"
+
+rule_option = click.option("--rule", "rules", multiple=True, metavar="NAME", help=_RULE)
+
+
+def own_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command --rule and --attack."""
+    return rule_option(click.option("--attack", metavar="NAME", help=_ATTACK)(command))
+
+
+def concerned(
+    names: Sequence[str], rules: Sequence[str], attack: str | None
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Of figures and notebooks those that --rule and --attack concern, each with what its study is given, and all that
+    was given. For each of the others a line on stderr says why not.
+
+    The rules and the attack are loaded. Raises ValueError where they cannot be, and where no name is left.
+    """
+    given: dict[str, Any] = {}
+    if rules:
+        from fa.experiments.own import enter
+
+        given["rules"] = list(enter(rules))
+    if attack is not None:
+        from fa.experiments.own import replaced
+
+        given["attack"] = replaced(attack)
+    found = {name: {option: its for option, its in given.items() if not _refused(name, option)} for name in names}
+    left = {name: its for name, its in found.items() if its or not given}
+    if not left:
+        raise ValueError(f"--{next(iter(given)).rstrip('s')} concerns none of {', '.join(names)}")
+    return left, given
+
+
+def _refused(name: str, option: str) -> bool:
+    """Whether the option does not concern the figure or notebook, which is then said."""
+    from fa.experiments.own import NO_ATTACK, NO_RULES
+
+    why = (NO_RULES if option == "rules" else NO_ATTACK).get(name.partition("_")[0])
+    if name not in ALL:
+        why = _NO_FIGURE
+    if why is not None:
+        click.echo(f"{name}: --{option.rstrip('s')} does not concern it: {why}", err=True)
+    return why is not None

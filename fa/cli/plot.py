@@ -1,0 +1,25 @@
+"""`fa plot`: a picture of one run, and of whom its rule trusted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="File in place of FOLDER/run.png.")
+def plot(folder: Path, out: Path | None) -> None:
+    """Draw the run that `fa train --out FOLDER` or a sweep left in FOLDER: accuracy, loss, and for every worker and
+    iteration its weight and explained variance, where the rule has them, and who was left out.
+    """
+    try:
+        from fa.experiments.diagnostics import draw, read
+
+        figure = draw(read(folder))
+    except ModuleNotFoundError as error:
+        raise ValueError(f"fa plot needs {error.name}: pip install 'fa[notebooks]'") from error
+    target = out or folder / "run.png"
+    figure.savefig(target, dpi=150, metadata={"Software": None})
+    click.echo(target)

@@ -1,0 +1,91 @@
+"""Rules and attacks that are the user's own in the figures: which figures they may enter, and how they look there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fa import custom
+from fa.attacks import make_attack
+from fa.checks import require
+from fa.experiments.style import VARIANTS, Variant
+from fa.rules import make_rule
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+LOOKS = (("#000000", "p"), ("#882255", "x"), ("#9500ff", "d"), ("#3d2ca0", "8"))
+"""Colours and markers by the order in which rules are given: far from those of `style.VARIANTS` to every eye."""
+
+NO_RULES = {
+    "fig02": "it shows the mean alone",
+    "fig03": "it shows what FA's subspace explains",
+    "fig08": "it varies FA's lambda",
+    "fig09": "it shows FA alone, at several sizes",
+    "extra01": "it varies FA's options",
+    "extra04": "its detectors are ones of known rules; fa plot shows whom a rule trusted",
+}
+"""Figures that do not compare rules, and what they do."""
+
+NO_ATTACK = {
+    "fig06a": "its faults are links that lose packets",
+    "fig07": "its workers train on augmented data, and send what they have",
+    "extra01": "it compares attacks for which its regimes were chosen",
+    "extra04": "it compares attacks that it has names for",
+    "extra05": "it compares two attacks",
+}
+"""Figures whose attack is their subject; Extra 3, which has seven, takes one more."""
+
+_entered: dict[str, Variant] = {}
+
+
+def enter(rules: Sequence[str] | None) -> tuple[str, ...]:
+    """Make the rules of these names variants that `look` knows, and return their keys: names that do not depend on the
+    working directory. Raises ValueError for a rule that there is not, or that the figures have already.
+    """
+    require(rules is None or not isinstance(rules, str), "rules", rules, "a list of rules' names")
+    keys = tuple(dict.fromkeys(custom.absolute(name) for name in rules or ()))
+    for key in keys:
+        require(key not in VARIANTS, "a rule", key, "one that the figures do not have already")
+        if key not in _entered:
+            _entered[key] = _variant(key)
+    return keys
+
+
+def _variant(key: str) -> Variant:
+    rule = make_rule(key)
+    few = f"one of {len(LOOKS)} at the most, for which there are colours"
+    require(len(_entered) < len(LOOKS), "a rule", key, few)
+    name = rule.name if ":" in rule.name else rule.name.replace("_", " ").capitalize()
+    taken = {variant.label for variant in (*VARIANTS.values(), *_entered.values())}
+    labels = (name, f"{name} ({Path(key.rpartition(':')[0]).name or key})", key)
+    colour, marker = LOOKS[len(_entered)]
+    return Variant(next(label for label in labels if label not in taken), key, colour, marker)
+
+
+def replaced(attack: str) -> str:
+    """The attack's name, not depending on the working directory; ValueError for one that there is not."""
+    attack = custom.absolute(attack)
+    make_attack(attack)
+    return attack
+
+
+def look(key: str) -> Variant:
+    """How a figure shows a variant, one of `style.VARIANTS` or one that was entered."""
+    return VARIANTS[key] if key in VARIANTS else _entered[key]
+
+
+def own_of(table: DataFrame) -> tuple[str, ...]:
+    """The rules of the user's own among the variants of a table, in its order."""
+    return tuple(key for key in dict.fromkeys(table["variant"]) if key not in VARIANTS)
+
+
+def known(table: DataFrame) -> DataFrame:
+    """The rows on which claims are judged: those of the rules that the figure has anyway."""
+    return table[table["variant"].isin(VARIANTS)]
+
+
+def sent(table: DataFrame) -> str:
+    """What the faulty workers of a figure send, for its heading; which other attack it was, the title says."""
+    return "gradients of another attack than the paper's" if "attack" in table else "random gradients"

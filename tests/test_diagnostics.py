@@ -1,0 +1,124 @@
+"""The picture of a run: what every rule records of its decisions, and that the picture shows it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import fa
+from fa.cli import cli, main
+from fa.experiments import diagnostics
+from fa.training import TrainConfig, train
+
+SHORT = {"workers": 11, "byzantine": 2, "iterations": 3, "batch": 4, "attack": "random"}
+KRUM = {"before": ("krum", "median_norm")}
+
+
+def run(folder: Path, rule: str, **options: object) -> diagnostics.Diagnosis:
+    train(TrainConfig(rule=rule, rule_options=options, **SHORT), out=folder / "run")
+    return diagnostics.read(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("rule", "options", "weighs", "left_out"),
+    [
+        ("krum", {}, True, 10),
+        ("multi_krum", {}, True, 4),
+        ("bulyan", {}, False, 4),
+        ("fa", {}, True, 0),
+        ("fa", KRUM, True, 2),
+        ("mean", {"before": ("nnm",)}, True, 0),
+        ("median", {"before": ("krum",)}, False, 2),
+        ("median", {}, False, 0),
+    ],
+)
+def test_the_records_are_the_rules_decisions(
+    rule: str, options: dict, weighs: bool, left_out: int, tmp_path: Path
+) -> None:
+    """Against the rule called again on the gradients that the run saw."""
+    decisions = []
+
+    def look(progress: object) -> None:
+        aggregate = fa.make_rule(rule, f=2, **options).aggregate(progress.G, progress.iteration - 1)
+        decisions.append(aggregate.decision)
+
+    train(TrainConfig(rule=rule, rule_options=options, **SHORT), out=tmp_path / "run", progress=look)
+    read = diagnostics.read(tmp_path / "run")
+    for iteration, decision in enumerate(decisions, start=1):
+        rows = read.workers[read.workers["iteration"] == iteration].set_index("worker")
+        assert set(rows.index[rows["status"] == "used"]) == set(decision.selected)
+        assert {w: r for w, r in rows["reason"].items() if r} == decision.left_out
+        assert len(decision.left_out) == left_out
+        if weighs:
+            np.testing.assert_allclose(rows["weight"], decision.weights, rtol=1e-4, atol=1e-6)
+            share = np.abs(decision.weights) / np.abs(decision.weights).sum()
+            np.testing.assert_allclose(rows["share"].abs(), share, rtol=1e-4, atol=1e-6)
+            part = read.on_faulty().set_index("iteration")["part"]
+            assert part[iteration] == pytest.approx(share[:2].sum(), abs=1e-5)
+        else:
+            assert rows["weight"].isna().all()
+            part = read.on_faulty().set_index("iteration")["part"][iteration]
+            assert part == len({0, 1} & set(decision.selected)) / len(decision.selected)
+        assert rows["value"].notna().all() == (decision.values is not None)
+
+
+def test_the_picture_shows_numbers_faulty_workers_and_who_was_left_out(tmp_path: Path) -> None:
+    read = run(tmp_path, "fa", **KRUM)
+    figure = diagnostics.draw(read)
+    maps = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in maps] == ["weight, of the sum of sizes", "explained variance $v_i$"]
+    np.testing.assert_allclose(maps[0].images[0].get_array(), read.grid("share"))
+    np.testing.assert_allclose(maps[1].images[0].get_array(), read.grid("value"))
+    assert [label.get_text() for label in maps[0].get_yticklabels()][:3] == ["0, faulty", "1, faulty", "2"]
+    (patch,) = maps[0].patches
+    cells = {(x, y) for (y, x) in zip(*np.nonzero(read.grid("reason").to_numpy() != ""), strict=True)}
+    shape = read.grid("reason").shape
+    inside = {(x, y) for y in range(shape[0]) for x in range(shape[1]) if patch.get_path().contains_point((x + 1, y))}
+    assert inside == cells != set()
+    assert "fa, before = ['krum', 'median_norm']; 11 workers, 2 faulty (random)" in figure.get_suptitle()
+
+
+def test_a_rule_of_coordinates_says_that_it_has_no_weights(tmp_path: Path) -> None:
+    figure = diagnostics.draw(run(tmp_path, "bulyan"))
+    (only,) = [axes for axes in figure.axes if axes.images]
+    assert only.get_title() == "status"
+    assert only.patches
+    assert "of whole gradients it is known who was used, and no weight" in figure.get_suptitle()
+
+
+def test_reasons_are_told_apart(tmp_path: Path) -> None:
+    run(tmp_path, "multi_krum")
+    file = tmp_path / "run" / "workers.csv"
+    lines = file.read_text().splitlines()
+    lines[1:5] = [f"1,{w},none,none,left out: {why}" for w, why in enumerate(("NaN or Inf", "a", "b", "NaN or Inf"))]
+    lines[5] += "; 6 of 61 datagrams lost"
+    file.write_text("\n".join(lines) + "\n")
+    read = diagnostics.read(tmp_path / "run")
+    hatches = diagnostics._hatches(read)
+    assert list(hatches)[:2] == ["not among the 7 best scores", "NaN or Inf"]
+    assert hatches["a"] == hatches["b"] != hatches["NaN or Inf"]
+    labels = [handle.get_label() for handle in diagnostics._legend(read)]
+    assert labels == ["left out: not among the 7 best scores", "left out: NaN or Inf", "left out: a; b"]
+    diagnostics.draw(read)
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, "fa")
+    done = CliRunner().invoke(cli, ["plot", str(tmp_path / "run")], catch_exceptions=False)
+    assert done.output == f"{tmp_path / 'run' / 'run.png'}\n"
+    with Image.open(tmp_path / "run" / "run.png") as image:
+        assert np.asarray(image).std() > 10
+    described = json.loads((tmp_path / "run" / "config.json").read_text())
+    del described["config"]["byzantine"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    for folder, message in (
+        (tmp_path / "run", "must hold a run's records as they were written; 'byzantine' is amiss"),
+        (tmp_path, "must be a run's folder, as fa train --out leaves it; there is no curve.csv in it"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(["plot", str(folder)])
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"fa: {folder} {message}\n"
