@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from fa.cli.places import check_device
 from fa.experiments.profiles import PROFILES
 
 
@@ -28,6 +29,7 @@ def reproduce(name: tuple[str, ...], profile: str, jobs: int | None, device: str
     from fa.experiments.paths import figures
     from fa.experiments.report import drawn, write
 
+    check_device(device)
     target = figures(profile, out).resolve()
     for path in find(name):
         click.echo(f"{path.stem}, profile {profile}")

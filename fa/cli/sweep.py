@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fa.cli.places import check_device
 from fa.experiments import ALL, figure_module, named
 from fa.experiments.profiles import PROFILES
 
@@ -38,6 +39,7 @@ def sweep(
 
     A run that fails is named at the end, with exit code 1; the others are done and kept.
     """
+    check_device(device)
     names = named(figure or ("fig",), ALL)
     studies = [figure_module(name).study(profile, out, device=device) for name in names]
     if why:

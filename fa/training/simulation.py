@@ -23,7 +23,7 @@ class Simulation:
         self._config = config
         self._attack = make_attack(config.attack)
         self._byzantine = range(config.byzantine)
-        self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype, device=parameters.device)
+        self._G = _memory(config.workers, parameters)
         self.workers = [Worker(rank, model, dataset, config, row) for rank, row in enumerate(self._G)]
 
     def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
@@ -41,3 +41,14 @@ class Simulation:
     def statistics(self) -> list[Buffers]:
         """Each worker's batch-norm statistics, which may be written to."""
         return [worker.buffers for worker in self.workers]
+
+
+def _memory(workers: int, parameters: Tensor) -> Tensor:
+    """Zeros (p, n); ValueError where there is no such memory."""
+    n = len(parameters)
+    try:
+        return torch.zeros(workers, n, dtype=parameters.dtype, device=parameters.device)
+    except (RuntimeError, TypeError) as error:  # no memory, or no such number
+        raise ValueError(
+            f"workers must be few enough for the memory, {workers} times {n} numbers; it is {workers}"
+        ) from error
