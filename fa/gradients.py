@@ -53,7 +53,11 @@ def _matrix(G: Tensor) -> Tensor:
         raise ValueError(f"G must have 2 dimensions, (workers, parameters); its shape is {tuple(G.shape)}")
     if 0 in G.shape:
         raise ValueError(f"G must hold at least one worker and one parameter; its shape is {tuple(G.shape)}")
-    G = G.detach()
+    return by_rows(G.detach())
+
+
+def by_rows(G: Tensor) -> Tensor:
+    """G, with the numbers of a row one after another and no row within another, as the compiled loops read it."""
     return G if G.stride(1) == 1 and G.stride(0) >= G.shape[1] else G.contiguous()
 
 
@@ -67,7 +71,7 @@ def _tensor(values: Any, name: str) -> Tensor:
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides):
-        array = np.ascontiguousarray(array)
+        array = array.copy()  # np.ascontiguousarray would leave the stride of a dimension of one as it is
     with warnings.catch_warnings():  # a read-only memory map is never written to here
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         return torch.from_numpy(array)

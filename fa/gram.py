@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fa import kernels
 from fa.columns import Columns
-from fa.gradients import Gradients, check_finite, read_groups
+from fa.gradients import Gradients, by_rows, check_finite, read_groups
 from fa.kernels import symmetric
 
 Square = Float64[np.ndarray, "p p"]
@@ -166,7 +166,7 @@ def measure(G: Float[Tensor, "p n"] | Columns, K: Square | None = None) -> tuple
 
     K has the inner products of a quick pass, where they are known already.
     """
-    columns = Columns((G,)) if isinstance(G, Tensor) else G
+    columns = Columns((by_rows(G),)) if isinstance(G, Tensor) else G
     K = columns.total(kernels.gram) if K is None else K.copy()
     finite = _finite_rows(columns, K)
     if not finite.any():

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64
 
 from fa import irls, objective, regularizers
+from fa.gradients import read
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def path(G: Any, name: str, lam: float, m: int | None = None, a: float = 2.0, st
 
     G (p, n) of rank m at least; name "l1" or "rows". Raises ValueError as `irls.solve` does.
     """
-    rows = torch.as_tensor(G).double()
+    rows = read(G).G.double()
     Y = _basis(rows, irls.solve(rows, m=m, a=a))
     objectives, norms = [], []
     for step in range(steps + 1):

@@ -52,8 +52,10 @@ class SecondOrder:
 
     @property
     def smallest(self) -> float:
-        """The smallest eigenvalue; at a second-order point it is not negative. Outside span(G) none is."""
-        return float(self.eigenvalues[0] if self.eigenvalues.size else self.outside[0])
+        """The smallest eigenvalue; at a second-order point it is not negative. Outside span(G) none is, and where all
+        gradients are 0 there is none: 0.
+        """
+        return float(min(self.eigenvalues if self.eigenvalues.size else self.outside, default=0.0))
 
 
 def right_multiplication(solution: Solution) -> RightMultiplication:

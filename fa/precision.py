@@ -192,7 +192,8 @@ def effects(
 ) -> list[Effect]:
     """What each format does to FA's direction, decision, values and objective on the gradients G (p, n).
 
-    d is `irls.Solution.direction(reading)`. Raises ValueError as `quantise` and `irls.solve` do.
+    d is `irls.Solution.direction(reading)`; relative to a d of 0, errors are NaN or infinite. Raises ValueError as
+    `quantise` and `irls.solve` do, and where a format makes all of G 0.
     """
     matrix = read(G).G.double()
     exact = irls.solve(matrix, **asdict(options))
@@ -211,6 +212,7 @@ def _effect(
 ) -> Effect:
     quantised = quantise(G, format, seed)
     Q = quantised.dequantise()
+    require(bool(Q.any()), "G", "0 throughout in this format", "of numbers that the format keeps apart from 0")
     found = irls.solve(Q, **asdict(options))
     applied = torch.from_numpy(found.weights(reading)).to(G.device)
     Y = torch.linalg.qr(Q.T @ torch.from_numpy(found.coefficients).to(G.device))[0]
@@ -219,7 +221,7 @@ def _effect(
         **asdict(format),
         wire_bits=quantised.bits,
         direction_error=_relative(d_q, d),
-        cosine=float(d_q @ d / (d_q.norm() * d.norm())),
+        cosine=float(F.normalize(d_q / d_q.abs().max(), dim=0) @ F.normalize(d / d.abs().max(), dim=0)),
         decision_error=_relative(applied @ G, d),
         value_error=float(np.abs(found.values - exact.values).max()),
         objective_rise=objective.value(G, Y, options.lam, options.regularizer, options.a) - exact.objective,
@@ -228,7 +230,8 @@ def _effect(
 
 
 def _relative(found: Float64[Tensor, " k"], exact: Float64[Tensor, " k"]) -> float:
-    return float((found - exact).norm() / exact.norm())
+    largest = exact.abs().max()  # whose square may leave the range
+    return float(((found - exact) / largest).norm() / (exact / largest).norm())
 
 
 def _largest(bits: int) -> int:

@@ -98,7 +98,15 @@ class Solution:
             raise ValueError(f'with regularizer="{self.regularizer}" the direction is no combination of the gradients')
         lengths = self.gram.cosines @ self._shares(reading)
         scaled = self.gram.norms[:, None] * self.coefficients
-        return self.gram.over_norms(scaled @ (scaled.T @ lengths))
+        with np.errstate(over="ignore"):
+            weights = self.gram.over_norms(scaled @ (scaled.T @ lengths))
+        norms = self.gram.norms[self.gram.norms > 0]
+        if not np.isfinite(weights).all():
+            raise ValueError(
+                "G must have norms whose ratios stay within float64's range; they go from "
+                f"{norms.min():.0e} to {norms.max():.0e}: set them equal first, as before=('median_norm',) does"
+            )
+        return weights
 
     def _shares(self, reading: Reading) -> Float64[np.ndarray, " q"]:
         """The coefficients on the unit gradients of what Y Y^T is applied to."""

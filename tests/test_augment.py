@@ -305,3 +305,9 @@ def test_wrong_arguments_are_named(call: Any, message: str) -> None:
 
 def test_the_room_is_reachable() -> None:
     assert set(augment.__all__) == {"MOVES", "SYSTEMS", "add_noise", "cat_period", "flow", "source", "warp"}
+
+
+def test_images_with_a_negative_stride_along_a_dimension_of_one_are_moved() -> None:
+    """numpy calls these contiguous, and torch refuses them."""
+    given = np.arange(1.0, 13.0).reshape(3, 4, 1)[:, :, ::-1]
+    np.testing.assert_array_equal(warp(given, "rotation", 0), given)

@@ -199,11 +199,22 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
 
+def test_the_records_tell_of_every_backend_that_a_run_had(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    for stop, cluster in ((4, None), (6, Cluster(deadline=50.0)), (8, Cluster(deadline=50.0))):
+        with pytest.raises(Stop):
+            train(CONFIG, threads=1, cluster=cluster, checkpoint=kept, checkpoint_every=0, progress=stopped_at(stop))
+    run = train(CONFIG, threads=1, checkpoint=kept)
+    assert run.backend["name"] == "simulate"
+    assert [backend["name"] for backend in run.backend["before"]] == ["simulate", "rpc"]
+    assert "before" not in train(CONFIG, threads=1).backend
+
+
 def test_a_checkpoint_without_a_place_is_named_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place, message in (
         (tmp_path, "checkpoint must be a file; it is"),
-        (tmp_path / "file" / "kept", "can be written .*File exists"),
+        (tmp_path / "file" / "kept", "a file in a folder that is there"),
     ):
         with pytest.raises(ValueError, match=message):
             train(CONFIG, threads=1, checkpoint=place, progress=stopped_at(1))

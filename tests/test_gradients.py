@@ -52,6 +52,12 @@ def test_any_layout_is_read_by_its_values(layout):
     np.testing.assert_array_equal(read(layout).G, values)
 
 
+@pytest.mark.parametrize("layout", [G[:1][::-1], G[:, :1][:, ::-1], G[:1, :1][::-1, ::-1]])
+def test_a_negative_stride_along_a_dimension_of_one_is_read(layout):
+    """numpy calls these contiguous, and torch refuses them."""
+    np.testing.assert_allclose(aggregate(layout, "mean"), layout.mean(axis=0))
+
+
 def test_a_read_only_array_is_read_without_a_warning():
     frozen = G.copy()
     frozen.flags.writeable = False

@@ -59,6 +59,13 @@ def test_products_and_distances_are_right_where_naive_ones_are_not(name):
     assert (gram.D2 >= 0).all()
 
 
+@pytest.mark.parametrize("view", [lambda G: G[:, ::3], lambda G: G.T[:7, :5], lambda G: G[0].unfold(0, 50, 1)[:5]])
+def test_a_view_whose_rows_do_not_lie_one_after_another_is_measured_by_its_values(view):
+    G = view(torch.from_numpy(normal(7, 300)))
+    gram, _ = measure(G)
+    close(gram, G.numpy())
+
+
 def test_equal_rows_are_at_distance_zero_exactly():
     gram, _ = measure(torch.from_numpy(CASES["equal rows"]))
     assert gram.D2[0, 1] == 0 == gram.D2[2, 3]

@@ -225,3 +225,10 @@ def test_with_restarts_it_reaches_what_pymanopt_finds():
         ours = irls.solve(G, m=m, max_iter=500, restarts=20).objective
         excess.append(ours / best_of_pymanopt(G, (m,), starts=5, seed=seed) - 1)
     assert sorted(excess)[-2] <= 1e-5  # one instance in twelve may be missed: the problem is not convex
+
+
+def test_norms_whose_ratio_leaves_the_range_are_told():
+    """A weight would be their ratio, and d infinite."""
+    solution = irls.solve(np.array([[1e-20], [1e300]]), m=1)
+    with pytest.raises(ValueError, match=r"G must have norms whose ratios .* from 1e-20 to 1e\+300"):
+        solution.direction()

@@ -199,3 +199,7 @@ def test_where_y_is_all_of_the_span_only_the_outside_is_left():
 def test_the_rate_of_a_geometric_history(factor):
     assert optimality.rate([3 + factor**t for t in range(30)]) == pytest.approx(factor, rel=1e-3)
     assert np.isnan(optimality.rate([1.0, 1.0, 1.0]))
+
+
+def test_gradients_that_are_all_zero_have_no_eigenvalues():
+    assert optimality.second_order(irls.solve(np.zeros((3, 4)))).smallest == 0

@@ -285,3 +285,13 @@ def test_what_a_switch_cannot_sum() -> None:
         integer_gram(quantise(G, Format("block_float")), chunk=0)
     with pytest.raises(ValueError, match="powers of two apart"):
         integer_gram(quantise(G, Format("integer", 8, 5)))
+
+
+def test_effects_of_huge_gradients_are_those_of_ordinary_ones_and_of_none_are_refused() -> None:
+    G = normal(5, 40)
+    (huge,), (plain,) = (effects(G * scale, [Format(bits=8)]) for scale in (2.0**1000, 1.0))
+    assert huge.direction_error == pytest.approx(plain.direction_error, rel=1e-6)
+    assert huge.cosine == pytest.approx(plain.cosine, rel=1e-12)
+    for nothing in (0.0, 1e-320):
+        with pytest.raises(ValueError, match="G must be of numbers that the format keeps apart from 0"):
+            effects(G * nothing, [Format(bits=8)])

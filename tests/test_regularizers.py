@@ -206,3 +206,8 @@ def test_line_5_of_the_paper_is_no_descent(sign):
     printed = line5.path(G, "l1", 0.3, m=3, steps=10, sign=sign)
     assert printed.rises > 0
     assert solved(G, "l1", 0.3, m=3, max_iter=30).objective < printed.objectives[-1]
+
+
+def test_line_5_takes_what_the_solver_takes():
+    with pytest.raises(ValueError, match=r"G must be of float16.*int64"):
+        line5.path(np.ones((3, 4), dtype=int), "l1", 0.1)

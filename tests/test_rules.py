@@ -326,6 +326,18 @@ def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, be
     np.testing.assert_allclose(more.direction, aggregate(rest, name, f=0, **options), atol=1e-12)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_that_is_not_finite_counts_against_f_where_the_condition_holds_only_then(name):
+    """Whether or not the rule looks at the Gram matrix: p' = 11 and f' = 2, where 12 and 3 are too few for Bulyan."""
+    times, plus = make_rule(name).condition
+    f = 3
+    p = times * f + plus - 1 if times else 12
+    G = normal(p, 20)
+    G[1] = np.inf
+    rest = np.delete(G, 1, axis=0)
+    np.testing.assert_allclose(aggregate(G, name, f=f), aggregate(rest, name, f=f - 1), atol=1e-12)
+
+
 def test_when_the_condition_no_longer_holds_the_error_says_why():
     G = normal(15, 9)
     G[0] = G[1] = G[2] = G[3] = np.nan

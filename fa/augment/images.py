@@ -29,7 +29,7 @@ def warp(images: Any, system: str, t: float, interpolation: str = "nearest", **p
     """
     check_one_of("interpolation", interpolation, INTERPOLATIONS)
     if isinstance(images, np.ndarray):
-        return warp(torch.from_numpy(np.ascontiguousarray(images)), system, t, interpolation, **parameters).numpy()
+        return warp(torch.from_numpy(images.copy()), system, t, interpolation, **parameters).numpy()
     require(isinstance(images, Tensor), "images", type(images).__name__, "a tensor or an array")
     require(images.ndim in (3, 4), "images", tuple(images.shape), "(B, C, H, W) or (B, H, W)")
     height, width = images.shape[-2:]

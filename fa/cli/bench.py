@@ -58,6 +58,8 @@ def bench(
     if sizes or workers:
         chosen = [(n, p) for p in workers or (cases.USUAL,) for n in sizes or (cases.MIDDLE,)]
     own = enter(rules)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # before anything is measured
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []
@@ -80,7 +82,6 @@ def _write(out: Path, rows: Sequence[Row], device: str) -> None:
     from fa.bench.draw import draw
     from fa.training.records import hardware, versions
 
-    out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     about: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "threads": threads}
     (out / "bench.json").write_text(json.dumps(about | {"rows": as_records(rows)}, indent=1) + "\n")

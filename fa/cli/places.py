@@ -1,4 +1,4 @@
-"""Who a process is among the server and the workers of a run, and where they meet."""
+"""Who a process is among the server and the workers of a run, where they meet, and where tensors can be."""
 
 from __future__ import annotations
 
@@ -50,3 +50,11 @@ def compute(rank: int, host: str, port: int, threads: int) -> None:
 
     torch.set_num_threads(threads)
     work(rank, host, port)
+
+
+def check_device(name: str | None) -> None:
+    """Raise ValueError for a device that is not here, before the first run fails for it."""
+    if name is not None:
+        from fa.devices import find_device
+
+        find_device(name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from fa.cli.own import concerned, own_options
+from fa.cli.places import check_device
 from fa.experiments.profiles import PROFILES
 
 
@@ -39,6 +40,7 @@ def reproduce(
     from fa.experiments.paths import figures
     from fa.experiments.report import drawn, write
 
+    check_device(device)
     paths = {path.stem: path for path in find(name)}
     names, given = concerned(list(paths), rules, attack)
     target = figures(f"{profile}-custom" if given else profile, out).resolve()

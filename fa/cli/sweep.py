@@ -9,6 +9,7 @@ import click
 
 from fa import custom
 from fa.cli.own import concerned, own_options
+from fa.cli.places import check_device
 from fa.experiments import ALL, figure_module, named
 from fa.experiments.profiles import PROFILES
 
@@ -43,6 +44,7 @@ def sweep(
 
     A run that fails is named at the end, with exit code 1; the others are done and kept.
     """
+    check_device(device)
     names, _ = concerned(named(figure or ("fig",), ALL), rules, attack)
     studies = [figure_module(name).study(profile, out, device=device, **own) for name, own in names.items()]
     if why:

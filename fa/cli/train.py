@@ -143,7 +143,18 @@ def _config(given: dict[str, Any]) -> TrainConfig:
         from fa.recipes import read
 
         given["augmentation"] = read(recipe(given["augmentation"])).options
+    _check_default(given)
     return TrainConfig(rule_options=options, **given)
+
+
+def _check_default(given: dict[str, Any]) -> None:
+    """Raise ValueError where the number of faulty workers is left to a default that so few workers cannot bear."""
+    p, f = given.get("workers", TrainConfig.workers), TrainConfig.byzantine
+    if "byzantine" not in given and isinstance(p, int) and 1 <= p <= 2 * f:
+        raise ValueError(
+            f"byzantine must be given with --workers {p}: its default is {f}, of which p > 2f does not hold; "
+            f"--byzantine {(p - 1) // 2} is the most for which it does"
+        )
 
 
 @contextmanager
@@ -208,8 +219,9 @@ def _report(run: Run, out: Path | None) -> None:
         f"{config.rule}, {config.workers} workers, {config.byzantine} faulty ({config.attack}), "
         f"{config.model} on {config.dataset}, seed {config.seed}"
     )
+    kind = "validation" if config.validation else "test"
     click.echo(
-        f"test accuracy {last.test_accuracy:.4f}, train loss {last.train_loss:.4g} after {last.iteration} iterations "
+        f"{kind} accuracy {last.test_accuracy:.4f}, train loss {last.train_loss:.4g} after {last.iteration} iterations "
         f"(epoch {last.epoch}), {run.seconds:.1f} s"
     )
     if out is not None:

@@ -73,7 +73,8 @@ class RunStore:
         return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
     def checkpoint(self, config: TrainConfig) -> Path:
-        """The file from which a run of this configuration goes on."""
+        """The file from which a run of this configuration goes on, in a folder that is there."""
+        self.root.mkdir(parents=True, exist_ok=True)
         return self.root / f".{self.key(config)}.checkpoint"
 
     def find(self, config: TrainConfig) -> Record | None:

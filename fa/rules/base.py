@@ -119,6 +119,14 @@ class Rule(ABC):
         if self._counted is not None:
             require(self._counted <= q, self.count, self._counted, f"at most p = {q}, the number of gradients{after}")
 
+    def _admits(self, p: int) -> bool:
+        """Whether p gradients are enough."""
+        try:
+            self.check_workers(p)
+        except ConditionError:
+            return False
+        return True
+
     def without(self, missing: int, p: int) -> "Rule":
         """The rule for the p workers left when `missing` faulty ones are known: they count against f, and `count` falls
         to what is left.
@@ -191,7 +199,8 @@ class Rule(ABC):
         Otherwise as `aggregate`. A rule that leaves the span needs G in one part.
         """
         places = [None] * len(G.parts) if out is None else out
-        gram, finite = measure(G, products) if self.measures else (Gram.unmeasured(G.p), np.ones(G.p, dtype=bool))
+        known = self.measures or not self._admits(G.p)  # whether some are not finite tells where they are too many
+        gram, finite = measure(G, products) if known else (Gram.unmeasured(G.p), np.ones(G.p, dtype=bool))
         while True:
             decision = self._decide_among(G, gram, np.flatnonzero(finite), iteration)
             applied = [_apply(part, decision, place) for part, place in zip(G.parts, places, strict=True)]

@@ -35,25 +35,30 @@ class State:
     seconds_of: dict[str, float] = field(default_factory=dict)  # parts of the whole
     curve: list[CurvePoint] = field(default_factory=list)
     workers: list[WorkerRow] = field(default_factory=list)
+    backends: list[dict[str, Any]] = field(default_factory=list)  # how workers were run, one after another
 
 
 class Checkpoint:
     """One run's checkpoint: written whole or not at all, every `every` seconds, and read back bit for bit.
 
     Nothing in it is pickled: it is a npz file of numbers and one JSON text. Raises ValueError where `path` cannot be
-    written, and for `every` < 0.
+    written, its folder is not there, and for `every` < 0.
     """
 
     def __init__(self, path: str | Path, every: float = EVERY) -> None:
         check_real("checkpoint_every", every, 0)
         self.path = Path(os.path.abspath(path))
         require(not self.path.is_dir(), "checkpoint", str(self.path), "a file")
+        require(self.path.parent.is_dir(), "checkpoint", str(self.path), "a file in a folder that is there")
         self._beside().unlink()  # before any work is done for which there is no place
         self._every = every
         self._last = time.monotonic()
 
-    def identify(self, config: TrainConfig, checksum: str, threads: int) -> None:
-        """Say whose it is: the run's configuration, the data's checksum, and how many threads torch has."""
+    def identify(self, config: TrainConfig, checksum: str, threads: int, backend: dict[str, Any]) -> None:
+        """Say whose it is: the run's configuration, the data's checksum, and how many threads torch has; and how its
+        workers are run, which may change when it goes on.
+        """
+        self._backend = backend
         self._identity = {
             **json.loads(config.to_json()),
             "data_checksum": checksum,
@@ -70,7 +75,7 @@ class Checkpoint:
         Where no file is, that is the beginning. Raises ValueError for one that is damaged or of another run.
         """
         if not self.path.exists():
-            return State(), None
+            return State(backends=[self._backend]), None
         said, arrays = self._read()
         self._refuse_another(said["identity"])
         parameters.copy_(torch.from_numpy(arrays["parameters"]))
@@ -82,7 +87,9 @@ class Checkpoint:
         workers = [WorkerRow(*row) for row in said["workers"]]
         velocity = torch.from_numpy(arrays["velocity"]).to(parameters.device) if "velocity" in arrays else None
         whole, seconds_of = said.get("whole", said["seconds"]), said.get("seconds_of", {})
-        return State(said["iteration"], said["seconds"], whole, seconds_of, curve, workers), velocity
+        backends = said.get("backends", [])
+        backends += [self._backend] if backends[-1:] != [self._backend] else []
+        return State(said["iteration"], said["seconds"], whole, seconds_of, curve, workers, backends), velocity
 
     def due(self) -> bool:
         """Whether the time of the next one has come."""
@@ -125,7 +132,6 @@ class Checkpoint:
     def _beside(self) -> Path:
         """A new file in the same folder."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             fd, making = tempfile.mkstemp(prefix=".making-", dir=self.path.parent)
         except OSError as error:
             raise self._unwritable(error) from error

@@ -78,13 +78,15 @@ def train(
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
         used = torch.get_num_threads()
+        backend: dict[str, object] = {"name": "simulate"} if cluster is None else cluster.description()
         if kept is not None:
-            kept.identify(config, dataset.checksum, used)
+            kept.identify(config, dataset.checksum, used, backend)
         with _transport(model, dataset, config, parameters, rule, cluster, parts) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), parts)
             honest = slice(config.byzantine, None)
             state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept)
-    backend = {"name": "simulate"} if cluster is None else cluster.description()
+    if state.backends[:-1]:
+        backend = backend | {"before": state.backends[:-1]}
     curve, rows = tuple(state.curve), tuple(state.workers)
     run = Run(config, curve, rows, parts.whole, used, dataset.checksum, backend, parts.seconds)
     if out is not None:

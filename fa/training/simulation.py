@@ -23,7 +23,7 @@ class Simulation:
         self._config = config
         self._attack = make_attack(config.attack)
         self._byzantine = range(config.byzantine)
-        self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype, device=parameters.device)
+        self._G = _memory(config.workers, parameters)
         own = own_images(config, dataset)
         self.workers = [Worker(rank, model, dataset, config, row, own[rank]) for rank, row in enumerate(self._G)]
 
@@ -46,3 +46,14 @@ class Simulation:
     def momenta(self) -> list[Tensor]:
         """Each worker's momentum, if they have one."""
         return [worker.momentum for worker in self.workers if worker.momentum is not None]
+
+
+def _memory(workers: int, parameters: Tensor) -> Tensor:
+    """Zeros (p, n); ValueError where there is no such memory."""
+    n = len(parameters)
+    try:
+        return torch.zeros(workers, n, dtype=parameters.dtype, device=parameters.device)
+    except (RuntimeError, TypeError) as error:  # no memory, or no such number
+        raise ValueError(
+            f"workers must be few enough for the memory, {workers} times {n} numbers; it is {workers}"
+        ) from error

@@ -1,0 +1,169 @@
+"""Every option of every command given what it cannot take: exit code 1 or 2, a line or two on stderr, no traceback, and
+nothing left behind.
+"""
+
+import importlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from fa import cli
+
+QUICK = "--workers 3 --byzantine 1 --iterations 1 --batch 4 --rule median --threads 1"
+ARGUMENTS = {  # of each command, so that all but one are right
+    "train": QUICK,
+    "server": f"{QUICK} --listen 127.0.0.1:1",
+    "worker": "--rank 0 --master 127.0.0.1:1",
+    "sweep": "fig02 --profile smoke --why",
+    "reproduce": "fig02 --profile smoke",
+    "report": "",
+    "aggregate": "G.npy --out d.npy",
+    "certify": "G.npy",
+    "bench": "--n 10 --p 3 --repeats 1 --patience 0.001",
+    "augment": "lv --out made",
+    "data fetch": "mnist",
+    "data list": "",
+}
+PLACES = ("folder", "empty", "garbled", "full", "/dev/null/x", "/proc/x")
+NUMBERS = ("-1", "-0.5", "0", "nan", "x", "1e400", "")
+WORDS = ("", "nonsense", "./none.py:X", "folder", "/", "é", "a\x00b")
+
+ZERO = ["byzantine", "assumed_byzantine", "momentum", "weight_decay", "seed", "validation", "f", "lam", "tol", "rank"]
+FINE = {  # what only looks wrong, or is looked at where it is used
+    *((option, "0") for option in ZERO),
+    *((option, place) for option in ("out", "root") for place in ("folder",)),
+    ("patience", "1e400"),
+}
+JOINS = {("bench", "out"), ("reproduce", "out"), ("data fetch", "root")}  # folders that may hold other files
+UNUSED = {  # places that these commands do not come to with these arguments
+    ("sweep", "out"), ("data list", "root"), ("augment", "root"), ("reproduce", "jobs"), ("sweep", "jobs"),
+    ("aggregate", "reading"),  # see tests/test_rules.py: here a type checker is before ours
+}  # fmt: skip
+
+
+def command_of(name: str) -> click.Command:
+    first, *rest = name.split()
+    command = getattr(importlib.import_module(f"fa.cli.{first}"), first)
+    return command.commands[rest[0]] if rest else command
+
+
+def values_of(parameter: click.Parameter) -> tuple[str, ...]:
+    if isinstance(parameter.type, click.Path):
+        return PLACES
+    if isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType):
+        return NUMBERS
+    return ("", "nonsense") if isinstance(parameter.type, click.Choice) else WORDS
+
+
+def cases() -> Iterator[tuple[str, click.Parameter]]:
+    for name in ARGUMENTS:
+        for parameter in command_of(name).params:
+            skipped = (name, parameter.name) in UNUSED or (name == "server" and parameter.name != "listen")
+            if not skipped and not getattr(parameter, "is_flag", False):
+                yield name, parameter
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with gradients, and things that are none."""
+    np.save(tmp_path / "G.npy", np.random.default_rng(0).standard_normal((7, 30)))
+    (tmp_path / "empty").touch()
+    (tmp_path / "garbled").write_bytes(bytes(range(256)))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FA_DATA", str(tmp_path / "folder"))
+    return tmp_path
+
+
+def wrong(name: str, parameter: click.Parameter, value: str) -> list[str]:
+    """The command line with this value in the place of a right one."""
+    words = ARGUMENTS[name].split()
+    if isinstance(parameter, click.Argument):
+        return [*name.split(), "--", value] if not words else [*name.split(), value, *words[1:]]
+    return [*name.split(), *words, parameter.opts[-1] if len(parameter.opts[-1]) > 2 else parameter.opts[0], value]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"), [pytest.param(*case, id=f"{case[0]} {case[1].name}") for case in cases()]
+)
+def test_a_wrong_value_is_told_in_a_line_or_two(
+    name: str, parameter: click.Parameter, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = sorted(place.rglob("*"))
+    for value in values_of(parameter):
+        if (parameter.name, value) in FINE or (value == "full" and (name, parameter.name) in JOINS):
+            continue
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(wrong(name, parameter, value))
+        told = capsys.readouterr().err
+        assert leaving.value.code in (1, 2), (value, told)
+        assert told.startswith("fa: "), value
+        assert told.count("\n") <= 3, told
+        assert "Traceback" not in told
+        assert sorted(place.rglob("*")) == there, value
+    assert (place / "full" / "mine").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.parametrize("extra", ["--no-such-option", "one too many"])
+def test_what_a_command_does_not_take_is_told(
+    name: str, extra: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main([*name.split(), *ARGUMENTS[name].split(), extra])
+    told = capsys.readouterr().err
+    assert leaving.value.code in (1, 2)
+    assert told.startswith("fa: ")
+    assert told.count("\n") <= 3
+
+
+def test_a_place_where_nothing_may_be_written_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    place.joinpath("folder").chmod(0o500)
+    for words in (
+        f"train {QUICK} --out folder/run",
+        "aggregate G.npy --out folder/d.npy",
+        "augment lv --out folder/lv",
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(words.split())
+        assert leaving.value.code == 2
+        assert "folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("train --workers 4", r"byzantine must be given with --workers 4: its default is 3, of which p > 2f does not"),
+        (
+            "train --workers 4 --byzantine 1 --checkpoint none/kept",
+            "checkpoint must be a file in a folder that is there",
+        ),
+        ("train --workers 99999999999999999999 --byzantine 1 --iterations 1", "workers must be few enough"),
+        ("train --workers 4 --byzantine 2 --rule median", "median needs p > 2f; here p = 4 gradients and f = 2"),
+    ],
+)
+def test_it_says_what_does_not_hold(
+    arguments: str, words: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(arguments.split())
+    told = capsys.readouterr().err
+    assert words in told
+    assert told.count("\n") == 1
+    assert not (place / "none").exists()
+
+
+def test_held_out_images_are_not_called_test_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", *QUICK.split(), "--validation", "0.1"])
+    said = capsys.readouterr().out
+    assert "validation accuracy 0." in said
+    assert "test accuracy" not in said
