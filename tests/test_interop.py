@@ -123,6 +123,8 @@ def test_their_steps_are_ours() -> None:
         for rule in ("fa", "krum", "median"):
             expected = fa.aggregate(G, rule, f=2, before=(ours,))
             np.testing.assert_allclose(fa.aggregate(G, rule, f=2, before=(theirs,)), expected, rtol=1e-9, atol=1e-12)
+    far = 1e4 + gradients(9, 400).double()  # one direction that all share, and nothing of it may hide their distances
+    np.testing.assert_allclose(*(fa.aggregate(far, "krum", f=2, before=(name,)) for name in ("nnm", "byzfl:NNM")))
     buckets = [fa.make_rule("mean", before=(name,)).aggregate(G) for name in ("bucketing", "byzfl:Bucketing(s=2)")]
     np.testing.assert_allclose(*(sorted(np.round(one.decision.weights, 9)) for one in buckets))  # pairs, and one alone
 

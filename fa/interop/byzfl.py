@@ -150,7 +150,8 @@ def _factor(theirs: Any, gram: Gram) -> Factor:
     """R (p, q) of a pre-aggregator whose vectors are combinations of those it is given, by their norms and distances.
 
     It is given p vectors of p coordinates with this Gram matrix, the square root of K, and after them the unit vectors
-    times a number so small that it changes no norm and no distance: there it leaves its coefficients.
+    times a number so small that it changes no norm and no distance: there it leaves its coefficients. Distances
+    below a millionth of the norms are rounding there; our own steps tell them apart.
     """
     values, vectors = np.linalg.eigh(gram.cosines)
     roots = gram.norms[:, None] * vectors * np.sqrt(np.maximum(values, 0.0))
