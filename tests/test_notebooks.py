@@ -66,7 +66,7 @@ def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [*OF_THEORY, *find(["augmentation"])], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*OF_THEORY, *find(["augmentation", "explore"])], ids=lambda path: path.stem)
 def test_a_notebook_of_no_figure_runs_at_smoke_size(path: Path, tmp_path: Path) -> None:
     """With all that `fa reproduce` passes, most of which it has no parameter for."""
     assert pictures(execute(path, tmp_path, profile="smoke", out=str(tmp_path), jobs=None, device=None)) > 0

@@ -91,7 +91,8 @@ def draw(run: Diagnosis) -> Figure:
     style.use()
     from matplotlib.figure import Figure
 
-    maps = {"share": "weight, of the sum of sizes", "value": "explained variance $v_i$"}
+    share = "weight, of the sum of sizes (a gradient counts by its weight times its norm, which is not recorded)"
+    maps = {"share": share, "value": "explained variance $v_i$"}
     maps = {column: name for column, name in maps.items() if run.workers[column].notna().any()} or {"": "status"}
     height = 1 + 0.14 * run.config["workers"]
     figure = Figure(figsize=(11, 3.4 + height * len(maps)), layout="constrained")

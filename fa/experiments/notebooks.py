@@ -21,7 +21,7 @@ def find(names: Sequence[str] = ()) -> list[Path]:
 
 def execute(path: Path, target: Path, **parameters: Any) -> Path:
     """Execute a notebook with those of these parameters that it has, into `target`/notebooks; return the copy with its
-    outputs.
+    outputs. One that has the parameter `interactive` is told that nobody is there.
 
     What its cells print is shown as it comes. Raises ValueError with the cell's error where one fails; the copy shows
     how far it came.
@@ -29,6 +29,7 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     import papermill
 
     executed = target / "notebooks" / path.name
+    parameters = {"interactive": False} | parameters
     known = papermill.inspect_notebook(path)
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,0 +1,190 @@
+"""The explorer: what it shows of a setting is what the rules and the certificate say."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import fa
+from fa.attacks import ATTACKS
+from fa.experiments import explore_view, own
+from fa.experiments.explore import MEANS, PRINCIPAL, READINGS, Setting, gradients, scene
+from fa.experiments.explore_view import SETTINGS, draw, show, static
+
+RULE = f"{Path(__file__).parents[1] / 'examples' / 'geometric_median.py'}:GeometricMedian"
+SMALL = Setting(p=9, f=2, m=4, attack="random_honest_norm")
+
+
+@pytest.fixture(scope="module")
+def pool() -> torch.Tensor:
+    """Gradients that agree in a direction, and are noisy otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(30, 200, generator=generator) + 2 * torch.randn(200, generator=generator)
+
+
+def sent(pool: torch.Tensor, setting: Setting) -> torch.Tensor:
+    G = pool[: setting.p].clone()
+    ATTACKS[setting.attack].apply(G, range(setting.f), setting.seed, 0)
+    return G
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_a_scene_is_what_the_rules_say(pool: torch.Tensor, reading: str) -> None:
+    setting = replace(SMALL, reading=reading, a=1.5, lam=2.0)
+    G, shown = sent(pool, setting), scene(pool, setting)
+    options = {"m": 4, "a": 1.5, "lam": 2.0, **READINGS[reading][1]}
+    d, honest = fa.aggregate(G, "fa", **options).double(), G[2:].double().mean(dim=0)
+    ours = shown.landings[0]
+    assert ours.variant == READINGS[reading][0]
+    assert ours.cosine == pytest.approx(float(d @ honest / d.norm() / honest.norm()), abs=1e-6)
+    assert ours.inside == pytest.approx(float(np.square(ours.point).sum() / d.norm() ** 2), abs=1e-6)
+    decision = fa.make_rule("fa", **options).aggregate(G).decision
+    np.testing.assert_allclose(shown.values, decision.values)
+    counted = decision.weights * G.norm(dim=1).numpy()
+    np.testing.assert_allclose(shown.shares, counted / np.abs(counted).sum(), rtol=1e-5)
+    assert shown.bound <= shown.history[-1] + 1e-9 <= shown.objective + 2e-3
+    assert 0 <= shown.gap < 1
+    assert shown.steps == (1 if reading == "released" else 5)
+    assert [landing.variant for landing in shown.landings[1:]] == [
+        "multi_krum", "median", "meamed", "phocas", "trimmed_mean", "mean", "mean_unit"
+    ]  # fmt: skip
+    assert list(shown.refused) == ["Bulyan"]
+
+
+def test_the_plane_holds_both_means_and_keeps_lengths(pool: torch.Tensor) -> None:
+    G, shown = sent(pool, SMALL), scene(pool, SMALL)
+    assert shown.axes[0] == "honest mean"
+    assert shown.points[2:].mean(axis=0) == pytest.approx([float(G[2:].mean(dim=0).norm()), 0.0], abs=1e-4)
+    faulty = shown.points[:2].mean(axis=0)
+    assert np.linalg.norm(faulty) == pytest.approx(float(G[:2].mean(dim=0).norm()), rel=1e-5)
+    mean = next(landing for landing in shown.landings if landing.variant == "mean")
+    assert mean.inside == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(mean.point, shown.points.mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", [replace(SMALL, f=0), replace(SMALL, attack="ipm"), replace(SMALL, attack="zero")])
+def test_where_the_faulty_mean_adds_nothing_the_plane_says_what_it_took(pool: torch.Tensor, setting: Setting) -> None:
+    shown = scene(pool, setting)
+    assert shown.axes == ("honest mean", "what the honest differ in most")
+    assert np.isfinite(shown.points).all()
+    assert shown.points[:, 1].std() > 0.1
+
+
+def test_principal_directions_are_those_of_an_svd(pool: torch.Tensor) -> None:
+    setting = replace(SMALL, plane=PRINCIPAL)
+    G = sent(pool, setting).double()
+    rows = torch.linalg.svd(G / G.norm(dim=1, keepdim=True), full_matrices=False)[2][:2]
+    np.testing.assert_allclose(np.abs(scene(pool, setting).points), (G @ rows.T).abs().numpy(), atol=1e-8)
+
+
+def test_every_attack_and_a_rule_of_ones_own_are_drawn(pool: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "_entered", {})
+    for attack in ATTACKS.keys() - {"nan"}:
+        shown = scene(pool, replace(SMALL, attack=attack), [RULE])
+        assert shown.landings[-1].variant == RULE
+    figure = draw(shown)
+    whole, near, names, values, shares, _ = figure.axes
+    assert whole.get_aspect() == near.get_aspect() == 1
+    texts = [text.get_text() for text in names.get_legend().get_texts()]
+    assert texts[0].startswith("FA, this package's default: ")
+    assert any(text.startswith("Geometric median: ") for text in texts)
+    np.testing.assert_allclose([bar.get_height() for bar in values.patches], shown.values)
+    assert [bar.get_hatch() is not None for bar in shares.patches] == [True] * 2 + [False] * 7
+    assert "bulyan needs p >= 4f + 3" in figure.get_suptitle()
+
+
+def test_what_cannot_be_is_refused(pool: torch.Tensor) -> None:
+    for bad, message in (
+        ({"f": 15}, r"p must be an integer of at least 16; it is 15"),
+        ({"reading": "written"}, r"reading must be one of released, default, printed; it is 'written'"),
+        ({"plane": "flat"}, rf"plane must be one of {MEANS}, {PRINCIPAL}; it is 'flat'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Setting(**bad)
+    with pytest.raises(ValueError, match=r"workers in the pool must be an integer of at least 31; it is 30"):
+        scene(pool, Setting(p=31))
+    with pytest.raises(ValueError, match=r"m must be at most p = 3"):
+        scene(pool, Setting(p=3, f=1))
+
+
+def test_real_gradients_are_reproducible() -> None:
+    pool = gradients("smoke")
+    assert pool.shape == (30, 21840)
+    assert torch.equal(pool, gradients("smoke"))
+
+
+def fake_widgets() -> ModuleType:
+    """ipywidgets as far as the explorer uses it: what a control holds, and whom a change tells."""
+
+    class Control(SimpleNamespace):
+        def __init__(self, value: object = None, min: object = None, max: object = None, **more: object) -> None:
+            super().__init__(value=value, min=min, max=max, told=[], **more)
+
+        def observe(self, tell: object, names: str) -> None:
+            self.told.append(tell)
+
+        def set(self, value: object) -> None:
+            self.value = value
+            for tell in self.told:
+                tell({"new": value})
+
+    module = ModuleType("ipywidgets")
+    for name in ("IntSlider", "Dropdown", "SelectionSlider", "Image", "HTML", "Layout"):
+        setattr(module, name, Control)
+    module.HBox = module.VBox = lambda children: SimpleNamespace(children=children)
+    return module
+
+
+def test_a_slider_moves_the_picture(pool: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[Setting] = []
+    monkeypatch.setattr(explore_view, "scene", lambda pool, setting, rules: chosen.append(setting) or setting)
+    monkeypatch.setattr(explore_view, "draw", lambda setting: setting)
+    monkeypatch.setattr(explore_view, "picture", lambda setting: str(setting).encode())
+    monkeypatch.setitem(sys.modules, "ipywidgets", fake_widgets())
+    box = show(pool)
+    *rows, message, image = box.children
+    controls = {control.description: control for row in rows for control in row.children}
+    assert chosen == [Setting()]
+    controls["attack"].set("alie")
+    controls["attack"].set("alie")  # no change is drawn once more
+    assert chosen == [Setting(), Setting(attack="alie")]
+    controls["p"].set(21)
+    assert (controls["f"].max, controls["m"].max) == (10, 21)
+    assert image.value == str(Setting(p=21, attack="alie")).encode()
+
+    def refuse(*_: object) -> None:
+        raise ValueError("m < p")
+
+    monkeypatch.setattr(explore_view, "scene", refuse)
+    controls["m"].set(2)
+    assert message.value == "m &lt; p"
+
+
+def test_without_ipywidgets_there_are_pictures(
+    pool: torch.Tensor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    displayed: list[object] = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    monkeypatch.setattr(explore_view, "SETTINGS", SETTINGS[:1])
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    assert show(pool) is None
+    assert "sliders need ipywidgets" in capsys.readouterr().out
+    static(pool)
+    assert [image.data[:4] for image in displayed] == [b"\x89PNG"] * 2
+
+
+def test_its_sliders_are_widgets(pool: torch.Tensor) -> None:
+    widgets = pytest.importorskip("ipywidgets", reason="ipywidgets is not installed: pip install ipywidgets")
+    box = show(pool)
+    assert isinstance(box, widgets.VBox)
+    p, f, m = box.children[0].children[:3]
+    image = box.children[-1]
+    before = bytes(image.value)
+    p.value = 5
+    assert (f.max, f.value, m.max, m.value) == (2, 2, 5, 5)
+    assert bytes(image.value) != before
+    assert bytes(image.value)[:4] == b"\x89PNG"
