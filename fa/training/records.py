@@ -86,8 +86,10 @@ class Run:
             _write_csv(making / "curve.csv", CurvePoint._fields, (map(_cell, point) for point in self.curve))
             _write_csv(making / "workers.csv", WorkerRow._fields, (map(_cell, row) for row in self.workers))
             _write(making / "config.json", json.dumps(self.description(), indent=2, sort_keys=True) + "\n")
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(making, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
             raise
         try:
             _move(making, target)
