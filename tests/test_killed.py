@@ -109,5 +109,5 @@ def test_a_figures_damaged_file_is_named(suffix: str, damage, tmp_path: Path) ->
     shutil.copytree(ROOT / "figures" / "quick", tmp_path / "quick", ignore=shutil.ignore_patterns("records*", "*.p*"))
     path = tmp_path / "quick" / f"fig04_byzantine_workers{suffix}"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match="fig04_byzantine_workers must have its .*, whole; draw it again"):
+    with pytest.raises(ValueError, match=r"fig04_byzantine_workers must have its .*, whole; draw it again"):
         report.write(tmp_path / "quick")

@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 from fa import custom
 from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
+from fa.training.layout import LAYOUT
 
 FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
 USED = "used"
@@ -101,6 +102,7 @@ class Run:
         """What config.json holds."""
         return {
             "config": json.loads(self.config.to_json()),
+            "layout": LAYOUT,
             "record_version": RECORD_VERSION,
             "data_checksum": self.checksum,
             "versions": versions(),
