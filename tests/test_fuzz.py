@@ -181,7 +181,7 @@ def test_the_solver_finds_a_basis_whose_objective_is_what_it_says(
     assert certificate is not None
     assert 0 <= certificate.bound <= solution.objective + solution.resolution + 1e-9 * (1 + lam) * len(given.values)
     norms = solution.gram.norms
-    if norms.max() < 1e300 * norms[norms > 0].min(initial=np.inf):  # else R itself leaves the range
+    if not norms.any() or np.ptp(np.log10(norms[norms > 0])) < 300:  # else R itself leaves the range
         assert np.isfinite(optimality.right_multiplication(solution).R).all()
     assert np.isfinite(optimality.second_order(solution).smallest)
 

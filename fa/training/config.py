@@ -17,6 +17,8 @@ from fa.sampling import SAMPLINGS
 RECORD_VERSION = 1
 """Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
 
+PRECISIONS = ("float32", "bfloat16")
+
 Option = bool | int | float | str | None | tuple["Option", ...]
 """A rule's option: what JSON can hold, with tuples for lists so that it can be hashed."""
 
@@ -43,7 +45,7 @@ class TrainConfig:
     assumed_byzantine: int | None = None  # the f that the rule is told; None: the true one
     attack: str = "random"
     iterations: int = 300
-    batch: int = 128  # images per worker and iteration
+    batch: int = 128  # images per worker and iteration, or with `accumulate` per backward pass
     lr: Real = 0.2
     momentum: Real = 0.0  # of the server's SGD; the released code has 0.9, as the profiles of the figures do
     weight_decay: Real = 5e-4
@@ -59,6 +61,8 @@ class TrainConfig:
     # The share of the training images that nobody trains on, and that take the place of the test images: for choosing
     # a setting without having seen those.
     validation: Real = 0.0
+    precision: str = "float32"  # of the forward pass; with "bfloat16" parameters, gradients and server stay float32
+    accumulate: int = 1  # backward passes whose gradients' mean a worker sends: a larger minibatch in the same memory
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
@@ -85,6 +89,7 @@ class TrainConfig:
         require(self.validation < 1, "validation", self.validation, "in [0, 1)")
         check_one_of("sampling", self.sampling, SAMPLINGS)
         check_one_of("augmented", self.augmented, ("faulty", "all"))
+        check_one_of("precision", self.precision, PRECISIONS)
         said = bool(self.augmentation) or self.augmented == "faulty"
         require(said, "augmented", self.augmented, "'faulty' where there is no augmentation")
 
@@ -103,23 +108,29 @@ class TrainConfig:
         """The f that the rule is told."""
         return self.byzantine if self.assumed_byzantine is None else self.assumed_byzantine
 
+    @property
+    def images(self) -> int:
+        """Images that go into one gradient."""
+        return self.batch * self.accumulate
+
     def epoch_length(self, train_size: int) -> int:
         """Iterations in one epoch over `train_size` images: each is seen once among all the workers."""
-        return max(1, train_size // (self.workers * self.batch))
+        return max(1, train_size // (self.workers * self.images))
 
     def to_json(self) -> str:
         """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts.
 
-        Without augmentation nothing is said of it, nor of evaluations once an epoch or on the test images, so that such
-        a run keeps the hash it had before there was a choice.
+        Without augmentation nothing is said of it, nor of evaluations once an epoch or on the test images, nor of
+        float32 and one backward pass, so that such a run keeps the hash it had before there was a choice.
         """
         record = dataclasses.asdict(self) | {"rule_options": self.options, "augmentation": dict(self.augmentation)}
         if not self.augmentation:
             del record["augmentation"], record["augmented"]
         if self.evaluate_every is None:
             del record["evaluate_every"]
-        if not self.validation:
-            del record["validation"]
+        for name in ("validation", "precision", "accumulate"):
+            if record[name] == getattr(type(self), name):
+                del record[name]
         return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -133,7 +144,7 @@ class TrainConfig:
         return cls(**record)
 
 
-_LEAST_INTEGER = {"workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
+_LEAST_INTEGER = {"accumulate": 1, "workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
 
 
 def _pairs(setting: str, options: Any) -> tuple[tuple[str, Option], ...]:

@@ -72,7 +72,7 @@ def train(
             cluster.check(config)
         kept = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = data_of(config)
-        check_batch(config.batch, len(dataset.train_labels), config.workers, config.sampling)
+        check_batch(config.images, len(dataset.train_labels), config.workers, config.sampling)
         model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)

@@ -43,7 +43,7 @@ class Worker:
     def gradient(self, iteration: int) -> Tensor:
         """Write the gradient of iteration's minibatch into the row and return the minibatch's loss, a scalar tensor.
 
-        The backward pass adds to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
+        The backward passes add to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
         """
         images, labels = self.minibatch(iteration)
         self.buffers.install()
@@ -53,10 +53,17 @@ class Worker:
         if not self._model.training:  # going through all the modules takes a hundredth of a small model's passes
             self._model.train()
         with seeds.global_state(seeds.derive("dropout", self._config.seed, self.rank, iteration), self._device):
-            loss = F.cross_entropy(self._model(images), labels)
-            loss.backward()
+            loss = sum(map(self._backward, images.split(self._config.batch), labels.split(self._config.batch)))
         for parameter, _ in self._gradients:
             parameter.grad = None
+        return torch.as_tensor(loss)
+
+    def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One backward pass: its share of the minibatch's loss."""
+        mixed = torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bfloat16")
+        with mixed:
+            loss = F.cross_entropy(self._model(images), labels) / self._config.accumulate
+        loss.backward()
         return loss.detach()
 
     def minibatch(self, iteration: int) -> tuple[Tensor, Tensor]:
@@ -64,7 +71,7 @@ class Worker:
         config = self._config
         return minibatch(
             self._dataset,
-            batch=config.batch,
+            batch=config.images,
             worker=self.rank,
             workers=config.workers,
             iteration=iteration,
