@@ -55,7 +55,7 @@ class Gram:
         logs = _log2(np.diag(K)) / 2 + powers
         vanished = logs < -_LARGEST_EXPONENT  # 1/||g_i|| would leave the range
         K = np.where(vanished[:, None] | vanished, 0.0, K)
-        roots, exponent = np.sqrt(np.diag(K)), _usual_exponent(logs)
+        roots, exponent = np.sqrt(np.diag(K)), _usual_exponent(np.where(vanished, -np.inf, logs))
         factors = np.exp2(np.clip(powers - exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
         inside = np.minimum(factors, _FARTHEST)
         return cls(_cosines(K, roots), roots * factors, _distances(K * np.outer(inside, inside)), 2.0**exponent)

@@ -180,6 +180,8 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
         }
         (space / "new" / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (space / "new").rename(out)
+    except OSError as error:
+        raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(space)
     return out

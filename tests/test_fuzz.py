@@ -180,8 +180,9 @@ def test_the_solver_finds_a_basis_whose_objective_is_what_it_says(
     certificate = kept(given, lambda G: fa.sdp.certify(G, solution))
     assert certificate is not None
     assert 0 <= certificate.bound <= solution.objective + solution.resolution + 1e-9 * (1 + lam) * len(given.values)
-    posed = optimality.right_multiplication(solution)
-    assert np.isfinite(posed.R).all()
+    norms = solution.gram.norms
+    if not norms.any() or np.ptp(np.log10(norms[norms > 0])) < 300:  # else R itself leaves the range
+        assert np.isfinite(optimality.right_multiplication(solution).R).all()
     assert np.isfinite(optimality.second_order(solution).smallest)
 
 

@@ -54,6 +54,13 @@ def test_datagrams_over_loopback_lose_nothing_and_give_the_simulations_numbers(l
     assert there.backend == {"name": "rpc", "deadline": 60.0, "quorum": None, "gradients": "udp", "lost": lost}
 
 
+def test_mixed_precision_and_accumulated_gradients_are_the_simulations_bits() -> None:
+    config = replace(SMALL, precision="bfloat16", accumulate=2)
+    here, expected = losses(config, None)
+    there, seen = losses(config, Cluster())
+    assert (seen, there.workers) == (expected, here.workers)
+
+
 def test_what_datagrams_need_is_told() -> None:
     with pytest.raises(ValueError, match="gradients must be one of rpc, udp; it is 'tcp'"):
         Cluster(gradients="tcp")

@@ -1,17 +1,20 @@
 """The run store: a record is found again only if it is whole and of exactly this configuration, data and code."""
 
+import hashlib
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fa.data import MissingDataError, load
 from fa.experiments import store
-from fa.experiments.store import RunStore
-from fa.training import CurvePoint, Run, TrainConfig, WorkerRow
+from fa.experiments.store import Record, RunStore
+from fa.training import CurvePoint, Run, TrainConfig, WorkerRow, layout
 
 CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=2, batch=4)
 
@@ -52,6 +55,8 @@ def test_a_saved_run_is_found_and_read_back(runs: RunStore) -> None:
         {"sampling": "cycled"},
         {"evaluate_every": 1},
         {"validation": 0.2},
+        {"precision": "bfloat16"},
+        {"accumulate": 2},
     ],
 )
 def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, change: dict) -> None:
@@ -84,6 +89,59 @@ def test_a_damaged_record_is_named_and_makes_way(runs: RunStore, name: str, dama
     runs.save(finished())
     assert runs.find(CONFIG) is not None
     assert path.read_text() == text
+
+
+def rewritten(record: Record, change: Callable[[dict[str, Any]], object]) -> None:
+    """config.json as another release would have written it, and the manifest with it."""
+    path = record.folder / "config.json"
+    described = json.loads(path.read_text())
+    change(described)
+    path.write_text(json.dumps(described))
+    manifest = json.loads((record.folder / store.MANIFEST).read_text())
+    manifest["config.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (record.folder / store.MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("lacks", [("layout",), ("layout", "seconds_of"), ("layout", "seconds_of", "backend")])
+def test_every_layout_there_was_is_read_as_the_last(runs: RunStore, lacks: tuple[str, ...]) -> None:
+    """Records are of commits on the way here: without the seconds' parts, and without the backend before that."""
+    written = runs.save(finished())
+    rewritten(written, lambda described: [described.pop(name) for name in lacks])
+    record = runs.find(CONFIG)
+    assert record is not None
+    assert record.description["layout"] == layout.LAYOUT
+    assert record.description["backend"] == {"name": "simulate"}
+    assert record.description["seconds_of"] == {}
+    assert record.description["config"]["rule"] == "mean"
+
+
+def test_a_layout_to_come_is_one_more_conversion(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.save(finished())
+    monkeypatch.setattr(layout, "LAYOUT", layout.LAYOUT + 1)
+    renaming = {3: lambda record: record | {"minutes": record["seconds"] / 60}}
+    monkeypatch.setattr(layout, "CONVERSIONS", layout.CONVERSIONS | renaming)
+    record = runs.find(CONFIG)
+    assert record is not None
+    assert (record.description["layout"], record.description["minutes"]) == (4, 1 / 60)
+
+
+@pytest.mark.parametrize("name", ["layout", "record_version"])
+def test_a_record_of_a_later_release_is_neither_read_nor_replaced(runs: RunStore, name: str) -> None:
+    record = runs.save(finished())
+    rewritten(record, lambda described: described.update({name: 99}))
+    before = (record.folder / "config.json").read_bytes()
+    for use in (runs.find, runs.why, lambda config: runs.save(finished(config))):
+        with pytest.raises(layout.NewerRecord, match=rf"is by a later release of fa \({name} 99; this one knows \d\)"):
+            use(CONFIG)
+    assert (record.folder / "config.json").read_bytes() == before
+    assert [path.name for path in runs.root.iterdir()] == [record.folder.name]
+
+
+def test_committed_records_are_read() -> None:
+    folders = sorted((Path(__file__).parents[1] / "figures" / "cpu" / "records").glob("*/config.json"))
+    for path in folders:
+        Record(path.parent).check()
+    assert folders
 
 
 def test_a_record_of_another_process_that_was_faster_stays(runs: RunStore) -> None:

@@ -343,6 +343,46 @@ def test_runs_are_equal_to_the_bit_here_and_in_another_process() -> None:
     assert fingerprint(other) != fingerprint(first)
 
 
+def without_dropout(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0
+    return model
+
+
+def test_accumulated_gradients_are_those_of_one_larger_minibatch(data: Dataset) -> None:
+    found = []
+    for config in (replace(SMALL, accumulate=3, batch=4), replace(SMALL, batch=12)):
+        transport, parameters = simulation(config, data, without_dropout(convnet(data)))
+        gathered = transport.gradients(5, parameters)
+        found.append((gathered.G.clone(), float(gathered.loss)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-7)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+    assert replace(SMALL, accumulate=3, batch=4).epoch_length(1000) == replace(SMALL, batch=12).epoch_length(1000)
+    with pytest.raises(ValueError, match="batch must be"):
+        train(replace(SMALL, batch=4000, accumulate=3))
+
+
+def test_bfloat16_is_near_float32_and_its_gradients_and_server_are_float32(data: Dataset) -> None:
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        config = replace(SMALL, precision=precision, attack="none", batch=32)
+        transport, parameters = simulation(config, data, without_dropout(convnet(data)))
+        found[precision] = transport.gradients(0, parameters).G.clone()
+        assert found[precision].dtype == parameters.dtype == torch.float32
+    apart = (found["bfloat16"] - found["float32"]).norm() / found["float32"].norm()
+    assert 1e-5 < apart < 0.05
+    trained = train(replace(SMALL, precision="bfloat16", iterations=30, attack="none", batch=32), threads=1)
+    plain = train(replace(SMALL, iterations=30, attack="none", batch=32), threads=1)
+    assert trained.curve[-1].train_loss == pytest.approx(plain.curve[-1].train_loss, rel=0.1)
+
+
+def test_one_pass_in_float32_is_said_of_no_configuration() -> None:
+    assert {"precision", "accumulate"}.isdisjoint(json.loads(SMALL.to_json()))  # whose hash is what it was
+    changed = replace(SMALL, precision="bfloat16", accumulate=2)
+    assert TrainConfig.from_json(changed.to_json()) == changed
+
+
 def test_the_curve_has_as_many_points_as_asked_for() -> None:
     """The points alone change, not the run: an evaluation leaves no trace in it."""
     often = train(replace(SMALL, iterations=5, evaluate_every=2), threads=1)
@@ -616,7 +656,7 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path, run: Run, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ValueError, match="run cannot be written: No space left"):
         run.write(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 

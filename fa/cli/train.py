@@ -15,7 +15,7 @@ from fa.checks import require
 from fa.cli.places import Place, address, compute, from_environment
 from fa.cli.rule_options import rule_options, take
 from fa.sampling import SAMPLINGS, SPLITS
-from fa.training.config import TrainConfig
+from fa.training.config import PRECISIONS, TrainConfig
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
@@ -40,6 +40,8 @@ _SETTINGS = {
     "model": (str, "convnet, resnet18 or any torchvision classifier."),
     "iterations": (int, "Iterations."),
     "batch": (int, "Images per worker and iteration."),
+    "accumulate": (int, "Backward passes a gradient, of --batch images each."),
+    "precision": (click.Choice(PRECISIONS), "Of the forward pass; gradients and server are float32."),
     "lr": (float, "Learning rate."),
     "momentum": (float, "Momentum of SGD; the released code's is 0.9."),
     "worker_momentum": (float, "Momentum that workers keep and send, beta."),

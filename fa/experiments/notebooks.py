@@ -45,4 +45,6 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
         )
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path.name} failed with {error.ename}: {error.evalue} (see {executed})") from error
+    except OSError as error:
+        raise ValueError(f"{path.name} could not be executed into {executed}: {error.strerror or error}") from error
     return executed

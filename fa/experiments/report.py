@@ -74,8 +74,11 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         about: dict[str, Any] = json.loads(path.read_text())
         with path.with_suffix(".claims.csv").open(newline="") as file:
-            return about | {"claims": list(csv.DictReader(file))}
-    except (OSError, json.JSONDecodeError) as error:
+            claims = list(csv.DictReader(file))
+        whole = all(None not in (*claim, *claim.values()) for claim in claims)
+        require(whole, "its claims", "cut short", "rows of as many cells as there are columns")
+        return about | {"claims": claims}
+    except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path.stem} must have its .json and .claims.csv, whole; draw it again ({error})") from error
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from fa import custom
 from fa.data.registry import REGISTRY
+from fa.training import layout
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
 
@@ -41,12 +42,14 @@ class Record:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """config.json: the configuration, versions, hardware, seconds."""
-        described: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
-        return described
+        """config.json: the configuration, versions, hardware, seconds; of whatever layout, as it is written now."""
+        try:
+            return layout.read(json.loads((self.folder / "config.json").read_text()))
+        except layout.NewerRecord as error:
+            raise layout.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
 
     def check(self) -> None:
-        """Raise DamagedRecord unless every file is as the manifest has it."""
+        """Raise DamagedRecord unless every file is as the manifest has it, NewerRecord where it is not ours to read."""
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text())
         except (OSError, ValueError):
@@ -57,6 +60,7 @@ class Record:
                 raise DamagedRecord(f"{name} is missing")
             if not isinstance(manifest, dict) or manifest.get(name) != _checksum(path):
                 raise DamagedRecord(f"{name} is not as it was written")
+        _ = self.description
 
 
 class RunStore:

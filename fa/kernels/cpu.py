@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 
+from fa.kernels import cache
 from fa.kernels.vectors import BLOCK, TILE, VECTOR, pack, packed_square, packed_triangle, square, triangle
 
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
@@ -24,7 +24,7 @@ _SPAN = 4 * BLOCK  # columns of a sum that stay in the cache while rows are adde
 _PACKED = 24  # rows from which on it pays to copy a block where vectors are not aligned, so that they are
 _SERIAL = 1 << 19  # entries of G below which one thread is faster than several
 
-jit = numba.njit(nogil=True, cache=True, fastmath=_FASTMATH, error_model="numpy")
+jit = cache.jit(nogil=True, fastmath=_FASTMATH, error_model="numpy")
 
 
 def share(work: Callable[[int, int], Any], size: int) -> list[Any]:

@@ -17,6 +17,8 @@ from fa.sampling import SAMPLINGS, SPLITS
 RECORD_VERSION = 1
 """Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
 
+PRECISIONS = ("float32", "bfloat16")
+
 Option = bool | int | float | str | None | tuple["Option", ...]
 """A rule's option: what JSON can hold, with tuples for lists so that it can be hashed."""
 
@@ -43,7 +45,7 @@ class TrainConfig:
     assumed_byzantine: int | None = None  # the f that the rule is told; None: the true one
     attack: str = "random"
     iterations: int = 300
-    batch: int = 128  # images per worker and iteration
+    batch: int = 128  # images per worker and iteration, or with `accumulate` per backward pass
     lr: Real = 0.2
     momentum: Real = 0.0  # of the server's SGD; the released code has 0.9, as the profiles of the figures do
     weight_decay: Real = 5e-4
@@ -65,6 +67,8 @@ class TrainConfig:
     split: str = "iid"
     alpha: Real | None = None
     worker_momentum: Real = 0.0  # beta: workers send m_t = beta m_(t-1) + (1 - beta) g_t
+    precision: str = "float32"  # of the forward pass; with "bfloat16" parameters, gradients and server stay float32
+    accumulate: int = 1  # backward passes whose gradients' mean a worker sends: a larger minibatch in the same memory
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
@@ -93,6 +97,7 @@ class TrainConfig:
         check_one_of("split", self.split, SPLITS)
         self._check_alpha()
         check_one_of("augmented", self.augmented, ("faulty", "all"))
+        check_one_of("precision", self.precision, PRECISIONS)
         said = bool(self.augmentation) or self.augmented == "faulty"
         require(said, "augmented", self.augmented, "'faulty' where there is no augmentation")
 
@@ -119,9 +124,14 @@ class TrainConfig:
         """The f that the rule is told."""
         return self.byzantine if self.assumed_byzantine is None else self.assumed_byzantine
 
+    @property
+    def images(self) -> int:
+        """Images that go into one gradient."""
+        return self.batch * self.accumulate
+
     def epoch_length(self, train_size: int) -> int:
         """Iterations in one epoch over `train_size` images: each is seen once among all the workers."""
-        return max(1, train_size // (self.workers * self.batch))
+        return max(1, train_size // (self.workers * self.images))
 
     def to_json(self) -> str:
         """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts.
@@ -148,8 +158,10 @@ class TrainConfig:
         return cls(**record)
 
 
-_LATER = ("evaluate_every", "validation", "split", "alpha", "worker_momentum")  # settings that once there were not
-_LEAST_INTEGER = {"workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
+_LATER = ("evaluate_every", "validation", "split", "alpha", "worker_momentum", "precision", "accumulate")
+"""Settings that once there were not."""
+
+_LEAST_INTEGER = {"accumulate": 1, "workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
 
 
 def _pairs(setting: str, options: Any) -> tuple[tuple[str, Option], ...]:

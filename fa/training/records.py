@@ -16,6 +16,7 @@ from typing import IO, Any, NamedTuple
 from fa import custom
 from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
+from fa.training.layout import LAYOUT
 
 FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
 USED = "used"
@@ -86,8 +87,10 @@ class Run:
             _write_csv(making / "curve.csv", CurvePoint._fields, (map(_cell, point) for point in self.curve))
             _write_csv(making / "workers.csv", WorkerRow._fields, (map(_cell, row) for row in self.workers))
             _write(making / "config.json", json.dumps(self.description(), indent=2, sort_keys=True) + "\n")
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(making, ignore_errors=True)
+            if isinstance(error, OSError):
+                raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
             raise
         try:
             _move(making, target)
@@ -99,6 +102,7 @@ class Run:
         """What config.json holds."""
         return {
             "config": json.loads(self.config.to_json()),
+            "layout": LAYOUT,
             "record_version": RECORD_VERSION,
             "data_checksum": self.checksum,
             "versions": versions(),

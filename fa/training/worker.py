@@ -58,7 +58,7 @@ class Worker:
         """Write the gradient of iteration's minibatch, or the momentum with it, into the row and return the minibatch's
         loss, a scalar tensor.
 
-        The backward pass adds to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
+        The backward passes add to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
         """
         images, labels = self.minibatch(iteration)
         self.buffers.install()
@@ -68,13 +68,20 @@ class Worker:
         if not self._model.training:  # going through all the modules takes a hundredth of a small model's passes
             self._model.train()
         with seeds.global_state(seeds.derive("dropout", self._config.seed, self.rank, iteration), self._device):
-            loss = F.cross_entropy(self._model(images), labels)
-            loss.backward()
+            loss = sum(map(self._backward, images.split(self._config.batch), labels.split(self._config.batch)))
         for parameter, _ in self._gradients:
             parameter.grad = None
         if self.momentum is not None:
             beta = self._config.worker_momentum
             self._row.copy_(self.momentum.mul_(beta).add_(self._row, alpha=1 - beta))
+        return torch.as_tensor(loss)
+
+    def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One backward pass: its share of the minibatch's loss."""
+        mixed = torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bfloat16")
+        with mixed:
+            loss = F.cross_entropy(self._model(images), labels) / self._config.accumulate
+        loss.backward()
         return loss.detach()
 
     @property
@@ -87,7 +94,7 @@ class Worker:
         config = self._config
         return minibatch(
             self._dataset,
-            batch=config.batch,
+            batch=config.images,
             worker=self.rank,
             workers=config.workers,
             iteration=iteration,
@@ -111,7 +118,7 @@ def own_images(config: TrainConfig, dataset: Dataset) -> list[Int64[np.ndarray, 
     """Each worker's own training images, by rank; None for one that draws from all. ValueError where an honest one has
     fewer than a minibatch.
     """
-    labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.batch
+    labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.images
     if config.split == "iid":
         check_batch(batch, len(labels), config.workers, config.sampling)
         return [None] * config.workers

@@ -1,0 +1,25 @@
+"""Examples that are programs of their own; those of a rule and an attack are in tests/test_custom.py, DDP's in
+tests/test_ddp.py.
+"""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_a_language_model_learns_with_a_faulty_worker_under_fa_and_not_under_the_mean(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    example = runpy.run_path(str(EXAMPLES / "characters.py"))
+    threads = torch.get_num_threads()
+    found = example["run"](["mean", "fa"], workers=7, byzantine=1, iterations=40)
+    assert torch.get_num_threads() == threads
+    text, characters = example["read"]()
+    counts = torch.bincount(text).double()
+    by_frequency = float(torch.distributions.Categorical(counts).entropy().exp())
+    assert found["fa"] < 0.75 * by_frequency < found["mean"] < 10 * characters
+    assert f"fa: perplexity {found['fa']:.1f} with 1 of 7 workers faulty" in capsys.readouterr().out
