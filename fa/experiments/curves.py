@@ -57,6 +57,7 @@ def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str,
 
 
 def finish(axes: Axes) -> None:
-    """The axes' names and limits, the same in all figures of accuracy."""
-    axes.set(xlabel="iteration", ylabel="test accuracy (fraction)", ylim=(0, 1))
+    """The axes' names and limits, the same in all figures of accuracy: to 1, or to 0.5 where no curve comes higher."""
+    highest = max(shared.dataLim.ymax for shared in axes.get_shared_y_axes().get_siblings(axes))
+    axes.set(xlabel="iteration", ylabel="test accuracy (fraction)", ylim=(0, 0.5 if highest < 0.5 else 1))
     axes.set_xlim(left=0)
