@@ -1,0 +1,73 @@
+"""Figures whose runs take hours are drawn from committed records alone, without the data and without any training."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from fa.experiments import figure_module, sweep
+from fa.experiments.claims import Claim
+from fa.experiments.study import Study
+
+FIGURES = Path(__file__).parents[1] / "figures"
+DRAWN = sorted(path for profile in ("cpu", "paper") for path in (FIGURES / profile).glob("fig*.claims.csv"))
+WATCHED = "fig03"  # looks at gradients while it trains: its table is itself the record
+BESIDE = {"spent": "times"}  # tables beside a figure's own that are not named as the argument of its claims
+
+
+@pytest.fixture(autouse=True)
+def no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The run store is all there is: neither data nor a way to do what is missing."""
+
+    def refuse(configs: list, *_: object) -> Any:
+        if configs:
+            pytest.fail(f"{len(configs)} records are missing")
+        return iter(())
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sweep, "check_present", lambda name: None)
+    monkeypatch.setattr(sweep, "_run_all", refuse)
+    monkeypatch.setattr(sweep, "_in_turn", refuse)
+
+
+def test_some_are_there() -> None:
+    assert {"fig02", "fig04"} <= {path.name.partition("_")[0] for path in DRAWN if path.parent.name == "cpu"}
+
+
+@pytest.mark.parametrize("path", DRAWN, ids=lambda path: f"{path.parent.name}-{path.name.partition('_')[0]}")
+def test_a_committed_figure_comes_from_committed_records(path: Path, tmp_path: Path) -> None:
+    name = path.name.removesuffix(".claims.csv")
+    module = figure_module(name)
+    drawn = pd.read_csv(path.parent / f"{name}.csv")
+    study = study_of(module, path.parent, name, drawn)
+    tables = {"table": drawn} if name.startswith(WATCHED) else rebuilt(module, study)
+    tables["table"].to_csv(tmp_path / "again.csv", index=False, lineterminator="\n")
+    assert (tmp_path / "again.csv").read_text() == (path.parent / f"{name}.csv").read_text()
+    for argument in inspect.signature(module.claims).parameters:
+        beside = path.parent / f"{name}.{BESIDE.get(argument, argument)}.csv"
+        if argument not in tables and argument != "chance":
+            tables[argument] = pd.read_csv(beside)
+    given = {"chance": study.chance} if "chance" in inspect.signature(module.claims).parameters else {}
+    assert [Claim(**row) for row in pd.read_csv(path).to_dict("records")] == module.claims(**tables, **given)
+
+
+def study_of(module: Any, folder: Path, name: str, drawn: pd.DataFrame) -> Study:
+    """The figure's study, or the part of it that was drawn."""
+    whole = module.study(folder.name, folder)
+    about = json.loads((folder / f"{name}.json").read_text())
+    if about["command"] is not None:
+        return whole
+    chosen = {"variants": list(dict.fromkeys(drawn["variant"])), "faulty": sorted(set(drawn["f"]))}
+    return module.study(folder.name, folder, seeds=sorted(set(drawn["seed"])), **chosen)
+
+
+def rebuilt(module: Any, study: Study) -> dict[str, Any]:
+    """From the records: the figure's table, and what else it reads from them."""
+    results = study.run(progress=False)
+    if hasattr(module, "tables"):
+        table, values = module.tables(results)
+        return {"table": table, "values": values}
+    return {"table": results.table()}
