@@ -7,15 +7,15 @@ at the origin), and "smooth_cat" is the flow of x' = F(x) - x, a choice of this 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
-from scipy.integrate import solve_ivp
-from scipy.linalg import logm
 
 from fa.checks import check_one_of, check_real, require
 
@@ -28,7 +28,6 @@ FAR = 10.0
 CAT = np.array([[2, 1], [1, 1]])
 """Arnold's cat map, on (x, y)."""
 
-_LOG_CAT: np.ndarray = logm(CAT.astype(np.float64))
 
 Points = Float64[np.ndarray, "points 2"]
 
@@ -65,7 +64,7 @@ def _rotation(points: Points, omega: float) -> Points:
 
 
 def _cat(points: Points) -> Points:
-    lifted: np.ndarray = points @ _LOG_CAT.T
+    lifted: np.ndarray = points @ _log_cat().T
     return lifted
 
 
@@ -122,6 +121,7 @@ def integrate(system: str, start: Points, t: float, parameters: Mapping[str, flo
 
     if t == 0 or len(start) == 0:
         return start.copy()
+    solve_ivp = _scipy("integrate").solve_ivp
     # Time is counted in units of t: over an interval of 5e-324 LSODA would not come to an end.
     solution = solve_ivp(
         derivative, (0.0, 1.0), start.ravel(), "LSODA", t_eval=(1.0,), rtol=RTOL, atol=ATOL, lband=1, uband=1
@@ -130,6 +130,21 @@ def integrate(system: str, start: Points, t: float, parameters: Mapping[str, flo
         raise ArithmeticError(f"LSODA could not follow {system} to t = {t:g}: {solution.message}")
     end: np.ndarray = solution.y[:, -1].reshape(-1, 2)
     return end
+
+
+@cache
+def _log_cat() -> np.ndarray:
+    """The cat map's generator: its flow for a unit of time is the map."""
+    generator: np.ndarray = _scipy("linalg").logm(CAT.astype(np.float64))
+    return generator
+
+
+def _scipy(module: str) -> Any:
+    """Imported where trajectories are computed, so that training on images as they are needs none."""
+    try:
+        return importlib.import_module(f"scipy.{module}")
+    except ImportError as error:
+        raise ImportError("fa.augment.flow needs scipy: pip install scipy") from error
 
 
 def check_parameters(system: str, given: Mapping[str, Any]) -> dict[str, float]:

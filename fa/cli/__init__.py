@@ -33,6 +33,11 @@ COMMANDS = {
 """Each command, with its line of help. Command NAME is the click command NAME of the module fa.cli.NAME."""
 
 
+_FIGURES = "papermill nbformat ipykernel pandas matplotlib seaborn"
+OPTIONAL = dict.fromkeys([*_FIGURES.split(), "jupyter_client"], _FIGURES) | {"scipy": "scipy"}
+"""What training and aggregating do without, and what to install where it is missing."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a command's module only when that command is wanted."""
 
@@ -93,7 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except (ValueError, OSError) as error:
         _fail(str(error))
+    except ImportError as error:
+        _fail(_cure(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _cure(error: ImportError) -> str:
+    """What to install. An error about anything but a package that only some commands need is a bug, and goes on."""
+    package = (error.name or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in OPTIONAL:
+        return f"this needs {package}, which is not installed: pip install {OPTIONAL[package]}"
+    if "pip install" in str(error):
+        return str(error)
+    raise error
 
 
 def _fail(message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,14 +53,15 @@ def bench(
 
     find_device(device)
     require(patience > 0, "patience", patience, "greater than 0")
+    if out is not None:
+        importlib.import_module("matplotlib")  # here and now: what cannot be drawn need not be measured
+        out.mkdir(parents=True, exist_ok=True)
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = cases.all_cases() if full else cases.usual_cases()
     if sizes or workers:
         chosen = [(n, p) for p in workers or (cases.USUAL,) for n in sizes or (cases.MIDDLE,)]
     own = enter(rules)
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)  # before anything is measured
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []
