@@ -16,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 LEFT_TO_TORCH := ^(nvidia-|cuda-|triton==)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce extras test lint docs lab lock clean
+.PHONY: help reproduce extras test test-oldest lint docs lab lock clean
 
 define check_python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -35,6 +35,13 @@ extras: $(STAMP) ## what the paper's claims depend on and it does not ask, with 
 
 test: lint ## lint, then all the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-oldest: $(STAMP) ## the quick tests with the oldest dependencies that pyproject.toml allows, in .venv-oldest
+	$(PYTHON) -m venv --clear .venv-oldest
+	$(BIN)/python tests/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check --constraint .venv-oldest/constraints.txt \
+	  --editable '.[notebooks,theory,tensorboard,test]'
+	$(ONE_THREAD) .venv-oldest/bin/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .
@@ -59,7 +66,7 @@ lock: ## make .venv anew from pyproject.toml's ranges and write what came to req
 	touch $(STAMP)
 
 clean: ## remove .venv and all caches; figures and records stay
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
 
 # The stamp is touched last, so that an interrupted installation is taken up again. setuptools comes with the lock:

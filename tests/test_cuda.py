@@ -1,0 +1,98 @@
+"""On a GPU every rule decides what it decides on the CPU, in memory that does not grow with n; skipped without one."""
+
+import numpy as np
+import pytest
+import torch
+
+import fa
+from fa.attacks import ATTACKS, make_attack
+from fa.mixing import STEPS
+from fa.training import train
+from fa.training.config import TrainConfig
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+GPU = "cuda"
+P, F, N = 15, 3, 20_011
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+
+
+def gradients(dtype: torch.dtype) -> torch.Tensor:
+    """Fifteen rows that agree in part, of which three are far away."""
+    generator = torch.Generator().manual_seed(0)
+    G = torch.randn(N, generator=generator, dtype=torch.float64) + torch.randn(P, N, generator=generator).double()
+    G[:F] = 10 * torch.rand(F, N, generator=generator, dtype=torch.float64)
+    return G.to(dtype)
+
+
+def same(ours: fa.Rule, G: torch.Tensor) -> None:
+    here, there = ours.aggregate(G), ours.aggregate(G.to(GPU))
+    assert there.direction.device.type == GPU
+    assert there.direction.dtype == G.dtype
+    near = TOLERANCE[G.dtype] * float(here.direction.double().abs().max())
+    torch.testing.assert_close(there.direction.cpu().double(), here.direction.double(), rtol=0, atol=near)
+    assert there.decision.selected == here.decision.selected
+    assert there.decision.left_out == here.decision.left_out
+    for name in ("weights", "values"):
+        mine, theirs = getattr(here.decision, name), getattr(there.decision, name)
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            np.testing.assert_allclose(theirs, mine, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("name", fa.RULES)
+def test_a_rule_is_the_same(name: str, dtype: torch.dtype) -> None:
+    same(fa.make_rule(name, f=F), gradients(dtype))
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", ["fa", "median", "multi_krum"])
+def test_a_step_is_the_same(name: str, step: str) -> None:
+    same(fa.make_rule(name, f=1, before=(step,)), gradients(torch.float32))
+
+
+def test_the_released_reading_is_the_same() -> None:
+    same(fa.make_rule("fa", reading="released"), gradients(torch.float32))
+
+
+@pytest.mark.parametrize("name", fa.RULES)
+def test_rows_that_are_not_finite_are_left_out_alike(name: str) -> None:
+    G = gradients(torch.float32)
+    G[4, 17], G[9, -1] = torch.nan, torch.inf
+    same(fa.make_rule(name, f=F), G)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_writes_what_it_writes_on_the_cpu(attack: str) -> None:
+    here = gradients(torch.float32)
+    there = here.to(GPU)
+    make_attack(attack).apply(here, range(F), 2021, 5)
+    make_attack(attack).apply(there, range(F), 2021, 5)
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", fa.RULES)
+def test_memory_grows_by_the_direction_alone(name: str) -> None:
+    rule = fa.make_rule(name, f=F)
+    n = 1 << 23  # of 16 rows: two chunks of what is looked at at a time
+    more = extra(rule, 2 * n) - extra(rule, n)
+    assert more < 1.1 * 4 * n + (1 << 20)
+
+
+def extra(rule: fa.Rule, n: int) -> int:
+    """Bytes at the most in use during an aggregation, besides G."""
+    G = torch.randn(16, n, device=GPU, generator=torch.Generator(GPU).manual_seed(0))
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    rule.aggregate(G)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def test_training_goes_the_same_way() -> None:
+    settings = {"rule": "fa", "byzantine": 2, "workers": 7, "batch": 16, "iterations": 10, "lr": 0.05, "seed": 2021}
+    here, there = (train(TrainConfig(device=device, **settings)) for device in ("cpu", GPU))
+    losses = [[point.train_loss for point in run.curve] for run in (here, there)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
+    assert there.curve[-1].test_accuracy == pytest.approx(here.curve[-1].test_accuracy, abs=0.05)
