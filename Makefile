@@ -25,7 +25,7 @@ define check_python
 endef
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 reproduce: $(STAMP) ## every figure with PROFILE=quick (default), smoke, cpu or paper, into figures/PROFILE
 	$(BIN)/fa reproduce --profile $(PROFILE)
