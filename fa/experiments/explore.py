@@ -208,8 +208,7 @@ def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
     """
     steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.reading]
     mixture = mixing.mix(measure(G)[0], steps, mixing.Situation(setting.f, 0, 0))
-    scaled = torch.from_numpy(mixture.R.T) @ G.double()
-    coordinates: Tensor = torch.linalg.qr(scaled.T).R.T
+    coordinates: Tensor = torch.linalg.qr(mixture.of(G.double()).T).R.T
     return coordinates
 
 
