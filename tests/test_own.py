@@ -87,7 +87,7 @@ def test_their_looks_are_told_apart_by_every_eye() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_rule_enters_every_figure_that_compares_rules(name: str) -> None:
-    """Beside each case of the mean or of Bulyan, with its settings; or there is a reason why not."""
+    """Beside each case of Median, with its settings; or there is a reason why not."""
     module = figure_module(name)
     if name.partition("_")[0] in own.NO_RULES:
         with pytest.raises(ValueError, match=r"a setting must be one of .*; it is 'rules'"):

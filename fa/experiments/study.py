@@ -95,7 +95,7 @@ class Study:
         """Where this study's runs are kept."""
         name = "records-rpc" if self.processes else "records"
         # Those of the profile serve too, but for their times, which may be of another machine.
-        shared = self.folder == figures(f"{self.profile}-custom") and not self.processes
+        shared = self.folder == figures(self.profile, custom=True) and not self.processes
         return RunStore(self.folder / name, figures(self.profile) / name if shared else None)
 
     def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
@@ -222,7 +222,7 @@ def make_study(
             gaps[str(case)] = refusal
             continue
         cells += [Cell(case, replace(config, seed=seed)) for seed in seeds or usual_seeds]
-    folder = figures(f"{profile}-custom" if changed else profile, out)
+    folder = figures(profile, out, custom=changed)
     return Study(name, profile, folder, tuple(cells), gaps, attack=attack)
 
 
