@@ -169,7 +169,7 @@ def test_an_attack_replaces_the_figures_and_the_figure_says_so() -> None:
     numbers = table(study)
     assert set(numbers["attack"]) == {ATTACK}
     heading = fig05.draw(numbers, study.title()).get_suptitle()
-    assert heading.startswith("f = 3 faulty workers send gradients of another attack than the paper's\n")
+    assert heading.startswith("f = 3 faulty workers send gradients of another attack than the paper's; FA is ")
     assert fig05.draw(table(fig05.study("smoke")), "").get_suptitle().startswith("f = 3 faulty workers send random")
     assert fig05.study("smoke", attack="random") == fig05.study("smoke")
     command = provenance(Results(study, {}, 1.0, ()))["command"]
