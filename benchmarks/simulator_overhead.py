@@ -65,8 +65,7 @@ def main() -> None:
         dataset=given.dataset, model=given.model, workers=given.workers, byzantine=0, attack="none", batch=given.batch
     )
     dataset = load(config.dataset)
-    _, channels, _, side = dataset.train_images.shape
-    model = models.build(config.model, channels, dataset.classes, side, seed=config.seed)
+    model = models.build(config.model, *dataset.shape, seed=config.seed)
     plain, last = copy.deepcopy(model), copy.deepcopy(model).to(memory_format=torch.channels_last)
     parameters = flatten(model)
     simulation = Simulation(model, dataset, config, parameters)

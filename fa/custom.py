@@ -21,7 +21,7 @@ from typing import Any
 from fa.checks import ConditionError
 
 LIBRARIES = ("byzfl",)
-"""Those that `fa.interop` knows."""
+"""Those whose rules, attacks and steps `fa.interop` takes by their names."""
 
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 
@@ -48,14 +48,12 @@ def shown(name: str) -> str:
     return f"{attribute} ({Path(path).name})" if in_file(name) else name
 
 
-def checksum(name: str) -> str:
-    """SHA-256 of the file that FILE.py:NAME names; ValueError where it cannot be read."""
-    return _digest(_path(name).read_bytes())
-
-
 def files(*names: str) -> dict[str, dict[str, str]]:
-    """For an identity: the checksums of those names that are in files, as "files"; nothing where none is."""
-    own = {name: checksum(name) for name in names if in_file(name)}
+    """For an identity: the checksums of those names that are in files, as "files"; nothing where none is.
+
+    ValueError for a file that there is not.
+    """
+    own = {name: _checksum(_path(name)) for name in names if in_file(name)}
     return {"files": own} if own else {}
 
 
@@ -91,11 +89,9 @@ def blamed(kind: str) -> Iterator[None]:
     except ConditionError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if Path(frame.filename) in {path for path, _ in _loaded}]
-        if not own:
+        place = _line(error, {path for path, _ in _loaded})
+        if place is None:
             raise
-        place = f"{own[-1].filename}, line {own[-1].lineno}"
         raise ValueError(f"{kind} failed: {place}: {type(error).__name__}: {error}") from error
 
 
@@ -108,14 +104,14 @@ def _path(name: str) -> Path:
     return path.resolve()
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _module(kind: str, name: str) -> ModuleType:
     """The file as a module, run once for each content that it has."""
     path = _path(name)
-    key = path, _digest(path.read_bytes())
+    key = path, _checksum(path)
     if key not in _loaded:
         _loaded[key] = _run(kind, path, f"fa_custom_{key[1][:16]}_{path.stem}")
     return _loaded[key]
@@ -139,5 +135,10 @@ def _place(error: Exception, path: Path) -> str:
     """File and line of what went wrong, the last line in the user's own file if there is one."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-    return f"{path}, line {own[-1].lineno}" if own else str(path)
+    return _line(error, {path}) or str(path)
+
+
+def _line(error: Exception, files: set[Path]) -> str | None:
+    """The last line in one of these files that an error came through, and the file; None where it came through none."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in files]
+    return f"{own[-1].filename}, line {own[-1].lineno}" if own else None

@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
 
 from fa import custom, irls
 from fa.checks import check_one_of
@@ -28,6 +30,10 @@ class Mixture:
 
     R: Factor
     gram: Gram
+
+    def of(self, G: Float[Tensor, "p n"]) -> Float[Tensor, "q n"]:
+        """Those columns themselves, as rows, of gradients that are in memory."""
+        return torch.from_numpy(self.R.T).to(G) @ G
 
 
 @dataclass(frozen=True)

@@ -97,12 +97,16 @@ def fa_paper(G, m, lam=0.0, a=2.0, steps=5):
     return Y @ (Y.T @ G.sum(axis=0)) / len(G)
 
 
-def fa_released(G, m, lam=0.0):
+def released_basis(X, m, lam=0.0):
     """The released code's first step: columns x_i and lam/(p(p-1)) (x_i - x_j) for all i != j, unweighted."""
-    p = len(G)
-    X = (G / np.linalg.norm(G, axis=1, keepdims=True)).T
+    p = X.shape[1]
     columns = [X] + [lam / (p * (p - 1)) * (X[:, [i]] - X[:, [j]]) for i in range(p) for j in range(p) if i != j]
-    Y = np.linalg.svd(np.hstack(columns), full_matrices=False)[0][:, :m]
+    return np.linalg.svd(np.hstack(columns), full_matrices=False)[0][:, :m]
+
+
+def fa_released(G, m, lam=0.0):
+    X = (G / np.linalg.norm(G, axis=1, keepdims=True)).T
+    Y = released_basis(X, m, lam)
     return (Y @ (Y.T @ X)).sum(axis=1) / m
 
 

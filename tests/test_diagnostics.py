@@ -1,6 +1,7 @@
 """The picture of a run: what every rule records of its decisions, and that the picture shows it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import fa
 from fa.cli import cli, main
 from fa.experiments import diagnostics
 from fa.training import TrainConfig, train
+from fa.training.layout import LAYOUT
 
 SHORT = {"workers": 11, "byzantine": 2, "iterations": 3, "batch": 4, "attack": "random"}
 KRUM = {"before": ("krum", "median_norm")}
@@ -114,13 +116,18 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with Image.open(tmp_path / "run" / "run.png") as image:
         assert np.asarray(image).std() > 10
     described = json.loads((tmp_path / "run" / "config.json").read_text())
+    newer = tmp_path / "newer"
+    shutil.copytree(tmp_path / "run", newer)
+    (newer / "config.json").write_text(json.dumps(described | {"layout": 99}))
     del described["config"]["byzantine"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))
+    later = f": it is by a later release of fa (layout 99; this one knows {LAYOUT}): update fa, or take another folder"
     for folder, message in (
-        (tmp_path / "run", "must hold a run's records as they were written; 'byzantine' is amiss"),
-        (tmp_path, "must be a run's folder, as fa train --out leaves it; there is no curve.csv in it"),
+        (newer, later),
+        (tmp_path / "run", " must hold a run's records as they were written; 'byzantine' is amiss"),
+        (tmp_path, " must be a run's folder, as fa train --out leaves it; there is no curve.csv in it"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["plot", str(folder)])
         assert ended.value.code == 2
-        assert capsys.readouterr().err == f"fa: {folder} {message}\n"
+        assert capsys.readouterr().err == f"fa: {folder}{message}\n"

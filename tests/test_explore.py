@@ -14,6 +14,7 @@ from fa.attacks import ATTACKS
 from fa.experiments import explore_view, own
 from fa.experiments.explore import MEANS, PRINCIPAL, READINGS, Setting, gradients, scene
 from fa.experiments.explore_view import SETTINGS, draw, show, static
+from tests import reference
 
 RULE = f"{Path(__file__).parents[1] / 'examples' / 'geometric_median.py'}:GeometricMedian"
 SMALL = Setting(p=9, f=2, m=4, attack="random_honest_norm")
@@ -55,6 +56,25 @@ def test_a_scene_is_what_the_rules_say(pool: torch.Tensor, reading: str) -> None
     assert list(shown.refused) == ["Bulyan"]
 
 
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("lam", [0.0, 16.0])
+def test_the_objective_is_that_of_the_basis_that_this_reading_finds(
+    pool: torch.Tensor, reading: str, lam: float
+) -> None:
+    setting = replace(SMALL, reading=reading, lam=lam)
+    shown = scene(pool, setting)
+    G = sent(pool, setting).double().numpy()
+    norms = np.linalg.norm(G, axis=1, keepdims=True)
+    seen = {"released": G / norms, "default": G / norms * np.median(norms), "printed": G}[reading]
+    Y = reference.flag_median(seen, 4, lam, 2.0, 5)
+    if reading == "released":
+        Y = reference.released_basis(seen.T, 4, lam)
+    assert shown.objective == pytest.approx(reference.eq5(seen, Y, lam), rel=1e-5)
+    assert shown.bound <= shown.objective
+    if reading == "released" and lam:
+        assert shown.objective > shown.history[0] + 0.1  # it weighs pairs in another way
+
+
 def test_the_plane_holds_both_means_and_keeps_lengths(pool: torch.Tensor) -> None:
     G, shown = sent(pool, SMALL), scene(pool, SMALL)
     assert shown.axes[0] == "honest mean"
@@ -84,8 +104,9 @@ def test_principal_directions_are_those_of_an_svd(pool: torch.Tensor) -> None:
 def test_every_attack_and_a_rule_of_ones_own_are_drawn(pool: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own, "_entered", {})
     for attack in ATTACKS.keys() - {"nan"}:
-        shown = scene(pool, replace(SMALL, attack=attack), [RULE])
+        shown = scene(pool, replace(SMALL, attack=attack, lam=0.5), [RULE])
         assert shown.landings[-1].variant == RULE
+        assert shown.bound <= shown.objective + 1e-6
     figure = draw(shown)
     whole, near, names, values, shares, _ = figure.axes
     assert whole.get_aspect() == near.get_aspect() == 1

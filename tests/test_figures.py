@@ -253,7 +253,12 @@ def results(study: Study, folder: Path) -> Results:
     study = Study(study.name, study.profile, folder, study.cells[:2], study.gaps)
     kept = Record(folder / "records" / "one")
     kept.folder.mkdir(parents=True, exist_ok=True)
-    described = {"seconds": 2.0, "versions": {"torch": "2.9"}, "hardware": {"cpu": "fast", "device": "cpu"}}
+    described = {
+        "config": {},
+        "seconds": 2.0,
+        "versions": {"torch": "2.9"},
+        "hardware": {"cpu": "fast", "device": "cpu"},
+    }
     (kept.folder / "config.json").write_text(json.dumps(described))
     return Results(study, dict.fromkeys(study.configs, Outcome(study.configs[0], kept)), 1.0, (kept.description,) * 2)
 

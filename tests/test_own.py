@@ -87,7 +87,7 @@ def test_their_looks_are_told_apart_by_every_eye() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_rule_enters_every_figure_that_compares_rules(name: str) -> None:
-    """Beside each case of the mean or of Bulyan, with its settings; or there is a reason why not."""
+    """Beside each case of Median, with its settings; or there is a reason why not."""
     module = figure_module(name)
     if name.partition("_")[0] in own.NO_RULES:
         with pytest.raises(ValueError, match=r"a setting must be one of .*; it is 'rules'"):
@@ -169,7 +169,7 @@ def test_an_attack_replaces_the_figures_and_the_figure_says_so() -> None:
     numbers = table(study)
     assert set(numbers["attack"]) == {ATTACK}
     heading = fig05.draw(numbers, study.title()).get_suptitle()
-    assert heading.startswith("f = 3 faulty workers send gradients of another attack than the paper's\n")
+    assert heading.startswith("f = 3 faulty workers send gradients of another attack than the paper's; FA is ")
     assert fig05.draw(table(fig05.study("smoke")), "").get_suptitle().startswith("f = 3 faulty workers send random")
     assert fig05.study("smoke", attack="random") == fig05.study("smoke")
     command = provenance(Results(study, {}, 1.0, ()))["command"]

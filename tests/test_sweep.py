@@ -87,6 +87,14 @@ def test_large_runs_share_the_memory_and_a_gpu_serves_one(monkeypatch: pytest.Mo
     assert sweeping._jobs_that_fit([TrainConfig(device="cuda", **SHORT)]) == 1
 
 
+def test_workers_momenta_take_as_much_as_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr(sweeping, "_memory", lambda model, dataset, rows: rows << 30)
+    monkeypatch.setattr(sweeping, "_free_memory", lambda: 28 << 30)
+    for momentum, jobs in ((0.0, 7), (0.9, 4)):  # of p + 1 and of 2p + 1 GiB, for p = 3
+        assert sweeping._jobs_that_fit([TrainConfig(worker_momentum=momentum, **SHORT)]) == jobs
+
+
 def test_memory_is_counted_in_gradients() -> None:
     assert sweeping._memory("convnet", "mnist-mini", 15) == 4 * 21_840 * 19
     free = sweeping._free_memory()

@@ -38,20 +38,20 @@ def concerned(
         from fa.experiments.own import replaced
 
         given["attack"] = replaced(attack)
-    found = {name: {option: its for option, its in given.items() if not _refused(name, option)} for name in names}
+    refusals = {(name, option): why for name in names for option in given if (why := _refusal(name, option))}
+    for (name, option), why in refusals.items():
+        click.echo(f"{name}: --{option.rstrip('s')} does not concern it: {why}", err=True)
+    found = {name: {option: its for option, its in given.items() if (name, option) not in refusals} for name in names}
     left = {name: its for name, its in found.items() if its or not given}
     if not left:
         raise ValueError(f"--{next(iter(given)).rstrip('s')} concerns none of {', '.join(names)}")
     return left, given
 
 
-def _refused(name: str, option: str) -> bool:
-    """Whether the option does not concern the figure or notebook, which is then said."""
+def _refusal(name: str, option: str) -> str | None:
+    """Why the option does not concern the figure or notebook, if it does not."""
     from fa.experiments.own import NO_ATTACK, NO_RULES
 
-    why = (NO_RULES if option == "rules" else NO_ATTACK).get(name.partition("_")[0])
     if name not in ALL:
-        why = _NO_FIGURE
-    if why is not None:
-        click.echo(f"{name}: --{option.rstrip('s')} does not concern it: {why}", err=True)
-    return why is not None
+        return _NO_FIGURE
+    return (NO_RULES if option == "rules" else NO_ATTACK).get(name.partition("_")[0])

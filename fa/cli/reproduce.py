@@ -43,7 +43,7 @@ def reproduce(
     check_device(device)
     paths = {path.stem: path for path in find(name)}
     names, given = concerned(list(paths), rules, attack)
-    target = figures(f"{profile}-custom" if given else profile, out).resolve()
+    target = figures(profile, out, custom=bool(given)).resolve()
     for stem, own in names.items():
         path = paths[stem]
         click.echo(f"{path.stem}, profile {profile}")

@@ -39,6 +39,12 @@ class Dataset:
     augment: bool  # whether training images are cropped and flipped at random, as is this data set's custom
     checksum: str  # content_checksum of the four arrays
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What a model is built for: an image's channels, the classes, and an image's side."""
+        _, channels, _, side = self.train_images.shape
+        return channels, self.classes, side
+
 
 def content_checksum(arrays: Arrays) -> str:
     """SHA-256 of names, dtypes, shapes and bytes: the same wherever the data came from, and however it is stored."""

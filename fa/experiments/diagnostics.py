@@ -7,7 +7,6 @@ Trimmed Mean, MeaMed, Phocas, and Bulyan once it has selected) weigh no whole gr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 
 from fa import custom
 from fa.experiments import style
+from fa.experiments.store import Record
+from fa.training.layout import NewerRecord
 from fa.training.records import FILES, UNDEFINED, USED
 
 if TYPE_CHECKING:
@@ -68,13 +69,15 @@ def read(folder: str | Path) -> Diagnosis:
             f"{folder} must be a run's folder, as fa train --out leaves it; there is no {missing[0]} in it"
         )
     try:
-        config = json.loads((folder / "config.json").read_text())["config"]
+        config = Record(folder).description["config"]
         curve = pandas.read_csv(folder / "curve.csv")
         workers = pandas.read_csv(folder / "workers.csv", na_values=UNDEFINED, keep_default_na=False)
         weights = workers["weight"].astype(float)
         size = weights.abs().groupby(workers["iteration"]).transform("sum")
         workers = workers.assign(share=weights / size.where(size > 0), reason=workers["status"].map(_reason))
         int(config["byzantine"]), curve["test_accuracy"], workers["value"], workers["worker"]
+    except NewerRecord:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} must hold a run's records as they were written; {error} is amiss") from error
     return Diagnosis(curve, workers, config)

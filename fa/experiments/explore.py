@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from fa import irls, mixing, sdp
+from fa import irls, mixing, objective, sdp
 from fa.attacks import make_attack
 from fa.checks import check_integer, check_one_of
 from fa.experiments.own import enter, look
@@ -23,6 +23,7 @@ from fa.experiments.recording import record
 from fa.experiments.style import PAPER_RULES
 from fa.gram import measure
 from fa.rules import make_rule
+from fa.rules.flag import FlagAggregator
 from fa.training.config import TrainConfig
 
 READINGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,8 +80,9 @@ class Scene:
 
     `points` (p, 2) are the gradients, and the first landing is FA's; `refused` says which rules do not serve so many
     workers, and why. `values` (p,) are FA's v_i, `shares` (p,) its weights times the norms, over the sum of their
-    sizes. `history` is eq. 5, smoothed, after each step of IRLS, of which FA takes `steps`; `objective` is its own, and
-    `bound` what no Y goes below.
+    sizes. `history` is eq. 5, smoothed, after each step of IRLS, of which FA takes `steps`; `objective` is eq. 5 at
+    FA's Y (off that course for the released reading with lam > 0, which weighs the pairs in another way), and `bound`
+    what no Y goes below.
     """
 
     setting: Setting
@@ -120,8 +122,8 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
     G = pool[: setting.p].clone()
     make_attack(setting.attack).apply(G, range(setting.f), setting.seed, 0)
     variant, own = READINGS[setting.reading]
-    ours = {**own, "m": setting.m, "lam": setting.lam, "a": setting.a}
-    aggregate = make_rule("fa", f=setting.f, **ours).aggregate(G)
+    rule = FlagAggregator(f=setting.f, m=setting.m, lam=setting.lam, a=setting.a, **own)
+    aggregate = rule.aggregate(G)
     decision = aggregate.decision
     assert decision.weights is not None  # FA's Y is in the span
     assert decision.values is not None
@@ -130,8 +132,7 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
     honest = G[setting.f :].double().mean(dim=0)
     landings = [_landing(key, d, basis, honest) for key, d in {variant: aggregate.direction, **directions}.items()]
     seen = _as_seen(G, setting)
-    steps = 1 if setting.reading == "released" else irls.DEFAULTS.max_iter
-    taken, limit = (irls.solve(seen, setting.m, setting.lam, a=setting.a, max_iter=n) for n in (steps, LIMIT))
+    limit = irls.solve(seen, setting.m, setting.lam, a=setting.a, max_iter=LIMIT)
     counted = decision.weights * G.double().norm(dim=1).numpy()
     size = np.abs(counted).sum()
     return Scene(
@@ -142,9 +143,9 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
         decision.values,
         counted / (size if size > 0 else 1.0),
         limit.history,
-        steps,
-        taken.objective,
-        sdp.certify(seen, taken).bound,
+        rule.options.max_iter,
+        _objective(seen, rule),
+        sdp.certify(seen, limit).bound,
         refused,
     )
 
@@ -201,8 +202,18 @@ def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> Landing:
     return Landing(variant, point.numpy(), cosine, float(point.norm() / length) ** 2 if length > 0 else 1.0)
 
 
-def _as_seen(G: Tensor, setting: Setting) -> Tensor:
-    """The gradients as FA's reading scales them, on which the pairs of eq. 5 depend."""
+def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
+    """The gradients as FA's reading scales them, on which the pairs of eq. 5 depend, in k <= p coordinates, with
+    which they have the same lengths and angles.
+    """
     steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.reading]
     mixture = mixing.mix(measure(G)[0], steps, mixing.Situation(setting.f, 0, 0))
-    return torch.from_numpy(mixture.R.T).to(G) @ G
+    coordinates: Tensor = torch.linalg.qr(mixture.of(G.double()).T).R.T
+    return coordinates
+
+
+def _objective(seen: Float64[Tensor, "p k"], rule: FlagAggregator) -> float:
+    """Eq. 5 at the rule's Y."""
+    solution = irls.solve_gram(measure(seen)[0], rule.options, reading=rule.reading)
+    assert solution.coefficients is not None  # FA's Y is in the span
+    return objective.value(seen, seen.T @ torch.from_numpy(solution.coefficients), rule.lam, a=rule.a)

@@ -54,7 +54,7 @@ def study(
         for sent in attacks:
             grid += [Case(key, f, {"attack": sent}, seeds=own) for key in keys]
             grid.append(Case("fa_default", f, {"attack": sent}, UNIT, own, SAME_LENGTH))
-    folder = figures(f"{profile}-custom", out) if len(attacks) > len(ATTACKS) else out
+    folder = figures(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
     return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **given)
 
 

@@ -13,6 +13,7 @@ from fa.experiments.extras import SHORT, judged, make_extra
 from fa.experiments.fig03 import ENOUGH
 from fa.experiments.heatmap import draw_heat
 from fa.experiments.study import Case, Results, Study
+from fa.training.records import UNDEFINED, USED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,9 +62,7 @@ def workers(results: Results) -> DataFrame:
 
     rows = []
     for cell in results.study.cells:
-        record = results.outcomes[cell.config].record
-        assert record is not None  # a study with a failed run has no results
-        own = pandas.read_csv(record.folder / "workers.csv", na_values="none")
+        own = pandas.read_csv(results.record(cell).folder / "workers.csv", na_values=UNDEFINED)
         about = {"rule": cell.case.label, "attack": cell.config.attack, "seed": cell.config.seed}
         rows.append(own.assign(**about)[[*about, *own.columns]])
     return pandas.concat(rows, ignore_index=True)
@@ -93,7 +92,7 @@ def detection(workers: DataFrame, f: int = FAULTY) -> DataFrame:
 def _named(workers: DataFrame, column: str, f: int) -> Any:
     """Who is named as faulty, row by row."""
     if column == "status":
-        return workers["status"] != "used"
+        return workers["status"] != USED
     order = workers.sort_values([column, "worker"], ascending=[True, False], kind="stable")
     place = order.groupby(["seed", "iteration"]).cumcount()
     return (place < f).reindex(workers.index)

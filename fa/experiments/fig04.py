@@ -45,7 +45,7 @@ def study(
     keys = (*(variants or everything), *enter(rules))
     grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or FAULTY for key in keys]
     if out is None and (variants or faulty):
-        out = figures(f"{profile}-custom")
+        out = figures(profile, custom=True)
     return make_study(NAME, profile, grid, out, seeds, **given)
 
 

@@ -58,9 +58,8 @@ def times(results: Results) -> DataFrame:
 
     rows = []
     for cell in results.study.cells:
-        outcome = results.outcomes[cell.config]
-        assert outcome.record is not None  # a study with a failed run has no results
-        seconds = {part: its / cell.config.iterations for part, its in outcome.record.description["seconds_of"].items()}
+        parts = results.record(cell).description["seconds_of"]
+        seconds = {part: its / cell.config.iterations for part, its in parts.items()}
         gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
         gram = seconds.get("gram", 0.0)  # for the aggregation, while others still compute
         network = max(0.0, gather - compute - gram)

@@ -15,9 +15,9 @@ def project() -> Path:
     raise ValueError(f"there is no checkout of the project at or above {here}: call it from inside one")
 
 
-def figures(profile: str, out: str | Path | None = None) -> Path:
-    """The folder of a profile's figures: `out` if given."""
-    return Path(out) if out is not None else project() / "figures" / profile
+def figures(profile: str, out: str | Path | None = None, custom: bool = False) -> Path:
+    """The folder of a profile's figures, or of `custom` ones, with other settings or rules: `out` if given."""
+    return Path(out) if out is not None else project() / "figures" / (f"{profile}-custom" if custom else profile)
 
 
 def recipe(name: str) -> Path:

@@ -15,7 +15,7 @@ from fa.experiments import style
 from fa.experiments.own import look, replaced
 from fa.experiments.paths import figures
 from fa.experiments.profiles import settings
-from fa.experiments.store import RunStore
+from fa.experiments.store import Record, RunStore
 from fa.experiments.sweep import Outcome, shard, sweep
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
@@ -95,7 +95,7 @@ class Study:
         """Where this study's runs are kept."""
         name = "records-rpc" if self.processes else "records"
         # Those of the profile serve too, but for their times, which may be of another machine.
-        shared = self.folder == figures(f"{self.profile}-custom") and not self.processes
+        shared = self.folder == figures(self.profile, custom=True) and not self.processes
         return RunStore(self.folder / name, figures(self.profile) / name if shared else None)
 
     def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
@@ -152,6 +152,12 @@ class Results:
     seconds: float  # that this call took: little where the runs were there
     descriptions: tuple[dict[str, Any], ...]  # of each run, what its config.json says
 
+    def record(self, cell: Cell) -> Record:
+        """The record of one of the study's runs."""
+        record = self.outcomes[cell.config].record
+        assert record is not None  # a study with a failed run has no results
+        return record
+
     def table(self) -> DataFrame:
         """One row for each point of each curve: variant, label, f, the case's own columns, seed, and those of
         curve.csv.
@@ -161,8 +167,6 @@ class Results:
         rows = []
         own = list(dict.fromkeys(name for cell in self.study.cells for name in cell.case.columns))
         for cell in self.study.cells:
-            record = self.outcomes[cell.config].record
-            assert record is not None  # a study with a failed run has no results
             about = {
                 "variant": cell.variant,
                 "label": cell.case.label,
@@ -170,7 +174,7 @@ class Results:
                 **{name: cell.case.columns.get(name) for name in own},
                 "seed": cell.config.seed,
             }
-            rows += [about | point for point in record.curve]
+            rows += [about | point for point in self.record(cell).curve]
         return pandas.DataFrame(rows).astype({"iteration": int, "epoch": int})
 
 
@@ -218,7 +222,7 @@ def make_study(
             gaps[str(case)] = refusal
             continue
         cells += [Cell(case, replace(config, seed=seed)) for seed in seeds or usual_seeds]
-    folder = figures(f"{profile}-custom" if changed else profile, out)
+    folder = figures(profile, out, custom=changed)
     return Study(name, profile, folder, tuple(cells), gaps, attack=attack)
 
 

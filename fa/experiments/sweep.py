@@ -175,7 +175,8 @@ def _jobs_that_fit(configs: Sequence[TrainConfig]) -> int:
     free = _free_memory()
     if free is None:
         return cores
-    need = max((_memory(*shape) for shape in {(c.model, c.dataset, c.workers) for c in configs}), default=0)
+    shapes = {(c.model, c.dataset, c.workers * (2 if c.worker_momentum else 1)) for c in configs}
+    need = max((_memory(*shape) for shape in shapes), default=0)
     return max(1, min(cores, free // (need + _SPARE)))
 
 
@@ -189,12 +190,10 @@ def _free_memory() -> int | None:
     return next((1024 * number for number in kilobytes), None)
 
 
-def _memory(model: str, dataset: str, workers: int) -> int:
-    """Bytes of the gradient matrix, of the model and of what the optimizer keeps."""
+def _memory(model: str, dataset: str, rows: int) -> int:
+    """Bytes of the `rows` that the workers have of n numbers, of the model and of what the optimizer keeps."""
     from fa import models
     from fa.data import load
 
-    data = load(dataset)
-    _, channels, _, side = data.train_images.shape
-    n = sum(parameter.numel() for parameter in models.build(model, channels, data.classes, side, seed=0).parameters())
-    return 4 * n * (workers + 4)
+    n = sum(parameter.numel() for parameter in models.build(model, *load(dataset).shape, seed=0).parameters())
+    return 4 * n * (rows + 4)

@@ -63,9 +63,7 @@ class ByzFLRule(Rule):
 
     def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
         (whole,) = G.parts
-        mixed = whole[rows]
-        if self.steps:
-            mixed = torch.from_numpy(mixture.R.T).to(mixed) @ mixed
+        mixed = mixture.of(whole[rows]) if self.steps else whole[rows]
         found = _classes("aggregators.aggregators")[self.theirs]
         theirs = _made(self.name, found, {option: getattr(self, option) for option in _options(found)})
         with global_state(derive("byzfl", self.seed, 0, 0), mixed.device):  # from which CAF and SMEA draw

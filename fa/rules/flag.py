@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from jaxtyping import Int
 
 from fa.checks import check_one_of, require
@@ -76,8 +75,7 @@ class FlagAggregator(Rule):
             return self.decide(mixture.gram)
         (whole,) = G.parts
         finite = whole[rows]
-        mixed = torch.from_numpy(mixture.R.T).to(finite) @ finite
-        options = self.options
+        mixed, options = mixture.of(finite), self.options
         solution = solve(mixed, options.m, options.lam, options.regularizer, options.a, options.tol, options.max_iter)
         return Choice(direction=solution.direction(), values=values(finite, solution.Y))
 

@@ -74,7 +74,7 @@ def train(
         kept = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = data_of(config)
         own_images(config, dataset)
-        model = models.build(config.model, *_shape(dataset), seed=config.seed).to(device)
+        model = models.build(config.model, *dataset.shape, seed=config.seed).to(device)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
         used = torch.get_num_threads()
@@ -205,12 +205,6 @@ def _rows(iteration: int, gathered: Gathered, aggregate: Aggregate) -> list[Work
 def _nobody(iteration: int, workers: int, missing: Mapping[int, str]) -> list[WorkerRow]:
     why = {worker: missing.get(worker, "the loss is not finite") for worker in range(workers)}
     return [WorkerRow(iteration, worker, None, None, f"left out: {reason}") for worker, reason in why.items()]
-
-
-def _shape(dataset: Dataset) -> tuple[int, int, int]:
-    """Channels, classes and the side of an image."""
-    _, channels, _, side = dataset.train_images.shape
-    return channels, dataset.classes, side
 
 
 @contextmanager

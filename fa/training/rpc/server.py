@@ -246,9 +246,7 @@ class Remote:
             reasons = "; ".join(f"worker {rank}: {why}" for rank, why in missing.items())
             raise ConditionError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
         absent = list(missing)
-        if (
-            absent and config.byzantine
-        ):  # an attack that looks at the honest rows sees their mean in place of those that are not there
+        if absent and config.byzantine:  # what an attack sees of honest rows that are not there is the others' mean
             self._G[absent] = self._G[here].mean(dim=0)
         self._attack.apply(self._G, range(config.byzantine), config.seed, iteration)
         if absent:

@@ -33,8 +33,7 @@ def work(rank: int, host: str, port: int) -> None:
 def _work(rank: int, host: str, sender: socket.socket) -> None:
     config = TrainConfig.from_json(star.ask(server.describe))
     dataset = data_of(config)
-    _, channels, _, side = dataset.train_images.shape
-    model = models.build(config.model, channels, dataset.classes, side, seed=config.seed)
+    model = models.build(config.model, *dataset.shape, seed=config.seed)
     parameters = flatten(model)
     gradient = torch.zeros_like(parameters)
     worker = Worker(rank, model, dataset, config, gradient, own_images(config, dataset)[rank])
