@@ -32,13 +32,30 @@ PLACES = ("folder", "empty", "garbled", "full", "/dev/null/x", "/proc/x")
 NUMBERS = ("-1", "-0.5", "0", "nan", "x", "1e400", "")
 WORDS = ("", "nonsense", "./none.py:X", "folder", "/", "é", "a\x00b")
 
-ZERO = ["byzantine", "assumed_byzantine", "momentum", "weight_decay", "seed", "validation", "f", "lam", "tol", "rank"]
+ZERO = [
+    "byzantine",
+    "assumed_byzantine",
+    "momentum",
+    "worker_momentum",
+    "weight_decay",
+    "seed",
+    "validation",
+    "f",
+    "lam",
+    "tol",
+    "rank",
+]
 FINE = {  # what only looks wrong, or is looked at where it is used
     *((option, "0") for option in ZERO),
-    *((option, place) for option in ("out", "root") for place in ("folder",)),
+    *((option, place) for option in ("out", "root", "tensorboard") for place in ("folder",)),
     ("patience", "1e400"),
 }
-JOINS = {("bench", "out"), ("reproduce", "out"), ("data fetch", "root")}  # folders that may hold other files
+JOINS = {
+    ("bench", "out"),
+    ("reproduce", "out"),
+    ("data fetch", "root"),
+    ("train", "tensorboard"),
+}  # folders that may hold other files
 UNUSED = {  # places that these commands do not come to with these arguments
     ("sweep", "out"), ("data list", "root"), ("augment", "root"), ("reproduce", "jobs"), ("sweep", "jobs"),
     ("aggregate", "reading"),  # see tests/test_rules.py: here a type checker is before ours

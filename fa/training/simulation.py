@@ -25,7 +25,7 @@ class Simulation:
         self._byzantine = range(config.byzantine)
         self._G = _memory(config.workers, parameters)
         own = own_images(config, dataset)
-        self.workers = [Worker(rank, model, dataset, config, row, own[rank]) for rank, row in enumerate(self._G)]
+        self.workers = [Worker(rank, model, dataset, config, row, own.get(rank)) for rank, row in enumerate(self._G)]
 
     def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
         """Each worker's gradient straight into its row, then the attack on the faulty rows."""

@@ -82,6 +82,9 @@ class Cluster:
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError for a run that cannot be done over it."""
         require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
+        # What arrives is not what a worker sent, and so not the momentum from which its successor would go on.
+        plain = self.gradients == "rpc" or not config.worker_momentum
+        require(plain, "worker_momentum", config.worker_momentum, "0 where gradients come as datagrams")
         if self.quorum is not None:
             require(self.quorum <= config.workers, "quorum", self.quorum, f"at most workers={config.workers}")
             # Faulty workers that compute nothing answer first.

@@ -114,20 +114,20 @@ def data_of(config: TrainConfig) -> Dataset:
     return hold_out(dataset, config.validation) if config.validation else dataset
 
 
-def own_images(config: TrainConfig, dataset: Dataset) -> list[Int64[np.ndarray, " k"] | None]:
-    """Each worker's own training images, by rank; None for one that draws from all. ValueError where an honest one has
-    fewer than a minibatch.
+def own_images(config: TrainConfig, dataset: Dataset) -> dict[int, Int64[np.ndarray, " k"]]:
+    """Training images that are one worker's own, by its rank; those who are not there draw from all. ValueError where
+    an honest one has fewer than a minibatch.
     """
     labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.images
     if config.split == "iid":
         check_batch(batch, len(labels), config.workers, config.sampling)
-        return [None] * config.workers
+        return {}
     if config.alpha is not None:
         dealt = dirichlet(labels, honest, config.alpha, batch, config.seed)
     else:
         check_batch(batch, len(labels), honest, "cycled")
         dealt = by_class(labels, honest)
-    return [*[None] * config.byzantine, *dealt]
+    return dict(enumerate(dealt, config.byzantine))
 
 
 def recipe_of(config: TrainConfig) -> Recipe | None:

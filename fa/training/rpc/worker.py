@@ -36,7 +36,7 @@ def _work(rank: int, host: str, sender: socket.socket) -> None:
     model = models.build(config.model, *dataset.shape, seed=config.seed)
     parameters = flatten(model)
     gradient = torch.zeros_like(parameters)
-    worker = Worker(rank, model, dataset, config, gradient, own_images(config, dataset)[rank])
+    worker = Worker(rank, model, dataset, config, gradient, own_images(config, dataset).get(rank))
     computes = rank >= config.byzantine or make_attack(config.attack).needs_own
     iteration, loss, seconds = server.NEW, torch.zeros(()), 0.0
     port = star.ask(server.datagrams)  # of another socket, if there is one
