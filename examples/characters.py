@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("--byzantine", type=int, default=1)
     parser.add_argument("--iterations", type=int, default=300)
     given = parser.parse_args()
+    if not 0 <= given.byzantine < given.workers or given.iterations < 1:
+        parser.error("there must be more workers than faulty ones, and an iteration or more")
     run(given.rules, given.workers, given.byzantine, given.iterations)
 
 

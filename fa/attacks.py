@@ -44,8 +44,16 @@ class Attack:
 
     def apply(self, G: Tensor, byzantine: Sequence[int], seed: int, iteration: int) -> None:
         """Overwrite the rows `byzantine` of G (p, n) in place; equal arguments write equal rows."""
+        own = ATTACKS.get(self.name) is self
+        honest = [] if own else sorted(set(range(len(G))) - set(byzantine))
+        before = [G[worker].sum() for worker in honest]
         with custom.blamed("attack"):
             self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, G.device))
+        for worker, total in zip(honest, before, strict=True):
+            kept = torch.equal(G[worker].sum().nan_to_num(), total.nan_to_num())
+            require(
+                kept, "attack", self.name, f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
+            )
 
 
 def make_attack(name: str) -> Attack:
@@ -56,7 +64,7 @@ def make_attack(name: str) -> Attack:
         return ATTACKS[name]
     found = custom.load("attack", name)
     if found is None:
-        check_one_of("attack", name, tuple(ATTACKS))
+        check_one_of("attack", name, tuple(ATTACKS), custom.OTHERS)
     require(isinstance(found, Attack), "attack", name, "a fa.attacks.Attack")
     return found  # type: ignore[no-any-return]
 

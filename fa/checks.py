@@ -45,10 +45,11 @@ def check_real(name: str, value: Any, least: float, why: str = "") -> None:
         raise ValueError(f"{name} must be a finite number of at least {least:g}{why}; it is {value!r}")
 
 
-def check_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
-    """One of a few words; a near miss is named."""
+def check_one_of(name: str, value: Any, allowed: Sequence[str], others: str = "") -> None:
+    """One of a few words, or of `others` that cannot be listed; a near miss is named."""
     if value in allowed:
         return
     close = get_close_matches(str(value), allowed, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    raise ValueError(f"{name} must be one of {', '.join(allowed)}; it is {value!r}{hint}")
+    listed = ", ".join([*allowed, others] if others else allowed)
+    raise ValueError(f"{name} must be one of {listed}; it is {value!r}{hint}")

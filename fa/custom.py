@@ -26,6 +26,10 @@ LIBRARIES = ("byzfl",)
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 
 
+OTHERS = "or FILE.py:NAME for one of your own, or byzfl:NAME"
+"""What else may be named where rules and attacks are."""
+
+
 def in_file(name: str) -> bool:
     """Whether this names something in a file."""
     return ".py:" in name

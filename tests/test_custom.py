@@ -64,6 +64,37 @@ def test_an_attack_in_a_file_acts() -> None:
     assert torch.equal(G, again)
 
 
+OWN = """\
+import numpy as np
+import fa
+from fa.rules.base import Choice
+
+class MyRule(fa.Rule):
+    name = 'mine'
+
+    def decide(self, gram):
+        return Choice(weights=np.full(gram.p, WEIGHT))
+"""
+
+
+def test_weights_that_are_not_finite_are_refused(file: Path) -> None:
+    file.write_text(OWN.replace("WEIGHT", "np.nan"))
+    with pytest.raises(ValueError, match="the weights that mine decides must be finite numbers; it is"):
+        fa.make_rule(f"{file}:MyRule")(torch.eye(4))
+
+
+def test_an_attack_that_writes_into_honest_rows_is_refused(file: Path) -> None:
+    file.write_text("from fa.attacks import Attack\nMINE = Attack('mine', False, lambda G, *_: G.zero_())\n")
+    with pytest.raises(ValueError, match="attack must be one that writes the faulty workers' rows alone"):
+        make_attack(f"{file}:MINE").apply(torch.ones(4, 3), range(1), seed=0, iteration=0)
+
+
+def test_a_name_that_is_none_tells_of_files_and_libraries() -> None:
+    for make in (fa.make_rule, make_attack):
+        with pytest.raises(ValueError, match=r"or FILE.py:NAME for one of your own, or byzfl:NAME; it is 'my_rule.py'"):
+            make("my_rule.py")
+
+
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
@@ -72,6 +103,8 @@ def test_an_attack_in_a_file_acts() -> None:
         ("class MyRule: pass\n", "MyRule", r"rule must be a class that is a fa.Rule; it is '.*my_rule.py:MyRule'"),
         ("x = 1\ny = 1 / 0\n", "x", r"my_rule.py, line 2: ZeroDivisionError: division by zero"),
         ("x = (\n", "x", r"my_rule.py, line 1: SyntaxError: '\(' was never closed"),
+        (OWN.replace("    name = 'mine'\n", ""), "MyRule", r"rule must be a class that says how it is called"),
+        (OWN.replace("decide", "decode"), "MyRule", r"rule must be a class that has decide"),
         ("import no_such_module\n", "x", r"my_rule.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
     ],
 )

@@ -90,7 +90,7 @@ def test_a_rule_of_coordinates_says_that_it_has_no_weights(tmp_path: Path) -> No
     (only,) = [axes for axes in figure.axes if axes.images]
     assert only.get_title() == "status"
     assert only.patches
-    assert "of whole gradients it is known who was used, and no weight" in figure.get_suptitle()
+    assert "Of whole gradients this rule tells who was used, and no weight" in figure.get_suptitle()
 
 
 def test_reasons_are_told_apart(tmp_path: Path) -> None:

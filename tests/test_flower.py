@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-INSTALL = "pip install 'flwr[simulation]>=1.42'"
+INSTALL = "pip install -e '.[flower]', in an environment of its own"
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nobody is told of these tests
 pytest.importorskip("flwr", reason=INSTALL)
 

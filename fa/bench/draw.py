@@ -28,7 +28,10 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     bars, by_n, by_p = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _bars(bars, rows)
     for axes, varied in ((by_n, "n"), (by_p, "p")):
-        _growth(axes, rows, varied)
+        if any(growth(rows, rule, OURS, varied) for rule in rules(rows)):
+            _growth(axes, rows, varied)
+        else:
+            axes.set_axis_off()
     handles = max((axes.get_legend_handles_labels() for axes in (by_n, by_p)), key=lambda found: len(found[0]))
     if handles[0]:
         by_p.legend(
@@ -50,8 +53,10 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             name = "" if by != PAPER else f" {row.rule.removeprefix('fa, ')}"
             axes.barh(y, 1e3 * row.seconds, height, color=_WHOM[by][1])
             axes.text(1e3 * row.seconds * 1.05, y, f"{_number(1e3 * row.seconds)}{name}", va="center", fontsize=6.5)
-    for label, colour in _WHOM.values():
-        axes.barh(0, 0, color=colour, label=label)
+    there = {row.by for row in at.values()}
+    for by, (label, colour) in _WHOM.items():
+        if by in there:
+            axes.barh(0, 0, color=colour, label=label)
     names = [_look(rule).label for rule in rules(rows)]
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))
@@ -74,6 +79,8 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
             its = _look(rule)
             label = f"{its.label} ({exponents})"
             axes.loglog(sizes, [1e3 * s for s in seconds], color=its.colour, marker=its.marker, label=label)
+    from matplotlib.ticker import LogLocator, StrMethodFormatter
+
     held = f"p = {USUAL}" if varied == "n" else "n = 1,000,000"
     axes.set(
         xlabel="numbers a gradient, n" if varied == "n" else "workers, p", ylabel="time of a call (ms)", title=held
@@ -82,6 +89,8 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
         ticks = sorted({row.p for row in rows})
         axes.set_xticks(ticks, [str(p) for p in ticks])
         axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _look(rule: str) -> Variant:

@@ -87,6 +87,10 @@ def _write(out: Path, rows: Sequence[Row], device: str) -> None:
     threads = torch.get_num_threads()
     about: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "threads": threads}
     (out / "bench.json").write_text(json.dumps(about | {"rows": as_records(rows)}, indent=1) + "\n")
-    where = f"{threads} threads of {about['hardware']['cpu']}" if device == "cpu" else about["hardware"]["device"]
+    where = (
+        f"{threads} thread{'s' * (threads > 1)} of {about['hardware']['cpu']}"
+        if device == "cpu"
+        else about["hardware"]["device"]
+    )
     draw(rows, f"float32, medians, {where}").savefig(out / "bench.png", dpi=150, metadata={"Software": None})
     click.echo(f"{out / 'bench.json'} and {out / 'bench.png'} written")

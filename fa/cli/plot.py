@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from fa.checks import require
+
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
@@ -21,5 +23,6 @@ def plot(folder: Path, out: Path | None) -> None:
     except ModuleNotFoundError as error:
         raise ValueError(f"fa plot needs {error.name}: pip install 'fa[notebooks]'") from error
     target = out or folder / "run.png"
+    require(target.parent.is_dir(), "--out", str(target), "a file in a folder that is there")
     figure.savefig(target, dpi=150, metadata={"Software": None})
     click.echo(target)

@@ -31,11 +31,11 @@ _BOARD = "Folder for TensorBoard's events: loss, accuracy, weights; with the ext
 _BACKEND = "Workers simulated in this process, or processes of their own, which are started here, or by torchrun."
 
 _SETTINGS = {
-    "rule": (str, "Aggregation rule."),
+    "rule": (str, "Aggregation rule: one of fa.RULES, FILE.py:NAME, or byzfl:NAME."),
     "workers": (int, "Number of workers, p."),
     "byzantine": (int, "Number of faulty workers, f: the first ranks."),
     "assumed_byzantine": (int, "The f that the rule is told; the true one if left out."),
-    "attack": (str, "What the faulty workers send."),
+    "attack": (str, "What the faulty workers send: a name in docs/training.md, FILE.py:NAME, or byzfl:NAME."),
     "dataset": (str, "Data set."),
     "model": (str, "convnet, resnet18 or any torchvision classifier."),
     "iterations": (int, "Iterations."),

@@ -118,7 +118,7 @@ def _title(run: Diagnosis, unweighed: bool) -> str:
     options = "".join(f", {name} = {value}" for name, value in config["rule_options"].items())
     rule = custom.shown(config["rule"]) + options
     faults = f"{config['byzantine']} faulty ({custom.shown(config['attack'])})"
-    note = "\nThis rule decides each coordinate apart: of whole gradients it is known who was used, and no weight"
+    note = "\nOf whole gradients this rule tells who was used, and no weight"
     return (
         f"{rule}; {config['workers']} workers, {faults}; {config['model']} on {config['dataset']}, "
         f"B = {config['batch']}, lr = {config['lr']:g}, seed {config['seed']}{note * unweighed}"

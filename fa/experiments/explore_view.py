@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fa.attacks import ATTACKS
+from fa.checks import require
 from fa.experiments import style
 from fa.experiments.explore import MOST, PLANES, READINGS, Scene, Setting, scene
 from fa.experiments.own import look
@@ -106,6 +107,7 @@ def show(pool: Float[Tensor, "p n"], interactive: bool = True, rules: Sequence[s
     """The explorer as a widget for the notebook; where ipywidgets is not installed, or it is not to be `interactive`,
     the pictures of SETTINGS in its place.
     """
+    require(isinstance(interactive, bool), "interactive", interactive, "True or False, written so for papermill too")
     if not interactive:
         return static(pool, rules)
     try:

@@ -112,9 +112,12 @@ class Study:
         """
         started = time.monotonic()
         outcomes = self.sweep(jobs, progress)
-        failed = [str(outcome) for outcome in outcomes if outcome.record is None]
+        failed = [outcome for outcome in outcomes if outcome.record is None]
         if failed:
-            raise ValueError(f"{len(failed)} of {len(outcomes)} runs failed, the others are kept: {'; '.join(failed)}")
+            # Of those that failed for one reason the first is told.
+            told = {outcome.error: str(outcome) for outcome in reversed(failed)}
+            reasons = "; ".join(list(told.values())[::-1])
+            raise ValueError(f"{len(failed)} of {len(outcomes)} runs failed, the others are kept: {reasons}")
         seconds = time.monotonic() - started
         descriptions = tuple(outcome.record.description for outcome in outcomes if outcome.record is not None)
         return Results(self, {outcome.config: outcome for outcome in outcomes}, seconds, descriptions)

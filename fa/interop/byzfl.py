@@ -114,6 +114,7 @@ def step(name: str) -> Step:
     ValueError for a name, option or value that there is not.
     """
     matched = _STEP.fullmatch(name)
+    require(matched is not None or "(" not in name, "a step of byzfl", name, "NAME or NAME(option=value)")
     plain, option, value = matched.groups() if matched else (name, None, None)
     found = _classes("aggregators.preaggregators")
     check_one_of("a step of byzfl", plain, sorted(found))

@@ -52,8 +52,12 @@ def _class(name: str) -> type[Rule]:
         return _BY_NAME[name]
     found = custom.load("rule", name) if isinstance(name, str) else None
     if found is None:
-        check_one_of("rule", name, RULES)
+        check_one_of("rule", name, RULES, custom.OTHERS)
     require(isinstance(found, type) and issubclass(found, Rule), "rule", name, "a class that is a fa.Rule")
+    named = isinstance(getattr(found, "name", None), str)
+    require(named, "rule", name, 'a class that says how it is called, as in name: ClassVar[str] = "my_rule"')
+    lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+    require(not lacks, "rule", name, f"a class that has {lacks}")
     return found  # type: ignore[no-any-return]
 
 

@@ -241,6 +241,8 @@ def _check_choice(name: str, choice: Any, q: int) -> None:
     else:
         fits = isinstance(weights, np.ndarray) and weights.shape == (q,)
         require(fits, f"the weights that {name} decides", weights, f"an array of {q}, one a gradient")
+        finite = bool(np.isfinite(weights).all())
+        require(finite, f"the weights that {name} decides", weights.tolist(), "finite numbers")
 
 
 def per_worker(numbers: Float64[np.ndarray, " p"] | None, p: int) -> list[float | None]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fa.checks import require
 from fa.training.records import USED, WorkerRow
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Board:
         """The first `byzantine` workers are the faulty ones."""
         check_installed()
         self._folder = Path(folder)
+        taken = self._folder.exists() and not self._folder.is_dir()
+        require(not taken, "tensorboard", str(folder), "a folder, which is made where there is none")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._byzantine = byzantine
         self._writer: Any = None
