@@ -36,12 +36,12 @@ extras: $(STAMP) ## what the paper's claims depend on and it does not ask, with 
 test: lint ## lint, then all the tests
 	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-test-oldest: $(STAMP) ## the quick tests with the oldest dependencies that pyproject.toml allows, in .venv-oldest
+test-oldest: $(STAMP) ## the quick tests with the oldest dependencies that are allowed (warnings are theirs), in .venv-oldest
 	$(PYTHON) -m venv --clear .venv-oldest
 	$(BIN)/python tests/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check --constraint .venv-oldest/constraints.txt \
 	  --editable '.[notebooks,theory,tensorboard,test]'
-	$(ONE_THREAD) .venv-oldest/bin/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(ONE_THREAD) .venv-oldest/bin/python -m pytest -W default -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## ruff (rules and format) and mypy
 	$(BIN)/ruff check .

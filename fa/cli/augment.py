@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -29,7 +30,8 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
     read_recipe = read(find(recipe))
     torch.set_num_threads(1)  # the steps are so short that waiting for one another takes threads longer
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+    with nullcontext() if bar.disable else bar:  # one that is disabled prints an empty line in older releases of rich
         task = bar.add_task("images", total=None)
         made = build(
             read_recipe,

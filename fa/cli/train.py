@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +172,8 @@ def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
         bars.TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    bar = bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    with nullcontext() if bar.disable else bar:  # one that is disabled prints an empty line in older releases of rich
         task = bar.add_task("", total=iterations, loss="-", accuracy="-")
         started = last = time.monotonic()
         before: int | None = None  # iterations that an earlier run did, from whose checkpoint this one goes on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from fa.checks import check_one_of
@@ -86,7 +86,8 @@ def _reporter(progress: bool, root: Path) -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not progress)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), Arrived(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal)) as bar:
+    bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
+    with nullcontext() if bar.disable else bar:  # one that is disabled prints an empty line in older releases of rich
         task = bar.add_task("looking for a copy", total=None)
 
         def report(line: str) -> None:

@@ -86,9 +86,14 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
 
 
 def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[float]]:
-    """Final test accuracies by variant and the column `by`, one a seed, in the seeds' order."""
-    groups = last_points(table).sort_values("seed", kind="stable").groupby(["variant", by])
-    return {(variant, value): list(group["test_accuracy"]) for (variant, value), group in groups}
+    """Final test accuracies by variant and the column `by`, one a seed, in the seeds' order; Python's own numbers."""
+    last = last_points(table).sort_values("seed", kind="stable")
+    found: dict[tuple[str, Any], list[float]] = {}
+    for variant, value, accuracy in zip(
+        *(last[name].tolist() for name in ("variant", by, "test_accuracy")), strict=True
+    ):
+        found.setdefault((variant, value), []).append(accuracy)
+    return found
 
 
 def shown(values: Sequence[float]) -> str:

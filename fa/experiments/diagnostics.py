@@ -7,6 +7,7 @@ Trimmed Mean, MeaMed, Phocas, and Bulyan once it has selected) weigh no whole gr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,8 +193,8 @@ def _marked(where: np.ndarray, first: int, hatch: str) -> Any:
 
 def _hatches(run: Diagnosis) -> dict[str, str]:
     """The hatch of each reason why workers were left out, the rarest sharing the last."""
-    counts = run.workers["reason"].value_counts()
-    reasons = [str(reason) for reason in counts.index if reason]
+    counts = Counter(run.workers["reason"])
+    reasons = sorted(filter(None, counts), key=lambda reason: (-counts[reason], reason))
     return {reason: _HATCHES[min(place, len(_HATCHES) - 1)] for place, reason in enumerate(reasons)}
 
 

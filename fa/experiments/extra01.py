@@ -144,7 +144,7 @@ def by_regime(regimes: DataFrame) -> dict[str, DataFrame]:
     """The rows of each regime, by its name."""
     sized = [name for name in ("batch",) if name in regimes]
     groups = regimes.groupby(["attack", "f", "lr", *sized], sort=False, dropna=False)
-    return {_regime(*key): rows for key, rows in groups}
+    return {_regime(attack, int(f), *rest): rows for (attack, f, *rest), rows in groups}
 
 
 def _regime(attack: str, f: int, lr: float, batch: float = float("nan")) -> str:

@@ -75,7 +75,7 @@ def judged(holds: Sequence[bool], testable: bool = True) -> str:
 def by_label(table: DataFrame) -> dict[str, list[float]]:
     """Final test accuracies by label, one a seed, in the seeds' order; labels in the table's."""
     groups = last_points(table).sort_values("seed", kind="stable").groupby("label", sort=False)["test_accuracy"]
-    found = {str(label): list(group) for label, group in groups}
+    found = {str(label): group.tolist() for label, group in groups}
     return {label: found[label] for label in dict.fromkeys(table["label"])}
 
 

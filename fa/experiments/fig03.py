@@ -162,7 +162,8 @@ def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
 def claims(table: DataFrame) -> list[Claim]:
     """C2 of the honest workers, and whether the spike is owed to the choice of the subspace or to its dimension."""
     testable = table["iteration"].nunique() >= ENOUGH
-    values = {key: group["value"] for key, group in table[~table["faulty"]].groupby(["basis", "f"])}
+    honest = table[~table["faulty"]].groupby(["basis", "f"])["value"]
+    values = {(basis, int(f)): group for (basis, f), group in honest}
     near = {key: float((group >= SPIKE).mean()) for key, group in values.items()}
     mean = {key: float(group.mean()) for key, group in values.items()}
     above = [near["fa", f] > near["mean", f] and mean["fa", f] > 0.5 > mean["mean", f] for f in FAULTY]
