@@ -176,13 +176,14 @@ def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
     with nullcontext() if bar.disable else bar:  # one that is disabled prints an empty line in older releases of rich
         task = bar.add_task("", total=iterations, loss="-", accuracy="-")
         started = last = time.monotonic()
-        before: int | None = None  # iterations that an earlier run did, from whose checkpoint this one goes on
+        before: int | None = None  # iterations done when the first of this process was
 
         def show(state: Progress) -> None:
-            nonlocal last, before
+            nonlocal started, last, before
             now = time.monotonic()
-            if before is None:
-                before = state.iteration - 1
+            if before is None:  # the first iteration compiles: it tells nothing of how long the others take
+                before, started = state.iteration, now
+                return
             if now - last < (_LINES if bar.disable else _REFRESH):
                 return
             last = now
