@@ -44,8 +44,9 @@ def test_a_committed_figure_comes_from_committed_records(path: Path, tmp_path: P
     drawn = pd.read_csv(path.parent / f"{name}.csv")
     study = study_of(module, path.parent, name, drawn)
     tables = {"table": drawn} if name.startswith(WATCHED) else rebuilt(module, study)
-    tables["table"].to_csv(tmp_path / "again.csv", index=False, lineterminator="\n")
-    assert (tmp_path / "again.csv").read_text() == (path.parent / f"{name}.csv").read_text()
+    if tables["table"] is not drawn:
+        tables["table"].to_csv(tmp_path / "again.csv", index=False, lineterminator="\n")
+        assert (tmp_path / "again.csv").read_text() == (path.parent / f"{name}.csv").read_text()
     for argument in inspect.signature(module.claims).parameters:
         beside = path.parent / f"{name}.{BESIDE.get(argument, argument)}.csv"
         if argument not in tables and argument != "chance":
