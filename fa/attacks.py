@@ -44,16 +44,19 @@ class Attack:
 
     def apply(self, G: Tensor, byzantine: Sequence[int], seed: int, iteration: int) -> None:
         """Overwrite the rows `byzantine` of G (p, n) in place; equal arguments write equal rows."""
-        own = ATTACKS.get(self.name) is self
-        honest = [] if own else sorted(set(range(len(G))) - set(byzantine))
-        before = [G[worker].sum() for worker in honest]
+        of_ours = ATTACKS.get(self.name) is self
+        honest = [] if of_ours else [worker for worker in range(len(G)) if worker not in byzantine]
+        before = [_sum_of_bytes(G[worker]) for worker in honest]
         with custom.blamed("attack"):
             self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, G.device))
         for worker, total in zip(honest, before, strict=True):
-            kept = torch.equal(G[worker].sum().nan_to_num(), total.nan_to_num())
-            require(
-                kept, "attack", self.name, f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
-            )
+            needed = f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
+            require(_sum_of_bytes(G[worker]) == total, "attack", self.name, needed)
+
+
+def _sum_of_bytes(row: Tensor) -> int:
+    """What a row's being written to changes, NaN or not."""
+    return int(row.contiguous().view(torch.uint8).sum(dtype=torch.int64))
 
 
 def make_attack(name: str) -> Attack:

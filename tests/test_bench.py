@@ -132,6 +132,14 @@ def test_the_picture_has_every_rule_and_every_peer() -> None:
     assert "FA (1.00, 2.00)" in [text.get_text() for text in by_p.get_legend().get_texts()]
 
 
+def test_what_was_not_measured_is_not_drawn() -> None:
+    one = [row for row in rows() if (row.n, row.p) == (MIDDLE, 15)]
+    bars, by_n, by_p = draw(one, "title").axes
+    assert [text.get_text() for text in bars.get_legend().get_texts()] == ["this package", "byzfl", "FA by SVDs"]
+    assert not by_n.axison
+    assert not by_p.axison
+
+
 def test_the_command_writes_its_numbers_and_picture(tmp_path: Path) -> None:
     command = ["bench", "--n", "500", "--p", "7", "--p", "15", "--repeats", "1", "--out", str(tmp_path)]
     done = CliRunner().invoke(cli, command, catch_exceptions=False)

@@ -59,6 +59,12 @@ def test_a_run_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(events(tmp_path), "loss/honest workers")] == [1, 2]
 
 
+def test_a_file_is_no_folder_for_events(tmp_path: Path) -> None:
+    (tmp_path / "board").touch()
+    with pytest.raises(ValueError, match="tensorboard must be a folder, which is made where there is none; it is"):
+        Board(tmp_path / "board", 1)
+
+
 def test_the_share_is_of_sizes_or_of_those_used() -> None:
     def rows(*weights: float | None, used: str = "yyy") -> list[WorkerRow]:
         said = {"y": "used; 6 of 61 datagrams lost", "n": "left out: not selected"}

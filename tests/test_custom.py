@@ -84,9 +84,10 @@ def test_weights_that_are_not_finite_are_refused(file: Path) -> None:
 
 
 def test_an_attack_that_writes_into_honest_rows_is_refused(file: Path) -> None:
-    file.write_text("from fa.attacks import Attack\nMINE = Attack('mine', False, lambda G, *_: G.zero_())\n")
-    with pytest.raises(ValueError, match="attack must be one that writes the faulty workers' rows alone"):
-        make_attack(f"{file}:MINE").apply(torch.ones(4, 3), range(1), seed=0, iteration=0)
+    for write in ("G.zero_()", "G[3].fill_(float('nan'))", "G[:, 2].neg_()"):
+        file.write_text(f"from fa.attacks import Attack\nMINE = Attack('mine', False, lambda G, *_: {write})\n")
+        with pytest.raises(ValueError, match="attack must be one that writes the faulty workers' rows alone"):
+            make_attack(f"{file}:MINE").apply(torch.ones(4, 3), range(1), seed=0, iteration=0)
 
 
 def test_a_name_that_is_none_tells_of_files_and_libraries() -> None:

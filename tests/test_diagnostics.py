@@ -109,6 +109,13 @@ def test_reasons_are_told_apart(tmp_path: Path) -> None:
     diagnostics.draw(read)
 
 
+def test_a_place_that_is_none_is_told(tmp_path: Path) -> None:
+    run(tmp_path, "median")
+    command = ["plot", str(tmp_path / "run"), "--out", str(tmp_path / "none" / "run.png")]
+    with pytest.raises(ValueError, match="--out must be a file in a folder that is there"):
+        CliRunner().invoke(cli, command, catch_exceptions=False)
+
+
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, "fa")
     done = CliRunner().invoke(cli, ["plot", str(tmp_path / "run")], catch_exceptions=False)

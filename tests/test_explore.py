@@ -130,6 +130,8 @@ def test_what_cannot_be_is_refused(pool: torch.Tensor) -> None:
         scene(pool, Setting(p=31))
     with pytest.raises(ValueError, match=r"m must be at most p = 3"):
         scene(pool, Setting(p=3, f=1))
+    with pytest.raises(ValueError, match="interactive must be True or False, written so for papermill too; it is 'fal"):
+        show(pool, "false")
 
 
 def test_real_gradients_are_reproducible() -> None:

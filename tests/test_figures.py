@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, fig08, fig09, figure_module, style
 from fa.experiments.claims import Lead, accuracies, lead
+from fa.experiments.curves import finish
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES, sized
 from fa.experiments.store import Record
@@ -450,6 +452,15 @@ def test_the_verdict_on_scaling(final: tuple[float, ...], expected: str) -> None
     left, right = fig09.draw(numbers, pd.DataFrame(rows), "title").axes
     assert [line.get_label() for line in left.lines] == [f"p = {p}, f = {f}" for p, f in fig09.CROWDS]
     assert [list(line.get_ydata()) for line in right.lines] == [[1.5, 3, 6], [1.5, 3, 6]]
+
+
+@pytest.mark.parametrize(("highest", "top"), [(0.49, 0.5), (0.6, 1.0)])
+def test_panels_that_share_an_axis_end_where_the_highest_curve_asks(highest: float, top: float) -> None:
+    panels = Figure().subplots(1, 2, sharey=True)
+    for axes, accuracy in zip(panels, (highest, 0.2), strict=True):
+        axes.plot([1, 2], [0.1, accuracy])
+        finish(axes)
+    assert [axes.get_ylim() for axes in panels] == [(0, top)] * 2
 
 
 def test_a_figure_draws_every_curve_it_was_given() -> None:

@@ -28,7 +28,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     bars, by_n, by_p = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _bars(bars, rows)
     for axes, varied in ((by_n, "n"), (by_p, "p")):
-        if any(growth(rows, rule, OURS, varied) for rule in rules(rows)):
+        if any(len(growth(rows, rule, OURS, varied)) > 1 for rule in rules(rows)):
             _growth(axes, rows, varied)
         else:
             axes.set_axis_off()

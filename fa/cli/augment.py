@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import click
+
+from fa.bars import bar
 
 
 @click.command()
@@ -21,7 +22,6 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
     """
     import torch
     from rich.console import Console
-    from rich.progress import Progress
 
     from fa.data import load
     from fa.experiments.paths import recipe as find
@@ -29,15 +29,13 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
 
     read_recipe = read(find(recipe))
     torch.set_num_threads(1)  # the steps are so short that waiting for one another takes threads longer
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with nullcontext() if bar.disable else bar:  # one that is disabled prints an empty line in older releases of rich
-        task = bar.add_task("images", total=None)
+    with bar(console=Console(stderr=True)) as progress:
+        task = progress.add_task("images", total=None)
         made = build(
             read_recipe,
             load(dataset, root),
             out,
             seed,
-            lambda done, total: bar.update(task, completed=done, total=total),
+            lambda done, total: progress.update(task, completed=done, total=total),
         )
     click.echo(str(made))

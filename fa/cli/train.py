@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from fa.bars import bar
 from fa.checks import require
 from fa.cli.places import Place, address, compute, from_environment
 from fa.cli.rule_options import rule_options, take
@@ -171,10 +172,8 @@ def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
         bars.TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}"),
         bars.TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    bar = bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    with nullcontext() if bar.disable else bar:  # one that is disabled prints an empty line in older releases of rich
-        task = bar.add_task("", total=iterations, loss="-", accuracy="-")
+    with bar(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task("", total=iterations, loss="-", accuracy="-")
         started = last = time.monotonic()
         before: int | None = None  # iterations done when the first of this process was
 
@@ -184,13 +183,13 @@ def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
             if before is None:  # the first iteration compiles: it tells nothing of how long the others take
                 before, started = state.iteration, now
                 return
-            if now - last < (_LINES if bar.disable else _REFRESH):
+            if now - last < (_LINES if shown.disable else _REFRESH):
                 return
             last = now
             loss = f"{float(state.loss):.3f}"
             accuracy = "-" if state.accuracy is None else f"{state.accuracy:.3f}"
-            bar.update(task, completed=state.iteration, loss=loss, accuracy=accuracy)
-            if bar.disable:
+            shown.update(task, completed=state.iteration, loss=loss, accuracy=accuracy)
+            if shown.disable:
                 left = (now - started) / (state.iteration - before) * (iterations - state.iteration)
                 done = f"{state.iteration} of {iterations} iterations, about {left:.0f} s left"
                 click.echo(f"{done}; loss {loss}, accuracy {accuracy}", err=True)

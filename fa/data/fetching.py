@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
+from fa.bars import bar
 from fa.checks import check_one_of
 from fa.data import mini, sources, store, tiny_imagenet
 from fa.data.dataset import Arrays, MissingDataError, content_checksum
@@ -73,7 +74,7 @@ def _check(name: str, arrays: Arrays) -> None:
 def _reporter(progress: bool, root: Path) -> Iterator[Callable[[str], None]]:
     """Lines on stderr, and on a terminal the last of them with a spinner, the bytes that have come, and the time."""
     from rich.console import Console
-    from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.progress import ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
     class Arrived(ProgressColumn):
@@ -86,12 +87,11 @@ def _reporter(progress: bool, root: Path) -> Iterator[Callable[[str], None]]:
 
     console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not progress)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), Arrived(), TimeElapsedColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not (progress and console.is_terminal))
-    with nullcontext() if bar.disable else bar:  # one that is disabled prints an empty line in older releases of rich
-        task = bar.add_task("looking for a copy", total=None)
+    with bar(*columns, console=console, shown=progress) as shown:
+        task = shown.add_task("looking for a copy", total=None)
 
         def report(line: str) -> None:
             console.print(line, markup=False)
-            bar.reset(task, total=None, description=line)
+            shown.reset(task, total=None, description=line)
 
         yield report

@@ -103,7 +103,7 @@ def _draw_course(axes: Axes, shown: Scene) -> None:
     axes.legend(fontsize=8)
 
 
-def show(pool: Float[Tensor, "p n"], interactive: bool = True, rules: Sequence[str] = ()) -> Any:
+def show(pool: Float[Tensor, "p n"], interactive: Any = True, rules: Sequence[str] = ()) -> Any:
     """The explorer as a widget for the notebook; where ipywidgets is not installed, or it is not to be `interactive`,
     the pictures of SETTINGS in its place.
     """

@@ -5,13 +5,12 @@ anywhere, its subspace is better than the plain mean of gradients that are all o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import CLOSE, LEVEL, Claim, Lead, learned, mean
 from fa.experiments.extras import OUTDONE, SEEDS, best, by_label, judged, make_extra
-from fa.experiments.study import Case, Study, last_points
+from fa.experiments.study import Case, Place, Seeds, Study, last_points
 from fa.experiments.style import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ surer the first principal component is theirs; a large learning rate makes what 
 """
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
     """All the runs of the three parts; settings that are given, and not None, replace the profile's."""
     grid = [*_norms(), *_sweeps(), *_regimes(profile)]
     return make_extra(NAME, profile, grid, out, seeds, **given)

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import Claim, Lead, accuracies, lead, learned, mean
 from fa.experiments.extras import RULES, SEEDS, SHORT, draw_dots, judged, make_extra
 from fa.experiments.own import enter, known, look, own_of, sent
-from fa.experiments.study import Case, Cell, Results, Study
+from fa.experiments.study import Case, Cell, Names, Place, Results, Seeds, Study
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,13 +27,7 @@ TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where thre
 HELD = 0.2  # of the training images, on which the rate is chosen
 
 
-def study(
-    profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
-    **given: Any,
-) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
     """The runs among which to choose: a rate of the grid, evaluated on training images that were kept from training.
 
     `rules` are some that are not the paper's; settings that are given, and not None, replace the profile's. `tested`

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa import custom
@@ -13,7 +11,7 @@ from fa.experiments.extras import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, judg
 from fa.experiments.heatmap import draw_heat
 from fa.experiments.own import enter, known, look, own_of, replaced
 from fa.experiments.paths import figures
-from fa.experiments.study import Case, Study, last_points
+from fa.experiments.study import Case, Names, Place, Seeds, Study, last_points
 from fa.experiments.style import VARIANTS
 
 if TYPE_CHECKING:
@@ -38,9 +36,9 @@ SEEDS = {"paper": (2021,)}  # of so many, one seed
 
 def study(
     profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
+    out: Place = None,
+    seeds: Seeds = None,
+    rules: Names = None,
     attack: str | None = None,
     **given: Any,
 ) -> Study:

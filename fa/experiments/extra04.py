@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
@@ -12,7 +11,7 @@ from fa.experiments.extra03 import ATTACKS, SEEDS
 from fa.experiments.extras import SHORT, judged, make_extra
 from fa.experiments.fig03 import ENOUGH
 from fa.experiments.heatmap import draw_heat
-from fa.experiments.study import Case, Results, Study
+from fa.experiments.study import Case, Place, Results, Seeds, Study
 from fa.training.records import UNDEFINED, USED
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ and "weight" it is the f workers of the least, by "status" those left out.
 """
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
     """Runs that Extra 3 has too, and one more rule; settings that are given, and not None, replace the profile's."""
     grid = [
         Case(key, FAULTY, {"attack": attack}, options, SEEDS.get(profile, ()), name)

@@ -7,14 +7,13 @@ combined.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import Claim, Lead, learned
 from fa.experiments.extras import RULES, SAME_LENGTH, SEEDS, SHORT, best, by_label, draw_dots, judged, make_extra
 from fa.experiments.own import enter, known, look, own_of
-from fa.experiments.study import Case, Study
+from fa.experiments.study import Case, Names, Place, Seeds, Study
 from fa.experiments.style import VARIANTS
 
 if TYPE_CHECKING:
@@ -41,13 +40,7 @@ ALONE = tuple(key for key in RULES if key != "mean")
 OURS = [name for name in COMBINED if "FA" in name]
 
 
-def study(
-    profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
-    **given: Any,
-) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
     """Each rule alone, also `rules` that are not the paper's, and each combination; settings that are given, and not
     None, replace the profile's.
     """

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, learned, mean, shown, verdict
 from fa.experiments.curves import draw_line, finish
 from fa.experiments.own import sent
-from fa.experiments.study import Case, Study, make_study
+from fa.experiments.study import Case, Place, Seeds, Study, make_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +19,7 @@ FAULTY = (0, 1, 2, 3)
 _PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # the released code's settings for this figure
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
     """The runs of Figure 2; settings that are given, and not None, replace the profile's."""
     own = _PAPER if profile == "paper" else {}
     return make_study(NAME, profile, [Case("mean", f) for f in FAULTY], out, seeds, own, **given)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from jaxtyping import Float64
 
 from fa.experiments import style
 from fa.experiments.claims import Claim, verdict
-from fa.experiments.study import Case, Results, Study, make_study
+from fa.experiments.study import Case, Place, Results, Seeds, Study, make_study
 from fa.experiments.sweep import Outcome
 from fa.gram import Gram, Square, measure
 from fa.irls import Options, default_m, solve_gram
@@ -48,7 +47,7 @@ class Watched(Study):
         return []
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Watched:
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Watched:
     """The runs of Figure 3, trained with FA; settings that are given, and not None, replace the profile's."""
     return Watched(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **given)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.checks import check_one_of, require
@@ -12,7 +11,7 @@ from fa.experiments.claims import CHANCE_MARGIN, Claim, accuracies, lead, learne
 from fa.experiments.curves import draw_curves
 from fa.experiments.own import enter, known, own_of, sent
 from fa.experiments.paths import figures
-from fa.experiments.study import Case, Study, make_study
+from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,11 +26,11 @@ MUCH = 0.15  # of accuracy: what still counts as about 20%
 
 def study(
     profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
+    out: Place = None,
+    seeds: Seeds = None,
     variants: Sequence[str] | None = None,
     faulty: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
+    rules: Names = None,
     **given: Any,
 ) -> Study:
     """The runs of Figure 4, or those of the `variants` and the numbers of `faulty` workers that are named, and of

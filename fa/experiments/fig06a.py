@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.claims import Claim, accuracies, lead, learned, shown, verdict
 from fa.experiments.curves import draw_curves
 from fa.experiments.own import enter, known, own_of
 from fa.experiments.reaching import reached, sooner, target, told
-from fa.experiments.study import Case, Study, make_study
+from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
 from fa.experiments.style import PAPER_RULES, VARIANTS, use
 
 if TYPE_CHECKING:
@@ -24,13 +22,7 @@ FAULTY = 3
 _OWN = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
 
 
-def study(
-    profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
-    **given: Any,
-) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
     """The runs of Figure 6a, under chunk loss, and of `rules` that are not the paper's; settings that are given, and
     not None, replace the profile's.
     """

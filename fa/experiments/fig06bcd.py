@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, lengths, mean, shown, verdict
 from fa.experiments.curves import draw_panels
 from fa.experiments.own import enter, known, sent
-from fa.experiments.study import Case, Study, make_study
+from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
 from fa.experiments.style import PAPER_RULES
 
 if TYPE_CHECKING:
@@ -22,13 +20,7 @@ WORKERS = (11, 13, 15)
 _PAPER = {11: 1080, 13: 915, 15: 1050}  # iterations, in the released code
 
 
-def study(
-    profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
-    **given: Any,
-) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
     """The runs of Figures 6b to 6d, and of `rules` that are not the paper's; settings that are given, and not None,
     replace the profile's.
     """

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
@@ -11,7 +9,7 @@ from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, shown
 from fa.experiments.curves import draw_curves
 from fa.experiments.own import enter, known, own_of
 from fa.experiments.paths import recipe
-from fa.experiments.study import Case, Results, Study, make_study
+from fa.experiments.study import Case, Names, Place, Results, Seeds, Study, make_study
 from fa.recipes import read
 
 if TYPE_CHECKING:
@@ -36,13 +34,7 @@ ITERATIONS = {"quick": 30, "cpu": 75, "paper": 800}
 ENOUGH = 4  # points of a curve, to speak of its ups and downs
 
 
-def study(
-    profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
-    **given: Any,
-) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
     """The runs of Figure 7, and of `rules` that are not the paper's; settings that are given, and not None, replace the
     profile's.
     """

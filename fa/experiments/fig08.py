@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +11,7 @@ from fa.experiments.claims import CLOSE, Claim, accuracies, learned, mean, shown
 from fa.experiments.curves import draw_line, finish
 from fa.experiments.fig03 import ENOUGH, every
 from fa.experiments.own import sent
-from fa.experiments.study import Case, Study, make_study
+from fa.experiments.study import Case, Place, Seeds, Study, make_study
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
@@ -31,7 +29,7 @@ NEARER = 0.05  # of a cosine: less is no approach
 _COLOURS = ("#00224e", "#213d6b", "#4c566d", "#696970", "#868379", "#a59c74", "#c8b866", "#ecd648")  # cividis
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
     """The runs of Figure 8; settings that are given, and not None, replace the profile's."""
     grid = [Case("fa", 1, options={"lam": float(lam)}) for lam in LAMBDAS] + [Case(key, 1) for key in OTHERS]
     own = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})

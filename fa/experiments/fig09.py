@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,7 @@ from fa.experiments.claims import LEARNED, Claim, learned, mean, verdict
 from fa.experiments.curves import draw_line, finish
 from fa.experiments.own import sent
 from fa.experiments.recording import record
-from fa.experiments.study import Case, Study, last_points, make_study
+from fa.experiments.study import Case, Place, Seeds, Study, last_points, make_study
 from fa.rules import make_rule
 from fa.timing import taken
 
@@ -28,7 +26,7 @@ RULES = ("fa", "mean")
 _COLOURS = ("#00224e", "#575d6d", "#a59c74", "#ecd648")  # cividis: none is a rule's colour
 
 
-def study(profile: str, out: str | Path | None = None, seeds: Sequence[int] | None = None, **given: Any) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
     """The runs of Figure 9; settings that are given, and not None, replace the profile's."""
     iterations = dict(zip((15, 30, 60), ITERATIONS.get(profile, (1, 1, 1)), strict=True))
     grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.data import load
@@ -15,7 +14,7 @@ from fa.experiments.cost import svd_steps
 from fa.experiments.own import enter, known, look, own_of, sent
 from fa.experiments.reaching import reached, sooner, target, told
 from fa.experiments.recording import record
-from fa.experiments.study import Case, Results, Study, last_points, make_study
+from fa.experiments.study import Case, Names, Place, Results, Seeds, Study, last_points, make_study
 from fa.rules import make_rule
 from fa.timing import taken
 
@@ -37,13 +36,7 @@ PARTS = {
 _OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 
-def study(
-    profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
-    **given: Any,
-) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
     """The runs of Figure 10, whose workers are processes, and of `rules` that are not the paper's; settings that are
     given, and not None, replace the profile's, but for the device: processes train on the processor.
     """

@@ -24,6 +24,15 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+Place = str | Path | None
+"""A folder for a figure; None: the profile's."""
+
+Seeds = Sequence[int] | None
+"""In place of the profile's; None: those."""
+
+Names = Sequence[str] | None
+"""Of rules that are not the paper's, to enter a figure; None: none."""
+
 _SETTINGS = tuple(sorted({field.name for field in fields(TrainConfig)} - {"rule", "rule_options", "byzantine", "seed"}))
 """What the runs of a study share; the rest is what its grid and its seeds are made of."""
 

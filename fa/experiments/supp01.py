@@ -4,15 +4,13 @@ has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import fig04, style
 from fa.experiments.claims import Claim
 from fa.experiments.own import enter
-from fa.experiments.study import Case, Study, make_study
+from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,13 +20,7 @@ NAME = "supp01_tiny_imagenet"
 _OWN = {"dataset": "tiny-imagenet", "lr": 0.1}
 
 
-def study(
-    profile: str,
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    rules: Sequence[str] | None = None,
-    **given: Any,
-) -> Study:
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
     """The runs, with the model and the sizes of the profile, and those of `rules` that are not the paper's; settings
     that are given, and not None, replace them.
     """
