@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from fa.cli import cli, main
 from fa.training import TrainConfig, train
-from fa.training.board import Board, faulty_share
-from fa.training.records import WorkerRow
+from fa.training.board import Board
+from fa.training.records import WorkerRow, faulty_share
 
 INSTALL = "tensorboard is not installed: pip install 'fa[tensorboard]'"
 SHORT = {"workers": 5, "byzantine": 1, "iterations": 4, "batch": 4, "evaluate_every": 2}

@@ -7,6 +7,7 @@ Trimmed Mean, MeaMed, Phocas, and Bulyan once it has selected) weigh no whole gr
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from fa import custom
 from fa.experiments import style
 from fa.experiments.store import Record
 from fa.training.layout import NewerRecord
-from fa.training.records import FILES, UNDEFINED, USED
+from fa.training.records import FILES, UNDEFINED, USED, WorkerRow, faulty_share
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -51,12 +52,15 @@ class Diagnosis:
 
     def on_faulty(self) -> DataFrame:
         """By iteration: the faulty workers' part of the weights, or of the workers that were used where none weighs."""
-        rows = self.workers.assign(used=self.workers["reason"] == "")
-        what = "share" if rows["share"].notna().any() else "used"
-        sizes = rows[what].abs().groupby(rows["iteration"]).sum()
-        of_faulty = rows[rows["worker"] < self.faulty]
-        part = of_faulty[what].abs().groupby(of_faulty["iteration"]).sum() / sizes
-        return part.rename("part").rename_axis("iteration").reset_index()
+        import pandas
+
+        columns = (self.workers[name].tolist() for name in ("iteration", "worker", "weight", "status"))
+        by_iteration: dict[int, list[WorkerRow]] = {}
+        for iteration, worker, weight, status in zip(*columns, strict=True):
+            row = WorkerRow(iteration, worker, None, None if math.isnan(weight) else weight, status)
+            by_iteration.setdefault(iteration, []).append(row)
+        parts = [(iteration, faulty_share(rows, self.faulty)) for iteration, rows in by_iteration.items()]
+        return pandas.DataFrame(parts, columns=["iteration", "part"])
 
 
 def read(folder: str | Path) -> Diagnosis:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fa.checks import require
-from fa.training.records import USED, WorkerRow
+from fa.training.records import faulty_share
 
 if TYPE_CHECKING:
     from fa.training.loop import Progress
@@ -65,15 +65,6 @@ def check_installed() -> None:
     """Raise ValueError, with the command that installs it, where there is no tensorboard."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError("tensorboard must be installed to log to it: pip install 'fa[tensorboard]'")
-
-
-def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
-    """The share of the first `byzantine` workers in the sizes of all weights; where there are none, in those that were
-    used; 0 where nobody was.
-    """
-    weighed = any(row.weight is not None for row in rows)
-    sizes = [abs(row.weight or 0.0) if weighed else float(row.status.startswith(USED)) for row in rows]
-    return sum(sizes[:byzantine]) / (sum(sizes) or 1.0)
 
 
 def _numbers(given: Sequence[float | None]) -> np.ndarray:

@@ -56,6 +56,15 @@ PARTS = {
 """What a run's seconds are spent on, as config.json has it. A GPU's gradients are waited for in "aggregate"."""
 
 
+def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
+    """The share of the first `byzantine` workers in the sizes of all weights; where there are none, in those that were
+    used; 0 where nobody was.
+    """
+    weighed = any(row.weight is not None for row in rows)
+    sizes = [abs(row.weight or 0.0) if weighed else float(row.status.startswith(USED)) for row in rows]
+    return sum(sizes[:byzantine]) / (sum(sizes) or 1.0)
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished run."""
