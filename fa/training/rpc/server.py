@@ -26,10 +26,14 @@ _LEAVING = 5.0  # seconds that the end waits for them to hear of it
 NEW = -1  # the iteration of a worker that has no gradient yet
 _CLOSED = -2
 
-Answer = Future[tuple[int, Tensor, list[Tensor]] | None]
-"""What a worker waits for: the iteration, its parameters, and to one that is new the `Worker.state` of its rank; or
-None when the run is over.
-"""
+Work = tuple[int, Tensor, list[Tensor]]
+"""The iteration, its parameters, and to a worker that is new the `Worker.state` of its rank."""
+
+Answer = Future[Work | None]
+"""What a worker waits for: its next work, or None when the run is over."""
+
+Told = dict[Answer, Work | None]
+"""Answers that are due."""
 
 
 class Sent(NamedTuple):
@@ -88,38 +92,47 @@ class Remote:
         """Take what a worker sent; its answer may come later."""
         p = len(self._buffers)
         require(0 <= sent.rank < p, "rank", sent.rank, f"at least 0 and less than the run's {p} workers")
-        answer: Answer = Future()
         with self._changed:
-            replaced = self._asking.pop(sent.rank, None)  # of another process of this rank, which is to leave
-            self._gone.pop(sent.rank, None)
-            if sent.iteration == NEW:
-                self._new.add(sent.rank)
-                self._joined[sent.rank] += 1
-            current = sent.iteration == self._iteration != _CLOSED
-            wrong = self._wrong(sent) if current else ""
-            if wrong:
-                self._gone[sent.rank] = wrong
-            wanted = current and not wrong and sent.rank not in self._losses and sent.rank not in self._receiving
-            if wanted:
-                self._receiving.add(sent.rank)
+            told = self._welcome(sent)
+            wanted = self._wants(sent)
         if wanted:  # without the lock, so that several land at a time
             self._row(sent.rank).copy_(sent.gradient)
+        answer: Answer = Future()
         with self._changed:
             if wanted:
                 self._land(sent)
-            idle = self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone
-            answered = idle or self._over
-            if not answered:
+            if self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone:
+                told[answer] = self._answer(sent.rank)
+            elif self._over:
+                told[answer] = None
+            else:
                 self._asking[sent.rank] = answer
-            now = self._answer(sent.rank) if idle else None
             self._changed.notify_all()
-        if answered:
-            answer.set_result(now)
-        if replaced is not None:
-            replaced.set_result(None)
+        _tell(told)
         return answer
 
-    def _answer(self, rank: int) -> tuple[int, Tensor, list[Tensor]]:
+    def _welcome(self, sent: Sent) -> Told:
+        """It is there, and waited for. Returns what another process of its rank is told, which is to leave."""
+        self._gone.pop(sent.rank, None)
+        if sent.iteration == NEW:
+            self._new.add(sent.rank)
+            self._joined[sent.rank] += 1
+        replaced = self._asking.pop(sent.rank, None)
+        return {} if replaced is None else {replaced: None}
+
+    def _wants(self, sent: Sent) -> bool:
+        """Whether its gradient is to go into its row, which is kept for it then; who sends a wrong one is gone."""
+        if self._iteration == _CLOSED or sent.iteration != self._iteration:
+            return False
+        if wrong := self._wrong(sent):
+            self._gone[sent.rank] = wrong
+            return False
+        if sent.rank in self._losses or sent.rank in self._receiving:
+            return False
+        self._receiving.add(sent.rank)
+        return True
+
+    def _answer(self, rank: int) -> Work:
         state = self._buffers[rank].tensors + self._momenta[rank : rank + 1] if rank in self._new else []
         self._new.discard(rank)
         return self._iteration, self._parameters, state
@@ -167,10 +180,9 @@ class Remote:
             self._losses.clear()
             self._landed.clear()
             self._computing.clear()
-            asking = {answer: self._answer(rank) for rank, answer in self._asking.items()}
-            self._asking = {}
-        for answer, told in asking.items():
-            answer.set_result(told)
+            told: Told = {answer: self._answer(rank) for rank, answer in self._asking.items()}
+            self._asking.clear()
+        _tell(told)
         landing = Landing(self._G) if self._measured and not self.inbox else None  # datagrams land together
         missing = self._await(landing)
         self._parts.add("compute", max(self._computing.values(), default=0.0))
@@ -272,11 +284,17 @@ class Remote:
         """Tell the workers that the run is over, and wait until those who are there have heard it."""
         with self._changed:
             self._over = True
-            asking, self._asking = self._asking, {}
-        for answer in asking.values():
-            answer.set_result(None)
+            told: Told = dict.fromkeys(self._asking.values())
+            self._asking.clear()
+        _tell(told)
         with self._changed:
             self._changed.wait_for(lambda: self._left | self._gone.keys() >= set(range(self.config.workers)), _LEAVING)
+
+
+def _tell(told: Told) -> None:
+    """Without a lock: who waits for an answer may go on here."""
+    for answer, its in told.items():
+        answer.set_result(its)
 
 
 _here: list[Remote] = []  # the run that this process serves
