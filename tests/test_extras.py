@@ -249,9 +249,8 @@ def test_extra_5_compares_combinations_with_rules_alone_and_with_their_control()
     assert len(names) == len(extra05.COMBINED) + len(extra05.ALONE)
     level = table(study, 0.6, seeds_differ=True)
     assert verdicts(extra05.claims(level, 0.1)) == ["does not hold", "does not hold"]
-    ahead = table(
-        study, {"FA's subspace, Median": 0.8, extra05.SAME: 0.55, "Krum's choice, mean of unit": 0.4}, seeds_differ=True
-    )
+    reached = dict.fromkeys(extra05.PAIRS, 0.55) | dict.fromkeys(extra05.PAIRS.values(), 0.4)
+    ahead = table(study, reached | {"FA's subspace, Median": 0.8}, seeds_differ=True)
     claims = extra05.claims(ahead, 0.1)
     assert verdicts(claims) == ["holds", "holds"]
     assert "colluding: FA's subspace, Median 0.800" in claims[0].measured

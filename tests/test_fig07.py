@@ -14,13 +14,14 @@ from fa.experiments.paths import recipe
 from fa.recipes import Recipe, read
 
 PATHS = sorted((Path(__file__).parents[1] / "data_aug").glob("*.toml"))
+CURVES = (*fig07.RULES, "fa_default")
 
 
 def curves(of: dict[str, list[float]]) -> pd.DataFrame:
     """The same curves of every scheme; rules that are not named stay at 0.5."""
     rows = []
     for scheme in fig07.SCHEMES:
-        for rule in fig07.RULES:
+        for rule in CURVES:
             for epoch, accuracy in enumerate(of.get(rule, [0.5] * 4), start=1):
                 about = {"variant": rule, "scheme": scheme, "seed": 1, "iteration": epoch * 10, "epoch": epoch}
                 rows.append(about | {"test_accuracy": accuracy})
@@ -42,9 +43,9 @@ def verdicts(of: dict[str, list[float]], gap: float = 0.2) -> list[str]:
     return [claim.verdict for claim in fig07.claims(curves(of), values(0.6 + gap, 0.6), chance=0.1)]
 
 
-def test_the_cases_are_eight_rules_under_five_recipes_whose_faulty_workers_train_honestly() -> None:
+def test_the_cases_are_eight_rules_and_a_control_under_five_recipes_whose_faulty_workers_train_honestly() -> None:
     study = fig07.study("quick")
-    assert len(study.cells) == len(study.configs) == 40
+    assert len(study.cells) == len(study.configs) == 45
     assert not study.gaps
     assert {cell.config.attack for cell in study.cells} == {"none"}
     assert {cell.config.augmented for cell in study.cells} == {"faulty"}
@@ -58,7 +59,7 @@ def test_the_cases_are_eight_rules_under_five_recipes_whose_faulty_workers_train
     [
         ({"fa": [0.5, 0.6, 0.7, 0.8]}, 0.2, [REPRODUCED, NOT, REPRODUCED]),  # the others do not fall either
         ({"fa": [0.5, 0.6, 0.7, 0.5], "median": [0.5, 0.8, 0.8, 0.6]}, 0.0, [NOT, NOT, NOT]),
-        ({key: [0.15] * 4 for key in fig07.RULES}, 0.2, [UNTESTABLE] * 3),
+        ({key: [0.15] * 4 for key in CURVES}, 0.2, [UNTESTABLE] * 3),
     ],
 )
 def test_verdicts(of: dict[str, list[float]], gap: float, expected: list[str]) -> None:

@@ -225,8 +225,8 @@ def test_the_verdict_on_packet_loss(way: tuple[float, ...], expected: list[str])
     assert not fig06a.draw(numbers, "title").axes[1].lines
 
 
-def test_the_accuracy_to_reach_is_the_highest_of_fa_and_the_best_other() -> None:
-    curves = {"fa": (0.2, 0.8), "median": (0.5, 0.7), "bulyan": (0.4, 0.9), "mean": (0.95, 0.95)}
+def test_the_accuracies_to_reach_are_shares_of_what_fa_and_the_best_other_both_have() -> None:
+    curves = {"fa": (0.2, 0.8), "median": (0.5, 0.7), "bulyan": (0.45, 0.9), "mean": (0.1, 0.1)}
     numbers = pd.DataFrame(
         {
             "variant": key,
@@ -239,15 +239,25 @@ def test_the_accuracy_to_reach_is_the_highest_of_fa_and_the_best_other() -> None
         for i, accuracy in enumerate(curve)
         for seed, more in ((1, -0.05), (2, 0.05))
     )
-    assert reaching.target(numbers) == pytest.approx(0.8)
-    at = reaching.reached(numbers, 0.79)
-    assert at == {"fa": 20, "bulyan": 20, "mean": 10}
-    assert not reaching.sooner(at)
-    assert reaching.sooner(at | {"bulyan": 21})  # the mean is no rival
-    assert reaching.reached(numbers, 0.79, "seconds") == {"fa": 2, "bulyan": 2, "mean": 1}
-    said = reaching.told(at, "{:.0f} iterations")
-    assert said.startswith("Mean 10 iterations, Bulyan 20 iterations, FA 20 iterations; not reached by ")
-    assert "Median" in said
+    assert reaching.targets(numbers) == pytest.approx([0.4, 0.6, 0.72])
+    assert reaching.reached(numbers, 0.72) == {"fa": 20, "bulyan": 20}
+    assert reaching.reached(numbers, 0.72, "seconds") == {"fa": 2, "bulyan": 2}
+    half, _, most = reaching.races(numbers)
+    assert reaching.won([half, most]) == [False]  # there at one time with another is neither before nor behind it
+    assert reaching.won([most]) == [False]
+    assert half.told("{:.0f} it") == "0.400: FA 20 it, first other Bulyan 10 it"
+    assert most.told("{:.1f}", 2.5) == "0.720: FA 50.0, first other Bulyan 50.0"
+    alone = numbers[numbers["variant"].isin(["fa", "median"])]
+    assert [race.accuracy for race in reaching.races(alone)] == pytest.approx([0.35, 0.525, 0.63])
+    slower = numbers.assign(iteration=numbers["iteration"] + (numbers["variant"] != "fa"))
+    assert reaching.won(reaching.races(slower)) == [False, True, True]
+
+
+def test_a_race_that_nobody_else_ends() -> None:
+    assert reaching.won([reaching.Race(0.5, 3.0, None, None)]) == [True]
+    assert reaching.Race(0.5, 3.0, None, None).told("{:.0f}") == "0.500: FA 3, no other"
+    assert reaching.won([reaching.Race(0.5, None, "median", 3.0)]) == [False]
+    assert reaching.Race(0.5, None, "median", 3.0).told("{:.0f}") == "0.500: FA never, first other Median 3"
 
 
 def test_curves_that_are_kept_need_no_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from fa.experiments import style
-from fa.experiments.claims import Claim, verdict
+from fa.experiments.claims import CLOSE, Claim, verdict
 from fa.experiments.study import Case, Place, Results, Seeds, Study, make_study
 from fa.experiments.sweep import Outcome
 from fa.gram import Gram, Square, measure
@@ -165,14 +165,14 @@ def claims(table: DataFrame) -> list[Claim]:
     values = {(basis, int(f)): group for (basis, f), group in honest}
     near = {key: float((group >= SPIKE).mean()) for key, group in values.items()}
     mean = {key: float(group.mean()) for key, group in values.items()}
-    above = [near["fa", f] > near["mean", f] and mean["fa", f] > 0.5 > mean["mean", f] for f in FAULTY]
-    chosen = [number["fa", f] > number["any", f] for number in (near, mean) for f in FAULTY]
+    above = [all(number["fa", f] > number["mean", f] + CLOSE for number in (near, mean)) for f in FAULTY]
+    chosen = [number["fa", f] > number["any", f] + CLOSE for number in (near, mean) for f in FAULTY]
     return [
         Claim(
             "C2",
-            "the optimal subspace explains most of each worker (a spike near 1), the unit mean gradient does not",
+            "the values of workers have a spike near 1 under the optimal subspace, and none under the mean gradient",
             f"share of v_i >= {SPIKE:g}: {_against(near, 'fa', 'mean')}; mean v_i: {_against(mean, 'fa', 'mean')};"
-            " asked for: a larger share, and a mean above 0.5 where the other's is below",
+            f" asked for: both larger by more than {CLOSE:g}",
             verdict(above, testable),
         ),
         Claim(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from fa.data import load
@@ -12,7 +13,7 @@ from fa.experiments import style
 from fa.experiments.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.cost import svd_steps
 from fa.experiments.own import enter, known, look, own_of, sent
-from fa.experiments.reaching import reached, sooner, target, told
+from fa.experiments.reaching import races, targets, won
 from fa.experiments.recording import record
 from fa.experiments.study import Case, Names, Place, Results, Seeds, Study, last_points, make_study
 from fa.rules import make_rule
@@ -27,6 +28,7 @@ NAME = "fig10_wall_clock"
 RULES = (*style.PAPER_RULES, "mean")
 FAULTY = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
 CALLS = 10  # of an aggregation that are timed
+DEARER = 1.1  # times the other's time: less is no difference between two measurements
 PARTS = {
     "compute": ("the slowest worker's gradient", "#bcae6c"),
     "network": ("network, and waiting", "#7c7b78"),
@@ -107,8 +109,9 @@ def _draw_curves(axes: Axes, table: DataFrame) -> None:
         curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
         every = max(1, len(curve) // 8)
         axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
-    accuracy = target(table)
-    axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=f"{accuracy:.2f}, to be reached")
+    for number, accuracy in enumerate(targets(table)):
+        label = "" if number else "to be reached"
+        axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=label)
     axes.set(title="(a) time to an accuracy", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
 
 
@@ -153,25 +156,24 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) 
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
-    its, accuracy = lead(final, faulty, "f"), target(table)
-    seconds, iterations = reached(table, accuracy, "seconds"), reached(table, accuracy)
+    its, seconds, iterations = lead(final, faulty, "f"), races(table, "seconds"), races(table)
     cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
-    dearer = [cost["fa"] > cost[key] for key in style.PAPER_RULES if key != "fa"]
+    dearer = [cost["fa"] > DEARER * cost[key] for key in style.PAPER_RULES if key != "fa"]
+    each = ", ".join(f"{look(key).label} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
     svd = ", ".join(f"{row.method} {row.milliseconds:.1f} ms" for row in costs.itertuples())
     megabytes = 8 * costs["workers"].iloc[0] * costs["n"].iloc[0] / 1e6
-    traffic = {key: megabytes * count for key, count in iterations.items()}
     return [
         Claim(
             "C11",
             "the iteration complexity of FA is higher",
-            f"an aggregation: {told(cost, '{:.1f} ms')}; of the same gradients, alone: {svd}",
+            f"an aggregation: {each}; of the same gradients, alone: {svd}",
             verdict(dearer, testable),
         ),
         Claim(
             "C11",
             "each iteration has a higher utility, as reflected in the time to an accuracy",
-            f"time to {accuracy:.3f}: {told(seconds, '{:.1f} s')}",
-            verdict([sooner(seconds)], testable),
+            f"time to {'; '.join(race.told('{:.1f} s') for race in seconds)}",
+            verdict(won(seconds), testable),
         ),
         Claim(
             "C11",
@@ -182,8 +184,8 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) 
         Claim(
             "C12",
             "simultaneous improvements in communication efficiency and accuracy",
-            f"megabytes to {accuracy:.3f}, at {megabytes:.2f} an iteration: {told(traffic, '{:.1f}')}; "
-            f"final accuracy, {its}",
-            verdict([sooner(traffic), its.better()], testable),
+            f"megabytes, {megabytes:.2f} an iteration, to "
+            f"{'; '.join(race.told('{:.1f}', megabytes) for race in iterations)}; final accuracy, {its}",
+            verdict([all(won(iterations)), its.better()], testable),
         ),
     ]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fa.checks import require
+from fa.experiments.claims import CLOSE, LEARNED, LEVEL
 
 
 class Statement(NamedTuple):
@@ -22,14 +23,14 @@ class Statement(NamedTuple):
 
 STATEMENTS = {
     "C1": Statement("any faulty worker ruins the mean", "fig02"),
-    "C2": Statement("the optimal subspace explains most of each worker, the mean does not", "fig03"),
+    "C2": Statement("values of workers spike near 1 under the optimal subspace; its choice does it", "fig03"),
     "C3": Statement("FA is more robust than six rules at f = 1, 2, 3; one faulty worker ruins Trimmed Mean", "fig04"),
     "C4": Statement("about 20% better accuracy", "fig04"),
     "C5": Statement("clearly better at larger batches", "fig05"),
     "C6": Statement("under 10% packet loss a higher accuracy, in fewer iterations", "fig06a"),
     "C7": Statement("resilient as p grows with f fixed", "fig06bcd"),
     "C8": Statement("more stable with augmented data", "fig07"),
-    "C9": Statement("a range of lambda improves; lambda interpolates Multi-Krum and Bulyan", "fig08"),
+    "C9": Statement("a range of lambda improves or does no harm; lambda interpolates Multi-Krum and Bulyan", "fig08"),
     "C10": Statement("feasible at p = 60, f up to 14", "fig09"),
     "C11": Statement("dearer per iteration, O(n N (sum k_i)^2), and better in time to accuracy", "fig10, theory07"),
     "C12": Statement("better accuracy and less communication at once", "fig10"),
@@ -87,8 +88,13 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         f"# What reproduces, at profile {profile}",
         "",
         "What the paper says, what the runs of this profile say, and the verdict, which follows from the numbers by a"
-        " rule fixed in the code (`claims` in fa/experiments). Written by `fa report`; every figure names the command"
-        " that draws it again.",
+        " rule fixed in the code (`claims` in fa/experiments; of C16's last part, from an argument). Written by `fa"
+        " report`; every figure names the command that draws it again.",
+        "",
+        f"A statement about several cases is reproduced if it holds in all of them, and in part if in some. {CLOSE:g} of"
+        f" accuracy is no difference; where there are several seeds, {LEVEL:g} of a paired t test is asked for as well;"
+        " with one seed there is no test. Nothing can be told where no run learns more than"
+        f" {LEARNED:g} times what chance has.",
         "",
         "| | the paper | measured here | figure | verdict |",
         "|---|---|---|---|---|",
@@ -155,7 +161,7 @@ def _section(figure: dict[str, Any]) -> list[str]:
         f"- {settings}",
         f"- {len(figure['runs'])} runs, {figure['seconds_of_training']:.0f} s of training on {hardware}; {versions}",
         f"- drawn {figure['drawn']} at commit {figure['commit']}, by `{command}`",
-        f"- numbers: [{name}.csv]({name}.csv)",
+        f"- numbers: [{name}.csv]({name}.csv); code: notebooks/{name}.ipynb",
         "",
     ]
 

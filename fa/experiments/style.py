@@ -43,6 +43,9 @@ VARIANTS = MappingProxyType(
 PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trimmed_mean")
 """The seven rules of the paper's figures."""
 
+RIVALS = (*PAPER_RULES[1:], "mean")
+"""Whom FA has to be better than: the paper's other rules, and no defence at all."""
+
 READINGS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
 """FA as released, as printed and as it comes, and the controls that tell what protects."""
 
