@@ -14,6 +14,8 @@ from fa.experiments.study import Study
 
 FIGURES = Path(__file__).parents[1] / "figures"
 DRAWN = sorted(path for profile in ("cpu", "paper") for path in (FIGURES / profile).glob("fig*.claims.csv"))
+QUICK = sorted((FIGURES / "quick").glob("fig*.claims.csv")) + sorted((FIGURES / "quick").glob("extra*.claims.csv"))
+TRUSTED = "extra04"  # judges by all runs' workers.csv, which are not kept
 WATCHED = "fig03"  # looks at gradients while it trains: its table is itself the record
 BESIDE = {"spent": "times"}  # tables beside a figure's own that are not named as the argument of its claims
 
@@ -47,12 +49,31 @@ def test_a_committed_figure_comes_from_committed_records(path: Path, tmp_path: P
     if tables["table"] is not drawn:
         tables["table"].to_csv(tmp_path / "again.csv", index=False, lineterminator="\n")
         assert (tmp_path / "again.csv").read_text() == (path.parent / f"{name}.csv").read_text()
-    for argument in inspect.signature(module.claims).parameters:
-        beside = path.parent / f"{name}.{BESIDE.get(argument, argument)}.csv"
+    assert stated(path) == judged(module, path, tables, study.chance)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in QUICK if not path.name.startswith(TRUSTED)], ids=lambda path: path.name.partition("_")[0]
+)
+def test_what_is_claimed_at_quick_follows_from_the_tables_beside_it(path: Path) -> None:
+    """Its records are remade in minutes and not kept, but the tables and the judgement are."""
+    module = figure_module(path.name.removesuffix(".claims.csv"))
+    drawn = pd.read_csv(path.with_name(path.name.replace(".claims", "")))
+    assert stated(path) == judged(module, path, {"table": drawn}, module.study("quick").chance)
+
+
+def stated(path: Path) -> list[Claim]:
+    """The claims as they are kept."""
+    return [Claim(**row) for row in pd.read_csv(path).to_dict("records")]
+
+
+def judged(module: Any, path: Path, tables: dict[str, Any], chance: float) -> list[Claim]:
+    """The claims as the module judges by these tables and by those that lie beside the figure."""
+    name, takes = path.name.removesuffix(".claims.csv"), inspect.signature(module.claims).parameters
+    for argument in takes:
         if argument not in tables and argument != "chance":
-            tables[argument] = pd.read_csv(beside)
-    given = {"chance": study.chance} if "chance" in inspect.signature(module.claims).parameters else {}
-    assert [Claim(**row) for row in pd.read_csv(path).to_dict("records")] == module.claims(**tables, **given)
+            tables[argument] = pd.read_csv(path.parent / f"{name}.{BESIDE.get(argument, argument)}.csv")
+    return module.claims(**tables, **({"chance": chance} if "chance" in takes else {}))
 
 
 def study_of(module: Any, folder: Path, name: str, drawn: pd.DataFrame) -> Study:

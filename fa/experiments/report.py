@@ -91,10 +91,10 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         " rule fixed in the code (`claims` in fa/experiments; of C16's last part, from an argument). Written by `fa"
         " report`; every figure names the command that draws it again.",
         "",
-        f"A statement about several cases is reproduced if it holds in all of them, and in part if in some. {CLOSE:g} of"
-        f" accuracy is no difference; where there are several seeds, {LEVEL:g} of a paired t test is asked for as well;"
-        " with one seed there is no test. Nothing can be told where no run learns more than"
-        f" {LEARNED:g} times what chance has.",
+        "A statement about several cases is reproduced if it holds in all of them, and in part if in some."
+        f" {CLOSE:g} of accuracy is no difference; where there are several seeds, a paired t test must say so at"
+        f" {LEVEL:g} as well; one seed allows no test. Where no run has {LEARNED:g} times the accuracy of chance,"
+        " nothing can be told.",
         "",
         "| | the paper | measured here | figure | verdict |",
         "|---|---|---|---|---|",
