@@ -26,7 +26,6 @@ LAMBDAS = (0, 1, 2, 4, 8, 16, 32, 64)
 OTHERS = ("multi_krum", "bulyan")
 READINGS = {"released": "FA as released", "paper": "FA, this package's default"}
 NEARER = 0.05  # of a cosine: less is no approach
-_COLOURS = ("#00224e", "#213d6b", "#4c566d", "#696970", "#868379", "#a59c74", "#c8b866", "#ecd648")  # cividis
 
 
 def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
@@ -75,7 +74,7 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
-    for lam, colour in zip(LAMBDAS, _COLOURS, strict=True):
+    for lam, colour in zip(LAMBDAS, style.ramp(len(LAMBDAS)), strict=True):
         draw_line(left, ours[ours["lam"] == lam], rf"FA, $\lambda$ = {lam}", colour, "o")
     for key in OTHERS:
         look = style.VARIANTS[key]

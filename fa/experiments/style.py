@@ -46,8 +46,8 @@ PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trim
 READINGS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
 """FA as released, as printed and as it comes, and the controls that tell what protects."""
 
-FAULTY_COLOURS = ("#00204d", "#414d6b", "#7c7b78", "#bcae6c")
-"""By the number of faulty workers, where a figure shows one rule: cividis, none of which is a rule's colour."""
+HONEST, FAULTY = "#1c2833", "#8c3200"
+"""Of workers, where a figure tells the two kinds apart: no rule's colours, and told from each other by every eye."""
 
 DATASETS = MappingProxyType(
     {
@@ -59,6 +59,14 @@ DATASETS = MappingProxyType(
     }
 )
 MODELS = MappingProxyType({"convnet": "CNN", "resnet18": "ResNet-18"})
+
+
+def ramp(count: int) -> tuple[str, ...]:
+    """So many colours for what is no rule, from dark to light: cividis, up to where it can still be read on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return tuple(to_hex(colormaps["cividis"](0.8 * place / max(1, count - 1))) for place in range(count))
 
 
 def use() -> None:
