@@ -50,8 +50,8 @@ def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str,
     points = rows.groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
     every = max(1, len(points) // 8)
     line = (0, dashes) if dashes else "-"
-    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linestyle": line, "label": label}
-    axes.plot(points.index, points["mean"], markevery=every, **look)
+    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "linestyle": line, "label": label}
+    axes.plot(points.index, points["mean"], markevery=every, markerfacecolor="none", **look)  # one above another
     if rows["seed"].nunique() > 1:
         axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
 

@@ -30,7 +30,7 @@ VARIANTS = MappingProxyType(
         "multi_krum": Variant("Multi-Krum", "multi_krum", "#029e73", "D"),
         "median": Variant("Median", "median", "#d55e00", "^"),
         "meamed": Variant("MeaMed", "meamed", "#cc78bc", "v"),
-        "phocas": Variant("Phocas", "phocas", "#ca9161", "P"),
+        "phocas": Variant("Phocas", "phocas", "#ca9161", "P", dashes=(4, 3)),
         "trimmed_mean": Variant("Trimmed Mean", "trimmed_mean", "#56b4e9", "X"),
         "mean": Variant("Mean", "mean", "#949494", "*"),
         "fa_printed": Variant("FA as printed", "fa", "#0173b2", "<", _PRINTED, (2, 2)),
