@@ -72,7 +72,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
-    figure.suptitle(f"Faulty workers send {sent(table)}; FA is the released code's reading\n{title}", fontsize=10)
+    figure.suptitle(f"Faulty workers send {sent(table)}; {style.READING}\n{title}", fontsize=10)
     return figure
 
 

@@ -46,6 +46,9 @@ PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trim
 READINGS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
 """FA as released, as printed and as it comes, and the controls that tell what protects."""
 
+READING = "FA is the released code's reading"
+"""For the titles of figures whose "FA" is that."""
+
 HONEST, FAULTY = "#1c2833", "#8c3200"
 """Of workers, where a figure tells the two kinds apart: no rule's colours, and told from each other by every eye."""
 
