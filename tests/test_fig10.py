@@ -70,7 +70,9 @@ def test_it_shows_curves_by_time_and_the_parts_of_an_epoch() -> None:
     parts = b.patches[:: len(fig10.RULES)]  # FA's
     assert [part.get_width() for part in parts] == pytest.approx([4 * x / 0.155 for x in (0.1, 0.05, 0.004, 0.001)])
     assert len(c.collections) == len(fig10.RULES)
-    assert [bar.get_width() for bar in d.patches][:1] + [bar.get_width() for bar in d.patches][-3:] == [4, 2, 30, 150]
+    dots = [float(line.get_xdata()[0]) for line in d.lines]
+    assert [dots[0], *dots[-3:]] == [4, 2, 30, 150]
+    assert [text.get_text() for text in d.texts][-3:] == ["2.0", "30.0", "150.0"]
 
 
 def test_runs_are_of_processes_and_kept_apart_from_simulated_ones(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from fa.experiments.style import VARIANTS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 
 def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Figure:
@@ -50,9 +50,23 @@ def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str,
     points = rows.groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
     every = max(1, len(points) // 8)
     line = (0, dashes) if dashes else "-"
-    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linestyle": line, "label": label}
-    axes.plot(points.index, points["mean"], markevery=every, **look)
+    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "linestyle": line, "label": label}
+    axes.plot(points.index, points["mean"], markevery=every, markerfacecolor="none", **look)  # one above another
     if rows["seed"].nunique() > 1:
+        axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
+
+
+def draw_kinds(
+    axes: Axes, rows: DataFrame, faulty: Series[bool], column: str, labels: tuple[str, str] = ("honest", "faulty")
+) -> None:
+    """A column against iterations, of the workers that are not `faulty` and of those that are: the mean over the
+    workers of a kind, and their range as a band.
+    """
+    for label, its, colour, dashes in zip(
+        labels, (rows[~faulty], rows[faulty]), (style.HONEST, style.FAULTY), ("-", "--"), strict=True
+    ):
+        points = its.groupby("iteration")[column].agg(["mean", "min", "max"])
+        axes.plot(points.index, points["mean"], color=colour, linestyle=dashes, label=label)
         axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _HATCHES = ("////", "xxxx", "....")  # by the reason why a worker was left out, the most frequent first
-_HONEST, _FAULTY, _USED, _GAP = "#0173b2", "#d55e00", "#bcae6c", "#c8c8c8"
+_USED, _GAP = "#bcae6c", "#c8c8c8"
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ def _title(run: Diagnosis, unweighed: bool) -> str:
 def _draw_curves(panels: Any, run: Diagnosis) -> None:
     accuracy, loss, counted = panels
     curve, part = run.curve, run.on_faulty()
-    accuracy.plot(curve["iteration"], curve["test_accuracy"], color=_HONEST, marker="o", markersize=4)
+    accuracy.plot(curve["iteration"], curve["test_accuracy"], color=style.HONEST, marker="o", markersize=4)
     accuracy.set(ylabel="test accuracy (fraction)", ylim=(0, 1))
-    loss.plot(curve["iteration"], curve["train_loss"], color=_HONEST, marker="o", markersize=4)
+    loss.plot(curve["iteration"], curve["train_loss"], color=style.HONEST, marker="o", markersize=4)
     wide = (curve["train_loss"] > 0).all() and curve["train_loss"].max() > 30 * curve["train_loss"].min()
     loss.set(ylabel="honest workers' training loss", yscale="log" if wide else "linear")
-    counted.plot(part["iteration"], part["part"], color=_FAULTY)
+    counted.plot(part["iteration"], part["part"], color=style.FAULTY)
     counted.axhline(
         run.faulty / run.config["workers"], color="#222222", linestyle=":", label="f/p, if all counted alike"
     )
@@ -170,10 +170,10 @@ def _draw_map(axes: Axes, run: Diagnosis, column: str, name: str) -> None:
     axes.grid(visible=False)
     axes.set_yticks(range(len(numbers)), [f"{w}, faulty" if w < run.faulty else str(w) for w in reasons.index])
     for label in axes.get_yticklabels()[: run.faulty]:
-        label.set_color(_FAULTY)
+        label.set_color(style.FAULTY)
     axes.tick_params(axis="y", labelsize=7, length=0)
     if 0 < run.faulty < len(numbers):
-        axes.axhline(run.faulty - 0.5, color=_FAULTY, linewidth=1.5)
+        axes.axhline(run.faulty - 0.5, color="white", linewidth=3)
     axes.set(ylabel="worker", title=name)
     if column:
         axes.figure.colorbar(image, ax=axes, pad=0.01)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_HONEST, _FAULTY = "#9a9a9a", "#d55e00"
 LAMBDAS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 POWERS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 
@@ -70,8 +69,8 @@ def _near(shown: Scene) -> tuple[np.ndarray, np.ndarray]:
 
 def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray, np.ndarray] | None = None) -> None:
     f, points = shown.setting.f, shown.points
-    axes.plot(points[f:, 0], points[f:, 1], "o", color=_HONEST, markersize=4, label="honest gradients")
-    axes.plot(points[:f, 0], points[:f, 1], "x", color=_FAULTY, markersize=6, label="faulty gradients")
+    axes.plot(points[f:, 0], points[f:, 1], "o", color=style.HONEST, markersize=4, label="honest gradients")
+    axes.plot(points[:f, 0], points[:f, 1], "x", color=style.FAULTY, markersize=6, label="faulty gradients")
     for landing in reversed(shown.landings):  # FA on top
         its = look(landing.variant)
         axes.plot(*np.array([[0, 0], landing.point]).T, color=its.colour, linewidth=1, alpha=0.7)
@@ -86,17 +85,17 @@ def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray,
 
 
 def _draw_workers(axes: Axes, numbers: np.ndarray, f: int, title: str) -> None:
-    axes.bar(range(f), numbers[:f], color=_FAULTY, hatch="//", edgecolor="white")
-    axes.bar(range(f, len(numbers)), numbers[f:], color=_HONEST)
+    axes.bar(range(f), numbers[:f], color=style.FAULTY, hatch="//", edgecolor="white")
+    axes.bar(range(f, len(numbers)), numbers[f:], color=style.HONEST)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(title=title, xlabel="worker (hatched: faulty)")
     axes.set_xticks(range(0, len(numbers), 1 + len(numbers) // 16))
 
 
 def _draw_course(axes: Axes, shown: Scene) -> None:
-    steps = range(1, len(shown.history) + 1)
-    axes.plot(steps, shown.history, color="#0173b2", marker=".", label="IRLS, smoothed eq. 5")
-    axes.plot(min(shown.steps, len(shown.history)), shown.objective, "o", color="#0173b2", label="where FA stops")
+    ours, steps = style.VARIANTS["fa"].colour, range(1, len(shown.history) + 1)
+    axes.plot(steps, shown.history, color=ours, marker=".", label="IRLS, smoothed eq. 5")
+    axes.plot(min(shown.steps, len(shown.history)), shown.objective, "o", color=ours, label="where FA stops")
     axes.axhline(shown.bound, color="#222222", linestyle="--", label="no Y goes below")
     axes.set(title=f"objective {shown.objective:.4g}, bound {shown.bound:.4g}: gap {shown.gap:.1%}", xlabel="step")
     axes.set_xscale("log")

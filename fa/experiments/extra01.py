@@ -5,11 +5,12 @@ anywhere, its subspace is better than the plain mean of gradients that are all o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import CLOSE, LEVEL, Claim, Lead, learned, mean
-from fa.experiments.extras import OUTDONE, SEEDS, best, by_label, judged, make_extra
+from fa.experiments.extras import OUTDONE, SEEDS, best, by_label, judged, make_extra, seeds_of
 from fa.experiments.study import Case, Place, Seeds, Study, last_points
 from fa.experiments.style import PAPER_RULES, VARIANTS
 
@@ -39,8 +40,8 @@ components.
 """
 
 NAMES = {"m": "m, columns of Y", "max_iter": "IRLS steps", "lam": r"$\lambda$"}
-ATTACKS = {"random": ("random in [0, 1)", "#0173b2", "o"), "collude": ("colluding", "#de8f05", "s")}
-"""Of the sweeps: names, colours and markers."""
+ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
+"""Of the sweeps, and their names."""
 
 CALLED = {"random": "random", "random_honest_norm": "random, honest norm", "collude": "colluding"}
 CONTROL = "Mean, equal norms"
@@ -161,8 +162,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = halves
     left, right = above.subplots(1, 2, width_ratios=(1, 1.15))
-    _draw_norms(left, by_label(norms))
-    _draw_regimes(right, by_regime(regimes))
+    _draw_norms(left, by_label(norms), seeds_of(norms))
+    _draw_regimes(right, by_regime(regimes), seeds_of(regimes))
+    below.suptitle(f"FA's options; {seeds_of(sweeps)}", fontsize=10)
     panels = below.subplots(1, len(SWEPT), sharey=True)
     for axes, option in zip(panels, SWEPT, strict=True):
         _draw_sweep(axes, sweeps, option)
@@ -173,42 +175,45 @@ def draw(table: DataFrame, title: str) -> Figure:
     return figure
 
 
-def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]]) -> None:
+def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]], seeds: str) -> None:
     names = [*PAIRS, *READINGS]
+    equalled, unit = style.ramp(2)
     for place, name in enumerate(names):
         if name in READINGS:
-            axes.scatter(mean(final[name]), place, s=36, color="#0173b2", marker="D", label="of norm 1")
+            axes.scatter(mean(final[name]), place, s=36, color=unit, marker="D", label="of norm 1")
             continue
         off, on = mean(final[name]), mean(final[equal(name)])
         axes.plot([off, on], [place, place], color="#bbbbbb", zorder=1)
         axes.scatter(off, place, s=36, facecolors="none", edgecolors="#555555", label="as they come")
-        axes.scatter(on, place, s=36, color="#de8f05", marker="s", label="norms set to their median")
+        axes.scatter(on, place, s=36, color=equalled, marker="s", label="norms set to their median")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (fraction)", xlim=(0, 1))
-    axes.set_title(f"f = {FAULTY}, random in [0, 1): what the norm does")
+    axes.set_title(f"f = {FAULTY}, random in [0, 1): what the norm does; {seeds}")
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     axes.legend(once.values(), once.keys(), title="gradients", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
 
 
-def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame]) -> None:
-    looks = {CONTROL: ("#949494", "h"), **dict(zip(SUBSPACES, (("#d55e00", "^"), ("#0173b2", "o")), strict=True))}
+def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> None:
+    ours = VARIANTS["fa_default"]
+    one, eight = SUBSPACES
+    looks = {CONTROL: VARIANTS["mean_unit"], one: replace(ours, marker="d"), eight: ours}
     for place, rows in enumerate(regimes.values()):
-        for shift, (name, (colour, marker)) in zip((-0.22, 0, 0.22), looks.items(), strict=True):
+        for shift, (name, its) in zip((-0.22, 0, 0.22), looks.items(), strict=True):
             reached = by_label(rows)[name]
             label = None if place else name
-            axes.plot(reached, [place + shift] * len(reached), marker, color=colour, alpha=0.6, label=label)
-            axes.plot(mean(reached), place + shift, "|", color=colour, markersize=14)
+            axes.plot(reached, [place + shift] * len(reached), its.marker, color=its.colour, alpha=0.6, label=label)
+            axes.plot(mean(reached), place + shift, "|", color=its.colour, markersize=14)
     axes.set_yticks(range(len(regimes)), list(regimes))
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1))
-    axes.set_title("where the subspace might pay")
+    axes.set_title(f"where the subspace might pay; {seeds}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
 
 
 def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:
-    for attack, (label, colour, marker) in ATTACKS.items():
+    for (attack, label), colour, marker in zip(ATTACKS.items(), style.ramp(len(ATTACKS)), "os", strict=True):
         for a, dashes in ((2.0, "-"), (1.0, ":")):
             points = swept(sweeps, attack, option, a)
             places = [ticks(option).index(value) for value in points]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import Claim, Lead, accuracies, lead, learned, mean
-from fa.experiments.extras import RULES, SEEDS, SHORT, draw_dots, judged, make_extra
+from fa.experiments.extras import RULES, SEEDS, SHORT, draw_dots, judged, make_extra, seeds_of
 from fa.experiments.own import enter, known, look, own_of, sent
 from fa.experiments.study import Case, Cell, Names, Place, Results, Seeds, Study
 
@@ -77,10 +77,14 @@ def draw(table: DataFrame, title: str) -> Figure:
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     rates = chosen(table)
-    _draw_choice(left, accuracies(table[table["validation"] > 0], "lr"), rates)
-    _draw_tested(right, accuracies(table[table["validation"] == 0]), rates)
+    choice, test = table[table["validation"] > 0], table[table["validation"] == 0]
+    _draw_choice(left, accuracies(choice, "lr"), rates)
+    left.set_title(f"the choice (ringed); {seeds_of(choice)}")
+    _draw_tested(right, accuracies(test), rates)
+    right.set_title(f"each rule at its own rate; {seeds_of(test)}")
     figure.suptitle(
-        f"f = {FAULTY} faulty workers send {sent(table)}; every rule at its own learning rate\n{title}", fontsize=10
+        f"f = {FAULTY} faulty workers send {sent(table)}; each rule at its own learning rate; {style.READING}\n{title}",
+        fontsize=10,
     )
     return figure
 
@@ -101,7 +105,6 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
     axes.set_xscale("log", base=2)
     axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
     axes.set(xlabel="learning rate", ylabel=f"validation accuracy ({HELD:.0%} of the training images)", ylim=(0, 1))
-    axes.set_title("the choice (ringed)")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
@@ -109,7 +112,6 @@ def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
     names = {f"{look(key).label}, {rate:g}": key for key, rate in rates.items()}
     reached = {name: final[key, FAULTY] for name, key in names.items()}
     draw_dots(axes, reached, {name: look(key) for name, key in names.items()})
-    axes.set_title("each rule at its own rate")
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:

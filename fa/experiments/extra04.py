@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import Claim
+from fa.experiments.curves import draw_kinds
 from fa.experiments.extra03 import ATTACKS, SEEDS
 from fa.experiments.extras import SHORT, judged, make_extra
 from fa.experiments.fig03 import ENOUGH
@@ -15,7 +16,6 @@ from fa.experiments.study import Case, Place, Results, Seeds, Study
 from fa.training.records import UNDEFINED, USED
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -43,6 +43,9 @@ DETECTORS = {
 """Ways of naming workers as faulty in every iteration: whose decision, and by which column of workers.csv. By "value"
 and "weight" it is the f workers of the least, by "status" those left out.
 """
+
+COURSES = {"value": "FA's explained variance $v_i$", "share": "FA's weight, of the sum of sizes"}
+"""What is drawn of FA's workers over time."""
 
 
 def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
@@ -109,12 +112,13 @@ def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
     ours = workers[workers["rule"] == "FA"]
     for column, (attack, heading) in zip(grid.T, ATTACKS.items(), strict=True):
         rows = ours[ours["attack"] == attack]
-        _draw_course(column[0], rows, "value", "FA's explained variance $v_i$")
         size = rows["weight"].abs().groupby([rows["seed"], rows["iteration"]]).transform("sum")
-        _draw_course(column[1], rows.assign(share=rows["weight"] / size), "share", "FA's weight, of the sum of sizes")
-        column[0].set_title(heading)
-        for axes in column:
+        rows = rows.assign(share=rows["weight"] / size)
+        for axes, (name, label) in zip(column, COURSES.items(), strict=True):
+            draw_kinds(axes, rows, rows["worker"] < FAULTY, name)
+            axes.set(xlabel="iteration", ylabel=label)
             axes.label_outer()
+        column[0].set_title(heading)
     grid[0, 0].set_ylim(0, 1.02)
     grid[0, -1].legend(title="workers", loc="upper left", bbox_to_anchor=(1.02, 1))
     for axes, column in zip(below.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
@@ -130,15 +134,6 @@ def cells(found: DataFrame, column: str) -> DataFrame:
     """The detectors' precision or recall: detectors down, attacks across."""
     grid = found.pivot(index="detector", columns="attack", values=column)
     return grid.reindex(index=list(DETECTORS), columns=list(ATTACKS)).rename(columns=ATTACKS)
-
-
-def _draw_course(axes: Axes, rows: DataFrame, column: str, name: str) -> None:
-    """The mean over the workers of each kind, and their range."""
-    for faulty, label, colour, dashes in ((False, "honest", "#0173b2", "-"), (True, "faulty", "#d55e00", "--")):
-        points = rows[(rows["worker"] < FAULTY) == faulty].groupby("iteration")[column].agg(["mean", "min", "max"])
-        axes.plot(points.index, points["mean"], color=colour, linestyle=dashes, label=label)
-        axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
-    axes.set(xlabel="iteration", ylabel=name)
 
 
 def claims(workers: DataFrame, found: DataFrame) -> list[Claim]:

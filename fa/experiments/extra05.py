@@ -72,7 +72,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
         draw_dots(axes, by_label(table[table["attack"] == attack]), looks, bold=tuple(COMBINED))
         axes.set_title(heading)
-    figure.suptitle(f"f = {FAULTY} faulty workers; FA is the released code's reading\n{title}", fontsize=10)
+    figure.suptitle(f"f = {FAULTY} faulty workers; {style.READING}\n{title}", fontsize=10)
     return figure
 
 

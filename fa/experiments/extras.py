@@ -84,6 +84,12 @@ def best(final: Mapping[str, Sequence[float]], among: Iterable[str]) -> str:
     return max((name for name in among if name in final), key=lambda name: mean(final[name]))
 
 
+def seeds_of(table: DataFrame) -> str:
+    """Whose runs a panel shows, for its title: some of an extra's panels have one seed, and others three."""
+    seeds = sorted(set(table["seed"]))
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
 def draw_dots(
     axes: Axes, final: Mapping[str, Sequence[float]], looks: Mapping[str, Variant], bold: Sequence[str] = ()
 ) -> None:

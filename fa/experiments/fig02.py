@@ -32,9 +32,9 @@ def draw(table: DataFrame, title: str) -> Figure:
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    markers = "os^D"
-    for f in FAULTY:
-        draw_line(axes, table[table["f"] == f], f"f = {f}", style.FAULTY_COLOURS[f], markers[f])
+    colours = style.ramp(len(FAULTY))[::-1]
+    for f, colour, marker, dashes in zip(FAULTY, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
+        draw_line(axes, table[table["f"] == f], f"f = {f}", colour, marker, dashes)  # f > 0: one above another
     finish(axes)
     axes.legend(title="faulty workers", loc="center right")
     figure.suptitle(f"Mean, faulty workers send {sent(table)}\n{title}", fontsize=9)

@@ -36,7 +36,9 @@ LABELS = {
     "fa_one": "optimal Y, m = 1",
     "any": "span of m workers drawn at random",
 }
-_LOOKS = {"fa": ("#0173b2", "-"), "mean": ("#949494", "-"), "fa_one": ("#0173b2", "--"), "any": ("black", ":")}
+_OURS, _MEANS = style.VARIANTS["fa"].colour, style.VARIANTS["mean"].colour
+_LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS, "--", "v"), "any": ("black", ":", "s")}
+"""Colours, and by which dashes and markers honest and faulty workers are shown over time."""
 
 
 class Watched(Study):
@@ -111,7 +113,9 @@ def explained(cosines: Square, coefficients: Float64[np.ndarray, "p q"]) -> Floa
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Above the paper's histograms, one for each f; below, the mean over workers as training goes on."""
+    """Above the paper's histograms, one for each f, of honest workers; below, the mean over workers of either kind as
+    training goes on.
+    """
     style.use()
     from matplotlib.figure import Figure
 
@@ -120,12 +124,12 @@ def draw(table: DataFrame, title: str) -> Figure:
     for panels, f in zip(grid.T, FAULTY, strict=True):
         rows = table[table["f"] == f]
         for basis in LABELS:
-            _histogram(panels[0], rows[rows["basis"] == basis], basis)
+            _histogram(panels[0], rows[(rows["basis"] == basis) & ~rows["faulty"]], basis)
             _course(panels[1], rows[rows["basis"] == basis], basis)
         panels[0].set(title=f"f = {f}", xlabel="explained variance $v_i$", xlim=(0, 1))
         panels[1].set(xlabel="iteration", ylim=(0, 1.02))
-    grid[0, 0].set_ylabel("share of workers and minibatches")
-    grid[1, 0].set_ylabel("mean $v_i$ (lines: honest workers, x: faulty)")
+    grid[0, 0].set_ylabel("share of honest workers\nand minibatches")
+    grid[1, 0].set_ylabel("mean $v_i$ (lines: honest,\nmarks: faulty workers)")
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
         f"What a basis explains of each worker's minibatch gradient; the runs are trained with FA\n{title}", fontsize=10
@@ -134,7 +138,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def _histogram(axes: Axes, rows: DataFrame, basis: str) -> None:
-    colour, dashes = _LOOKS[basis]
+    colour, dashes, _ = _LOOKS[basis]
     look: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.6} if dashes == "-" else {"histtype": "step"}
     share = np.full(len(rows), 1 / len(rows))
     axes.hist(
@@ -149,13 +153,15 @@ def _histogram(axes: Axes, rows: DataFrame, basis: str) -> None:
 
 
 def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
-    """Honest workers as a line, faulty ones, where there are any, as crosses."""
-    colour, dashes = _LOOKS[basis]
+    """Honest workers as a line, faulty ones, where there are any, as marks."""
+    colour, dashes, marker = _LOOKS[basis]
     honest = rows[~rows["faulty"]].groupby("iteration")["value"].mean()
     faulty = rows[rows["faulty"]].groupby("iteration")["value"].mean()
-    axes.plot(honest.index, honest, color=colour, linestyle=dashes, label=LABELS[basis])
+    look: dict[str, Any] = {"color": colour, "markersize": 5, "markerfacecolor": "none"}
+    axes.plot(honest.index, honest, linestyle=dashes, **look)
     if len(faulty):
-        axes.plot(faulty.index, faulty, "x", color=colour, markersize=4)
+        axes.plot(faulty.index, faulty, marker, **look)
+    axes.plot([], [], linestyle=dashes, marker=marker, label=LABELS[basis], **look)  # the legend's
 
 
 def claims(table: DataFrame) -> list[Claim]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, shown, verdict
-from fa.experiments.curves import draw_curves, draw_line, finish
+from fa.experiments.curves import draw_curves, draw_kinds, draw_line, finish
 from fa.experiments.extras import SAME_LENGTH, UNIT
 from fa.experiments.own import enter, known, own_of
 from fa.experiments.paths import recipe
@@ -93,20 +93,15 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
             axes.label_outer()
     for row, heading in zip(grid, ("rule", "workers' data"), strict=True):
         row[-1].legend(title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(
-        f"f = {FAULTY} workers train on augmented data; FA is the released code's reading\n{title}", fontsize=10
-    )
+    figure.suptitle(f"f = {FAULTY} workers train on augmented data; {style.READING}\n{title}", fontsize=10)
     return figure
 
 
 def _draw_values(axes: Axes, values: DataFrame) -> None:
-    """Mean v_i over the workers of each kind, and their range; iterations are put together to some 40 points."""
+    """v_i of the workers of each kind; iterations are put together to some 40 points."""
     step = max(1, int(values["iteration"].max()) // 40)
     values = values.assign(iteration=-(-values["iteration"] // step) * step)
-    for augmented, label, colour, dashes in ((False, "clean", "#0173b2", "-"), (True, "augmented", "#d55e00", "--")):
-        points = values[values["augmented"] == augmented].groupby("iteration")["value"].agg(["mean", "min", "max"])
-        axes.plot(points.index, points["mean"], color=colour, linestyle=dashes, label=label)
-        axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
+    draw_kinds(axes, values, values["augmented"], "value", ("clean", "augmented"))
     axes.set(xlabel="iteration", ylabel="explained variance $v_i$", ylim=(0, 1.02))
 
 

@@ -26,7 +26,6 @@ LAMBDAS = (0, 1, 2, 4, 8, 16, 32, 64)
 OTHERS = ("multi_krum", "bulyan")
 READINGS = {"released": "FA as released", "paper": "FA, this package's default"}
 NEARER = 0.05  # of a cosine: less is no approach
-_COLOURS = ("#00224e", "#213d6b", "#4c566d", "#696970", "#868379", "#a59c74", "#c8b866", "#ecd648")  # cividis
 
 
 def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
@@ -72,16 +71,16 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     style.use()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
-    for lam, colour in zip(LAMBDAS, _COLOURS, strict=True):
+    for lam, colour in zip(LAMBDAS, style.ramp(len(LAMBDAS)), strict=True):
         draw_line(left, ours[ours["lam"] == lam], rf"FA, $\lambda$ = {lam}", colour, "o")
     for key in OTHERS:
         look = style.VARIANTS[key]
         draw_line(left, table[table["variant"] == key], look.label, look.colour, look.marker, (5, 2))
     finish(left)
-    left.legend(fontsize=7, ncols=2)
+    left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     _draw_cosines(right, cosines)
     figure.suptitle(f"f = 1 faulty worker sends {sent(table)}; pairwise regularizer\n{title}", fontsize=10)
     return figure
@@ -100,7 +99,7 @@ def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
     axes.set_xscale("symlog", linthresh=1, base=2)
     axes.set_xticks(LAMBDAS, [str(lam) for lam in LAMBDAS])
     axes.set(xlabel=r"$\lambda$", ylabel="cosine of the directions (mean; band: range)", ylim=(None, 1.02))
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
 
 
 def claims(table: DataFrame, cosines: DataFrame, chance: float) -> list[Claim]:

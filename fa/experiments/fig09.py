@@ -23,7 +23,6 @@ CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # p and f; the last is the text
 ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
 CALLS = 20  # of a rule that are timed
 RULES = ("fa", "mean")
-_COLOURS = ("#00224e", "#575d6d", "#a59c74", "#ecd648")  # cividis: none is a rule's colour
 
 
 def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
@@ -63,7 +62,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
 
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
-    for (p, f), colour, marker in zip(CROWDS, _COLOURS, "osD^", strict=True):
+    for (p, f), colour, marker in zip(CROWDS, style.ramp(len(CROWDS)), "osD^", strict=True):
         rows = table[(table["workers"] == p) & (table["f"] == f)]
         draw_line(left, rows, f"p = {p}, f = {f}", colour, marker)
     finish(left)
@@ -73,7 +72,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
-    figure.suptitle(f"Faulty workers send {sent(table)}; FA is the released code's reading\n{title}", fontsize=10)
+    figure.suptitle(f"Faulty workers send {sent(table)}; {style.READING}\n{title}", fontsize=10)
     return figure
 
 

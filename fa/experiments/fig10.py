@@ -30,10 +30,10 @@ FAULTY = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
 CALLS = 10  # of an aggregation that are timed
 DEARER = 1.1  # times the other's time: less is no difference between two measurements
 PARTS = {
-    "compute": ("the slowest worker's gradient", "#bcae6c"),
-    "network": ("network, and waiting", "#7c7b78"),
-    "aggregation": ("aggregation", "#00204d"),
-    "update": ("update", "#d9d9d9"),
+    "compute": "the slowest worker's gradient",
+    "network": "network, and waiting",
+    "aggregation": "aggregation",
+    "update": "update",
 }
 _OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
@@ -87,7 +87,7 @@ def aggregations(study: Study) -> DataFrame:
 
 
 def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Figure:
-    """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, and what an aggregation costs."""
+    """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, (d) what an aggregation costs."""
     style.use()
     from matplotlib.figure import Figure
 
@@ -99,7 +99,7 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Fi
     _draw_aggregations(d, spent, costs)
     figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
     heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send {sent(table)}"
-    figure.suptitle(f"{heading}; FA is the released code's reading\n{title}", fontsize=10)
+    figure.suptitle(f"{heading}; {style.READING}\n{title}", fontsize=10)
     return figure
 
 
@@ -119,7 +119,7 @@ def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
     means = spent.groupby("variant", sort=False).mean(numeric_only=True)
     whole = means[list(PARTS)].sum(axis=1)
     left = whole * 0
-    for part, (label, colour) in PARTS.items():
+    for (part, label), colour in zip(PARTS.items(), style.ramp(len(PARTS))[::-1], strict=True):
         seconds = means[part] / whole * means["epoch"]
         axes.barh([look(key).label for key in means.index], seconds, left=left, color=colour, label=label)
         left += seconds
@@ -139,11 +139,14 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
 
 def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
-    bars = {look(key).label: (value, look(key).colour) for key, value in means.items()}
-    bars |= {f"{row.method}, alone": (row.milliseconds, "#9fc5e8") for row in costs.itertuples()}
-    values, colours = zip(*bars.values(), strict=True)
-    axes.bar_label(axes.barh(list(bars), values, color=colours), fmt="%.1f", padding=2, fontsize=8)
-    axes.set(title="the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
+    ours = style.VARIANTS["fa"]
+    dots = [(look(key).label, value, look(key), "full") for key, value in means.items()]
+    dots += [(f"{row.method}, alone", row.milliseconds, ours, "none") for row in costs.itertuples()]
+    for place, (_, value, its, fill) in enumerate(dots):
+        axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
+        axes.annotate(f"{value:.1f}", (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
+    axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
     axes.margins(x=0.15)
     axes.invert_yaxis()
 

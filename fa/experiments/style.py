@@ -30,7 +30,7 @@ VARIANTS = MappingProxyType(
         "multi_krum": Variant("Multi-Krum", "multi_krum", "#029e73", "D"),
         "median": Variant("Median", "median", "#d55e00", "^"),
         "meamed": Variant("MeaMed", "meamed", "#cc78bc", "v"),
-        "phocas": Variant("Phocas", "phocas", "#ca9161", "P"),
+        "phocas": Variant("Phocas", "phocas", "#ca9161", "P", dashes=(4, 3)),
         "trimmed_mean": Variant("Trimmed Mean", "trimmed_mean", "#56b4e9", "X"),
         "mean": Variant("Mean", "mean", "#949494", "*"),
         "fa_printed": Variant("FA as printed", "fa", "#0173b2", "<", _PRINTED, (2, 2)),
@@ -49,8 +49,11 @@ RIVALS = (*PAPER_RULES[1:], "mean")
 READINGS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
 """FA as released, as printed and as it comes, and the controls that tell what protects."""
 
-FAULTY_COLOURS = ("#00204d", "#414d6b", "#7c7b78", "#bcae6c")
-"""By the number of faulty workers, where a figure shows one rule: cividis, none of which is a rule's colour."""
+READING = "FA is the released code's reading"
+"""For the titles of figures whose "FA" is that."""
+
+HONEST, FAULTY = "#1c2833", "#8c3200"
+"""Of workers, where a figure tells the two kinds apart: no rule's colours, and told from each other by every eye."""
 
 DATASETS = MappingProxyType(
     {
@@ -62,6 +65,14 @@ DATASETS = MappingProxyType(
     }
 )
 MODELS = MappingProxyType({"convnet": "CNN", "resnet18": "ResNet-18"})
+
+
+def ramp(count: int) -> tuple[str, ...]:
+    """So many colours for what is no rule, from dark to light: cividis, up to where it can still be read on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return tuple(to_hex(colormaps["cividis"](0.8 * place / max(1, count - 1))) for place in range(count))
 
 
 def use() -> None:
