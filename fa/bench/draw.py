@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 from fa.bench.cases import OURS, PAPER, TORCH, USUAL, Row
 from fa.bench.table import growth, rules, slopes
 from fa.experiments.own import look
-from fa.experiments.style import Variant, use
+from fa.experiments.style import Variant, ramp, use
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WHOM = {OURS: ("this package", "#0173b2"), "byzfl": ("byzfl", "#de8f05"), "byzpy": ("byzpy", "#029e73"),
-         TORCH: ("torch", "#949494"), PAPER: ("FA by SVDs", "black")}  # fmt: skip
+_WHOM = {OURS: "this package", "byzfl": "byzfl", "byzpy": "byzpy", TORCH: "torch", PAPER: "FA by SVDs"}
 _KRUM = Variant("Krum", "krum", "#fbafe4", "p")
 
 
@@ -44,6 +43,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     largest, p = max((row.n, row.p == USUAL, row.p) for row in rows)[::2]
     at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
+    colours = dict(zip(_WHOM, ramp(len(_WHOM)), strict=True))
     for place, rule in enumerate(rules(rows)):
         drawn = [(by, at[rule, by]) for by in _WHOM if (rule, by) in at]
         drawn += [(PAPER, row) for row in at.values() if row.by == PAPER and rule == "fa"]
@@ -51,12 +51,12 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
         for k, (by, row) in enumerate(drawn):
             y = place + height * (k - (len(drawn) - 1) / 2)
             name = "" if by != PAPER else f" {row.rule.removeprefix('fa, ')}"
-            axes.barh(y, 1e3 * row.seconds, height, color=_WHOM[by][1])
+            axes.barh(y, 1e3 * row.seconds, height, color=colours[by])
             axes.text(1e3 * row.seconds * 1.05, y, f"{_number(1e3 * row.seconds)}{name}", va="center", fontsize=6.5)
     there = {row.by for row in at.values()}
-    for by, (label, colour) in _WHOM.items():
+    for by, label in _WHOM.items():
         if by in there:
-            axes.barh(0, 0, color=colour, label=label)
+            axes.barh(0, 0, color=colours[by], label=label)
     names = [_look(rule).label for rule in rules(rows)]
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))

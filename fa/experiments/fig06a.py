@@ -35,11 +35,11 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
     use()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
     draw_curves(left, table, (*RULES, *own_of(table)))
     left.set_title("chunk loss: 10% of each of three gradients")
-    left.legend(title="rule", loc="lower right")
+    figure.legend(*left.get_legend_handles_labels(), title="rule", loc="outside right center")
     right.set_title("link loss: TCP sends again")
     if links is None or not len(links):
         right.text(0.5, 0.5, "not measured here", ha="center", va="center", transform=right.transAxes)
@@ -51,15 +51,19 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
 
 
 def _draw_links(axes: Axes, links: DataFrame) -> None:
+    from matplotlib.lines import Line2D
+
+    dashes = {loss: "-" if loss else (0, (4, 2)) for loss in dict.fromkeys(links["loss"])}
     for (key, loss), curve in links.groupby(["variant", "loss"], sort=False):
-        look = VARIANTS[key]
-        label = f"{look.label}, {f'{loss:.0%}' if loss else 'none'} lost"
-        line = "-" if loss else (0, (4, 2))
-        axes.plot(curve["seconds"], curve["test_accuracy"], color=look.colour, ls=line, marker=look.marker, label=label)
+        look, line = VARIANTS[key], dashes[loss]
+        points = curve["seconds"], curve["test_accuracy"]
+        axes.plot(*points, color=look.colour, linestyle=line, marker=look.marker, markerfacecolor="none")
+    kinds = {f"{loss:.0%} lost" if loss else "none lost": line for loss, line in dashes.items()}
+    handles = [Line2D([], [], color="#222222", linestyle=line, label=kind) for kind, line in kinds.items()]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.24, 1), fontsize=8)
     first = links.iloc[0]
-    axes.set_xlim(left=0)
+    axes.set(xscale="log", ylim=(0, 1), ylabel="test accuracy (fraction)")
     axes.set_xlabel(f"seconds (MNIST CNN, {first['workers']} processes, {first['lossy']} lossy links)")
-    axes.legend(loc="lower right")
 
 
 def claims(table: DataFrame, chance: float, links: DataFrame | None = None) -> list[Claim]:

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fa.bars import on_terminal
+
 Report = Callable[[int, int, str], None]
 """How many runs are finished, of how many, and what to say of the one that has just ended ("" at the start)."""
 
@@ -20,7 +22,7 @@ def reporter(shown: bool) -> Iterator[Report]:
     if not shown:
         yield lambda done, total, last: None
         return
-    if not console.is_terminal or console.is_jupyter:
+    if not on_terminal(console):
         yield _Lines()
         return
     columns = (

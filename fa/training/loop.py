@@ -65,12 +65,7 @@ def train(
         out = make_room(out)
     with _torch_threads(threads):
         device = find_device(config.device)
-        rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
-        rule.check_workers(config.workers)
-        make_attack(config.attack)
-        recipe_of(config)
-        if cluster is not None:
-            cluster.check(config)
+        rule = _checked(config, cluster)
         kept = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = data_of(config)
         own_images(config, dataset)
@@ -94,6 +89,17 @@ def train(
         if kept is not None:
             kept.remove()
     return run
+
+
+def _checked(config: TrainConfig, cluster: Cluster | None) -> Rule:
+    """The run's rule; ValueError, before any data are read, for what does not go with the configuration."""
+    rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
+    rule.check_workers(config.workers)
+    make_attack(config.attack)
+    recipe_of(config)
+    if cluster is not None:
+        cluster.check(config)
+    return rule
 
 
 @contextmanager
