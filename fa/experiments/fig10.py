@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -86,14 +86,14 @@ def aggregations(study: Study) -> DataFrame:
     return costs.reset_index().assign(workers=len(G), n=G.shape[1])
 
 
-def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Figure:
+def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
     """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, (d) what an aggregation costs."""
     style.use()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.5, 7.6), layout="constrained")
     (a, b), (c, d) = figure.subplots(2, 2)
-    _draw_curves(a, table)
+    _draw_curves(a, table, targets(table, chance))
     _draw_epochs(b, spent)
     _draw_ends(c, table)
     _draw_aggregations(d, spent, costs)
@@ -103,13 +103,13 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Fi
     return figure
 
 
-def _draw_curves(axes: Axes, table: DataFrame) -> None:
+def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     for key in (*RULES, *own_of(table)):
         its = look(key)
         curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
         every = max(1, len(curve) // 8)
         axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
-    for number, accuracy in enumerate(targets(table)):
+    for number, accuracy in enumerate(aims):
         label = "" if number else "to be reached"
         axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=label)
     axes.set(title="(a) time to an accuracy", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
@@ -159,7 +159,7 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) 
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
-    its, seconds, iterations = lead(final, faulty, "f"), races(table, "seconds"), races(table)
+    its, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
     cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
     dearer = [cost["fa"] > DEARER * cost[key] for key in style.PAPER_RULES if key != "fa"]
     each = ", ".join(f"{look(key).label} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
