@@ -12,6 +12,7 @@ from fa.data import load
 from fa.experiments import style
 from fa.experiments.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.cost import svd_steps
+from fa.experiments.curves import finish
 from fa.experiments.own import enter, known, look, own_of, sent
 from fa.experiments.reaching import races, targets, won
 from fa.experiments.recording import record
@@ -112,7 +113,8 @@ def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     for number, accuracy in enumerate(aims):
         label = "" if number else "to be reached"
         axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=label)
-    axes.set(title="(a) time to an accuracy", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
+    finish(axes, "seconds")
+    axes.set_title("(a) time to an accuracy")
 
 
 def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
@@ -133,7 +135,8 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     for key, (seconds, accuracy) in ends.iterrows():
         its = look(key)
         axes.scatter(seconds, accuracy, color=its.colour, marker=its.marker, s=60, label=its.label)
-    axes.set(title="(c) all iterations finished", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
+    finish(axes, "seconds")
+    axes.set_title("(c) all iterations finished")
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
 
 
@@ -144,10 +147,11 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     dots += [(f"{row.method}, alone", row.milliseconds, ours, "none") for row in costs.itertuples()]
     for place, (_, value, its, fill) in enumerate(dots):
         axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
-        axes.annotate(f"{value:.1f}", (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
+        told = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        axes.annotate(told, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
     axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
-    axes.margins(x=0.15)
+    axes.set_xlim(right=4 * max(value for _, value, *_ in dots))
     axes.invert_yaxis()
 
 
