@@ -64,9 +64,9 @@ def test_the_verdict_on_time_and_communication(table: pd.DataFrame, cost: float,
 
 
 def test_it_shows_curves_by_time_and_the_parts_of_an_epoch() -> None:
-    a, b, c, d = fig10.draw(curves((0.8, 0.9), (0.5, 0.7), pace=3.0), spent(0.004), COSTS, "title").axes
+    a, b, c, d = fig10.draw(curves((0.8, 0.9), (0.5, 0.7), pace=3.0), spent(0.004), COSTS, "title", 0.1).axes
     assert list(a.lines[0].get_xdata()) == [30, 60]
-    assert [line.get_ydata()[0] for line in a.lines[-3:]] == pytest.approx([0.35, 0.525, 0.63])
+    assert [line.get_ydata()[0] for line in a.lines[-3:]] == pytest.approx([0.4, 0.55, 0.64])
     parts = b.patches[:: len(fig10.RULES)]  # FA's
     assert [part.get_width() for part in parts] == pytest.approx([4 * x / 0.155 for x in (0.1, 0.05, 0.004, 0.001)])
     assert len(c.collections) == len(fig10.RULES)

@@ -239,18 +239,19 @@ def test_the_accuracies_to_reach_are_shares_of_what_fa_and_the_best_other_both_h
         for i, accuracy in enumerate(curve)
         for seed, more in ((1, -0.05), (2, 0.05))
     )
-    assert reaching.targets(numbers) == pytest.approx([0.4, 0.6, 0.72])
+    assert reaching.targets(numbers, 0.0) == pytest.approx([0.4, 0.6, 0.72])
+    assert reaching.targets(numbers, 0.2) == pytest.approx([0.5, 0.65, 0.74])
     assert reaching.reached(numbers, 0.72) == {"fa": 20, "bulyan": 20}
     assert reaching.reached(numbers, 0.72, "seconds") == {"fa": 2, "bulyan": 2}
-    half, _, most = reaching.races(numbers)
+    half, _, most = reaching.races(numbers, 0.0)
     assert reaching.won([half, most]) == [False]  # there at one time with another is neither before nor behind it
     assert reaching.won([most]) == [False]
     assert half.told("{:.0f} it") == "0.400: FA 20 it, first other Bulyan 10 it"
     assert most.told("{:.1f}", 2.5) == "0.720: FA 50.0, first other Bulyan 50.0"
     alone = numbers[numbers["variant"].isin(["fa", "median"])]
-    assert [race.accuracy for race in reaching.races(alone)] == pytest.approx([0.35, 0.525, 0.63])
+    assert [race.accuracy for race in reaching.races(alone, 0.0)] == pytest.approx([0.35, 0.525, 0.63])
     slower = numbers.assign(iteration=numbers["iteration"] + (numbers["variant"] != "fa"))
-    assert reaching.won(reaching.races(slower)) == [False, True, True]
+    assert reaching.won(reaching.races(slower, 0.0)) == [False, True, True]
 
 
 def test_a_race_that_nobody_else_ends() -> None:

@@ -140,7 +140,7 @@ def test_figures_7_and_10_too() -> None:
     costs = pd.DataFrame([{"method": "FA", "milliseconds": 1.0, "workers": 7, "n": 100}])
     claims = fig10.claims(numbers, spent, costs, 0.05)
     assert claims == fig10.claims(own.known(numbers), own.known(spent), costs, 0.05)
-    drawn = fig10.draw(numbers, spent, costs, "")
+    drawn = fig10.draw(numbers, spent, costs, "", 0.1)
     assert own.LOOKS[0][0] in {line.get_color() for line in drawn.axes[0].get_lines()}
     assert "Geometric median" in [text.get_text() for text in drawn.axes[1].get_yticklabels()]
 

@@ -70,8 +70,8 @@ def draw_kinds(
         axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
 
 
-def finish(axes: Axes) -> None:
+def finish(axes: Axes, along: str = "iteration") -> None:
     """The axes' names and limits, the same in all figures of accuracy: to 1, or to 0.5 where no curve comes higher."""
     highest = max(shared.dataLim.ymax for shared in axes.get_shared_y_axes().get_siblings(axes))
-    axes.set(xlabel="iteration", ylabel="test accuracy (fraction)", ylim=(0, 0.5 if highest < 0.5 else 1))
+    axes.set(xlabel=along, ylabel="test accuracy (fraction)", ylim=(0, 0.5 if highest < 0.5 else 1))
     axes.set_xlim(left=0)

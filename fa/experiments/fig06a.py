@@ -74,7 +74,7 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None) -> l
     final = accuracies(table)
     testable = learned(final, chance)
     last = lead(final, FAULTY, "f")
-    its = races(table)
+    its = races(table, chance)
     return [
         Claim(
             "C6",

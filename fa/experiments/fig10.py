@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -12,6 +12,7 @@ from fa.data import load
 from fa.experiments import style
 from fa.experiments.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.cost import svd_steps
+from fa.experiments.curves import finish
 from fa.experiments.own import enter, known, look, own_of, sent
 from fa.experiments.reaching import races, targets, won
 from fa.experiments.recording import record
@@ -86,14 +87,14 @@ def aggregations(study: Study) -> DataFrame:
     return costs.reset_index().assign(workers=len(G), n=G.shape[1])
 
 
-def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Figure:
+def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
     """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, (d) what an aggregation costs."""
     style.use()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.5, 7.6), layout="constrained")
     (a, b), (c, d) = figure.subplots(2, 2)
-    _draw_curves(a, table)
+    _draw_curves(a, table, targets(table, chance))
     _draw_epochs(b, spent)
     _draw_ends(c, table)
     _draw_aggregations(d, spent, costs)
@@ -103,16 +104,17 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str) -> Fi
     return figure
 
 
-def _draw_curves(axes: Axes, table: DataFrame) -> None:
+def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     for key in (*RULES, *own_of(table)):
         its = look(key)
         curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
         every = max(1, len(curve) // 8)
         axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
-    for number, accuracy in enumerate(targets(table)):
+    for number, accuracy in enumerate(aims):
         label = "" if number else "to be reached"
         axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=label)
-    axes.set(title="(a) time to an accuracy", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
+    finish(axes, "seconds")
+    axes.set_title("(a) time to an accuracy")
 
 
 def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
@@ -133,7 +135,8 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     for key, (seconds, accuracy) in ends.iterrows():
         its = look(key)
         axes.scatter(seconds, accuracy, color=its.colour, marker=its.marker, s=60, label=its.label)
-    axes.set(title="(c) all iterations finished", xlabel="seconds", ylabel="test accuracy (fraction)", ylim=(0, 1))
+    finish(axes, "seconds")
+    axes.set_title("(c) all iterations finished")
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
 
 
@@ -144,10 +147,11 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     dots += [(f"{row.method}, alone", row.milliseconds, ours, "none") for row in costs.itertuples()]
     for place, (_, value, its, fill) in enumerate(dots):
         axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
-        axes.annotate(f"{value:.1f}", (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
+        told = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        axes.annotate(told, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
     axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
-    axes.margins(x=0.15)
+    axes.set_xlim(right=4 * max(value for _, value, *_ in dots))
     axes.invert_yaxis()
 
 
@@ -159,7 +163,7 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) 
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
-    its, seconds, iterations = lead(final, faulty, "f"), races(table, "seconds"), races(table)
+    its, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
     cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
     dearer = [cost["fa"] > DEARER * cost[key] for key in style.PAPER_RULES if key != "fa"]
     each = ", ".join(f"{look(key).label} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))

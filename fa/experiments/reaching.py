@@ -1,8 +1,8 @@
 """Who is the first to reach an accuracy, and which accuracies these should be.
 
-They should be some that FA and the best other rule both reach, or one of them has no time at all: so shares of the
-lower one's best. At the whole of it whoever ends lower is late by the choice alone, and a small share tells of the
-beginning; so there are three, and a claim that holds at some of them holds in part.
+They should be some that FA and the best other rule both reach, or one of them has no time at all: so shares of the way
+from chance to the lower one's best. At the whole of it whoever ends lower is late by the choice alone, and a small
+share tells of the beginning; so there are three, and a claim that holds at some of them holds in part.
 """
 
 from __future__ import annotations
@@ -41,16 +41,18 @@ def won(races: Sequence[Race]) -> list[bool]:
     return [race.ours is not None and (race.theirs is None or race.ours < race.theirs) for race in decided] or [False]
 
 
-def targets(table: DataFrame) -> list[float]:
-    """SHARES of the highest accuracy that both FA and the best of the other rules reach, by their means over seeds."""
+def targets(table: DataFrame, chance: float) -> list[float]:
+    """SHARES of the way from chance to the highest accuracy that both FA and the best other rule reach, by their means
+    over seeds.
+    """
     best = _means(table)["test_accuracy"].groupby("variant").max()
     common = float(min(best["fa"], max(best[key] for key in RIVALS if key in best)))
-    return [share * common for share in SHARES]
+    return [chance + share * (common - chance) for share in SHARES]
 
 
-def races(table: DataFrame, column: str = "iteration") -> list[Race]:
+def races(table: DataFrame, chance: float, column: str = "iteration") -> list[Race]:
     """One to each of the `targets`, by what `column` was when a variant was there."""
-    return [_race(reached(table, accuracy, column), accuracy) for accuracy in targets(table)]
+    return [_race(reached(table, accuracy, column), accuracy) for accuracy in targets(table, chance)]
 
 
 def reached(table: DataFrame, accuracy: float, column: str = "iteration") -> dict[str, float]:
