@@ -60,7 +60,7 @@ def _draw_links(axes: Axes, links: DataFrame) -> None:
         axes.plot(*points, color=look.colour, linestyle=line, marker=look.marker, markerfacecolor="none")
     kinds = {f"{loss:.0%} lost" if loss else "none lost": line for loss, line in dashes.items()}
     handles = [Line2D([], [], color="#222222", linestyle=line, label=kind) for kind, line in kinds.items()]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.24, 1), fontsize=8)
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(0.28, 0.5), fontsize=8)
     first = links.iloc[0]
     axes.set(xscale="log", ylim=(0, 1), ylabel="test accuracy (fraction)")
     axes.set_xlabel(f"seconds (MNIST CNN, {first['workers']} processes, {first['lossy']} lossy links)")
