@@ -53,7 +53,7 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
 def _draw_links(axes: Axes, links: DataFrame) -> None:
     from matplotlib.lines import Line2D
 
-    dashes = {loss: "-" if loss else (0, (4, 2)) for loss in dict.fromkeys(links["loss"])}
+    dashes: dict[float, Any] = {loss: "-" if loss else (0, (4, 2)) for loss in dict.fromkeys(links["loss"])}
     for (key, loss), curve in links.groupby(["variant", "loss"], sort=False):
         look, line = VARIANTS[key], dashes[loss]
         points = curve["seconds"], curve["test_accuracy"]
