@@ -67,7 +67,7 @@ def test_verdicts(of: dict[str, list[float]], gap: float, expected: list[str]) -
 
 
 def test_a_rule_is_more_stable_when_its_curve_falls_less() -> None:
-    rough = {key: [0.5, 0.7, 0.4, 0.8] for key in fig07.RULES}
+    rough = {key: [0.5, 0.7, 0.4, 0.8] for key in CURVES}
     assert verdicts(rough | {"fa": [0.5, 0.6, 0.55, 0.8]})[1] == REPRODUCED
     assert verdicts(rough | {"fa": [0.5, 0.7, 0.3, 0.8]})[1] == NOT
     assert verdicts({rule: curve[:2] for rule, curve in rough.items()})[1] == UNTESTABLE
@@ -82,7 +82,7 @@ def test_a_lead_in_some_of_the_schemes_is_one_in_part() -> None:
 def test_the_figure_has_two_panels_for_each_scheme() -> None:
     figure = fig07.draw(curves({}), values(0.8, 0.6), "title")
     assert len(figure.axes) == 10
-    assert [len(axes.lines) for axes in figure.axes] == [8] * 5 + [2] * 5
+    assert [len(axes.lines) for axes in figure.axes] == [9] * 5 + [2] * 5
     lines = figure.axes[5].lines
     assert [float(line.get_ydata()[0]) for line in lines] == [pytest.approx(0.8), pytest.approx(0.6)]
 

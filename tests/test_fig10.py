@@ -72,7 +72,7 @@ def test_it_shows_curves_by_time_and_the_parts_of_an_epoch() -> None:
     assert len(c.collections) == len(fig10.RULES)
     dots = [float(line.get_xdata()[0]) for line in d.lines]
     assert [dots[0], *dots[-3:]] == [4, 2, 30, 150]
-    assert [text.get_text() for text in d.texts][-3:] == ["2.0", "30.0", "150.0"]
+    assert [text.get_text() for text in d.texts][-3:] == ["2", "30", "150"]
 
 
 def test_runs_are_of_processes_and_kept_apart_from_simulated_ones(tmp_path: Path) -> None:

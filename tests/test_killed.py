@@ -28,8 +28,8 @@ def fa(words: str, **options: object) -> subprocess.Popen[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
 def test_a_notebook_that_was_killed_in_mid_run_goes_on_from_the_runs_it_had_finished(tmp_path: Path) -> None:
-    words = f"reproduce fig02 --profile smoke --jobs 1 --out {tmp_path}"
-    study = figure_module("fig02").study("smoke", tmp_path)
+    words = f"reproduce fig05 --profile smoke --jobs 1 --out {tmp_path}"
+    study = figure_module("fig05").study("smoke", tmp_path)
     store, configs = RunStore(study.store.root), list(study.configs)
 
     def finished() -> dict[str, int]:
@@ -50,7 +50,7 @@ def test_a_notebook_that_was_killed_in_mid_run_goes_on_from_the_runs_it_had_fini
     after = finished()
     assert len(after) == len(configs)
     assert {key: after[key] for key in before} == before  # not made again
-    assert (tmp_path / "fig02_mean_tolerance.png").stat().st_size > 1000
+    assert (tmp_path / "fig05_batch_size.png").stat().st_size > 1000
 
 
 def no_file_larger_than(size: int) -> dict[str, object]:

@@ -38,7 +38,6 @@ def reproduce(
     """
     from fa.experiments.notebooks import execute, find
     from fa.experiments.paths import figures
-    from fa.experiments.report import drawn, write
 
     check_device(device)
     paths = {path.stem: path for path in find(name)}
@@ -54,6 +53,8 @@ def reproduce(
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             click.echo("finished runs are kept; the same command goes on from there", err=True)
             raise
+    from fa.experiments.report import drawn, write  # loads torch, for which a wrong name need not wait
+
     click.echo(f"figures and executed notebooks are in {target}")
     if drawn(target):
         click.echo(f"what they say of the paper's claims is in {write(target)}")
