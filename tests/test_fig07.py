@@ -23,7 +23,14 @@ def curves(of: dict[str, list[float]]) -> pd.DataFrame:
     for scheme in fig07.SCHEMES:
         for rule in CURVES:
             for epoch, accuracy in enumerate(of.get(rule, [0.5] * 4), start=1):
-                about = {"variant": rule, "scheme": scheme, "seed": 1, "iteration": epoch * 10, "epoch": epoch}
+                about = {
+                    "variant": rule,
+                    "label": rule,
+                    "scheme": scheme,
+                    "seed": 1,
+                    "iteration": epoch * 10,
+                    "epoch": epoch,
+                }
                 rows.append(about | {"test_accuracy": accuracy})
     return pd.DataFrame(rows)
 

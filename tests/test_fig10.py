@@ -58,9 +58,8 @@ def test_the_verdict_on_time_and_communication(table: pd.DataFrame, cost: float,
     assert [claim.number for claim in claims] == ["C11", "C11", "C11", "C12"]
     assert f"FA {1000 * cost:.1f} ms" in claims[0].measured
     assert claims[0].measured.endswith("alone: FA 2.0 ms, FA by 1 SVD 30.0 ms, FA by 5 SVDs 150.0 ms")
-    assert (
-        "megabytes, 120.00 an iteration" in claims[3].measured
-    )  # 15 workers, a million numbers of 4 bytes, there and back
+    # 15 workers, a million numbers of 4 bytes, there and back
+    assert "megabytes, 120.00 an iteration" in claims[3].measured
 
 
 def test_it_shows_curves_by_time_and_the_parts_of_an_epoch() -> None:

@@ -244,8 +244,9 @@ def test_the_accuracies_to_reach_are_shares_of_what_fa_and_the_best_other_both_h
     assert reaching.reached(numbers, 0.72) == {"fa": 20, "bulyan": 20}
     assert reaching.reached(numbers, 0.72, "seconds") == {"fa": 2, "bulyan": 2}
     half, _, most = reaching.races(numbers, 0.0)
+    assert reaching.won([half, half]) == [False, False]
     assert reaching.won([half, most]) == [False]  # there at one time with another is neither before nor behind it
-    assert reaching.won([most]) == [False]
+    assert reaching.won([most]) == [False]  # and before nobody
     assert half.told("{:.0f} it") == "0.400: FA 20 it, first other Bulyan 10 it"
     assert most.told("{:.1f}", 2.5) == "0.720: FA 50.0, first other Bulyan 50.0"
     alone = numbers[numbers["variant"].isin(["fa", "median"])]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from fa.bench.cases import OURS, PAPER, TORCH, USUAL, Row
 from fa.bench.table import growth, rules, slopes
 from fa.experiments.own import look
-from fa.experiments.style import Variant, ramp, use
+from fa.experiments.style import Variant, ramp, three_digits, use
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,9 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             y = place + height * (k - (len(drawn) - 1) / 2)
             name = "" if by != PAPER else f" {row.rule.removeprefix('fa, ')}"
             axes.barh(y, 1e3 * row.seconds, height, color=colours[by])
-            axes.text(1e3 * row.seconds * 1.05, y, f"{_number(1e3 * row.seconds)}{name}", va="center", fontsize=6.5)
+            axes.text(
+                1e3 * row.seconds * 1.05, y, f"{three_digits(1e3 * row.seconds)}{name}", va="center", fontsize=6.5
+            )
     there = {row.by for row in at.values()}
     for by, label in _WHOM.items():
         if by in there:
@@ -62,11 +64,6 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))
     axes.set_xlim(right=axes.get_xlim()[1] * 4)
     axes.legend(fontsize=7, loc="upper right")
-
-
-def _number(x: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:

@@ -36,12 +36,14 @@ def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Fig
 
 
 def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None:
-    """Test accuracy against iterations, one line a variant: the mean over seeds, and their range as a band."""
+    """Test accuracy against iterations, one line a variant, called as its case in the table: the mean over seeds, and
+    their range as a band.
+    """
     for key in variants:
         rows = table[table["variant"] == key]
         if len(rows):
             its = look(key)
-            draw_line(axes, rows, its.label, its.colour, its.marker, its.dashes)
+            draw_line(axes, rows, rows["label"].iloc[0], its.colour, its.marker, its.dashes)
     finish(axes)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, shown, verdict
-from fa.experiments.curves import draw_curves, draw_kinds, draw_line, finish
+from fa.experiments.curves import draw_curves, draw_kinds
 from fa.experiments.extras import SAME_LENGTH, UNIT
 from fa.experiments.own import enter, known, own_of
 from fa.experiments.paths import recipe
@@ -80,13 +80,9 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
 
     figure = Figure(figsize=(15, 5.8), layout="constrained")
     grid = figure.subplots(2, len(SCHEMES), sharex=True, sharey="row")
-    keys = (*RULES, *own_of(table))
+    keys = (*RULES, "fa_default", *own_of(table))
     for column, (scheme, heading) in zip(grid.T, SCHEMES.items(), strict=True):
-        rows = table[table["scheme"] == scheme]
-        draw_curves(column[0], rows, keys)
-        its = style.VARIANTS["fa_default"]
-        draw_line(column[0], rows[rows["variant"] == "fa_default"], SAME_LENGTH, its.colour, its.marker, its.dashes)
-        finish(column[0])
+        draw_curves(column[0], table[table["scheme"] == scheme], keys)
         column[0].set_title(heading)
         _draw_values(column[1], values[values["scheme"] == scheme])
         for axes in column:

@@ -147,7 +147,7 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     dots += [(f"{row.method}, alone", row.milliseconds, ours, "none") for row in costs.itertuples()]
     for place, (_, value, its, fill) in enumerate(dots):
         axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
-        told = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        told = style.three_digits(value)
         axes.annotate(told, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
     axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")

@@ -75,6 +75,11 @@ def ramp(count: int) -> tuple[str, ...]:
     return tuple(to_hex(colormaps["cividis"](0.8 * place / max(1, count - 1))) for place in range(count))
 
 
+def three_digits(x: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
 def use() -> None:
     """matplotlib's settings for all figures."""
     import matplotlib
