@@ -55,7 +55,7 @@ class Attack:
 
 
 def _sum_of_bytes(row: Tensor) -> int:
-    """What a row's being written to changes, NaN or not."""
+    """What a row's being written to changes, NaN or not, unless the same numbers change places."""
     return int(row.contiguous().view(torch.uint8).sum(dtype=torch.int64))
 
 

@@ -14,7 +14,7 @@ from fa.experiments.paths import recipe
 from fa.recipes import Recipe, read
 
 PATHS = sorted((Path(__file__).parents[1] / "data_aug").glob("*.toml"))
-CURVES = (*fig07.RULES, "fa_default")
+CURVES = (*fig07.RULES, fig07.CONTROL)
 
 
 def curves(of: dict[str, list[float]]) -> pd.DataFrame:
@@ -77,6 +77,8 @@ def test_a_rule_is_more_stable_when_its_curve_falls_less() -> None:
     rough = {key: [0.5, 0.7, 0.4, 0.8] for key in CURVES}
     assert verdicts(rough | {"fa": [0.5, 0.6, 0.55, 0.8]})[1] == REPRODUCED
     assert verdicts(rough | {"fa": [0.5, 0.7, 0.3, 0.8]})[1] == NOT
+    assert verdicts(rough | {"fa": [0.5, 0.7, 0.415, 0.8]})[1] == NOT  # 0.285 for 0.3 is no difference
+    assert verdicts(rough | {"fa": [0.5, 0.6, 0.55, 0.8], "mean": [0.1] * 4})[1] == REPRODUCED  # that learns nothing
     assert verdicts({rule: curve[:2] for rule, curve in rough.items()})[1] == UNTESTABLE
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 REPRODUCED, IN_PART, NOT, UNTESTABLE = "reproduced", "in part", "not reproduced", "not testable here"
 LEARNED = 3.0  # times chance: where no run reaches it, nothing was learned, and no claim can be told
 CHANCE_MARGIN = 0.05  # accuracy above chance that still counts as none
-CLOSE = 0.02  # of accuracy: less is no difference, as one run ends so far apart on two kinds of processor
+CLOSE = 0.02  # of accuracy: less is no difference; quick's runs end so far apart on two kinds of processor
 LEVEL = 0.05  # of a test over seeds
 
 
@@ -98,8 +98,8 @@ def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[fl
 
 def shown(values: Sequence[float]) -> str:
     """The mean of final accuracies, with their range where there are several seeds."""
-    mean = sum(values) / len(values)
-    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f} ({min(values):.3f} to {max(values):.3f})"
+    middle = f"{mean(values):.3f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
 
 
 def mean(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import Claim, Lead, accuracies, lead, learned, mean
-from fa.experiments.extras import RULES, SEEDS, SHORT, draw_dots, judged, make_extra, seeds_of
+from fa.experiments.extras import RULES, SEEDS, SHORT, compared, draw_dots, judged, make_extra, seeds_of
 from fa.experiments.own import enter, known, look, own_of, sent
 from fa.experiments.study import Case, Cell, Names, Place, Results, Seeds, Study
 
@@ -48,25 +48,22 @@ def chosen(validation: DataFrame) -> dict[str, float]:
     return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *own_of(validation))}
 
 
-def tested(study: Study, rates: Mapping[str, float]) -> Study:
-    """`study` with the runs of each rule at its rate of `rates`, on all training images and with the test images.
-
-    They have three seeds, unless the study was given its own.
+def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None = None) -> Study:
+    """`study` with the runs of each rule at its rate of `rates`, on all training images and with the test images; of
+    three seeds, or those given.
     """
-    seeds = sorted({cell.config.seed for cell in study.cells})
-    if seeds == [SEEDS[0]]:
-        seeds = list(TESTED.get(study.profile, SEEDS))
+    own = TESTED.get(study.profile, SEEDS) if seeds is None else seeds
     cells = []
     for key, rate in rates.items():
         like = next(cell for cell in study.cells if cell.variant == key and cell.config.lr == rate)
         case = replace(like.case, settings={**like.case.settings, "validation": 0.0})
-        cells += [Cell(case, replace(like.config, validation=0.0, seed=seed)) for seed in seeds]
+        cells += [Cell(case, replace(like.config, validation=0.0, seed=seed)) for seed in own]
     return replace(study, cells=(*study.cells, *cells))
 
 
-def run(study: Study, jobs: int | None = None) -> Results:
-    """The runs among which to choose, and then those at the rates chosen."""
-    return tested(study, chosen(study.run(jobs).table())).run(jobs)
+def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = None) -> Results:
+    """The runs among which to choose, and then those at the rates chosen, of three seeds or those given."""
+    return tested(study, chosen(study.run(jobs).table()), seeds).run(jobs)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -129,13 +126,13 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
             "E2",
             "FA is ahead of every other rule when each has its own learning rate",
             f"test accuracy {best}; margin {best.tested}",
-            judged([best.better()], testable),
+            compared([best], testable),
         ),
         Claim(
             "E2",
             "FA is ahead of the mean of unit gradients when each has its own learning rate",
             f"test accuracy {control.told()}; margin {control.tested}",
-            judged([control.better()], testable),
+            compared([control], testable),
         ),
         Claim("E2", "one learning rate suits all the rules", f"chosen: {told}", judged([alike], testable)),
     ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
 from fa.experiments.claims import LEVEL, Claim, Lead, learned
-from fa.experiments.extras import RULES, SAME_LENGTH, SEEDS, SHORT, best, by_label, draw_dots, judged, make_extra
+from fa.experiments.extras import RULES, SAME_LENGTH, SEEDS, SHORT, best, by_label, compared, draw_dots, make_extra
 from fa.experiments.own import enter, known, look, own_of
 from fa.experiments.study import Case, Names, Place, Seeds, Study
 from fa.experiments.style import VARIANTS
@@ -43,7 +43,6 @@ COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What is put together: a name, and the rule that comes last, with the steps before it."""
 
-ALONE = tuple(key for key in RULES if key != "mean")
 OURS = [name for name in COMBINED if "FA" in name]
 
 
@@ -52,7 +51,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
     None, replace the profile's.
     """
     own = () if profile == "smoke" else SEEDS
-    alone, grid = (*ALONE, *enter(rules)), []
+    alone, grid = (*RULES, *enter(rules)), []
     for attack in ATTACKS:
         grid += [Case(key, FAULTY, {"attack": attack}, seeds=own) for key in alone]
         grid += [Case(key, FAULTY, {"attack": attack}, options, own, name) for name, (key, options) in COMBINED.items()]
@@ -66,7 +65,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     panels = figure.subplots(1, len(ATTACKS), sharey=True)
-    looks = {look(key).label: look(key) for key in (*ALONE, *own_of(table))} | {
+    looks = {look(key).label: look(key) for key in (*RULES, *own_of(table))} | {
         name: VARIANTS[key] for name, (key, _) in COMBINED.items()
     }
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
@@ -81,7 +80,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     table = known(table)
     final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
     testable = any(learned(reached, chance) for reached in final.values())
-    alone = [VARIANTS[key].label for key in ALONE]
+    alone = [VARIANTS[key].label for key in RULES]
     top = {
         attack: _lead(attack, reached, best(reached, OURS), best(reached, alone)) for attack, reached in final.items()
     }
@@ -93,13 +92,13 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
             "FA combined with another rule is ahead of every rule alone",
             f"the best of {len(OURS)}, so that p < {level:.2g} is asked for: "
             + "; ".join(f"{its.told()}; margin {its.tested}" for its in top.values()),
-            judged([its.better(level=level) for its in top.values()], testable),
+            compared(list(top.values()), testable, level),
         ),
         Claim(
             "E5",
             "behind Krum's choice and mixing the subspace is better than the mean of unit gradients, at one length",
             "; ".join(f"{its.told()}; margin {its.tested}" for its in pairs),
-            judged([its.better() for its in pairs], testable),
+            compared(pairs, testable),
         ),
     ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.claims import UNTESTABLE, mean
+from fa.experiments.claims import CLOSE, LEVEL, UNTESTABLE, Lead, mean
 from fa.experiments.study import Case, Study, last_points, make_study
 from fa.experiments.style import PAPER_RULES, Variant
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-HOLDS, PARTLY, FAILS = "holds", "in part", "does not hold"
+HOLDS, PARTLY, FAILS, OPEN = "holds", "in part", "does not hold", "not established"
 RULES = (*PAPER_RULES, "mean", "mean_unit")
 """The paper's seven, no defence, and the control: the mean of unit gradients."""
 
-SAME_LENGTH = "FA, length of a mean"
+SAME_LENGTH = "FA, factor 1/p"
 UNIT = {"before": ("unit",)}
 """FA's subspace on unit gradients with the factor 1/p: `fa_default` with UNIT, the other half of the control.
 
 The released code's FA sums over m in place of p, so that at one learning rate its steps are p/m = 1.9 times as long as
-those of the mean of unit gradients: a difference between those two may be the length's.
+those of the mean of unit gradients: a difference between those two may be the length's. (Steps of rules that take
+gradients as they are have the gradients' length, and are no part of this comparison.)
 """
 
 SEEDS = (2021, 2022, 2023)
@@ -70,6 +71,16 @@ def judged(holds: Sequence[bool], testable: bool = True) -> str:
     if not testable:
         return UNTESTABLE
     return HOLDS if all(holds) else PARTLY if any(holds) else FAILS
+
+
+def compared(leads: Sequence[Lead], testable: bool = True, level: float = LEVEL) -> str:
+    """Of the statement that each of `leads` is one: where none is by the test at `level`, but some by their margin, it
+    is open.
+    """
+    holds = [its.better(level=level) for its in leads]
+    if testable and not any(holds) and any(its.margin > CLOSE for its in leads):
+        return OPEN
+    return judged(holds, testable)
 
 
 def by_label(table: DataFrame) -> dict[str, list[float]]:

@@ -98,7 +98,9 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool) 
         Claim(
             "C4",
             "significantly (about 20%) better accuracy",
-            "FA's accuracy less the best other rule's: " + ", ".join(lead.tested for lead in leads),
+            "FA's accuracy less the best other rule's: "
+            + ", ".join(lead.tested for lead in leads)
+            + f"; asked for: more than {MUCH:g}",
             verdict([lead.better(MUCH) for lead in leads], testable),
         ),
     ]

@@ -114,8 +114,8 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float) -> list[Claim]:
     released = cosines[cosines["reading"] == "released"].groupby(["other", "lam"])["cosine"].mean()
     nears = {key: float(max(released[key][lam] for lam in LAMBDAS[1:]) - released[key][0]) for key in OTHERS}
     courses = [
-        f"with {style.VARIANTS[key].label} from {released[key][0]:.3f} at 0 to {released[key][LAMBDAS[-1]]:.3f} at 64,"
-        f" at most {nears[key]:+.3f} nearer"
+        f"with {style.VARIANTS[key].label} from {released[key][0]:.3f} at 0 to {released[key][LAMBDAS[-1]]:.3f} at"
+        f" {LAMBDAS[-1]}, at most {nears[key]:+.3f} nearer"
         for key in OTHERS
     ]
     return [

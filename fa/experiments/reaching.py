@@ -2,7 +2,8 @@
 
 They should be some that FA and the best other rule both reach, or one of them has no time at all: so shares of the way
 from chance to the lower one's best. At the whole of it whoever ends lower is late by the choice alone, and a small
-share tells of the beginning; so there are three, and a claim that holds at some of them holds in part.
+share tells of the beginning; so there are three, and a claim that holds at some of them holds in part. An accuracy at
+which nothing is learned yet is none of them, and another rule is there once it is within CLOSE.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from fa.experiments.claims import CLOSE, LEARNED
 from fa.experiments.style import RIVALS, VARIANTS
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class Race(NamedTuple):
     rival: str | None
     theirs: float | None
 
-    def told(self, form: str, times: float = 1.0) -> str:
+    def told(self, form: str, times: float) -> str:
         """Both in a `form` as {:.0f}, `times` what was measured."""
         ours = "never" if self.ours is None else form.format(times * self.ours)
         theirs = "no other"
@@ -35,24 +37,29 @@ class Race(NamedTuple):
         return f"{self.accuracy:.3f}: FA {ours}, {theirs}"
 
 
-def won(races: Sequence[Race]) -> list[bool]:
-    """Whether FA was there before each of the others, in each race but those that end level; False if all do."""
-    decided = [race for race in races if race.ours != race.theirs]
-    return [race.ours is not None and (race.theirs is None or race.ours < race.theirs) for race in decided] or [False]
+def told(races: Sequence[Race], form: str, times: float = 1.0) -> str:
+    """The races in words; in a `form` as {:.0f}, `times` what was measured."""
+    return "; ".join(race.told(form, times) for race in races) or f"no accuracy above {LEARNED:g} times chance"
+
+
+def won(races: Sequence[Race], margin: float = 1.0) -> list[bool]:
+    """Whether FA was there before each of the others, in each race: they took more than `margin` times as long."""
+    return [race.ours is not None and (race.theirs is None or margin * race.ours < race.theirs) for race in races]
 
 
 def targets(table: DataFrame, chance: float) -> list[float]:
     """SHARES of the way from chance to the highest accuracy that both FA and the best other rule reach, by their means
-    over seeds.
+    over seeds; those above LEARNED times chance, which may be none.
     """
     best = _means(table)["test_accuracy"].groupby("variant").max()
     common = float(min(best["fa"], max(best[key] for key in RIVALS if key in best)))
-    return [chance + share * (common - chance) for share in SHARES]
+    aims = [chance + share * (common - chance) for share in SHARES]
+    return [aim for aim in aims if aim > LEARNED * chance]
 
 
 def races(table: DataFrame, chance: float, column: str = "iteration") -> list[Race]:
     """One to each of the `targets`, by what `column` was when a variant was there."""
-    return [_race(reached(table, accuracy, column), accuracy) for accuracy in targets(table, chance)]
+    return [_race(table, accuracy, column) for accuracy in targets(table, chance)]
 
 
 def reached(table: DataFrame, accuracy: float, column: str = "iteration") -> dict[str, float]:
@@ -62,9 +69,11 @@ def reached(table: DataFrame, accuracy: float, column: str = "iteration") -> dic
     return {str(variant): float(value) for variant, value in there[column].items()}
 
 
-def _race(at: dict[str, float], accuracy: float) -> Race:
-    rival = min((key for key in RIVALS if key in at), key=lambda key: at[key], default=None)
-    return Race(accuracy, at.get("fa"), rival, None if rival is None else at[rival])
+def _race(table: DataFrame, accuracy: float, column: str) -> Race:
+    others = reached(table, accuracy - CLOSE, column)
+    rival = min((key for key in RIVALS if key in others), key=lambda key: others[key], default=None)
+    ours = reached(table, accuracy, column).get("fa")
+    return Race(accuracy, ours, rival, None if rival is None else others[rival])
 
 
 def _means(table: DataFrame) -> DataFrame:

@@ -78,9 +78,14 @@ def _read(path: Path) -> dict[str, Any]:
             claims = list(csv.DictReader(file))
         whole = all(None not in (*claim, *claim.values()) for claim in claims)
         require(whole, "its claims", "cut short", "rows of as many cells as there are columns")
-        return about | {"claims": claims}
+        return about | {"claims": claims, "tables": _tables(path)}
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path.stem} must have its .json and .claims.csv, whole; draw it again ({error})") from error
+
+
+def _tables(path: Path) -> list[str]:
+    """The files beside a figure's first table that its claims are judged by too."""
+    return sorted(its.name for its in path.parent.glob(f"{path.stem}.*.csv") if not its.name.endswith(".claims.csv"))
 
 
 def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:
@@ -92,9 +97,11 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         " report`; every figure names the command that draws it again.",
         "",
         "A statement about several cases is reproduced if it holds in all of them, and in part if in some."
-        f" {CLOSE:g} of accuracy is no difference; where there are several seeds, a paired t test must say so at"
-        f" {LEVEL:g} as well; one seed allows no test. Where no run has {LEARNED:g} times the accuracy of chance,"
-        " nothing can be told.",
+        f" {CLOSE:g} of accuracy is no difference unless another number is told as asked for. Where FA is said to be"
+        f" better than others and there are several seeds, a paired t test must say so at {LEVEL:g} as well; one seed"
+        " allows no test, and then a verdict is about these runs. Where nothing has more than"
+        f" {LEARNED:g} times the accuracy of chance, nothing can be told by accuracy.",
+        *_about_settings(figures),
         "",
         "| | the paper | measured here | figure | verdict |",
         "|---|---|---|---|---|",
@@ -104,6 +111,14 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         *(line for figure in figures for line in _section(figure)),
         *(line for notebook in theory for line in _short_section(notebook)),
     ]
+
+
+def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
+    """A warning where some figures are not those of the profile."""
+    own = [figure["figure"] for figure in figures if figure["command"] is None]
+    if not own:
+        return []
+    return ["", f"Of settings that are no profile's, and so are the verdicts that they give: {', '.join(own)}."]
 
 
 def _claims(figures: list[dict[str, Any]]) -> list[str]:
@@ -151,6 +166,8 @@ def _section(figure: dict[str, Any]) -> list[str]:
     command = figure["command"] or "settings that are no profile's"
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in found.items()) for found in figure["versions"])
     settings = figure["settings"].replace("\n", "; ")
+    tables = [f"{name}.csv", *figure["tables"]]
+    numbers = ", ".join(f"[{table}]({table})" for table in tables)
     return [
         f'<a id="{name}"></a>',
         "",
@@ -161,7 +178,7 @@ def _section(figure: dict[str, Any]) -> list[str]:
         f"- {settings}",
         f"- {len(figure['runs'])} runs, {figure['seconds_of_training']:.0f} s of training on {hardware}; {versions}",
         f"- drawn {figure['drawn']} at commit {figure['commit']}, by `{command}`",
-        f"- numbers: [{name}.csv]({name}.csv); code: notebooks/{name}.ipynb",
+        f"- numbers: {numbers}; code: notebooks/{name}.ipynb",
         "",
     ]
 
