@@ -107,7 +107,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         Claim(
             "E3",
             "the subspace protects where the division by the norm alone does not",
-            f"FA, length of a mean, against the mean of unit gradients, {len(gaps)} cases: ahead by more than"
+            f"{SAME_LENGTH}, against the mean of unit gradients, {len(gaps)} cases: ahead by more than"
             f" {OUTDONE:g} in {ahead}, behind in {behind}, which decides; from {min(gaps):+.3f} to {max(gaps):+.3f}",
             judged([gap > OUTDONE for gap in gaps] if ahead > behind else [False], testable),
         ),
