@@ -10,8 +10,8 @@ from fa.experiments.claims import Claim
 from fa.experiments.curves import draw_kinds
 from fa.experiments.extra03 import ATTACKS, SEEDS
 from fa.experiments.extras import SHORT, judged, make_extra
-from fa.experiments.fig03 import ENOUGH
 from fa.experiments.heatmap import draw_heat
+from fa.experiments.recording import ENOUGH
 from fa.experiments.study import Case, Place, Results, Seeds, Study
 from fa.training.records import UNDEFINED, USED
 

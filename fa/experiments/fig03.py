@@ -11,6 +11,7 @@ from jaxtyping import Float64
 
 from fa.experiments import style
 from fa.experiments.claims import CLOSE, Claim, verdict
+from fa.experiments.recording import ENOUGH, every
 from fa.experiments.study import Case, Place, Results, Seeds, Study, make_study
 from fa.experiments.sweep import Outcome
 from fa.gram import Gram, Square, measure
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 NAME = "fig03_explained_variance"
 FAULTY = (0, 3)
-MINIBATCHES = 20  # of a run are looked at, evenly spread, never two in a row
-ENOUGH = 10  # of them, for a distribution
 SPIKE = 0.9  # a value from here on is near 1
 LABELS = {
     "fa": "optimal Y, m = ceil((p + 1)/2)",
@@ -67,11 +66,6 @@ def watch(study: Watched) -> tuple[DataFrame, Results]:
     rows = [row for rows, _ in looks for row in rows]
     descriptions = tuple(run.description() for _, run in looks)
     return pandas.DataFrame(rows), Results(study, {}, time.monotonic() - started, descriptions)
-
-
-def every(iterations: int) -> int:
-    """How many iterations lie between two that are looked at."""
-    return min(iterations, max(2, iterations // MINIBATCHES))
 
 
 def _look_at(config: TrainConfig) -> tuple[list[dict[str, Any]], Run]:

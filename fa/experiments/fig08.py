@@ -9,8 +9,8 @@ import torch
 from fa.experiments import style
 from fa.experiments.claims import CLOSE, Claim, accuracies, learned, mean, shown, verdict
 from fa.experiments.curves import draw_line, finish
-from fa.experiments.fig03 import ENOUGH, every
 from fa.experiments.own import sent
+from fa.experiments.recording import ENOUGH, every
 from fa.experiments.study import Case, Place, Seeds, Study, make_study
 from fa.rules import make_rule
 from fa.training.config import TrainConfig

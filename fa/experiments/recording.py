@@ -1,4 +1,4 @@
-"""Real gradients for the theory: what the workers of a run sent, at chosen iterations."""
+"""Looking at a run's gradients while it trains: at which iterations, and what the workers sent then."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from torch import Tensor
 from fa.checks import check_integer
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
+
+MINIBATCHES = 20  # of a run are looked at, evenly spread, never two in a row
+ENOUGH = 10  # of them, for a distribution
+
+
+def every(iterations: int) -> int:
+    """How many iterations lie between two that are looked at."""
+    return min(iterations, max(2, iterations // MINIBATCHES))
 
 
 def record(config: TrainConfig, at: Collection[int]) -> dict[int, Tensor]:
