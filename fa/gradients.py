@@ -3,7 +3,7 @@ came.
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -65,6 +65,8 @@ def _tensor(values: Any, name: str) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
+    if array.dtype.kind == "O":
+        raise ValueError(f"{name} must be an array or a tensor; it is {_described(values)}")
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise ValueError(
             f"{name} must be of float16, float32 or float64 (or bfloat16, as a tensor); its dtype is {array.dtype}"
@@ -75,6 +77,15 @@ def _tensor(values: Any, name: str) -> Tensor:
     with warnings.catch_warnings():  # a read-only memory map is never written to here
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         return torch.from_numpy(array)
+
+
+def _described(values: Any) -> str:
+    """What is no array, and what to do about it where that is plain."""
+    if values is None:
+        return "None, as is the gradient of a parameter that has none"
+    if isinstance(values, Iterator):
+        return f"a {type(values).__name__}: give a list of what comes from it"
+    return f"a {type(values).__name__} of objects" if isinstance(values, Sequence) else f"a {type(values).__name__}"
 
 
 def _check_dtype(dtype: torch.dtype, name: str) -> None:

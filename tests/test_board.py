@@ -11,7 +11,7 @@ from fa.training import TrainConfig, train
 from fa.training.board import Board
 from fa.training.records import WorkerRow, faulty_share
 
-INSTALL = "tensorboard is not installed: pip install 'fa[tensorboard]'"
+INSTALL = "tensorboard is not installed: pip install tensorboard"
 SHORT = {"workers": 5, "byzantine": 1, "iterations": 4, "batch": 4, "evaluate_every": 2}
 
 
@@ -85,6 +85,6 @@ def test_without_tensorboard_nothing_is_trained(
     with pytest.raises(SystemExit) as ended:
         main(["train", "--tensorboard", str(tmp_path / "board")])
     assert ended.value.code == 2
-    message = "fa: tensorboard must be installed to log to it: pip install 'fa[tensorboard]'\n"
+    message = "fa: tensorboard must be installed to log to it: pip install tensorboard\n"
     assert capsys.readouterr().err == message
     assert list(tmp_path.iterdir()) == []

@@ -239,4 +239,4 @@ def test_a_flower_strategy_without_flower_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ValueError: a Flower strategy needs flwr (")
-    assert done.stderr.splitlines()[-1].endswith("pip install 'fa[flower]', in an environment of its own")
+    assert done.stderr.splitlines()[-1].endswith("pip install 'flwr[simulation]', in an environment of its own")

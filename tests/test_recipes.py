@@ -227,7 +227,7 @@ def test_a_run_with_augmented_faulty_workers_steps_along_their_gradients() -> No
         ({"augmentation": {"sort": "cat"}}, "a recipe's key must be one of"),
         ({"augmentation": CAT.options, "augmented": "some"}, "augmented must be one of faulty, all; it is 'some'"),
         ({"augmented": "all"}, "augmented must be 'faulty' where there is no augmentation"),
-        ({"augmentation": CAT.options, "attack": "random"}, "attack must be none, or one .* own gradients"),
+        ({"augmentation": CAT.options, "attack": "random"}, "attack must be none, as .* own gradients"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from fa.data import MissingDataError
 from fa.experiments import sweep as sweeping
 from fa.experiments.store import RunStore
-from fa.experiments.sweep import shard, sweep
+from fa.experiments.sweep import Outcome, shard, sweep
 from fa.training import TrainConfig
 from tests.processes import alive, descendants, wait_until
 
@@ -69,6 +70,12 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path: Path) -> No
     outcomes = sweep([*configs(1), bad, *configs(2)], RunStore(tmp_path), jobs=2, progress=False)
     assert [outcome.record is None for outcome in outcomes] == [False, True, False]
     assert "bulyan needs p >= 4f + 3" in outcomes[1].error
+
+
+def test_an_outcome_tells_the_rules_options() -> None:
+    config = TrainConfig(rule="fa", byzantine=1, rule_options=(("before", ("krum", "unit")), ("reading", "released")))
+    assert str(Outcome(config, None, "why")).startswith("fa (before krum unit, reading released), f = 1, seed ")
+    assert str(Outcome(replace(config, rule_options=(("before", ()),)), None, "why")).startswith("fa (before none), ")
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -22,13 +22,13 @@ def lines(rows: Sequence[Row]) -> Iterator[str]:
         f"p = {case.p}, n = {case.n:,}, f = {case.f}; one read of G: "
         + f"{1e3 * read.seconds:.3g} ms, {read.gigabytes_per_second:.1f} GB/s"
     )
-    peers = "".join(f"{f'x {by}':>10}" for by in _WHOM)
+    peers = "".join(f"{f'{by}/ours':>12}" for by in _WHOM)
     width = max(14, *(len(custom.shown(rule)) + 1 for rule in rules(rows)))
     yield f"{'':{width}}{'ms':>9}{'/ mean':>8}{'GB/s':>7}{'first ms':>10}{peers}"
     for rule in rules(rows):
         row = found[rule, OURS]
         own = f"{1e3 * row.seconds:9.3g}{row.over_mean:8.2f}{row.gigabytes_per_second:7.1f}{1e3 * row.first:10.3g}"
-        others = "".join(f"{_times(found.get((rule, by)), row):>10}" for by in _WHOM)
+        others = "".join(f"{_times(found.get((rule, by)), row):>12}" for by in _WHOM)
         yield f"{custom.shown(rule):{width}}{own}{others}" + ("" if row.repeats >= 10 else f"  ({row.repeats} calls)")
     for row in rows:
         if row.by == PAPER:

@@ -45,7 +45,7 @@ def aggregate(
     G, layout = open_gradients(files)
     its.check_workers(len(G))
     taken = out.exists() and any(out.samefile(path) for path in files)
-    require(not taken, "out", out, "another file than those of the gradients")
+    require(not taken, "out", str(out), "another file than those of the gradients")
     with new_direction(out, layout, G.shape[1]) as d:
         decision = its.aggregate(G, out=d).decision
     seconds = time.perf_counter() - started

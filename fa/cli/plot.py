@@ -16,12 +16,9 @@ def plot(folder: Path, out: Path | None) -> None:
     """Draw the run that `fa train --out FOLDER` or a sweep left in FOLDER: accuracy, loss, and for every worker and
     iteration its weight and explained variance, where the rule has them, and who was left out.
     """
-    try:
-        from fa.experiments.diagnostics import draw, read
+    from fa.experiments.diagnostics import draw, read
 
-        figure = draw(read(folder))
-    except ModuleNotFoundError as error:
-        raise ValueError(f"fa plot needs {error.name}: pip install 'fa[notebooks]'") from error
+    figure = draw(read(folder))
     target = out or folder / "run.png"
     require(target.parent.is_dir(), "--out", str(target), "a file in a folder that is there")
     figure.savefig(target, dpi=150, metadata={"Software": None})

@@ -40,7 +40,13 @@ class Outcome:
         result = f"failed: {(self.error.splitlines() or [''])[-1]}"
         if self.record is not None:
             result = f"{self.record.curve[-1]['test_accuracy']:.3f}"
-        return f"{custom.shown(config.rule)}, f = {config.byzantine}, seed {config.seed}: {result}"
+        options = ", ".join(f"{name} {_told(value)}" for name, value in config.options.items())
+        rule = f"{custom.shown(config.rule)} ({options})" if options else custom.shown(config.rule)
+        return f"{rule}, f = {config.byzantine}, seed {config.seed}: {result}"
+
+
+def _told(value: Any) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 @dataclass

@@ -137,6 +137,6 @@ def recipe_of(config: TrainConfig) -> Recipe | None:
     if not config.augmentation:
         return None
     idle = config.augmented == "faulty" and not make_attack(config.attack).needs_own
-    needed = "none, or one more that needs the faulty workers' own gradients, where augmented data are theirs"
+    needed = "none, as the faulty workers' augmented images are all that is wrong, or one made of their own gradients"
     require(not idle, "attack", config.attack, needed)
     return Recipe.of(config.augmentation)
