@@ -118,7 +118,7 @@ def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
     own = [figure["figure"] for figure in figures if figure["command"] is None]
     if not own:
         return []
-    return ["", f"Of settings that are no profile's, and so are the verdicts that they give: {', '.join(own)}."]
+    return ["", f"Of a part of the profile's runs or of other settings, and so are their verdicts: {', '.join(own)}."]
 
 
 def _claims(figures: list[dict[str, Any]]) -> list[str]:
@@ -163,7 +163,7 @@ def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def _section(figure: dict[str, Any]) -> list[str]:
     name, hardware = figure["figure"], "; ".join(_machine(machine) for machine in figure["hardware"])
-    command = figure["command"] or "settings that are no profile's"
+    command = f"`{figure['command']}`" if figure["command"] else "its notebook with parameters of one's own"
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in found.items()) for found in figure["versions"])
     settings = figure["settings"].replace("\n", "; ")
     tables = [f"{name}.csv", *figure["tables"]]
@@ -177,7 +177,7 @@ def _section(figure: dict[str, Any]) -> list[str]:
         "",
         f"- {settings}",
         f"- {len(figure['runs'])} runs, {figure['seconds_of_training']:.0f} s of training on {hardware}; {versions}",
-        f"- drawn {figure['drawn']} at commit {figure['commit']}, by `{command}`",
+        f"- drawn {figure['drawn']} at commit {figure['commit']}, by {command}",
         f"- numbers: {numbers}; code: notebooks/{name}.ipynb",
         "",
     ]
