@@ -3,7 +3,9 @@
 import json
 import re
 import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ import fa
 from fa import models
 from fa.experiments.report import STATEMENTS
 from fa.experiments.study import last_points
+from fa.experiments.style import RIVALS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -41,6 +44,69 @@ def redrawn(path: str) -> bool:
     """Whether a committed file was written anew here, as `make reproduce` does."""
     command = ["git", "diff", "--quiet", "HEAD", "--", path]
     return (ROOT / ".git").exists() and subprocess.run(command, cwd=ROOT, check=False).returncode == 1
+
+
+def ends(name: str, by: str = "f") -> dict[tuple[str, Any], float]:
+    """Final test accuracy of each variant at each value of a column, the mean over seeds."""
+    last = last_points(pd.read_csv(ROOT / "figures" / f"{name}.csv"))
+    return last.groupby(["variant", by])["test_accuracy"].mean().to_dict()
+
+
+def behind(name: str, by: str) -> list[float]:
+    """By how much FA ends below the best other rule, at each value of a column."""
+    final = ends(name, by)
+    places = [place for variant, place in final if variant == "fa"]
+    return [max(final[key, at] for key in RIVALS if (key, at) in final) - final["fa", at] for at in places]
+
+
+def reach(values: Iterable[float]) -> list[float]:
+    """From the least to the largest."""
+    found = list(values)
+    return [min(found), max(found)]
+
+
+def of_extra5(attack: str) -> dict[str, float]:
+    last = last_points(pd.read_csv(ROOT / "figures/quick/extra05_combined.csv"))
+    means: dict[str, float] = last[last["attack"] == attack].groupby("label")["test_accuracy"].mean().to_dict()
+    return means
+
+
+SAID: dict[str, Callable[[], list[float]]] = {
+    "the less FA is behind the best other rule (0.18, 0.09, 0.05)": lambda: behind("quick/fig05_batch_size", "batch"),
+    "FA is behind the best other rule at every size of minibatch (0.05, 0.17, 0.15)": lambda: behind(
+        "cpu/fig05_batch_size", "batch"
+    ),
+    "and ends behind them (0.89 for 0.91)": lambda: [
+        ends("quick/fig06a_packet_loss")[key, 3] for key in ("fa", "mean")
+    ],
+    "FA gains with more workers and f fixed (0.21, 0.22, 0.26)": lambda: [
+        value for (key, _), value in ends("cpu/fig06bcd_more_workers", "workers").items() if key == "fa"
+    ],
+    "FA is among the others (0.76 to 0.79)": lambda: reach(
+        value for (key, _), value in ends("quick/fig07_augmented_data", "scheme").items() if key == "fa_default"
+    ),
+    "it has 0.28 to 0.33 and is among the others": lambda: reach(
+        value for (key, _), value in ends("cpu/fig07_augmented_data", "scheme").items() if key == "fa_default"
+    ),
+    "FA ends last but for the rules that are ruined (0.20; Multi-Krum 0.37)": lambda: [
+        ends("cpu/fig10_wall_clock")[key, 3] for key in ("fa", "multi_krum")
+    ],
+    "FA ends at 0.561 and Multi-Krum at 0.509": lambda: [
+        ends("paper/fig04_byzantine_workers")[key, 3] for key in ("fa", "multi_krum")
+    ],
+    "where workers collude (0.84 behind mixing, 0.75 alone)": lambda: [
+        of_extra5("collude")[key] for key in ("mixing, FA", "FA")
+    ],
+}
+"""Sentences of the findings, and what their numbers are; those of the profile quick on one kind of processor."""
+
+
+@pytest.mark.parametrize("sentence", SAID)
+def test_what_the_findings_say_is_in_the_tables(sentence: str) -> None:
+    assert sentence in " ".join(DOCS["findings"].split())
+    numbers = re.findall(r"\d\.\d+", sentence)
+    for stated, measured in zip(numbers, SAID[sentence](), strict=True):
+        assert abs(float(stated) - measured) <= 0.501 * 10.0 ** -len(stated.partition(".")[2])
 
 
 def test_the_number_of_models_is_that_of_the_figures_runs() -> None:
