@@ -65,7 +65,7 @@ def _tensor(values: Any, name: str) -> Tensor:
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
-    if array.dtype.kind == "O":
+    if array.dtype.kind == "O" and array is not values:
         raise ValueError(f"{name} must be an array or a tensor; it is {_described(values)}")
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise ValueError(

@@ -1,6 +1,7 @@
 """Real processes for tests: workers that are started apart, and who is alive."""
 
 import multiprocessing
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -67,6 +68,12 @@ def alive(pid: int) -> bool:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+def worked(pid: int) -> float:
+    """The seconds that a process has had of a core."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:

@@ -14,7 +14,7 @@ from fa.experiments import sweep as sweeping
 from fa.experiments.store import RunStore
 from fa.experiments.sweep import Outcome, shard, sweep
 from fa.training import TrainConfig
-from tests.processes import alive, descendants, wait_until
+from tests.processes import alive, descendants, wait_until, worked
 
 # A run of well under a second, and one that outlasts every test.
 SHORT = {"rule": "mean", "workers": 3, "byzantine": 1, "iterations": 2, "batch": 4}
@@ -171,7 +171,9 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(
         wait_until(lambda: len(descendants(process.pid)) >= 3)  # the fork server and the runs that go on
         children = descendants(process.pid)
         if stopping:  # a stopped process cannot end itself
-            for run in runs_below(process.pid):
+            runs = runs_below(process.pid)
+            wait_until(lambda: all(worked(run) > 0.2 for run in runs))  # past what they begin with
+            for run in runs:
                 os.kill(run, signal.SIGSTOP)
         if how == signal.SIGINT:
             os.killpg(process.pid, how)  # as a terminal does
