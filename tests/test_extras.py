@@ -67,7 +67,7 @@ def test_extras_share_runs_with_figure_4_and_with_each_other() -> None:
 # Extra 1
 
 
-def lower(study: Study, numbers: pd.DataFrame, label: str, accuracy: float, **where: object) -> None:
+def lower(numbers: pd.DataFrame, label: str, accuracy: float, **where: object) -> None:
     chosen = (numbers["label"] == label) & (numbers["iteration"] == 2)
     for column, value in where.items():
         chosen &= numbers[column] == value
@@ -82,8 +82,8 @@ def test_extra_1_takes_its_three_parts_apart_and_reads_the_sweeps() -> None:
     assert len(norms) == 2 * len(extra01.PAIRS) + 2
     assert len(norms) + len(sweeps) + len(regimes) == len(study.cells)
     assert len(extra01.by_regime(regimes)) == len(extra01.REGIMES["quick"])
-    lower(study, numbers, "FA", 0.2, attack="random", m=2, a=1.0)
-    lower(study, numbers, "FA", 0.3, attack="random", max_iter=100)
+    lower(numbers, "FA", 0.2, attack="random", m=2, a=1.0)
+    lower(numbers, "FA", 0.3, attack="random", max_iter=100)
     sweeps = extra01.parts(numbers)[1]
     assert list(extra01.swept(sweeps, "random", "m")) == [1, 2, 4, 8, 15]
     assert extra01.swept(sweeps, "random", "m", a=1.0)[2] == 0.2
@@ -97,9 +97,9 @@ def test_extra_1_draws_every_part_and_its_verdicts_go_either_way() -> None:
     numbers = table(study, {extra01.equal(name): 0.7 for name in extra01.PAIRS}, seeds_differ=True)
     assert verdicts(extra01.claims(numbers, 0.1)) == ["holds", "does not hold", "does not hold"]
     for seed in (2021, 2022, 2023):
-        lower(study, numbers, "FA, m = 1, a = 1", 0.8 + seed / 1e6, attack="collude", f=1, seed=seed)
-    lower(study, numbers, extra01.equal("Bulyan"), 0.2)
-    lower(study, numbers, "FA", 0.9, attack="collude", lam=4.0)
+        lower(numbers, "FA, m = 1, a = 1", 0.8 + seed / 1e6, attack="collude", f=1, seed=seed)
+    lower(numbers, extra01.equal("Bulyan"), 0.2)
+    lower(numbers, "FA", 0.9, attack="collude", lam=4.0)
     claims = extra01.claims(numbers, 0.1)
     assert verdicts(claims) == ["in part", "holds", "in part"]
     assert "Bulyan -0.2" in claims[0].measured

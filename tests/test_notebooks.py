@@ -81,6 +81,8 @@ def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_pat
     assert set(table["iteration"]) == {2}
     claims = pd.read_csv((tmp_path / path.stem).with_suffix(".claims.csv"))
     learned = claims[claims["words"] != "the iteration complexity of FA is higher"]
+    costs = path.stem.startswith("fig10")  # which needs no learning
+    assert len(claims) - len(learned) == costs
     assert set(learned["verdict"]) == {"not testable here"}  # two iterations teach nothing, and the table must say so
 
 
