@@ -11,7 +11,8 @@ from PIL import Image
 
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, extra01, extra02, extra03, extra04, extra05, figure_module, supp01
-from fa.experiments.extras import RULES, SAME_LENGTH
+from fa.experiments.claims import Lead
+from fa.experiments.extras import RULES, SAME_LENGTH, compared
 from fa.experiments.figure import provenance
 from fa.experiments.notebooks import execute, find
 from fa.experiments.profiles import PROFILES
@@ -108,6 +109,17 @@ def test_extra_1_draws_every_part_and_its_verdicts_go_either_way() -> None:
     assert [one.get_xlabel() for one in axes[2:]] == [extra01.NAMES[option] for option in extra01.SWEPT]
     lines = {line.get_label(): list(line.get_ydata()) for line in axes[4].lines}
     assert lines["colluding, FA, a = 2"][2] == 0.9
+
+
+def test_a_margin_that_three_seeds_do_not_bear_out_is_not_established() -> None:
+    sure = Lead("f = 3", [0.80, 0.81, 0.82], "mean", [0.70, 0.71, 0.721])
+    wide = Lead("f = 3", [0.90, 0.70, 0.80], "mean", [0.60, 0.75, 0.70])
+    none = Lead("f = 3", [0.70, 0.71, 0.72], "mean", [0.70, 0.70, 0.72])
+    assert compared([sure]) == "holds"
+    assert compared([sure, wide]) == compared([sure, none]) == "in part"
+    assert compared([wide]) == compared([wide, none]) == compared([sure], level=1e-6) == "not established"
+    assert compared([none]) == "does not hold"
+    assert compared([wide], testable=False) == "not testable here"
 
 
 # Extra 2

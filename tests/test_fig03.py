@@ -79,6 +79,12 @@ def test_verdicts_follow_from_the_honest_workers_values(values, verdicts):
     assert {claim.verdict for claim in fig03.claims(few)} == {"not testable here"}
 
 
+def test_a_spike_for_one_of_the_numbers_of_faulty_workers_is_one_in_part():
+    rows = table({"fa": 0.95, "mean": 0.1, "fa_one": 0.1, "any": 0.5})
+    rows.loc[(rows["basis"] == "fa") & (rows["f"] == 3), "value"] = 0.4
+    assert [claim.verdict for claim in fig03.claims(rows)] == ["in part", "in part"]
+
+
 def test_what_is_written_is_the_same_each_time(watched, tmp_path):
     study, rows, results = watched
     digests = []

@@ -52,6 +52,17 @@ def test_every_claim_has_a_row_and_every_figure_its_section(folder: Path) -> Non
         assert f'<a id="{anchor}"></a>' in report
 
 
+def test_all_tables_of_a_figure_are_linked_and_own_settings_are_told(folder: Path) -> None:
+    assert "or of other settings" not in write(folder).read_text()
+    name = "fig04_byzantine_workers"
+    (folder / f"{name}.values.csv").write_text("value\n1\n")
+    about = json.loads((folder / f"{name}.json").read_text())
+    (folder / f"{name}.json").write_text(json.dumps(about | {"command": None}))
+    report = write(folder).read_text()
+    assert f"numbers: [{name}.csv]({name}.csv), [{name}.values.csv]({name}.values.csv); code" in report
+    assert f"or of other settings, and so are their verdicts: {name}.\n" in report
+
+
 def test_the_page_has_the_same_table(folder: Path) -> None:
     report = write(folder).read_text()
     page = (folder / "REPORT.html").read_text()
