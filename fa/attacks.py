@@ -78,6 +78,17 @@ def _random(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
         G[worker].uniform_(0, 1, generator=streams(worker))
 
 
+def _random_shared(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    """One vector, uniform in [0, 1), from all Byzantine workers: the released code's attack.
+
+    Its Byzantine processes draw from generators with one seed that they use alike, so that their vectors are equal.
+    """
+    if byzantine:
+        first = byzantine[0]
+        G[first].uniform_(0, 1, generator=streams(first))
+        _all_send(G[first], G, byzantine[1:])
+
+
 def _random_symmetric(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Each coordinate uniform in [-1, 1)."""
     for worker in byzantine:
@@ -189,6 +200,7 @@ ATTACKS = MappingProxyType(
             Attack("random", False, _random),
             Attack("random_symmetric", False, _random_symmetric),
             Attack("random_honest_norm", False, _random_honest_norm),
+            Attack("random_shared", False, _random_shared),
             Attack("collude", False, _collude),
             Attack("alie", False, _alie),
             Attack("ipm", False, _ipm),

@@ -34,3 +34,23 @@ def bulyan_selection(gram: Gram, f: int) -> tuple[int, ...]:
         scores = krum_scores(gram.D2[np.ix_(left, left)], max(1, len(left) - f - 2))
         chosen.append(left.pop(int(np.argmin(scores))))
     return tuple(sorted(chosen))
+
+
+def released_bulyan_averages(gram: Gram, f: int) -> Float64[np.ndarray, "p q"]:
+    """Return the averages that the released code's Bulyan takes the coordinates of, as columns of weights.
+
+    A gradient's score is the sum of its p - f - 2 smallest distances, not squared, and is computed once. Of the gradients
+    in ascending order of score, average i (from 0) is the mean of those at places i to p - f - 3. There are p - 2f - 2.
+
+    Args:
+        gram: The Gram matrix of p gradients.
+        f: Number of Byzantine workers to tolerate; p >= 4f + 3.
+
+    Source: aggregators/bulyan.py in the authors' released code, where no score is updated after a selection.
+    """
+    best = gram.p - f - 2
+    order = np.argsort(krum_scores(np.sqrt(gram.D2), best), kind="stable")[:best]
+    averages = np.zeros((gram.p, gram.p - 2 * f - 2))
+    for i in range(averages.shape[1]):
+        averages[order[i:], i] = 1 / (best - i)
+    return averages

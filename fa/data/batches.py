@@ -36,11 +36,19 @@ def minibatch(
 ) -> tuple[Normalised, Labels]:
     """Worker `worker`'s images, normalised, and labels in an iteration; equal arguments give equal minibatches.
 
-    "random" (Algorithm 1's "select a minibatch"): different images of the whole training set, drawn afresh, and crop
-    and flip drawn afresh too where the data set has them. "cycled" (the released code): each worker has a fixed
-    slice, a 1/p part of the training set, which it goes through in order and over again; crop and flip are drawn once
-    for each image. A worker with images of its `own`, by their indices, has those in place of the whole set or slice.
-    Raises ValueError for a batch larger than what there is, and for arguments out of range.
+    The samplings:
+        "random": Algorithm 1's "select a minibatch". Different images of the whole training set are drawn afresh, and
+            so are crop and flip where the data set has them.
+        "cycled": Each worker has a fixed slice, a 1/p part of the training set. It cycles through the slice in order,
+            and a minibatch may wrap around its end. Crop and flip are drawn once for each image.
+        "sequential": As "cycled", but the last minibatch of a pass holds what is left of the slice, and the next pass
+            begins at its start, as in the released code. All slices have floor(N/p) images, so that all workers have
+            the short minibatch in the same iteration.
+
+    A worker with images of its `own`, by their indices, has those in place of the whole set or slice.
+
+    Raises:
+        ValueError: The batch is larger than the set or slice, or an argument is out of range.
     """
     check_one_of("sampling", sampling, SAMPLINGS)
     for name, value, least in (("batch", batch, 1), ("workers", workers, 1), ("worker", worker, 0)):
@@ -56,8 +64,13 @@ def minibatch(
         if dataset.augment:
             images = random_crop_flip(images, generator)
     else:
-        start, stop = (worker * size // workers, (worker + 1) * size // workers) if own is None else (0, len(own))
-        indices = _among(own, _cycled(batch, start, stop, iteration))
+        if own is not None:
+            start, stop = 0, len(own)
+        elif sampling == "sequential":
+            start, stop = worker * (size // workers), (worker + 1) * (size // workers)
+        else:
+            start, stop = worker * size // workers, (worker + 1) * size // workers
+        indices = _among(own, (_cycled if sampling == "cycled" else _sequential)(batch, start, stop, iteration))
         images = _rows(dataset.train_images, indices)
         if dataset.augment:
             top, left, mirrored = (_rows(drawn, indices) for drawn in _drawn_once(size, seed))
@@ -156,6 +169,14 @@ def _cycled(count: int, start: int, stop: int, iteration: int) -> Int64[Tensor, 
     """The indices of an iteration in a slice gone through in order; a minibatch may run over its end."""
     _check_batch(count, stop - start, "a worker's slice")
     return start + (iteration * count + torch.arange(count)) % (stop - start)
+
+
+def _sequential(count: int, start: int, stop: int, iteration: int) -> Int64[Tensor, " k"]:
+    """The indices of an iteration in passes over a slice, of which the last minibatch is the rest."""
+    _check_batch(count, stop - start, "a worker's slice")
+    passes = -(-(stop - start) // count)
+    first = start + iteration % passes * count
+    return torch.arange(first, min(first + count, stop))
 
 
 def _check_batch(batch: int, size: int, what: str) -> None:

@@ -21,12 +21,13 @@ class Variant:
 
 _PRINTED = (("before", ()),)
 _RELEASED = (("reading", "released"),)
+_RELEASED_BULYAN = (("formulation", "released"),)
 _UNIT = (("before", ("unit",)),)
 
 VARIANTS = MappingProxyType(
     {
         "fa": Variant("FA", "fa", "#0173b2", "o", _RELEASED),
-        "bulyan": Variant("Bulyan", "bulyan", "#de8f05", "s"),
+        "bulyan": Variant("Bulyan", "bulyan", "#de8f05", "s", _RELEASED_BULYAN),
         "multi_krum": Variant("Multi-Krum", "multi_krum", "#029e73", "D"),
         "median": Variant("Median", "median", "#d55e00", "^"),
         "meamed": Variant("MeaMed", "meamed", "#cc78bc", "v"),
@@ -35,6 +36,7 @@ VARIANTS = MappingProxyType(
         "mean": Variant("Mean", "mean", "#949494", "*"),
         "fa_printed": Variant("FA as printed", "fa", "#0173b2", "<", _PRINTED, (2, 2)),
         "fa_default": Variant("FA, this package's default", "fa", "#0173b2", ">", dashes=(5, 2)),
+        "bulyan_printed": Variant("Bulyan as printed", "bulyan", "#de8f05", "1", dashes=(2, 2)),
         "mean_unit": Variant("Mean of unit gradients", "mean", "#949494", "h", _UNIT, (5, 2)),
     }
 )
@@ -46,8 +48,8 @@ PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trim
 RIVALS = (*PAPER_RULES[1:], "mean")
 """Whom FA has to be better than: the paper's other rules, and no defence at all."""
 
-READINGS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
-"""FA as released, as printed and as it comes, and the controls that tell what protects."""
+READINGS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", "mean")
+"""FA as released, as printed and by default, Bulyan as printed, and the controls that show what protects."""
 
 READING = "FA is the released code's reading"
 """For the titles of figures whose "FA" is that."""

@@ -38,14 +38,15 @@ class Statistic:
 class Choice:
     """What a rule decides about the q columns it sees: their weights (q,), or a statistic of the columns it takes.
 
-    `coefficients` (q, m) give the basis Y of a rule that has one; `columns` are those it takes (None: all); `reason`
-    is why not the others. Where Y leaves the span of the gradients, `direction` (n,) is the result and `values` the
+    `coefficients` (q, m) give the basis Y of a rule that has one; `columns` are those it takes (None: all), or
+    `combinations` (q, k) the weighted sums of columns on which the statistic is computed; `reason` is why not the others. Where Y leaves the span of the gradients, `direction` (n,) is the result and `values` the
     explained variances of the finite workers.
     """
 
     weights: Float64[np.ndarray, " q"] | None = None
     statistic: Statistic | None = None
     columns: tuple[int, ...] | None = None
+    combinations: Float64[np.ndarray, "q k"] | None = None
     reason: str = ""
     coefficients: Float64[np.ndarray, "q m"] | None = None
     direction: Tensor | None = None
@@ -280,6 +281,8 @@ def _describe(gram: Gram, rows: np.ndarray, mixture: Mixture, choice: Choice) ->
     left_out = {int(i): NOT_FINITE for i in np.setdiff1d(np.arange(gram.p), rows)}
     left_out |= {int(i): "not chosen before the rule" for i in rows if not R[i].any()}
     taken = R if choice.columns is None else R[:, list(choice.columns)]
+    if choice.combinations is not None:
+        taken = R @ choice.combinations
     selected = tuple(int(i) for i in np.flatnonzero(taken.any(axis=1)))
     left_out |= {i: choice.reason for i in range(gram.p) if i not in selected and i not in left_out}
     values = np.full(gram.p, np.nan)

@@ -1,26 +1,46 @@
 """Bulyan: Krum again and again for a selection, then the values nearest the median, coordinate by coordinate.
 
 Source: El Mhamdi, Guerraoui and Rouault, The Hidden Vulnerability of Distributed Learning in Byzantium, ICML 2018;
-the paper, section 2.3.
+the paper, section 2.3; aggregators/bulyan.py in the authors' released code.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fa.checks import check_one_of
 from fa.gram import Gram
 from fa.rules.base import Choice, Rule, Statistic
 from fa.rules.coordinate import median
-from fa.selection import bulyan_selection
+from fa.selection import bulyan_selection, released_bulyan_averages
+from fa.irls import READINGS as FORMULATIONS, Reading as Formulation
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bulyan(Rule):
-    """The mean of each coordinate's theta - 2f values nearest the median of the theta = p - 2f selected gradients."""
+    """The mean of each coordinate's values nearest the median of a selection of gradients.
+
+    Attributes:
+        formulation: "paper" selects theta = p - 2f gradients one by one with Krum, and takes the theta - 2f values
+            nearest their median. "released" is what made the paper's curves: p - 2f - 2 averages of the gradients of
+            best score, of which it takes the p - 4f - 2 values nearest their lower median.
+    """
+
+    formulation: Formulation = "paper"
 
     name: ClassVar[str] = "bulyan"
     condition: ClassVar[tuple[int, int]] = (4, 3)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_one_of("formulation", self.formulation, FORMULATIONS)
+
     def decide(self, gram: Gram) -> Choice:
+        if self.formulation == "released":
+            averages = released_bulyan_averages(gram, self.f)
+            count = averages.shape[1]
+            middle = (count - 1) // 2
+            statistic = Statistic(middle, middle + 1, keep=count - 2 * self.f)
+            return Choice(statistic=statistic, combinations=averages, reason="not among the best scores")
         columns = bulyan_selection(gram, self.f)
         theta = len(columns)
         statistic = Statistic(*median(theta), keep=theta - 2 * self.f)
