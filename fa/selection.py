@@ -39,8 +39,9 @@ def bulyan_selection(gram: Gram, f: int) -> tuple[int, ...]:
 def released_bulyan_averages(gram: Gram, f: int) -> Float64[np.ndarray, "p q"]:
     """Return the averages that the released code's Bulyan takes the coordinates of, as columns of weights.
 
-    A gradient's score is the sum of its p - f - 2 smallest distances, not squared, and is computed once. Of the gradients
-    in ascending order of score, average i (from 0) is the mean of those at places i to p - f - 3. There are p - 2f - 2.
+    A gradient's score is the sum of its p - f - 2 smallest distances, not squared, and is computed once. Of the
+    gradients in ascending order of score, average i (from 0) is the mean of those at places i to p - f - 3. There are
+    p - 2f - 2 averages.
 
     Args:
         gram: The Gram matrix of p gradients.

@@ -19,6 +19,7 @@ from fa.experiments.profiles import PROFILES
     "--jobs", type=click.IntRange(min=1), help="Runs at a time; as many as cores and memory allow if left out."
 )
 @click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
+@click.option("--finished", is_flag=True, help="Run nothing; show the finished runs and name the others.")
 @own_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
 def reproduce(
@@ -26,6 +27,7 @@ def reproduce(
     profile: str,
     jobs: int | None,
     device: str | None,
+    finished: bool,
     rules: tuple[str, ...],
     attack: str | None,
     out: Path | None,
@@ -47,7 +49,7 @@ def reproduce(
         path = paths[stem]
         click.echo(f"{path.stem}, profile {profile}")
         try:
-            execute(path, target, profile=profile, out=str(target), jobs=jobs, device=device, **own)
+            execute(path, target, profile=profile, out=str(target), jobs=jobs, device=device, finished=finished, **own)
         except KeyboardInterrupt:
             # The cell that was cut off is an asyncio task that nobody waits for any more: no traceback of it.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fa.experiments.profiles import MARGIN
 from fa.experiments.study import last_points
 from fa.experiments.style import RIVALS, VARIANTS
 
@@ -13,10 +14,13 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from pandas.io.formats.style import Styler
 
-REPRODUCED, IN_PART, NOT, UNTESTABLE = "reproduced", "in part", "not reproduced", "not testable here"
+HOLDS, IN_PART, NOT, UNTESTABLE = "holds", "in part", "does not hold", "not testable"
+OPEN = "not established"
+"""Some margins are large enough, but the test over seeds does not bear them out."""
+
 LEARNED = 3.0  # times chance: where no run reaches it, nothing was learned, and no claim can be told
 CHANCE_MARGIN = 0.05  # accuracy above chance that still counts as none
-CLOSE = 0.02  # of accuracy: less is no difference; quick's runs end so far apart on two kinds of processor
+NEAR = 0.05  # accuracy below the mean's without Byzantine workers that still counts as near it
 LEVEL = 0.05  # of a test over seeds
 
 
@@ -57,7 +61,7 @@ class Lead:
             return 0.0 if self.margin > 0 else 1.0
         return float(ttest_rel(self.ours, self.theirs, alternative="greater").pvalue)
 
-    def better(self, by: float = CLOSE, level: float = LEVEL) -> bool:
+    def better(self, by: float = MARGIN, level: float = LEVEL) -> bool:
         """Whether FA leads by more than `by`, and by more than the seeds' spread explains where there are several."""
         return self.margin > by and (self.p_value is None or self.p_value < level)
 
@@ -136,4 +140,4 @@ def verdict(holds: Sequence[bool], testable: bool = True) -> str:
     """Of a statement about several cases: whether it holds in all, some or none of them."""
     if not testable:
         return UNTESTABLE
-    return REPRODUCED if all(holds) else IN_PART if any(holds) else NOT
+    return HOLDS if all(holds) else IN_PART if any(holds) else NOT

@@ -9,8 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
-from fa.experiments.claims import LEVEL, Claim, Lead, learned, mean
-from fa.experiments.extras import OUTDONE, SEEDS, best, by_label, compared, judged, make_extra, seeds_of
+from fa.experiments.claims import LEVEL, Claim, Lead, learned, mean, verdict
+from fa.experiments.extras import OUTDONE, SEEDS, best, by_label, compared, make_extra, seeds_of
+from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Place, Seeds, Study, last_points
 from fa.experiments.style import PAPER_RULES, VARIANTS
 
@@ -230,7 +231,7 @@ def ticks(option: str) -> list[float]:
     return sorted({float(own[option]) for own in SWEPT[option]})
 
 
-def claims(table: DataFrame, chance: float) -> list[Claim]:
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """E1: what equal norms do for each rule; whether the subspace is better than they alone; whether FA's options
     help.
     """
@@ -240,7 +241,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     gains = {name: mean(final[equal(name)]) - mean(final[name]) for name in PAIRS}
     found = leads(regimes)
     level = LEVEL / (len(found) * len(SUBSPACES))  # Bonferroni's, as one subspace in one regime is enough
-    decisive = max(found, key=lambda its: (its.better(level=level), its.margin))
+    decisive = max(found, key=lambda its: (its.better(margin, level), its.margin))
     moves = {(attack, option): _move(sweeps, attack, option) for attack in ATTACKS for option in SWEPT}
     return [
         Claim(
@@ -249,21 +250,21 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
             f"f = {FAULTY}, random: "
             + ", ".join(f"{name} {gain:+.3f}" for name, gain in gains.items())
             + f"; asked for: more than {OUTDONE:g}",
-            judged([gain > OUTDONE for gain in gains.values()], testable),
+            verdict([gain > OUTDONE for gain in gains.values()], testable),
         ),
         Claim(
             "E1",
             "there is a regime where the subspace is better than the mean of gradients of equal norm",
             f"{len(found)} regimes and {len(SUBSPACES)} subspaces, so that p < {level:g} is asked for: "
             + "; ".join(f"{its.told()}, margin {its.tested}" for its in found),
-            compared([decisive], testable and len(found[0].ours) > 1, level),
+            compared([decisive], testable and len(found[0].ours) > 1, level, margin),
         ),
         Claim(
             "E1",
             "FA's options decide: another m, more steps or lambda > 0 is better than the default by more than"
             f" {OUTDONE:g}",
             "; ".join(f"{attack}, {option}: {told}" for (attack, option), (_, told) in moves.items()),
-            judged([gain > OUTDONE for gain, _ in moves.values()], testable),
+            verdict([gain > OUTDONE for gain, _ in moves.values()], testable),
         ),
     ]
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
-from fa.experiments.claims import Claim, Lead, accuracies, lead, learned, mean
-from fa.experiments.extras import RULES, SEEDS, SHORT, compared, draw_dots, judged, make_extra, seeds_of
+from fa.experiments.claims import Claim, Lead, accuracies, lead, learned, mean, verdict
+from fa.experiments.extras import RULES, SEEDS, SHORT, compared, draw_dots, make_extra, seeds_of
 from fa.experiments.own import enter, known, look, own_of, sent
+from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Cell, Names, Place, Results, Seeds, Study
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
     draw_dots(axes, reached, {name: look(key) for name, key in names.items()})
 
 
-def claims(table: DataFrame, chance: float) -> list[Claim]:
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """E2: FA against the best other rule, and against its control, each at its own rate; whether they choose alike."""
     table = known(table)
     rates = chosen(table)
@@ -126,13 +127,13 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
             "E2",
             "FA is ahead of every other rule when each has its own learning rate",
             f"test accuracy {best}; margin {best.tested}",
-            compared([best], testable),
+            compared([best], testable, margin=margin),
         ),
         Claim(
             "E2",
             "FA is ahead of the mean of unit gradients when each has its own learning rate",
             f"test accuracy {control.told()}; margin {control.tested}",
-            compared([control], testable),
+            compared([control], testable, margin=margin),
         ),
-        Claim("E2", "one learning rate suits all the rules", f"chosen: {told}", judged([alike], testable)),
+        Claim("E2", "one learning rate suits all the rules", f"chosen: {told}", verdict([alike], testable)),
     ]

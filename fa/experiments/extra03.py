@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from fa import custom
 from fa.experiments import style
-from fa.experiments.claims import Claim, accuracies, learned, mean
-from fa.experiments.extras import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, judged, make_extra
+from fa.experiments.claims import Claim, accuracies, learned, mean, verdict
+from fa.experiments.extras import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, make_extra
 from fa.experiments.heatmap import draw_heat
 from fa.experiments.own import enter, known, look, own_of, replaced
 from fa.experiments.paths import figures
@@ -102,14 +102,14 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
             "accuracy under the worst attack: "
             + "; ".join(_told(f, worst[f]) for f in counts)
             + f"; asked for: ahead by more than {OUTDONE:g}",
-            judged([margin > OUTDONE for margin in least], testable),
+            verdict([margin > OUTDONE for margin in least], testable),
         ),
         Claim(
             "E3",
             "the subspace protects where the division by the norm alone does not",
             f"{SAME_LENGTH}, against the mean of unit gradients, {len(gaps)} cases: ahead by more than"
             f" {OUTDONE:g} in {ahead}, behind in {behind}, which decides; from {min(gaps):+.3f} to {max(gaps):+.3f}",
-            judged([gap > OUTDONE for gap in gaps] if ahead > behind else [False], testable),
+            verdict([gap > OUTDONE for gap in gaps] if ahead > behind else [False], testable),
         ),
     ]
 

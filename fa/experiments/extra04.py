@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
-from fa.experiments.claims import Claim
+from fa.experiments.claims import Claim, verdict
 from fa.experiments.curves import draw_kinds
 from fa.experiments.extra03 import ATTACKS, SEEDS
-from fa.experiments.extras import SHORT, judged, make_extra
+from fa.experiments.extras import SHORT, make_extra
 from fa.experiments.heatmap import draw_heat
 from fa.experiments.recording import ENOUGH
 from fa.experiments.study import Case, Place, Results, Seeds, Study
@@ -156,4 +156,4 @@ def _claim(words: str, recall: Any, guess: Any, detectors: Sequence[str], testab
         for name in detectors
     ]
     holds = [bool(recall[name, attack] >= FOUND) for name in detectors for attack in ATTACKS]
-    return Claim("E4", words, "recall " + "; ".join(told), judged(holds, testable))
+    return Claim("E4", words, "recall " + "; ".join(told), verdict(holds, testable))

@@ -13,6 +13,7 @@ from fa.experiments import style
 from fa.experiments.claims import LEVEL, Claim, Lead, learned
 from fa.experiments.extras import RULES, SAME_LENGTH, SEEDS, SHORT, best, by_label, compared, draw_dots, make_extra
 from fa.experiments.own import enter, known, look, own_of
+from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Names, Place, Seeds, Study
 from fa.experiments.style import VARIANTS
 
@@ -75,7 +76,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     return figure
 
 
-def claims(table: DataFrame, chance: float) -> list[Claim]:
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """E5: the best combination with FA against the best rule alone, and PAIRS."""
     table = known(table)
     final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
@@ -92,13 +93,13 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
             "FA combined with another rule is ahead of every rule alone",
             f"the best of {len(OURS)}, so that p < {level:.2g} is asked for: "
             + "; ".join(f"{its.told()}; margin {its.tested}" for its in top.values()),
-            compared(list(top.values()), testable, level),
+            compared(list(top.values()), testable, level, margin),
         ),
         Claim(
             "E5",
             "behind Krum's choice and mixing the subspace is better than the mean of unit gradients, at one length",
             "; ".join(f"{its.told()}; margin {its.tested}" for its in pairs),
-            compared(pairs, testable),
+            compared(pairs, testable, margin=margin),
         ),
     ]
 

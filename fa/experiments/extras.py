@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.claims import CLOSE, LEVEL, UNTESTABLE, Lead, mean
+from fa.experiments.claims import LEVEL, OPEN, Lead, mean, verdict
+from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Study, last_points, make_study
 from fa.experiments.style import PAPER_RULES, Variant
 
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
 
-HOLDS, PARTLY, FAILS, OPEN = "holds", "in part", "does not hold", "not established"
 RULES = (*PAPER_RULES, "mean", "mean_unit")
 """The paper's seven, no defence, and the control: the mean of unit gradients."""
 
@@ -66,21 +66,15 @@ def make_extra(
     return replace(study, spread="")
 
 
-def judged(holds: Sequence[bool], testable: bool = True) -> str:
-    """Of a statement of ours about several cases: whether it holds in all, some or none of them."""
-    if not testable:
-        return UNTESTABLE
-    return HOLDS if all(holds) else PARTLY if any(holds) else FAILS
+def compared(leads: Sequence[Lead], testable: bool = True, level: float = LEVEL, margin: float = MARGIN) -> str:
+    """Return the verdict on the statement that each of `leads` is one.
 
-
-def compared(leads: Sequence[Lead], testable: bool = True, level: float = LEVEL) -> str:
-    """Of the statement that each of `leads` is one: where none is by the test at `level`, but some by their margin, it
-    is open.
+    It is OPEN where some exceed the margin but none passes the test at `level`.
     """
-    holds = [its.better(level=level) for its in leads]
-    if testable and not any(holds) and any(its.margin > CLOSE for its in leads):
+    holds = [lead.better(margin, level) for lead in leads]
+    if testable and not any(holds) and any(lead.margin > margin for lead in leads):
         return OPEN
-    return judged(holds, testable)
+    return verdict(holds, testable)
 
 
 def by_label(table: DataFrame) -> dict[str, list[float]]:

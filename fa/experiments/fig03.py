@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from fa.experiments import style
-from fa.experiments.claims import CLOSE, Claim, verdict
+from fa.experiments.claims import Claim, verdict
 from fa.experiments.recording import ENOUGH, every
 from fa.experiments.study import Case, Place, Results, Seeds, Study, make_study
 from fa.experiments.sweep import Outcome
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 NAME = "fig03_explained_variance"
 FAULTY = (0, 3)
 SPIKE = 0.9  # a value from here on is near 1
+LARGER = 0.02  # of a share, or of a mean value: less is no difference
 LABELS = {
     "fa": "optimal Y, m = ceil((p + 1)/2)",
     "mean": "unit mean gradient",
@@ -159,29 +160,25 @@ def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
 
 
 def claims(table: DataFrame) -> list[Claim]:
-    """C2 of the honest workers, and whether the spike is owed to the choice of the subspace or to its dimension."""
+    """Judge C2 by the honest workers. The span of m workers drawn at random is a control, and decides nothing.
+
+    Args:
+        table: One row for each basis, f, seed, iteration and worker.
+    """
     testable = table["iteration"].nunique() >= ENOUGH
     honest = table[~table["faulty"]].groupby(["basis", "f"])["value"]
     values = {(basis, int(f)): group for (basis, f), group in honest}
     near = {key: float((group >= SPIKE).mean()) for key, group in values.items()}
     mean = {key: float(group.mean()) for key, group in values.items()}
-    above = [all(number["fa", f] > number["mean", f] + CLOSE for number in (near, mean)) for f in FAULTY]
-    chosen = [all(number["fa", f] > number["any", f] + CLOSE for number in (near, mean)) for f in FAULTY]
+    above = [all(number["fa", f] > number["mean", f] + LARGER for number in (near, mean)) for f in FAULTY]
     return [
         Claim(
             "C2",
-            "the values of workers have a spike near 1 under the optimal subspace, and none under the mean gradient",
-            f"share of v_i >= {SPIKE:g}: {_against(near, 'fa', 'mean')}; mean v_i: {_against(mean, 'fa', 'mean')};"
-            f" asked for: both larger by more than {CLOSE:g}",
+            "a spike near 1 under the carefully chosen subspace, as opposed to the unit mean gradient",
+            f"share of v_i >= {SPIKE:g}: {_against(near, 'fa', 'mean')}; mean v_i: {_against(mean, 'fa', 'mean')}."
+            f" Control, the span of m workers at random: share {_against(near, 'fa', 'any')}; mean"
+            f" {_against(mean, 'fa', 'any')}. Control of one dimension: mean {_against(mean, 'fa_one', 'mean')}",
             verdict(above, testable),
-        ),
-        Claim(
-            "C2",
-            "it is the careful choice of the subspace that increases the value of workers",
-            f"against the span of m workers at random: share of v_i >= {SPIKE:g}: {_against(near, 'fa', 'any')};"
-            f" mean v_i: {_against(mean, 'fa', 'any')}; m = 1 against the mean: {_against(mean, 'fa_one', 'mean')};"
-            f" asked for: the first two larger by more than {CLOSE:g}",
-            verdict(chosen, testable),
         ),
     ]
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.claims import CLOSE, LEARNED, Claim, Lead, accuracies, lead, lengths, mean, verdict
+from fa.experiments.claims import LEARNED, Claim, Lead, accuracies, lead, lengths, mean, verdict
 from fa.experiments.curves import draw_panels
 from fa.experiments.own import enter, known, sent
+from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
 from fa.experiments.style import PAPER_RULES, READING
 
@@ -42,33 +43,40 @@ def draw(table: DataFrame, title: str) -> Figure:
     return draw_panels(table, "batch", "B", f"f = 3 faulty workers send {sent(table)}; {READING}\n{title}")
 
 
-def claims(table: DataFrame, chance: float) -> list[Claim]:
-    """C5: FA's lead over the best other rule with larger minibatches, and whether it grows with them.
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """Judge C5: FA's lead over the best other rule with larger minibatches, and whether it grows with them.
 
-    Sizes at which neither learned anything have no lead. Where the sizes have not the same number of iterations, the
-    size alone is not what was tried, and a lead that grows is no more than a part of the second claim.
+    Sizes at which neither learned anything have no lead. Where the numbers of iterations differ, the size is not the
+    only change, and growth cannot be tested.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies closer than this are equal.
     """
     table = known(table)
     final = accuracies(table, "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
-    apart = [its for its in leads if max(mean(its.ours), mean(its.theirs)) > LEARNED * chance]
-    larger = [its for its in apart if its is not leads[0]]
-    grows = [after.margin > before.margin + CLOSE for before, after in pairwise(apart)]
-    alike, told = lengths(table, "batch")
+    apart = [each for each in leads if max(mean(each.ours), mean(each.theirs)) > LEARNED * chance]
+    larger = [each for each in apart if each is not leads[0]]
+    grows = [after.margin > before.margin + margin for before, after in pairwise(apart)]
+    alike, counts = lengths(table, "batch")
     few = "" if len(apart) == len(leads) else f"; more than {LEARNED:g} times chance is learned at {_named(apart)}"
     return [
         Claim(
             "C5",
             "with larger batch sizes FA achieves a significantly better accuracy than the other rules",
             "final accuracy " + "; ".join(map(str, leads)) + few,
-            verdict([its.better() for its in larger], bool(larger)),
+            verdict([each.better(margin) for each in larger], bool(larger)),
         ),
         Claim(
             "C5",
             "marginal utility of larger batches: FA gains on the others as they grow",
-            "FA's accuracy less the best other rule's: " + ", ".join(its.tested for its in leads) + f"; {told}{few}",
-            verdict(grows if alike else [*grows, False], bool(grows)),
+            "FA's accuracy less the best other rule's: "
+            + ", ".join(each.tested for each in leads)
+            + f"; {counts}{few}",
+            verdict(grows, alike and bool(grows)),
         ),
     ]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, lengths, mean, shown, verdict
+from fa.experiments.claims import NEAR, Claim, accuracies, lead, learned, lengths, mean, shown, verdict
 from fa.experiments.curves import draw_panels
 from fa.experiments.own import enter, known, sent
+from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
 from fa.experiments.style import PAPER_RULES, READING
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 NAME = "fig06bcd_more_workers"
 WORKERS = (11, 13, 15)
+CEILING = "Mean, f = 0"
 _PAPER = {11: 1080, 13: 915, 15: 1050}  # iterations, in the released code
 
 
@@ -27,6 +29,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
     keys = (*PAPER_RULES, *enter(rules))
     iterations = {p: {"iterations": _PAPER[p]} if profile == "paper" else {} for p in WORKERS}
     grid = [Case(key, 2, {"workers": p} | iterations[p]) for p in WORKERS for key in keys]
+    grid.append(Case("mean", 0, {"workers": 15} | iterations[15], called=CEILING))
     return make_study(NAME, profile, grid, out, seeds, **given)
 
 
@@ -35,32 +38,40 @@ def draw(table: DataFrame, title: str) -> Figure:
     return draw_panels(table, "workers", "p", f"f = 2 faulty workers send {sent(table)}; {READING}\n{title}")
 
 
-def claims(table: DataFrame, chance: float) -> list[Claim]:
-    """C7: whether FA keeps up with the best other rule at every p, and does not lose by more workers.
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """Judge C7: whether FA stays near the mean without Byzantine workers at every p, and loses nothing as p grows.
 
-    As in Figure 5, the second is shown in part at the most where the runs are not of one length.
+    As in Figure 5, the second cannot be tested where the numbers of iterations differ.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies closer than this are equal.
     """
     table = known(table)
+    ceiling = accuracies(table[table["f"] == 0], "workers")["mean", 15]
+    table = table[table["f"] > 0]
     final = accuracies(table, "workers")
     counts = sorted(set(table["workers"]))
     leads = [lead(final, p, "p") for p in counts]
     ours = [mean(final["fa", p]) for p in counts]
-    keeps = [after > before - CLOSE for before, after in pairwise(ours)]
+    keeps = [after > before - margin for before, after in pairwise(ours)]
     testable = learned(final, chance)
-    alike, told = lengths(table, "workers")
+    alike, iterations = lengths(table, "workers")
     return [
         Claim(
             "C7",
-            "FA possesses strong resilience for reasonable choices of p: none of the other rules is better",
-            "final accuracy " + "; ".join(map(str, leads)),
-            verdict([lead.margin > -CLOSE for lead in leads], testable),
+            "FA possesses strong resilience for reasonable choices of p",
+            f"final accuracy {'; '.join(map(str, leads))}; {CEILING} and p = 15: {shown(ceiling)}; asked for: at most"
+            f" {NEAR:g} below that",
+            verdict([accuracy >= mean(ceiling) - NEAR for accuracy in ours], testable),
         ),
         Claim(
             "C7",
             "marginal utility of additional workers: FA loses nothing as p grows with f fixed",
             "FA's final accuracy: "
             + ", ".join(f"p = {p}: {shown(final['fa', p])}" for p in counts)
-            + ("" if alike else f"; {told}"),
-            verdict(keeps if alike else [*keeps, False], testable),
+            + ("" if alike else f"; {iterations}"),
+            verdict(keeps, testable and alike),
         ),
     ]

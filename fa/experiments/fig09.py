@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
-from fa.experiments.claims import LEARNED, Claim, learned, mean, verdict
+from fa.experiments.claims import NEAR, Claim, learned, mean, shown, verdict
 from fa.experiments.curves import draw_line, finish
 from fa.experiments.own import sent
 from fa.experiments.paths import recipe
@@ -25,12 +25,14 @@ CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # p and f; the last is the text
 ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
 CALLS = 20  # of a rule that are timed
 RULES = ("fa", "mean")
+CEILING = "Mean, p = 15, f = 0"
 
 
 def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
     """The runs of Figure 9; settings that are given, and not None, replace the profile's."""
     iterations = dict(zip((15, 30, 60), ITERATIONS.get(profile, (1, 1, 1)), strict=True))
     grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]
+    grid.append(Case("mean", 0, {"workers": 15, "iterations": iterations[15]}, called=CEILING))
     own: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
     if profile == "paper":  # as in the released code; the paper's text does not say what the Byzantine workers do here
         own |= {"attack": "none", "augmentation": read(recipe("lv")).options}
@@ -45,7 +47,7 @@ def server_times(study: Study) -> DataFrame:
     import pandas
 
     rows = []
-    for cell in {cell.case.columns["workers"]: cell for cell in study.cells}.values():
+    for cell in {cell.case.columns["workers"]: cell for cell in study.cells if cell.variant == "fa"}.values():
         G = record(cell.config, at=(1,))[1]
         for name in RULES:
             variant = style.VARIANTS[name]
@@ -69,8 +71,10 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
     for (p, f), colour, marker in zip(CROWDS, style.ramp(len(CROWDS)), "osD^", strict=True):
         rows = table[(table["workers"] == p) & (table["f"] == f)]
         draw_line(left, rows, f"p = {p}, f = {f}", colour, marker)
+    ceiling = style.VARIANTS["mean"]
+    draw_line(left, table[table["variant"] == "mean"], CEILING, ceiling.colour, ceiling.marker, (1, 1))
     finish(left)
-    left.legend(title="FA", loc="lower right")
+    left.legend(title="FA, and the mean", loc="lower right")
     for name in RULES:
         look, rows = style.VARIANTS[name], times[times["rule"] == name]
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
@@ -81,17 +85,26 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
 
 
 def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
-    """C10: whether FA learns at every size; with what an aggregation costs."""
-    last = last_points(table).groupby(["workers", "f"])["test_accuracy"].apply(list)
-    final = {(p, f): last[p, f] for p, f in CROWDS}
+    """Judge C10: whether FA comes near the mean without Byzantine workers at every size.
+
+    Args:
+        table: The curves, one row a point.
+        times: Milliseconds of an aggregation by number of workers and rule, which are reported beside it.
+        chance: Accuracy of guessing.
+    """
+    last = last_points(table).groupby(["variant", "workers", "f"])["test_accuracy"].apply(list)
+    final = {(p, f): last["fa", p, f] for p, f in CROWDS}
+    ceiling = last["mean", 15, 0]
     costs = times[times["rule"] == "fa"].set_index("workers")["milliseconds"]
-    measured = ", ".join(f"p = {p}, f = {f}: {mean(values):.3f}" for (p, f), values in final.items())
+    measured = ", ".join(f"p = {p}, f = {f}: {shown(values)}" for (p, f), values in final.items())
     spent = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())
+    near = [mean(values) >= mean(ceiling) - NEAR for values in final.values()]
     return [
         Claim(
             "C10",
-            "FA is feasible for larger setups, with up to 60 workers and 14 faulty ones",
-            f"final accuracy {measured}; one aggregation {spent}",
-            verdict([mean(values) > LEARNED * chance for values in final.values()], learned(final, chance)),
+            "FA is feasible for larger setups, with up to 60 workers and 14 Byzantine ones",
+            f"final accuracy {measured}; {CEILING}: {shown(ceiling)}; asked for: at most {NEAR:g} below; one"
+            f" aggregation {spent}",
+            verdict(near, learned({"mean": ceiling}, chance)),
         )
     ]

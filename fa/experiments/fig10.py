@@ -14,6 +14,7 @@ from fa.experiments.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.cost import svd_steps
 from fa.experiments.curves import finish
 from fa.experiments.own import enter, known, look, own_of, sent
+from fa.experiments.profiles import MARGIN
 from fa.experiments.reaching import races, targets, told, won
 from fa.experiments.recording import record
 from fa.experiments.study import Case, Names, Place, Results, Seeds, Study, last_points, make_study
@@ -155,7 +156,7 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     axes.invert_yaxis()
 
 
-def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) -> list[Claim]:
+def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """C11 in its three parts, and C12, where bytes are iterations times 8 p n: each worker is sent n numbers of four
     bytes, and sends as many, whatever the rule.
     """
@@ -186,13 +187,13 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float) 
             "C11",
             "with more wall-clock time to spare FA converges to a better state: all iterations finished",
             f"final accuracy, {its}",
-            verdict([its.better()], testable),
+            verdict([its.better(margin)], testable),
         ),
         Claim(
             "C12",
             "simultaneous improvements in communication efficiency and accuracy",
             f"megabytes, {megabytes:.2f} an iteration, to {told(iterations, '{:.1f}', megabytes)}; final accuracy,"
             f" {its}",
-            verdict([bool(iterations) and all(won(iterations)), its.better()], testable),
+            verdict([bool(iterations) and all(won(iterations)), its.better(margin)], testable),
         ),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,6 +77,8 @@ def provenance(results: Results) -> dict[str, Any]:
         "command": _command(study),
         "runs": {study.store.key(config): json.loads(config.to_json()) for config in study.configs},
         "gaps": study.gaps,
+        "unfinished": list(study.unfinished),
+        "seeds": _fewest_seeds(study),
         "commit": _commit(),
         "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(results.seconds, 1),
@@ -83,6 +86,11 @@ def provenance(results: Results) -> dict[str, Any]:
         "versions": _distinct(run["versions"] for run in results.descriptions),
         "hardware": _distinct(run["hardware"] for run in results.descriptions),
     }
+
+
+def _fewest_seeds(study: Study) -> int:
+    """The number of seeds of the case that has fewest."""
+    return min(Counter(str(cell.case) for cell in study.cells).values())
 
 
 def _command(study: Study) -> str | None:
@@ -96,7 +104,10 @@ def _command(study: Study) -> str | None:
     attacks = [attack for attack in {config.attack for config in study.configs} if attack not in usual]
     if len(attacks) == 1:
         entered["attack"] = attacks[0]
-    if not set(module.study(study.profile, **entered).configs) <= set(study.configs):
+    whole = set(module.study(study.profile, **entered).configs)
+    if study.unfinished and set(study.configs) <= whole:
+        return f"fa reproduce --profile {study.profile} --finished {study.name}"
+    if not whole <= set(study.configs):
         return None
     words = [f"fa reproduce --profile {study.profile} {study.name}", *(f"--rule {rule}" for rule in rules)]
     return " ".join(words + [f"--attack {attack}" for attack in attacks])

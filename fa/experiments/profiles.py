@@ -43,6 +43,13 @@ PROFILES = MappingProxyType(
 )
 
 
+MARGIN = 0.02
+"""The least margin: accuracies closer than this are equal. docs/claims.md says how the margins were measured."""
+
+MARGINS = MappingProxyType({"smoke": MARGIN, "quick": MARGIN, "cpu": MARGIN, "paper": 0.04})
+"""The margin by profile: twice the standard deviation of the final accuracy over repetitions, and at least MARGIN."""
+
+
 def settings(profile: str, **given: Any) -> dict[str, Any]:
     """The settings of a profile, with those that are given (not None) in their place."""
     check_one_of("profile", profile, tuple(PROFILES))

@@ -3,7 +3,7 @@
 They should be some that FA and the best other rule both reach, or one of them has no time at all: so shares of the way
 from chance to the lower one's best. At the whole of it whoever ends lower is late by the choice alone, and a small
 share tells of the beginning; so there are three, and a claim that holds at some of them holds in part. An accuracy at
-which nothing is learned yet is none of them, and another rule is there once it is within CLOSE.
+which nothing is learned yet is none of them. The same accuracy is asked of all rules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from fa.experiments.claims import CLOSE, LEARNED
+from fa.experiments.claims import LEARNED
 from fa.experiments.style import RIVALS, VARIANTS
 
 if TYPE_CHECKING:
@@ -70,10 +70,10 @@ def reached(table: DataFrame, accuracy: float, column: str = "iteration") -> dic
 
 
 def _race(table: DataFrame, accuracy: float, column: str) -> Race:
-    others = reached(table, accuracy - CLOSE, column)
-    rival = min((key for key in RIVALS if key in others), key=lambda key: others[key], default=None)
-    ours = reached(table, accuracy, column).get("fa")
-    return Race(accuracy, ours, rival, None if rival is None else others[rival])
+    times = reached(table, accuracy, column)
+    rival = min((key for key in RIVALS if key in times), key=lambda key: times[key], default=None)
+    ours = times.get("fa")
+    return Race(accuracy, ours, rival, None if rival is None else times[rival])
 
 
 def _means(table: DataFrame) -> DataFrame:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fa.checks import require
-from fa.experiments.claims import CLOSE, LEARNED, LEVEL
+from fa.experiments.claims import HOLDS, IN_PART, LEARNED, LEVEL, NOT, UNTESTABLE
+from fa.experiments.profiles import MARGIN, MARGINS
 
 
 class Statement(NamedTuple):
@@ -40,6 +41,25 @@ STATEMENTS = {
     "C16": Statement("a quantised SVD is accurate enough to offload to a switch", "theory07"),
 }
 """The paper's claims, numbered as in the figures' own tables."""
+
+REPRODUCED = {HOLDS: "reproduced", IN_PART: "in part", NOT: "not reproduced", UNTESTABLE: "not testable"}
+"""A verdict on theory, or on three seeds of the paper's size."""
+
+ONE_RUN = {
+    HOLDS: "one run: holds",
+    IN_PART: "one run: in part",
+    NOT: "one run: does not hold",
+    UNTESTABLE: "not testable",
+}
+"""A verdict on one seed of the paper's size."""
+
+REDUCED = {
+    HOLDS: "holds here",
+    IN_PART: "holds here in part",
+    NOT: "does not hold here",
+    UNTESTABLE: "not testable here",
+}
+"""A verdict on runs that are smaller than the paper's, which can neither reproduce a claim nor fail to."""
 
 FAMILIES = ("fig", "supp", "extra")  # in this order: what the paper has, what its supplement adds, what we asked
 
@@ -92,15 +112,15 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
     return [
         f"# What reproduces, at profile {profile}",
         "",
-        "What the paper says, what the runs of this profile say, and the verdict, which follows from the numbers by a"
-        " rule fixed in the code (`claims` in fa/experiments; of C16's last part, from an argument). Written by `fa"
-        " report`; every figure names the command that draws it again.",
+        "The table has each claim of the paper, what was measured, and the verdict. A verdict follows from the numbers"
+        " by the rules of [docs/claims.md](../../docs/claims.md), which were fixed beforehand. `fa report` writes this"
+        " page; each figure names the command that draws it again.",
         "",
-        "A statement about several cases is reproduced if it holds in all of them, and in part if in some."
-        f" {CLOSE:g} of accuracy is no difference unless another number is told as asked for. Where FA is said to be"
-        f" better than others and there are several seeds, a paired t test must say so at {LEVEL:g} as well; one seed"
-        " allows no test, and then a verdict is about these runs. Where nothing has more than"
-        f" {LEARNED:g} times the accuracy of chance, nothing can be told by accuracy.",
+        *_about_size(profile),
+        "",
+        f'Accuracies closer than {MARGINS.get(profile, MARGIN):g} are equal. With two seeds or more, "better" also'
+        f" needs a paired t test at level {LEVEL:g}. Where no run exceeds {LEARNED:g} times the accuracy of chance, accuracy"
+        " cannot tell rules apart. A statement about several cases holds in part if it holds in some of them.",
         *_about_settings(figures),
         "",
         "| | the paper | measured here | figure | verdict |",
@@ -110,6 +130,15 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         *_findings(figures),
         *(line for figure in figures for line in _section(figure)),
         *(line for notebook in theory for line in _short_section(notebook)),
+    ]
+
+
+def _about_size(profile: str) -> list[str]:
+    if profile == "paper":
+        return ["These runs have the paper's settings. A verdict on one seed says so: it allows no test over seeds."]
+    return [
+        "These runs are smaller than the paper's. They show what holds at this size, and can neither reproduce a claim"
+        " nor fail to."
     ]
 
 
@@ -129,6 +158,22 @@ def _claims(figures: list[dict[str, Any]]) -> list[str]:
         for number, said in STATEMENTS.items()
     }
     return [line for number, said in untested.items() for line in rows.get(number, [said])]
+
+
+def worded(verdict: str, figure: dict[str, Any]) -> str:
+    """Return a verdict in the words of the size that it was reached at.
+
+    Args:
+        verdict: One of the constants of `fa.experiments.claims`.
+        figure: The provenance of the figure or notebook that has the claim.
+    """
+    if figure["figure"].startswith("theory"):
+        words = REPRODUCED
+    elif figure["profile"] != "paper":
+        words = REDUCED
+    else:
+        words = REPRODUCED if figure.get("seeds", 1) > 1 else ONE_RUN
+    return words.get(verdict, verdict)
 
 
 def _findings(figures: list[dict[str, Any]]) -> list[str]:
@@ -155,7 +200,13 @@ def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
         name = figure["figure"]
         for claim in figure["claims"]:
             link = f"[{name.partition('_')[0]}](#{name})"
-            cells = (claim["number"], claim["words"], claim["measured"], link, f"**{claim['verdict']}**")
+            cells = (
+                claim["number"],
+                claim["words"],
+                claim["measured"],
+                link,
+                f"**{worded(claim['verdict'], figure)}**",
+            )
             row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
             rows.setdefault(claim["number"], []).append(row)
     return rows

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from fa import custom
@@ -14,7 +15,7 @@ from fa.data.registry import REGISTRY
 from fa.experiments import style
 from fa.experiments.own import look, replaced
 from fa.experiments.paths import figures
-from fa.experiments.profiles import settings
+from fa.experiments.profiles import MARGINS, settings
 from fa.experiments.store import Record, RunStore
 from fa.experiments.sweep import Outcome, shard, sweep
 from fa.rules import make_rule
@@ -93,6 +94,7 @@ class Study:
     processes: bool = False  # whether workers are processes of their own, else simulated; their records lie apart
     spread: str = " (line: their mean; band: their range)"  # how several seeds are shown
     attack: str | None = None  # what the faulty workers send, where that is not what the figure has them send
+    unfinished: tuple[str, ...] = ()  # cases that are not shown since their runs are not finished
 
     @property
     def configs(self) -> list[TrainConfig]:
@@ -131,10 +133,34 @@ class Study:
         descriptions = tuple(outcome.record.description for outcome in outcomes if outcome.record is not None)
         return Results(self, {outcome.config: outcome for outcome in outcomes}, seconds, descriptions)
 
+    def finished(self) -> Study:
+        """Return the study of the runs that are finished, which names those that are not.
+
+        Raises:
+            ValueError: No run is finished.
+        """
+        cells = tuple(cell for cell in self.cells if self.store.find(cell.config) is not None)
+        require(bool(cells), "finished", True, f"False as long as no run is in {self.store.root}")
+        seen = {(str(cell.case), cell.config.seed) for cell in cells}
+        missing: dict[str, list[int]] = {}
+        for cell in self.cells:
+            if (str(cell.case), cell.config.seed) not in seen:
+                missing.setdefault(str(cell.case), []).append(cell.config.seed)
+        shown = {str(cell.case) for cell in cells}
+        names = [
+            f"{case} (seed {', '.join(map(str, seeds))})" if case in shown else case for case, seeds in missing.items()
+        ]
+        return replace(self, cells=cells, unfinished=tuple(names))
+
     @property
     def chance(self) -> float:
         """The test accuracy of guessing."""
         return 1 / REGISTRY[self.cells[0].config.dataset].classes
+
+    @property
+    def margin(self) -> float:
+        """Accuracies of this profile that are closer than this are equal."""
+        return MARGINS[self.profile]
 
     def title(self) -> str:
         """The settings that all runs share, how seeds are shown, and what is left out: for the figure's title."""
@@ -148,7 +174,8 @@ class Study:
         shown = f"seed{'s' * several} {', '.join(map(str, seeds))}{self.spread * several}"
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.gaps.values())
         gaps = "".join(f"\nleft out: {reason}" for reason in reasons)
-        return f"{task}; {counts}{attack}, {steps}, {shown}{gaps}"
+        unfinished = f"not run yet: {'; '.join(self.unfinished)}" if self.unfinished else ""
+        return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{gaps}", *wrap(unfinished, 120)])
 
     def _all(self, setting: str) -> str:
         """The values that the cases have of a setting, in their order, as in 64/128/192."""

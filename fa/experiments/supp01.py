@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import fig04, style
 from fa.experiments.claims import Claim
 from fa.experiments.own import enter
+from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def draw(table: DataFrame, title: str) -> Figure:
     return fig04.draw(table, title)
 
 
-def claims(table: DataFrame, chance: float) -> list[Claim]:
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """As Figure 4's, said to be of these images."""
-    return [replace(claim, measured=f"Tiny ImageNet, {claim.measured}") for claim in fig04.claims(table, chance)]
+    return [
+        replace(claim, measured=f"Tiny ImageNet, {claim.measured}") for claim in fig04.claims(table, chance, margin)
+    ]

@@ -39,8 +39,9 @@ class Choice:
     """What a rule decides about the q columns it sees: their weights (q,), or a statistic of the columns it takes.
 
     `coefficients` (q, m) give the basis Y of a rule that has one; `columns` are those it takes (None: all), or
-    `combinations` (q, k) the weighted sums of columns on which the statistic is computed; `reason` is why not the others. Where Y leaves the span of the gradients, `direction` (n,) is the result and `values` the
-    explained variances of the finite workers.
+    `combinations` (q, k) the weighted sums of columns on which the statistic is computed; `reason` is why not the
+    others. Where Y leaves the span of the gradients, `direction` (n,) is the result and `values` the explained
+    variances of the finite workers.
     """
 
     weights: Float64[np.ndarray, " q"] | None = None

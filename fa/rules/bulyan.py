@@ -9,10 +9,11 @@ from typing import ClassVar
 
 from fa.checks import check_one_of
 from fa.gram import Gram
+from fa.irls import READINGS as FORMULATIONS
+from fa.irls import Reading as Formulation
 from fa.rules.base import Choice, Rule, Statistic
 from fa.rules.coordinate import median
 from fa.selection import bulyan_selection, released_bulyan_averages
-from fa.irls import READINGS as FORMULATIONS, Reading as Formulation
 
 
 @dataclass(frozen=True, kw_only=True)
