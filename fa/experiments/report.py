@@ -119,8 +119,8 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         *_about_size(profile),
         "",
         f'Accuracies closer than {MARGINS.get(profile, MARGIN):g} are equal. With two seeds or more, "better" also'
-        f" needs a paired t test at level {LEVEL:g}. Where no run exceeds {LEARNED:g} times the accuracy of chance, accuracy"
-        " cannot tell rules apart. A statement about several cases holds in part if it holds in some of them.",
+        f" needs a paired t test at level {LEVEL:g}. Where no run exceeds {LEARNED:g} times the accuracy of chance,"
+        " accuracy cannot tell rules apart. A statement about several cases holds in part if it holds in some of them.",
         *_about_settings(figures),
         "",
         "| | the paper | measured here | figure | verdict |",
