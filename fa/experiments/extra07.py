@@ -37,7 +37,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) ->
         (UNIT, "mean_unit", FAULTY, longer, {}),
         (CEILING, "mean", 0, {}, {}),
         (FA_SLOWER, "fa_default", FAULTY, slower, {}),
-        (CHOSEN, "fa", FAULTY, {}, {"before": ("krum",)}),
+        (CHOSEN, "fa", FAULTY, {}, {"preaggregators": ("krum",)}),
     )
     grid = [Case(key, f, settings, options, (SEED,), label) for label, key, f, settings, options in cases]
     return make_extra(NAME, profile, grid, out, seeds, **given)

@@ -19,10 +19,10 @@ class Variant:
     dashes: tuple[int, ...] = ()
 
 
-_PRINTED = (("before", ()),)
-_RELEASED = (("reading", "released"),)
+_PRINTED = (("preaggregators", ()),)
+_RELEASED = (("formulation", "released"),)
 _RELEASED_BULYAN = (("formulation", "released"),)
-_UNIT = (("before", ("unit",)),)
+_UNIT = (("preaggregators", ("unit",)),)
 
 VARIANTS = MappingProxyType(
     {
@@ -48,10 +48,10 @@ PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trim
 RIVALS = (*PAPER_RULES[1:], "mean")
 """Whom FA has to be better than: the paper's other rules, and no defence at all."""
 
-READINGS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", "mean")
+FA_VARIANTS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", "mean")
 """FA as released, as printed and by default, Bulyan as printed, and the controls that show what protects."""
 
-READING = "FA is the released code's reading"
+FA_FORMULATION = "FA is the released code's formulation"
 """For the titles of figures whose "FA" is that."""
 
 HONEST, FAULTY = "#1c2833", "#8c3200"

@@ -9,8 +9,7 @@ from typing import ClassVar
 
 from fa.checks import check_one_of
 from fa.gram import Gram
-from fa.irls import READINGS as FORMULATIONS
-from fa.irls import Reading as Formulation
+from fa.irls import FORMULATIONS, Formulation
 from fa.rules.base import Choice, Rule, Statistic
 from fa.rules.coordinate import median
 from fa.selection import bulyan_selection, released_bulyan_averages
