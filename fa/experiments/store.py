@@ -16,7 +16,7 @@ from typing import Any
 
 from fa import custom
 from fa.data.registry import REGISTRY
-from fa.training import layout
+from fa.training import record_schema
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
 
@@ -42,11 +42,11 @@ class Record:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """config.json: the configuration, versions, hardware, seconds; of whatever layout, as it is written now."""
+        """config.json: the configuration, versions, hardware, seconds."""
         try:
-            return layout.read(json.loads((self.folder / "config.json").read_text()))
-        except layout.NewerRecord as error:
-            raise layout.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
+            return record_schema.read(json.loads((self.folder / "config.json").read_text()))
+        except record_schema.NewerRecord as error:
+            raise record_schema.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
 
     def check(self) -> None:
         """Raise DamagedRecord unless every file is as the manifest has it, NewerRecord where it is not ours to read."""
@@ -148,7 +148,7 @@ class RunStore:
                 described = json.loads(path.read_text())
             except (OSError, ValueError):  # a damaged record: named where its own configuration is asked for
                 continue
-            if not isinstance(described, dict):
+            if not isinstance(described, dict) or described.get("schema_version") != record_schema.SCHEMA_VERSION:
                 continue
             found.append(
                 _flat(
