@@ -128,7 +128,8 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (newer / "config.json").write_text(json.dumps(described | {"schema_version": 99}))
     del described["config"]["byzantine"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))
-    later = f": it is by a later release of fa (schema_version 99; this one knows {SCHEMA_VERSION}): update fa, or take another folder"
+    later = f": it is by a later release of fa (schema_version 99; this one knows {SCHEMA_VERSION}): update fa, "
+    later += "or take another folder"
     for folder, message in (
         (newer, later),
         (tmp_path / "run", " must hold a run's records as they were written; 'byzantine' is amiss"),

@@ -16,6 +16,9 @@ from fa.experiments import store
 from fa.experiments.store import Record, RunStore
 from fa.training import CurvePoint, Run, TrainConfig, WorkerRow, record_schema
 
+FIGURES = Path(__file__).parents[1] / "figures"
+COMMITTED = sorted(FIGURES.glob("*/records*"))
+PROVENANCE = sorted(path for path in FIGURES.glob("*/*.json") if "runs" in json.loads(path.read_text()))
 CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=2, batch=4)
 
 
@@ -102,27 +105,21 @@ def rewritten(record: Record, change: Callable[[dict[str, Any]], object]) -> Non
     (record.folder / store.MANIFEST).write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("lacks", [("layout",), ("layout", "seconds_of"), ("layout", "seconds_of", "backend")])
-def test_every_layout_there_was_is_read_as_the_last(runs: RunStore, lacks: tuple[str, ...]) -> None:
-    """Records are of commits on the way here: without the seconds' parts, and without the backend before that."""
-    written = runs.save(finished())
-    rewritten(written, lambda described: [described.pop(name) for name in lacks])
-    record = runs.find(CONFIG)
-    assert record is not None
-    assert record.description["layout"] == record_schema.SCHEMA_VERSION
-    assert record.description["backend"] == {"name": "simulate"}
-    assert record.description["seconds_of"] == {}
-    assert record.description["config"]["rule"] == "mean"
+@pytest.mark.parametrize("version", [3, None, True, "4"])
+def test_a_record_of_another_schema_is_refused(runs: RunStore, version: object) -> None:
+    record = runs.save(finished())
+    rewritten(record, lambda described: described.update(schema_version=version))
+    with pytest.raises(ValueError, match=rf"^schema_version\b.*{record_schema.SCHEMA_VERSION}.*{version!r}"):
+        Record(record.folder).check()
 
 
-def test_a_layout_to_come_is_one_more_conversion(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs.save(finished())
-    monkeypatch.setattr(layout, "SCHEMA_VERSION", record_schema.SCHEMA_VERSION + 1)
-    renaming = {3: lambda record: record | {"minutes": record["seconds"] / 60}}
-    monkeypatch.setattr(layout, "CONVERSIONS", layout.CONVERSIONS | renaming)
-    record = runs.find(CONFIG)
-    assert record is not None
-    assert (record.description["layout"], record.description["minutes"]) == (4, 1 / 60)
+@pytest.mark.parametrize("name", ["config", "backend", "seconds_of", "data_checksum", "threads", "final_accuracy"])
+@pytest.mark.parametrize("value", [None, []])
+def test_a_record_without_one_of_its_parts_is_refused(runs: RunStore, name: str, value: object) -> None:
+    record = runs.save(finished())
+    rewritten(record, lambda described: described.update({name: value}))
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        Record(record.folder).check()
 
 
 @pytest.mark.parametrize("name", ["schema_version", "record_version"])
@@ -139,11 +136,34 @@ def test_a_record_of_a_later_release_is_neither_read_nor_replaced(runs: RunStore
     assert [path.name for path in runs.root.iterdir()] == [record.folder.name]
 
 
-def test_committed_records_are_read() -> None:
-    folders = sorted((Path(__file__).parents[1] / "figures" / "cpu" / "records").glob("*/config.json"))
-    for path in folders:
-        Record(path.parent).check()
-    assert folders
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: "-".join(folder.parts[-2:]))
+def test_committed_records_are_found_by_their_own_configurations(folder: Path) -> None:
+    records = RunStore(folder)
+    configs = {path.parent: described_config(path) for path in folder.glob("*/config.json")}
+    assert set(configs) == set(folder.iterdir())
+    for path, config in configs.items():
+        record = records.find(config)
+        assert record is not None
+        assert record.folder == path
+        record.check()
+        assert TrainConfig.from_json(json.dumps(record.description["config"])) == config
+
+
+def test_some_records_are_committed() -> None:
+    assert {folder.name for folder in COMMITTED} == {"records", "records-rpc"}
+
+
+def described_config(path: Path) -> TrainConfig:
+    """The configuration in a config.json."""
+    return TrainConfig.from_json(json.dumps(json.loads(path.read_text())["config"]))
+
+
+@pytest.mark.parametrize("path", PROVENANCE, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_committed_figure_names_its_runs_by_their_keys(path: Path) -> None:
+    runs = json.loads(path.read_text())["runs"]
+    configs = [TrainConfig.from_json(json.dumps(config)) for config in runs.values()]
+    assert list(runs) == [RunStore(path.parent).key(config) for config in configs]
+    assert list(runs.values()) == [json.loads(config.to_json()) for config in configs]
 
 
 def test_a_record_of_another_process_that_was_faster_stays(runs: RunStore) -> None:

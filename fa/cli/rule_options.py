@@ -13,12 +13,12 @@ OPTIONS = {
     "a": (float, "FA: the root in the objective."),
     "tol": (float, "FA: stop when the objective falls by less."),
     "max_iter": (int, "FA: iterations at most."),
-    "formulation": (str, "FA: 'paper' or 'released'."),
+    "formulation": (str, "FA: formula of the direction, 'paper' or 'released'."),
     "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'."),
     "keep": (int, "Multi-Krum: gradients that are kept."),
     "preaggregators": (
         str,
-        "Steps before the rule, by commas: 'unit', 'krum,median_norm', 'byzfl:ARC', ...; 'none' for none.",
+        "Pre-aggregators, separated by commas: 'unit', 'krum,median_norm', 'byzfl:ARC', ...; 'none' for none.",
     ),
 }
 """Type and help by name."""

@@ -43,7 +43,7 @@ _SIZES = {"smoke": {"at": 2, "batch": 4}, "quick": {"at": 10, "batch": 32}}
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be chosen: p workers, f of them faulty, what these send; FA's m, lambda, a and formulation; the plane."""
+    """What can be chosen: p workers, f of them faulty, what these send; FA's m, lambda, a, formulation; the plane."""
 
     p: int = 15
     f: int = 3
@@ -81,8 +81,8 @@ class Scene:
     `points` (p, 2) are the gradients, and the first landing is FA's; `refused` says which rules do not serve so many
     workers, and why. `values` (p,) are FA's v_i, `shares` (p,) its weights times the norms, over the sum of their
     sizes. `history` is eq. 5, smoothed, after each step of IRLS, of which FA takes `steps`; `objective` is eq. 5 at
-    FA's Y (off that course for the released formulation with lam > 0, which weighs the pairs in another way), and `bound`
-    what no Y goes below.
+    FA's Y (off that course for the released formulation with lam > 0, which weighs the pairs in another way), and
+    `bound` what no Y goes below.
     """
 
     setting: Setting

@@ -1,5 +1,5 @@
-"""Extra 1: what makes FA work: its formulations, the division by the norm, m, the number of steps, lambda; and where, if
-anywhere, its subspace is better than the plain mean of gradients that are all of one norm.
+"""Extra 1: what makes FA work: its formulations, the division by the norm, m, the number of steps, lambda; and where,
+if anywhere, its subspace is better than the plain mean of gradients that are all of one norm.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Record:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """config.json: the configuration, versions, hardware, seconds; of whatever layout, as it is written now."""
+        """config.json: the configuration, versions, hardware, seconds."""
         try:
             return record_schema.read(json.loads((self.folder / "config.json").read_text()))
         except record_schema.NewerRecord as error:
@@ -148,7 +148,7 @@ class RunStore:
                 described = json.loads(path.read_text())
             except (OSError, ValueError):  # a damaged record: named where its own configuration is asked for
                 continue
-            if not isinstance(described, dict):
+            if not isinstance(described, dict) or described.get("schema_version") != record_schema.SCHEMA_VERSION:
                 continue
             found.append(
                 _flat(

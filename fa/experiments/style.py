@@ -21,13 +21,12 @@ class Variant:
 
 _PRINTED = (("preaggregators", ()),)
 _RELEASED = (("formulation", "released"),)
-_RELEASED_BULYAN = (("formulation", "released"),)
 _UNIT = (("preaggregators", ("unit",)),)
 
 VARIANTS = MappingProxyType(
     {
         "fa": Variant("FA", "fa", "#0173b2", "o", _RELEASED),
-        "bulyan": Variant("Bulyan", "bulyan", "#de8f05", "s", _RELEASED_BULYAN),
+        "bulyan": Variant("Bulyan", "bulyan", "#de8f05", "s", _RELEASED),
         "multi_krum": Variant("Multi-Krum", "multi_krum", "#029e73", "D"),
         "median": Variant("Median", "median", "#d55e00", "^"),
         "meamed": Variant("MeaMed", "meamed", "#cc78bc", "v"),

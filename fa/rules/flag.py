@@ -24,10 +24,10 @@ class FlagAggregator(Rule):
 
     formulation="released" is what the authors' released code computes: unit gradients, one step from equal weights, d =
     (1/m) sum_i Y Y^T g_i/||g_i||, the pairs' terms not divided by D_ij and their factor squared. The formula as
-    printed lets a gradient count by its length; `preaggregators=("median_norm",)`, the default of the paper's formulation here, is
-    what makes the rule robust, and `preaggregators=()` is the formula. `max_iter` is 5 if not given; the released formulation
-    admits 1 only. With regularizer="l1" or "rows" (lam > 0) Y leaves the span of the gradients: the decision has no
-    weights but the direction itself, and `max_iter` counts proximal steps.
+    printed lets a gradient count by its length. `preaggregators=("median_norm",)`, the default of formulation="paper",
+    makes the rule robust; `preaggregators=()` is the formula. `max_iter` is 5 if not given, and 1 as released. With
+    regularizer="l1" or "rows" (lam > 0) Y leaves the span of the gradients: the decision has no weights
+    but the direction itself, and `max_iter` counts proximal steps.
     """
 
     m: int | None = DEFAULTS.m

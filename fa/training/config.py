@@ -42,7 +42,7 @@ class TrainConfig:
     rule_options: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
     workers: int = 15
     byzantine: int = 3  # the first ranks, as in the released code
-    f: int | None = None  # the f that the rule is told; None: the true one
+    f: int | None = None  # the f that the rule tolerates; None: byzantine
     attack: str = "random"
     iterations: int = 300
     batch: int = 128  # images per worker and iteration, or with `accumulate` per backward pass
@@ -121,7 +121,7 @@ class TrainConfig:
 
     @property
     def rule_f(self) -> int:
-        """The f that the rule is told."""
+        """The f that the rule tolerates."""
         return self.byzantine if self.f is None else self.f
 
     @property

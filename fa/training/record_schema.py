@@ -1,0 +1,70 @@
+"""Schema of a record's config.json.
+
+`RECORD_VERSION` counts changes of the numbers that a configuration gives. `SCHEMA_VERSION` counts changes of what is
+written about a run: its keys, and the names of settings. Only records of the present versions are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from fa.checks import require
+from fa.training.config import RECORD_VERSION
+
+SCHEMA_VERSION = 4
+"""Version that is written, and the only one that is read."""
+
+_VERSIONS = MappingProxyType({"schema_version": SCHEMA_VERSION, "record_version": RECORD_VERSION})
+
+_OBJECTS = ("config", "versions", "hardware", "backend", "seconds_of")
+_NUMBERS = ("threads", "seconds", "final_accuracy")
+_STRINGS = ("data_checksum",)
+
+
+class NewerRecord(ValueError):
+    """A record of a later release, which this one must neither read nor replace."""
+
+
+def read(described: Any) -> dict[str, Any]:
+    """Check what config.json holds.
+
+    Args:
+        described: The parsed config.json.
+
+    Returns:
+        The same description as a dict.
+
+    Raises:
+        NewerRecord: A later release wrote the record.
+        ValueError: An earlier release wrote it, or it does not describe a run.
+    """
+    require(isinstance(described, Mapping), "config.json", described, "a run's description")
+    _check_versions(described)
+    for names, kind, requirement in (
+        (_OBJECTS, Mapping, "an object"),
+        (_NUMBERS, int | float, "a number"),
+        (_STRINGS, str, "a string"),
+    ):
+        for name in names:
+            require(isinstance(described.get(name), kind), f"{name} of config.json", described.get(name), requirement)
+    return dict(described)
+
+
+def _check_versions(described: Mapping[str, Any]) -> None:
+    """Refuse newer versions first: a later release may have changed everything else."""
+    for name, supported in _VERSIONS.items():
+        version = described.get(name)
+        if _is_integer(version) and version > supported:
+            raise NewerRecord(
+                f"it is by a later release of fa ({name} {version}; this one knows {supported}): update fa"
+            )
+    for name, supported in _VERSIONS.items():
+        version = described.get(name)
+        current = _is_integer(version) and version == supported
+        require(current, name, version, f"{supported}: an earlier release's run must be done again")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
