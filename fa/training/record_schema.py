@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeGuard
 
 from fa.checks import require
 from fa.training.config import RECORD_VERSION
@@ -66,5 +66,5 @@ def _check_versions(described: Mapping[str, Any]) -> None:
         require(current, name, version, f"{supported}: an earlier release's run must be done again")
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
