@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fa.layers._gradient import accumulator, refuse_create_graph
-from fa.layers.layout import from_rows, plain, to_rows
+from fa.layers.layout import empty_rows, from_rows, in_rows, plain, to_rows
 
 _SIDE = 4  # pixels; on larger maps torch's convolutions are as fast
 _CHANNELS = 16  # below which a matrix product is too thin
@@ -47,12 +47,13 @@ class _Convolution(torch.autograd.Function):
         x, w = to_rows(images), _channels_last(weight)
         (H, B, W, _), (out, height, width, _) = x.shape, w.shape
         sizes = (H + 2 * padding[0] - height) // stride[0] + 1, (W + 2 * padding[1] - width) // stride[1] + 1
-        y = x.new_zeros(sizes[0], B, sizes[1], out)
+        output = empty_rows(x, (B, out, *sizes)).zero_()
+        y = to_rows(output)
         for patch, column, taps in _products(x, y, w, stride, padding):
             column.addmm_(patch, taps.t())
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return from_rows(y)
+        ctx.stride, ctx.padding, ctx.rows = stride, padding, in_rows(images)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -70,7 +71,13 @@ class _Convolution(torch.autograd.Function):
                 target = dw = torch.zeros_like(weight, memory_format=_format(weight))
             for patch, column, taps in _products(x, dy, _channels_last(target), ctx.stride, ctx.padding):
                 taps.addmm_(column.t(), patch)
-        return None if dx is None else from_rows(dx), dw, None, None
+        return None if dx is None else _in_order(dx, ctx.rows), dw, None, None
+
+
+def _in_order(rows: Tensor, keep: bool) -> Tensor:
+    """Return (H, B, W, C) as a batch (B, C, H, W), copied to channels-last order unless `keep`."""
+    images = from_rows(rows)
+    return images if keep else images.contiguous(memory_format=torch.channels_last)
 
 
 def _channels_last(weight: Tensor) -> Tensor:

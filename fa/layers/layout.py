@@ -25,6 +25,15 @@ def in_rows(images: Tensor) -> bool:
     return images.permute(2, 0, 3, 1).is_contiguous()
 
 
+def empty_rows(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Allocate a batch (B, C, H, W) in the memory order (H, B, W, C).
+
+    It is not a view: autograd copies the gradients of views that are changed in place.
+    """
+    B, C, H, W = shape
+    return like.new_empty_strided(shape, (W * C, 1, B * W * C, C))
+
+
 def plain(*tensors: Tensor) -> bool:
     """Return whether the fast computations take these tensors: float32 on the CPU, outside of torch's transforms."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
