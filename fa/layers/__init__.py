@@ -1,4 +1,4 @@
-"""Layers that compute what torch's layers compute in less time on a CPU, for models on small maps.
+"""Layers that compute what torch's layers compute, in less time, for small maps on a CPU.
 
 torch's convolutions work on every tap of a kernel. On maps of 1 x 1 and 2 x 2, which ResNet-18 has for images of
 32 x 32, most taps meet only padding, and torch's weight gradients are 5 to 30 times slower than a matrix product.
@@ -14,10 +14,7 @@ from torch import nn
 from fa.layers.batch_norm import BatchNorm2d
 from fa.layers.convolution import Conv2d
 
-__all__ = ["LAYERS", "accelerate"]
-
-LAYERS = ("torch", "fast")
-"""Names of the two kinds of layers that a run can have."""
+__all__ = ["accelerate"]
 
 _FASTER: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: Conv2d,
@@ -30,8 +27,9 @@ _Model = TypeVar("_Model", bound=nn.Module)
 def accelerate(model: _Model) -> _Model:
     """Replace the layers of a model by faster ones, in place.
 
-    Convolution weights are moved to channels-last order. Parameters, buffers, hooks and the names in the state dict stay. Each layer decides at run time, from the input,
-    whether the fast computation applies, and calls torch's otherwise. Gradients equal torch's up to rounding.
+    Convolution weights are moved to channels-last order. Parameters, buffers, hooks and the names in the state dict
+    stay. Each layer decides at run time, from the input, whether the fast computation applies, and calls torch's
+    otherwise. Gradients equal torch's up to rounding.
     Subclasses of torch's layers stay as they are.
 
     Args:

@@ -26,7 +26,7 @@ def _accumulates(parameter: Tensor) -> bool:
     """Return whether the running backward pass ends in p.grad."""
     node = torch.autograd.graph.get_gradient_edge(parameter).node
     try:
-        return bool(torch._C._will_engine_execute_node(node))  # type: ignore[attr-defined]
+        return bool(torch._C._will_engine_execute_node(node))
     except RuntimeError:  # raised for leaves under torch.autograd.grad
         return False
 

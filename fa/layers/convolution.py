@@ -25,7 +25,7 @@ class Conv2d(nn.Conv2d):
         if not self._applies(input):
             return super().forward(input)
         stride, padding = cast(tuple[int, int], self.stride), cast(tuple[int, int], self.padding)
-        output = cast(Tensor, _Convolution.apply(input, self.weight, stride, padding))  # type: ignore[no-untyped-call]
+        output = cast(Tensor, _Convolution.apply(input, self.weight, stride, padding))
         return output if self.bias is None else output + self.bias[:, None, None]
 
     def _applies(self, images: Tensor) -> bool:
@@ -37,8 +37,8 @@ class Conv2d(nn.Conv2d):
         return small and min(self.weight.shape[:2]) >= _CHANNELS and images.shape[1] == self.in_channels
 
     def _output(self, images: Tensor) -> list[int]:
-        sizes = zip(images.shape[2:], self.kernel_size, self.stride, self.padding, strict=True)
-        return [(size + 2 * int(padding) - kernel) // stride + 1 for size, kernel, stride, padding in sizes]
+        sizes = zip(images.shape[2:], self.kernel_size, self.stride, cast(tuple[int, int], self.padding), strict=True)
+        return [(size + 2 * padding - kernel) // stride + 1 for size, kernel, stride, padding in sizes]
 
 
 class _Convolution(torch.autograd.Function):
@@ -91,9 +91,7 @@ def _format(weight: Tensor) -> torch.memory_format:
     return torch.preserve_format if last else torch.channels_last
 
 
-def _products(
-    x: Tensor, y: Tensor, w: Tensor, stride: tuple[int, int], padding: tuple[int, int]
-) -> Iterator[_Product]:
+def _products(x: Tensor, y: Tensor, w: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Iterator[_Product]:
     """Split a convolution into matrix products `column += patch @ taps.T`.
 
     Each product stands for one row of the kernel and one column of the output. Neighbouring taps of the row are

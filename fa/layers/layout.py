@@ -36,6 +36,6 @@ def empty_rows(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
 
 def plain(*tensors: Tensor) -> bool:
     """Return whether the fast computations take these tensors: float32 on the CPU, outside of torch's transforms."""
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
