@@ -16,7 +16,7 @@ from fa.checks import require
 from fa.cli.places import Place, address, compute, from_environment
 from fa.cli.rule_options import rule_options, take
 from fa.sampling import SAMPLINGS, SPLITS
-from fa.training.config import PRECISIONS, TrainConfig
+from fa.training.config import LAYERS, PRECISIONS, TrainConfig
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
@@ -43,6 +43,7 @@ _SETTINGS = {
     "batch": (int, "Images per worker and iteration."),
     "accumulate": (int, "Backward passes a gradient, of --batch images each."),
     "precision": (click.Choice(PRECISIONS), "Of the forward pass; gradients and server are float32."),
+    "layers": (click.Choice(LAYERS), "Implementation of a model's layers; the gradients are equal up to rounding."),
     "lr": (float, "Learning rate."),
     "momentum": (float, "Momentum of SGD; the released code's is 0.9."),
     "worker_momentum": (float, "Momentum that workers keep and send, beta."),

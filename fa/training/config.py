@@ -18,6 +18,7 @@ RECORD_VERSION = 1
 """Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
 
 PRECISIONS = ("float32", "bfloat16")
+LAYERS = ("torch", "fast")
 
 Option = bool | int | float | str | None | tuple["Option", ...]
 """A rule's option: what JSON can hold, with tuples for lists so that it can be hashed."""
@@ -69,6 +70,7 @@ class TrainConfig:
     worker_momentum: Real = 0.0  # beta: workers send m_t = beta m_(t-1) + (1 - beta) g_t
     precision: str = "float32"  # of the forward pass; with "bfloat16" parameters, gradients and server stay float32
     accumulate: int = 1  # backward passes whose gradients' mean a worker sends: a larger minibatch in the same memory
+    layers: str = "torch"  # torch's, or those of fa.layers, whose gradients equal torch's up to rounding
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
@@ -98,6 +100,7 @@ class TrainConfig:
         self._check_alpha()
         check_one_of("augmented", self.augmented, ("faulty", "all"))
         check_one_of("precision", self.precision, PRECISIONS)
+        check_one_of("layers", self.layers, LAYERS)
         said = bool(self.augmentation) or self.augmented == "faulty"
         require(said, "augmented", self.augmented, "'faulty' where there is no augmentation")
 
@@ -158,7 +161,7 @@ class TrainConfig:
         return cls(**record)
 
 
-_LATER = ("evaluate_every", "validation", "split", "alpha", "worker_momentum", "precision", "accumulate")
+_LATER = ("evaluate_every", "validation", "split", "alpha", "worker_momentum", "precision", "accumulate", "layers")
 """Settings that once there were not."""
 
 _LEAST_INTEGER = {"accumulate": 1, "workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}

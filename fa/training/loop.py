@@ -16,6 +16,7 @@ from fa.attacks import make_attack
 from fa.checks import ConditionError, check_integer
 from fa.data import Dataset
 from fa.devices import find_device
+from fa.layers import accelerate
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.timing import Parts
 from fa.training.checkpoint import EVERY, Checkpoint, State
@@ -70,6 +71,8 @@ def train(
         dataset = data_of(config)
         own_images(config, dataset)
         model = models.build(config.model, *dataset.shape, seed=config.seed).to(device)
+        if config.layers == "fast":
+            accelerate(model)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
         used = torch.get_num_threads()

@@ -10,6 +10,7 @@ import torch
 
 from fa import models
 from fa.attacks import make_attack
+from fa.layers import accelerate
 from fa.network.chunks import send
 from fa.training.config import TrainConfig
 from fa.training.flat import flatten
@@ -34,6 +35,8 @@ def _work(rank: int, host: str, sender: socket.socket) -> None:
     config = TrainConfig.from_json(star.ask(server.describe))
     dataset = data_of(config)
     model = models.build(config.model, *dataset.shape, seed=config.seed)
+    if config.layers == "fast":
+        accelerate(model)
     parameters = flatten(model)
     gradient = torch.zeros_like(parameters)
     worker = Worker(rank, model, dataset, config, gradient, own_images(config, dataset).get(rank))

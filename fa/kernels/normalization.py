@@ -1,0 +1,107 @@
+"""Batch normalisation on the CPU: compiled loops over a matrix (N, C) of images' pixels by channels.
+
+Sums over the N rows are float32 within groups of rows and float64 over the groups. Groups and chunks have fixed sizes,
+so that a result does not depend on the number of threads.
+"""
+
+import numpy as np
+
+from fa.kernels.cpu import jit, share
+
+_GROUP = 16  # rows that are added in float32
+_CHUNK = 64 * _GROUP  # rows a thread takes at a time
+
+
+def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and variance (divided by N) of each column of x (N, C), float64."""
+    return _moments(x)
+
+
+def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    shift = x[0].copy()  # near the mean, which saves the variance from cancellation
+    sums = _sums(x, x, shift, True) / len(x)
+    return shift + sums[0], np.maximum(sums[1] - sums[0] ** 2, 0)
+
+
+def product_sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Return the sums over rows of y and of y (x - shift), (2, C) float64, of x and y (N, C) and shift (C,)."""
+    return _sums(x, y, shift, False)
+
+
+def affine(x: np.ndarray, shift: np.ndarray, scale: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    """Write (x - shift) scale + bias to `out`, (N, C); the others are (C,) float32."""
+    share(lambda t, threads: _affine(x, shift, scale, bias, out, t, threads), x.size)
+
+
+def affine_pair(
+    y: np.ndarray,
+    scale: np.ndarray,
+    x: np.ndarray,
+    shift: np.ndarray,
+    slope: np.ndarray,
+    bias: np.ndarray,
+    out: np.ndarray,
+) -> None:
+    """Write y scale + (x - shift) slope + bias to `out`, (N, C); x and y are (N, C), the others (C,) float32."""
+    share(lambda t, threads: _affine_pair(y, scale, x, shift, slope, bias, out, t, threads), x.size)
+
+
+def _sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray, square: bool) -> np.ndarray:
+    parts = np.zeros((-(-len(x) // _CHUNK), 2, x.shape[1]))
+    loop = _square_chunks if square else _product_chunks
+    share(lambda t, threads: loop(x, y, shift, parts, t, threads), x.size)
+    total: np.ndarray = parts.sum(axis=0)
+    return total
+
+
+@jit
+def _square_chunks(x, y, shift, parts, t, threads):
+    N, C = x.shape
+    first, second = np.empty(C, np.float32), np.empty(C, np.float32)
+    for chunk in range(t, len(parts), threads):
+        for start in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK), _GROUP):
+            first[:] = 0
+            second[:] = 0
+            for i in range(start, min(N, start + _GROUP)):
+                for c in range(C):
+                    difference = x[i, c] - shift[c]
+                    first[c] += difference
+                    second[c] += difference * difference
+            for c in range(C):
+                parts[chunk, 0, c] += first[c]
+                parts[chunk, 1, c] += second[c]
+
+
+@jit
+def _product_chunks(x, y, shift, parts, t, threads):
+    N, C = x.shape
+    first, second = np.empty(C, np.float32), np.empty(C, np.float32)
+    for chunk in range(t, len(parts), threads):
+        for start in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK), _GROUP):
+            first[:] = 0
+            second[:] = 0
+            for i in range(start, min(N, start + _GROUP)):
+                for c in range(C):
+                    first[c] += y[i, c]
+                    second[c] += y[i, c] * (x[i, c] - shift[c])
+            for c in range(C):
+                parts[chunk, 0, c] += first[c]
+                parts[chunk, 1, c] += second[c]
+
+
+@jit
+def _affine(x, shift, scale, bias, out, t, threads):
+    N, C = x.shape
+    for chunk in range(t, -(-N // _CHUNK), threads):
+        for i in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK)):
+            for c in range(C):
+                out[i, c] = (x[i, c] - shift[c]) * scale[c] + bias[c]
+
+
+@jit
+def _affine_pair(y, scale, x, shift, slope, bias, out, t, threads):
+    N, C = x.shape
+    for chunk in range(t, -(-N // _CHUNK), threads):
+        for i in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK)):
+            for c in range(C):
+                out[i, c] = y[i, c] * scale[c] + (x[i, c] - shift[c]) * slope[c] + bias[c]

@@ -1,0 +1,37 @@
+"""Weight gradients that are added to p.grad where they are computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def accumulator(parameter: Tensor) -> Tensor | None:
+    """Return the p.grad of convolution weights if a backward pass may add to it directly, else None.
+
+    It must be in channels-last order.
+    It may not if the gradient goes somewhere else (`torch.autograd.grad`), or if a hook has to see it.
+    """
+    gradient = parameter.grad
+    if gradient is None or not parameter.is_leaf or gradient.requires_grad:
+        return None
+    if gradient.dtype != parameter.dtype or not gradient.permute(0, 2, 3, 1).is_contiguous():
+        return None
+    if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        return None
+    return gradient if _accumulates(parameter) else None
+
+
+def _accumulates(parameter: Tensor) -> bool:
+    """Return whether the running backward pass ends in p.grad."""
+    node = torch.autograd.graph.get_gradient_edge(parameter).node
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # raised for leaves under torch.autograd.grad
+        return False
+
+
+def refuse_create_graph() -> None:
+    """Raise ValueError in a backward pass that autograd is to differentiate again."""
+    if torch.is_grad_enabled():
+        raise ValueError("create_graph must be False with fast layers, got True. Use the layers 'torch'.")
