@@ -15,6 +15,7 @@ from fa.experiments.claims import Claim
 from fa.experiments.paths import figures, project
 from fa.experiments.study import Results, Study
 from fa.experiments.style import VARIANTS
+from fa.training.config import TrainConfig
 from fa.training.records import hardware, versions
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "profile": study.profile,
         "settings": study.title(),
         "command": _command(study),
-        "runs": {study.store.key(config): json.loads(config.to_json()) for config in study.configs},
+        "runs": dict(_run(results, config) for config in study.configs),
         "gaps": study.gaps,
         "unfinished": list(study.unfinished),
         "seeds": _fewest_seeds(study),
@@ -86,6 +87,14 @@ def provenance(results: Results) -> dict[str, Any]:
         "versions": _distinct(run["versions"] for run in results.descriptions),
         "hardware": _distinct(run["hardware"] for run in results.descriptions),
     }
+
+
+def _run(results: Results, config: TrainConfig) -> tuple[str, dict[str, Any]]:
+    """Return the key and the configuration of the run that a figure shows for a configuration."""
+    outcome = results.outcomes.get(config)
+    if outcome is None or outcome.record is None:  # its run is not kept
+        return results.study.store.key(config), json.loads(config.to_json())
+    return outcome.record.folder.name, outcome.record.description["config"]
 
 
 def _fewest_seeds(study: Study) -> int:

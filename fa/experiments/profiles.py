@@ -14,7 +14,7 @@ from typing import Any
 from fa.checks import check_one_of
 
 _EMBEDDED = {"dataset": "mnist-mini", "model": "convnet", "sampling": "random", "momentum": 0.9}
-_CIFAR = {"dataset": "cifar10", "model": "resnet18", "sampling": "cycled", "momentum": 0.9}
+_CIFAR = {"dataset": "cifar10", "model": "resnet18", "sampling": "cycled", "momentum": 0.9, "layers": "fast"}
 
 PROFILES = MappingProxyType(
     {

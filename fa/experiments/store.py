@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,17 @@ class RunStore:
         return self.root / f".{self.key(config)}.checkpoint"
 
     def find(self, config: TrainConfig) -> Record | None:
-        """The finished run of this configuration, if it is there and whole."""
-        own = self._whole(config)
-        return self._beside.find(config) if own is None and self._beside is not None else own
+        """Return the finished run of this configuration, if it exists and is whole.
+
+        A run with torch's layers stands for one with the fast layers, from which it differs in rounding only.
+        """
+        for same in dict.fromkeys((config, replace(config, layers="torch"))):
+            record = self._whole(same)
+            if record is None and self._beside is not None:
+                record = self._beside.find(same)
+            if record is not None:
+                return record
+        return None
 
     def _whole(self, config: TrainConfig) -> Record | None:
         record = Record(self.root / self.key(config))
