@@ -4,14 +4,17 @@
 
 Both sides compute every worker's gradient (attack "none"). The bare side has the model as it was built, the minibatches
 ready, and lets autograd allocate the gradients; the simulator draws its minibatches, seeds dropout, and writes into G.
+The simulator's lines come with torch's layers and with those of `fa.layers`; "fast layers" is the bare side with those.
 "bare, channels last" is the bare side with the model in the memory layout that the simulator's parameters have.
-Of a ratio, the median over the rounds is printed, and the quartiles.
+Data set "noise" is random images of CIFAR-10's shape, which need no download. With --keep-freed the process keeps the
+memory that it frees, as those of `fa train` do. Of a ratio, the median over the rounds is printed, and the quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -21,10 +24,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fa import models
-from fa.data import load
+from fa.data import Dataset, load
+from fa.layers import accelerate
+from fa.memory import keep_freed
 from fa.training import TrainConfig
 from fa.training.flat import flatten
 from fa.training.simulation import Simulation
+
+
+def noise() -> Dataset:
+    """Make a data set of random images, of the shape of CIFAR-10's."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 10, (50_000,), generator=generator)
+    halves = (0.5, 0.5, 0.5)
+    return Dataset("noise", images, labels, images[:1000], labels[:1000], 10, halves, halves, True, "")
 
 
 def bare(model: nn.Module, minibatches: list[tuple[Tensor, Tensor]]) -> Callable[[], None]:
@@ -43,11 +57,14 @@ def milliseconds(work: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def report(name: str, times: list[float], reference: list[float]) -> None:
-    ratios = [own / other for own, other in zip(times, reference, strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    median = statistics.median(times)
-    print(f"{name:22s} {median:9.1f} ms   ratio to bare, channels last {middle:.3f} ({low:.3f} to {high:.3f})")
+def report(name: str, times: dict[str, list[float]]) -> None:
+    """Print a side's median time, and its ratios to both of the bare sides."""
+    line = f"{name:22s} {statistics.median(times[name]):9.1f} ms"
+    for reference in ("bare", "bare, channels last"):
+        ratios = [time / other for time, other in zip(times[name], times[reference], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        line += f"   ratio to {reference} {middle:.3f} ({low:.3f} to {high:.3f})"
+    print(line)
 
 
 def main() -> None:
@@ -58,22 +75,29 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--keep-freed", action="store_true")
     given = parser.parse_args()
+    if given.keep_freed:
+        keep_freed()
     torch.set_num_threads(given.threads)
 
     config = TrainConfig(
         dataset=given.dataset, model=given.model, workers=given.workers, byzantine=0, attack="none", batch=given.batch
     )
-    dataset = load(config.dataset)
+    dataset = noise() if config.dataset == "noise" else load(config.dataset)
     model = models.build(config.model, *dataset.shape, seed=config.seed)
     plain, last = copy.deepcopy(model), copy.deepcopy(model).to(memory_format=torch.channels_last)
-    parameters = flatten(model)
+    alone, fast = accelerate(copy.deepcopy(model)), accelerate(copy.deepcopy(model))
+    parameters, fast_parameters = flatten(model), flatten(fast)
     simulation = Simulation(model, dataset, config, parameters)
+    fast_simulation = Simulation(fast, dataset, dataclasses.replace(config, layers="fast"), fast_parameters)
     minibatches = [worker.minibatch(0) for worker in simulation.workers]
     sides: dict[str, Callable[[], object]] = {
         "bare": bare(plain, minibatches),
         "bare, channels last": bare(last, minibatches),
+        "fast layers": bare(alone, minibatches),
         "simulator": lambda: simulation.gradients(0, parameters),
+        "simulator, fast layers": lambda: fast_simulation.gradients(0, fast_parameters),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for done in range(given.rounds + 1):
@@ -82,8 +106,8 @@ def main() -> None:
             if done:  # the first round warms up
                 times[name].append(spent)
     print(f"{given.model}, p = {given.workers}, B = {given.batch}, {given.threads} threads: one iteration's gradients")
-    for name, own in times.items():
-        report(name, own, times["bare, channels last"])
+    for name in times:
+        report(name, times)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ def test_a_saved_run_is_found_and_read_back(runs: RunStore) -> None:
         {"validation": 0.2},
         {"precision": "bfloat16"},
         {"accumulate": 2},
+        {"layers": "fast"},
     ],
 )
 def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, change: dict) -> None:

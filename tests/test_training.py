@@ -378,7 +378,7 @@ def test_bfloat16_is_near_float32_and_its_gradients_and_server_are_float32(data:
 
 
 def test_one_pass_in_float32_is_said_of_no_configuration() -> None:
-    assert {"precision", "accumulate"}.isdisjoint(json.loads(SMALL.to_json()))  # whose hash is what it was
+    assert {"precision", "accumulate", "layers"}.isdisjoint(json.loads(SMALL.to_json()))  # whose hash is what it was
     changed = replace(SMALL, precision="bfloat16", accumulate=2)
     assert TrainConfig.from_json(changed.to_json()) == changed
 

@@ -14,10 +14,6 @@ _CHUNK = 64 * _GROUP  # rows a thread takes at a time
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and variance (divided by N) of each column of x (N, C), float64."""
-    return _moments(x)
-
-
-def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     shift = x[0].copy()  # near the mean, which saves the variance from cancellation
     sums = _sums(x, x, shift, True) / len(x)
     return shift + sums[0], np.maximum(sums[1] - sums[0] ** 2, 0)
