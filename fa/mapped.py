@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from fa.checks import require
+from fa.utils.files import new_file
 
 _NPY = b"\x93NUMPY"
 _SAFETENSORS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -199,9 +200,8 @@ def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
     """
     head = _head(path, like, n)
     require(not path.is_dir(), "the name of the result", str(path), "that of a file; there is a folder of that name")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     size = len(head) + n * like.dtype.itemsize
-    try:
+    with new_file(path) as unfinished:
         try:
             _reserve(unfinished, head, size)
         except OSError as error:
@@ -211,9 +211,6 @@ def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
             ) from error
         numbers = np.memmap(unfinished, np.uint8, "r+", offset=len(head))
         yield torch.from_numpy(numbers).view(like.dtype)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _reserve(path: Path, head: bytes, size: int) -> None:

@@ -12,6 +12,7 @@ import click
 
 from fa.checks import require
 from fa.cli.own import rule_option
+from fa.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from fa.bench.cases import Row
@@ -82,15 +83,16 @@ def _write(out: Path, rows: Sequence[Row], device: str) -> None:
 
     from fa.bench.cases import as_records
     from fa.bench.draw import draw
+    from fa.experiments.figure import save_png
     from fa.training.records import hardware, versions
 
     threads = torch.get_num_threads()
     about: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "threads": threads}
-    (out / "bench.json").write_text(json.dumps(about | {"rows": as_records(rows)}, indent=1) + "\n")
+    write_atomically(out / "bench.json", json.dumps(about | {"rows": as_records(rows)}, indent=1) + "\n")
     where = (
         f"{threads} thread{'s' * (threads > 1)} of {about['hardware']['cpu']}"
         if device == "cpu"
         else about["hardware"]["device"]
     )
-    draw(rows, f"float32, medians, {where}").savefig(out / "bench.png", dpi=150, metadata={"Software": None})
+    save_png(draw(rows, f"float32, medians, {where}"), out / "bench.png")
     click.echo(f"{out / 'bench.json'} and {out / 'bench.png'} written")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fa.checks import require
 from fa.experiments.claims import CLOSE, LEARNED, LEVEL
+from fa.utils.files import write_atomically
 
 
 class Statement(NamedTuple):
@@ -54,10 +55,7 @@ def write(folder: Path) -> Path:
     require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
     text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
     for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
-        path = folder / name
-        unfinished = path.with_suffix(path.suffix + ".tmp")
-        unfinished.write_text(content)
-        unfinished.replace(path)
+        write_atomically(folder / name, content)
     return folder / "REPORT.md"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from fa.checks import check_real, require
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.flat import Buffers
 from fa.training.records import CurvePoint, WorkerRow
+from fa.utils.files import new_file, temporary
 
 EVERY = 300.0  # seconds from one checkpoint to the next
 
@@ -50,7 +50,12 @@ class Checkpoint:
         self.path = Path(os.path.abspath(path))
         require(not self.path.is_dir(), "checkpoint", str(self.path), "a file")
         require(self.path.parent.is_dir(), "checkpoint", str(self.path), "a file in a folder that is there")
-        self._beside().unlink()  # before any work is done for which there is no place
+        trial = temporary(self.path.parent)  # before any work is done for which there is no place
+        try:
+            trial.touch()
+            trial.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._every = every
         self._last = time.monotonic()
 
@@ -110,17 +115,9 @@ class Checkpoint:
         if momenta:
             arrays["momenta"] = torch.stack(list(momenta)).cpu().numpy()
         said = json.dumps(vars(state) | {"identity": self._identity})  # floats so that they are read back bit for bit
-        making = self._beside()
         try:
-            try:
-                with making.open("wb") as file:
-                    np.savez(file, allow_pickle=False, said=np.frombuffer(said.encode(), np.uint8), **arrays)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(making, self.path)
-            except BaseException:
-                making.unlink()
-                raise
+            with new_file(self.path) as unfinished, unfinished.open("wb") as file:
+                np.savez(file, allow_pickle=False, said=np.frombuffer(said.encode(), np.uint8), **arrays)
         except OSError as error:
             raise self._unwritable(error) from error
         self._last = time.monotonic()
@@ -128,15 +125,6 @@ class Checkpoint:
     def remove(self) -> None:
         """The run is kept elsewhere by now."""
         self.path.unlink(missing_ok=True)
-
-    def _beside(self) -> Path:
-        """A new file in the same folder."""
-        try:
-            fd, making = tempfile.mkstemp(prefix=".making-", dir=self.path.parent)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        os.close(fd)
-        return Path(making)
 
     def _unwritable(self, error: OSError) -> ValueError:
         return ValueError(f"checkpoint must be a file that can be written ({error}); it is {self.path}")
