@@ -78,11 +78,14 @@ def test_an_outcome_tells_the_rules_options() -> None:
     assert str(Outcome(replace(config, rule_options=(("before", ()),)), None, "why")).startswith("fa (before none), ")
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_progress_is_told_in_lines_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa.bars.LINES", 0.0)
     sweep(configs(1), RunStore(tmp_path), jobs=1)
-    assert "1 of 1 runs" in capsys.readouterr().out
+    assert "1 of 1 runs" in capsys.readouterr().err
     sweep(configs(1), RunStore(tmp_path), jobs=1)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
 
 
 def test_large_runs_share_the_memory_and_a_gpu_serves_one(monkeypatch: pytest.MonkeyPatch) -> None:

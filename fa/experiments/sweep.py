@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from fa import custom
+from fa.bars import reporter
 from fa.checks import check_integer
 from fa.data.registry import check_present
-from fa.experiments.progress import reporter
 from fa.experiments.store import Record, RunStore, clean_up
 from fa.memory import keep_freed
 from fa.training import children
@@ -78,13 +78,15 @@ def sweep(
         check_present(dataset)
     failures: dict[TrainConfig, str] = {}
     clean_up(store.root)
-    with reporter(progress and bool(missing)) as report:
-        report(len(records) - len(missing), len(records), "")
+    if progress and missing:
+        print(f"{len(missing)} runs to do, {len(records) - len(missing)} are finished", flush=True)
+    with reporter("runs", progress and bool(missing)) as report:
+        report(len(records) - len(missing), len(records), str)
         runs = _in_turn(missing, store) if processes else _run_all(missing, store.root, jobs or _jobs_that_fit(missing))
         for outcome in runs:
             records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
             done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
-            report(done, len(records), str(outcome))
+            report(done, len(records), outcome.__str__)
     return [Outcome(config, records[config], failures.get(config, "")) for config in configs]
 
 
