@@ -16,7 +16,7 @@ OPTIONS = {
     "reading": (str, "FA: 'paper' or 'released'."),
     "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'."),
     "keep": (int, "Multi-Krum: gradients that are kept."),
-    "before": (str, "Steps before the rule, by commas: 'unit', 'krum,median_norm', 'byzfl:ARC', ...; 'none' for none."),
+    "before": (str, "Steps before the rule, by commas: 'unit', 'krum,median_norm', 'arc', ...; 'none' for none."),
 }
 """Type and help by name."""
 
