@@ -46,9 +46,10 @@ def bench(
     Without --n and --p: n = 20,000, 1,000,000 and 11,181,642 with 15 workers, and 7, 30 and 60 workers at 1,000,000.
     """
     import torch
+    from rich.console import Console
 
     from fa.bench import cases
-    from fa.bench.table import lines, summary
+    from fa.bench.table import summary, table
     from fa.devices import find_device
     from fa.experiments.own import enter
 
@@ -63,12 +64,13 @@ def bench(
     if sizes or workers:
         chosen = [(n, p) for p in workers or (cases.USUAL,) for n in sizes or (cases.MIDDLE,)]
     own = enter(rules)
+    console = Console()
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []
     for found in cases.measure(chosen, device, repeats, patience, _tell, own):
         rows += found
-        click.echo("\n".join([*lines(found), ""]))
+        console.print(table(found), soft_wrap=not console.is_terminal)
     click.echo("\n".join(summary(rows)))
     if out is not None:
         _write(out, rows, device)
