@@ -64,13 +64,13 @@ def bench(
     if sizes or workers:
         chosen = [(n, p) for p in workers or (cases.USUAL,) for n in sizes or (cases.MIDDLE,)]
     own = enter(rules)
-    console = Console()
+    console = Console(width=120)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []
     for found in cases.measure(chosen, device, repeats, patience, _tell, own):
         rows += found
-        console.print(table(found), soft_wrap=not console.is_terminal)
+        console.print(table(found))
     click.echo("\n".join(summary(rows)))
     if out is not None:
         _write(out, rows, device)
