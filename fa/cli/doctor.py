@@ -67,10 +67,13 @@ def _packages(names: tuple[str, ...], cure: str) -> Iterator[Line]:
 def _processor() -> Iterator[Line]:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from fa.threads import usable_cores
+
     kind = torch.backends.cpu.get_cpu_capability()
     yield Line(
-        "cores", True, f"{usable}, of which torch uses {torch.get_num_threads()} ({kind}); OMP_NUM_THREADS=N sets it"
+        "cores",
+        True,
+        f"{usable_cores()}, of which torch uses {torch.get_num_threads()} ({kind}); OMP_NUM_THREADS=N sets it",
     )
     from fa.kernels import cpu
 

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("figure", nargs=-1)
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True, help="Size.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), help="Runs at a time; as many as cores and memory allow if left out."
-)
+@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time.  [default: number of cores]")
 @click.option("--shard", "part", metavar="I/K", help="Only every K-th run, from the I-th: for K machines.")
 @click.option("--why", is_flag=True, help="Say for each run why it will run or not, and run nothing.")
 @click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
