@@ -69,8 +69,8 @@ def _processor() -> Iterator[Line]:
 
     from fa.threads import usable_cores
 
-    threads = f"torch uses {torch.get_num_threads()} ({torch.backends.cpu.get_cpu_capability()}); OMP_NUM_THREADS=N sets it"
-    yield Line("cores", True, f"{usable_cores()}, of which {threads}")
+    kind, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    yield Line("cores", True, f"{usable_cores()}, of which torch uses {threads} ({kind}); OMP_NUM_THREADS=N sets it")
     from fa.kernels import cpu
 
     cache = Path(cpu.__file__).parent / "__pycache__"

@@ -14,8 +14,7 @@ from fa.bars import Report, reporter
 from fa.checks import require
 from fa.cli.places import Place, address, compute, from_environment
 from fa.cli.rule_options import rule_options, take
-from fa.sampling import SAMPLINGS, SPLITS
-from fa.training.config import PRECISIONS, TrainConfig
+from fa.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
@@ -27,43 +26,19 @@ _LOST = "What stands for coordinates that are lost, with udp.  [default: zero]"
 _BOARD = "Folder for TensorBoard's events: loss, accuracy, weights; with the extra `tensorboard`."
 _BACKEND = "Workers simulated in this process, or processes of their own, which are started here, or by torchrun."
 
-_SETTINGS = {
-    "rule": (str, "Aggregation rule: one of fa.RULES, FILE.py:NAME, or byzfl:NAME."),
-    "workers": (int, "Number of workers, p."),
-    "byzantine": (int, "Number of faulty workers, f: the first ranks."),
-    "assumed_byzantine": (int, "The f that the rule is told; the true one if left out."),
-    "attack": (str, "What the faulty workers send: a name in docs/training.md, FILE.py:NAME, or byzfl:NAME."),
-    "dataset": (str, "Data set."),
-    "model": (str, "convnet, resnet18 or any torchvision classifier."),
-    "iterations": (int, "Iterations."),
-    "batch": (int, "Images per worker and iteration."),
-    "accumulate": (int, "Backward passes a gradient, of --batch images each."),
-    "precision": (click.Choice(PRECISIONS), "Of the forward pass; gradients and server are float32."),
-    "lr": (float, "Learning rate."),
-    "momentum": (float, "Momentum of SGD; the released code's is 0.9."),
-    "worker_momentum": (float, "Momentum that workers keep and send, beta."),
-    "weight_decay": (float, "Weight decay of SGD."),
-    "lr_decay": (float, "Factor of the step schedule."),
-    "lr_decay_epochs": (int, "Epochs between two steps of the schedule."),
-    "evaluate_every": (int, "Iterations from one test accuracy to the next; an epoch if left out."),
-    "seed": (int, "Seed of everything random."),
-    "sampling": (click.Choice(SAMPLINGS), "Fresh minibatches, or fixed slices in turn."),
-    "validation": (float, "Share of the training images kept from training, to evaluate on in place of the test's."),
-    "split": (click.Choice(SPLITS), "Honest workers' images: from all, unequal shares of each class, or by class."),
-    "alpha": (float, "Of --split dirichlet: the smaller, the more unequal the shares."),
-    "device": (str, "cpu, cuda or cuda:N."),
-    "augmentation": (str, "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."),
-    "augmented": (str, "Whose data are augmented: those of the faulty workers, or of all."),
-}
+_TYPES = {"int": int, "Real": float}
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for name, (kind, text) in reversed(_SETTINGS.items()):
-        default = defaults.get(name)
-        note = "" if default in (None, ()) else f"  [default: {default}]"
-        flag = "--" + name.replace("_", "-")
-        command = click.option(flag, name, type=kind, default=None, help=text + note)(command)
+    """Add an option for each field of TrainConfig that has a help text."""
+    for field in reversed(dataclasses.fields(TrainConfig)):
+        if not field.metadata:
+            continue
+        choices = field.metadata["choices"]
+        kind = click.Choice(choices) if choices else _TYPES.get(str(field.type).partition(" |")[0], str)
+        note = "" if field.default in (None, ()) else f"  [default: {field.default}]"
+        flag = "--" + field.name.replace("_", "-")
+        command = click.option(flag, field.name, type=kind, help=field.metadata["help"] + note)(command)
     return command
 
 

@@ -151,10 +151,10 @@ class Checkpoint:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint: what torch.save writes, and its SHA-256 (32 bytes) behind it."""
-    with new_file(path) as unfinished:
-        torch.save(content, unfinished)
-        with unfinished.open("rb+") as file:
-            file.write(hashlib.file_digest(file, "sha256").digest())
+    with new_file(path) as unfinished, unfinished.open("wb+") as file:
+        torch.save(content, file)
+        file.seek(0)
+        file.write(hashlib.file_digest(file, "sha256").digest())
 
 
 def read(path: Path) -> dict[str, Any]:
