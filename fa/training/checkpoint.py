@@ -90,9 +90,10 @@ class Checkpoint:
                 tensor.copy_(saved)
         for momentum, saved in zip(momenta, content["momenta"], strict=True):
             momentum.copy_(saved)
-        state = State(**content["state"])
-        state.curve = [CurvePoint(*point) for point in state.curve]
-        state.workers = [WorkerRow(*row) for row in state.workers]
+        saved_state = content["state"]
+        curve = [CurvePoint(*point) for point in saved_state["curve"]]
+        workers = [WorkerRow(*row) for row in saved_state["workers"]]
+        state = State(**saved_state | {"curve": curve, "workers": workers})
         state.backends += [self._backend] if state.backends[-1:] != [self._backend] else []
         velocity = content["velocity"]
         return state, None if velocity is None else velocity.to(parameters.device)
