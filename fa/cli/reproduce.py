@@ -7,18 +7,13 @@ from pathlib import Path
 
 import click
 
-from fa.cli.own import concerned, own_options
+from fa.cli.own import concerned, study_options
 from fa.cli.places import check_device
-from fa.experiments.profiles import PROFILES
 
 
 @click.command()
 @click.argument("name", nargs=-1)
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True, help="Size.")
-@click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time.  [default: number of cores]")
-@click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
-@own_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
+@study_options
 def reproduce(
     name: tuple[str, ...],
     profile: str,
