@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -15,20 +16,17 @@ from fa.data.dataset import ARRAYS, Arrays
 from fa.utils.files import PREFIX, sync_folder
 
 
-def read(folder: Path) -> dict[str, np.ndarray]:
+def read(folder: Path, mmap_mode: Literal["r"] | None = None) -> dict[str, np.ndarray]:
     """The arrays of a folder; OSError where a file is missing, ValueError where one is truncated or no array."""
     try:
-        return {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode, allow_pickle=False) for name in ARRAYS}
     except EOFError as error:  # an empty file
         raise ValueError(str(error)) from error
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The arrays' shapes, read from the headers; raises as `read` does, also for a file shorter than its array."""
-    try:
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape for name in ARRAYS}
-    except EOFError as error:
-        raise ValueError(str(error)) from error
+    return {name: array.shape for name, array in read(folder, mmap_mode="r").items()}
 
 
 def write(folder: Path, arrays: Arrays) -> None:
