@@ -54,10 +54,10 @@ class Step:
     condition: tuple[int, int] = (0, 1)
 
 
-def mix(gram: Gram, before: Sequence[str], situation: Situation) -> Mixture:
+def mix(gram: Gram, preaggregators: Sequence[str], situation: Situation) -> Mixture:
     """The named steps, the first one first; their conditions hold."""
     mixture = Mixture(np.eye(gram.p), gram)
-    for name in before:
+    for name in preaggregators:
         factor, mixed = step(name).apply(mixture.gram, situation)
         mixture = Mixture(mixture.R @ factor, mixed)
     return mixture
@@ -65,14 +65,14 @@ def mix(gram: Gram, before: Sequence[str], situation: Situation) -> Mixture:
 
 def step(name: str) -> Step:
     """The step of that name, of STEPS."""
-    check_one_of("a step of before", name, tuple(STEPS))
+    check_one_of("preaggregators", name, tuple(STEPS))
     return STEPS[name]
 
 
-def columns(before: Sequence[str], p: int, f: int) -> list[int]:
+def columns(preaggregators: Sequence[str], p: int, f: int) -> list[int]:
     """How many columns there are before the first of these steps, p, and after each."""
     counts = [p]
-    for name in before:
+    for name in preaggregators:
         counts.append(step(name).columns(counts[-1], f))
     return counts
 

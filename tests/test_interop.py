@@ -42,7 +42,7 @@ def test_an_aggregator_is_a_rule(name: str) -> None:
     for _ in range(2):
         np.testing.assert_allclose(rule(G), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(torch.get_rng_state(), before)
-    unit = fa.make_rule(f"byzfl:{name}", f=2, before=("unit",))
+    unit = fa.make_rule(f"byzfl:{name}", f=2, preaggregators=("unit",))
     np.testing.assert_allclose(unit(5 * G), unit(G), rtol=1e-4, atol=1e-5)
 
 
@@ -114,7 +114,7 @@ def test_pre_aggregators_go_before_every_rule() -> None:
     G = unequal(19)
     G[0] = 1e6
     for name in (*fa.RULES, "byzfl:GeometricMedian"):
-        rule = fa.make_rule(name, f=2, before=("arc", "nnm"))
+        rule = fa.make_rule(name, f=2, preaggregators=("arc", "nnm"))
         assert np.linalg.norm(rule(G)) < 100
 
 

@@ -124,7 +124,7 @@ def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
     assert done.exit_code == 1
     assert done.stderr.splitlines() == [
         "fa: fig02_mean_tolerance: mean, f = 0, seed 2021: failed: ValueError: no reason",
-        "fa: fig04_byzantine_workers: fa (reading released), f = 1, seed 2021: failed: ValueError: no reason",
+        "fa: fig04_byzantine_workers: fa (formulation released), f = 1, seed 2021: failed: ValueError: no reason",
     ]
     assert "3 of 4 runs are in" in done.stdout
     assert "32 of 33 runs are in" in done.stdout

@@ -320,7 +320,7 @@ def test_the_released_codes_pairs_are_not_certified_as_the_papers():
         if lam == 0:
             assert sdp.certify(G, solution).bound > 0
         else:
-            with pytest.raises(ValueError, match=r"the solution's reading must be .*; it is 'released'"):
+            with pytest.raises(ValueError, match=r"the solution's formulation must be .*; it is 'released'"):
                 sdp.certify(G, solution)
 
 

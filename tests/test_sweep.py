@@ -73,9 +73,15 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path: Path) -> No
 
 
 def test_an_outcome_tells_the_rules_options() -> None:
-    config = TrainConfig(rule="fa", byzantine=1, rule_options=(("before", ("krum", "unit")), ("reading", "released")))
-    assert str(Outcome(config, None, "why")).startswith("fa (before krum unit, reading released), f = 1, seed ")
-    assert str(Outcome(replace(config, rule_options=(("before", ()),)), None, "why")).startswith("fa (before none), ")
+    config = TrainConfig(
+        rule="fa", byzantine=1, rule_options=(("preaggregators", ("krum", "unit")), ("formulation", "released"))
+    )
+    assert str(Outcome(config, None, "why")).startswith(
+        "fa (formulation released, preaggregators krum unit), f = 1, seed "
+    )
+    assert str(Outcome(replace(config, rule_options=(("preaggregators", ()),)), None, "why")).startswith(
+        "fa (preaggregators none), "
+    )
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(

@@ -55,11 +55,11 @@ def simulation(config: TrainConfig, data: Dataset, model: nn.Module | None = Non
 
 
 def test_config_round_trip() -> None:
-    config = TrainConfig(rule_options={"m": 8, "before": ["unit"], "lam": 0.5}, lr=1, assumed_byzantine=2)
+    config = TrainConfig(rule_options={"m": 8, "preaggregators": ["unit"], "lam": 0.5}, lr=1, f=2)
     again = TrainConfig.from_json(config.to_json())
     assert again == config
     assert hash(again) == hash(config)
-    assert again.options == {"before": ("unit",), "lam": 0.5, "m": 8}
+    assert again.options == {"preaggregators": ("unit",), "lam": 0.5, "m": 8}
 
 
 def test_config_text_depends_on_the_values_alone() -> None:
@@ -72,8 +72,8 @@ OF_ANY_TYPE = """
 import numpy as np
 from fa.training.config import TrainConfig
 
-plain = TrainConfig(workers=7, byzantine=1, assumed_byzantine=2, lr=0.5, seed=3, rule_options={"m": 4, "lam": 0.5})
-numbers = {"workers": np.int64(7), "byzantine": np.int32(1), "assumed_byzantine": np.uint8(2), "seed": np.int16(3)}
+plain = TrainConfig(workers=7, byzantine=1, f=2, lr=0.5, seed=3, rule_options={"m": 4, "lam": 0.5})
+numbers = {"workers": np.int64(7), "byzantine": np.int32(1), "f": np.uint8(2), "seed": np.int16(3)}
 odd = TrainConfig(**numbers, lr=np.float32(0.5), rule_options={"m": np.int64(4), "lam": np.float32(0.5)})
 assert odd.to_json() == plain.to_json()
 assert (odd, hash(odd)) == (plain, hash(plain))
@@ -120,7 +120,7 @@ def test_config_takes_numpys_numbers_and_refuses_other_types() -> None:
         ({"iterations": True}, "iterations must be .*; it is True"),
         ({"byzantine": 15}, "byzantine must be less than workers=15; it is 15"),
         ({"byzantine": -1}, "byzantine must be an integer of at least 0; it is -1"),
-        ({"assumed_byzantine": 15}, "assumed_byzantine must be less than workers=15; it is 15"),
+        ({"f": 15}, "f must be less than workers=15; it is 15"),
         ({"lr": 0}, "lr must be greater than 0; it is 0.0"),
         ({"lr": math.nan}, "lr must be a finite number of at least 0; it is nan"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\); it is 1.0"),
@@ -425,7 +425,9 @@ NUMBERS = {1: {"fa": (2.2891765, 0.8490588), "bulyan": (2.3063362, None)}}
 """By RECORD_VERSION: the last loss of two short runs, and the explained variance of worker 0."""
 
 
-@pytest.mark.parametrize(("rule", "options"), [("fa", {"lam": 1.0, "before": ("krum", "median_norm")}), ("bulyan", {})])
+@pytest.mark.parametrize(
+    ("rule", "options"), [("fa", {"lam": 1.0, "preaggregators": ("krum", "median_norm")}), ("bulyan", {})]
+)
 def test_numbers_change_only_with_the_record_version(rule: str, options: dict[str, Any]) -> None:
     """Else a run store would hand out records that today's code no longer gives."""
     config = TrainConfig(
@@ -481,7 +483,10 @@ def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, atta
     ("settings", "message"),
     [
         ({"rule": "krum"}, r"krum needs p >= 2f \+ 3; here p = 3 gradients and f = 1"),
-        ({"workers": 7, "rule": "bulyan", "rule_options": {"before": ("bucketing",)}}, r"bulyan needs p >= 4f \+ 3"),
+        (
+            {"workers": 7, "rule": "bulyan", "rule_options": {"preaggregators": ("bucketing",)}},
+            r"bulyan needs p >= 4f \+ 3",
+        ),
         ({"rule": "fa", "rule_options": {"m": 4}}, "m must be at most p = 3"),
         ({"workers": 7, "rule": "multi_krum", "rule_options": {"keep": 8}}, "keep must be at most p = 7"),
         ({"rule": "median", "rule_options": {"m": 3}}, "'m'"),
@@ -561,7 +566,7 @@ def test_an_error_that_is_no_condition_is_not_taken_for_divergence(monkeypatch: 
 
 def test_a_condition_that_no_longer_holds_stops_the_run() -> None:
     """Multi-Krum told of nobody faulty needs 3 gradients; NaN from 1 of 3 workers leaves 2."""
-    config = replace(SMALL, rule="multi_krum", assumed_byzantine=0)
+    config = replace(SMALL, rule="multi_krum", f=0)
     train(replace(config, attack="zero"), threads=1)
     with pytest.raises(ValueError, match=r"iteration 1: .*1 of 3 left out"):
         train(replace(config, attack="nan"), threads=1)

@@ -46,7 +46,7 @@ def _classes(kind: str) -> dict[str, type]:
 
 
 class ByzFLRule(Rule):
-    """One of ByzFL's aggregators behind this package's steps `before`; it sees the gradients themselves."""
+    """One of ByzFL's aggregators behind this package's steps `preaggregators`; it sees the gradients themselves."""
 
     theirs: ClassVar[str]
 

@@ -47,7 +47,7 @@ class TrainConfig:
     rule_options: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
     workers: int = _setting(15, "Number of workers, p.")
     byzantine: int = _setting(3, "Number of Byzantine workers, f: the first ranks.")
-    assumed_byzantine: int | None = _setting(None, "The f that the rule is told; the true one if left out.")
+    f: int | None = _setting(None, "The f that the rule is told; the true one if left out.")
     attack: str = _setting("random", "Attack: a name in docs/training.md, FILE.py:NAME, or byzfl:NAME.")
     iterations: int = _setting(300, "Number of iterations.")
     batch: int = _setting(128, "Images per worker and backward pass.")
@@ -85,7 +85,7 @@ class TrainConfig:
             self._keep(name, int, low)
         if self.evaluate_every is not None:
             self._keep("evaluate_every", int, 1)
-        for name in ("byzantine", "assumed_byzantine"):
+        for name in ("byzantine", "f"):
             value = getattr(self, name)
             if value is not None:
                 self._keep(name, int, 0)
@@ -122,9 +122,9 @@ class TrainConfig:
         return dict(self.rule_options)
 
     @property
-    def rule_byzantine(self) -> int:
+    def rule_f(self) -> int:
         """The f that the rule is told."""
-        return self.byzantine if self.assumed_byzantine is None else self.assumed_byzantine
+        return self.byzantine if self.f is None else self.f
 
     @property
     def images(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fa import custom
 from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
-from fa.training.layout import LAYOUT
+from fa.training.record_schema import SCHEMA_VERSION
 from fa.utils.files import sync_folder, temporary
 
 FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
@@ -115,7 +115,7 @@ class Run:
         """What config.json holds."""
         return {
             "config": json.loads(self.config.to_json()),
-            "layout": LAYOUT,
+            "schema_version": SCHEMA_VERSION,
             "record_version": RECORD_VERSION,
             "data_checksum": self.checksum,
             "versions": versions(),
