@@ -21,7 +21,7 @@ from typing import Any
 from fa.checks import ConditionError
 
 LIBRARIES = ("byzfl",)
-"""Those whose rules, attacks and steps `fa.interop` takes by their names."""
+"""Those whose rules and attacks `fa.interop` takes by their names."""
 
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 

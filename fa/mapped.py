@@ -18,20 +18,25 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fa.checks import require
+from fa.utils.files import new_file
 
 _NPY = b"\x93NUMPY"
 _SAFETENSORS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _NUMPY = {np.dtype(f"float{bits}"): getattr(torch, f"float{bits}") for bits in (16, 32, 64)}
 _MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000 if sys.platform == "linux" else 0x40  # which the module mmap does not name
-_LONGEST_HEADER = 100_000_000  # of safetensors: the format's own limit
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Layout:
     offset: int  # bytes
     dtype: torch.dtype
     shape: tuple[int, ...]  # (n,) or (p, n)
-    tensors: dict[str, Any] | None = None  # the header of a .safetensors file
+    tensors: Shapes | None = None  # shapes in a .safetensors file, in the order in which the tensors lie there
 
     @property
     def kind(self) -> str:
@@ -59,13 +64,10 @@ def layout(path: Path) -> Layout:
     """The layout of a .npy or .safetensors file; ValueError that names it where it is neither, or cut short."""
     try:
         with path.open("rb") as file:
-            start = file.read(8)
-        found = _npy(path) if start.startswith(_NPY) else _safetensors(path, start)
-        size = path.stat().st_size
+            npy = file.read(len(_NPY)) == _NPY
+        found = _npy(path) if npy else _safetensors(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    whole = found.offset + found.bytes
-    _check(size >= whole, path, f"must be {whole} bytes long, as it says of itself", f"it is {size}")
     _check(math.prod(found.shape) > 0, path, "must hold at least one number", f"its shape is {found.shape}")
     return found
 
@@ -86,30 +88,21 @@ def _npy(path: Path) -> Layout:
     return Layout(path, array.offset, _NUMPY[array.dtype], array.shape)
 
 
-def _safetensors(path: Path, start: bytes) -> Layout:
-    """The format: 8 bytes, the length of the header; the header in JSON; then the numbers."""
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or not 2 <= length <= min(_LONGEST_HEADER, path.stat().st_size - 8):
-        raise ValueError(f"{path} is no .npy file, as numpy.save writes it, and no .safetensors file")
-    with path.open("rb") as file:
-        file.seek(8)
-        text = file.read(length)
+def _safetensors(path: Path) -> Layout:
     try:
-        header = json.loads(text)
-        tensors = {name: about for name, about in header.items() if name != "__metadata__"}
-        spans = sorted((int(first), int(last)) for first, last in (t["data_offsets"] for t in tensors.values()))
-        kinds = {str(about["dtype"]) for about in tensors.values()}
-        shapes = [tuple(map(int, about["shape"])) for about in tensors.values()]
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no .npy file, and its .safetensors header cannot be read: {error}") from error
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            kinds = {each.get_dtype() for each in slices.values()}
+            tensors = {name: tuple(each.get_shape()) for name, each in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} must be a .npy or .safetensors file; it cannot be read: {error}") from error
     known = len(kinds) == 1 and kinds <= _SAFETENSORS.keys()
     _check(known, path, f"must hold numbers of one of {', '.join(_SAFETENSORS)}", f"it has {sorted(kinds)}")
-    dtype = _SAFETENSORS[kinds.pop()]
+    shapes = list(tensors.values())
     shape = shapes[0] if len(shapes) == 1 and len(shapes[0]) == 2 else (sum(map(math.prod, shapes)),)
-    follow = [first for first, _ in spans] == [0, *(last for _, last in spans[:-1])]
-    filled = follow and spans[-1][1] == math.prod(shape) * dtype.itemsize
-    _check(filled, path, "must hold its tensors one after another, each as long as its shape says", "it does not")
-    return Layout(path, 8 + length, dtype, shape, tensors)
+    with path.open("rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")  # of the header, which the numbers follow
+    return Layout(path, 8 + length, _SAFETENSORS[kinds.pop()], shape, tensors)
 
 
 def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
@@ -129,17 +122,14 @@ def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
         _check(len(other.shape) == 1, other.path, f"must hold {many}", f"its shape is {other.shape}")
         same = (other.shape, other.dtype) == (first.shape, first.dtype)
         _check(same, other.path, f"must hold {first.kind}, as {first.path} does", f"it holds {other.kind}")
-        named = _order(other.tensors) == _order(first.tensors)
+        named = _names(other.tensors) == _names(first.tensors)
         _check(named, other.path, f"must hold the tensors of {first.path}", "it has others, or in another order")
     return _matrix(layouts, (len(layouts), *first.shape)), first
 
 
-def _order(tensors: dict[str, Any] | None) -> list[Any]:
-    """The names and shapes of a file's tensors as they lie in it; one that has no names is like one that has one."""
-    if tensors is None or len(tensors) < 2:
-        return []
-    ordered = sorted(tensors.items(), key=lambda item: item[1]["data_offsets"])
-    return [(name, about["shape"]) for name, about in ordered]
+def _names(tensors: Shapes | None) -> list[tuple[str, tuple[int, ...]]]:
+    """The names and shapes of a file's tensors, in their order; a file with one tensor is like one without names."""
+    return list(tensors.items()) if tensors is not None and len(tensors) > 1 else []
 
 
 def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
@@ -199,9 +189,8 @@ def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
     """
     head = _head(path, like, n)
     require(not path.is_dir(), "the name of the result", str(path), "that of a file; there is a folder of that name")
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     size = len(head) + n * like.dtype.itemsize
-    try:
+    with new_file(path) as unfinished:
         try:
             _reserve(unfinished, head, size)
         except OSError as error:
@@ -211,9 +200,6 @@ def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
             ) from error
         numbers = np.memmap(unfinished, np.uint8, "r+", offset=len(head))
         yield torch.from_numpy(numbers).view(like.dtype)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _reserve(path: Path, head: bytes, size: int) -> None:
@@ -233,13 +219,16 @@ def _head(path: Path, like: Layout, n: int) -> bytes:
         known = like.dtype in _NUMPY.values()
         require(known, "the name of the result", str(path), "one in .safetensors, as .npy has no bfloat16")
         dtype = next(dtype for dtype, its in _NUMPY.items() if its == like.dtype)
-        from io import BytesIO
-
         file = BytesIO()
         np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (n,)})
         return file.getvalue()
     code = next(code for code, dtype in _SAFETENSORS.items() if dtype == like.dtype)
-    whole = {"d": {"dtype": code, "shape": [n], "data_offsets": [0, n * like.dtype.itemsize]}}
-    text = json.dumps(like.tensors if like.tensors and len(like.shape) == 1 else whole).encode()
+    shapes = like.tensors if like.tensors and len(like.shape) == 1 else {"d": (n,)}
+    ends = list(accumulate((math.prod(shape) * like.dtype.itemsize for shape in shapes.values()), initial=0))
+    header = {
+        name: {"dtype": code, "shape": shape, "data_offsets": span}
+        for (name, shape), span in zip(shapes.items(), pairwise(ends), strict=True)
+    }
+    text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from fa import custom, irls
+from fa import irls
 from fa.checks import check_one_of
 from fa.gram import Gram, PerGradient, usual
 from fa.kernels import symmetric
@@ -64,10 +64,7 @@ def mix(gram: Gram, preaggregators: Sequence[str], situation: Situation) -> Mixt
 
 
 def step(name: str) -> Step:
-    """The step of that name: one of STEPS, or LIBRARY:NAME for one that `fa.interop` makes of a library's own."""
-    if isinstance(name, str) and custom.of_library(name):
-        found: Step = custom.load("step", name)
-        return found
+    """The step of that name, of STEPS."""
     check_one_of("preaggregators", name, tuple(STEPS))
     return STEPS[name]
 
@@ -100,7 +97,20 @@ def _median_norm(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
 
 
 def _clip(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
-    return _scale(gram, np.minimum(1.0, _over_norms(gram, usual(gram.norms))))
+    return _clipped(gram, usual(gram.norms))
+
+
+def _clipped(gram: Gram, length: float) -> tuple[Factor, Gram]:
+    return _scale(gram, np.minimum(1.0, _over_norms(gram, length)))
+
+
+def _arc(gram: Gram, situation: Situation) -> tuple[Factor, Gram]:
+    """Adaptive robust clipping: the k = floor(2 f/p (p - f)) largest norms are clipped to the next one.
+
+    Source: Allouah et al., The Vital Role of Gradient Clipping in Byzantine-Resilient Distributed Learning, 2024.
+    """
+    k = 2 * situation.f * (gram.p - situation.f) // gram.p
+    return _clipped(gram, float(np.sort(gram.norms)[gram.p - 1 - k]))
 
 
 def _krum(gram: Gram, situation: Situation) -> tuple[Factor, Gram]:
@@ -156,6 +166,7 @@ STEPS: dict[str, Step] = {
     "unit": Step(_unit),
     "median_norm": Step(_median_norm),
     "clip": Step(_clip),
+    "arc": Step(_arc, condition=(1, 1)),
     "krum": Step(_krum, columns=lambda p, f: p - f, condition=(2, 3)),
     "nnm": Step(_nnm, condition=(2, 1)),
     "bucketing": Step(_bucketing, columns=_buckets),

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import tempfile
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +26,7 @@ from fa.checks import check_one_of, check_real, require
 from fa.data import Dataset, MissingDataError, store
 from fa.data.dataset import ARRAYS, content_checksum, tensors
 from fa.seeds import generator
+from fa.utils.files import new_folder
 
 MANIFEST = "manifest.json"
 _CHUNK = 1000  # images at a time, which also fixes the order in which noise is drawn
@@ -165,25 +164,21 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
     """
     out = Path(out).absolute()
     require(not out.exists(), "out", str(out), "a folder that does not exist yet")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    space = Path(tempfile.mkdtemp(prefix=".making-", dir=out.parent))
     try:
-        made = _augmented(dataset, recipe, seed, progress)
-        store.write(space / "new", {name: getattr(made, name).numpy() for name in ARRAYS})
-        manifest = {
-            "dataset": dataset.name,
-            "dataset_checksum": dataset.checksum,
-            "recipe": recipe.options,
-            "seed": seed,
-            "checksum": made.checksum,
-            **{name: getattr(dataset, name) for name in ("classes", "mean", "std", "augment")},
-        }
-        (space / "new" / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        (space / "new").rename(out)
+        with new_folder(out) as folder:
+            made = _augmented(dataset, recipe, seed, progress)
+            store.write(folder, {name: getattr(made, name).numpy() for name in ARRAYS})
+            manifest = {
+                "dataset": dataset.name,
+                "dataset_checksum": dataset.checksum,
+                "recipe": recipe.options,
+                "seed": seed,
+                "checksum": made.checksum,
+                **{name: getattr(dataset, name) for name in ("classes", "mean", "std", "augment")},
+            }
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(space)
     return out
 
 

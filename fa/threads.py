@@ -2,6 +2,7 @@
 another longer than all the work takes, and whose number may change the last bits.
 """
 
+import os
 from collections.abc import Callable
 from functools import cache, wraps
 from threading import Lock
@@ -11,6 +12,11 @@ from threadpoolctl import ThreadpoolController
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

@@ -128,9 +128,9 @@ def saved(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "is no .npy file, as numpy.save writes it"),
-        (b"1.0,2.0\n", "is no .npy file"),
-        (pickle.dumps([1.0]), "is no .npy file"),
+        (b"", "must be a .npy or .safetensors file"),
+        (b"1.0,2.0\n", "must be a .npy or"),
+        (pickle.dumps([1.0]), "must be a .npy or"),
         (saved(np.array([print], dtype=object)), "cannot be read: "),
         (saved(np.ones((3, 4)))[:-8], "cannot be read: "),
         (saved(np.ones((3, 4)))[:20], "cannot be read: "),

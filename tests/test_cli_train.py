@@ -45,7 +45,7 @@ def test_a_run_prints_its_result(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fa.cli.train._LINES", float("inf"))
+    monkeypatch.setattr("fa.bars.LINES", float("inf"))
     code, out, err = call(capsys, *QUICK)
     assert (code, err) == (0, "")
     assert "median, 3 workers, 1 faulty (random), convnet on mnist-mini, seed 2021" in out
@@ -57,7 +57,7 @@ def test_a_run_prints_its_result(
 def test_where_stderr_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fa.cli.train._LINES", 0.0)
+    monkeypatch.setattr("fa.bars.LINES", 0.0)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a process that a notebook starts: colours may go there, a bar not
     _, _, err = call(capsys, *QUICK, "--iterations", "3")
     first, last = err.splitlines()  # of the first iteration, which compiles, nothing is told

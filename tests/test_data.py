@@ -261,7 +261,7 @@ def test_an_interrupted_fetch_leaves_nothing(
             patch.setitem(sources.SOURCES, "mnist", (fails(error),))
         elif moment == "save":  # in the midst of the second file
             patch.setattr(
-                np, "save", lambda file, a, **_: (file.write(b"x"), stop()) if len(a) != 12 else saved(file, a)
+                np, "save", lambda file, a, **_: (file.write_bytes(b"x"), stop()) if len(a) != 12 else saved(file, a)
             )
         elif moment == "read":
             patch.setattr(store, "read", stop)

@@ -11,7 +11,7 @@ import torch
 
 import fa
 from fa.attacks import ATTACKS
-from fa.experiments import explore_view, own
+from fa.experiments import explore_view
 from fa.experiments.explore import FORMULATIONS, MEANS, PRINCIPAL, Setting, gradients, scene
 from fa.experiments.explore_view import SETTINGS, draw, show, static
 from tests import reference
@@ -101,8 +101,7 @@ def test_principal_directions_are_those_of_an_svd(pool: torch.Tensor) -> None:
     np.testing.assert_allclose(np.abs(scene(pool, setting).points), (G @ rows.T).abs().numpy(), atol=1e-8)
 
 
-def test_every_attack_and_a_rule_of_ones_own_are_drawn(pool: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "_entered", {})
+def test_every_attack_and_a_rule_of_ones_own_are_drawn(pool: torch.Tensor) -> None:
     for attack in ATTACKS.keys() - {"nan"}:
         shown = scene(pool, replace(SMALL, attack=attack, lam=0.5), [RULE])
         assert shown.landings[-1].variant == RULE

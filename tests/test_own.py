@@ -1,5 +1,6 @@
 """Rules and attacks of the user's own in sweeps, figures and the benchmark."""
 
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -34,11 +35,6 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 RULE = f"{EXAMPLES / 'geometric_median.py'}:GeometricMedian"
 ATTACK = f"{EXAMPLES / 'shifted_mean.py'}:SHIFTED"
 SHORT = {"workers": 5, "byzantine": 1, "iterations": 2, "batch": 4}
-
-
-@pytest.fixture(autouse=True)
-def nothing_entered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "_entered", {})
 
 
 def table(study: Study, reached: float = 0.5) -> pd.DataFrame:
@@ -150,13 +146,16 @@ def test_names_looks_and_refusals(tmp_path: Path) -> None:
     file.write_text("from fa.rules import Mean\nclass A(Mean):\n    name = 'Median'\nclass B(A):\n    pass\n")
     keys = own.enter([f"{file}:A", f"{file}:B", "krum", f"{file}:A"])
     assert keys == (f"{file}:A", f"{file}:B", "krum")
-    assert [own.look(key).label for key in keys] == ["Median (median.py)", f"{file}:B", "Krum"]
-    assert [own.look(key).colour for key in own.enter(["krum", f"{file}:A"])] == ["#9500ff", "#000000"]
+    looks = own.looks(keys)
+    assert [looks[key].label for key in keys] == ["A (median.py)", "B (median.py)", "Krum"]
+    assert [looks[key].colour for key in keys] == [colour for colour, _ in own.LOOKS[:3]]
     with pytest.raises(ValueError, match=r"a rule must be one that the figures do not have already; it is 'median'"):
         own.enter(["median"])
-    own.enter([RULE])
     with pytest.raises(ValueError, match=r"a rule must be one of 4 at the most, .*; it is 'byzfl:CAF'"):
-        own.enter(["byzfl:CAF"])
+        own.enter([*keys, RULE, "byzfl:CAF"])
+    shutil.copy(EXAMPLES / "geometric_median.py", tmp_path)
+    with pytest.raises(ValueError, match=r"^the names of rules must be"):
+        own.enter([RULE, f"{tmp_path / 'geometric_median.py'}:GeometricMedian"])
     with pytest.raises(ValueError, match=r"rules must be a list of rules' names; it is 'krum'"):
         fig04.study("smoke", rules="krum")
 

@@ -84,34 +84,20 @@ def test_an_outcome_tells_the_rules_options() -> None:
     )
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_progress_is_told_in_lines_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fa.bars.LINES", 0.0)
     sweep(configs(1), RunStore(tmp_path), jobs=1)
-    assert "1 of 1 runs" in capsys.readouterr().out
+    assert "1 of 1 runs" in capsys.readouterr().err
     sweep(configs(1), RunStore(tmp_path), jobs=1)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
 
 
-def test_large_runs_share_the_memory_and_a_gpu_serves_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping.os, "sched_getaffinity", lambda _: range(8))
-    monkeypatch.setattr(sweeping, "_memory", lambda *_: 2 << 30)
-    for free, jobs in ((10 << 30, 3), (1 << 20, 1), (1 << 40, 8), (None, 8)):
-        monkeypatch.setattr(sweeping, "_free_memory", lambda free=free: free)
-        assert sweeping._jobs_that_fit(configs(1)) == jobs
-    assert sweeping._jobs_that_fit([TrainConfig(device="cuda", **SHORT)]) == 1
-
-
-def test_workers_momenta_take_as_much_as_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping.os, "sched_getaffinity", lambda _: range(8))
-    monkeypatch.setattr(sweeping, "_memory", lambda model, dataset, rows: rows << 30)
-    monkeypatch.setattr(sweeping, "_free_memory", lambda: 28 << 30)
-    for momentum, jobs in ((0.0, 7), (0.9, 4)):  # of p + 1 and of 2p + 1 GiB, for p = 3
-        assert sweeping._jobs_that_fit([TrainConfig(worker_momentum=momentum, **SHORT)]) == jobs
-
-
-def test_memory_is_counted_in_gradients() -> None:
-    assert sweeping._memory("convnet", "mnist-mini", 15) == 4 * 21_840 * 19
-    free = sweeping._free_memory()
-    assert free is None or 0 < free < 1 << 50
+def test_a_core_serves_one_run_and_so_does_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeping, "usable_cores", lambda: 8)
+    assert sweeping._usual_jobs(configs(1)) == 8
+    assert sweeping._usual_jobs([TrainConfig(device="cuda", **SHORT)]) == 1
 
 
 TELLS_MUCH = """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fa.bench.cases import OURS, PAPER, TORCH, USUAL, Row
 from fa.bench.table import growth, rules, slopes
-from fa.experiments.own import look
+from fa.experiments.own import looks
 from fa.experiments.style import Variant, ramp, three_digits, use
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     for by, label in _WHOM.items():
         if by in there:
             axes.barh(0, 0, color=colours[by], label=label)
-    names = [_look(rule).label for rule in rules(rows)]
+    names = [variant.label for variant in _variants(rows).values()]
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))
     axes.set_xlim(right=axes.get_xlim()[1] * 4)
@@ -73,7 +73,7 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
         if line:
             sizes, seconds = zip(*line, strict=True)
             exponents = ", ".join(f"{found[rule]:.2f}" for found in (in_n, in_p) if rule in found)
-            its = _look(rule)
+            its = _variants(rows)[rule]
             label = f"{its.label} ({exponents})"
             axes.loglog(sizes, [1e3 * s for s in seconds], color=its.colour, marker=its.marker, label=label)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
@@ -90,5 +90,6 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _look(rule: str) -> Variant:
-    return _KRUM if rule == "krum" else look(rule)
+def _variants(rows: Sequence[Row]) -> dict[str, Variant]:
+    variants = looks(rule for rule in rules(rows) if rule != "krum") | {"krum": _KRUM}
+    return {rule: variants[rule] for rule in rules(rows)}

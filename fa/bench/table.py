@@ -1,10 +1,11 @@
-"""The rows of a benchmark as text: each rule over the mean, and what one could call instead over the rule."""
+"""The rows of a benchmark as tables: each rule over the mean, and what one could call instead over the rule."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from rich.table import Table
 
 from fa import custom
 from fa.bench.cases import MIDDLE, OURS, PAPER, TORCH, USUAL, Row
@@ -13,27 +14,24 @@ from fa.bench.peers import LIBRARIES
 _WHOM = (*LIBRARIES, TORCH)
 
 
-def lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Of one case: a line a rule, and one for reading G alone."""
+def table(rows: Sequence[Row]) -> Table:
+    """Return the table of one case, a row for each rule, with the time of reading G alone in its title."""
     case = rows[0]
     found = {(row.rule, row.by): row for row in rows}
     read = next(row for row in rows if row.rule == "")
-    yield (
+    title = (
         f"p = {case.p}, n = {case.n:,}, f = {case.f}; one read of G: "
-        + f"{1e3 * read.seconds:.3g} ms, {read.gigabytes_per_second:.1f} GB/s"
+        f"{1e3 * read.seconds:.3g} ms, {read.gigabytes_per_second:.1f} GB/s"
     )
-    peers = "".join(f"{f'{by}/ours':>12}" for by in _WHOM)
-    width = max(14, *(len(custom.shown(rule)) + 1 for rule in rules(rows)))
-    yield f"{'':{width}}{'ms':>9}{'/ mean':>8}{'GB/s':>7}{'first ms':>10}{peers}"
-    for rule in rules(rows):
-        row = found[rule, OURS]
-        own = f"{1e3 * row.seconds:9.3g}{row.over_mean:8.2f}{row.gigabytes_per_second:7.1f}{1e3 * row.first:10.3g}"
-        others = "".join(f"{_times(found.get((rule, by)), row):>12}" for by in _WHOM)
-        yield f"{custom.shown(rule):{width}}{own}{others}" + ("" if row.repeats >= 10 else f"  ({row.repeats} calls)")
-    for row in rows:
-        if row.by == PAPER:
-            ours = found["fa", OURS]
-            yield f"{row.rule}: {1e3 * row.seconds:.4g} ms, {_times(row, ours)} times ours ({row.repeats} calls)"
+    table = Table("rule", title=title)
+    for column in ("ms", "/ mean", "GB/s", "first ms", "calls", *(f"{by}/ours" for by in _WHOM)):
+        table.add_column(column, justify="right")
+    ours = [found[rule, OURS] for rule in rules(rows)]
+    for row in (*ours, *(row for row in rows if row.by == PAPER)):
+        numbers = f"{1e3 * row.seconds:.3g} {row.over_mean:.2f} {row.gigabytes_per_second:.1f} {1e3 * row.first:.3g}"
+        others = (_times(found.get((row.rule, by)), row) for by in _WHOM)
+        table.add_row(custom.shown(row.rule), *numbers.split(), str(row.repeats), *others)
+    return table
 
 
 def rules(rows: Sequence[Row]) -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fa.bars import bar
+from fa.bars import reporter
 
 
 @click.command()
@@ -21,7 +21,6 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
     RECIPE is a TOML file, or the name of one in data_aug: lv, half, onethird, cat, smooth_cat, noise and others.
     """
     import torch
-    from rich.console import Console
 
     from fa.data import load
     from fa.experiments.paths import recipe as find
@@ -29,13 +28,6 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
 
     read_recipe = read(find(recipe))
     torch.set_num_threads(1)  # the steps are so short that waiting for one another takes threads longer
-    with bar(console=Console(stderr=True)) as progress:
-        task = progress.add_task("images", total=None)
-        made = build(
-            read_recipe,
-            load(dataset, root),
-            out,
-            seed,
-            lambda done, total: progress.update(task, completed=done, total=total),
-        )
+    with reporter("images") as report:
+        made = build(read_recipe, load(dataset, root), out, seed, lambda done, total: report(done, total, str))
     click.echo(str(made))

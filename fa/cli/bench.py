@@ -12,6 +12,7 @@ import click
 
 from fa.checks import require
 from fa.cli.own import rule_option
+from fa.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from fa.bench.cases import Row
@@ -45,9 +46,10 @@ def bench(
     Without --n and --p: n = 20,000, 1,000,000 and 11,181,642 with 15 workers, and 7, 30 and 60 workers at 1,000,000.
     """
     import torch
+    from rich.console import Console
 
     from fa.bench import cases
-    from fa.bench.table import lines, summary
+    from fa.bench.table import summary, table
     from fa.devices import find_device
     from fa.experiments.own import enter
 
@@ -62,12 +64,13 @@ def bench(
     if sizes or workers:
         chosen = [(n, p) for p in workers or (cases.USUAL,) for n in sizes or (cases.MIDDLE,)]
     own = enter(rules)
+    console = Console(width=120)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []
     for found in cases.measure(chosen, device, repeats, patience, _tell, own):
         rows += found
-        click.echo("\n".join([*lines(found), ""]))
+        console.print(table(found))
     click.echo("\n".join(summary(rows)))
     if out is not None:
         _write(out, rows, device)
@@ -82,15 +85,16 @@ def _write(out: Path, rows: Sequence[Row], device: str) -> None:
 
     from fa.bench.cases import as_records
     from fa.bench.draw import draw
+    from fa.experiments.figure import save_png
     from fa.training.records import hardware, versions
 
     threads = torch.get_num_threads()
     about: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "threads": threads}
-    (out / "bench.json").write_text(json.dumps(about | {"rows": as_records(rows)}, indent=1) + "\n")
+    write_atomically(out / "bench.json", json.dumps(about | {"rows": as_records(rows)}, indent=1) + "\n")
     where = (
         f"{threads} thread{'s' * (threads > 1)} of {about['hardware']['cpu']}"
         if device == "cpu"
         else about["hardware"]["device"]
     )
-    draw(rows, f"float32, medians, {where}").savefig(out / "bench.png", dpi=150, metadata={"Software": None})
+    save_png(draw(rows, f"float32, medians, {where}"), out / "bench.png")
     click.echo(f"{out / 'bench.json'} and {out / 'bench.png'} written")

@@ -67,11 +67,10 @@ def _packages(names: tuple[str, ...], cure: str) -> Iterator[Line]:
 def _processor() -> Iterator[Line]:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    kind = torch.backends.cpu.get_cpu_capability()
-    yield Line(
-        "cores", True, f"{usable}, of which torch uses {torch.get_num_threads()} ({kind}); OMP_NUM_THREADS=N sets it"
-    )
+    from fa.threads import usable_cores
+
+    kind, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    yield Line("cores", True, f"{usable_cores()}, of which torch uses {threads} ({kind}); OMP_NUM_THREADS=N sets it")
     from fa.kernels import cpu
 
     cache = Path(cpu.__file__).parent / "__pycache__"

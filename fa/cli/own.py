@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from fa.experiments import ALL
+from fa.experiments.profiles import PROFILES
 
 _RULE = "Rule to enter as one more curve: FILE.py:NAME, byzfl:NAME, or one a package brings; may be repeated."
 _ATTACK = "What the faulty workers send, in place of the figure's attack: FILE.py:NAME, byzfl:NAME, or a known one."
@@ -16,9 +18,18 @@ _NO_FIGURE = "it is no figure of runs"
 rule_option = click.option("--rule", "rules", multiple=True, metavar="NAME", help=_RULE)
 
 
-def own_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --rule and --attack."""
-    return rule_option(click.option("--attack", metavar="NAME", help=_ATTACK)(command))
+def study_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a study: its size, where it runs, the user's rules and attack, and its folder."""
+    for option in (
+        click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE."),
+        click.option("--attack", metavar="NAME", help=_ATTACK),
+        rule_option,
+        click.option("--device", help="cpu, cuda or cuda:N in place of the profile's."),
+        click.option("--jobs", type=click.IntRange(min=1), help="Runs at a time.  [default: number of cores]"),
+        click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True, help="Size."),
+    ):
+        command = option(command)
+    return command
 
 
 def concerned(

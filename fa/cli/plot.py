@@ -17,9 +17,10 @@ def plot(folder: Path, out: Path | None) -> None:
     iteration its weight and explained variance, where the rule has them, and who was left out.
     """
     from fa.experiments.diagnostics import draw, read
+    from fa.experiments.figure import save_png
 
     figure = draw(read(folder))
     target = out or folder / "run.png"
     require(target.parent.is_dir(), "--out", str(target), "a file in a folder that is there")
-    figure.savefig(target, dpi=150, metadata={"Software": None})
+    save_png(figure, target)
     click.echo(target)

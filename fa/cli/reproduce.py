@@ -7,21 +7,14 @@ from pathlib import Path
 
 import click
 
-from fa.cli.own import concerned, own_options
+from fa.cli.own import concerned, study_options
 from fa.cli.places import check_device
-from fa.experiments.profiles import PROFILES
 
 
 @click.command()
 @click.argument("name", nargs=-1)
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True, help="Size.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), help="Runs at a time; as many as cores and memory allow if left out."
-)
-@click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
+@study_options
 @click.option("--finished", is_flag=True, help="Run nothing; show the finished runs and name the others.")
-@own_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
 def reproduce(
     name: tuple[str, ...],
     profile: str,

@@ -18,7 +18,7 @@ OPTIONS = {
     "keep": (int, "Multi-Krum: gradients that are kept."),
     "preaggregators": (
         str,
-        "Pre-aggregators, separated by commas: 'unit', 'krum,median_norm', 'byzfl:ARC', ...; 'none' for none.",
+        "Pre-aggregators, separated by commas: 'unit', 'krum,median_norm', 'arc', ...; 'none' for none.",
     ),
 }
 """Type and help by name."""

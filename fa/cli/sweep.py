@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from fa import custom
-from fa.cli.own import concerned, own_options
+from fa.cli.own import concerned, study_options
 from fa.cli.places import check_device
 from fa.experiments import ALL, figure_module, named
-from fa.experiments.profiles import PROFILES
 
 if TYPE_CHECKING:
     from fa.experiments.study import Study
@@ -19,15 +18,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("figure", nargs=-1)
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True, help="Size.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), help="Runs at a time; as many as cores and memory allow if left out."
-)
+@study_options
 @click.option("--shard", "part", metavar="I/K", help="Only every K-th run, from the I-th: for K machines.")
 @click.option("--why", is_flag=True, help="Say for each run why it will run or not, and run nothing.")
-@click.option("--device", help="cpu, cuda or cuda:N in place of the profile's.")
-@own_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder in place of figures/PROFILE.")
 def sweep(
     figure: tuple[str, ...],
     profile: str,

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.bars import bar
+from fa.bars import Report, reporter
 from fa.checks import require
 from fa.cli.places import Place, address, compute, from_environment
 from fa.cli.rule_options import rule_options, take
-from fa.sampling import SAMPLINGS, SPLITS
-from fa.training.config import LAYERS, PRECISIONS, TrainConfig
+from fa.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
     from fa.training.transport import Cluster
-
-_REFRESH = 0.2  # seconds between two readings of the loss, which may have to wait for the device
-_LINES = 30.0  # seconds between two lines where stderr is no terminal
 
 _CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed once --out is written."
 _NETWORK = ("listen", "deadline", "quorum", "gradients", "lost")
@@ -31,44 +26,19 @@ _LOST = "What stands for coordinates that are lost, with udp.  [default: zero]"
 _BOARD = "Folder for TensorBoard's events: loss, accuracy, weights; with the extra `tensorboard`."
 _BACKEND = "Workers simulated in this process, or processes of their own, which are started here, or by torchrun."
 
-_SETTINGS = {
-    "rule": (str, "Aggregation rule: one of fa.RULES, FILE.py:NAME, or byzfl:NAME."),
-    "workers": (int, "Number of workers, p."),
-    "byzantine": (int, "Number of faulty workers, f: the first ranks."),
-    "f": (int, "Number of Byzantine workers that the rule tolerates; --byzantine if left out."),
-    "attack": (str, "What the faulty workers send: a name in docs/training.md, FILE.py:NAME, or byzfl:NAME."),
-    "dataset": (str, "Data set."),
-    "model": (str, "convnet, resnet18 or any torchvision classifier."),
-    "iterations": (int, "Iterations."),
-    "batch": (int, "Images per worker and iteration."),
-    "accumulate": (int, "Backward passes a gradient, of --batch images each."),
-    "precision": (click.Choice(PRECISIONS), "Of the forward pass; gradients and server are float32."),
-    "layers": (click.Choice(LAYERS), "Implementation of a model's layers; the gradients are equal up to rounding."),
-    "lr": (float, "Learning rate."),
-    "momentum": (float, "Momentum of SGD; the released code's is 0.9."),
-    "worker_momentum": (float, "Momentum that workers keep and send, beta."),
-    "weight_decay": (float, "Weight decay of SGD."),
-    "lr_decay": (float, "Factor of the step schedule."),
-    "lr_decay_epochs": (int, "Epochs between two steps of the schedule."),
-    "evaluate_every": (int, "Iterations from one test accuracy to the next; an epoch if left out."),
-    "seed": (int, "Seed of everything random."),
-    "sampling": (click.Choice(SAMPLINGS), "Fresh minibatches, or fixed slices in turn."),
-    "validation": (float, "Share of the training images kept from training, to evaluate on in place of the test's."),
-    "split": (click.Choice(SPLITS), "Honest workers' images: from all, unequal shares of each class, or by class."),
-    "alpha": (float, "Of --split dirichlet: the smaller, the more unequal the shares."),
-    "device": (str, "cpu, cuda or cuda:N."),
-    "augmentation": (str, "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."),
-    "augmented": (str, "Whose data are augmented: those of the faulty workers, or of all."),
-}
+_TYPES = {"int": int, "Real": float}
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for name, (kind, text) in reversed(_SETTINGS.items()):
-        default = defaults.get(name)
-        note = "" if default in (None, ()) else f"  [default: {default}]"
-        flag = "--" + name.replace("_", "-")
-        command = click.option(flag, name, type=kind, default=None, help=text + note)(command)
+    """Add an option for each field of TrainConfig that has a help text."""
+    for field in reversed(dataclasses.fields(TrainConfig)):
+        if not field.metadata:
+            continue
+        choices = field.metadata["choices"]
+        kind = click.Choice(choices) if choices else _TYPES.get(str(field.type).partition(" |")[0], str)
+        note = "" if field.default in (None, ()) else f"  [default: {field.default}]"
+        flag = "--" + field.name.replace("_", "-")
+        command = click.option(flag, field.name, type=kind, help=field.metadata["help"] + note)(command)
     return command
 
 
@@ -123,7 +93,7 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
     cluster = None if backend == "simulate" else _cluster(place, **network)
     if cluster is not None and not cluster.spawn:
         click.echo(f"awaiting {config.workers} workers at {cluster.host}:{cluster.port}", err=True)
-    with _progress(config.iterations) as bar, _board(tensorboard, config.byzantine, bar) as progress:
+    with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
         run = run_training(config, out=out, progress=progress, threads=threads, cluster=cluster, **keeping)
     _report(run, out)
 
@@ -161,60 +131,27 @@ def _check_default(given: dict[str, Any]) -> None:
         )
 
 
-@contextmanager
-def _progress(iterations: int) -> Iterator[Callable[[Progress], None]]:
-    """A bar on the terminal with loss, accuracy and the time left; elsewhere a line every half minute."""
-    from rich import progress as bars
-    from rich.console import Console
+def _describe(state: Progress) -> str:
+    accuracy = "-" if state.accuracy is None else f"{state.accuracy:.3f}"
+    return f"loss {float(state.loss):.3f}, accuracy {accuracy}"
 
-    columns = (
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}"),
-        bars.TimeRemainingColumn(),
-    )
-    with bar(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task("", total=iterations, loss="-", accuracy="-")
-        started = last = time.monotonic()
-        before: int | None = None  # iterations done when the first of this process was
+
+@contextmanager
+def _board(folder: Path | None, config: TrainConfig, report: Report) -> Iterator[Callable[[Progress], None]]:
+    """Report each iteration, also to TensorBoard if `folder` is given."""
+    with ExitStack() as stack:
+        board = None
+        if folder is not None:
+            from fa.training.board import Board
+
+            board = stack.enter_context(Board(folder, config.byzantine))
 
         def show(state: Progress) -> None:
-            nonlocal started, last, before
-            now = time.monotonic()
-            if before is None:  # the first iteration compiles: it tells nothing of how long the others take
-                before, started = state.iteration, now
-                return
-            if now - last < (_LINES if shown.disable else _REFRESH):
-                return
-            last = now
-            loss = f"{float(state.loss):.3f}"
-            accuracy = "-" if state.accuracy is None else f"{state.accuracy:.3f}"
-            shown.update(task, completed=state.iteration, loss=loss, accuracy=accuracy)
-            if shown.disable:
-                left = (now - started) / (state.iteration - before) * (iterations - state.iteration)
-                done = f"{state.iteration} of {iterations} iterations, about {left:.0f} s left"
-                click.echo(f"{done}; loss {loss}, accuracy {accuracy}", err=True)
+            report(state.iteration, config.iterations, lambda: _describe(state))
+            if board is not None:
+                board(state)
 
         yield show
-
-
-@contextmanager
-def _board(
-    folder: Path | None, byzantine: int, show: Callable[[Progress], None]
-) -> Iterator[Callable[[Progress], None]]:
-    """What is told of each iteration: to `show`, and to TensorBoard if a folder is given."""
-    if folder is None:
-        yield show
-        return
-    from fa.training.board import Board
-
-    with Board(folder, byzantine) as board:
-
-        def tell(state: Progress) -> None:
-            show(state)
-            board(state)
-
-        yield tell
 
 
 def _report(run: Run, out: Path | None) -> None:

@@ -8,36 +8,33 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from fa.data.dataset import ARRAYS, Arrays
+from fa.utils.files import PREFIX, sync_folder
 
 
-def read(folder: Path) -> dict[str, np.ndarray]:
+def read(folder: Path, mmap_mode: Literal["r"] | None = None) -> dict[str, np.ndarray]:
     """The arrays of a folder; OSError where a file is missing, ValueError where one is truncated or no array."""
     try:
-        return {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in ARRAYS}
+        return {name: np.load(folder / f"{name}.npy", mmap_mode, allow_pickle=False) for name in ARRAYS}
     except EOFError as error:  # an empty file
         raise ValueError(str(error)) from error
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The arrays' shapes, read from the headers; raises as `read` does, also for a file shorter than its array."""
-    try:
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False).shape for name in ARRAYS}
-    except EOFError as error:
-        raise ValueError(str(error)) from error
+    return {name: array.shape for name, array in read(folder, mmap_mode="r").items()}
 
 
 def write(folder: Path, arrays: Arrays) -> None:
-    """Write the arrays into a new folder, down to the disk."""
-    folder.mkdir()
+    """Write the arrays into a folder, flushed to the disk."""
+    folder.mkdir(exist_ok=True)
     for name in ARRAYS:
-        with (folder / f"{name}.npy").open("xb") as file:
-            np.save(file, arrays[name], allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
+        np.save(folder / f"{name}.npy", arrays[name], allow_pickle=False)
+    sync_folder(folder)
 
 
 def replace(folder: Path, new: Path) -> None:
@@ -49,13 +46,10 @@ def replace(folder: Path, new: Path) -> None:
     new.rename(folder)
 
 
-_MAKING = ".making-"
-
-
 def workspace_size(root: Path) -> int:
     """The bytes in the workspaces of `root`; files that vanish meanwhile do not count."""
     size = 0
-    for space in root.glob(f"{_MAKING}*"):
+    for space in root.glob(f"{PREFIX}*"):
         for place, _, names in os.walk(space):
             for name in names:
                 with suppress(FileNotFoundError):
@@ -73,9 +67,9 @@ def workspace(root: Path, name: str) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in root.glob(f"{_MAKING}*"):
+        for left in root.glob(f"{PREFIX}*"):
             shutil.rmtree(left)
-        space = root / f"{_MAKING}{name}"
+        space = root / f"{PREFIX}{name}"
         space.mkdir()
         try:
             yield space

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import style
-from fa.experiments.own import look, own_of
+from fa.experiments.own import looks, own_of
 from fa.experiments.style import VARIANTS
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None
     for key in variants:
         rows = table[table["variant"] == key]
         if len(rows):
-            its = look(key)
+            its = looks(variants)[key]
             draw_line(axes, rows, rows["label"].iloc[0], its.colour, its.marker, its.dashes)
     finish(axes)
 

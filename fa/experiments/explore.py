@@ -17,7 +17,7 @@ from torch import Tensor
 from fa import irls, mixing, objective, sdp
 from fa.attacks import make_attack
 from fa.checks import check_integer, check_one_of
-from fa.experiments.own import enter, look
+from fa.experiments.own import enter, looks
 from fa.experiments.profiles import sized
 from fa.experiments.recording import record
 from fa.experiments.style import PAPER_RULES
@@ -154,8 +154,10 @@ def _directions(G: Tensor, f: int, rules: Sequence[str]) -> tuple[dict[str, Tens
     """By variant, each other rule's direction; and by label why those that refuse do."""
     directions: dict[str, Tensor] = {}
     refused: dict[str, str] = {}
-    for key in (*OTHERS, *enter(rules)):
-        variant = look(key)
+    keys = (*OTHERS, *enter(rules))
+    variants = looks(keys)
+    for key in keys:
+        variant = variants[key]
         rule = make_rule(variant.rule, f=f, **dict(variant.options))
         try:
             rule.check_workers(len(G))

@@ -15,7 +15,7 @@ from fa.attacks import ATTACKS
 from fa.checks import require
 from fa.experiments import style
 from fa.experiments.explore import FORMULATIONS, MOST, PLANES, Scene, Setting, scene
-from fa.experiments.own import look
+from fa.experiments.own import looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +71,9 @@ def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray,
     f, points = shown.setting.f, shown.points
     axes.plot(points[f:, 0], points[f:, 1], "o", color=style.HONEST, markersize=4, label="honest gradients")
     axes.plot(points[:f, 0], points[:f, 1], "x", color=style.FAULTY, markersize=6, label="faulty gradients")
+    variants = looks(landing.variant for landing in shown.landings)
     for landing in reversed(shown.landings):  # FA on top
-        its = look(landing.variant)
+        its = variants[landing.variant]
         axes.plot(*np.array([[0, 0], landing.point]).T, color=its.colour, linewidth=1, alpha=0.7)
         label = f"{its.label}: {landing.cosine:.2f}, {landing.inside:.0%}"
         size = 12 if its.marker == "*" else 8

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import style
 from fa.experiments.claims import Claim, Lead, accuracies, lead, learned, mean, verdict
 from fa.experiments.extras import RULES, SEEDS, SHORT, compared, draw_dots, make_extra, seeds_of
-from fa.experiments.own import enter, known, look, own_of, sent
+from fa.experiments.own import enter, known, label, looks, own_of, sent
 from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Cell, Names, Place, Results, Seeds, Study
 
@@ -91,7 +91,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
     grid = sorted({rate for _, rate in final})
     for key, best in rates.items():
-        its = look(key)
+        its = looks(rates)[key]
         line: dict[str, Any] = {"color": its.colour, "marker": its.marker, "markersize": 5}
         axes.plot(
             grid,
@@ -108,9 +108,9 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
 
 
 def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
-    names = {f"{look(key).label}, {rate:g}": key for key, rate in rates.items()}
+    names = {f"{label(key)}, {rate:g}": key for key, rate in rates.items()}
     reached = {name: final[key, FAULTY] for name, key in names.items()}
-    draw_dots(axes, reached, {name: look(key) for name, key in names.items()})
+    draw_dots(axes, reached, {name: looks(rates)[key] for name, key in names.items()})
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
@@ -121,7 +121,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     testable = learned(final, chance)
     best = lead(final, FAULTY, "f")
     control = Lead(f"f = {FAULTY}", final["fa", FAULTY], "mean_unit", final["mean_unit", FAULTY])
-    told = ", ".join(f"{look(key).label} {rate:g}" for key, rate in rates.items() if key != "mean")
+    told = ", ".join(f"{label(key)} {rate:g}" for key, rate in rates.items() if key != "mean")
     alike = len({rates[key] for key in RULES if key != "mean"}) == 1
     return [
         Claim(

@@ -9,7 +9,7 @@ from fa.experiments import style
 from fa.experiments.claims import Claim, accuracies, learned, mean, verdict
 from fa.experiments.extras import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, make_extra
 from fa.experiments.heatmap import draw_heat
-from fa.experiments.own import enter, known, look, own_of, replaced
+from fa.experiments.own import enter, known, label, own_of, replaced
 from fa.experiments.paths import figures
 from fa.experiments.study import Case, Names, Place, Seeds, Study, last_points
 from fa.experiments.style import VARIANTS
@@ -60,7 +60,7 @@ def cells(table: DataFrame, f: int) -> DataFrame:
     """Final test accuracy, the mean over seeds: a row for each rule, a column for each attack, NaN for a gap."""
     last = last_points(table[table["f"] == f])
     grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
-    names = [*(look(key).label for key in (*RULES, *own_of(table))), SAME_LENGTH]
+    names = [*(label(key) for key in (*RULES, *own_of(table))), SAME_LENGTH]
     attacks = {attack: ATTACKS.get(attack) or custom.shown(attack) for attack in (*ATTACKS, *table["attack"])}
     return grid.reindex(index=names, columns=list(attacks)).rename(columns=attacks)
 

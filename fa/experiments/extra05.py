@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import style
 from fa.experiments.claims import LEVEL, Claim, Lead, learned
 from fa.experiments.extras import RULES, SAME_LENGTH, SEEDS, SHORT, best, by_label, compared, draw_dots, make_extra
-from fa.experiments.own import enter, known, look, own_of
+from fa.experiments.own import enter, known, looks, own_of
 from fa.experiments.profiles import MARGIN
 from fa.experiments.study import Case, Names, Place, Seeds, Study
 from fa.experiments.style import VARIANTS
@@ -66,11 +66,12 @@ def draw(table: DataFrame, title: str) -> Figure:
 
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     panels = figure.subplots(1, len(ATTACKS), sharey=True)
-    looks = {look(key).label: look(key) for key in (*RULES, *own_of(table))} | {
-        name: VARIANTS[key] for name, (key, _) in COMBINED.items()
-    }
+    keys = (*RULES, *own_of(table))
+    shown = looks(keys)
+    variants = {shown[key].label: shown[key] for key in keys}
+    variants |= {name: VARIANTS[key] for name, (key, _) in COMBINED.items()}
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
-        draw_dots(axes, by_label(table[table["attack"] == attack]), looks, bold=tuple(COMBINED))
+        draw_dots(axes, by_label(table[table["attack"] == attack]), variants, bold=tuple(COMBINED))
         axes.set_title(heading)
     figure.suptitle(f"f = {FAULTY} faulty workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure

@@ -13,7 +13,7 @@ from fa.experiments import style
 from fa.experiments.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.cost import svd_steps
 from fa.experiments.curves import finish
-from fa.experiments.own import enter, known, look, own_of, sent
+from fa.experiments.own import enter, known, label, looks, own_of, sent
 from fa.experiments.profiles import MARGIN
 from fa.experiments.reaching import races, targets, told, won
 from fa.experiments.recording import record
@@ -106,14 +106,15 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chanc
 
 
 def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
+    variants = looks(own_of(table))
     for key in (*RULES, *own_of(table)):
-        its = look(key)
+        its = variants[key]
         curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
         every = max(1, len(curve) // 8)
         axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
     for number, accuracy in enumerate(aims):
-        label = "" if number else "to be reached"
-        axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=label)
+        name = "" if number else "to be reached"
+        axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=name)
     finish(axes, "seconds")
     axes.set_title("(a) time to an accuracy")
 
@@ -122,9 +123,9 @@ def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
     means = spent.groupby("variant", sort=False).mean(numeric_only=True)
     whole = means[list(PARTS)].sum(axis=1)
     left = whole * 0
-    for (part, label), colour in zip(PARTS.items(), style.ramp(len(PARTS))[::-1], strict=True):
+    for (part, what), colour in zip(PARTS.items(), style.ramp(len(PARTS))[::-1], strict=True):
         seconds = means[part] / whole * means["epoch"]
-        axes.barh([look(key).label for key in means.index], seconds, left=left, color=colour, label=label)
+        axes.barh([label(key) for key in means.index], seconds, left=left, color=colour, label=what)
         left += seconds
     axes.set(title="(b) an epoch", xlabel="seconds")
     axes.invert_yaxis()
@@ -133,8 +134,9 @@ def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
 
 def _draw_ends(axes: Axes, table: DataFrame) -> None:
     ends = last_points(table).groupby("variant", sort=False)[["seconds", "test_accuracy"]].mean()
+    variants = looks(ends.index)
     for key, (seconds, accuracy) in ends.iterrows():
-        its = look(key)
+        its = variants[key]
         axes.scatter(seconds, accuracy, color=its.colour, marker=its.marker, s=60, label=its.label)
     finish(axes, "seconds")
     axes.set_title("(c) all iterations finished")
@@ -144,7 +146,8 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
 def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
     ours = style.VARIANTS["fa"]
-    dots = [(look(key).label, value, look(key), "full") for key, value in means.items()]
+    variants = looks(means.index)
+    dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
     dots += [(f"{row.method}, alone", row.milliseconds, ours, "none") for row in costs.itertuples()]
     for place, (_, value, its, fill) in enumerate(dots):
         axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
@@ -167,7 +170,7 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, 
     its, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
     cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
     dearer = [cost["fa"] > DEARER * cost[key] for key in style.PAPER_RULES if key != "fa"]
-    each = ", ".join(f"{look(key).label} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
+    each = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
     svd = ", ".join(f"{row.method} {row.milliseconds:.1f} ms" for row in costs.itertuples())
     megabytes = 8 * costs["workers"].iloc[0] * costs["n"].iloc[0] / 1e6
     return [

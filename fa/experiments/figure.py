@@ -17,6 +17,7 @@ from fa.experiments.study import Results, Study
 from fa.experiments.style import VARIANTS
 from fa.training.config import TrainConfig
 from fa.training.records import hardware, versions
+from fa.utils.files import new_file, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,13 +31,24 @@ def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]
     study = results.study
     study.folder.mkdir(parents=True, exist_ok=True)
     base = study.folder / study.name
-    figure.savefig(base.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    figure.savefig(base.with_suffix(".pdf"), metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    save_png(figure, base.with_suffix(".png"))
+    with new_file(base.with_suffix(".pdf")) as unfinished:
+        figure.savefig(unfinished, metadata={"CreationDate": None, "Producer": None, "Creator": None})
     for suffix, rows in {".csv": table, **{f".{name}.csv": rows for name, rows in more.items()}}.items():
-        rows.to_csv(base.with_suffix(suffix), index=False, lineterminator="\n")
+        _save_csv(rows, base.with_suffix(suffix))
     claims_csv(claims, base.with_suffix(".claims.csv"))
-    base.with_suffix(".json").write_text(json.dumps(provenance(results), indent=2) + "\n")
+    write_atomically(base.with_suffix(".json"), json.dumps(provenance(results), indent=2) + "\n")
     return base.with_suffix(".png")
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure, without the version of the library that drew it."""
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, metadata={"Software": None})
+
+
+def _save_csv(table: DataFrame, path: Path) -> None:
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | None = None) -> list[Claim]:
@@ -55,7 +67,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
         "versions": [versions()],
         "hardware": [hardware("cpu")],
     }
-    (folder / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
+    write_atomically(folder / f"{name}.json", json.dumps(about, indent=2) + "\n")
     return claims
 
 
@@ -63,7 +75,7 @@ def claims_csv(claims: list[Claim], path: Path) -> None:
     """The claims as a file, for a report."""
     import pandas
 
-    pandas.DataFrame([vars(claim) for claim in claims]).to_csv(path, index=False, lineterminator="\n")
+    _save_csv(pandas.DataFrame([vars(claim) for claim in claims]), path)
 
 
 def provenance(results: Results) -> dict[str, Any]:

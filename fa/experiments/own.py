@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from fa import custom
@@ -37,31 +36,36 @@ NO_ATTACK = {
 }
 """Figures whose attack is their subject; Extra 3, which has seven, takes one more."""
 
-_entered: dict[str, Variant] = {}
-
 
 def enter(rules: Sequence[str] | None) -> tuple[str, ...]:
-    """Make the rules of these names variants that `look` knows, and return their keys: names that do not depend on the
-    working directory. Raises ValueError for a rule that there is not, or that the figures have already.
+    """Return the keys of the user's rules in figures: names that do not depend on the working directory.
+
+    Raises ValueError for an unknown rule, one that the figures already have, too many rules, and equal labels.
     """
     require(rules is None or not isinstance(rules, str), "rules", rules, "a list of rules' names")
     keys = tuple(dict.fromkeys(custom.absolute(name) for name in rules or ()))
     for key in keys:
         require(key not in VARIANTS, "a rule", key, "one that the figures do not have already")
-        if key not in _entered:
-            _entered[key] = _variant(key)
+    few = f"one of {len(LOOKS)} at the most, for which there are colours"
+    require(len(keys) <= len(LOOKS), "a rule", keys[-1] if keys else "", few)
+    labels = [label(key) for key in keys]
+    require(len(set(labels)) == len(labels), "the names of rules", labels, "different from each other")
     return keys
 
 
-def _variant(key: str) -> Variant:
+def label(key: str) -> str:
+    """Return a variant's name in figures; of a user's rule whose name is taken, with its file."""
+    if key in VARIANTS:
+        return VARIANTS[key].label
     rule = make_rule(key)
-    few = f"one of {len(LOOKS)} at the most, for which there are colours"
-    require(len(_entered) < len(LOOKS), "a rule", key, few)
     name = rule.name if ":" in rule.name else rule.name.replace("_", " ").capitalize()
-    taken = {variant.label for variant in (*VARIANTS.values(), *_entered.values())}
-    labels = (name, f"{name} ({Path(key.rpartition(':')[0]).name or key})", key)
-    colour, marker = LOOKS[len(_entered)]
-    return Variant(next(label for label in labels if label not in taken), key, colour, marker)
+    return custom.shown(key) if name in {variant.label for variant in VARIANTS.values()} else name
+
+
+def looks(keys: Iterable[str]) -> dict[str, Variant]:
+    """Return the variants by their keys: `style.VARIANTS`, and the user's rules with colours in the order of `keys`."""
+    own = (key for key in dict.fromkeys(keys) if key not in VARIANTS)
+    return VARIANTS | {key: Variant(label(key), key, *look) for key, look in zip(own, LOOKS, strict=False)}
 
 
 def replaced(attack: str) -> str:
@@ -69,11 +73,6 @@ def replaced(attack: str) -> str:
     attack = custom.absolute(attack)
     make_attack(attack)
     return attack
-
-
-def look(key: str) -> Variant:
-    """How a figure shows a variant, one of `style.VARIANTS` or one that was entered."""
-    return VARIANTS[key] if key in VARIANTS else _entered[key]
 
 
 def own_of(table: DataFrame) -> tuple[str, ...]:

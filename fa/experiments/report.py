@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from fa.checks import require
 from fa.experiments.claims import HOLDS, IN_PART, LEARNED, LEVEL, NOT, UNTESTABLE
 from fa.experiments.profiles import MARGIN, MARGINS
+from fa.utils.files import write_atomically
 
 
 class Statement(NamedTuple):
@@ -74,10 +75,7 @@ def write(folder: Path) -> Path:
     require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
     text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
     for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
-        path = folder / name
-        unfinished = path.with_suffix(path.suffix + ".tmp")
-        unfinished.write_text(content)
-        unfinished.replace(path)
+        write_atomically(folder / name, content)
     return folder / "REPORT.md"
 
 
@@ -219,33 +217,26 @@ def _section(figure: dict[str, Any]) -> list[str]:
     settings = figure["settings"].replace("\n", "; ")
     tables = [f"{name}.csv", *figure["tables"]]
     numbers = ", ".join(f"[{table}]({table})" for table in tables)
-    return [
-        f'<a id="{name}"></a>',
-        "",
-        f"## {name}",
-        "",
+    lines = [
         f"![{name}]({name}.png)",
         "",
         f"- {settings}",
         f"- {len(figure['runs'])} runs, {figure['seconds_of_training']:.0f} s of training on {hardware}; {versions}",
         f"- drawn {figure['drawn']} at commit {figure['commit']}, by {command}",
         f"- numbers: {numbers}; code: notebooks/{name}.ipynb",
-        "",
     ]
+    return [*_heading(name), *lines, ""]
+
+
+def _heading(name: str) -> list[str]:
+    return [f'<a id="{name}"></a>', "", f"## {name}", ""]
 
 
 def _short_section(notebook: dict[str, Any]) -> list[str]:
     """Of a theory notebook, whose pictures are in itself."""
     name, hardware = notebook["figure"], "; ".join(_machine(machine) for machine in notebook["hardware"])
-    return [
-        f'<a id="{name}"></a>',
-        "",
-        f"## {name}",
-        "",
-        f"- notebooks/{name}.ipynb, executed {notebook['drawn']} at commit {notebook['commit']}, by"
-        f" `{notebook['command']}`, on {hardware}",
-        "",
-    ]
+    about = f"executed {notebook['drawn']} at commit {notebook['commit']}, by `{notebook['command']}`, on {hardware}"
+    return [*_heading(name), f"- notebooks/{name}.ipynb, {about}", ""]
 
 
 def _machine(hardware: dict[str, Any]) -> str:

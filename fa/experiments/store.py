@@ -6,7 +6,6 @@ import csv
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from fa.data.registry import REGISTRY
 from fa.training import record_schema
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
+from fa.utils.files import PREFIX, new_folder
 
 MANIFEST = "manifest.json"
 _ABANDONED = 600.0  # seconds after which nobody is still writing a record
@@ -120,21 +120,16 @@ class RunStore:
     def save(self, run: Run) -> Record:
         """Keep a finished run: it appears whole or not at all, and a damaged record makes way for it."""
         target = self.root / self.key(run.config)
-        self.root.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=".making-", dir=self.root))
         try:
-            folder = run.write(making / target.name)
-            manifest = {name: _checksum(folder / name) for name in FILES}
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-            if target.is_dir() and self._whole(run.config) is None:
-                target.rename(making / "damaged")
-            try:
-                folder.rename(target)
-            except OSError:
-                if self._whole(run.config) is None:  # else another process has finished the same run meanwhile
-                    raise
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
+            with new_folder(target) as folder:
+                run.write_files(folder)
+                manifest = {name: _checksum(folder / name) for name in FILES}
+                (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+                if target.is_dir() and self._whole(run.config) is None:
+                    shutil.rmtree(target)
+        except OSError:
+            if self._whole(run.config) is None:  # else another process has finished the same run meanwhile
+                raise
         self.checkpoint(run.config).unlink(missing_ok=True)
         return Record(target)
 
@@ -205,7 +200,7 @@ def _checksum(path: Path) -> str:
 
 def clean_up(root: Path) -> None:
     """Remove what a killed process left half made below `root`."""
-    for path in root.glob(".making-*"):
+    for path in root.glob(f"{PREFIX}*"):
         with suppress(FileNotFoundError):  # another process has finished with it meanwhile
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 if path.is_file():

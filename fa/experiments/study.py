@@ -13,7 +13,7 @@ from fa import custom
 from fa.checks import check_one_of, require
 from fa.data.registry import REGISTRY
 from fa.experiments import style
-from fa.experiments.own import look, replaced
+from fa.experiments.own import label, looks, replaced
 from fa.experiments.paths import figures
 from fa.experiments.profiles import MARGINS, settings
 from fa.experiments.store import Record, RunStore
@@ -60,7 +60,7 @@ class Case:
     @property
     def label(self) -> str:
         """What the figure calls it."""
-        return self.called or look(self.variant).label
+        return self.called or label(self.variant)
 
     def __str__(self) -> str:
         own = [f"{name} = {value}" for name, value in self.columns.items()]
@@ -251,7 +251,7 @@ def make_study(
         case = wanted if attack is None else replace(wanted, settings={**wanted.settings, "attack": attack})
         usual_seeds = tuple(case.seeds or profile_seeds)
         changed |= tuple(seeds or usual_seeds) != usual_seeds or case.variant not in style.VARIANTS
-        variant = look(case.variant)
+        variant = looks([case.variant])[case.variant]
         options = {**dict(variant.options), **case.options}
         its = usual | dict(wanted.settings) | {"rule": variant.rule, "rule_options": options, "byzantine": case.f}
         changed |= any(its.get(name, getattr(TrainConfig, name)) != given[name] for name in given.keys() - {"device"})

@@ -6,7 +6,6 @@ bits do not depend on how many go beside it. A child that loses its parent, howe
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fa import custom
+from fa.bars import reporter
 from fa.checks import check_integer
 from fa.data.registry import check_present
-from fa.experiments.progress import reporter
 from fa.experiments.store import Record, RunStore, clean_up
 from fa.memory import keep_freed
+from fa.threads import usable_cores
 from fa.training import children
 from fa.training.config import TrainConfig
-
-_SPARE = 1 << 30  # bytes that a run takes besides its gradients
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def sweep(
     progress: bool = True,
     processes: bool = False,
 ) -> list[Outcome]:
-    """Run what the store lacks, `jobs` at a time (None: as many as cores and memory allow); outcomes in the order
+    """Run what the store lacks, `jobs` at a time (None: one a core); outcomes in the order
     given. Where the workers are `processes` of their own one run goes after another, and `jobs` are not asked for.
 
     A run that fails does not touch the others: its outcome has the error. Ctrl-C ends the children and raises
@@ -78,13 +76,15 @@ def sweep(
         check_present(dataset)
     failures: dict[TrainConfig, str] = {}
     clean_up(store.root)
-    with reporter(progress and bool(missing)) as report:
-        report(len(records) - len(missing), len(records), "")
-        runs = _in_turn(missing, store) if processes else _run_all(missing, store.root, jobs or _jobs_that_fit(missing))
+    if progress and missing:
+        print(f"{len(missing)} runs to do, {len(records) - len(missing)} are finished", flush=True)
+    with reporter("runs", progress and bool(missing)) as report:
+        report(len(records) - len(missing), len(records), str)
+        runs = _in_turn(missing, store) if processes else _run_all(missing, store.root, jobs or _usual_jobs(missing))
         for outcome in runs:
             records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
             done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
-            report(done, len(records), str(outcome))
+            report(done, len(records), outcome.__str__)
     return [Outcome(config, records[config], failures.get(config, "")) for config in configs]
 
 
@@ -171,35 +171,8 @@ def _work(config: str, root: str, answer: Connection) -> None:
         raise
 
 
-def _jobs_that_fit(configs: Sequence[TrainConfig]) -> int:
-    """One process a core, fewer where the largest runs' gradients would not fit into free memory; one on a GPU, whose
-    memory is not ours to divide.
-    """
+def _usual_jobs(configs: Sequence[TrainConfig]) -> int:
+    """Return one process a core, and one on a GPU, whose memory is not ours to divide."""
     if any(config.device != "cpu" for config in configs):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = _free_memory()
-    if free is None:
-        return cores
-    shapes = {(c.model, c.dataset, c.workers * (2 if c.worker_momentum else 1)) for c in configs}
-    need = max((_memory(*shape) for shape in shapes), default=0)
-    return max(1, min(cores, free // (need + _SPARE)))
-
-
-def _free_memory() -> int | None:
-    """Bytes that can be had without swapping, the page cache among them; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return None
-    kilobytes = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    return next((1024 * number for number in kilobytes), None)
-
-
-def _memory(model: str, dataset: str, rows: int) -> int:
-    """Bytes of the `rows` that the workers have of n numbers, of the model and of what the optimizer keeps."""
-    from fa import models
-    from fa.data import load
-
-    n = sum(parameter.numel() for parameter in models.build(model, *load(dataset).shape, seed=0).parameters())
-    return 4 * n * (rows + 4)
+    return usable_cores()

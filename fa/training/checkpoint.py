@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
-import tempfile
 import time
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +20,9 @@ from fa.checks import check_real, require
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.flat import Buffers
 from fa.training.records import CurvePoint, WorkerRow
+from fa.utils.files import new_file, temporary
 
+_CHECKSUM = 32  # bytes of a SHA-256
 EVERY = 300.0  # seconds from one checkpoint to the next
 
 
@@ -41,7 +42,7 @@ class State:
 class Checkpoint:
     """One run's checkpoint: written whole or not at all, every `every` seconds, and read back bit for bit.
 
-    Nothing in it is pickled: it is a npz file of numbers and one JSON text. Raises ValueError where `path` cannot be
+    Raises ValueError where `path` cannot be
     written, its folder is not there, and for `every` < 0.
     """
 
@@ -50,7 +51,12 @@ class Checkpoint:
         self.path = Path(os.path.abspath(path))
         require(not self.path.is_dir(), "checkpoint", str(self.path), "a file")
         require(self.path.parent.is_dir(), "checkpoint", str(self.path), "a file in a folder that is there")
-        self._beside().unlink()  # before any work is done for which there is no place
+        trial = temporary(self.path.parent)  # before any work is done for which there is no place
+        try:
+            trial.touch()
+            trial.unlink()
+        except OSError as error:
+            raise self._unwritable(error) from error
         self._every = every
         self._last = time.monotonic()
 
@@ -76,20 +82,21 @@ class Checkpoint:
         """
         if not self.path.exists():
             return State(backends=[self._backend]), None
-        said, arrays = self._read()
-        self._refuse_another(said["identity"])
-        parameters.copy_(torch.from_numpy(arrays["parameters"]))
-        for buffers, row in zip(statistics, arrays["statistics"], strict=True):
-            _unpack(row, buffers)
-        for own, row in zip(momenta, arrays.get("momenta", ()), strict=True):
-            own.copy_(torch.from_numpy(row))
-        curve = [CurvePoint(*point) for point in said["curve"]]
-        workers = [WorkerRow(*row) for row in said["workers"]]
-        velocity = torch.from_numpy(arrays["velocity"]).to(parameters.device) if "velocity" in arrays else None
-        whole, seconds_of = said.get("whole", said["seconds"]), said.get("seconds_of", {})
-        backends = said.get("backends", [])
-        backends += [self._backend] if backends[-1:] != [self._backend] else []
-        return State(said["iteration"], said["seconds"], whole, seconds_of, curve, workers, backends), velocity
+        content = self._read()
+        self._refuse_another(content["identity"])
+        parameters.copy_(content["parameters"])
+        for buffers, tensors in zip(statistics, content["statistics"], strict=True):
+            for tensor, saved in zip(buffers.tensors, tensors, strict=True):
+                tensor.copy_(saved)
+        for momentum, saved in zip(momenta, content["momenta"], strict=True):
+            momentum.copy_(saved)
+        saved_state = content["state"]
+        curve = [CurvePoint(*point) for point in saved_state["curve"]]
+        workers = [WorkerRow(*row) for row in saved_state["workers"]]
+        state = State(**saved_state | {"curve": curve, "workers": workers})
+        state.backends += [self._backend] if state.backends[-1:] != [self._backend] else []
+        velocity = content["velocity"]
+        return state, None if velocity is None else velocity.to(parameters.device)
 
     def due(self) -> bool:
         """Whether the time of the next one has come."""
@@ -104,23 +111,16 @@ class Checkpoint:
         momenta: Sequence[Tensor] = (),
     ) -> None:
         """Put this state in the place of the last one."""
-        arrays = {"parameters": parameters.cpu().numpy(), "statistics": np.stack([_pack(each) for each in statistics])}
-        if velocity is not None:
-            arrays["velocity"] = velocity.cpu().numpy()
-        if momenta:
-            arrays["momenta"] = torch.stack(list(momenta)).cpu().numpy()
-        said = json.dumps(vars(state) | {"identity": self._identity})  # floats so that they are read back bit for bit
-        making = self._beside()
+        content = {
+            "identity": self._identity,
+            "state": vars(state) | {name: list(map(tuple, getattr(state, name))) for name in ("curve", "workers")},
+            "parameters": _copy(parameters),
+            "velocity": None if velocity is None else _copy(velocity),
+            "statistics": [[_copy(tensor) for tensor in buffers.tensors] for buffers in statistics],
+            "momenta": [_copy(momentum) for momentum in momenta],
+        }
         try:
-            try:
-                with making.open("wb") as file:
-                    np.savez(file, allow_pickle=False, said=np.frombuffer(said.encode(), np.uint8), **arrays)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(making, self.path)
-            except BaseException:
-                making.unlink()
-                raise
+            write(self.path, content)
         except OSError as error:
             raise self._unwritable(error) from error
         self._last = time.monotonic()
@@ -129,24 +129,13 @@ class Checkpoint:
         """The run is kept elsewhere by now."""
         self.path.unlink(missing_ok=True)
 
-    def _beside(self) -> Path:
-        """A new file in the same folder."""
-        try:
-            fd, making = tempfile.mkstemp(prefix=".making-", dir=self.path.parent)
-        except OSError as error:
-            raise self._unwritable(error) from error
-        os.close(fd)
-        return Path(making)
-
     def _unwritable(self, error: OSError) -> ValueError:
         return ValueError(f"checkpoint must be a file that can be written ({error}); it is {self.path}")
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def _read(self) -> dict[str, Any]:
         try:
-            with self.path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as held:
-                arrays = dict(held)
-            return json.loads(arrays.pop("said").tobytes()), arrays
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            return read(self.path)
+        except (OSError, ValueError) as error:
             raise ValueError(
                 f"checkpoint must be one that fa wrote; {self.path} cannot be read ({error}): remove it to begin anew"
             ) from error
@@ -161,13 +150,23 @@ class Checkpoint:
             )
 
 
-def _pack(buffers: Buffers) -> np.ndarray:
-    """One worker's statistics as a row of float64, which holds float32 and whole numbers to 2^53 exactly."""
-    pieces = [tensor.detach().cpu().double().flatten() for tensor in buffers.tensors]
-    return torch.cat(pieces).numpy() if pieces else np.zeros(0)
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint: what torch.save writes, and its SHA-256 (32 bytes) behind it."""
+    with new_file(path) as unfinished, unfinished.open("wb+") as file:
+        torch.save(content, file)
+        file.seek(0)
+        file.write(hashlib.file_digest(file, "sha256").digest())
 
 
-def _unpack(row: np.ndarray, buffers: Buffers) -> None:
-    pieces = torch.from_numpy(row).split([tensor.numel() for tensor in buffers.tensors])
-    for tensor, piece in zip(buffers.tensors, pieces, strict=True):
-        tensor.copy_(piece.view(tensor.shape))
+def read(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote; ValueError if a bit of the file has changed."""
+    content = path.read_bytes()
+    if hashlib.sha256(memoryview(content)[:-_CHECKSUM]).digest() != content[-_CHECKSUM:]:
+        raise ValueError("its checksum differs")
+    loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    return loaded
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A view would be written with all the memory that it looks at."""
+    return tensor.detach().cpu().clone()

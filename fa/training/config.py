@@ -28,6 +28,11 @@ Real = float | int
 """A setting that is a real number: an int is taken, and kept as a float."""
 
 
+def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
+    """Return a field with its help on the command line, and its choices if it has a few."""
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """One run of Algorithm 1: p workers, the first f of them faulty, one server with SGD.
@@ -37,40 +42,38 @@ class TrainConfig:
     ValueError for values out of range.
     """
 
-    dataset: str = "mnist-mini"
-    model: str = "convnet"
-    rule: str = "fa"
+    dataset: str = _setting("mnist-mini", "Data set.")
+    model: str = _setting("convnet", "convnet, resnet18 or any torchvision classifier.")
+    rule: str = _setting("fa", "Aggregation rule: one of fa.RULES, FILE.py:NAME, or byzfl:NAME.")
     rule_options: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
-    workers: int = 15
-    byzantine: int = 3  # the first ranks, as in the released code
-    f: int | None = None  # the f that the rule tolerates; None: byzantine
-    attack: str = "random"
-    iterations: int = 300
-    batch: int = 128  # images per worker and iteration, or with `accumulate` per backward pass
-    lr: Real = 0.2
-    momentum: Real = 0.0  # of the server's SGD; the released code has 0.9, as the profiles of the figures do
-    weight_decay: Real = 5e-4
-    lr_decay: Real = 0.2  # factor of the step schedule
-    lr_decay_epochs: int = 10
-    seed: int = 2021
-    sampling: str = "random"
-    device: str = "cpu"
-    evaluate_every: int | None = None  # iterations from one test accuracy to the next; None: an epoch
-    # A recipe of fa.recipes, by its options: what training images are augmented by, for those workers that have such.
-    augmentation: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
-    augmented: str = "faulty"  # who has them: the faulty workers (the others' are clean), or all
-    # The share of the training images that nobody trains on, and that take the place of the test images: for choosing
-    # a setting without having seen those.
-    validation: Real = 0.0
-    # Whose training images are whose: everybody draws from all (iid), or each honest worker has its own share, of each
-    # class by a Dirichlet distribution with parameter alpha (dirichlet), or of the images sorted by class (classes).
-    # Faulty workers that compute gradients draw from all.
-    split: str = "iid"
-    alpha: Real | None = None
-    worker_momentum: Real = 0.0  # beta: workers send m_t = beta m_(t-1) + (1 - beta) g_t
-    precision: str = "float32"  # of the forward pass; with "bfloat16" parameters, gradients and server stay float32
-    accumulate: int = 1  # backward passes whose gradients' mean a worker sends: a larger minibatch in the same memory
-    layers: str = "torch"  # torch's, or those of fa.layers, whose gradients equal torch's up to rounding
+    workers: int = _setting(15, "Number of workers, p.")
+    byzantine: int = _setting(3, "Number of Byzantine workers, f: the first ranks.")
+    f: int | None = _setting(None, "Number of Byzantine workers that the rule tolerates; --byzantine if left out.")
+    attack: str = _setting("random", "Attack: a name in docs/training.md, FILE.py:NAME, or byzfl:NAME.")
+    iterations: int = _setting(300, "Number of iterations.")
+    batch: int = _setting(128, "Images per worker and backward pass.")
+    lr: Real = _setting(0.2, "Learning rate.")
+    momentum: Real = _setting(0.0, "Momentum of the server's SGD; the released code and the figures use 0.9.")
+    weight_decay: Real = _setting(5e-4, "Weight decay of SGD.")
+    lr_decay: Real = _setting(0.2, "Factor of the step schedule.")
+    lr_decay_epochs: int = _setting(10, "Epochs between two steps of the schedule.")
+    seed: int = _setting(2021, "Seed of everything random.")
+    sampling: str = _setting("random", "Fresh minibatches, or passes over fixed slices.", SAMPLINGS)
+    device: str = _setting("cpu", "cpu, cuda or cuda:N.")
+    evaluate_every: int | None = _setting(None, "Iterations between two test accuracies; an epoch if left out.")
+    augmentation: Mapping[str, Any] | tuple[tuple[str, Option], ...] = _setting(
+        (), "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."
+    )
+    augmented: str = _setting("faulty", "Workers with augmented data: the faulty ones, or all.", ("faulty", "all"))
+    # For choosing a setting without having seen the test images.
+    validation: Real = _setting(0.0, "Share of the training images that replace the test images, and train no worker.")
+    # Byzantine workers that compute gradients always draw from all images.
+    split: str = _setting("iid", "Honest workers' images: all, unequal shares of each class, or by class.", SPLITS)
+    alpha: Real | None = _setting(None, "Dirichlet parameter of --split dirichlet: small for unequal shares.")
+    worker_momentum: Real = _setting(0.0, "Momentum beta of the workers, which send beta m + (1 - beta) g.")
+    precision: str = _setting("float32", "Precision of the forward pass; gradients and server use float32.", PRECISIONS)
+    accumulate: int = _setting(1, "Backward passes of --batch images for one gradient, which is their mean.")
+    layers: str = _setting("torch", "Implementation of a model's layers; gradients are equal up to rounding.", LAYERS)
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
@@ -95,12 +98,10 @@ class TrainConfig:
         for name in ("momentum", "worker_momentum", "validation"):
             require(getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
         require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
-        check_one_of("sampling", self.sampling, SAMPLINGS)
-        check_one_of("split", self.split, SPLITS)
+        for field in dataclasses.fields(self):
+            if choices := field.metadata.get("choices"):
+                check_one_of(field.name, getattr(self, field.name), choices)
         self._check_alpha()
-        check_one_of("augmented", self.augmented, ("faulty", "all"))
-        check_one_of("precision", self.precision, PRECISIONS)
-        check_one_of("layers", self.layers, LAYERS)
         said = bool(self.augmentation) or self.augmented == "faulty"
         require(said, "augmented", self.augmented, "'faulty' where there is no augmentation")
 

@@ -7,16 +7,16 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from fa import custom
 from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
+from fa.utils.files import sync_folder, temporary
 
 FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
 USED = "used"
@@ -92,10 +92,8 @@ class Run:
         target = _absolute(directory)
         making = _workspace(target)
         try:
-            making.chmod(0o755)
-            _write_csv(making / "curve.csv", CurvePoint._fields, (map(_cell, point) for point in self.curve))
-            _write_csv(making / "workers.csv", WorkerRow._fields, (map(_cell, row) for row in self.workers))
-            _write(making / "config.json", json.dumps(self.description(), indent=2, sort_keys=True) + "\n")
+            self.write_files(making)
+            sync_folder(making)
         except BaseException as error:
             shutil.rmtree(making, ignore_errors=True)
             if isinstance(error, OSError):
@@ -106,6 +104,12 @@ class Run:
         except (ValueError, OSError) as error:  # the work is done, and must not be lost
             raise ValueError(f"{error}; the run is finished, and its records are in {making}") from error
         return target
+
+    def write_files(self, folder: Path) -> None:
+        """Write the three files into `folder`."""
+        _write_csv(folder / "curve.csv", CurvePoint._fields, self.curve)
+        _write_csv(folder / "workers.csv", WorkerRow._fields, self.workers)
+        (folder / "config.json").write_text(json.dumps(self.description(), indent=2, sort_keys=True) + "\n")
 
     def description(self) -> dict[str, Any]:
         """What config.json holds."""
@@ -153,11 +157,13 @@ def _workspace(target: Path) -> Path:
     place = target if target.is_dir() else target.parent
     try:
         place.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=place))
+        making = temporary(place)
+        making.mkdir()
     except OSError as error:
         raise ValueError(
             f"out must be a directory where files can be made ({error.strerror}); it is {str(target)!r}"
         ) from error
+    return making
 
 
 def _move(making: Path, target: Path) -> None:
@@ -218,21 +224,8 @@ def _cell(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[str]]) -> None:
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
-        writer.writerows(rows)
-        _sync(file)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        _sync(file)
-
-
-def _sync(file: IO[str]) -> None:
-    """To the disk itself, so that after a power cut the directory is not there with empty files in it."""
-    file.flush()
-    os.fsync(file.fileno())
+        writer.writerows(map(_cell, row) for row in rows)
