@@ -109,6 +109,19 @@ def test_small_maps_are_convolved_by_products_and_others_by_torch(monkeypatch: p
         assert not quick(nn.Conv2d(16, 16, 3, padding=1), small)
 
 
+def test_transforms_of_torch_func_get_torchs_layers() -> None:
+    layer, images = convolution_of((16, 16, 2, 3, 1, 1, False, 5))
+
+    def loss(weights: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, weights, (image[None],)).square().sum()
+
+    weights = {name: parameter.detach() for name, parameter in layer.named_parameters()}
+    per_image = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    expected = per_image(weights, images)["weight"]
+    accelerate(layer)
+    torch.testing.assert_close(per_image(weights, images)["weight"], expected)
+
+
 def test_wrong_channels_and_too_small_maps_are_torchs_errors() -> None:
     layer = accelerate(nn.Conv2d(16, 16, 3))
     for images in (torch.randn(2, 17, 4, 4), torch.randn(2, 16, 2, 2)):
