@@ -38,4 +38,6 @@ def plain(*tensors: Tensor) -> bool:
     """Return whether the fast computations take these tensors: float32 on the CPU, outside of torch's transforms."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
+        return False
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
