@@ -23,7 +23,6 @@ LONG = SHORT | {"iterations": 1_000_000}
 
 SCRIPT = """
 import sys
-import time
 from fa.experiments.store import RunStore
 from fa.experiments.sweep import sweep
 from fa.training import TrainConfig
@@ -98,7 +97,6 @@ def test_a_core_serves_one_run_and_so_does_a_gpu(monkeypatch: pytest.MonkeyPatch
 
 TELLS_MUCH = """
 import sys
-import time
 from pathlib import Path
 from fa.experiments.store import RunStore
 from fa.experiments.sweep import sweep
