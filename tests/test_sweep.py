@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,8 +164,14 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(
         wait_until(lambda: len(descendants(process.pid)) >= 3)  # the fork server and the runs that go on
         children = descendants(process.pid)
         if stopping:  # a stopped process cannot end itself
-            runs = runs_below(process.pid)
-            wait_until(lambda: all(worked(run) > 0.2 for run in runs))  # past what they begin with
+            runs: list[int] = []
+
+            def steady() -> bool:  # the finished run has ended, and the others are past what they begin with
+                runs[:] = runs_below(process.pid)
+                time.sleep(1)
+                return runs == runs_below(process.pid) and all(worked(run) > 0.2 for run in runs)
+
+            wait_until(steady)
             for run in runs:
                 os.kill(run, signal.SIGSTOP)
         if how == signal.SIGINT:
