@@ -189,12 +189,12 @@ def test_a_start_is_the_basis_to_begin_with():
     Y = solved(G, "l1", 0.5, m=3, max_iter=100).Y
     again = solved(G, "l1", 0.5, m=3, max_iter=1, start=Y)
     assert again.objective <= objective.value(G, Y, 0.5, "l1") + 1e-12
-    with pytest.raises(ValueError, match=r"start must be of \(30, 3\)"):
+    with pytest.raises(ValueError, match=r"^start must be .*\(30, 3\).*\(30, 2\)"):
         solved(G, "l1", 0.5, m=3, start=Y[:, :2])
     gram, _ = measure(torch.from_numpy(G))
-    with pytest.raises(ValueError, match=r"regularizer must be .* where only the Gram matrix is known; it is 'rows'"):
+    with pytest.raises(ValueError, match=r"^regularizer must be .*'rows'"):
         irls.solve_gram(gram, irls.Options(lam=1.0, regularizer="rows"))
-    with pytest.raises(ValueError, match="no combination of the gradients"):
+    with pytest.raises(ValueError, match=r"\bl1\b"):
         again.weights()
     assert solved(np.zeros((3, 4)), "l1", 1.0).objective == 0
 
@@ -209,5 +209,5 @@ def test_line_5_of_the_paper_is_no_descent(sign):
 
 
 def test_line_5_takes_what_the_solver_takes():
-    with pytest.raises(ValueError, match=r"G must be of float16.*int64"):
+    with pytest.raises(ValueError, match=r"^G must be .*\bfloat16\b.*\bint64\b"):
         line5.path(np.ones((3, 4), dtype=int), "l1", 0.1)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ import torch
 from fa import cli, models
 from fa.checks import ConditionError
 from fa.rules import RULES
+from fa.rules.base import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.flat import flatten
+from fa.training.records import USED
 from fa.training.rpc import star
 from fa.training.rpc.server import NEW, Remote, Sent, exchange
 from fa.training.transport import Cluster
@@ -62,11 +65,11 @@ def test_mixed_precision_and_accumulated_gradients_are_the_simulations_bits() ->
 
 
 def test_what_datagrams_need_is_told() -> None:
-    with pytest.raises(ValueError, match="gradients must be one of rpc, udp; it is 'tcp'"):
+    with pytest.raises(ValueError, match=r"^gradients must be .*\brpc, udp\b.*'tcp'"):
         Cluster(gradients="tcp")
-    with pytest.raises(ValueError, match="lost must be one of zero, previous; it is 'mean'"):
+    with pytest.raises(ValueError, match=r"^lost must be .*\bzero, previous\b.*'mean'"):
         Cluster(gradients="udp", lost="mean")
-    with pytest.raises(ValueError, match="gradients must be 'udp' where lost is 'previous'; it is 'rpc'"):
+    with pytest.raises(ValueError, match=r"^gradients must be .*'udp'.*'previous'.*'rpc'"):
         Cluster(lost="previous")
 
 
@@ -91,9 +94,9 @@ def reasons(run: Run, worker: int) -> Counter[str]:
 def test_goes_on_after_a_worker_is_killed() -> None:
     config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1)
     run = train(config, cluster=Cluster(), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
-    out = reasons(run, 2)["left out: its process has ended"]
-    assert out in (14, 15)  # it may have sent its sixth gradient before it died
-    assert reasons(run, 1) == {"used": 20}
+    (out,) = [status for status in reasons(run, 2) if status != USED]  # one reason, in every iteration
+    assert reasons(run, 2)[out] in (14, 15)  # it may have sent its sixth gradient before it died
+    assert reasons(run, 1) == {USED: 20}
     assert not multiprocessing.active_children()
 
 
@@ -125,9 +128,10 @@ def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
             threading.Event().wait(0.5)
 
     run = train(config, cluster=Cluster(deadline=0.5), progress=act)
-    assert reasons(run, 3)["left out: no gradient within 0.5 s"] >= 24
+    silent = [status for status in reasons(run, 3) if re.search(r"\b0\.5 s\b", status)]
+    assert sum(reasons(run, 3)[status] for status in silent) >= 24
     last = [row.status for row in run.workers if row.worker == 3][-50:]
-    assert "used" in last
+    assert USED in last
 
 
 def test_a_quorum_does_not_wait_for_the_slowest() -> None:
@@ -139,8 +143,9 @@ def test_a_quorum_does_not_wait_for_the_slowest() -> None:
         os.kill(stopped[0], signal.SIGSTOP)
 
     run = train(config, cluster=Cluster(quorum=3), progress=at(2, act))
-    assert reasons(run, 0)["left out: not among the fastest 3"] >= 17
-    with pytest.raises(ValueError, match="quorum must be at most workers=4; it is 5"):
+    late = [status for status in reasons(run, 0) if re.search(r"\b3\b", status)]
+    assert sum(reasons(run, 0)[status] for status in late) >= 17
+    with pytest.raises(ValueError, match=r"^quorum must be .*\bworkers=4\b.*\b5\b"):
         train(config, cluster=Cluster(quorum=5))
 
 
@@ -207,17 +212,20 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
     for other in others:
         other.join(20)
     n = 21_840
-    said = {
-        "NaN": "NaN or Inf",
-        "Inf": "NaN or Inf",
-        "length": f"sent ({n - 1},) of torch.float32, not ({n},) of torch.float32",
-        "dtype": f"sent ({n},) of torch.float64, not ({n},) of torch.float32",
-        "shape": f"sent (1, {n}) of torch.float32, not ({n},) of torch.float32",
-        "layout": f"sent ({n},) of torch.float32, torch.sparse_coo, not ({n},) of torch.float32",
-        "loss": "sent a loss of (2,) of torch.float32, not one number",
+    right = rf"\({n},\) .*torch\.float32$"
+    patterns = {
+        "NaN": NOT_FINITE,
+        "Inf": NOT_FINITE,
+        "length": rf"\({n - 1},\) .*{right}",
+        "dtype": rf"torch\.float64.*{right}",
+        "shape": rf"\(1, {n}\) .*{right}",
+        "layout": rf"torch\.sparse_coo.*{right}",
+        "loss": r"\(2,\) .*torch\.float32",
     }
     for rank, kind in enumerate(kinds):
-        assert reasons(run, rank) == {f"left out: {said[kind]}" if kind else "used": 3}
+        ((status, times),) = reasons(run, rank).items()
+        assert times == 3
+        assert re.search(patterns[kind], status) if kind else status == USED, status
     assert [other.exitcode for other in others] == [0] * len(kinds)
 
 
@@ -235,7 +243,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize(
     ("victim", "how", "stopping"),
     [
@@ -244,7 +252,7 @@ if __name__ == "__main__":
         ("server", signal.SIGINT, False),
         ("forks", signal.SIGKILL, True),
     ],
-    ids=["server killed, a worker stopped", "server terminated", "Ctrl-C", "fork server killed, a worker stopped"],
+    ids=["server-SIGKILL-stopped", "server-SIGTERM", "server-SIGINT", "forks-SIGKILL-stopped"],
 )
 def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: signal.Signals, stopping: bool) -> None:
     script = tmp_path / "serve.py"
@@ -264,7 +272,8 @@ def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: sign
     finally:
         server.kill()
     if victim == "forks":
-        assert "no honest worker is left (worker 0: its process has ended; worker 1" in told
+        last = told.splitlines()[-1]
+        assert all(f"worker {rank}" in last for rank in range(3)), told
 
 
 def test_workers_started_by_hand(tmp_path: Path) -> None:
@@ -285,7 +294,7 @@ def test_workers_started_by_hand(tmp_path: Path) -> None:
 def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: int) -> None:
     model = models.build("convnet", 1, 10, 28, seed=0)
     remote = Remote(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), Cluster())
-    with pytest.raises(ValueError, match=f"^rank must be at least 0 and less than the run's 2 workers; it is {rank}$"):
+    with pytest.raises(ValueError, match=rf"^rank must be .*\b2\b.*{rank}$"):
         remote.exchange(Sent(rank, NEW, torch.ones(1), torch.ones(()), []))
 
 
@@ -312,7 +321,8 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     for answer in answers:
         answer.start()
     gathered = remote.gradients(0, parameters)
-    assert gathered.missing == {1: f"sent (3,) of torch.float32, not ({len(parameters)},) of torch.float32"}
+    assert list(gathered.missing) == [1]
+    assert re.search(rf"\(3,\) .*\({len(parameters)},\)", gathered.missing[1])
     assert bool(gathered.G[1].isnan().all())
     assert bool((gathered.G[0] == 1).all())
     assert gathered.products is not None
@@ -323,8 +333,8 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"cluster": Cluster(quorum=5)}, "quorum must be at most workers=4; it is 5"),
-        ({"checkpoint": "kept", "checkpoint_every": -1.0}, "checkpoint_every must be a finite number of at least 0"),
+        ({"cluster": Cluster(quorum=5)}, r"^quorum must be .*\bworkers=4\b.*\b5\b"),
+        ({"checkpoint": "kept", "checkpoint_every": -1.0}, r"^checkpoint_every must be .*-1\.0\b"),
     ],
 )
 def test_bad_settings_are_told_before_data_are_loaded(
@@ -337,7 +347,7 @@ def test_bad_settings_are_told_before_data_are_loaded(
 
 
 def test_a_port_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="port must be at most 65535; it is 70000"):
+    with pytest.raises(ValueError, match=r"^port must be .*\b65535\b.*\b70000\b"):
         Cluster(port=70000)
 
 
@@ -347,4 +357,5 @@ def test_a_worker_that_finds_no_server_says_so(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(SystemExit) as leaving:
         cli.main(["worker", "--rank", "0", "--master", f"127.0.0.1:{port}"])
     assert leaving.value.code == 2
-    assert capsys.readouterr().err.endswith(f"fa: nobody answers at 127.0.0.1:{port}, after 1 s\n")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"fa: .*\b127\.0\.0\.1:{port}\b.*\b1 s\b", last), last
