@@ -1,8 +1,6 @@
 """The relaxation and the certificate against the n x n program as it is written, and against feasible points."""
 
-import importlib.util
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from itertools import permutations
@@ -302,11 +300,11 @@ def test_other_regularizers_are_refused_unless_they_weigh_nothing():
 def test_other_gradients_than_the_solutions_are_refused():
     G = gradients(5, 20)
     solution = irls.solve(G, m=2)
-    with pytest.raises(ValueError, match=r"^G must be .*\b5\b.*\b4\b"):
+    with pytest.raises(ValueError, match=r"^G must be .*\b5\b.*\(1, 1, 1, 1, 1\).*\(1, 1, 1, 1\)"):
         sdp.certify(G[:4], solution)
     longer = G * np.array([1, 1, 1, 1, 2])[:, None]
     for others in (gradients(5, 20, seed=1), G[[1, 0, 2, 3, 4]], longer):
-        with pytest.raises(ValueError, match=r"^G must be .*\bsolution\b"):
+        with pytest.raises(ValueError, match=r"^G must be (?!.*\(1, 1).*\bsolution\b"):
             sdp.certify(others, solution)
     G[3, 2] = np.nan
     for call in (lambda: sdp.certify(G, solution), lambda: sdp.solve(G)):
@@ -340,22 +338,14 @@ def test_values_out_of_range(options, match):
         sdp.solve(gradients(5, 9), **options)
 
 
-def test_without_cvxpy_the_certificate_is_there_and_the_program_says_what_to_install():
-    code = """
-import sys
-sys.modules["cvxpy"] = sys.modules["scipy"] = None
-import numpy as np
-from fa import irls, sdp
-G = np.random.default_rng(0).standard_normal((5, 9))
-assert sdp.certify(G, irls.solve(G)).bound > 0
-try:
-    sdp.solve(G)
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install cvxpy" in done.stdout
-    assert importlib.util.find_spec("cvxpy")
+def test_without_cvxpy_the_certificate_is_there_and_the_program_says_what_to_install(monkeypatch):
+    """That the module can be imported without it is a test in test_wheel.py."""
+    for name in {"cvxpy", "scipy", *(name for name in sys.modules if name.partition(".")[0] in ("cvxpy", "scipy"))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    G = gradients(5, 9)
+    assert sdp.certify(G, irls.solve(G)).bound > 0
+    with pytest.raises(ImportError, match="pip install cvxpy"):
+        sdp.solve(G)
 
 
 def test_a_solver_that_gives_up_is_an_error(monkeypatch):
