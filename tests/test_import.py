@@ -13,9 +13,10 @@ import sys
 import numpy
 import fa
 fa.irls, fa.rules  # imported when they are first used
+print(*(name for name in {HEAVY} if name in sys.modules))
 assert fa.aggregate(numpy.ones((15, 1000)), rule="fa").shape == (1000,)
 fa.models.build("convnet", 1, 10, 28, seed=0)
-print(*(name for name in {HEAVY} if name in sys.modules))
+assert "torchvision" not in sys.modules
 """
 
 STATES = """

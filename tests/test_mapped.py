@@ -171,7 +171,7 @@ for line in sys.stdin.read().splitlines():
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_memory_stays_free(tmp_path: Path) -> None:
-    """120 MB of gradients as float32, and 8 MB of direction, with no more than 48 MB of memory that is no file.
+    """180 MB of gradients as float32, and 12 MB of direction, with no more than 64 MB of memory that is no file.
 
     By weights, by an order statistic of some workers, and of numbers that are widened. One process does all three:
     what one of them kept would count for the next.
@@ -181,7 +181,7 @@ def test_memory_stays_free(tmp_path: Path) -> None:
         paths = [tmp_path / f"{dtype}-{i}.safetensors" for i in range(15)]
         for seed, path in enumerate(paths):
             if not path.exists():
-                numbers = torch.randn(2_000_000, generator=torch.Generator().manual_seed(seed))
+                numbers = torch.randn(3_000_000, generator=torch.Generator().manual_seed(seed))
                 safetensors.torch.save_file({"g": numbers.to(dtype)}, path)
         lines.append(" ".join(map(str, ["aggregate", *paths, "--rule", rule, "--f", 3, "--out", tmp_path / "d.npy"])))
     lines[-1] = lines[-1].replace("d.npy", "d.safetensors")
@@ -189,7 +189,7 @@ def test_memory_stays_free(tmp_path: Path) -> None:
     done = subprocess.run(script, input="\n".join(lines), capture_output=True, text=True, check=True)
     peaks = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak ")]
     assert len(peaks) == len(lines)
-    assert max(peaks) < 48 * 1024, peaks
+    assert max(peaks) < 64 * 1024, peaks
 
 
 def test_what_is_written_to_the_matrix_stays_in_memory(tmp_path: Path, G: torch.Tensor) -> None:

@@ -212,20 +212,19 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
     for other in others:
         other.join(20)
     n = 21_840
-    right = rf"\({n},\) .*torch\.float32$"
-    patterns = {
-        "NaN": NOT_FINITE,
-        "Inf": NOT_FINITE,
-        "length": rf"\({n - 1},\) .*{right}",
-        "dtype": rf"torch\.float64.*{right}",
-        "shape": rf"\(1, {n}\) .*{right}",
-        "layout": rf"torch\.sparse_coo.*{right}",
-        "loss": r"\(2,\) .*torch\.float32",
+    named = {
+        "NaN": [NOT_FINITE],
+        "Inf": [NOT_FINITE],
+        "length": [f"({n - 1},)", f"({n},)"],
+        "dtype": ["torch.float64", "torch.float32"],
+        "shape": [f"(1, {n})", f"({n},)"],
+        "layout": ["torch.sparse_coo"],
+        "loss": ["(2,)"],
     }
     for rank, kind in enumerate(kinds):
         ((status, times),) = reasons(run, rank).items()
         assert times == 3
-        assert re.search(patterns[kind], status) if kind else status == USED, status
+        assert all(value in status for value in named[kind]) if kind else status == USED, status
     assert [other.exitcode for other in others] == [0] * len(kinds)
 
 
@@ -279,13 +278,15 @@ def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: sign
 def test_workers_started_by_hand(tmp_path: Path) -> None:
     """The command line's files are those of the simulation, but for what tells the time."""
     fa = [sys.executable, "-c", "from fa.cli import main; main()"]
-    run = [*fa, "train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
+    run = ["train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
     where = f"127.0.0.1:{free_port()}"
     out = [*run, "--threads", "1", "--out"]
     workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--master", where]) for rank in range(2)]
-    subprocess.run([*out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
+    subprocess.run([*fa, *out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
     assert [worker.wait(20) for worker in workers] == [0, 0]
-    subprocess.run([*out, tmp_path / "simulate"], check=True)
+    with pytest.raises(SystemExit) as done:
+        cli.main([*out, str(tmp_path / "simulate")])
+    assert done.value.code == 0
     one, other = (tmp_path / name / "workers.csv" for name in ("rpc", "simulate"))
     assert one.read_text() == other.read_text()
 
@@ -294,7 +295,7 @@ def test_workers_started_by_hand(tmp_path: Path) -> None:
 def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: int) -> None:
     model = models.build("convnet", 1, 10, 28, seed=0)
     remote = Remote(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), Cluster())
-    with pytest.raises(ValueError, match=rf"^rank must be .*\b2\b.*{rank}$"):
+    with pytest.raises(ValueError, match=rf"^rank must be .*\b2\b.*{rank}\b"):
         remote.exchange(Sent(rank, NEW, torch.ones(1), torch.ones(()), []))
 
 
@@ -322,7 +323,7 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
         answer.start()
     gathered = remote.gradients(0, parameters)
     assert list(gathered.missing) == [1]
-    assert re.search(rf"\(3,\) .*\({len(parameters)},\)", gathered.missing[1])
+    assert all(f"({length},)" in gathered.missing[1] for length in (3, len(parameters)))
     assert bool(gathered.G[1].isnan().all())
     assert bool((gathered.G[0] == 1).all())
     assert gathered.products is not None
