@@ -63,14 +63,14 @@ def certify(G: Any, solution: Solution) -> Certificate:
     """How far `solution` can be from the best subspace of its m dimensions for the gradients G, without a solver.
 
     G: what `fa.irls.solve` was given. Raises ValueError where `solution` is of other gradients, as their inner
-    products tell, where G is not finite, and with lam > 0 for the reading "released", whose pairs are not eq. 5's, and
+    products tell, where G is not finite, and with lam > 0 for the formulation "released", whose pairs are not eq. 5's, and
     for the regularizers "l1", "group" and "rows", for which no bound of this kind is known ("l1" and "rows" leave
     span(G); "group" is a constant: take lam = 0).
     """
     require(
-        solution.lam == 0 or solution.reading == "paper",
-        "the solution's reading",
-        solution.reading,
+        solution.lam == 0 or solution.formulation == "paper",
+        "the solution's formulation",
+        solution.formulation,
         '"paper", whose pairs are those of eq. 5',
     )
     require(

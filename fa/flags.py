@@ -70,9 +70,9 @@ class Flag:
         assert coefficients is not None  # a flag stays in the span of G
         return coefficients
 
-    def direction(self, level: int = -1, reading: irls.Reading = "paper") -> Any:
+    def direction(self, level: int = -1, formulation: irls.Formulation = "paper") -> Any:
         """d (n,) of that level, as irls.Solution gives it."""
-        return self.levels[level].direction(reading)
+        return self.levels[level].direction(formulation)
 
 
 @on_one_thread

@@ -26,18 +26,18 @@ from fa import proximal
 from fa.checks import check_one_of, require
 from fa.gradients import Gradients
 from fa.gram import Gram, measure_groups
-from fa.solution import DEFAULTS, READINGS, REGULARIZERS, Options, Solution
-from fa.terms import FLOOR, RANK, Problem, Reading, pose
+from fa.solution import DEFAULTS, FORMULATIONS, REGULARIZERS, Options, Solution
+from fa.terms import FLOOR, RANK, Formulation, Problem, pose
 from fa.threads import on_one_thread
 
 __all__ = [
     "DEFAULTS",
     "FLOOR",
-    "READINGS",
+    "FORMULATIONS",
     "REGULARIZERS",
+    "Formulation",
     "Options",
     "Problem",
-    "Reading",
     "Solution",
     "State",
     "check_m",
@@ -150,11 +150,11 @@ def solve_gram(
     gram: Gram,
     options: Options = DEFAULTS,
     gradients: Gradients | None = None,
-    reading: Reading = "paper",
+    formulation: Formulation = "paper",
     start: Any = "equal",
     counts: Sequence[int] | None = None,
 ) -> Solution:
-    """As `solve`, from the Gram matrix; reading="released" takes the pairs as the released code does."""
+    """As `solve`, from the Gram matrix; formulation="released" takes the pairs as the released code does."""
     if options.leaves_span:
         raise ValueError(
             'regularizer must be "pairwise" or "group" where only the Gram matrix is known; it is '
@@ -164,7 +164,7 @@ def solve_gram(
     counts = (1,) * gram.p if counts is None else tuple(counts)
     m = default_m(len(counts)) if options.m is None else options.m
     check_m(m, gram.p)
-    problem = pose(gram, m, lam, options.a, reading, counts)
+    problem = pose(gram, m, lam, options.a, formulation, counts)
     found = [
         _iterate(problem, weights, options.tol, options.max_iter)
         for weights in _starts(problem, gram, gradients, start, options)
@@ -183,7 +183,7 @@ def solve_gram(
         lam=options.lam,
         a=options.a,
         regularizer=options.regularizer,
-        reading=reading,
+        formulation=formulation,
         gram=gram,
         counts=counts,
         gradients=gradients,

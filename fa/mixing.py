@@ -54,10 +54,10 @@ class Step:
     condition: tuple[int, int] = (0, 1)
 
 
-def mix(gram: Gram, before: Sequence[str], situation: Situation) -> Mixture:
+def mix(gram: Gram, preaggregators: Sequence[str], situation: Situation) -> Mixture:
     """The named steps, the first one first; their conditions hold."""
     mixture = Mixture(np.eye(gram.p), gram)
-    for name in before:
+    for name in preaggregators:
         factor, mixed = step(name).apply(mixture.gram, situation)
         mixture = Mixture(mixture.R @ factor, mixed)
     return mixture
@@ -68,14 +68,14 @@ def step(name: str) -> Step:
     if isinstance(name, str) and custom.of_library(name):
         found: Step = custom.load("step", name)
         return found
-    check_one_of("a step of before", name, tuple(STEPS))
+    check_one_of("preaggregators", name, tuple(STEPS))
     return STEPS[name]
 
 
-def columns(before: Sequence[str], p: int, f: int) -> list[int]:
+def columns(preaggregators: Sequence[str], p: int, f: int) -> list[int]:
     """How many columns there are before the first of these steps, p, and after each."""
     counts = [p]
-    for name in before:
+    for name in preaggregators:
         counts.append(step(name).columns(counts[-1], f))
     return counts
 

@@ -187,18 +187,18 @@ def effects(
     G: Any,
     formats: Sequence[Format],
     options: irls.Options = irls.DEFAULTS,
-    reading: irls.Reading = "paper",
+    formulation: irls.Formulation = "paper",
     seed: int = 0,
 ) -> list[Effect]:
     """What each format does to FA's direction, decision, values and objective on the gradients G (p, n).
 
-    d is `irls.Solution.direction(reading)`; relative to a d of 0, errors are NaN or infinite. Raises ValueError as
+    d is `irls.Solution.direction(formulation)`; relative to a d of 0, errors are NaN or infinite. Raises ValueError as
     `quantise` and `irls.solve` do, and where a format makes all of G 0.
     """
     matrix = read(G).G.double()
     exact = irls.solve(matrix, **asdict(options))
-    weights = torch.from_numpy(exact.weights(reading)).to(matrix.device)
-    return [_effect(matrix, exact, weights, format, options, reading, seed) for format in formats]
+    weights = torch.from_numpy(exact.weights(formulation)).to(matrix.device)
+    return [_effect(matrix, exact, weights, format, options, formulation, seed) for format in formats]
 
 
 def _effect(
@@ -207,14 +207,14 @@ def _effect(
     weights: Float64[Tensor, " p"],
     format: Format,
     options: irls.Options,
-    reading: irls.Reading,
+    formulation: irls.Formulation,
     seed: int,
 ) -> Effect:
     quantised = quantise(G, format, seed)
     Q = quantised.dequantise()
     require(bool(Q.any()), "G", "0 throughout in this format", "of numbers that the format keeps apart from 0")
     found = irls.solve(Q, **asdict(options))
-    applied = torch.from_numpy(found.weights(reading)).to(G.device)
+    applied = torch.from_numpy(found.weights(formulation)).to(G.device)
     Y = torch.linalg.qr(Q.T @ torch.from_numpy(found.coefficients).to(G.device))[0]
     d, d_q = weights @ G, applied @ Q
     return Effect(

@@ -11,9 +11,9 @@ from fa import kernels, regularizers
 from fa.checks import check_integer, check_one_of, check_real
 from fa.gradients import Gradients
 from fa.gram import Gram
-from fa.terms import Problem, Reading, pose
+from fa.terms import Formulation, Problem, pose
 
-READINGS = ("paper", "released")
+FORMULATIONS = ("paper", "released")
 REGULARIZERS = ("pairwise", *regularizers.NAMES)
 
 
@@ -57,7 +57,7 @@ class Solution:
 
     `coefficients` C (q, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what it may be off by: the
     terms below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a
-    pair too close for its direction to be known the whole term is left out. `reading` tells whose pairs it has, the
+    pair too close for its direction to be known the whole term is left out. `formulation` tells whose pairs it has, the
     paper's or the released code's. `gram` is of all q gradients, of which worker i has counts_i. With "l1" and "rows"
     Y leaves the span of G: `coefficients` are None, and `Y` (n, m) is of the gradients' dtype (float32 for halves), a
     tensor where G is one.
@@ -73,7 +73,7 @@ class Solution:
     lam: float
     a: float
     regularizer: str
-    reading: Reading
+    formulation: Formulation
     gram: Gram = field(repr=False)
     counts: tuple[int, ...] = field(repr=False)
     gradients: Gradients | None = field(default=None, repr=False)
@@ -88,15 +88,15 @@ class Solution:
     def problem(self) -> Problem:
         """The data terms and pairs that were posed, in a basis of span(G): a norm of Y is no part of them."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
-        return pose(self.gram, self.m, lam, self.a, self.reading, self.counts)
+        return pose(self.gram, self.m, lam, self.a, self.formulation, self.counts)
 
-    def weights(self, reading: Reading = "paper") -> Float64[np.ndarray, " q"]:
+    def weights(self, formulation: Formulation = "paper") -> Float64[np.ndarray, " q"]:
         """The direction's coefficients on the gradients, (q,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
         g_i/||g_i||. Of a worker with several gradients it is their mean that counts.
         """
         if self.coefficients is None:
             raise ValueError(f'with regularizer="{self.regularizer}" the direction is no combination of the gradients')
-        lengths = self.gram.cosines @ self._shares(reading)
+        lengths = self.gram.cosines @ self._shares(formulation)
         scaled = self.gram.norms[:, None] * self.coefficients
         with np.errstate(over="ignore"):
             weights = self.gram.over_norms(scaled @ (scaled.T @ lengths))
@@ -104,17 +104,17 @@ class Solution:
         if not np.isfinite(weights).all():
             raise ValueError(
                 "G must have norms whose ratios stay within float64's range; they go from "
-                f"{norms.min():.0e} to {norms.max():.0e}: set them equal first, as before=('median_norm',) does"
+                f"{norms.min():.0e} to {norms.max():.0e}: set them equal first, as preaggregators=('median_norm',) does"
             )
         return weights
 
-    def _shares(self, reading: Reading) -> Float64[np.ndarray, " q"]:
+    def _shares(self, formulation: Formulation) -> Float64[np.ndarray, " q"]:
         """The coefficients on the unit gradients of what Y Y^T is applied to."""
-        check_one_of("reading", reading, READINGS)
+        check_one_of("formulation", formulation, FORMULATIONS)
         norms, each = self.gram.norms, np.repeat(1 / np.array(self.counts), self.counts)
-        return each * (norms / len(self.counts) if reading == "paper" else (norms > 0) / self.m)
+        return each * (norms / len(self.counts) if formulation == "paper" else (norms > 0) / self.m)
 
-    def direction(self, reading: Reading = "paper") -> Any:
+    def direction(self, formulation: Formulation = "paper") -> Any:
         """d (n,), of the gradients' kind, dtype and device."""
         if self.gradients is None:
             raise ValueError(
@@ -122,7 +122,7 @@ class Solution:
             )
         G = self.gradients.G
         if self.Y is None:
-            return self.gradients.restore(kernels.combine(G, self.weights(reading))[0])
-        mean = kernels.combine(G, self.gram.over_norms(self._shares(reading)))[0].double()
+            return self.gradients.restore(kernels.combine(G, self.weights(formulation))[0])
+        mean = kernels.combine(G, self.gram.over_norms(self._shares(formulation)))[0].double()
         Y = torch.as_tensor(self.Y, device=G.device).double()
         return self.gradients.restore((Y @ (Y.T @ mean)).to(G.dtype))

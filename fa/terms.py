@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64, Int
 from fa.checks import require
 from fa.gram import Gram
 
-Reading = Literal["paper", "released"]
+Formulation = Literal["paper", "released"]
 
 FLOOR = 1e-12  # of 1 - v: below it the power is replaced by its tangent there, so that weights stay finite
 RANK = 1e-12  # eigenvalues of the cosines below this fraction of the largest are rounding, not directions
@@ -68,7 +68,7 @@ class Problem:
 
 
 def pose(
-    gram: Gram, m: int, lam: float, a: float, reading: Reading = "paper", counts: Sequence[int] | None = None
+    gram: Gram, m: int, lam: float, a: float, formulation: Formulation = "paper", counts: Sequence[int] | None = None
 ) -> Problem:
     """Eq. 5 for these gradients, of which worker i has counts_i (None: one), in an orthonormal basis of their span."""
     counts = (1,) * gram.p if counts is None else tuple(counts)
@@ -80,7 +80,7 @@ def pose(
     owner = np.repeat(np.arange(len(counts)), counts)
     of_worker = shares(gram, owner)
     unit = (vectors[:, kept] * np.sqrt(lengths[kept])).T * (gram.lengths > 0)
-    differences, factors = _pairs(gram, lam, reading)
+    differences, factors = _pairs(gram, lam, formulation)
     return Problem(
         basis=vectors[:, kept] / np.sqrt(lengths[kept]) * (gram.lengths > 0)[:, None],
         terms=np.hstack([unit * of_worker, unit @ differences]),
@@ -89,7 +89,7 @@ def pose(
         p=len(counts),
         m=m,
         a=a,
-        unresolved=_unresolved(gram, lam, reading),
+        unresolved=_unresolved(gram, lam, formulation),
     )
 
 
@@ -115,15 +115,17 @@ def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
     return apart
 
 
-def _unresolved(gram: Gram, lam: float, reading: Reading) -> float:
+def _unresolved(gram: Gram, lam: float, formulation: Formulation) -> float:
     """How much the pairs that differ, but are not far enough apart, could add to the objective."""
-    if lam == 0 or gram.p == 1 or reading == "released":
+    if lam == 0 or gram.p == 1 or formulation == "released":
         return 0.0
     different = gram.D2[np.triu_indices(gram.p, 1)] > 0
     return 2 * lam / (gram.p - 1) * int((different & ~_apart(gram)).sum())
 
 
-def _pairs(gram: Gram, lam: float, reading: Reading) -> tuple[Float64[np.ndarray, "p N"], Float64[np.ndarray, " N"]]:
+def _pairs(
+    gram: Gram, lam: float, formulation: Formulation
+) -> tuple[Float64[np.ndarray, "p N"], Float64[np.ndarray, " N"]]:
     """The pairs' terms as coefficients of the unit gradients (p, N), and their factors c (N,); none with lam = 0.
 
     "paper": (g_i - g_j)/D_ij, each pair twice, over p - 1. "released": x_i - x_j, not divided, in columns that carry
@@ -135,7 +137,7 @@ def _pairs(gram: Gram, lam: float, reading: Reading) -> tuple[Float64[np.ndarray
     i, j = np.triu_indices(p, 1)
     columns = np.arange(i.size)
     differences = np.zeros((p, i.size))
-    if reading == "released":
+    if formulation == "released":
         differences[i, columns], differences[j, columns] = 1.0, -1.0
         return differences, np.full(i.size, 2 * (lam / (p * (p - 1))) ** 2)
     apart = _apart(gram)

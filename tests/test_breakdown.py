@@ -197,7 +197,7 @@ def test_fa_with_both_means_in_its_subspace_is_the_mean():
     for c, alone in ((0.05, 1.0), (0.5, 0.0)):
         G = breakdown.gradients(breakdown.two_groups(12, 3, c, 0.75), 100, 0)
         for m, expected in ((1, alone), (2, 0.2), (4, 0.2)):
-            d = make_rule("fa", m=m, reading="released")(G)
+            d = make_rule("fa", m=m, formulation="released")(G)
             assert breakdown.faulty_weight(d, G, 3) == pytest.approx(expected, abs=1e-6)
 
 

@@ -206,8 +206,8 @@ def test_the_records_tell_of_every_backend_that_a_run_had(tmp_path: Path) -> Non
             train(CONFIG, threads=1, cluster=cluster, checkpoint=kept, checkpoint_every=0, progress=stopped_at(stop))
     run = train(CONFIG, threads=1, checkpoint=kept)
     assert run.backend["name"] == "simulate"
-    assert [backend["name"] for backend in run.backend["before"]] == ["simulate", "rpc"]
-    assert "before" not in train(CONFIG, threads=1).backend
+    assert [backend["name"] for backend in run.backend["earlier"]] == ["simulate", "rpc"]
+    assert "earlier" not in train(CONFIG, threads=1).backend
 
 
 def test_a_checkpoint_without_a_place_is_named_before_any_work(tmp_path: Path) -> None:

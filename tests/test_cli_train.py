@@ -86,12 +86,18 @@ def test_options_of_rules_reach_the_rule(capsys: pytest.CaptureFixture[str], mon
         raise ValueError("enough")
 
     monkeypatch.setattr(training, "train", instead)
-    flags = ["--m", "8", "--lam", "2", "--reading", "released", "--before", "krum, unit", "--max-iter", "1"]
-    call(capsys, "train", *flags, "--assumed-byzantine", "2")
-    call(capsys, "train", "--before", "none", "--keep", "5", "--rule", "multi_krum")
-    assert seen[0].options == {"m": 8, "lam": 2.0, "reading": "released", "before": ("krum", "unit"), "max_iter": 1}
-    assert seen[0].rule_byzantine == 2
-    assert seen[1].options == {"before": (), "keep": 5}
+    flags = ["--m", "8", "--lam", "2", "--formulation", "released", "--preaggregators", "krum, unit", "--max-iter", "1"]
+    call(capsys, "train", *flags, "--f", "2")
+    call(capsys, "train", "--preaggregators", "none", "--keep", "5", "--rule", "multi_krum")
+    assert seen[0].options == {
+        "m": 8,
+        "lam": 2.0,
+        "formulation": "released",
+        "preaggregators": ("krum", "unit"),
+        "max_iter": 1,
+    }
+    assert seen[0].rule_f == 2
+    assert seen[1].options == {"preaggregators": (), "keep": 5}
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ WORDS = ("", "nonsense", "./none.py:X", "folder", "/", "é", "a\x00b")
 
 ZERO = [
     "byzantine",
-    "assumed_byzantine",
+    "f",
     "momentum",
     "worker_momentum",
     "weight_decay",
@@ -58,7 +58,7 @@ JOINS = {
 }  # folders that may hold other files
 UNUSED = {  # places that these commands do not come to with these arguments
     ("sweep", "out"), ("data list", "root"), ("augment", "root"), ("reproduce", "jobs"), ("sweep", "jobs"),
-    ("aggregate", "reading"),  # see tests/test_rules.py: here a type checker is before ours
+    ("aggregate", "formulation"),  # see tests/test_rules.py: here a type checker is before ours
 }  # fmt: skip
 
 

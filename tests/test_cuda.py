@@ -49,11 +49,11 @@ def test_a_rule_is_the_same(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", ["fa", "median", "multi_krum"])
 def test_a_step_is_the_same(name: str, step: str) -> None:
-    same(fa.make_rule(name, f=1, before=(step,)), gradients(torch.float32))
+    same(fa.make_rule(name, f=1, preaggregators=(step,)), gradients(torch.float32))
 
 
 def test_the_released_reading_is_the_same() -> None:
-    same(fa.make_rule("fa", reading="released"), gradients(torch.float32))
+    same(fa.make_rule("fa", formulation="released"), gradients(torch.float32))
 
 
 @pytest.mark.parametrize("name", fa.RULES)

@@ -33,9 +33,9 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_rule_in_a_file_is_a_rule(file: Path) -> None:
     G = np.random.default_rng(0).standard_normal((5, 20))
-    rule = fa.make_rule(f"{file}:MyRule", f=1, before=("unit",))
+    rule = fa.make_rule(f"{file}:MyRule", f=1, preaggregators=("unit",))
     assert rule.name == "mine"
-    np.testing.assert_allclose(rule(G), fa.aggregate(G, "mean", before=("unit",)))
+    np.testing.assert_allclose(rule(G), fa.aggregate(G, "mean", preaggregators=("unit",)))
     np.testing.assert_allclose(fa.aggregate(G, f"{file}:MyRule"), G.mean(axis=0), atol=1e-12)
 
 

@@ -13,10 +13,10 @@ import fa
 from fa.cli import cli, main
 from fa.experiments import diagnostics
 from fa.training import TrainConfig, train
-from fa.training.layout import LAYOUT
+from fa.training.record_schema import SCHEMA_VERSION
 
 SHORT = {"workers": 11, "byzantine": 2, "iterations": 3, "batch": 4, "attack": "random"}
-KRUM = {"before": ("krum", "median_norm")}
+KRUM = {"preaggregators": ("krum", "median_norm")}
 
 
 def run(folder: Path, rule: str, **options: object) -> diagnostics.Diagnosis:
@@ -32,8 +32,8 @@ def run(folder: Path, rule: str, **options: object) -> diagnostics.Diagnosis:
         ("bulyan", {}, False, 4),
         ("fa", {}, True, 0),
         ("fa", KRUM, True, 2),
-        ("mean", {"before": ("nnm",)}, True, 0),
-        ("median", {"before": ("krum",)}, False, 2),
+        ("mean", {"preaggregators": ("nnm",)}, True, 0),
+        ("median", {"preaggregators": ("krum",)}, False, 2),
         ("median", {}, False, 0),
     ],
 )
@@ -82,7 +82,7 @@ def test_the_picture_shows_numbers_faulty_workers_and_who_was_left_out(tmp_path:
     shape = read.grid("reason").shape
     inside = {(x, y) for y in range(shape[0]) for x in range(shape[1]) if patch.get_path().contains_point((x + 1, y))}
     assert inside == cells != set()
-    assert "fa, before = ['krum', 'median_norm']; 11 workers, 2 faulty (random)" in figure.get_suptitle()
+    assert "fa, preaggregators = ['krum', 'median_norm']; 11 workers, 2 faulty (random)" in figure.get_suptitle()
 
 
 def test_a_rule_of_coordinates_says_that_it_has_no_weights(tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     described = json.loads((tmp_path / "run" / "config.json").read_text())
     newer = tmp_path / "newer"
     shutil.copytree(tmp_path / "run", newer)
-    (newer / "config.json").write_text(json.dumps(described | {"layout": 99}))
+    (newer / "config.json").write_text(json.dumps(described | {"schema_version": 99}))
     del described["config"]["byzantine"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))
-    later = f": it is by a later release of fa (layout 99; this one knows {LAYOUT}): update fa, or take another folder"
+    later = f": it is by a later release of fa (schema_version 99; this one knows {SCHEMA_VERSION}): update fa, or take another folder"
     for folder, message in (
         (newer, later),
         (tmp_path / "run", " must hold a run's records as they were written; 'byzantine' is amiss"),

@@ -12,7 +12,7 @@ import torch
 import fa
 from fa.attacks import ATTACKS
 from fa.experiments import explore_view, own
-from fa.experiments.explore import MEANS, PRINCIPAL, READINGS, Setting, gradients, scene
+from fa.experiments.explore import FORMULATIONS, MEANS, PRINCIPAL, Setting, gradients, scene
 from fa.experiments.explore_view import SETTINGS, draw, show, static
 from tests import reference
 
@@ -33,14 +33,14 @@ def sent(pool: torch.Tensor, setting: Setting) -> torch.Tensor:
     return G
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_a_scene_is_what_the_rules_say(pool: torch.Tensor, reading: str) -> None:
-    setting = replace(SMALL, reading=reading, a=1.5, lam=2.0)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
+def test_a_scene_is_what_the_rules_say(pool: torch.Tensor, formulation: str) -> None:
+    setting = replace(SMALL, formulation=formulation, a=1.5, lam=2.0)
     G, shown = sent(pool, setting), scene(pool, setting)
-    options = {"m": 4, "a": 1.5, "lam": 2.0, **READINGS[reading][1]}
+    options = {"m": 4, "a": 1.5, "lam": 2.0, **FORMULATIONS[formulation][1]}
     d, honest = fa.aggregate(G, "fa", **options).double(), G[2:].double().mean(dim=0)
     ours = shown.landings[0]
-    assert ours.variant == READINGS[reading][0]
+    assert ours.variant == FORMULATIONS[formulation][0]
     assert ours.cosine == pytest.approx(float(d @ honest / d.norm() / honest.norm()), abs=1e-6)
     assert ours.inside == pytest.approx(float(np.square(ours.point).sum() / d.norm() ** 2), abs=1e-6)
     decision = fa.make_rule("fa", **options).aggregate(G).decision
@@ -49,29 +49,29 @@ def test_a_scene_is_what_the_rules_say(pool: torch.Tensor, reading: str) -> None
     np.testing.assert_allclose(shown.shares, counted / np.abs(counted).sum(), rtol=1e-5)
     assert shown.bound <= shown.history[-1] + 1e-9 <= shown.objective + 2e-3
     assert 0 <= shown.gap < 1
-    assert shown.steps == (1 if reading == "released" else 5)
+    assert shown.steps == (1 if formulation == "released" else 5)
     assert [landing.variant for landing in shown.landings[1:]] == [
         "multi_krum", "median", "meamed", "phocas", "trimmed_mean", "mean", "mean_unit"
     ]  # fmt: skip
     assert list(shown.refused) == ["Bulyan"]
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("formulation", FORMULATIONS)
 @pytest.mark.parametrize("lam", [0.0, 16.0])
 def test_the_objective_is_that_of_the_basis_that_this_reading_finds(
-    pool: torch.Tensor, reading: str, lam: float
+    pool: torch.Tensor, formulation: str, lam: float
 ) -> None:
-    setting = replace(SMALL, reading=reading, lam=lam)
+    setting = replace(SMALL, formulation=formulation, lam=lam)
     shown = scene(pool, setting)
     G = sent(pool, setting).double().numpy()
     norms = np.linalg.norm(G, axis=1, keepdims=True)
-    seen = {"released": G / norms, "default": G / norms * np.median(norms), "printed": G}[reading]
+    seen = {"released": G / norms, "default": G / norms * np.median(norms), "printed": G}[formulation]
     Y = reference.flag_median(seen, 4, lam, 2.0, 5)
-    if reading == "released":
+    if formulation == "released":
         Y = reference.released_basis(seen.T, 4, lam)
     assert shown.objective == pytest.approx(reference.eq5(seen, Y, lam), rel=1e-5)
     assert shown.bound <= shown.objective
-    if reading == "released" and lam:
+    if formulation == "released" and lam:
         assert shown.objective > shown.history[0] + 0.1  # it weighs pairs in another way
 
 
@@ -121,7 +121,7 @@ def test_every_attack_and_a_rule_of_ones_own_are_drawn(pool: torch.Tensor, monke
 def test_what_cannot_be_is_refused(pool: torch.Tensor) -> None:
     for bad, message in (
         ({"f": 15}, r"p must be an integer of at least 16; it is 15"),
-        ({"reading": "written"}, r"reading must be one of released, default, printed; it is 'written'"),
+        ({"formulation": "written"}, r"formulation must be one of released, default, printed; it is 'written'"),
         ({"plane": "flat"}, rf"plane must be one of {MEANS}, {PRINCIPAL}; it is 'flat'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -138,7 +138,7 @@ def test_extra_2_chooses_on_validation_images_and_tests_at_that_rate_with_three_
     new = [cell.config for cell in whole.cells[len(study.cells) :]]
     assert {config.seed for config in new} == {2021, 2022, 2023}
     assert {config.validation for config in new} == {0.0}
-    assert {config.lr for config in new if config.options.get("reading")} == {0.2}
+    assert {config.lr for config in new if config.options.get("formulation")} == {0.2}
     assert len(new) == 3 * len(RULES)
     own = extra02.tested(extra02.study("quick", seeds=[2021]), rates, [2021])
     assert {cell.config.seed for cell in own.cells} == {2021}

@@ -97,7 +97,7 @@ def test_a_run_that_fails_is_named_and_the_next_one_tried(tmp_path: Path) -> Non
     study = replace(study, cells=study.cells[:2])
     with pytest.raises(
         ValueError,
-        match=r"2 of 2 runs failed, the others are kept: fa \(reading released\), f = 1"
+        match=r"2 of 2 runs failed, the others are kept: fa \(formulation released\), f = 1"
         r".*3 channels; these have 1: take convnet.*e$",
     ):
         study.run(progress=False)

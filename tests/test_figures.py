@@ -101,7 +101,7 @@ def test_figure_4_has_seven_rules_the_mean_and_the_readings_for_each_f() -> None
     cells = {(cell.variant, cell.config.byzantine) for cell in fig04.study("quick").cells}
     assert cells == {(key, f) for key in style.VARIANTS for f in (1, 2, 3)}
     options = {cell.variant: cell.config.options for cell in fig04.study("quick").cells if cell.config.rule == "fa"}
-    assert options == {"fa": {"reading": "released"}, "fa_printed": {"before": ()}, "fa_default": {}}
+    assert options == {"fa": {"formulation": "released"}, "fa_printed": {"preaggregators": ()}, "fa_default": {}}
 
 
 def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
@@ -402,9 +402,9 @@ def lambda_tables(
     both = pd.concat([fa, table({(key, 1): 0.8 for key in fig08.OTHERS})], ignore_index=True)
     both.insert(3, "lam", both.pop("lam"))
     rows = [
-        {"reading": reading, "lam": lam, "other": key, "seed": 1, "iteration": i, "cosine": pair[lam > 0]}
+        {"formulation": formulation, "lam": lam, "other": key, "seed": 1, "iteration": i, "cosine": pair[lam > 0]}
         for key, pair in cosines.items()
-        for reading in fig08.READINGS
+        for formulation in fig08.FORMULATIONS
         for lam in fig08.LAMBDAS
         for i in range(10)
     ]

@@ -95,7 +95,7 @@ def same(one: Model | None, other: Model) -> None:
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("name", fa.RULES)
 def test_the_new_model_is_the_old_one_plus_the_rules_direction(name: str, backwards: bool) -> None:
-    rule = fa.make_rule(name, f=1, before=("bucketing",) if name in ("fa", "median") else None)
+    rule = fa.make_rule(name, f=1, preaggregators=("bucketing",) if name in ("fa", "median") else None)
     strategy = Strategy(rule)
     model, metrics = a_round(strategy, backwards=backwards)
     same(model, expected(rule))

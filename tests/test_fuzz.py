@@ -128,15 +128,15 @@ def check_fa(G: np.ndarray, given: Awkward, found: fa.Aggregate, d: np.ndarray) 
 
 
 @few
-@given(given=gradients(), name=st.sampled_from(fa.RULES), before=BEFORE, f=st.integers(0, 1))
+@given(given=gradients(), name=st.sampled_from(fa.RULES), preaggregators=BEFORE, f=st.integers(0, 1))
 def test_steps_before_a_rule_keep_the_result_within_the_gradients(
-    given: Awkward, name: str, before: tuple[str, ...] | None, f: int
+    given: Awkward, name: str, preaggregators: tuple[str, ...] | None, f: int
 ) -> None:
-    found = kept(given, fa.make_rule(name, f=f, before=before).aggregate)
+    found = kept(given, fa.make_rule(name, f=f, preaggregators=preaggregators).aggregate)
     if found is None:
         return
     d, largest = as_wide(found.direction), np.abs(given.values[given.finite]).max()
-    unit = 1.0 if before and "unit" in before else 0.0
+    unit = 1.0 if preaggregators and "unit" in preaggregators else 0.0
     n = given.values.shape[1]
     assert np.isfinite(d).all()
     assert np.abs(d).max() <= (1 + 10 * given.digits) * max(largest * np.sqrt(n), unit) + tiny(given.dtype)
@@ -202,7 +202,7 @@ BLOCKS = precision.Format("block_float", 8, block=4)
 SOLVERS: dict[str, Callable[[Any], Any]] = {
     "l1": lambda G: fa.irls.solve(G, m=1, lam=0.1, regularizer="l1").direction(),
     "rows": lambda G: fa.aggregate(G, "fa", m=1, lam=0.1, regularizer="rows"),
-    "released": lambda G: fa.aggregate(G, "fa", reading="released", lam=1.0),
+    "released": lambda G: fa.aggregate(G, "fa", formulation="released", lam=1.0),
     "data": lambda G: fa.irls.solve(G, start="data", restarts=1).direction(),
     "flags": lambda G: fa.flags.solve(G, dims=(1,), max_iter=5).direction(),
     "two flags": lambda G: fa.flags.solve(G, dims=(1, 2), max_iter=5).direction(),

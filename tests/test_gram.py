@@ -101,14 +101,16 @@ def test_no_row_finite():
 @given(
     seed=st.integers(0, 10_000),
     p=st.integers(20, 24),  # enough for Krum after two halvings
-    before=st.lists(st.sampled_from(sorted(STEPS)), max_size=3).filter(lambda steps: steps.count("bucketing") < 3),
+    preaggregators=st.lists(st.sampled_from(sorted(STEPS)), max_size=3).filter(
+        lambda steps: steps.count("bucketing") < 3
+    ),
     iteration=st.integers(0, 5),
 )
-def test_steps_before_a_rule_compose_in_the_gram_matrix(seed, p, before, iteration):
+def test_steps_before_a_rule_compose_in_the_gram_matrix(seed, p, preaggregators, iteration):
     """K and D2 of the mixture are those of the mixed gradients themselves, however the steps are stacked."""
     G = normal(p, 40, np.float64, seed) * np.random.default_rng(seed).uniform(0.1, 10, (p, 1))
     gram, _ = measure(torch.from_numpy(G))
-    mixture = mix(gram, before, Situation(1, 3, iteration))
+    mixture = mix(gram, preaggregators, Situation(1, 3, iteration))
     close(mixture.gram, mixture.R.T @ G, 1e-9)
 
 
@@ -147,9 +149,9 @@ def test_the_subspace_step_projects_each_gradient_onto_fas():
 def test_the_mean_behind_the_subspace_step_is_algorithm_1_whatever_the_scale():
     for scale in (1e-200, 1.0, 1e200):
         G = torch.from_numpy(scale * (normal(8, 60, np.float64, seed=3) + 0.3))
-        printed = fa.aggregate(G, "fa", before=())
+        printed = fa.aggregate(G, "fa", preaggregators=())
         np.testing.assert_allclose(
-            fa.aggregate(G, "mean", before=("subspace",)), printed, rtol=1e-9, atol=1e-12 * scale
+            fa.aggregate(G, "mean", preaggregators=("subspace",)), printed, rtol=1e-9, atol=1e-12 * scale
         )
 
 

@@ -53,7 +53,7 @@ def test_an_aggregator_is_a_rule(name: str) -> None:
     for _ in range(2):
         np.testing.assert_allclose(rule(G), expected, rtol=1e-5, atol=1e-6)
     assert torch.equal(torch.get_rng_state(), before)
-    unit = fa.make_rule(f"byzfl:{name}", f=2, before=("unit",))
+    unit = fa.make_rule(f"byzfl:{name}", f=2, preaggregators=("unit",))
     np.testing.assert_allclose(unit(5 * G), unit(G), rtol=1e-4, atol=1e-5)
 
 
@@ -122,11 +122,17 @@ def test_their_steps_are_ours() -> None:
     middle = float(np.median(np.linalg.norm(G, axis=1)))
     for ours, theirs in {"nnm": "byzfl:NNM", "clip": f"byzfl:Clipping(c={middle!r})"}.items():
         for rule in ("fa", "krum", "median"):
-            expected = fa.aggregate(G, rule, f=2, before=(ours,))
-            np.testing.assert_allclose(fa.aggregate(G, rule, f=2, before=(theirs,)), expected, rtol=1e-9, atol=1e-12)
+            expected = fa.aggregate(G, rule, f=2, preaggregators=(ours,))
+            np.testing.assert_allclose(
+                fa.aggregate(G, rule, f=2, preaggregators=(theirs,)), expected, rtol=1e-9, atol=1e-12
+            )
     far = 1e4 + gradients(9, 400).double()  # one direction that all share, and nothing of it may hide their distances
-    np.testing.assert_allclose(*(fa.aggregate(far, "krum", f=2, before=(name,)) for name in ("nnm", "byzfl:NNM")))
-    buckets = [fa.make_rule("mean", before=(name,)).aggregate(G) for name in ("bucketing", "byzfl:Bucketing(s=2)")]
+    np.testing.assert_allclose(
+        *(fa.aggregate(far, "krum", f=2, preaggregators=(name,)) for name in ("nnm", "byzfl:NNM"))
+    )
+    buckets = [
+        fa.make_rule("mean", preaggregators=(name,)).aggregate(G) for name in ("bucketing", "byzfl:Bucketing(s=2)")
+    ]
     np.testing.assert_allclose(*(sorted(np.round(one.decision.weights, 9)) for one in buckets))  # pairs, and one alone
 
 
@@ -134,12 +140,12 @@ def test_their_steps_go_before_every_rule_and_between_ours() -> None:
     G = unequal(19)
     G[0] = 1e6
     for name in (*fa.RULES, "byzfl:GeometricMedian"):
-        rule = fa.make_rule(name, f=2, before=("byzfl:ARC", "nnm"))
+        rule = fa.make_rule(name, f=2, preaggregators=("byzfl:ARC", "nnm"))
         assert np.linalg.norm(rule(G)) < 100
-    result = fa.make_rule("krum", f=2, before=("byzfl:Bucketing(s=2)", "median_norm")).aggregate(G, iteration=1)
+    result = fa.make_rule("krum", f=2, preaggregators=("byzfl:Bucketing(s=2)", "median_norm")).aggregate(G, iteration=1)
     assert len(result.decision.selected) in (1, 2)
     with pytest.raises(ConditionError, match=r"\bkrum\b.*\b2f \+ 3\b.*\b5\b.*\b2\b.*Bucketing"):
-        fa.make_rule("krum", f=2, before=("byzfl:Bucketing(s=4)",))(G)
+        fa.make_rule("krum", f=2, preaggregators=("byzfl:Bucketing(s=4)",))(G)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +160,7 @@ def test_their_steps_go_before_every_rule_and_between_ours() -> None:
 )
 def test_a_step_that_is_none(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        fa.make_rule("fa", before=(f"byzfl:{name}",))
+        fa.make_rule("fa", preaggregators=(f"byzfl:{name}",))
 
 
 def test_a_name_that_is_none_and_a_library_that_is_not_there(

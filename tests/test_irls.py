@@ -35,7 +35,7 @@ def test_the_two_readings_of_the_direction():
     solution = irls.solve(G, m=3, max_iter=4, tol=0.0)
     np.testing.assert_allclose(solution.direction("paper"), fa_paper(G, 3, steps=4), atol=1e-10)
     gram, _ = measure(torch.from_numpy(G))
-    released = irls.solve_gram(gram, irls.Options(m=3, lam=2.0, max_iter=1), reading="released")
+    released = irls.solve_gram(gram, irls.Options(m=3, lam=2.0, max_iter=1), formulation="released")
     np.testing.assert_allclose(G.T @ released.weights("released"), fa_released(G, 3, lam=2.0), atol=1e-10)
     with pytest.raises(ValueError, match=r"\.weights\b"):
         released.direction()

@@ -97,10 +97,10 @@ def test_a_workers_only_layer_may_be_a_matrix(
 
 
 def test_the_options_of_the_rule_reach_it(capsys: pytest.CaptureFixture[str], tmp_path: Path, G: torch.Tensor) -> None:
-    options = ["--m", 2, "--before", "clip,krum", "--f", 1, "--json", "--out", tmp_path / "d.npy"]
+    options = ["--m", 2, "--preaggregators", "clip,krum", "--f", 1, "--json", "--out", tmp_path / "d.npy"]
     code, out, _ = call(capsys, *saved_as_one(G, tmp_path), *options)
     assert code == 0
-    rule = make_rule("fa", f=1, m=2, before=("clip", "krum"))
+    rule = make_rule("fa", f=1, m=2, preaggregators=("clip", "krum"))
     decision = rule.aggregate(G).decision
     np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), rule(G).numpy())
     report = json.loads(out)

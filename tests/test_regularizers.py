@@ -164,7 +164,7 @@ def test_what_leaves_the_objective_as_it_is():
 @pytest.mark.parametrize("name", ["l1", "rows"])
 def test_the_rule_takes_arrays_and_tensors_of_every_dtype(name):
     G = normal(7, 40)
-    rule = make_rule("fa", m=3, lam=0.3, regularizer=name, before=(), max_iter=8)
+    rule = make_rule("fa", m=3, lam=0.3, regularizer=name, preaggregators=(), max_iter=8)
     result = rule.aggregate(G)
     solution = solved(G, name, 0.3, m=3, max_iter=8)
     np.testing.assert_allclose(result.direction, solution.Y @ (solution.Y.T @ G.mean(axis=0)), atol=1e-12)

@@ -98,7 +98,7 @@ def reasons(run: Run, worker: int) -> Counter[str]:
 
 
 def test_goes_on_after_a_worker_is_killed() -> None:
-    config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1)
+    config = replace(SMALL, rule="median", byzantine=0, f=1)
     run = train(config, cluster=Cluster(), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
     (out,) = [status for status in reasons(run, 2) if status != USED]  # one reason, in every iteration
     assert reasons(run, 2)[out] in (14, 15)  # it may have sent its sixth gradient before it died
@@ -107,7 +107,7 @@ def test_goes_on_after_a_worker_is_killed() -> None:
 
 
 def test_ends_where_too_few_are_left() -> None:
-    config = replace(SMALL, rule="multi_krum", byzantine=0, assumed_byzantine=0)
+    config = replace(SMALL, rule="multi_krum", byzantine=0, f=0)
 
     def kill() -> None:
         for rank in range(3):
@@ -119,7 +119,7 @@ def test_ends_where_too_few_are_left() -> None:
 
 
 def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
-    config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1, iterations=250)
+    config = replace(SMALL, rule="median", byzantine=0, f=1, iterations=250)
     stopped: list[int] = []
 
     def stop() -> None:
@@ -141,7 +141,7 @@ def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
 
 
 def test_a_quorum_does_not_wait_for_the_slowest() -> None:
-    config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1)
+    config = replace(SMALL, rule="median", byzantine=0, f=1)
     stopped: list[int] = []
 
     def act() -> None:
@@ -157,7 +157,7 @@ def test_a_quorum_does_not_wait_for_the_slowest() -> None:
 
 def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again() -> None:
     """It is stopped, so that it cannot answer, then killed while the server waits; a new process takes its rank."""
-    config = replace(SMALL, rule="median", byzantine=0, assumed_byzantine=1, iterations=4000)
+    config = replace(SMALL, rule="median", byzantine=0, f=1, iterations=4000)
     port, again = free_port(), []
 
     def act(state: Progress) -> None:

@@ -18,7 +18,7 @@ from fa.rules.base import NOT_FINITE
 from tests import reference
 from tests.tensors import DEVICE
 
-FA = {"paper": {"before": ()}, "released": {"reading": "released"}, "default": {}}
+FA = {"paper": {"preaggregators": ()}, "released": {"formulation": "released"}, "default": {}}
 ROBUST = ("median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan")
 
 
@@ -53,9 +53,9 @@ def test_float32_follows_float64(p, f):
 def test_fa_is_its_paper_and_its_released_code(p, lam):
     G = normal(p, 60, seed=p) * np.linspace(0.5, 20, p)[:, None]
     m = -(-(p + 1) // 2)
-    paper = aggregate(G, "fa", lam=lam, before=(), tol=0.0)
+    paper = aggregate(G, "fa", lam=lam, preaggregators=(), tol=0.0)
     np.testing.assert_allclose(paper, reference.fa_paper(G, m, lam), atol=1e-8)
-    released = aggregate(G, "fa", lam=lam, reading="released")
+    released = aggregate(G, "fa", lam=lam, formulation="released")
     np.testing.assert_allclose(released, reference.fa_released(G, m, lam), atol=1e-10)
     norms = np.linalg.norm(G, axis=1, keepdims=True)
     level = reference.fa_paper(G / norms * np.median(norms), m, lam)
@@ -89,7 +89,7 @@ def test_a_step_before_a_rule_is_byzfls(step, theirs):
     G = normal(15, 200) * np.linspace(0.5, 5, 15)[:, None]
     mixed = theirs(G) if theirs else byzfl.Clipping(float(np.median(np.linalg.norm(G, axis=1))))(G)
     np.testing.assert_allclose(
-        aggregate(G, "trimmed_mean", f=3, before=(step,)), reference.trimmed_mean(mixed, 3), atol=1e-12
+        aggregate(G, "trimmed_mean", f=3, preaggregators=(step,)), reference.trimmed_mean(mixed, 3), atol=1e-12
     )
 
 
@@ -100,8 +100,10 @@ def test_steps_compose_with_every_rule():
     norms = np.linalg.norm(kept, axis=1, keepdims=True)
     level = kept / norms * np.median(norms)
     for name in RULES:
-        expected = aggregate(level, name, f=2, before=())
-        np.testing.assert_allclose(aggregate(G, name, f=2, before=("krum", "median_norm")), expected, atol=1e-12)
+        expected = aggregate(level, name, f=2, preaggregators=())
+        np.testing.assert_allclose(
+            aggregate(G, name, f=2, preaggregators=("krum", "median_norm")), expected, atol=1e-12
+        )
 
 
 # --- what must always hold ---
@@ -133,7 +135,7 @@ def test_the_order_of_workers_does_not_matter(name, key, problem):
 @few
 @given(problem=problems, scale=st.sampled_from([2.0**-40, 0.3, 7.0, 2.0**40]))
 def test_a_common_scale_passes_through(name, key, problem, scale):
-    """The released reading is of degree 0: its output forgets the length."""
+    """The released formulation is of degree 0: its output forgets the length."""
     seed, (p, f) = problem
     G = normal(p, 33, seed)
     rule = make_rule(name, f=f, **options_of(name)[key])
@@ -185,7 +187,7 @@ def test_f_arbitrary_rows_cannot_carry_the_result_away(name, problem, size, kind
 
 def test_the_mean_and_the_formula_as_printed_are_carried_away_by_one_row():
     G = np.vstack([1e6 * normal(1, 50), 1 + 0.1 * normal(14, 50, seed=1)])
-    for d in (aggregate(G, "mean"), aggregate(G, "fa", before=())):
+    for d in (aggregate(G, "mean"), aggregate(G, "fa", preaggregators=())):
         assert np.linalg.norm(d - G[1:].mean(axis=0)) > 1e4
 
 
@@ -232,7 +234,7 @@ def test_hard_gradients_give_what_the_plain_rules_give(name, step, dtype):
             continue  # all are one number or its negative, and how they tie falls to rounding
         mixed = plainly(step, G.astype(np.float64))
         expected = fa_plainly(mixed) if name == "fa" else reference.RULES[name](mixed, 3)
-        d = aggregate(G, name, f=3, before=(step,) if step else (), **({"tol": 0.0} if name == "fa" else {}))
+        d = aggregate(G, name, f=3, preaggregators=(step,) if step else (), **({"tol": 0.0} if name == "fa" else {}))
         digits = (1e-4 if name == "fa" else 4e-6) if dtype == np.float32 else (1e-7 if name == "fa" else 1e-12)
         bound = digits * (np.abs(mixed).max() if name in ("mean", "fa") else np.abs(expected).max())
         wrong = np.abs(d - expected) > bound + 1e-300
@@ -242,14 +244,16 @@ def test_hard_gradients_give_what_the_plain_rules_give(name, step, dtype):
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize("before", [None, (), ("unit",), ("median_norm",), ("clip",), ("krum",), ("nnm",)])
+@pytest.mark.parametrize("preaggregators", [None, (), ("unit",), ("median_norm",), ("clip",), ("krum",), ("nnm",)])
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
-def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, before, scale):
+def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, preaggregators, scale):
     G = normal(15, 40)
-    expected = aggregate(G, name, f=1, before=before)
-    factor = 1.0 if before == ("unit",) else scale
-    np.testing.assert_allclose(aggregate(G * scale, name, f=1, before=before) / factor, expected, rtol=0, atol=1e-12)
-    values = [make_rule("fa", before=before).aggregate(X).decision.values for X in (G, G * scale)]
+    expected = aggregate(G, name, f=1, preaggregators=preaggregators)
+    factor = 1.0 if preaggregators == ("unit",) else scale
+    np.testing.assert_allclose(
+        aggregate(G * scale, name, f=1, preaggregators=preaggregators) / factor, expected, rtol=0, atol=1e-12
+    )
+    values = [make_rule("fa", preaggregators=preaggregators).aggregate(X).decision.values for X in (G, G * scale)]
     np.testing.assert_allclose(*values, rtol=0, atol=1e-10)
 
 
@@ -260,13 +264,17 @@ def test_one_gradient_of_extreme_length_counts_as_it_does_at_length_one(name, sc
     extreme = G.copy()
     extreme[4] *= scale
     if scale > 1e-300:
-        expected = aggregate(G, name, f=1, before=("unit",))
-        np.testing.assert_allclose(aggregate(extreme, name, f=1, before=("unit",)), expected, rtol=0, atol=1e-12)
+        expected = aggregate(G, name, f=1, preaggregators=("unit",))
+        np.testing.assert_allclose(
+            aggregate(extreme, name, f=1, preaggregators=("unit",)), expected, rtol=0, atol=1e-12
+        )
     else:  # a norm below 2^-1000 counts as 0
         zero = G * (np.arange(15) != 4)[:, None]
-        for before in (None, ("unit",)):
-            expected = aggregate(zero, name, f=1, before=before)
-            np.testing.assert_allclose(aggregate(extreme, name, f=1, before=before), expected, rtol=0, atol=1e-300)
+        for preaggregators in (None, ("unit",)):
+            expected = aggregate(zero, name, f=1, preaggregators=preaggregators)
+            np.testing.assert_allclose(
+                aggregate(extreme, name, f=1, preaggregators=preaggregators), expected, rtol=0, atol=1e-300
+            )
     assert np.isfinite(aggregate(extreme, name, f=1)).all()
 
 
@@ -311,10 +319,10 @@ def test_tensors_of_every_dtype_and_on_the_tests_device(name, dtype):
 
 
 @pytest.mark.parametrize(("name", "key"), CASES)
-@pytest.mark.parametrize("before", [None, ("krum",), ("nnm",)])
-def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, before):
+@pytest.mark.parametrize("preaggregators", [None, ("krum",), ("nnm",)])
+def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, preaggregators):
     G = normal(19, 64)
-    options = dict(options_of(name)[key]) | ({"before": before} if before else {})
+    options = dict(options_of(name)[key]) | ({"preaggregators": preaggregators} if preaggregators else {})
     bad = G.copy()
     bad[2, 5], bad[11] = np.nan, np.inf
     rest = np.delete(G, [2, 11], axis=0)
@@ -363,10 +371,10 @@ def test_decisions_tell_who_was_used_and_why_not_the_others():
     (reason,) = set(krum.left_out.values())
     assert "10" in reason  # the scores that were kept
     np.testing.assert_allclose(krum.weights @ G, aggregate(G, "multi_krum", f=3))
-    fa = decide(G, "fa", f=3, before=("krum", "median_norm"))
+    fa = decide(G, "fa", f=3, preaggregators=("krum", "median_norm"))
     assert list(fa.left_out) == [12, 13, 14]
     assert not {reason, NOT_FINITE} & set(fa.left_out.values())  # by a step before the rule, which is another reason
-    np.testing.assert_allclose(fa.weights @ G, aggregate(G, "fa", f=3, before=("krum", "median_norm")))
+    np.testing.assert_allclose(fa.weights @ G, aggregate(G, "fa", f=3, preaggregators=("krum", "median_norm")))
     median = decide(G, "median")
     assert median.weights is None
     assert median.selected == tuple(range(15))
@@ -374,19 +382,23 @@ def test_decisions_tell_who_was_used_and_why_not_the_others():
     assert bulyan.selected == tuple(reference.bulyan_selection(G, 3))
 
 
-@pytest.mark.parametrize("before", [(), ("median_norm",), ("krum",), ("nnm",), ("bucketing",)])
-def test_values_are_the_explained_variances_of_the_workers_own_gradients(before):
+@pytest.mark.parametrize("preaggregators", [(), ("median_norm",), ("krum",), ("nnm",), ("bucketing",)])
+def test_values_are_the_explained_variances_of_the_workers_own_gradients(preaggregators):
     G = normal(9, 50) * np.linspace(1, 3, 9)[:, None]
-    found = make_rule("fa", f=2, m=3, before=before, max_iter=3, seed=5).aggregate(G, iteration=4).decision
+    found = (
+        make_rule("fa", f=2, m=3, preaggregators=preaggregators, max_iter=3, seed=5).aggregate(G, iteration=4).decision
+    )
     gram, _ = measure(torch.from_numpy(G))
-    seen = mix(gram, before, Situation(2, 5, 4)).R.T @ G  # which tests/test_gram.py holds to the steps' definitions
+    seen = (
+        mix(gram, preaggregators, Situation(2, 5, 4)).R.T @ G
+    )  # which tests/test_gram.py holds to the steps' definitions
     Y = reference.flag_median(seen, 3, 0.0, 2.0, 3)
     np.testing.assert_allclose(found.values, [np.sum((Y.T @ g) ** 2) / (g @ g) for g in G], atol=1e-9)
 
 
 def test_bucketing_changes_with_the_iteration_and_comes_back():
     G = normal(9, 50)
-    rule = make_rule("median", before="bucketing", seed=4)
+    rule = make_rule("median", preaggregators="bucketing", seed=4)
     assert np.array_equal(rule(G, iteration=2), rule(G, iteration=2))
     assert not np.array_equal(rule(G, iteration=2), rule(G, iteration=3))
 
@@ -413,7 +425,7 @@ def test_a_rule_refuses_where_its_condition_does_not_hold(name, p, f, needed):
 
 def test_the_condition_holds_after_the_steps_before_too():
     with pytest.raises(ConditionError, match=r"\bbulyan\b.*\b12\b.*\b3\b.*\bkrum\b"):
-        aggregate(normal(15, 5), "bulyan", f=3, before="krum")
+        aggregate(normal(15, 5), "bulyan", f=3, preaggregators="krum")
 
 
 @pytest.mark.parametrize(
@@ -422,13 +434,13 @@ def test_the_condition_holds_after_the_steps_before_too():
         (lambda G: aggregate(G, "fla"), r"^rule must be .*\bmean, .*'fla'.*'fa'"),
         (lambda G: aggregate(G, "mean", m=3), r"'mean'.*'m'.*\bf, before, seed\b"),
         (lambda G: aggregate(G, "median", f=-1), r"^f must be .*\b0\b.*-1\b"),
-        (lambda G: aggregate(G, "median", before="units"), r"\bbefore must be .*'units'.*'unit'"),
+        (lambda G: aggregate(G, "median", preaggregators="units"), r"\bbefore must be .*'units'.*'unit'"),
         (lambda G: aggregate(G, "fa", m=8), r"^m must be .*\b7\b.*\b8\b"),
         (lambda G: aggregate(G, "fa", m=0), r"^m must be .*\b1\b.*\b0\b"),
-        (lambda G: aggregate(G, "fa", reading="released", max_iter=5), r"^max_iter must be .*\b1\b.*\b5\b"),
+        (lambda G: aggregate(G, "fa", formulation="released", max_iter=5), r"^max_iter must be .*\b1\b.*\b5\b"),
         (lambda G: aggregate(G, "multi_krum", keep=0), r"^keep must be .*\b1\b.*\b0\b"),
         (lambda G: aggregate(G, "multi_krum", keep=8), r"^keep must be .*\b7\b.*\b8\b"),
-        (lambda G: aggregate(G, "krum", f=3, before="nnm"), r"\bkrum\b.*\b2f \+ 3\b"),
+        (lambda G: aggregate(G, "krum", f=3, preaggregators="nnm"), r"\bkrum\b.*\b2f \+ 3\b"),
         (lambda G: aggregate(G, make_rule("mean"), f=1), r"\boptions\b.*\bf\b"),
     ],
 )
@@ -439,7 +451,15 @@ def test_bad_options_are_named(call, message):
 
 def test_options_of_a_wrong_type_are_value_errors():
     """In a process of its own, where no shape checker is before ours."""
-    options = [{"f": "3"}, {"f": 1.0}, {"f": True}, {"m": 2.5}, {"lam": "x"}, {"reading": "printed"}, {"before": ["x"]}]
+    options = [
+        {"f": "3"},
+        {"f": 1.0},
+        {"f": True},
+        {"m": 2.5},
+        {"lam": "x"},
+        {"formulation": "printed"},
+        {"preaggregators": ["x"]},
+    ]
     code = f"""
 import fa
 for options in {options!r}:

@@ -48,10 +48,10 @@ def rules(name: str) -> dict[str, Rule]:
     lenient = {"krum", "multi_krum", "bulyan"} if "NaN" not in name else set()
     made = {rule: make_rule(rule, f=0 if rule in lenient else 1) for rule in RULES}
     if name == "n not divisible":
-        made["released"] = make_rule("fa", reading="released", lam=2.0)
-        made["median after nnm"] = make_rule("median", f=1, before=("nnm",))
-        made["mean after two steps"] = make_rule("mean", before=("clip", "bucketing"), seed=3)
-        made["phocas after krum"] = make_rule("phocas", before=("krum", "unit"))
+        made["released"] = make_rule("fa", formulation="released", lam=2.0)
+        made["median after nnm"] = make_rule("median", f=1, preaggregators=("nnm",))
+        made["mean after two steps"] = make_rule("mean", preaggregators=("clip", "bucketing"), seed=3)
+        made["phocas after krum"] = make_rule("phocas", preaggregators=("krum", "unit"))
     return made
 
 

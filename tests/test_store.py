@@ -16,7 +16,7 @@ import pytest
 from fa.data import MissingDataError, load
 from fa.experiments import store
 from fa.experiments.store import Record, RunStore
-from fa.training import CurvePoint, Run, TrainConfig, WorkerRow, layout
+from fa.training import CurvePoint, Run, TrainConfig, WorkerRow, record_schema
 
 CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=2, batch=4)
 
@@ -115,7 +115,7 @@ def test_every_layout_there_was_is_read_as_the_last(runs: RunStore, lacks: tuple
     rewritten(written, lambda described: [described.pop(name) for name in lacks])
     record = runs.find(CONFIG)
     assert record is not None
-    assert record.description["layout"] == layout.LAYOUT
+    assert record.description["layout"] == record_schema.SCHEMA_VERSION
     assert record.description["backend"] == {"name": "simulate"}
     assert record.description["seconds_of"] == {}
     assert record.description["config"]["rule"] == "mean"
@@ -123,7 +123,7 @@ def test_every_layout_there_was_is_read_as_the_last(runs: RunStore, lacks: tuple
 
 def test_a_layout_to_come_is_one_more_conversion(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     runs.save(finished())
-    monkeypatch.setattr(layout, "LAYOUT", layout.LAYOUT + 1)
+    monkeypatch.setattr(layout, "SCHEMA_VERSION", record_schema.SCHEMA_VERSION + 1)
     renaming = {3: lambda record: record | {"minutes": record["seconds"] / 60}}
     monkeypatch.setattr(layout, "CONVERSIONS", layout.CONVERSIONS | renaming)
     record = runs.find(CONFIG)
@@ -131,13 +131,13 @@ def test_a_layout_to_come_is_one_more_conversion(runs: RunStore, monkeypatch: py
     assert (record.description["layout"], record.description["minutes"]) == (4, 1 / 60)
 
 
-@pytest.mark.parametrize("name", ["layout", "record_version"])
+@pytest.mark.parametrize("name", ["schema_version", "record_version"])
 def test_a_record_of_a_later_release_is_neither_read_nor_replaced(runs: RunStore, name: str) -> None:
     record = runs.save(finished())
     rewritten(record, lambda described: described.update({name: 99}))
     before = (record.folder / "config.json").read_bytes()
     for use in (runs.find, runs.why, lambda config: runs.save(finished(config))):
-        with pytest.raises(layout.NewerRecord, match=rf"\b{name} 99\b"):
+        with pytest.raises(record_schema.NewerRecord, match=rf"\b{name} 99\b"):
             use(CONFIG)
     assert (record.folder / "config.json").read_bytes() == before
     assert [path.name for path in runs.root.iterdir()] == [record.folder.name]

@@ -74,9 +74,13 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path: Path) -> No
 
 
 def test_an_outcome_tells_the_rules_options() -> None:
-    config = TrainConfig(rule="fa", byzantine=1, rule_options=(("before", ("krum", "unit")), ("reading", "released")))
-    assert re.match(r"fa \(before krum unit, reading released\), f = 1, seed ", str(Outcome(config, None, "why")))
-    assert re.match(r"fa \(before none\), ", str(Outcome(replace(config, rule_options=(("before", ()),)), None, "why")))
+    config = TrainConfig(
+        rule="fa", byzantine=1, rule_options=(("preaggregators", ("krum", "unit")), ("formulation", "released"))
+    )
+    assert re.match(r"fa \(before krum unit, formulation released\), f = 1, seed ", str(Outcome(config, None, "why")))
+    assert re.match(
+        r"fa \(before none\), ", str(Outcome(replace(config, rule_options=(("preaggregators", ()),)), None, "why"))
+    )
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -58,11 +58,11 @@ def simulation(config: TrainConfig, data: Dataset, model: nn.Module | None = Non
 
 
 def test_config_round_trip() -> None:
-    config = TrainConfig(rule_options={"m": 8, "before": ["unit"], "lam": 0.5}, lr=1, assumed_byzantine=2)
+    config = TrainConfig(rule_options={"m": 8, "preaggregators": ["unit"], "lam": 0.5}, lr=1, f=2)
     again = TrainConfig.from_json(config.to_json())
     assert again == config
     assert hash(again) == hash(config)
-    assert again.options == {"before": ("unit",), "lam": 0.5, "m": 8}
+    assert again.options == {"preaggregators": ("unit",), "lam": 0.5, "m": 8}
 
 
 def test_config_text_depends_on_the_values_alone() -> None:
@@ -75,8 +75,8 @@ OF_ANY_TYPE = """
 import numpy as np
 from fa.training.config import TrainConfig
 
-plain = TrainConfig(workers=7, byzantine=1, assumed_byzantine=2, lr=0.5, seed=3, rule_options={"m": 4, "lam": 0.5})
-numbers = {"workers": np.int64(7), "byzantine": np.int32(1), "assumed_byzantine": np.uint8(2), "seed": np.int16(3)}
+plain = TrainConfig(workers=7, byzantine=1, f=2, lr=0.5, seed=3, rule_options={"m": 4, "lam": 0.5})
+numbers = {"workers": np.int64(7), "byzantine": np.int32(1), "f": np.uint8(2), "seed": np.int16(3)}
 odd = TrainConfig(**numbers, lr=np.float32(0.5), rule_options={"m": np.int64(4), "lam": np.float32(0.5)})
 assert odd.to_json() == plain.to_json()
 assert (odd, hash(odd)) == (plain, hash(plain))
@@ -118,7 +118,7 @@ def test_config_takes_numpys_numbers_and_refuses_other_types() -> None:
         ({"iterations": True}, r"^iterations must be .*\bTrue\b"),
         ({"byzantine": 15}, r"^byzantine must be .*\bworkers=15\b.*\b15\b"),
         ({"byzantine": -1}, r"^byzantine must be .*\b0\b.*-1\b"),
-        ({"assumed_byzantine": 15}, r"^assumed_byzantine must be .*\bworkers=15\b.*\b15\b"),
+        ({"f": 15}, r"^f must be .*\bworkers=15\b.*\b15\b"),
         ({"lr": 0}, r"^lr must be .*\b0\.0\b"),
         ({"lr": math.nan}, r"^lr must be .*\bnan\b"),
         ({"momentum": 1.0}, r"^momentum must be .*\b1\.0\b"),
@@ -423,7 +423,9 @@ NUMBERS = {1: {"fa": (2.2891765, 0.8490588), "bulyan": (2.3063362, None)}}
 """By RECORD_VERSION: the last loss of two short runs, and the explained variance of worker 0."""
 
 
-@pytest.mark.parametrize(("rule", "options"), [("fa", {"lam": 1.0, "before": ("krum", "median_norm")}), ("bulyan", {})])
+@pytest.mark.parametrize(
+    ("rule", "options"), [("fa", {"lam": 1.0, "preaggregators": ("krum", "median_norm")}), ("bulyan", {})]
+)
 def test_numbers_change_only_with_the_record_version(rule: str, options: dict[str, Any]) -> None:
     """Else a run store would hand out records that today's code no longer gives."""
     config = TrainConfig(
@@ -479,7 +481,10 @@ def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, atta
     ("settings", "message"),
     [
         ({"rule": "krum"}, r"\bkrum\b.*\b2f \+ 3\b.*\b3\b.*\b1\b"),
-        ({"workers": 7, "rule": "bulyan", "rule_options": {"before": ("bucketing",)}}, r"\bbulyan\b.*\b4f \+ 3\b"),
+        (
+            {"workers": 7, "rule": "bulyan", "rule_options": {"preaggregators": ("bucketing",)}},
+            r"\bbulyan\b.*\b4f \+ 3\b",
+        ),
         ({"rule": "fa", "rule_options": {"m": 4}}, r"^m must be .*\b3\b.*\b4\b"),
         ({"workers": 7, "rule": "multi_krum", "rule_options": {"keep": 8}}, r"^keep must be .*\b7\b.*\b8\b"),
         ({"rule": "median", "rule_options": {"m": 3}}, r"'median'.*'m'"),
@@ -561,7 +566,7 @@ def test_an_error_that_is_no_condition_is_not_taken_for_divergence(monkeypatch: 
 
 def test_a_condition_that_no_longer_holds_stops_the_run() -> None:
     """Multi-Krum told of nobody faulty needs 3 gradients; NaN from 1 of 3 workers leaves 2."""
-    config = replace(SMALL, rule="multi_krum", assumed_byzantine=0)
+    config = replace(SMALL, rule="multi_krum", f=0)
     train(replace(config, attack="zero"), threads=1)
     with pytest.raises(ValueError, match=r"\b1: .*\bmulti_krum\b.*\b1 of 3\b"):
         train(replace(config, attack="nan"), threads=1)

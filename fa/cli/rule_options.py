@@ -13,10 +13,13 @@ OPTIONS = {
     "a": (float, "FA: the root in the objective."),
     "tol": (float, "FA: stop when the objective falls by less."),
     "max_iter": (int, "FA: iterations at most."),
-    "reading": (str, "FA: 'paper' or 'released'."),
+    "formulation": (str, "FA: 'paper' or 'released'."),
     "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'."),
     "keep": (int, "Multi-Krum: gradients that are kept."),
-    "before": (str, "Steps before the rule, by commas: 'unit', 'krum,median_norm', 'byzfl:ARC', ...; 'none' for none."),
+    "preaggregators": (
+        str,
+        "Steps before the rule, by commas: 'unit', 'krum,median_norm', 'byzfl:ARC', ...; 'none' for none.",
+    ),
 }
 """Type and help by name."""
 
@@ -32,7 +35,7 @@ def take(given: dict[str, Any]) -> dict[str, Any]:
     """Take the options of the rule out of what a command was given; those that were not given are left out."""
     options = {name: given.pop(name) for name in OPTIONS if name in given}
     options = {name: value for name, value in options.items() if value is not None}
-    if "before" in options:
-        steps = options["before"]
-        options["before"] = () if steps == "none" else tuple(step.strip() for step in steps.split(","))
+    if "preaggregators" in options:
+        steps = options["preaggregators"]
+        options["preaggregators"] = () if steps == "none" else tuple(step.strip() for step in steps.split(","))
     return options

@@ -35,7 +35,7 @@ _SETTINGS = {
     "rule": (str, "Aggregation rule: one of fa.RULES, FILE.py:NAME, or byzfl:NAME."),
     "workers": (int, "Number of workers, p."),
     "byzantine": (int, "Number of faulty workers, f: the first ranks."),
-    "assumed_byzantine": (int, "The f that the rule is told; the true one if left out."),
+    "f": (int, "The f that the rule is told; the true one if left out."),
     "attack": (str, "What the faulty workers send: a name in docs/training.md, FILE.py:NAME, or byzfl:NAME."),
     "dataset": (str, "Data set."),
     "model": (str, "convnet, resnet18 or any torchvision classifier."),

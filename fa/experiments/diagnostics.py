@@ -19,7 +19,7 @@ import numpy as np
 from fa import custom
 from fa.experiments import style
 from fa.experiments.store import Record
-from fa.training.layout import NewerRecord
+from fa.training.record_schema import NewerRecord
 from fa.training.records import FILES, UNDEFINED, USED, WorkerRow, faulty_share
 
 if TYPE_CHECKING:

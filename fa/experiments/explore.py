@@ -26,12 +26,12 @@ from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator
 from fa.training.config import TrainConfig
 
-READINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "released": ("fa", {"reading": "released"}),
+FORMULATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "released": ("fa", {"formulation": "released"}),
     "default": ("fa_default", {}),
-    "printed": ("fa_printed", {"before": ()}),
+    "printed": ("fa_printed", {"preaggregators": ()}),
 }
-"""FA's readings by name: the variant of `style.VARIANTS`, and its options."""
+"""FA's formulations by name: the variant of `style.VARIANTS`, and its options."""
 
 OTHERS = (*PAPER_RULES[1:], "mean", "mean_unit")
 MEANS, PRINCIPAL = "honest and faulty mean", "principal directions"
@@ -43,7 +43,7 @@ _SIZES = {"smoke": {"at": 2, "batch": 4}, "quick": {"at": 10, "batch": 32}}
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be chosen: p workers, f of them faulty, what these send; FA's m, lambda, a and reading; the plane."""
+    """What can be chosen: p workers, f of them faulty, what these send; FA's m, lambda, a and formulation; the plane."""
 
     p: int = 15
     f: int = 3
@@ -51,12 +51,12 @@ class Setting:
     m: int = 8
     lam: float = 0.0
     a: float = 2.0
-    reading: str = "default"
+    formulation: str = "default"
     plane: str = MEANS
     seed: int = 2021  # of the attack
 
     def __post_init__(self) -> None:
-        check_one_of("reading", self.reading, tuple(READINGS))
+        check_one_of("formulation", self.formulation, tuple(FORMULATIONS))
         check_one_of("plane", self.plane, PLANES)
         check_integer("f", self.f, 0)
         check_integer("p", self.p, self.f + 1)
@@ -81,7 +81,7 @@ class Scene:
     `points` (p, 2) are the gradients, and the first landing is FA's; `refused` says which rules do not serve so many
     workers, and why. `values` (p,) are FA's v_i, `shares` (p,) its weights times the norms, over the sum of their
     sizes. `history` is eq. 5, smoothed, after each step of IRLS, of which FA takes `steps`; `objective` is eq. 5 at
-    FA's Y (off that course for the released reading with lam > 0, which weighs the pairs in another way), and `bound`
+    FA's Y (off that course for the released formulation with lam > 0, which weighs the pairs in another way), and `bound`
     what no Y goes below.
     """
 
@@ -121,7 +121,7 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
     check_integer("workers in the pool", len(pool), setting.p)
     G = pool[: setting.p].clone()
     make_attack(setting.attack).apply(G, range(setting.f), setting.seed, 0)
-    variant, own = READINGS[setting.reading]
+    variant, own = FORMULATIONS[setting.formulation]
     rule = FlagAggregator(f=setting.f, m=setting.m, lam=setting.lam, a=setting.a, **own)
     aggregate = rule.aggregate(G)
     decision = aggregate.decision
@@ -203,10 +203,10 @@ def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> Landing:
 
 
 def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
-    """The gradients as FA's reading scales them, on which the pairs of eq. 5 depend, in k <= p coordinates, with
+    """The gradients as FA's formulation scales them, on which the pairs of eq. 5 depend, in k <= p coordinates, with
     which they have the same lengths and angles.
     """
-    steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.reading]
+    steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.formulation]
     mixture = mixing.mix(measure(G)[0], steps, mixing.Situation(setting.f, 0, 0))
     coordinates: Tensor = torch.linalg.qr(mixture.of(G.double()).T).R.T
     return coordinates
@@ -214,6 +214,6 @@ def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
 
 def _objective(seen: Float64[Tensor, "p k"], rule: FlagAggregator) -> float:
     """Eq. 5 at the rule's Y."""
-    solution = irls.solve_gram(measure(seen)[0], rule.options, reading=rule.reading)
+    solution = irls.solve_gram(measure(seen)[0], rule.options, formulation=rule.formulation)
     assert solution.coefficients is not None  # FA's Y is in the span
     return objective.value(seen, seen.T @ torch.from_numpy(solution.coefficients), rule.lam, a=rule.a)

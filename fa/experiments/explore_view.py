@@ -14,7 +14,7 @@ from torch import Tensor
 from fa.attacks import ATTACKS
 from fa.checks import require
 from fa.experiments import style
-from fa.experiments.explore import MOST, PLANES, READINGS, Scene, Setting, scene
+from fa.experiments.explore import FORMULATIONS, MOST, PLANES, Scene, Setting, scene
 from fa.experiments.own import look
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def draw(shown: Scene) -> Figure:
 def _title(shown: Scene) -> str:
     its = shown.setting
     heading = (
-        f"p = {its.p}, f = {its.f} ({its.attack}); FA: reading {its.reading}, m = {its.m}, "
+        f"p = {its.p}, f = {its.f} ({its.attack}); FA: formulation {its.formulation}, m = {its.m}, "
         rf"$\lambda$ = {its.lam:g}, a = {its.a:g}"
     )
     return "\n".join([heading, *(f"left out: {reason}" for reason in shown.refused.values())])
@@ -119,9 +119,9 @@ def show(pool: Float[Tensor, "p n"], interactive: Any = True, rules: Sequence[st
 
 SETTINGS = (
     Setting(),
-    Setting(reading="printed"),
+    Setting(formulation="printed"),
     Setting(attack="collude", f=4),
-    Setting(attack="ipm", f=5, reading="released"),
+    Setting(attack="ipm", f=5, formulation="released"),
     Setting(p=30, f=6, m=16, lam=8.0),
 )
 """What is shown without sliders."""
@@ -153,7 +153,7 @@ def _widget(widgets: Any, pool: Float[Tensor, "p n"], rules: Sequence[str]) -> A
         "lam": widgets.SelectionSlider(options=LAMBDAS, value=usual.lam, description="lambda"),
         "a": widgets.SelectionSlider(options=POWERS, value=usual.a, description="a"),
         "attack": widgets.Dropdown(options=known, value=usual.attack, description="attack"),
-        "reading": widgets.Dropdown(options=list(READINGS), value=usual.reading, description="reading"),
+        "formulation": widgets.Dropdown(options=list(FORMULATIONS), value=usual.formulation, description="formulation"),
         "plane": widgets.Dropdown(options=PLANES, value=usual.plane, description="plane"),
     }
     for control in controls.values():

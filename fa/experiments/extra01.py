@@ -1,4 +1,4 @@
-"""Extra 1: what makes FA work: its readings, the division by the norm, m, the number of steps, lambda; and where, if
+"""Extra 1: what makes FA work: its formulations, the division by the norm, m, the number of steps, lambda; and where, if
 anywhere, its subspace is better than the plain mean of gradients that are all of one norm.
 """
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 NAME = "extra01_what_makes_fa_work"
 FAULTY = 3
-EQUAL = {"before": ("median_norm",)}
+EQUAL = {"preaggregators": ("median_norm",)}
 PAIRS = {
     "FA, as Algorithm 1": ("fa_printed", "fa_default"),
     **{VARIANTS[key].label: (key, key) for key in (*PAPER_RULES[1:], "mean")},
 }
 """What a rule is on the gradients as they come, and on gradients whose norms were set to their median."""
 
-READINGS = {"FA, as released": "fa", "Mean of unit gradients": "mean_unit"}  # what has no other form
+SINGLE_FORM = {"FA, as released": "fa", "Mean of unit gradients": "mean_unit"}  # what has no other form
 DEFAULT = {"m": 8, "a": 2.0, "max_iter": 5, "lam": 0.0}
 SWEPT: dict[str, tuple[dict[str, Any], ...]] = {
     "m": (*({"m": m} for m in (1, 2, 4, 8, 15)), *({"m": m, "a": 1.0} for m in (1, 2, 8))),
@@ -72,7 +72,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) ->
 
 def _norms() -> list[Case]:
     """The rules with and without the division by the norm, which share their runs with Figure 4."""
-    cases = [Case(key, FAULTY, called=name) for name, key in READINGS.items()]
+    cases = [Case(key, FAULTY, called=name) for name, key in SINGLE_FORM.items()]
     for name, (off, on) in PAIRS.items():
         cases.append(Case(off, FAULTY, called=name))
         cases.append(Case(on, FAULTY, options={} if on == "fa_default" else EQUAL, called=equal(name)))
@@ -176,10 +176,10 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]], seeds: str) -> None:
-    names = [*PAIRS, *READINGS]
+    names = [*PAIRS, *SINGLE_FORM]
     equalled, unit = style.ramp(2)
     for place, name in enumerate(names):
-        if name in READINGS:
+        if name in SINGLE_FORM:
             axes.scatter(mean(final[name]), place, s=36, color=unit, marker="D", label="of norm 1")
             continue
         off, on = mean(final[name]), mean(final[equal(name)])

@@ -80,7 +80,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     _draw_tested(right, accuracies(test), rates)
     right.set_title(f"each rule at its own rate; {seeds_of(test)}")
     figure.suptitle(
-        f"f = {FAULTY} faulty workers send {sent(table)}; each rule at its own learning rate; {style.READING}\n{title}",
+        f"f = {FAULTY} faulty workers send {sent(table)}; each rule at its own learning rate; {style.FA_FORMULATION}\n{title}",
         fontsize=10,
     )
     return figure

@@ -28,7 +28,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     UNIT: ("mean_unit", {}),
     "Multi-Krum": ("multi_krum", {}),
     "Bulyan": ("bulyan", {}),
-    "Krum's choice, FA": ("fa", {"before": ("krum", "unit")}),
+    "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
 }
 """The rules that decide about whole gradients: a name, and the variant with its options."""
 

@@ -30,16 +30,16 @@ PAIRS = {
 """A combination with FA's subspace, and the same without it, at one length of step."""
 
 COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
-    "Krum's choice, FA": ("fa", {"before": ("krum", "unit")}),
-    f"Krum's choice, {SAME_LENGTH}": ("fa_default", {"before": ("krum", "unit")}),
-    "mixing, FA": ("fa", {"before": ("unit", "nnm", "unit")}),
-    f"mixing, {SAME_LENGTH}": ("fa_default", {"before": ("unit", "nnm", "unit")}),
-    "Krum's choice, mean of unit": ("mean", {"before": ("krum", "unit")}),
-    "mixing, mean of unit": ("mean", {"before": ("unit", "nnm", "unit")}),
-    "Krum's choice, Median": ("median", {"before": ("krum",)}),
-    "Krum's choice, Trimmed Mean": ("trimmed_mean", {"before": ("krum",)}),
-    "FA's subspace, Median": ("median", {"before": ("unit", "subspace")}),
-    "FA's subspace, MeaMed": ("meamed", {"before": ("unit", "subspace")}),
+    "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
+    f"Krum's choice, {SAME_LENGTH}": ("fa_default", {"preaggregators": ("krum", "unit")}),
+    "mixing, FA": ("fa", {"preaggregators": ("unit", "nnm", "unit")}),
+    f"mixing, {SAME_LENGTH}": ("fa_default", {"preaggregators": ("unit", "nnm", "unit")}),
+    "Krum's choice, mean of unit": ("mean", {"preaggregators": ("krum", "unit")}),
+    "mixing, mean of unit": ("mean", {"preaggregators": ("unit", "nnm", "unit")}),
+    "Krum's choice, Median": ("median", {"preaggregators": ("krum",)}),
+    "Krum's choice, Trimmed Mean": ("trimmed_mean", {"preaggregators": ("krum",)}),
+    "FA's subspace, Median": ("median", {"preaggregators": ("unit", "subspace")}),
+    "FA's subspace, MeaMed": ("meamed", {"preaggregators": ("unit", "subspace")}),
 }
 """What is put together: a name, and the rule that comes last, with the steps before it."""
 
@@ -71,7 +71,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
         draw_dots(axes, by_label(table[table["attack"] == attack]), looks, bold=tuple(COMBINED))
         axes.set_title(heading)
-    figure.suptitle(f"f = {FAULTY} faulty workers; {style.READING}\n{title}", fontsize=10)
+    figure.suptitle(f"f = {FAULTY} faulty workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 

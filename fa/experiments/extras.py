@@ -21,7 +21,7 @@ RULES = (*PAPER_RULES, "mean", "mean_unit")
 """The paper's seven, no defence, and the control: the mean of unit gradients."""
 
 SAME_LENGTH = "FA, factor 1/p"
-UNIT = {"before": ("unit",)}
+UNIT = {"preaggregators": ("unit",)}
 """FA's subspace on unit gradients with the factor 1/p: `fa_default` with UNIT, the other half of the control.
 
 The released code's FA sums over m in place of p, so that at one learning rate its steps are p/m = 1.9 times as long as

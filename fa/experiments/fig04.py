@@ -36,7 +36,7 @@ def study(
     """The runs of Figure 4, or those of the `variants` and the numbers of `faulty` workers that are named, and of
     `rules` that are not the paper's; settings that are given, and not None, replace the profile's.
     """
-    everything = tuple(dict.fromkeys((*TOP, *style.READINGS)))
+    everything = tuple(dict.fromkeys((*TOP, *style.FA_VARIANTS)))
     for key in variants or ():
         check_one_of("a variant", key, everything)
     for f in faulty or ():
@@ -49,7 +49,7 @@ def study(
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Above the paper's arrangement, one panel for each f; below, the readings of FA and the controls, if there are
+    """Above the paper's arrangement, one panel for each f; below, the formulations of FA and the controls, if there are
     any.
     """
     style.use()
@@ -58,7 +58,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     own, faulty = own_of(table), sorted(set(table["f"]))
     rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *own)}
     if set(table["variant"]) - {*TOP, *own}:
-        rows["readings of FA, and controls"] = style.READINGS
+        rows["formulations of FA, and controls"] = style.FA_VARIANTS
     figure = Figure(figsize=(max(7, 2 + 3 * len(faulty)), 3.3 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(faulty), sharex=True, sharey=True, squeeze=False)
     seeds = table.groupby("f")["seed"].nunique()
@@ -68,7 +68,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()
         row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"Faulty workers send {sent(table)}; {style.READING}\n{title}", fontsize=10)
+    figure.suptitle(f"Faulty workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 

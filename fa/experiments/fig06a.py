@@ -9,7 +9,7 @@ from fa.experiments.curves import draw_curves
 from fa.experiments.own import enter, known, own_of
 from fa.experiments.reaching import races, told, won
 from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.style import PAPER_RULES, READING, VARIANTS, use
+from fa.experiments.style import FA_FORMULATION, PAPER_RULES, VARIANTS, use
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,7 +46,7 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
         right.set_axis_off()
     else:
         _draw_links(right, links)
-    figure.suptitle(f"f = 3 links lose 10% of their packets; {READING}\n{title}", fontsize=10)
+    figure.suptitle(f"f = 3 links lose 10% of their packets; {FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 

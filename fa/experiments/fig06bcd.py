@@ -9,7 +9,7 @@ from fa.experiments.claims import CLOSE, Claim, accuracies, lead, learned, lengt
 from fa.experiments.curves import draw_panels
 from fa.experiments.own import enter, known, sent
 from fa.experiments.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.style import PAPER_RULES, READING
+from fa.experiments.style import FA_FORMULATION, PAPER_RULES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each number of workers, as in the paper."""
-    return draw_panels(table, "workers", "p", f"f = 2 faulty workers send {sent(table)}; {READING}\n{title}")
+    return draw_panels(table, "workers", "p", f"f = 2 faulty workers send {sent(table)}; {FA_FORMULATION}\n{title}")
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:

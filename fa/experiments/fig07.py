@@ -89,7 +89,7 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
             axes.label_outer()
     for row, heading in zip(grid, ("rule", "workers' data"), strict=True):
         row[-1].legend(title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"f = {FAULTY} workers train on augmented data; {style.READING}\n{title}", fontsize=10)
+    figure.suptitle(f"f = {FAULTY} workers train on augmented data; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 NAME = "fig08_lambda"
 LAMBDAS = (0, 1, 2, 4, 8, 16, 32, 64)
 OTHERS = ("multi_krum", "bulyan")
-READINGS = {"released": "FA as released", "paper": "FA, this package's default"}
+FORMULATIONS = {"released": "FA as released", "paper": "FA, this package's default"}
 NEARER = 0.05  # of a cosine: less is no approach
 
 
@@ -38,7 +38,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) ->
 def cosines(study: Study) -> DataFrame:
     """The cosine between FA's direction and each of OTHERS', for each lambda, on the gradients of FA's run at lambda 0.
 
-    One row for each reading of FA, lambda, other rule, seed and iteration looked at.
+    One row for each formulation of FA, lambda, other rule, seed and iteration looked at.
     """
     import pandas
 
@@ -47,18 +47,22 @@ def cosines(study: Study) -> DataFrame:
 
 
 def _watch(config: TrainConfig) -> list[dict[str, Any]]:
-    f, rows = config.rule_byzantine, []
+    f, rows = config.rule_f, []
     others = {name: make_rule(name, f=f) for name in OTHERS}
-    ours = {(reading, lam): make_rule("fa", f=f, reading=reading, lam=lam) for reading in READINGS for lam in LAMBDAS}
+    ours = {
+        (formulation, lam): make_rule("fa", f=f, formulation=formulation, lam=lam)
+        for formulation in FORMULATIONS
+        for lam in LAMBDAS
+    }
 
     def look(progress: Progress) -> None:
         if progress.iteration % every(config.iterations) or not torch.isfinite(progress.G).all():
             return
         theirs = {name: rule(progress.G) for name, rule in others.items()}
-        for (reading, lam), rule in ours.items():
+        for (formulation, lam), rule in ours.items():
             d = rule(progress.G)
             for other, direction in theirs.items():
-                about = {"reading": reading, "lam": lam, "other": other, "seed": config.seed}
+                about = {"formulation": formulation, "lam": lam, "other": other, "seed": config.seed}
                 cosine = float(torch.nn.functional.cosine_similarity(d, direction, dim=0))
                 rows.append(about | {"iteration": progress.iteration, "cosine": cosine})
 
@@ -89,12 +93,12 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
 def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
     for key in OTHERS:
         look = style.VARIANTS[key]
-        for (reading, label), dashes in zip(READINGS.items(), ("-", "--"), strict=True):
-            rows = cosines[(cosines["other"] == key) & (cosines["reading"] == reading)]
+        for (formulation, label), dashes in zip(FORMULATIONS.items(), ("-", "--"), strict=True):
+            rows = cosines[(cosines["other"] == key) & (cosines["formulation"] == formulation)]
             points = rows.groupby("lam")["cosine"].agg(["mean", "min", "max"])
             line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": dashes}
             axes.plot(points.index, points["mean"], label=f"{label}, with {look.label}", **line)
-            if reading == "released":
+            if formulation == "released":
                 axes.fill_between(points.index, points["min"], points["max"], color=look.colour, alpha=0.12, lw=0)
     axes.set_xscale("symlog", linthresh=1, base=2)
     axes.set_xticks(LAMBDAS, [str(lam) for lam in LAMBDAS])
@@ -111,7 +115,7 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float) -> list[Claim]:
     better = ", ".join(str(lam) for lam in LAMBDAS[1:] if mean(final["fa", lam]) > base + CLOSE) or "none"
     ours = ", ".join(f"{lam}: {shown(final['fa', lam])}" for lam in LAMBDAS)
     theirs = ", ".join(f"{style.VARIANTS[key].label} {shown(others[key, 1])}" for key in OTHERS)
-    released = cosines[cosines["reading"] == "released"].groupby(["other", "lam"])["cosine"].mean()
+    released = cosines[cosines["formulation"] == "released"].groupby(["other", "lam"])["cosine"].mean()
     nears = {key: float(max(released[key][lam] for lam in LAMBDAS[1:]) - released[key][0]) for key in OTHERS}
     courses = [
         f"with {style.VARIANTS[key].label} from {released[key][0]:.3f} at 0 to {released[key][LAMBDAS[-1]]:.3f} at"

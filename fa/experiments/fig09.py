@@ -45,7 +45,7 @@ def server_times(study: Study) -> DataFrame:
         G = record(cell.config, at=(1,))[1]
         for name in RULES:
             variant = style.VARIANTS[name]
-            rule = make_rule(variant.rule, f=cell.config.rule_byzantine, **dict(variant.options))
+            rule = make_rule(variant.rule, f=cell.config.rule_f, **dict(variant.options))
             rows.append({"workers": len(G), "n": G.shape[1], "rule": name, "milliseconds": _time(rule, G)})
     return pandas.DataFrame(rows)
 
@@ -72,7 +72,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
-    figure.suptitle(f"Faulty workers send {sent(table)}; {style.READING}\n{title}", fontsize=10)
+    figure.suptitle(f"Faulty workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 

@@ -100,7 +100,7 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chanc
     _draw_aggregations(d, spent, costs)
     figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
     heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send {sent(table)}"
-    figure.suptitle(f"{heading}; {style.READING}\n{title}", fontsize=10)
+    figure.suptitle(f"{heading}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 

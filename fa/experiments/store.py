@@ -16,7 +16,7 @@ from typing import Any
 
 from fa import custom
 from fa.data.registry import REGISTRY
-from fa.training import layout
+from fa.training import record_schema
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
 
@@ -44,9 +44,9 @@ class Record:
     def description(self) -> dict[str, Any]:
         """config.json: the configuration, versions, hardware, seconds; of whatever layout, as it is written now."""
         try:
-            return layout.read(json.loads((self.folder / "config.json").read_text()))
-        except layout.NewerRecord as error:
-            raise layout.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
+            return record_schema.read(json.loads((self.folder / "config.json").read_text()))
+        except record_schema.NewerRecord as error:
+            raise record_schema.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
 
     def check(self) -> None:
         """Raise DamagedRecord unless every file is as the manifest has it, NewerRecord where it is not ours to read."""

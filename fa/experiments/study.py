@@ -241,7 +241,7 @@ def make_study(
 def _refusal(config: TrainConfig) -> str:
     """Why the rule cannot serve so many workers, or nothing."""
     try:
-        make_rule(config.rule, f=config.rule_byzantine, **config.options).check_workers(config.workers)
+        make_rule(config.rule, f=config.rule_f, **config.options).check_workers(config.workers)
     except ValueError as refusal:
         return str(refusal)
     return ""

@@ -19,9 +19,9 @@ class Variant:
     dashes: tuple[int, ...] = ()
 
 
-_PRINTED = (("before", ()),)
-_RELEASED = (("reading", "released"),)
-_UNIT = (("before", ("unit",)),)
+_PRINTED = (("preaggregators", ()),)
+_RELEASED = (("formulation", "released"),)
+_UNIT = (("preaggregators", ("unit",)),)
 
 VARIANTS = MappingProxyType(
     {
@@ -46,10 +46,10 @@ PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trim
 RIVALS = (*PAPER_RULES[1:], "mean")
 """Whom FA has to be better than: the paper's other rules, and no defence at all."""
 
-READINGS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
+FA_VARIANTS = ("fa", "fa_printed", "fa_default", "mean_unit", "mean")
 """FA as released, as printed and as it comes, and the controls that tell what protects."""
 
-READING = "FA is the released code's reading"
+FA_FORMULATION = "FA is the released code's formulation"
 """For the titles of figures whose "FA" is that."""
 
 HONEST, FAULTY = "#1c2833", "#8c3200"

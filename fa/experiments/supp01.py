@@ -24,7 +24,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
     """The runs, with the model and the sizes of the profile, and those of `rules` that are not the paper's; settings
     that are given, and not None, replace them.
     """
-    variants = dict.fromkeys((*fig04.TOP, *style.READINGS, *enter(rules)))
+    variants = dict.fromkeys((*fig04.TOP, *style.FA_VARIANTS, *enter(rules)))
     grid = [Case(key, f) for f in fig04.FAULTY for key in variants]
     return make_study(NAME, profile, grid, out, seeds, _OWN, **given)
 

@@ -1,7 +1,7 @@
 """Any ByzFL aggregator, pre-aggregator or attack by its name there: "byzfl:GeometricMedian", "byzfl:ALittleIsEnough".
 
 Options keep their names: `make_rule("byzfl:TrMean", f=3)`, `make_rule("byzfl:GeometricMedian", nu=0.1)`; a
-pre-aggregator is a step before any rule, told its option in brackets: `before=("byzfl:ARC", "byzfl:Bucketing(s=3)")`.
+pre-aggregator is a step before any rule, told its option in brackets: `preaggregators=("byzfl:ARC", "byzfl:Bucketing(s=3)")`.
 What ByzFL draws from global generators it draws here inside a seeded fork of them; an aggregator that keeps a state
 from call to call (CenteredClipping) begins each call without one, since rules here have none. After `register()` it
 finds this package's rules by name in turn.
@@ -50,7 +50,7 @@ def _classes(kind: str) -> dict[str, type]:
 
 
 class ByzFLRule(Rule):
-    """One of ByzFL's aggregators behind this package's steps `before`; it sees the gradients themselves."""
+    """One of ByzFL's aggregators behind this package's steps `preaggregators`; it sees the gradients themselves."""
 
     theirs: ClassVar[str]
 

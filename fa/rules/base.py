@@ -82,12 +82,12 @@ class Aggregate:
 class Rule(ABC):
     """An aggregation rule: options, and never state.
 
-    f is the number of faulty workers that it is to withstand; `before` names the steps of `fa.mixing` that the
+    f is the number of faulty workers that it is to withstand; `preaggregators` names the steps of `fa.mixing` that the
     gradients go through first (None: what the rule has by default); `seed` is that of "bucketing".
     """
 
     f: int = 0
-    before: Sequence[str] | None = None
+    preaggregators: Sequence[str] | None = None
     seed: int = 0
 
     name: ClassVar[str]
@@ -98,22 +98,22 @@ class Rule(ABC):
     def __post_init__(self) -> None:
         for option in ("f", "seed"):
             check_integer(option, getattr(self, option), 0)
-        given: Any = () if self.before is None else self.before
-        require(isinstance(given, Sequence), "before", given, "a sequence of steps' names")
-        object.__setattr__(self, "before", (given,) if isinstance(given, str) else tuple(given))
+        given: Any = () if self.preaggregators is None else self.preaggregators
+        require(isinstance(given, Sequence), "preaggregators", given, "a sequence of steps' names")
+        object.__setattr__(self, "preaggregators", (given,) if isinstance(given, str) else tuple(given))
         for name in self.steps:
             mixing.step(name)
 
     @property
     def steps(self) -> tuple[str, ...]:
         """The names of the steps before the rule."""
-        return tuple(self.before or ())
+        return tuple(self.preaggregators or ())
 
     def check_workers(self, p: int, remark: str = "") -> None:
         """Raise ConditionError where p gradients are too few, for a step before the rule or for the rule after them."""
         *before, q = columns(self.steps, p, self.f)
         for name, count in zip(self.steps, before, strict=True):
-            check_condition(f'before="{name}"', count, self.f, *mixing.step(name).condition, remark)
+            check_condition(f'preaggregators="{name}"', count, self.f, *mixing.step(name).condition, remark)
         after = f" after {', '.join(self.steps)}" if q != p else ""
         check_condition(self.name, q, self.f, *self.condition, after + remark)
         if self._counted is not None:

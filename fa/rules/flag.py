@@ -12,7 +12,7 @@ from jaxtyping import Int
 from fa.checks import check_one_of, require
 from fa.columns import Columns
 from fa.gram import Gram
-from fa.irls import DEFAULTS, READINGS, Options, Reading, solve, solve_gram
+from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, solve, solve_gram
 from fa.mixing import Mixture
 from fa.objective import values
 from fa.rules.base import Choice, Rule
@@ -22,10 +22,10 @@ from fa.rules.base import Choice, Rule
 class FlagAggregator(Rule):
     """d = (1/p) Y Y^T G 1, with Y of m columns (default ceil((p + 1)/2)) from IRLS on eq. 5.
 
-    reading="released" is what the authors' released code computes: unit gradients, one step from equal weights, d =
+    formulation="released" is what the authors' released code computes: unit gradients, one step from equal weights, d =
     (1/m) sum_i Y Y^T g_i/||g_i||, the pairs' terms not divided by D_ij and their factor squared. The formula as
-    printed lets a gradient count by its length; `before=("median_norm",)`, the default of the paper's reading here, is
-    what makes the rule robust, and `before=()` is the formula. `max_iter` is 5 if not given; the released reading
+    printed lets a gradient count by its length; `preaggregators=("median_norm",)`, the default of the paper's formulation here, is
+    what makes the rule robust, and `preaggregators=()` is the formula. `max_iter` is 5 if not given; the released formulation
     admits 1 only. With regularizer="l1" or "rows" (lam > 0) Y leaves the span of the gradients: the decision has no
     weights but the direction itself, and `max_iter` counts proximal steps.
     """
@@ -36,21 +36,23 @@ class FlagAggregator(Rule):
     a: float = DEFAULTS.a
     tol: float = DEFAULTS.tol
     max_iter: int | None = None
-    reading: Reading = "paper"
+    formulation: Formulation = "paper"
 
     name: ClassVar[str] = "fa"
     count: ClassVar[str] = "m"
 
     def __post_init__(self) -> None:
-        check_one_of("reading", self.reading, READINGS)
-        released = self.reading == "released"
-        if self.before is None and not released:
-            object.__setattr__(self, "before", ("median_norm",))
+        check_one_of("formulation", self.formulation, FORMULATIONS)
+        released = self.formulation == "released"
+        if self.preaggregators is None and not released:
+            object.__setattr__(self, "preaggregators", ("median_norm",))
         super().__post_init__()
         if self.max_iter is None:
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
         elif released and self.max_iter != 1:
-            raise ValueError(f'max_iter must be 1 with reading="released", which takes one step; it is {self.max_iter}')
+            raise ValueError(
+                f'max_iter must be 1 with formulation="released", which takes one step; it is {self.max_iter}'
+            )
         require(
             not (released and self.leaves_span), "regularizer", self.regularizer, '"pairwise" or "group" as released'
         )
@@ -80,5 +82,5 @@ class FlagAggregator(Rule):
         return Choice(direction=solution.direction(), values=values(finite, solution.Y))
 
     def decide(self, gram: Gram) -> Choice:
-        solution = solve_gram(gram, self.options, reading=self.reading)
-        return Choice(weights=solution.weights(self.reading), coefficients=solution.coefficients)
+        solution = solve_gram(gram, self.options, formulation=self.formulation)
+        return Choice(weights=solution.weights(self.formulation), coefficients=solution.coefficients)

@@ -42,7 +42,7 @@ class TrainConfig:
     rule_options: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
     workers: int = 15
     byzantine: int = 3  # the first ranks, as in the released code
-    assumed_byzantine: int | None = None  # the f that the rule is told; None: the true one
+    f: int | None = None  # the f that the rule is told; None: the true one
     attack: str = "random"
     iterations: int = 300
     batch: int = 128  # images per worker and iteration, or with `accumulate` per backward pass
@@ -82,7 +82,7 @@ class TrainConfig:
             self._keep(name, int, low)
         if self.evaluate_every is not None:
             self._keep("evaluate_every", int, 1)
-        for name in ("byzantine", "assumed_byzantine"):
+        for name in ("byzantine", "f"):
             value = getattr(self, name)
             if value is not None:
                 self._keep(name, int, 0)
@@ -120,9 +120,9 @@ class TrainConfig:
         return dict(self.rule_options)
 
     @property
-    def rule_byzantine(self) -> int:
+    def rule_f(self) -> int:
         """The f that the rule is told."""
-        return self.byzantine if self.assumed_byzantine is None else self.assumed_byzantine
+        return self.byzantine if self.f is None else self.f
 
     @property
     def images(self) -> int:

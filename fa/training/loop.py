@@ -81,7 +81,7 @@ def train(
             honest = slice(config.byzantine, None)
             state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept)
     if state.backends[:-1]:
-        backend = backend | {"before": state.backends[:-1]}
+        backend = backend | {"earlier": state.backends[:-1]}
     curve, rows = tuple(state.curve), tuple(state.workers)
     run = Run(config, curve, rows, parts.whole, used, dataset.checksum, backend, parts.seconds)
     if out is not None:
@@ -93,7 +93,7 @@ def train(
 
 def _checked(config: TrainConfig, cluster: Cluster | None) -> Rule:
     """The run's rule; ValueError, before any data are read, for what does not go with the configuration."""
-    rule = make_rule(config.rule, f=config.rule_byzantine, **config.options)
+    rule = make_rule(config.rule, f=config.rule_f, **config.options)
     rule.check_workers(config.workers)
     make_attack(config.attack)
     recipe_of(config)

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 from fa import custom
 from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
-from fa.training.layout import LAYOUT
+from fa.training.record_schema import SCHEMA_VERSION
 
 FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
 USED = "used"
@@ -111,7 +111,7 @@ class Run:
         """What config.json holds."""
         return {
             "config": json.loads(self.config.to_json()),
-            "layout": LAYOUT,
+            "schema_version": SCHEMA_VERSION,
             "record_version": RECORD_VERSION,
             "data_checksum": self.checksum,
             "versions": versions(),
