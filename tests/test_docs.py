@@ -71,7 +71,7 @@ def test_docstrings_hold_no_example_that_no_test_runs() -> None:
 
 @pytest.mark.slow
 def test_the_reference_is_built_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("pdoc", reason="pdoc is not installed: pip install pdoc")
+    pytest.importorskip("pdoc", reason="needs pdoc")
     command = [sys.executable, str(ROOT / "docs" / "build.py"), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -1,7 +1,7 @@
 """ByzFL's aggregators and attacks under this package's names, and this package's rules where ByzFL expects one."""
 
 import copy
-import subprocess
+import importlib
 import sys
 
 import byzfl
@@ -16,6 +16,7 @@ from fa.data import load
 from fa.gram import measure
 from fa.interop.byzfl import register
 from fa.mixing import Situation, mix
+from fa.rules.base import NOT_FINITE
 from fa.seeds import derive
 from fa.training import TrainConfig, train
 
@@ -50,9 +51,9 @@ def test_its_options_are_the_rules() -> None:
     G = gradients()
     rule = fa.make_rule("byzfl:GeometricMedian", nu=0.5, T=7)
     np.testing.assert_allclose(rule(G), byzfl.GeometricMedian(nu=0.5, T=7)(G), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"rule 'byzfl:GeometricMedian' has no option 'mu'; it has .*nu, T"):
+    with pytest.raises(ValueError, match=r"byzfl:GeometricMedian\b.*'mu'.*\bnu, T\b"):
         fa.make_rule("byzfl:GeometricMedian", mu=1)
-    with pytest.raises(ValueError, match=r"byzfl:GeometricMedian: "):
+    with pytest.raises(ValueError, match=r"byzfl:GeometricMedian\b.*\bT\b"):
         fa.make_rule("byzfl:GeometricMedian", T=-1)(G)
 
 
@@ -60,7 +61,7 @@ def test_a_worker_with_nan_is_left_out_and_the_kind_is_kept() -> None:
     G = gradients().numpy().astype(np.float64)
     G[4, 7] = np.nan
     result = fa.make_rule("byzfl:TrMean", f=2).aggregate(G)
-    assert result.decision.left_out == {4: "NaN or Inf"}
+    assert result.decision.left_out == {4: NOT_FINITE}
     np.testing.assert_allclose(result.direction, byzfl.TrMean(1)(torch.from_numpy(np.delete(G, 4, axis=0))))
     assert result.direction.dtype == np.float64
     assert fa.aggregate(gradients().half(), "byzfl:Median").dtype == torch.float16
@@ -121,14 +122,16 @@ def test_pre_aggregators_go_before_every_rule() -> None:
 def test_a_name_that_is_none_and_a_library_that_is_not_there(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match=r"a rule of byzfl must be one of Average, .*\(did you mean 'Median'\?\)"):
+    with pytest.raises(ValueError, match=r"\bAverage, .*'Medium'.*'Median'"):
         fa.make_rule("byzfl:Medium")
-    with pytest.raises(ValueError, match=r"an attack of byzfl must be one of ALittleIsEnough, .*; it is 'Median'"):
+    with pytest.raises(ValueError, match=r"\bALittleIsEnough, .*'Median'"):
         make_attack("byzfl:Median")
     monkeypatch.setitem(sys.modules, "byzfl", None)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as ended:
         main(["train", "--rule", "byzfl:Mean", "--iterations", "1"])
-    assert "need the library byzfl" in capsys.readouterr().err
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "pip install byzfl" in line
 
 
 def test_a_run_with_both() -> None:
@@ -196,9 +199,9 @@ def test_our_rules_go_where_byzfl_expects_an_aggregator() -> None:
     np.testing.assert_allclose(first, second, rtol=1e-5)
 
 
-def test_a_flower_strategy_without_flower_says_what_to_install() -> None:
-    code = "import sys; sys.modules['flwr'] = None; from fa.interop.flower import Strategy; Strategy('median')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("ValueError: a Flower strategy needs flwr (")
-    assert done.stderr.splitlines()[-1].endswith("pip install 'flwr[simulation]', in an environment of its own")
+def test_a_flower_strategy_without_flower_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flwr", None)
+    monkeypatch.delitem(sys.modules, "fa.interop.flower", raising=False)
+    flower = importlib.import_module("fa.interop.flower")
+    with pytest.raises(ValueError, match=r"pip install 'flwr\[simulation\]'"):
+        flower.Strategy("median")

@@ -37,7 +37,7 @@ def test_the_two_readings_of_the_direction():
     gram, _ = measure(torch.from_numpy(G))
     released = irls.solve_gram(gram, irls.Options(m=3, lam=2.0, max_iter=1), formulation="released")
     np.testing.assert_allclose(G.T @ released.weights("released"), fa_released(G, 3, lam=2.0), atol=1e-10)
-    with pytest.raises(ValueError, match=r"take \.weights"):
+    with pytest.raises(ValueError, match=r"\.weights\b"):
         released.direction()
 
 
@@ -128,17 +128,14 @@ def test_a_pair_as_close_as_its_direction_can_be_known_counts(distance):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"m": 0}, "m must be an integer of at least 1; it is 0"),
-        ({"m": 6}, "m must be at most p = 5, the number of gradients; it is 6"),
-        ({"lam": -1.0}, "lam must be a finite number of at least 0; it is -1.0"),
-        ({"lam": float("nan")}, "lam must be .* it is nan"),
-        ({"a": 0.5}, "a must be a finite number of at least 1.*it is 0.5"),
-        ({"tol": -1.0}, "tol must be"),
-        ({"max_iter": 0}, "max_iter must be an integer of at least 1; it is 0"),
-        (
-            {"regularizer": "pairwize"},
-            "regularizer must be one of pairwise, l1, group, rows; it is 'pairwize'.*did you mean 'pairwise'",
-        ),
+        ({"m": 0}, r"^m must be .*\b1\b.*\b0\b"),
+        ({"m": 6}, r"^m must be .*\b5\b.*\b6\b"),
+        ({"lam": -1.0}, r"^lam must be .*-1\.0"),
+        ({"lam": float("nan")}, r"^lam must be .*\bnan\b"),
+        ({"a": 0.5}, r"^a must be .*\b1\b.*\b0\.5\b"),
+        ({"tol": -1.0}, r"^tol must be .*-1\.0"),
+        ({"max_iter": 0}, r"^max_iter must be .*\b1\b.*\b0\b"),
+        ({"regularizer": "pairwize"}, r"^regularizer must be .*\bpairwise, l1, group, rows\b.*'pairwize'.*'pairwise'"),
     ],
 )
 def test_options_that_no_problem_admits_are_named(options, message):
@@ -149,9 +146,9 @@ def test_options_that_no_problem_admits_are_named(options, message):
 def test_gradients_that_are_not_finite_are_named():
     G = normal(5, 9)
     G[1, 1], G[3, 0] = np.nan, np.inf
-    with pytest.raises(ValueError, match="NaN or Inf is in row 1, 3"):
+    with pytest.raises(ValueError, match=r"^G must be .*\b1, 3\b"):
         irls.solve(G)
-    with pytest.raises(ValueError, match="NaN or Inf is in gradient 1 of worker 0, gradient 0 of worker 2: leave"):
+    with pytest.raises(ValueError, match=r"^G must be .*gradient 1 .*worker 0, gradient 0 .*worker 2\b"):
         irls.solve([G[:2], G[2:3], G[3:]])
 
 
@@ -184,9 +181,9 @@ def test_several_gradients_a_worker_are_one_term():
 def test_one_gradient_each_in_a_list_is_the_matrix():
     G = normal(5, 30)
     assert irls.solve([row[None] for row in G], lam=2.0).objective == irls.solve(G, lam=2.0).objective
-    with pytest.raises(ValueError, match="lam must be 0 where a worker has several gradients"):
+    with pytest.raises(ValueError, match=r"^lam must be .*\b0\b.*\b1\.0\b"):
         irls.solve(pieces(), lam=1.0)
-    with pytest.raises(ValueError, match="worker 1 must have worker 0's number of parameters, 3; it has 4"):
+    with pytest.raises(ValueError, match=r"\bworker 1\b.*\bworker 0\b.*\b3\b.*\b4\b"):
         irls.solve([np.zeros((2, 3)), np.zeros((2, 4))])
 
 
@@ -211,24 +208,24 @@ def test_a_start_is_where_the_first_weights_come_from():
     for hints in ("data", G[:2].T, start @ [[2.0, 1.0], [0.0, 3.0]]):
         ours = G.T @ irls.solve(G, m=2, max_iter=1, start=hints).coefficients
         np.testing.assert_allclose(ours @ ours.T, Y @ Y.T, atol=1e-8)
-    with pytest.raises(ValueError, match="start must be one of equal, data, random"):
+    with pytest.raises(ValueError, match=r"^start must be .*\bequal, data, random\b.*'equals'"):
         irls.solve(G, start="equals")
-    with pytest.raises(ValueError, match=r"start must be of \(30, k\); it is \(6, 30\)"):
+    with pytest.raises(ValueError, match=r"^start must be .*\(30, k\).*\(6, 30\)"):
         irls.solve(G, start=G)
 
 
 def test_with_restarts_it_reaches_what_pymanopt_finds():
     """benchmarks/irls_success.py does this at length: 200 instances, 50 starts."""
     excess = []
-    for seed in range(12):
+    for seed in range(6):
         G, m = instance(seed)
         ours = irls.solve(G, m=m, max_iter=500, restarts=20).objective
         excess.append(ours / best_of_pymanopt(G, (m,), starts=5, seed=seed) - 1)
-    assert sorted(excess)[-2] <= 1e-5  # one instance in twelve may be missed: the problem is not convex
+    assert sorted(excess)[-2] <= 1e-5  # one instance in six may be missed: the problem is not convex
 
 
 def test_norms_whose_ratio_leaves_the_range_are_told():
     """A weight would be their ratio, and d infinite."""
     solution = irls.solve(np.array([[1e-20], [1e300]]), m=1)
-    with pytest.raises(ValueError, match=r"G must have norms whose ratios .* from 1e-20 to 1e\+300"):
+    with pytest.raises(ValueError, match=r"^G must .*\b1e-20 .*\b1e\+300\b"):
         solution.direction()

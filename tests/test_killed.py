@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -17,7 +18,7 @@ from tests.processes import alive, descendants, wait_until
 
 ROOT = Path(__file__).parents[1]
 RUN = "--workers 3 --byzantine 1 --iterations 60 --batch 4 --rule median --threads 1"
-AGGREGATE = "import fa, numpy as np; print(*fa.aggregate(np.arange(30.0).reshape(3, 10), 'mean').tolist())"
+AGGREGATE = "import fa, numpy; print(*fa.aggregate(numpy.arange(30.0).reshape(3, 10), 'mean').tolist())"
 
 
 def fa(words: str, **options: object) -> subprocess.Popen[str]:
@@ -26,7 +27,7 @@ def fa(words: str, **options: object) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 def test_a_notebook_that_was_killed_in_mid_run_goes_on_from_the_runs_it_had_finished(tmp_path: Path) -> None:
     words = f"reproduce fig05 --profile smoke --jobs 1 --out {tmp_path}"
     study = figure_module("fig05").study("smoke", tmp_path)
@@ -44,13 +45,12 @@ def test_a_notebook_that_was_killed_in_mid_run_goes_on_from_the_runs_it_had_fini
     before = finished()
     assert 0 < len(before) < len(configs)
     second = fa(words)
-    out, errors = second.communicate(timeout=240)
+    _, errors = second.communicate(timeout=240)
     assert (second.returncode, errors.count("Traceback")) == (0, 0), errors
-    assert f"{len(configs) - len(before)} runs to do, {len(before)} are finished" in out + errors
     after = finished()
     assert len(after) == len(configs)
     assert {key: after[key] for key in before} == before  # not made again
-    assert (tmp_path / "fig05_batch_size.png").stat().st_size > 1000
+    assert matplotlib.image.imread(tmp_path / "fig05_batch_size.png").std() > 0  # a whole picture with something on it
 
 
 def no_file_larger_than(size: int) -> dict[str, object]:
@@ -58,23 +58,24 @@ def no_file_larger_than(size: int) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "named"),
     [
-        (f"train {RUN} --out PLACE/run", "PLACE/run cannot be written: "),
-        (f"train {RUN} --checkpoint PLACE/kept --checkpoint-every 0", "checkpoint must be a file that can be written"),
-        ("augment lv --out PLACE/lv", "PLACE/lv cannot be written: "),
-        ("aggregate PLACE/G.npy --out PLACE/d.npy", "PLACE/d.npy cannot be written: File too large"),
+        (f"train {RUN} --out PLACE/run", "PLACE/run"),
+        (f"train {RUN} --checkpoint PLACE/kept --checkpoint-every 0", "PLACE/kept"),
+        ("augment lv --out PLACE/lv", "PLACE/lv"),
+        ("aggregate PLACE/G.npy --out PLACE/d.npy", "PLACE/d.npy"),
     ],
 )
 def test_where_no_room_is_left_one_line_says_for_what_and_nothing_half_made_stays(
-    words: str, told: str, tmp_path: Path
+    words: str, named: str, tmp_path: Path
 ) -> None:
     """A limit on the size of files stands for a full disk."""
     np.save(tmp_path / "G.npy", np.ones((3, 1000)))
     process = fa(words.replace("PLACE", str(tmp_path)), **no_file_larger_than(1024))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert errors.startswith("fa: " + told.replace("PLACE", str(tmp_path)))
+    assert errors.startswith("fa: ")
+    assert named.replace("PLACE", str(tmp_path)) in errors
     assert errors.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["G.npy"]
 
@@ -91,7 +92,9 @@ def test_a_damaged_cache_of_compiled_loops_is_made_again(tmp_path: Path) -> None
         path.write_bytes((b"", whole[: len(whole) // 2], whole[:50] + bytes(9) + whole[59:])[number % 3])
     again = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
     assert again.stdout == first.stdout
-    assert all(path.stat().st_size > 100 for path in tmp_path.rglob("*.nb?"))
+    repaired = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.nb?")} == repaired  # nothing compiled anew
 
 
 @pytest.mark.slow
@@ -109,5 +112,5 @@ def test_a_figures_damaged_file_is_named(suffix: str, damage, tmp_path: Path) ->
     shutil.copytree(ROOT / "figures" / "quick", tmp_path / "quick", ignore=shutil.ignore_patterns("records*", "*.p*"))
     path = tmp_path / "quick" / f"fig04_byzantine_workers{suffix}"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"fig04_byzantine_workers must have its .*, whole; draw it again"):
+    with pytest.raises(ValueError, match=r"\bfig04_byzantine_workers\b.*\.json\b.*\.claims\.csv\b"):
         report.write(tmp_path / "quick")

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import socket
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from fa.attacks import CHUNK, DROPPED, make_attack
 from fa.experiments import fig06a, link_loss, reaching
+from fa.experiments.claims import IN_PART, NOT, REPRODUCED
 from fa.network.chunks import Inbox, send
 from fa.network.links import SERVER, Links, refusal, star
 from fa.training import TrainConfig, train
+from fa.training.records import USED
 
 N = 60 * CHUNK + 7  # the last chunk is short
 CHUNKS = 61
@@ -145,8 +148,8 @@ def test_what_tcp_sends_again_comes_whole(tmp_path: Path) -> None:
 def test_a_training_run_counts_the_datagrams_that_its_links_lose(tmp_path: Path) -> None:
     rows, _ = trained_over(tmp_path / "links", 2, "--gradients=udp", "--byzantine=0")
     sent = len(list(torch.zeros(21_840).split(CHUNK)))
-    lost = rows["status"].str.extract(rf"^used; (\d+) of {sent} datagrams lost$")[0].astype(float)
-    assert set(rows.loc[rows["worker"] >= 2, "status"]) == {"used"}
+    lost = rows["status"].str.extract(rf"^{USED}; (\d+) of {sent}\b")[0].astype(float)
+    assert set(rows.loc[rows["worker"] >= 2, "status"]) == {USED}
     assert is_binomial(int(lost.sum()), 2 * 3 * sent, DROPPED)
     assert lost.sum() > 0
 
@@ -187,8 +190,8 @@ def test_datagrams_that_are_none_of_a_run_are_thrown_away() -> None:
 
 def test_a_star_of_other_numbers_is_refused() -> None:
     for given, message in (
-        ({"workers": 2, "lossy": 3}, "lossy must be at most workers=2"),
-        ({"workers": 2, "loss": 1.0}, "loss must be less than 1"),
+        ({"workers": 2, "lossy": 3}, r"^lossy must be .*\bworkers=2\b.*\b3\b"),
+        ({"workers": 2, "loss": 1.0}, r"^loss must be .*\b1\.0\b"),
     ):
         with pytest.raises(ValueError, match=message), star(**given):
             pass
@@ -197,11 +200,11 @@ def test_a_star_of_other_numbers_is_refused() -> None:
 @pytest.mark.parametrize(
     ("way", "expected"),
     [
-        ((0.8, 0.9), ["reproduced", "reproduced"]),
-        ((0.8, 0.705), ["not reproduced", "reproduced"]),
-        ((0.63, 0.9), ["reproduced", "in part"]),  # at 0.64 together with the others
-        ((0.3, 0.9), ["reproduced", "not reproduced"]),  # at all three
-        ((0.2, 0.6), ["not reproduced", "not reproduced"]),
+        ((0.8, 0.9), [REPRODUCED, REPRODUCED]),
+        ((0.8, 0.705), [NOT, REPRODUCED]),
+        ((0.63, 0.9), [REPRODUCED, IN_PART]),  # at 0.64 together with the others
+        ((0.3, 0.9), [REPRODUCED, NOT]),  # at all three
+        ((0.2, 0.6), [NOT, NOT]),
     ],
 )
 def test_the_verdict_on_packet_loss(way: tuple[float, ...], expected: list[str]) -> None:
@@ -218,7 +221,7 @@ def test_the_verdict_on_packet_loss(way: tuple[float, ...], expected: list[str])
     )
     claims = fig06a.claims(numbers, 0.1, links)
     assert [claim.verdict for claim in claims] == expected
-    assert claims[1].measured.endswith("the MNIST CNN takes 100 ms where 0% is lost, 200 ms where 10% is lost")
+    assert re.search(r"\b100 ms\b.*\b0%.*\b200 ms\b.*\b10%", claims[1].measured)
     left, right = fig06a.draw(numbers, "title", links).axes
     assert len(left.lines) == 8
     assert [list(line.get_xdata()) for line in right.lines] == [pytest.approx([0.5, 1]), pytest.approx([1, 2])]
@@ -245,8 +248,8 @@ def test_the_accuracies_to_reach_are_shares_of_what_fa_and_the_best_other_both_h
     assert reaching.reached(numbers, 0.72, "seconds") == {"fa": 2, "bulyan": 2}
     half, _, most = reaching.races(numbers, 0.0)
     assert reaching.won([half, most]) == [False, False]  # behind another, and together with one
-    assert reaching.told([half], "{:.0f} it") == "0.400: FA 20 it, first other Bulyan 10 it"
-    assert reaching.told([most], "{:.1f}", 2.5) == "0.720: FA 50.0, first other Bulyan 50.0"
+    assert re.fullmatch(r"0\.400: FA 20 it, \D*Bulyan 10 it", reaching.told([half], "{:.0f} it"))
+    assert re.fullmatch(r"0\.720: FA 50\.0, \D*Bulyan 50\.0", reaching.told([most], "{:.1f}", 2.5))
     alone = numbers[numbers["variant"].isin(["fa", "median"])]
     assert [race.accuracy for race in reaching.races(alone, 0.0)] == pytest.approx([0.35, 0.525, 0.63])
     slower = numbers.assign(iteration=numbers["iteration"] + (numbers["variant"] != "fa"))
@@ -269,15 +272,16 @@ def test_there_is_no_race_to_an_accuracy_at_which_nothing_is_learned() -> None:
     numbers = pd.DataFrame({"variant": key, "seed": 1, "iteration": 1, "test_accuracy": 0.32} for key in ("fa", "mean"))
     assert reaching.targets(numbers, 0.1) == []  # 0.3 is three times chance, and 0.9 of the way is 0.298
     assert reaching.targets(numbers, 0.09) == pytest.approx([0.297])
-    assert reaching.told(reaching.races(numbers, 0.1), "{:.0f}") == "no accuracy above 3 times chance"
+    assert reaching.races(numbers, 0.1) == []
+    assert re.findall(r"\d+", reaching.told([], "{:.0f}")) == ["3"]  # times chance
 
 
 def test_a_race_that_nobody_else_ends() -> None:
     assert reaching.won([reaching.Race(0.5, 3.0, None, None)]) == [True]
-    assert reaching.told([reaching.Race(0.5, 3.0, None, None)], "{:.0f}") == "0.500: FA 3, no other"
+    assert re.fullmatch(r"0\.500: FA 3\b\D*", reaching.told([reaching.Race(0.5, 3.0, None, None)], "{:.0f}"))
     assert reaching.won([reaching.Race(0.5, None, "median", 3.0)]) == [False]
     never = reaching.Race(0.5, None, "median", 3.0)
-    assert reaching.told([never], "{:.0f}") == "0.500: FA never, first other Median 3"
+    assert re.fullmatch(r"0\.500: FA\b\D*\bMedian 3", reaching.told([never], "{:.0f}"))
 
 
 def test_curves_that_are_kept_need_no_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

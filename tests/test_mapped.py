@@ -1,7 +1,9 @@
 """Gradients in files: what the rules make of them is what they make of arrays, and memory stays free."""
 
+import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import safetensors.torch
 import torch
 
 from fa import RULES, cli, kernels, make_rule, mapped
+from fa.rules.base import NOT_FINITE
 
 P, N = 7, 70_001  # three chunks of the compiled loops, the last one cut
 
@@ -57,7 +60,9 @@ def test_a_rule_makes_the_same_bits_of_files(
 ) -> None:
     code, out, err = call(capsys, *save(G, tmp_path), "--rule", rule, "--f", 1, "--out", tmp_path / "d.npy")
     assert (code, err) == (0, "")
-    assert f"{rule} of 7 gradients of 70001 numbers" in out
+    (heading,) = [line for line in out.splitlines() if str(N) in line]
+    assert heading.split()[0] == rule
+    assert re.findall(r"\d+", heading)[:2] == [str(P), str(N)]
     np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), make_rule(rule, f=1)(G).numpy())
 
 
@@ -109,7 +114,9 @@ def test_a_worker_with_nan_is_named(capsys: pytest.CaptureFixture[str], tmp_path
     G[2, 5] = float("nan")
     code, out, _ = call(capsys, *saved_one_each(G, tmp_path), "--rule", "median", "--out", tmp_path / "d.npy")
     assert code == 0
-    assert out.startswith("worker 2 (2.npy) left out: NaN or Inf\n")
+    (line,) = [line for line in out.splitlines() if NOT_FINITE in line]
+    assert "worker 2" in line
+    assert "2.npy" in line
     np.testing.assert_array_equal(np.load(tmp_path / "d.npy"), make_rule("median")(G).numpy())
 
 
@@ -151,28 +158,38 @@ def watch():
         seen[0] = max(seen[0], anonymous())
         time.sleep(0.002)
 threading.Thread(target=watch, daemon=True).start()
-try:
-    main(sys.argv[1:])
-finally:
-    print("anonymous kB:", max(seen[0], anonymous()) - before)
+for line in sys.stdin.read().splitlines():
+    seen[0] = 0
+    try:
+        main(line.split())
+    except SystemExit as end:
+        assert end.code == 0
+    print("peak", max(seen[0], anonymous()) - before)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from Linux' /proc")
-@pytest.mark.parametrize(
-    ("rule", "dtype"),
-    [("fa", torch.float32), ("median", torch.float32), ("bulyan", torch.float32), ("fa", torch.bfloat16)],
-)
-def test_memory_stays_free(tmp_path: Path, rule: str, dtype: torch.dtype) -> None:
-    """240 MB of gradients as float32, and 16 MB of direction, with no more than 64 MB of memory that is no file."""
-    numbers = torch.Generator().manual_seed(0)
-    paths = [tmp_path / f"{i}.safetensors" for i in range(15)]
-    for path in paths:
-        safetensors.torch.save_file({"g": torch.randn(4_000_000, generator=numbers).to(dtype)}, path)
-    arguments = ["aggregate", *map(str, paths), "--rule", rule, "--f", "3", "--out", str(tmp_path / "d.safetensors")]
-    done = subprocess.run([sys.executable, "-c", WATCH, *arguments], capture_output=True, text=True, check=True)
-    assert int(done.stdout.rsplit(":", 1)[1]) < 64 * 1024
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_memory_stays_free(tmp_path: Path) -> None:
+    """180 MB of gradients as float32, and 12 MB of direction, with no more than 64 MB of memory that is no file.
+
+    By weights, by an order statistic of some workers, and of numbers that are widened. One process does all three:
+    what one of them kept would count for the next.
+    """
+    lines = []
+    for rule, dtype in (("fa", torch.float32), ("bulyan", torch.float32), ("fa", torch.bfloat16)):
+        paths = [tmp_path / f"{dtype}-{i}.safetensors" for i in range(15)]
+        for seed, path in enumerate(paths):
+            if not path.exists():
+                numbers = torch.randn(3_000_000, generator=torch.Generator().manual_seed(seed))
+                safetensors.torch.save_file({"g": numbers.to(dtype)}, path)
+        lines.append(" ".join(map(str, ["aggregate", *paths, "--rule", rule, "--f", 3, "--out", tmp_path / "d.npy"])))
+    lines[-1] = lines[-1].replace("d.npy", "d.safetensors")
+    script = [sys.executable, "-c", WATCH]
+    done = subprocess.run(script, input="\n".join(lines), capture_output=True, text=True, check=True)
+    peaks = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("peak ")]
+    assert len(peaks) == len(lines)
+    assert max(peaks) < 64 * 1024, peaks
 
 
 def test_what_is_written_to_the_matrix_stays_in_memory(tmp_path: Path, G: torch.Tensor) -> None:
@@ -185,36 +202,40 @@ def test_what_is_written_to_the_matrix_stays_in_memory(tmp_path: Path, G: torch.
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["--out", "d.txt"], "the name of the result must be one in .npy or .safetensors; it is"),
-        (["--out", "0.npy"], "out must be another file than those of the gradients; it is"),
-        (["--out", "folder.npy"], "the name of the result must be that of a file; there is a folder of that name"),
-        (["--out", "missing/d.npy"], "cannot be written: No such file or directory"),
-        (["--out", "d.npy", "--rule", "krum", "--f", "3"], "krum needs p >= 2f + 3"),
-        (["--out", "d.npy", "--rule", "kurm"], "did you mean 'krum'?"),
-        (["--out", "d.npy", "--rule", "median", "--m", "3"], "rule 'median' has no option 'm'"),
-        (
-            ["--out", "d.npy", "--regularizer", "l1", "--lam", "1"],
-            "regularizer must be 'pairwise' or 'group' for files",
-        ),
+        (["--out", "d.txt"], r"\.npy\b.*\.safetensors\b.*\bd\.txt"),
+        (["--out", "0.npy"], r"\bout must be .*\b0\.npy"),
+        (["--out", "folder.npy"], r"\bfolder\.npy"),
+        (["--out", "missing/d.npy"], r"\bmissing/d\.npy.*" + os.strerror(errno.ENOENT)),
+        (["--out", "d.npy", "--rule", "krum", "--f", "3"], r"\bkrum\b.*\b2f \+ 3\b"),
+        (["--out", "d.npy", "--rule", "kurm"], r"\brule must be .*'kurm'.*'krum'"),
+        (["--out", "d.npy", "--rule", "median", "--m", "3"], r"'median'.*'m'"),
+        (["--out", "d.npy", "--regularizer", "l1", "--lam", "1"], r"\bregularizer must be .*'pairwise'.*'group'.*'l1'"),
     ],
 )
 def test_bad_arguments_are_one_line_and_leave_nothing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], said: str
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     paths = saved_one_each(torch.ones(3, 4), Path())
     Path("folder.npy").mkdir()
     code, out, err = call(capsys, *paths, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert said in err
+    assert re.search(message, err), err
     assert sorted(os.listdir()) == sorted([*map(str, paths), "folder.npy"])
 
 
 def test_bfloat16_has_no_npy(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     paths = saved_as_layers(torch.ones(3, N, dtype=torch.bfloat16), tmp_path)
-    assert "as .npy has no bfloat16" in call(capsys, *paths, "--out", tmp_path / "d.npy")[2]
+    code, _, err = call(capsys, *paths, "--out", tmp_path / "d.npy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(r"\.npy\b.*\bbfloat16\b", err)
+    assert not (tmp_path / "d.npy").exists()
 
 
 def header(tensors: dict[str, Any]) -> bytes:
@@ -223,48 +244,49 @@ def header(tensors: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        (b"", "must be a .npy or .safetensors"),
-        (b"\x08\0\0\0\0\0\0\0{}      ", "must hold numbers of one of F16, BF16, F32, F64; it has []"),
-        (
-            header({"d": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}),
-            "must be a .npy or .safetensors file",
-        ),
-        (
-            header({"d": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2, 4]}}),
-            "must be a .npy or .safetensors file",
-        ),
-        (header({"d": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}), "must be a .npy or .safetensors"),
-        (b"\x04\0\0\0\0\0\0\0[1] ", "must be a .npy or .safetensors"),
-        (b"\xff\xff\xff\xff\0\0\0\0{}", "must be a .npy or .safetensors"),
+        (b"", r"/x\b.*\.npy\b.*\.safetensors\b"),
+        (b"\x08\0\0\0\0\0\0\0{}      ", r"/x\b.*\bF16, BF16, F32, F64\b.*\[\]"),
+        (header({"d": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}), r"/x\b.*\.safetensors\b"),
+        (header({"d": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2, 4]}}), r"/x\b.*\.safetensors\b"),
+        (header({"d": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}), r"/x\b"),
+        (b"\x04\0\0\0\0\0\0\0[1] ", r"/x\b.*\.safetensors\b"),
+        (b"\xff\xff\xff\xff\0\0\0\0{}", r"/x\b.*\.npy\b.*\.safetensors\b"),
     ],
 )
-def test_files_that_are_neither(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, said: str) -> None:
+def test_files_that_are_neither(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, message: str
+) -> None:
     (tmp_path / "x").write_bytes(content)
     code, _, err = call(capsys, tmp_path / "x", "--out", tmp_path / "d.npy")
     assert (code, err.count("\n")) == (2, 1)
-    assert said in err
+    assert re.search(message, err), err
 
 
 def test_a_file_cut_short_and_one_of_other_tensors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     paths = saved_as_layers(torch.ones(3, N), tmp_path)
     paths[1].write_bytes(paths[1].read_bytes()[:-4])
-    assert f"{paths[1]} must be a .npy or .safetensors file" in call(capsys, *paths, "--out", tmp_path / "d.npy")[2]
+    code, _, err = call(capsys, *paths, "--out", tmp_path / "d.npy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(rf"{paths[1]} must be .*\.safetensors\b", err)
     safetensors.torch.save_file({"bais": torch.ones(1), "weight": torch.ones(700, 100)}, paths[1])
-    said = call(capsys, *paths, "--out", tmp_path / "d.npy")[2]
-    assert f"{paths[1]} must hold the tensors of {paths[0]}; it has others, or in another order" in said
+    code, _, err = call(capsys, *paths, "--out", tmp_path / "d.npy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(rf"{paths[1]} must .*{paths[0]}\b", err)
 
 
 def test_a_full_disk_is_told_before_the_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def full(descriptor: int, start: int, size: int) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     paths = saved_one_each(torch.ones(3, 4), tmp_path)
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert "d.npy cannot be written (144 bytes): No space left" in call(capsys, *paths, "--out", tmp_path / "d.npy")[2]
+    code, _, err = call(capsys, *paths, "--out", tmp_path / "d.npy")
+    assert (code, err.count("\n")) == (2, 1)
+    assert re.search(rf"/d\.npy\b.*\b144\b.*{os.strerror(errno.ENOSPC)}", err)
     assert sorted(tmp_path.iterdir()) == paths
 
 

@@ -37,7 +37,7 @@ print(faults() - before)
 UNSET = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator can be told")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_what_is_freed_is_kept() -> None:
     told = {}
     for whether in ("keep", "leave"):

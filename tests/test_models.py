@@ -1,7 +1,5 @@
 """Models by name: their sizes, their seeds, and what they refuse."""
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -91,25 +89,19 @@ def test_torchvisions_classifiers_give_logits(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convnot", 1, 10, 28), r"model must be convnet or .*; it is 'convnot' \(did you mean 'convnet'"),
-        (("resnet-18", 3, 10, 32), "did you mean 'resnet18'"),
-        (("xyzzy", 3, 10, 32), "it is 'xyzzy'$"),
-        (("fasterrcnn_resnet50_fpn", 3, 10, 32), "it is 'fasterrcnn_resnet50_fpn'"),
-        (("resnet18", 1, 10, 28), "model resnet18 takes images of 3 channels; these have 1"),
-        (("convnet", 1, 10, 15), "at least 16 x 16 pixels; these have 15 x 15"),
-        (("alexnet", 3, 10, 32), "model alexnet does not take images of 32 x 32 pixels: "),
-        (("vit_b_32", 3, 10, 33), "model vit_b_32 does not take images of 33 x 33 pixels: "),
-        (("convnet", 0, 10, 28), "channels must be an integer of at least 1; it is 0"),
-        (("convnet", 1, 0, 28), "classes must be an integer of at least 1; it is 0"),
+        (("convnot", 1, 10, 28), r"^model must be .*\bconvnet\b.*'convnot'.*'convnet'"),
+        (("resnet-18", 3, 10, 32), r"^model must be .*'resnet-18'.*'resnet18'"),
+        (("xyzzy", 3, 10, 32), r"^model must be .*'xyzzy'[^']*$"),
+        (("fasterrcnn_resnet50_fpn", 3, 10, 32), r"^model must be .*'fasterrcnn_resnet50_fpn'"),
+        (("resnet18", 1, 10, 28), r"\bresnet18\b.*\b3\b.*\b1\b"),
+        (("convnet", 1, 10, 15), r"\bconvnet\b.*\b16 x 16\b.*\b15 x 15\b"),
+        (("alexnet", 3, 10, 32), r"\balexnet\b.*\b32 x 32\b"),
+        (("vit_b_32", 3, 10, 33), r"\bvit_b_32\b.*\b33 x 33\b"),
+        (("convnet", 0, 10, 28), r"^channels must be .*\b1\b.*\b0\b"),
+        (("convnet", 1, 0, 28), r"^classes must be .*\b1\b.*\b0\b"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         models.build(*arguments, seed=0)
     assert "\n" not in str(caught.value)
-
-
-def test_the_convnet_needs_no_torchvision() -> None:
-    code = "import sys; from fa import models; models.build('convnet', 1, 10, 28, seed=0); "
-    code += "assert 'torchvision' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

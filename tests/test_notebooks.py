@@ -1,6 +1,7 @@
 """The notebooks: stripped, parameterised, and executed at smoke size from a folder that is not theirs."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 
 from fa.cli import cli
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, named, notebooks
+from fa.experiments.claims import UNTESTABLE
 from fa.experiments.notebooks import execute, find
 from fa.experiments.store import Record
 from fa.experiments.study import Study
@@ -44,7 +46,7 @@ def test_notebooks_are_found_by_whole_and_short_names_and_by_family() -> None:
     assert named(["theory02", "fig06bcd", "theory02_beta"], stems) == ["fig06bcd_more", "theory02_beta"]
     assert named(["theory"], stems) == stems[2:]
     for name in ("fig0", "fig02_", "theory03", "mean", ""):
-        with pytest.raises(ValueError, match=r"name must be one of fig02, .*; it is "):
+        with pytest.raises(ValueError, match=rf"^name must be .*\bfig02, .*'{name}'"):
             named([name], stems)
     assert find(["theory"]) == OF_THEORY
     assert find(["theory01"]) == OF_THEORY[:1]
@@ -76,40 +78,47 @@ def test_a_notebook_of_no_figure_runs_at_smoke_size(path: Path, tmp_path: Path) 
 def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_path: Path) -> None:
     assert pictures(execute(path, tmp_path, profile="smoke", out=str(tmp_path), iterations=2)) > 0
     for suffix in (".png", ".pdf", ".csv", ".json", ".claims.csv"):
-        assert (tmp_path / path.stem).with_suffix(suffix).stat().st_size > 100
+        assert (tmp_path / path.stem).with_suffix(suffix).is_file()
     table = pd.read_csv((tmp_path / path.stem).with_suffix(".csv"))
     assert set(table["iteration"]) == {2}
     claims = pd.read_csv((tmp_path / path.stem).with_suffix(".claims.csv"))
-    learned = claims[claims["words"] != "the iteration complexity of FA is higher"]
-    costs = path.stem.startswith("fig10")  # which needs no learning
-    assert len(claims) - len(learned) == costs
-    assert set(learned["verdict"]) == {"not testable here"}  # two iterations teach nothing, and the table must say so
+    judged = claims[claims["verdict"] != UNTESTABLE]  # two iterations teach nothing, and the table must say so
+    assert list(judged["number"]) == (["C11"] if path.stem.startswith("fig10") else [])  # a cost needs no learning
 
 
 def test_a_cell_that_fails_is_one_line_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"fig02_mean_tolerance.ipynb failed with ValueError: profile must be one of"):
+    with pytest.raises(ValueError, match=r"^fig02_mean_tolerance\.ipynb\b.*\bValueError: profile must be .*'tiny'"):
         execute(find(["fig02"])[0], tmp_path, profile="tiny", out=str(tmp_path))
 
 
 def test_a_figure_that_is_none_is_named() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of .*fig02, .*; it is 'fig99'"):
+    with pytest.raises(ValueError, match=r"^name must be .*\bfig02, .*'fig99'"):
         find(["fig99"])
+
+
+def columns(output: str) -> dict[str, int]:
+    """How many runs are to be done, and how many are not."""
+    return {word: len(re.findall(rf"│ {word} +│", output)) for word in ("yes", "no")}
 
 
 def test_sweep_does_the_runs_and_tells_why(tmp_path: Path) -> None:
     sweep = ["sweep", "fig02", "--profile", "smoke", "--out", str(tmp_path)]
     before = CliRunner().invoke(cli, [*sweep, "--why"], catch_exceptions=False)
-    assert before.output.count("no run is finished yet") == 4
+    assert columns(before.output) == {"yes": 4, "no": 0}
     CliRunner().invoke(cli, [*sweep, "--jobs", "2", "--shard", "1/2"], catch_exceptions=False)
     after = CliRunner().invoke(cli, [*sweep, "--why"], catch_exceptions=False)
-    assert after.output.count("it is finished") == 2
-    assert after.output.count("differs in byzantine") == 2
+    assert columns(after.output) == {"yes": 2, "no": 2}
+    assert "byzantine" not in before.output
+    assert after.output.count("byzantine") == 2
 
 
 def test_sweep_says_that_a_figure_has_nothing_to_do_before_it_is_drawn(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["sweep", "fig03", "--profile", "smoke", "--out", str(tmp_path)])
     assert done.exit_code == 0
-    assert done.output.startswith("fig03_explained_variance: trains when it is drawn, by fa reproduce")
+    (line,) = done.output.splitlines()
+    assert line.startswith("fig03_explained_variance: ")
+    assert "fa reproduce" in line
+    assert not list(tmp_path.rglob("config.json"))
 
 
 def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
@@ -122,14 +131,13 @@ def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
     monkeypatch.setattr("fa.experiments.study.sweep", fail_once)
     done = CliRunner().invoke(cli, ["sweep", "fig02", "fig04", "--profile", "smoke", "--out", str(tmp_path)])
     assert done.exit_code == 1
-    assert done.stderr.splitlines() == [
-        "fa: fig02_mean_tolerance: mean, f = 0, seed 2021: failed: ValueError: no reason",
-        "fa: fig04_byzantine_workers: fa (formulation released), f = 1, seed 2021: failed: ValueError: no reason",
-    ]
-    assert "3 of 4 runs are in" in done.stdout
-    assert "32 of 33 runs are in" in done.stdout
+    first, second = done.stderr.splitlines()
+    assert re.match(r"fa: fig02_mean_tolerance: mean\b.*\bf = 0, seed 2021: .*ValueError: no reason", first)
+    assert re.match(r"fa: fig04_byzantine_workers: fa\b.*\breleased\b.*\bf = 1, seed 2021: .*ValueError", second)
+    assert "3 of 4 " in done.stdout
+    assert "32 of 33 " in done.stdout
     study = figure_module("fig02").study("smoke", tmp_path)
-    with pytest.raises(ValueError, match=r"1 of 4 runs failed, the others are kept: mean, f = 0, .*no reason"):
+    with pytest.raises(ValueError, match=r"\b1 of 4\b.*\bmean, f = 0, .*no reason"):
         study.run()
 
 
@@ -142,7 +150,6 @@ def test_ctrl_c_says_how_to_go_on(command: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(notebooks, "execute", interrupt)
     stopped = CliRunner().invoke(cli, [command, "fig02", "--profile", "smoke", "--out", str(tmp_path)])
     assert stopped.exit_code == 130
-    assert stopped.stderr.splitlines() == [
-        "finished runs are kept; the same command goes on from there",
-        "fa: interrupted",
-    ]
+    assert "Traceback" not in stopped.stderr
+    *_, last = stopped.stderr.splitlines()
+    assert last.startswith("fa: ")

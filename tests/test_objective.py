@@ -101,7 +101,7 @@ def test_values_of_several_gradients_a_worker():
     expected = [np.trace(Y.T @ x.T @ x @ Y) for x in scaled]
     np.testing.assert_allclose(objective.values(G, Y), expected, rtol=1e-12)
     assert objective.value(G, Y) == pytest.approx(np.sqrt(1 - np.array(expected)).sum(), rel=1e-12)
-    with pytest.raises(ValueError, match="lam must be 0 where a worker has several"):
+    with pytest.raises(ValueError, match=r"^lam must be .*\b0\b.*\b1\.0\b"):
         objective.value(G, Y, lam=1.0)
 
 
@@ -133,12 +133,12 @@ def test_what_is_reproduced_has_no_residual():
 @pytest.mark.parametrize(
     ("G", "Y", "options", "message"),
     [
-        (normal(3, 5), 1.1 * basis(5, 2), {}, r"Y must have orthonormal columns; Y\^T Y differs .* by 2.1e-01"),
-        (normal(3, 5), basis(6, 2), {}, r"Y must be of \(5, m\), with m from 1 to n; it is \(6, 2\)"),
-        (normal(3, 5) * np.nan, basis(5, 2), {}, "G must be finite; NaN or Inf is in row 0, 1, 2"),
-        (normal(3, 5), basis(5, 2), {"a": 0.0}, "a must be greater than 0; it is 0.0"),
-        (normal(3, 5), basis(5, 2), {"lam": -1.0}, "lam must be a finite number of at least 0"),
-        (normal(3, 5), basis(5, 2), {"regularizer": "pairs"}, "regularizer must be one of pairwise"),
+        (normal(3, 5), 1.1 * basis(5, 2), {}, r"^Y must .*\b2\.1e-01\b"),
+        (normal(3, 5), basis(6, 2), {}, r"^Y must be .*\(5, m\).*\(6, 2\)"),
+        (normal(3, 5) * np.nan, basis(5, 2), {}, r"^G must be .*\b0, 1, 2\b"),
+        (normal(3, 5), basis(5, 2), {"a": 0.0}, r"^a must be .*\b0\.0\b"),
+        (normal(3, 5), basis(5, 2), {"lam": -1.0}, r"^lam must be .*-1\.0\b"),
+        (normal(3, 5), basis(5, 2), {"regularizer": "pairs"}, r"^regularizer must be .*\bpairwise, .*'pairs'"),
     ],
 )
 def test_refused_arguments_are_named(G, Y, options, message):
@@ -245,16 +245,16 @@ def test_fit_with_lam_is_eq_5():
     ("name", "options"), [("alpha", {"alpha": 0.0}), ("beta", {"beta": -1.0}), ("a", {"a": np.nan})]
 )
 def test_a_law_that_is_none_is_refused(name, options):
-    with pytest.raises(ValueError, match=f"{name} must be"):
+    with pytest.raises(ValueError, match=f"^{name} must be .*"):
         Beta(**options)
 
 
 @pytest.mark.parametrize(
     ("G", "options", "message"),
     [
-        (normal(3, 5) * np.nan, {}, "G must be finite"),
-        (normal(3, 5), {"m": 4}, "m must be at most p = 3"),
-        (normal(3, 5), {"restarts": -1}, "restarts must be an integer of at least 0"),
+        (normal(3, 5) * np.nan, {}, r"^G must be .*\b0, 1, 2\b"),
+        (normal(3, 5), {"m": 4}, r"^m must be .*\b3\b.*\b4\b"),
+        (normal(3, 5), {"restarts": -1}, r"^restarts must be .*-1\b"),
     ],
 )
 def test_fit_refuses_as_irls_does(G, options, message):

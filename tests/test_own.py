@@ -1,5 +1,6 @@
 """Rules and attacks of the user's own in sweeps, figures and the benchmark."""
 
+import re
 import shutil
 from itertools import combinations
 from pathlib import Path
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 import fa
 from fa.bench import draw as bench_draw
 from fa.cli import cli, main
+from fa.custom import shown
 from fa.experiments import (
     ALL,
     SUPPLEMENT,
@@ -86,7 +88,7 @@ def test_a_rule_enters_every_figure_that_compares_rules(name: str) -> None:
     """Beside each case of Median, with its settings; or there is a reason why not."""
     module = figure_module(name)
     if name.partition("_")[0] in own.NO_RULES:
-        with pytest.raises(ValueError, match=r"a setting must be one of .*; it is 'rules'"):
+        with pytest.raises(ValueError, match=r"\bsetting\b.*'rules'"):
             module.study("smoke", rules=[RULE])
         return
     usual, study = module.study("smoke"), module.study("smoke", rules=[RULE])
@@ -149,14 +151,14 @@ def test_names_looks_and_refusals(tmp_path: Path) -> None:
     looks = own.looks(keys)
     assert [looks[key].label for key in keys] == ["A (median.py)", "B (median.py)", "Krum"]
     assert [looks[key].colour for key in keys] == [colour for colour, _ in own.LOOKS[:3]]
-    with pytest.raises(ValueError, match=r"a rule must be one that the figures do not have already; it is 'median'"):
+    with pytest.raises(ValueError, match=r"\brule must be .*'median'"):
         own.enter(["median"])
-    with pytest.raises(ValueError, match=r"a rule must be one of 4 at the most, .*; it is 'byzfl:CAF'"):
+    with pytest.raises(ValueError, match=r"\brule must be .*\b4\b.*'byzfl:CAF'"):
         own.enter([*keys, RULE, "byzfl:CAF"])
     shutil.copy(EXAMPLES / "geometric_median.py", tmp_path)
-    with pytest.raises(ValueError, match=r"^the names of rules must be"):
+    with pytest.raises(ValueError, match=r"\brules must be .*GeometricMedian"):
         own.enter([RULE, f"{tmp_path / 'geometric_median.py'}:GeometricMedian"])
-    with pytest.raises(ValueError, match=r"rules must be a list of rules' names; it is 'krum'"):
+    with pytest.raises(ValueError, match=r"^rules must be .*'krum'"):
         fig04.study("smoke", rules="krum")
 
 
@@ -164,12 +166,16 @@ def test_an_attack_replaces_the_figures_and_the_figure_says_so() -> None:
     study = fig05.study("smoke", attack=ATTACK)
     assert {config.attack for config in study.configs} == {ATTACK}
     assert study.folder.name == "smoke-custom"
-    assert "attack SHIFTED (shifted_mean.py)" in study.title()
+    assert shown(ATTACK) == "SHIFTED (shifted_mean.py)"
+    assert shown(ATTACK) in study.title()
     numbers = table(study)
     assert set(numbers["attack"]) == {ATTACK}
     heading = fig05.draw(numbers, study.title()).get_suptitle()
-    assert heading.startswith("f = 3 faulty workers send gradients of another attack than the paper's; FA is ")
-    assert fig05.draw(table(fig05.study("smoke")), "").get_suptitle().startswith("f = 3 faulty workers send random")
+    usual = fig05.draw(table(fig05.study("smoke")), "").get_suptitle()
+    assert own.sent(numbers) in heading
+    assert own.sent(table(fig05.study("smoke"))) in usual
+    assert own.sent(numbers) not in usual
+    assert "f = 3" in heading
     assert fig05.study("smoke", attack="random") == fig05.study("smoke")
     command = provenance(Results(study, {}, 1.0, ()))["command"]
     assert command == f"fa reproduce --profile smoke fig05_batch_size --attack {ATTACK}"
@@ -183,7 +189,7 @@ def test_extra_3_has_one_more_attack() -> None:
     assert study.folder.name == "smoke-custom"
     numbers = table(study)
     cells = extra03.cells(numbers, 4)
-    assert list(cells.columns) == [*extra03.ATTACKS.values(), "SHIFTED (shifted_mean.py)"]
+    assert list(cells.columns) == [*extra03.ATTACKS.values(), shown(ATTACK)]
     assert list(cells.index)[-2:] == ["Geometric median", extra03.SAME_LENGTH]
     plain = numbers[numbers["attack"] != ATTACK]
     assert extra03.claims(numbers, 0.05) == extra03.claims(plain, 0.05)
@@ -196,7 +202,7 @@ def test_runs_of_the_profile_serve_and_are_not_written_to(tmp_path: Path) -> Non
     assert custom.find(config) is None
     kept = profile.save(train(config))
     assert custom.find(config) == kept
-    assert custom.why(config) == "it is finished"
+    assert custom.why(config) == profile.why(config)
     assert not custom.root.exists()
     study = fig04.study("quick", rules=[RULE])
     assert study.store._beside is not None
@@ -207,7 +213,7 @@ def test_runs_of_the_profile_serve_and_are_not_written_to(tmp_path: Path) -> Non
 
 FAILS = """from fa.rules import Mean
 class Fails(Mean):
-    name = 'fails'
+    name = 'faulty_rule'
     def decide(self, gram):
         return {}
 """
@@ -221,9 +227,9 @@ BAD = Attack('bad', False, write)
 @pytest.mark.parametrize(
     ("decides", "message"),
     [
-        ("1 / 0", r"rule failed: .*my_rule.py, line 5: ZeroDivisionError: division by zero"),
-        ("fa.rules.base.Choice()", r"what fails decides must be weights, a statistic or a direction; it is Choice"),
-        ("fa.rules.base.Choice(weights=gram.norms[1:])", r"weights that fails decides must be an array of 5, one a gr"),
+        ("1 / 0", r"\bmy_rule\.py\b.*\b5\b.*\bZeroDivisionError\b"),
+        ("fa.rules.base.Choice()", r"\bfaulty_rule\b.*\bChoice\("),
+        ("fa.rules.base.Choice(weights=gram.norms[1:])", r"\bweights\b.*\bfaulty_rule\b.*\b5\b.*\barray\("),
     ],
 )
 def test_what_fails_in_their_file_is_one_line_with_its_place(tmp_path: Path, decides: str, message: str) -> None:
@@ -233,7 +239,7 @@ def test_what_fails_in_their_file_is_one_line_with_its_place(tmp_path: Path, dec
         fa.aggregate(np.eye(5), f"{file}:Fails")
     attack = tmp_path / "my_attack.py"
     attack.write_text(BAD)
-    with pytest.raises(ValueError, match=r"attack failed: .*my_attack.py, line 3: IndexError: index 99"):
+    with pytest.raises(ValueError, match=r"\bmy_attack\.py\b.*\b3: IndexError\b.*\b99\b"):
         train(TrainConfig(attack=f"{attack}:BAD", **SHORT))
 
 
@@ -243,29 +249,29 @@ def test_a_sweep_names_the_line_too(tmp_path: Path) -> None:
     (key,) = own.enter([f"{file}:Fails"])
     (outcome,) = make_study("fig04", "smoke", [Case(key, 1)], tmp_path).sweep(progress=False)
     assert outcome.record is None
-    assert str(outcome).startswith("Fails (my_rule.py), f = 1, seed 2021: failed: rule failed: ")
-    assert "my_rule.py, line 5: ZeroDivisionError" in str(outcome)
+    assert str(outcome).startswith(f"{shown(key)}, f = 1, seed 2021: ")
+    assert re.search(r"\bmy_rule\.py\b.*\b5: ZeroDivisionError\b", str(outcome))
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--profile", "smoke", "--out", str(tmp_path)]
     explain = ["sweep", "fig02", "fig05", "--rule", RULE, "--why", *out]
     why = CliRunner(env={"COLUMNS": "200"}).invoke(cli, explain, catch_exceptions=False)
-    assert why.stderr.splitlines() == ["fig02_mean_tolerance: --rule does not concern it: it shows the mean alone"]
-    assert why.stdout.count("GeometricMedian (geometric_median.py)") == 3
+    (line,) = why.stderr.splitlines()
+    assert line.startswith("fig02_mean_tolerance: --rule ")
+    assert why.stdout.count(shown(RULE)) == 3
     for arguments, message in (
-        (["sweep", "fig02", "--rule", RULE], "fa: --rule concerns none of fig02_mean_tolerance"),
-        (
-            ["reproduce", "theory01", "fig07", "--attack", "zero"],
-            "fa: --attack concerns none of fig07_augmented_data, ",
-        ),
-        (["sweep", "fig04", "--rule", f"{tmp_path}/no.py:R"], f"fa: {tmp_path}/no.py must be a file, as in ./my_rule"),
-        (["bench", "--n", "10", "--p", "2", "--rule", "krum"], "fa: a rule must be one that is not timed anyway"),
+        (["sweep", "fig02", "--rule", RULE], r"--rule\b.*\bfig02_mean_tolerance\b"),
+        (["reproduce", "theory01", "fig07", "--attack", "zero"], r"--attack\b.*\bfig07_augmented_data\b"),
+        (["sweep", "fig04", "--rule", f"{tmp_path}/no.py:R"], rf"{tmp_path}/no\.py\b"),
+        (["bench", "--n", "10", "--p", "2", "--rule", "krum"], r"\brule must be .*'krum'"),
     ):
         with pytest.raises(SystemExit) as ended:
             main([*arguments, *(out if arguments[0] != "bench" else [])])
         assert ended.value.code == 2
-        assert capsys.readouterr().err.splitlines()[-1].startswith(message)
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("fa: ")
+        assert re.search(message, last), last
 
 
 @pytest.mark.slow

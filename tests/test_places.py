@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,6 @@ from fa.cli.places import Place, from_environment
 
 ROOT = Path(__file__).parents[1]
 SAID = {"RANK": "3", "WORLD_SIZE": "5", "MASTER_ADDR": "node0", "MASTER_PORT": "4711"}
-FA = [sys.executable, "-c", "import sys; from fa.cli import main; sys.exit(main())"]
 RUN = ["--rule", "median", "--byzantine", "1", "--iterations", "3", "--batch", "4", "--threads", "1"]
 SMALLER = [*RUN[:2], "--byzantine", "0", *RUN[4:], "--dataset", "mnist-mini", "--model", "convnet"]
 
@@ -34,29 +32,32 @@ def test_the_environment_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"RANK": ""}, "RANK must be a whole number in the environment, as torchrun sets it; it is ''"),
-        ({"RANK": "5"}, "RANK must be less than WORLD_SIZE=5; it is 5"),
-        ({"WORLD_SIZE": "1"}, "WORLD_SIZE must be at least 2: a server and a worker; it is 1"),
-        ({"MASTER_PORT": "70000"}, "MASTER_ADDR:MASTER_PORT must be HOST:PORT; it is 'node0:70000'"),
-        ({"MASTER_ADDR": ""}, "MASTER_ADDR:MASTER_PORT must be HOST:PORT; it is ':4711'"),
+        ({"RANK": ""}, r"^RANK must be .*''"),
+        ({"RANK": "5"}, r"^RANK must be .*\bWORLD_SIZE=5\b.*\b5\b"),
+        ({"WORLD_SIZE": "1"}, r"^WORLD_SIZE must be .*\b2\b.*\b1\b"),
+        ({"MASTER_PORT": "70000"}, r"^MASTER_ADDR:MASTER_PORT must be .*'node0:70000'"),
+        ({"MASTER_ADDR": ""}, r"^MASTER_ADDR:MASTER_PORT must be .*':4711'"),
     ],
 )
 def test_an_environment_that_is_not_whole_is_named(
     change: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     say(monkeypatch, **change)
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=message):
         from_environment()
 
 
 def test_workers_that_the_world_has_not_are_refused(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     say(monkeypatch)
-    with pytest.raises(SystemExit):
-        cli.main(["train", "--backend", "torchrun", "--workers", "7"])
-    assert "workers must be 4, as WORLD_SIZE=5 has them besides the server; it is 7" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main(["server", "--rule", "median"])
-    assert "--listen" in capsys.readouterr().err
+    for arguments, named in (
+        (["train", "--backend", "torchrun", "--workers", "7"], ("workers must be 4", "WORLD_SIZE=5", "7")),
+        (["server", "--rule", "median"], ("--listen",)),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert all(name in last for name in named), last
 
 
 def test_torchrun_starts_a_server_and_its_workers(tmp_path: Path) -> None:
@@ -66,7 +67,9 @@ def test_torchrun_starts_a_server_and_its_workers(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "--no-python"]
     out = [*RUN, "--out"]
     subprocess.run([*torchrun, script, "train", "--backend", "torchrun", *out, tmp_path / "torchrun"], check=True)
-    subprocess.run([*FA, "train", "--workers", "3", *out, tmp_path / "simulate"], check=True)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["train", "--workers", "3", *out, str(tmp_path / "simulate")])
+    assert done.value.code == 0
     one, other = (tmp_path / name / "workers.csv" for name in ("torchrun", "simulate"))
     assert one.read_text() == other.read_text()
     assert json.loads((tmp_path / "torchrun" / "config.json").read_text())["backend"]["name"] == "rpc"

@@ -258,18 +258,18 @@ def test_rows_that_are_not_finite_are_named(kind: str) -> None:
     for bad in (torch.nan, torch.inf, -torch.inf):
         G = normal(3, 20)
         G[1, 7] = bad
-        with pytest.raises(ValueError, match="NaN or Inf is in row 1"):
+        with pytest.raises(ValueError, match=r"^G must be .*\b1\b"):
             quantise(G, Format(kind))
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"kind": "int"}, "kind must be one of integer, block_float; it is 'int'"),
-        ({"bits": 1}, "bits must be an integer of at least 2; it is 1"),
-        ({"bits": 17}, "bits must be at most 16; it is 17"),
-        ({"block": 0}, "block must be an integer of at least 1; it is 0"),
-        ({"rounding": "up"}, "rounding must be one of nearest, stochastic; it is 'up'"),
+        ({"kind": "int"}, r"^kind must be .*\binteger, block_float\b.*'int'"),
+        ({"bits": 1}, r"^bits must be .*\b2\b.*\b1\b"),
+        ({"bits": 17}, r"^bits must be .*\b16\b.*\b17\b"),
+        ({"block": 0}, r"^block must be .*\b1\b.*\b0\b"),
+        ({"rounding": "up"}, r"^rounding must be .*\bnearest, stochastic\b.*'up'"),
     ],
 )
 def test_a_format_that_does_not_exist(wrong: dict[str, object], message: str) -> None:
@@ -279,11 +279,11 @@ def test_a_format_that_does_not_exist(wrong: dict[str, object], message: str) ->
 
 def test_what_a_switch_cannot_sum() -> None:
     G = normal(2, 20)
-    with pytest.raises(ValueError, match=r"chunk must be at most 133144 .* 8 bits; it is 133145"):
+    with pytest.raises(ValueError, match=r"^chunk must be .*\b133144\b.*\b133145\b"):
         integer_gram(quantise(G, Format("block_float")), chunk=133145)
-    with pytest.raises(ValueError, match="chunk must be an integer of at least 1; it is 0"):
+    with pytest.raises(ValueError, match=r"^chunk must be .*\b1\b.*\b0\b"):
         integer_gram(quantise(G, Format("block_float")), chunk=0)
-    with pytest.raises(ValueError, match="powers of two apart"):
+    with pytest.raises(ValueError, match=r"\bsteps\b.*\bblock_float\b"):
         integer_gram(quantise(G, Format("integer", 8, 5)))
 
 
@@ -293,5 +293,5 @@ def test_effects_of_huge_gradients_are_those_of_ordinary_ones_and_of_none_are_re
     assert huge.direction_error == pytest.approx(plain.direction_error, rel=1e-6)
     assert huge.cosine == pytest.approx(plain.cosine, rel=1e-12)
     for nothing in (0.0, 1e-320):
-        with pytest.raises(ValueError, match="G must be of numbers that the format keeps apart from 0"):
+        with pytest.raises(ValueError, match=r"^G must be .*\b0\b"):
             effects(G * nothing, [Format(bits=8)])

@@ -1,6 +1,7 @@
 """Recipes: what is wrong in one is named; what one does is drawn once for each image; a built data set loads again."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,22 +88,22 @@ def test_more_than_one_chunk_is_one_piece() -> None:
 
 
 WRONG: list[tuple[str, str]] = [
-    ('system = "cats"\nt = [1]', "system must be one of .*'cats' .did you mean 'cat'"),
-    ('sistem = "cat"', "a recipe's key must be one of .*did you mean 'system'"),
-    ('system = "cat"', "t must be a list of one time or more for cat"),
-    ('system = "cat"\nt = 1', "t must be a list of numbers; it is 1"),
-    ('system = "cat"\nt = [nan]', "t must be a finite number"),
-    ('system = "smooth_cat_map"\nt = [0.5]', "t must be a list of whole numbers"),
-    ('system = "rotation"\nt = [1]\nspeed = 1', "a recipe's key must be one of system, .*, omega; it is 'speed'"),
-    ('system = "rotation"\nt = [1]\nomega = "3"', "omega must be a finite number"),
-    ("system = 3", "system must be a name; it is 3"),
-    ('system = "cat"\nt = [1]\nshare = 0', "share must be greater than 0 and at most 1; it is 0"),
-    ('system = "cat"\nt = [1]\nshare = 1.5', "share must be greater than 0 and at most 1; it is 1.5"),
-    ('system = "cat"\nt = [1]\ninterpolation = "cubic"', "interpolation must be one of nearest, bilinear"),
-    ("noise = [-0.1]", "noise must be a list of numbers of at least 0"),
-    ("t = [1]", "system must be given where t or parameters are"),
-    ("", "a recipe must be one with a system, or noise, or both"),
-    ("noise = [0.1", "one.toml: "),
+    ('system = "cats"\nt = [1]', r"\bsystem must be .*'cats'.*'cat'"),
+    ('sistem = "cat"', r"\bkey must be .*'sistem'.*'system'"),
+    ('system = "cat"', r"\bt must be .*\bcat\b.*\(\)"),
+    ('system = "cat"\nt = 1', r"\bt must be .*\b1\b"),
+    ('system = "cat"\nt = [nan]', r"\bt must be .*\bnan\b"),
+    ('system = "smooth_cat_map"\nt = [0.5]', r"\bt must be .*\b0\.5\b"),
+    ('system = "rotation"\nt = [1]\nspeed = 1', r"\bkey must be .*\bsystem, .*, omega\b.*'speed'"),
+    ('system = "rotation"\nt = [1]\nomega = "3"', r"\bomega must be .*'3'"),
+    ("system = 3", r"\bsystem must be .*\b3\b"),
+    ('system = "cat"\nt = [1]\nshare = 0', r"\bshare must be .*\b0\b.*\b1\b.*\b0\b"),
+    ('system = "cat"\nt = [1]\nshare = 1.5', r"\bshare must be .*\b1\.5\b"),
+    ('system = "cat"\nt = [1]\ninterpolation = "cubic"', r"\binterpolation must be .*\bnearest, bilinear\b.*'cubic'"),
+    ("noise = [-0.1]", r"\bnoise must be .*-0\.1\b"),
+    ("t = [1]", r"\bsystem must be .*\bt\b.*"),
+    ("", r"\brecipe must be .*\bsystem\b.*\bnoise\b"),
+    ("noise = [0.1", r"one\.toml: "),
 ]
 
 
@@ -147,15 +148,15 @@ def test_a_run_trains_on_a_folder_that_was_written(tmp_path: Path) -> None:
 
 def test_a_damaged_set_is_not_loaded_and_a_folder_is_not_overwritten(tmp_path: Path) -> None:
     out = build(Recipe(noise=(0.1,)), MNIST, tmp_path / "set", 0)
-    with pytest.raises(ValueError, match="out must be a folder that does not exist yet"):
+    with pytest.raises(ValueError, match=rf"^out must be .*{out}"):
         build(Recipe(noise=(0.1,)), MNIST, out, 0)
     images = np.load(out / "train_images.npy")
     images[0, 0, 0, 0] ^= 1
     np.save(out / "train_images.npy", images)
-    with pytest.raises(MissingDataError, match=r"no whole augmented data set.*SHA-256"):
+    with pytest.raises(MissingDataError, match=rf"{out}.*SHA-256"):
         load_built(out)
     (out / "test_labels.npy").unlink()
-    with pytest.raises(MissingDataError, match="no whole augmented data set"):
+    with pytest.raises(MissingDataError, match=rf"{out}.*\btest_labels\.npy\b"):
         load_built(out)
 
 
@@ -172,8 +173,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
 def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
     missing = run("lvv", "--out", tmp_path / "set")
     assert isinstance(missing.exception, ValueError)
-    assert "recipe must be one of" in str(missing.exception)
-    assert "did you mean 'lv'" in str(missing.exception)
+    assert re.search(r"^recipe must be .*'lvv'.*'lv'", str(missing.exception))
     assert isinstance(run(tmp_path / "no.toml", "--out", tmp_path / "set").exception, ValueError)
     assert list(tmp_path.iterdir()) == []
 
@@ -223,11 +223,11 @@ def test_a_run_with_augmented_faulty_workers_steps_along_their_gradients() -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"augmentation": {"system": "cats", "t": (1,)}}, "system must be one of"),
-        ({"augmentation": {"sort": "cat"}}, "a recipe's key must be one of"),
-        ({"augmentation": CAT.options, "augmented": "some"}, "augmented must be one of faulty, all; it is 'some'"),
-        ({"augmented": "all"}, "augmented must be 'faulty' where there is no augmentation"),
-        ({"augmentation": CAT.options, "attack": "random"}, "attack must be none, as .* own gradients"),
+        ({"augmentation": {"system": "cats", "t": (1,)}}, r"\bsystem must be .*'cats'"),
+        ({"augmentation": {"sort": "cat"}}, r"\bkey must be .*'sort'"),
+        ({"augmentation": CAT.options, "augmented": "some"}, r"^augmented must be .*\bfaulty, all\b.*'some'"),
+        ({"augmented": "all"}, r"^augmented must be .*'faulty'.*'all'"),
+        ({"augmentation": CAT.options, "attack": "random"}, r"^attack must be .*\bnone\b.*'random'"),
     ],
 )  # fmt: skip
 def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:

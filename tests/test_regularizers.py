@@ -81,7 +81,7 @@ def test_every_step_lowers_the_smoothed_objective(seed, p, n, m, lam, a, name):
 @pytest.mark.parametrize("lam", [0.2, 0.6])
 def test_the_best_of_many_starts_is_that_of_a_grid(name, lam):
     """m = 1, n = 3: every direction within a degree of the sphere."""
-    for seed in range(4):
+    for seed in range(2):
         G = normal(5, 3, seed) + 1
         polar, around = np.meshgrid(np.linspace(0, np.pi, 181), np.linspace(0, np.pi, 181))
         y = np.stack([np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around), np.cos(polar)]).reshape(3, -1)
@@ -95,7 +95,7 @@ def test_the_best_of_many_starts_is_that_of_a_grid(name, lam):
 @pytest.mark.parametrize("name", ["l1", "rows"])
 def test_with_restarts_it_reaches_what_pymanopt_finds_with_the_norm_smoothed(name):
     """n = 6, m = 2; the smoothed norm is above the norm, so that the best of pymanopt's starts bounds from above."""
-    for seed in range(3):
+    for seed in range(2):
         G = normal(5, 6, seed)
         X = G / np.linalg.norm(G, axis=1, keepdims=True)
 
@@ -189,12 +189,12 @@ def test_a_start_is_the_basis_to_begin_with():
     Y = solved(G, "l1", 0.5, m=3, max_iter=100).Y
     again = solved(G, "l1", 0.5, m=3, max_iter=1, start=Y)
     assert again.objective <= objective.value(G, Y, 0.5, "l1") + 1e-12
-    with pytest.raises(ValueError, match=r"start must be of \(30, 3\)"):
+    with pytest.raises(ValueError, match=r"^start must be .*\(30, 3\).*\(30, 2\)"):
         solved(G, "l1", 0.5, m=3, start=Y[:, :2])
     gram, _ = measure(torch.from_numpy(G))
-    with pytest.raises(ValueError, match=r"regularizer must be .* where only the Gram matrix is known; it is 'rows'"):
+    with pytest.raises(ValueError, match=r"^regularizer must be .*'rows'"):
         irls.solve_gram(gram, irls.Options(lam=1.0, regularizer="rows"))
-    with pytest.raises(ValueError, match="no combination of the gradients"):
+    with pytest.raises(ValueError, match=r"\bl1\b"):
         again.weights()
     assert solved(np.zeros((3, 4)), "l1", 1.0).objective == 0
 
@@ -209,5 +209,5 @@ def test_line_5_of_the_paper_is_no_descent(sign):
 
 
 def test_line_5_takes_what_the_solver_takes():
-    with pytest.raises(ValueError, match=r"G must be of float16.*int64"):
+    with pytest.raises(ValueError, match=r"^G must be .*\bfloat16\b.*\bint64\b"):
         line5.path(np.ones((3, 4), dtype=int), "l1", 0.1)

@@ -37,7 +37,9 @@ def test_every_claim_has_a_row_and_every_figure_its_section(folder: Path) -> Non
     with (folder / "fig04_byzantine_workers.claims.csv").open(newline="") as file:
         of_fig04 = [[c["number"], c["words"], c["measured"], f"**{c['verdict']}**"] for c in csv.DictReader(file)]
     assert [row[:3] + row[4:] for row in claims if "fig04" in row[3]] == of_fig04
-    assert next(row for row in claims if row[0] == "C10")[2:] == ["not by the figures here: see fig09", "", ""]
+    untested, *rest = next(row for row in claims if row[0] == "C10")[2:]
+    assert rest == ["", ""]
+    assert "fig09" in untested
     about = json.loads((folder / "fig02_mean_tolerance.json").read_text())
     for said in (
         about["settings"],
@@ -52,15 +54,22 @@ def test_every_claim_has_a_row_and_every_figure_its_section(folder: Path) -> Non
         assert f'<a id="{anchor}"></a>' in report
 
 
+def preamble(report: str, name: str) -> list[str]:
+    """The lines above the table of claims that name a figure."""
+    return [line for line in report.partition("\n| ")[0].splitlines() if name in line]
+
+
 def test_all_tables_of_a_figure_are_linked_and_own_settings_are_told(folder: Path) -> None:
-    assert "or of other settings" not in write(folder).read_text()
     name = "fig04_byzantine_workers"
+    usual = write(folder).read_text()
+    assert not preamble(usual, name)
     (folder / f"{name}.values.csv").write_text("value\n1\n")
     about = json.loads((folder / f"{name}.json").read_text())
     (folder / f"{name}.json").write_text(json.dumps(about | {"command": None}))
     report = write(folder).read_text()
-    assert f"numbers: [{name}.csv]({name}.csv), [{name}.values.csv]({name}.values.csv); code" in report
-    assert f"or of other settings, and so are their verdicts: {name}.\n" in report
+    assert f"[{name}.csv]({name}.csv), [{name}.values.csv]({name}.values.csv)" in report
+    (warning,) = preamble(report, name)
+    assert "fig02_mean_tolerance" not in warning
 
 
 def test_the_page_has_the_same_table(folder: Path) -> None:
@@ -95,13 +104,12 @@ def test_a_folder_without_figures_and_a_broken_figure_are_named(
     with pytest.raises(SystemExit) as ended:
         main(["report", "--out", str(empty)])
     assert ended.value.code == 2
-    assert (
-        capsys.readouterr().err
-        == f"fa: the folder must be one with figures, which fa reproduce draws; it is {str(empty)!r}\n"
-    )
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fa: ")
+    assert repr(str(empty)) in line
     before = write(folder).read_text()
     (folder / "fig02_mean_tolerance.json").write_text('{"figure": "fig')
-    with pytest.raises(ValueError, match=r"fig02_mean_tolerance must have its .json and .claims.csv, whole; draw it"):
+    with pytest.raises(ValueError, match=r"\bfig02_mean_tolerance\b.*\.json\b.*\.claims\.csv\b"):
         write(folder)
     assert (folder / "REPORT.md").read_text() == before
     shutil.copy(QUICK / "fig02_mean_tolerance.json", folder)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,16 +19,24 @@ import torch
 
 from fa import cli, models
 from fa.checks import ConditionError
-from fa.rules import RULES
+from fa.rules.base import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.flat import flatten
+from fa.training.records import USED
 from fa.training.rpc import star
 from fa.training.rpc.server import NEW, Remote, Sent, exchange
 from fa.training.transport import Cluster
 from tests.processes import alive, beside, descendants, free_port, plain_worker, wait_until
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
-FEWER = {"bulyan": 0, "krum": 0, "multi_krum": 0}  # f, where four workers are too few for a faulty one
+KINDS = (
+    "mean",
+    "median",
+    "krum",
+    "bulyan",
+    "fa",
+)  # weights, order statistics, a choice, both, and weights by K
+FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
 
 
 def losses(config: TrainConfig, cluster: Cluster | None) -> tuple[Run, list[float]]:
@@ -35,7 +44,7 @@ def losses(config: TrainConfig, cluster: Cluster | None) -> tuple[Run, list[floa
     return train(config, threads=1, cluster=cluster, progress=lambda state: seen.append(float(state.loss))), seen
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", KINDS)
 def test_same_trajectory_as_the_simulation(rule: str) -> None:
     config = replace(SMALL, rule=rule, byzantine=FEWER.get(rule, 1))
     here, expected = losses(config, None)
@@ -62,11 +71,11 @@ def test_mixed_precision_and_accumulated_gradients_are_the_simulations_bits() ->
 
 
 def test_what_datagrams_need_is_told() -> None:
-    with pytest.raises(ValueError, match="gradients must be one of rpc, udp; it is 'tcp'"):
+    with pytest.raises(ValueError, match=r"^gradients must be .*\brpc, udp\b.*'tcp'"):
         Cluster(gradients="tcp")
-    with pytest.raises(ValueError, match="lost must be one of zero, previous; it is 'mean'"):
+    with pytest.raises(ValueError, match=r"^lost must be .*\bzero, previous\b.*'mean'"):
         Cluster(gradients="udp", lost="mean")
-    with pytest.raises(ValueError, match="gradients must be 'udp' where lost is 'previous'; it is 'rpc'"):
+    with pytest.raises(ValueError, match=r"^gradients must be .*'udp'.*'previous'.*'rpc'"):
         Cluster(lost="previous")
 
 
@@ -91,9 +100,9 @@ def reasons(run: Run, worker: int) -> Counter[str]:
 def test_goes_on_after_a_worker_is_killed() -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1)
     run = train(config, cluster=Cluster(), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
-    out = reasons(run, 2)["left out: its process has ended"]
-    assert out in (14, 15)  # it may have sent its sixth gradient before it died
-    assert reasons(run, 1) == {"used": 20}
+    (out,) = [status for status in reasons(run, 2) if status != USED]  # one reason, in every iteration
+    assert reasons(run, 2)[out] in (14, 15)  # it may have sent its sixth gradient before it died
+    assert reasons(run, 1) == {USED: 20}
     assert not multiprocessing.active_children()
 
 
@@ -104,13 +113,13 @@ def test_ends_where_too_few_are_left() -> None:
         for rank in range(3):
             os.kill(process(rank), signal.SIGKILL)
 
-    with pytest.raises(ConditionError, match=r"iteration [67]: .* needs"):
+    with pytest.raises(ConditionError, match=r"\b[67]: .*\bmulti_krum\b"):
         train(config, cluster=Cluster(), progress=at(5, kill))
     assert not multiprocessing.active_children()
 
 
 def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
-    config = replace(SMALL, rule="median", byzantine=0, f=1, iterations=400)
+    config = replace(SMALL, rule="median", byzantine=0, f=1, iterations=250)
     stopped: list[int] = []
 
     def stop() -> None:
@@ -125,9 +134,10 @@ def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
             threading.Event().wait(0.5)
 
     run = train(config, cluster=Cluster(deadline=0.5), progress=act)
-    assert reasons(run, 3)["left out: no gradient within 0.5 s"] >= 24
+    silent = [status for status in reasons(run, 3) if re.search(r"\b0\.5 s\b", status)]
+    assert sum(reasons(run, 3)[status] for status in silent) >= 24
     last = [row.status for row in run.workers if row.worker == 3][-50:]
-    assert "used" in last
+    assert USED in last
 
 
 def test_a_quorum_does_not_wait_for_the_slowest() -> None:
@@ -139,8 +149,9 @@ def test_a_quorum_does_not_wait_for_the_slowest() -> None:
         os.kill(stopped[0], signal.SIGSTOP)
 
     run = train(config, cluster=Cluster(quorum=3), progress=at(2, act))
-    assert reasons(run, 0)["left out: not among the fastest 3"] >= 17
-    with pytest.raises(ValueError, match="quorum must be at most workers=4; it is 5"):
+    late = [status for status in reasons(run, 0) if re.search(r"\b3\b", status)]
+    assert sum(reasons(run, 0)[status] for status in late) >= 17
+    with pytest.raises(ValueError, match=r"^quorum must be .*\bworkers=4\b.*\b5\b"):
         train(config, cluster=Cluster(quorum=5))
 
 
@@ -207,17 +218,19 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
     for other in others:
         other.join(20)
     n = 21_840
-    said = {
-        "NaN": "NaN or Inf",
-        "Inf": "NaN or Inf",
-        "length": f"sent ({n - 1},) of torch.float32, not ({n},) of torch.float32",
-        "dtype": f"sent ({n},) of torch.float64, not ({n},) of torch.float32",
-        "shape": f"sent (1, {n}) of torch.float32, not ({n},) of torch.float32",
-        "layout": f"sent ({n},) of torch.float32, torch.sparse_coo, not ({n},) of torch.float32",
-        "loss": "sent a loss of (2,) of torch.float32, not one number",
+    named = {
+        "NaN": [NOT_FINITE],
+        "Inf": [NOT_FINITE],
+        "length": [f"({n - 1},)", f"({n},)"],
+        "dtype": ["torch.float64", "torch.float32"],
+        "shape": [f"(1, {n})", f"({n},)"],
+        "layout": ["torch.sparse_coo"],
+        "loss": ["(2,)"],
     }
     for rank, kind in enumerate(kinds):
-        assert reasons(run, rank) == {f"left out: {said[kind]}" if kind else "used": 3}
+        ((status, times),) = reasons(run, rank).items()
+        assert times == 3
+        assert all(value in status for value in named[kind]) if kind else status == USED, status
     assert [other.exitcode for other in others] == [0] * len(kinds)
 
 
@@ -235,7 +248,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize(
     ("victim", "how", "stopping"),
     [
@@ -244,7 +257,7 @@ if __name__ == "__main__":
         ("server", signal.SIGINT, False),
         ("forks", signal.SIGKILL, True),
     ],
-    ids=["server killed, a worker stopped", "server terminated", "Ctrl-C", "fork server killed, a worker stopped"],
+    ids=["server-SIGKILL-stopped", "server-SIGTERM", "server-SIGINT", "forks-SIGKILL-stopped"],
 )
 def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: signal.Signals, stopping: bool) -> None:
     script = tmp_path / "serve.py"
@@ -264,19 +277,22 @@ def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: sign
     finally:
         server.kill()
     if victim == "forks":
-        assert "no honest worker is left (worker 0: its process has ended; worker 1" in told
+        last = told.splitlines()[-1]
+        assert all(f"worker {rank}" in last for rank in range(3)), told
 
 
 def test_workers_started_by_hand(tmp_path: Path) -> None:
     """The command line's files are those of the simulation, but for what tells the time."""
     fa = [sys.executable, "-c", "from fa.cli import main; main()"]
-    run = [*fa, "train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
+    run = ["train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
     where = f"127.0.0.1:{free_port()}"
     out = [*run, "--threads", "1", "--out"]
     workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--master", where]) for rank in range(2)]
-    subprocess.run([*out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
+    subprocess.run([*fa, *out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
     assert [worker.wait(20) for worker in workers] == [0, 0]
-    subprocess.run([*out, tmp_path / "simulate"], check=True)
+    with pytest.raises(SystemExit) as done:
+        cli.main([*out, str(tmp_path / "simulate")])
+    assert done.value.code == 0
     one, other = (tmp_path / name / "workers.csv" for name in ("rpc", "simulate"))
     assert one.read_text() == other.read_text()
 
@@ -285,7 +301,7 @@ def test_workers_started_by_hand(tmp_path: Path) -> None:
 def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: int) -> None:
     model = models.build("convnet", 1, 10, 28, seed=0)
     remote = Remote(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), Cluster())
-    with pytest.raises(ValueError, match=f"^rank must be at least 0 and less than the run's 2 workers; it is {rank}$"):
+    with pytest.raises(ValueError, match=rf"^rank must be .*\b2\b.*{rank}\b"):
         remote.exchange(Sent(rank, NEW, torch.ones(1), torch.ones(()), []))
 
 
@@ -312,7 +328,8 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     for answer in answers:
         answer.start()
     gathered = remote.gradients(0, parameters)
-    assert gathered.missing == {1: f"sent (3,) of torch.float32, not ({len(parameters)},) of torch.float32"}
+    assert list(gathered.missing) == [1]
+    assert all(f"({length},)" in gathered.missing[1] for length in (3, len(parameters)))
     assert bool(gathered.G[1].isnan().all())
     assert bool((gathered.G[0] == 1).all())
     assert gathered.products is not None
@@ -323,8 +340,8 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"cluster": Cluster(quorum=5)}, "quorum must be at most workers=4; it is 5"),
-        ({"checkpoint": "kept", "checkpoint_every": -1.0}, "checkpoint_every must be a finite number of at least 0"),
+        ({"cluster": Cluster(quorum=5)}, r"^quorum must be .*\bworkers=4\b.*\b5\b"),
+        ({"checkpoint": "kept", "checkpoint_every": -1.0}, r"^checkpoint_every must be .*-1\.0\b"),
     ],
 )
 def test_bad_settings_are_told_before_data_are_loaded(
@@ -337,7 +354,7 @@ def test_bad_settings_are_told_before_data_are_loaded(
 
 
 def test_a_port_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match="port must be at most 65535; it is 70000"):
+    with pytest.raises(ValueError, match=r"^port must be .*\b65535\b.*\b70000\b"):
         Cluster(port=70000)
 
 
@@ -347,4 +364,5 @@ def test_a_worker_that_finds_no_server_says_so(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(SystemExit) as leaving:
         cli.main(["worker", "--rank", "0", "--master", f"127.0.0.1:{port}"])
     assert leaving.value.code == 2
-    assert capsys.readouterr().err.endswith(f"fa: nobody answers at 127.0.0.1:{port}, after 1 s\n")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf"fa: .*\b127\.0\.0\.1:{port}\b.*\b1 s\b", last), last

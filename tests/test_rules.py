@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fa import RULES, aggregate, make_rule
+from fa.checks import ConditionError
 from fa.gram import measure
 from fa.mixing import Situation, mix
+from fa.rules.base import NOT_FINITE
 from tests import reference
 from tests.tensors import DEVICE
 
@@ -197,7 +199,7 @@ HARD = {
     "equal": lambda base: np.repeat(base[:1], 15, axis=0),
     "rank two": lambda base: np.repeat(base[:2], 8, axis=0)[:15],
     "offset": lambda base: base + base.dtype.type(1e4),
-    "norms from 1e-30 to 1e30": lambda base: base * np.logspace(-30, 30, 15, dtype=base.dtype)[:, None],
+    "norms apart by 1e60": lambda base: base * np.logspace(-30, 30, 15, dtype=base.dtype)[:, None],
     "a zero row": lambda base: base * (np.arange(15) != 4)[:, None],
     "one column": lambda base: base[:, :1],
 }
@@ -226,7 +228,7 @@ def test_hard_gradients_give_what_the_plain_rules_give(name, step, dtype):
     """Each coordinate to the last digits of the largest value that it is made of."""
     for case, make in HARD.items():
         G = make(normal(15, 100, dtype=dtype))
-        if name == "fa" and case == "norms from 1e-30 to 1e30" and not step:
+        if name == "fa" and case == "norms apart by 1e60" and not step:
             continue  # what the printed formula makes of 1e-30 beside 1e30 is below the last digit
         if case == "one column" and step:
             continue  # all are one number or its negative, and how they tie falls to rounding
@@ -326,7 +328,7 @@ def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, pr
     rest = np.delete(G, [2, 11], axis=0)
     result = make_rule(name, f=3, **options).aggregate(bad)
     np.testing.assert_allclose(result.direction, aggregate(rest, name, f=1, **options), atol=1e-12)
-    assert result.decision.left_out[2] == result.decision.left_out[11] == "NaN or Inf"
+    assert result.decision.left_out[2] == result.decision.left_out[11] == NOT_FINITE
     assert not {2, 11} & set(result.decision.selected)
     if result.decision.weights is not None:
         assert result.decision.weights[2] == result.decision.weights[11] == 0
@@ -351,11 +353,9 @@ def test_when_the_condition_no_longer_holds_the_error_says_why():
     G[0] = G[1] = G[2] = G[3] = np.nan
     aggregate(G, "bulyan", f=3)  # p' = 11, f' = 0
     G = np.vstack([normal(7, 9), np.full((1, 9), np.nan)])
-    with pytest.raises(
-        ValueError, match=r"bulyan needs p >= 4f \+ 3; here p = 7 gradients and f = 2 \(1 of 8 left out: NaN or Inf\)"
-    ):
+    with pytest.raises(ConditionError, match=rf"\bbulyan\b.*\b4f \+ 3\b.*\b7\b.*\b2\b.*\b1 of 8\b.*{NOT_FINITE}"):
         aggregate(np.vstack([G, G[:0]]), "bulyan", f=3)
-    with pytest.raises(ValueError, match="every worker's gradient holds NaN or Inf"):
+    with pytest.raises(ConditionError, match=rf"^G must .*{NOT_FINITE}"):
         aggregate(np.full((3, 4), np.inf), "mean")
 
 
@@ -368,10 +368,12 @@ def test_decisions_tell_who_was_used_and_why_not_the_others():
     assert len(krum.selected) == 10
     assert set(krum.selected) | set(krum.left_out) == set(range(15))
     assert {12, 13, 14} <= set(krum.left_out)
-    assert set(krum.left_out.values()) == {"not among the 10 best scores"}
+    (reason,) = set(krum.left_out.values())
+    assert "10" in reason  # the scores that were kept
     np.testing.assert_allclose(krum.weights @ G, aggregate(G, "multi_krum", f=3))
     fa = decide(G, "fa", f=3, preaggregators=("krum", "median_norm"))
-    assert fa.left_out == dict.fromkeys((12, 13, 14), "not chosen before the rule")
+    assert list(fa.left_out) == [12, 13, 14]
+    assert not {reason, NOT_FINITE} & set(fa.left_out.values())  # by a step before the rule, which is another reason
     np.testing.assert_allclose(fa.weights @ G, aggregate(G, "fa", f=3, preaggregators=("krum", "median_norm")))
     median = decide(G, "median")
     assert median.weights is None
@@ -407,42 +409,39 @@ def test_bucketing_changes_with_the_iteration_and_comes_back():
 @pytest.mark.parametrize(
     ("name", "p", "f", "needed"),
     [
-        ("krum", 8, 3, r"krum needs p >= 2f \+ 3; here p = 8 gradients and f = 3"),
-        ("multi_krum", 2, 0, r"multi_krum needs p >= 2f \+ 3"),
-        ("bulyan", 11, 3, r"bulyan needs p >= 4f \+ 3; here p = 11 gradients and f = 3"),
-        ("median", 6, 3, r"median needs p > 2f"),
-        ("trimmed_mean", 6, 3, r"trimmed_mean needs p > 2f"),
-        ("meamed", 6, 3, r"meamed needs p > 2f"),
-        ("phocas", 6, 3, r"phocas needs p > 2f"),
+        ("krum", 8, 3, r"2f \+ 3"),
+        ("multi_krum", 2, 0, r"2f \+ 3"),
+        ("bulyan", 11, 3, r"4f \+ 3"),
+        ("median", 6, 3, "2f"),
+        ("trimmed_mean", 6, 3, "2f"),
+        ("meamed", 6, 3, "2f"),
+        ("phocas", 6, 3, "2f"),
     ],
 )
 def test_a_rule_refuses_where_its_condition_does_not_hold(name, p, f, needed):
-    with pytest.raises(ValueError, match=needed):
+    with pytest.raises(ConditionError, match=rf"\b{name}\b.*\b{needed}\b.*\b{p}\b.*\b{f}\b"):
         aggregate(normal(p, 5), name, f=f)
 
 
 def test_the_condition_holds_after_the_steps_before_too():
-    with pytest.raises(ValueError, match=r"bulyan needs .* p = 12 gradients and f = 3 after krum"):
+    with pytest.raises(ConditionError, match=r"\bbulyan\b.*\b12\b.*\b3\b.*\bkrum\b"):
         aggregate(normal(15, 5), "bulyan", f=3, preaggregators="krum")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda G: aggregate(G, "fla"), "rule must be one of mean, .*; it is 'fla'.*did you mean 'fa'"),
-        (lambda G: aggregate(G, "mean", m=3), "rule 'mean' has no option 'm'; it has f, preaggregators, seed"),
-        (lambda G: aggregate(G, "median", f=-1), "f must be an integer of at least 0; it is -1"),
-        (
-            lambda G: aggregate(G, "median", preaggregators="units"),
-            "preaggregators must be one of unit.*did you mean 'unit'",
-        ),
-        (lambda G: aggregate(G, "fa", m=8), "m must be at most p = 7"),
-        (lambda G: aggregate(G, "fa", m=0), "m must be an integer of at least 1"),
-        (lambda G: aggregate(G, "fa", formulation="released", max_iter=5), "max_iter must be 1"),
-        (lambda G: aggregate(G, "multi_krum", keep=0), "keep must be an integer of at least 1"),
-        (lambda G: aggregate(G, "multi_krum", keep=8), "keep must be at most p = 7, the number of gradients; it is 8"),
-        (lambda G: aggregate(G, "krum", f=3, preaggregators="nnm"), "krum needs"),
-        (lambda G: aggregate(G, make_rule("mean"), f=1), "options belong to a rule's name"),
+        (lambda G: aggregate(G, "fla"), r"^rule must be .*\bmean, .*'fla'.*'fa'"),
+        (lambda G: aggregate(G, "mean", m=3), r"'mean'.*'m'.*\bf, preaggregators, seed\b"),
+        (lambda G: aggregate(G, "median", f=-1), r"^f must be .*\b0\b.*-1\b"),
+        (lambda G: aggregate(G, "median", preaggregators="units"), r"\bpreaggregators must be .*'units'.*'unit'"),
+        (lambda G: aggregate(G, "fa", m=8), r"^m must be .*\b7\b.*\b8\b"),
+        (lambda G: aggregate(G, "fa", m=0), r"^m must be .*\b1\b.*\b0\b"),
+        (lambda G: aggregate(G, "fa", formulation="released", max_iter=5), r"^max_iter must be .*\b1\b.*\b5\b"),
+        (lambda G: aggregate(G, "multi_krum", keep=0), r"^keep must be .*\b1\b.*\b0\b"),
+        (lambda G: aggregate(G, "multi_krum", keep=8), r"^keep must be .*\b7\b.*\b8\b"),
+        (lambda G: aggregate(G, "krum", f=3, preaggregators="nnm"), r"\bkrum\b.*\b2f \+ 3\b"),
+        (lambda G: aggregate(G, make_rule("mean"), f=1), r"\boptions\b.*\bf\b"),
     ],
 )
 def test_bad_options_are_named(call, message):
@@ -470,7 +469,9 @@ for options in {options!r}:
         print(error)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.count(" must be ") == len(options)
+    refused = run.stdout.splitlines()
+    for option, line in zip(options, refused, strict=True):
+        assert f"{next(iter(option))} must be " in line
 
 
 def test_m_and_keep_are_cut_to_the_workers_that_are_left():
@@ -491,13 +492,16 @@ def test_the_direction_is_put_where_it_is_wanted(name, options):
     assert torch.equal(out, rule(G))
 
 
-@pytest.mark.parametrize("out", [torch.empty(39).double(), torch.empty(40), torch.empty(80).double()[::2]])
-def test_a_place_that_does_not_fit_is_refused(out):
-    with pytest.raises(ValueError, match="out must be "):
+@pytest.mark.parametrize(
+    ("out", "value"),
+    [(torch.empty(39).double(), 39), (torch.empty(40), "float32"), (torch.empty(80).double()[::2], r"\(2,\)")],
+)
+def test_a_place_that_does_not_fit_is_refused(out, value):
+    with pytest.raises(ValueError, match=f"^out must be .*{value}"):
         make_rule("mean").aggregate(torch.ones(5, 40).double(), out=out)
 
 
 def test_a_place_within_the_gradients_is_refused():
     G = torch.ones(5, 40).double()
-    with pytest.raises(ValueError, match="out must be in memory of its own; it is 'in the memory of G'"):
+    with pytest.raises(ValueError, match=r"^out must be .*\bG\b"):
         make_rule("mean").aggregate(G, out=G[0])

@@ -1,7 +1,6 @@
 """The relaxation and the certificate against the n x n program as it is written, and against feasible points."""
 
-import importlib.util
-import subprocess
+import re
 import sys
 from dataclasses import replace
 from itertools import permutations
@@ -224,10 +223,10 @@ def test_what_is_certified_for_every_a(a):
     if a == 1:
         assert found.bound == pytest.approx(found.objective, rel=1e-10)
     if a > 2:
-        assert found.certifies == f"the optimum of eq. 5 with a = 2, and so that with a = {a:g}, which is no smaller"
+        assert re.findall(r"a = ([\d.]+\d|\d)", found.certifies) == ["2", f"{a:g}"]
         assert exact.value == pytest.approx(sdp.solve(G, m=2).value, rel=1e-9)
     else:
-        assert found.certifies == f"the optimum of eq. 5 with a = {a:g}"
+        assert re.findall(r"a = ([\d.]+\d|\d)", found.certifies) == [f"{a:g}"]
 
 
 @pytest.mark.parametrize("lam", [0.0, 7.0])
@@ -294,22 +293,22 @@ def test_other_regularizers_are_refused_unless_they_weigh_nothing():
     solution = irls.solve(G, m=2)
     assert sdp.certify(G, replace(solution, regularizer="l1")).bound > 0
     for regularizer in ("l1", "group", "rows"):
-        with pytest.raises(ValueError, match=f"solution must be without regularizer.*it is '{regularizer}'"):
+        with pytest.raises(ValueError, match=f"^solution must be .*'{regularizer}'"):
             sdp.certify(G, replace(solution, regularizer=regularizer, lam=1.0))
 
 
 def test_other_gradients_than_the_solutions_are_refused():
     G = gradients(5, 20)
     solution = irls.solve(G, m=2)
-    with pytest.raises(ValueError, match="G must be of the solution's 5 workers"):
+    with pytest.raises(ValueError, match=r"^G must be .*\b5\b.*\(1, 1, 1, 1, 1\).*\(1, 1, 1, 1\)"):
         sdp.certify(G[:4], solution)
     longer = G * np.array([1, 1, 1, 1, 2])[:, None]
     for others in (gradients(5, 20, seed=1), G[[1, 0, 2, 3, 4]], longer):
-        with pytest.raises(ValueError, match="G must be the gradients that the solution was found for"):
+        with pytest.raises(ValueError, match=r"^G must be (?!.*\(1, 1).*\bsolution\b"):
             sdp.certify(others, solution)
     G[3, 2] = np.nan
     for call in (lambda: sdp.certify(G, solution), lambda: sdp.solve(G)):
-        with pytest.raises(ValueError, match="G must be finite; NaN or Inf is in row 3"):
+        with pytest.raises(ValueError, match=r"^G must be .*\b3\b"):
             call()
 
 
@@ -320,18 +319,18 @@ def test_the_released_codes_pairs_are_not_certified_as_the_papers():
         if lam == 0:
             assert sdp.certify(G, solution).bound > 0
         else:
-            with pytest.raises(ValueError, match=r"the solution's formulation must be .*; it is 'released'"):
+            with pytest.raises(ValueError, match=r"\bformulation must be .*'released'"):
                 sdp.certify(G, solution)
 
 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"m": 6}, "m must be at most p = 5"),
-        ({"eps": -1.0}, "eps must be a finite number of at least 0"),
-        ({"solver": "SCX"}, r"solver must be one of CLARABEL, SCS; it is 'SCX' \(did you mean 'SCS'\?\)"),
-        ({"a": 0.5}, "a must be a finite number of at least 1"),
-        ({"lam": -1.0}, "lam must be"),
+        ({"m": 6}, r"^m must be .*\b5\b.*\b6\b"),
+        ({"eps": -1.0}, r"^eps must be .*-1\.0\b"),
+        ({"solver": "SCX"}, r"^solver must be .*\bCLARABEL, SCS\b.*'SCX'.*'SCS'"),
+        ({"a": 0.5}, r"^a must be .*\b0\.5\b"),
+        ({"lam": -1.0}, r"^lam must be .*-1\.0\b"),
     ],
 )
 def test_values_out_of_range(options, match):
@@ -339,22 +338,14 @@ def test_values_out_of_range(options, match):
         sdp.solve(gradients(5, 9), **options)
 
 
-def test_without_cvxpy_the_certificate_is_there_and_the_program_says_what_to_install():
-    code = """
-import sys
-sys.modules["cvxpy"] = sys.modules["scipy"] = None
-import numpy as np
-from fa import irls, sdp
-G = np.random.default_rng(0).standard_normal((5, 9))
-assert sdp.certify(G, irls.solve(G)).bound > 0
-try:
-    sdp.solve(G)
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install cvxpy" in done.stdout
-    assert importlib.util.find_spec("cvxpy")
+def test_without_cvxpy_the_certificate_is_there_and_the_program_says_what_to_install(monkeypatch):
+    """That the module can be imported without it is a test in test_wheel.py."""
+    for name in {"cvxpy", "scipy", *(name for name in sys.modules if name.partition(".")[0] in ("cvxpy", "scipy"))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    G = gradients(5, 9)
+    assert sdp.certify(G, irls.solve(G)).bound > 0
+    with pytest.raises(ImportError, match="pip install cvxpy"):
+        sdp.solve(G)
 
 
 def test_a_solver_that_gives_up_is_an_error(monkeypatch):
@@ -362,7 +353,7 @@ def test_a_solver_that_gives_up_is_an_error(monkeypatch):
         raise cp.error.SolverError("no")
 
     monkeypatch.setattr(cp.Problem, "solve", give_up)
-    with pytest.raises(RuntimeError, match="SCS found no solution of the relaxation; its status is None"):
+    with pytest.raises(RuntimeError, match=r"\bSCS\b.*\bNone\b"):
         sdp.solve(gradients(5, 9), m=2, solver="SCS")
 
 

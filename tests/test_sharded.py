@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from fa import RULES, make_rule
+from fa.checks import ConditionError
 from fa.rules import Aggregate, Rule
+from fa.rules.base import NOT_FINITE
 from fa.sharded import Shards
 from tests.groups import in_processes
 
 P = 4
-NOT_FINITE = "NaN or Inf"
 
 
 def normal(n: int, dtype: type = np.float32, seed: int = 0) -> np.ndarray:
@@ -34,9 +35,9 @@ GRADIENTS = {
     "offset and NaN": with_nan(normal(5001) + np.float32(1e4)),
     "float64": normal(1003, np.float64),
     "half": normal(1003, np.float16),
-    "norms from 1e-30 to 1e30": normal(301) * np.logspace(-30, 30, P, dtype=np.float32)[:, None],
+    "norms apart by 1e60": normal(301) * np.logspace(-30, 30, P, dtype=np.float32)[:, None],
     "out of float64's squares": normal(301, np.float64) * np.array([[1e200], [1e-200], [1.0], [1e190]]),
-    "closer than float64 resolves": normal(1, np.float64)[0] + 1e-9 * normal(1003, np.float64),
+    "close in float64": normal(1, np.float64)[0] + 1e-9 * normal(1003, np.float64),
 }
 DISCRETE = {"mean", "median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan"}
 TOLERANCE = {2: 1e-3, 4: 2e-6, 8: 1e-12}  # by bytes of a number, of the largest coordinate
@@ -49,7 +50,7 @@ def rules(name: str) -> dict[str, Rule]:
     if name == "n not divisible":
         made["released"] = make_rule("fa", formulation="released", lam=2.0)
         made["median after nnm"] = make_rule("median", f=1, preaggregators=("nnm",))
-        made["mean after clip and bucketing"] = make_rule("mean", preaggregators=("clip", "bucketing"), seed=3)
+        made["mean after two steps"] = make_rule("mean", preaggregators=("clip", "bucketing"), seed=3)
         made["phocas after krum"] = make_rule("phocas", preaggregators=("krum", "unit"))
     return made
 
@@ -76,19 +77,17 @@ def work(rank: int, p: int, folder: Path) -> None:
 def refuses(shards: Shards, rank: int) -> None:
     g = torch.ones(5)
     for regularizer in ("l1", "rows"):
-        with pytest.raises(
-            ValueError, match="regularizer must be 'pairwise' or 'group' for gradients of many processes"
-        ):
+        with pytest.raises(ValueError, match=f"^regularizer must be .*'pairwise'.*'group'.*'{regularizer}'"):
             shards.aggregate(g, make_rule("fa", lam=1.0, regularizer=regularizer))
-    with pytest.raises(ValueError, match="bulyan needs p >= 4f"):
+    with pytest.raises(ConditionError, match=r"\bbulyan\b.*\b4f \+ 3\b"):
         shards.aggregate(g, make_rule("bulyan", f=1))
-    with pytest.raises(ValueError, match="G must have a finite row"):
+    with pytest.raises(ConditionError, match=f"^G must .*{NOT_FINITE}"):
         shards.aggregate(g * torch.nan, make_rule("median"))
-    with pytest.raises(ValueError, match=r"g must be of one n and dtype on all ranks; it is .*'9 of float32'"):
+    with pytest.raises(ValueError, match=r"^g must be .*\b7 of float32\b.*\b9 of float32\b"):
         shards.aggregate(torch.ones(9 if rank == 1 else 7), make_rule("mean"))
-    with pytest.raises(ValueError, match=r"g must be a tensor \(n,\)"):
+    with pytest.raises(ValueError, match=r"^g must be .*\(n,\).*\b2, 5\b"):
         shards.aggregate(torch.ones(2, 5), make_rule("mean"))
-    with pytest.raises(ValueError, match="out must be"):
+    with pytest.raises(ValueError, match=r"^out must be .*\b4\b"):
         shards.aggregate(g, make_rule("mean"), out=torch.empty(4))
 
 

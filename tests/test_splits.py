@@ -111,26 +111,24 @@ def simulation(config: TrainConfig, data: Dataset = MNIST) -> Simulation:
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"split": "class"}, r"split must be one of iid, dirichlet, classes; it is 'class' \(did you mean 'classes'"),
-        ({"split": "dirichlet"}, "alpha must be given where split is 'dirichlet', as 0.5 is; it is None"),
-        ({"split": "dirichlet", "alpha": 0}, "alpha must be greater than 0; it is 0.0"),
-        ({"alpha": 1.0}, "alpha must be left out where split is 'iid'; it is 1.0"),
-        ({"worker_momentum": 1.0}, r"worker_momentum must be in \[0, 1\); it is 1.0"),
+        ({"split": "class"}, r"^split must be .*\biid, dirichlet, classes\b.*'class'.*'classes'"),
+        ({"split": "dirichlet"}, r"^alpha must be .*'dirichlet'.*\bNone\b"),
+        ({"split": "dirichlet", "alpha": 0}, r"^alpha must be .*\b0\.0\b"),
+        ({"alpha": 1.0}, r"^alpha must be .*'iid'.*\b1\.0\b"),
+        ({"worker_momentum": 1.0}, r"^worker_momentum must be .*\b1\.0\b"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
 
 
 def test_too_few_images_for_a_worker_are_told_before_the_run() -> None:
-    with pytest.raises(
-        ValueError, match=r"alpha must be larger, or the batch smaller, for each of 4 workers to have 2400"
-    ):
+    with pytest.raises(ValueError, match=r"^alpha must be .*\b4\b.*\b2400\b.*\b0\.01\b"):
         train(replace(SMALL, batch=2400, split="dirichlet", alpha=0.01), threads=1)
-    with pytest.raises(ValueError, match=r"batch must be at most 2500, the images of the smallest"):
+    with pytest.raises(ValueError, match=r"^batch must be .*\b2500\b.*\b2501\b"):
         train(replace(SMALL, batch=2501, split="classes"), threads=1)
 
 
@@ -170,5 +168,5 @@ def test_over_processes_the_numbers_are_the_simulations(gradients: str) -> None:
 
 def test_momenta_do_not_come_as_datagrams() -> None:
     """What is lost on the way would be lost from the momentum that a new process of that rank goes on from."""
-    with pytest.raises(ValueError, match=r"worker_momentum must be 0 where gradients come as datagrams; it is 0\.9"):
+    with pytest.raises(ValueError, match=r"^worker_momentum must be .*\b0\.9\b"):
         train(replace(SMALL, worker_momentum=0.9), cluster=Cluster(gradients="udp"))

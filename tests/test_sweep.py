@@ -1,6 +1,7 @@
 """Sweeps with real processes: what is finished is kept, whatever ends the rest, and nobody is left behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,9 +52,9 @@ def test_finished_runs_are_reused_and_outcomes_keep_their_order(tmp_path: Path) 
 
 def test_data_that_is_missing_is_told_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FA_DATA", str(tmp_path / "empty"))
-    monkeypatch.setattr(sweeping, "_run_all", lambda *_: pytest.fail("a run was begun"))
+    monkeypatch.setattr(sweeping, "_run_all", lambda *_: pytest.fail("began"))
     missing = TrainConfig(seed=1, dataset="mnist", **SHORT)
-    with pytest.raises(MissingDataError, match="run `fa data fetch mnist`"):
+    with pytest.raises(MissingDataError, match="`fa data fetch mnist`"):
         sweep([missing], RunStore(tmp_path), progress=False)
 
 
@@ -70,18 +71,19 @@ def test_a_run_that_fails_is_named_and_the_others_are_kept(tmp_path: Path) -> No
     bad = TrainConfig(**SHORT | {"rule": "bulyan"})
     outcomes = sweep([*configs(1), bad, *configs(2)], RunStore(tmp_path), jobs=2, progress=False)
     assert [outcome.record is None for outcome in outcomes] == [False, True, False]
-    assert "bulyan needs p >= 4f + 3" in outcomes[1].error
+    assert re.search(r"\bbulyan\b.*\b4f \+ 3\b", outcomes[1].error)
 
 
 def test_an_outcome_tells_the_rules_options() -> None:
     config = TrainConfig(
         rule="fa", byzantine=1, rule_options=(("preaggregators", ("krum", "unit")), ("formulation", "released"))
     )
-    assert str(Outcome(config, None, "why")).startswith(
-        "fa (formulation released, preaggregators krum unit), f = 1, seed "
+    assert re.match(
+        r"fa \(formulation released, preaggregators krum unit\), f = 1, seed ", str(Outcome(config, None, "why"))
     )
-    assert str(Outcome(replace(config, rule_options=(("preaggregators", ()),)), None, "why")).startswith(
-        "fa (preaggregators none), "
+    assert re.match(
+        r"fa \(preaggregators none\), ",
+        str(Outcome(replace(config, rule_options=(("preaggregators", ()),)), None, "why")),
     )
 
 
@@ -123,7 +125,7 @@ def test_a_child_with_more_to_tell_than_a_pipe_holds_ends(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("jobs", [0, -1, True])
 def test_jobs_that_are_none_are_named(tmp_path: Path, jobs: int) -> None:
-    with pytest.raises(ValueError, match=f"jobs must be an integer of at least 1; it is {jobs}"):
+    with pytest.raises(ValueError, match=rf"^jobs must be .*\b1\b.*{jobs}\b"):
         sweep(configs(1), RunStore(tmp_path), jobs=jobs)
 
 
@@ -137,7 +139,7 @@ def test_shards_cover_every_run_once(parts: int) -> None:
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
 def test_a_shard_that_is_none_is_named(text: str) -> None:
-    with pytest.raises(ValueError, match="shard must be i/k"):
+    with pytest.raises(ValueError, match=f"^shard must be .*i/k.*{text!r}"):
         shard(configs(1), text)
 
 
@@ -146,11 +148,11 @@ def runs_below(pid: int) -> list[int]:
     return [run for child in descendants(pid) for run in descendants(child)]
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize(
     ("how", "stopping"),
     [(signal.SIGINT, False), (signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)],
-    ids=["SIGINT", "SIGKILL", "SIGTERM", "SIGKILL, with a stopped run"],
+    ids=["SIGINT", "SIGKILL", "SIGTERM", "SIGKILL-stopped"],
 )
 def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(
     tmp_path: Path, how: signal.Signals, stopping: bool
@@ -186,10 +188,10 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(
     assert process.returncode != 0
     assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
     assert store.find(configs(1)[0]) is not None
-    assert store.why(TrainConfig(seed=2, **LONG)) != "it is finished"
+    assert store.find(TrainConfig(seed=2, **LONG)) is None
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are counted in /proc, which only Linux has")
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 def test_ctrl_c_while_processes_are_still_starting_is_told_once(tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT.format(short=SHORT, long=LONG, root=str(tmp_path / "records")))

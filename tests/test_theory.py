@@ -82,5 +82,5 @@ def test_the_report_of_any_profile_tells_of_theory(tmp_path: Path) -> None:
     row = next(line for line in report.splitlines() if line.startswith("| C15"))
     assert claims[0].measured in row
     assert "[theory06](#theory06_optimality)" in row
-    assert "**reproduced**" in row
+    assert f"**{REPRODUCED}**" in row
     assert '<a id="theory06_optimality"></a>' in report

@@ -25,7 +25,7 @@ class Watching(fa.Rule):
     name = "watching"
 
     def decide(self, gram):
-        print("a rule", threads())
+        print("rule", threads())
         return Choice(weights=np.ones(gram.p))
 
 
@@ -39,7 +39,7 @@ Watching()(np.eye(4))
 try:
     fail()
 except ValueError:
-    print("after an error", threads())
+    print("error", threads())
 seen, eigh = set(), np.linalg.eigh
 np.linalg.eigh = lambda A: seen.update(threads()) or eigh(A)
 G = np.random.default_rng(0).standard_normal((6, 20))
@@ -59,7 +59,7 @@ for thread in together:
     thread.start()
 for thread in together:
     thread.join()
-print("after two at once", threads())
+print("two", threads())
 """
 
 
@@ -67,5 +67,5 @@ def test_rules_and_solvers_decide_on_one_thread() -> None:
     """In a process of its own: the tests' own has one thread from the beginning."""
     environment = os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
-    expected = ["outside {2}", "a rule {1}", "after an error {2}", "solvers {1}", "after two at once {2}"]
+    expected = ["outside {2}", "rule {1}", "error {2}", "solvers {1}", "two {2}"]
     assert done.stdout.splitlines() == expected, done.stderr

@@ -1,10 +1,12 @@
 """The configuration, the workers, the server and the loop: against plain torch wherever plain torch can do the same."""
 
 import csv
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,9 +27,10 @@ from fa.data.batches import normalise
 from fa.data.dataset import hold_out
 from fa.devices import find_device
 from fa.rules import make_rule
+from fa.rules.base import NOT_FINITE
 from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.flat import Buffers, flatten, views
-from fa.training.records import Run
+from fa.training.records import USED, Run
 from fa.training.server import SGD, Evaluation
 from fa.training.simulation import Simulation
 from fa.training.transport import Gathered
@@ -79,16 +82,7 @@ assert odd.to_json() == plain.to_json()
 assert (odd, hash(odd)) == (plain, hash(plain))
 assert type(odd.workers) is type(odd.options["m"]) is int
 
-for settings in (
-    {"rule_options": 5},
-    {"rule_options": "lam"},
-    {"rule_options": {1: 2}},
-    {"workers": np.float64(15)},
-    {"workers": "15"},
-    {"lr": "0.1"},
-    {"lr": None},
-    {"dataset": 5},
-):
+for settings in SETTINGS:
     try:
         TrainConfig(**settings)
     except ValueError as error:
@@ -98,43 +92,47 @@ for settings in (
 
 def test_config_takes_numpys_numbers_and_refuses_other_types() -> None:
     """In a process of its own, where nothing checks the types before the configuration does."""
-    done = subprocess.run([sys.executable, "-c", OF_ANY_TYPE], capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    assert done.stdout.splitlines() == [
-        "rule_options must be a mapping of options; it is 5",
-        "rule_options must be a mapping of options; it is 'lam'",
-        "rule_options must be named by strings; it is 1",
-        "workers must be an integer of at least 1; it is np.float64(15.0)",
-        "workers must be an integer of at least 1; it is '15'",
-        "lr must be a finite number of at least 0; it is '0.1'",
-        "lr must be a finite number of at least 0; it is None",
-        "dataset must be a name; it is 5",
+    wrong: list[tuple[str, str]] = [
+        ('{"rule_options": 5}', "5"),
+        ('{"rule_options": "lam"}', "'lam'"),
+        ('{"rule_options": {1: 2}}', "1"),
+        ('{"workers": np.float64(15)}', "np.float64(15.0)"),
+        ('{"workers": "15"}', "'15'"),
+        ('{"lr": "0.1"}', "'0.1'"),
+        ('{"lr": None}', "None"),
+        ('{"dataset": 5}', "5"),
     ]
+    code = OF_ANY_TYPE.replace("SETTINGS", f"[{', '.join(settings for settings, _ in wrong)}]")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    for line, (settings, value) in zip(done.stdout.splitlines(), wrong, strict=True):
+        name = settings.split('"')[1]
+        assert re.match(rf"{name} must be .*{re.escape(value)}", line), line
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"workers": 0}, "workers must be an integer of at least 1; it is 0"),
-        ({"batch": -3}, "batch must be an integer of at least 1; it is -3"),
-        ({"iterations": True}, "iterations must be .*; it is True"),
-        ({"byzantine": 15}, "byzantine must be less than workers=15; it is 15"),
-        ({"byzantine": -1}, "byzantine must be an integer of at least 0; it is -1"),
-        ({"f": 15}, "f must be less than workers=15; it is 15"),
-        ({"lr": 0}, "lr must be greater than 0; it is 0.0"),
-        ({"lr": math.nan}, "lr must be a finite number of at least 0; it is nan"),
-        ({"momentum": 1.0}, r"momentum must be in \[0, 1\); it is 1.0"),
-        ({"weight_decay": -1e-4}, "weight_decay must be .*; it is -0.0001"),
-        ({"lr_decay": 0.0}, "lr_decay must be in .*; it is 0.0"),
-        ({"seed": -1}, "seed must be .*; it is -1"),
-        ({"sampling": "often"}, "sampling must be one of random, cycled; it is 'often'"),
-        ({"attack": ""}, "attack must be a name; it is ''"),
-        ({"rule_options": {"lam": math.inf}}, r"rule_options\['lam'\] must be .*; it is inf"),
-        ({"rule_options": {"lam": {}}}, r"rule_options\['lam'\] must be .*; it is {}"),
-        ({"rule_options": {"lam": np.float32("nan")}}, r"rule_options\['lam'\] must be .*; it is nan"),
-        ({"rule_options": {"lam": np.complex64(1)}}, r"rule_options\['lam'\] must be .*; it is \(1"),
-        ({"rule_options": {"f": 2}}, "rule_options must be without f and name, .*; it is {'f': 2}"),
-        ({"rule_options": {"name": "fa"}}, "rule_options must be without f and name, .*; it is {'name': 'fa'}"),
+        ({"workers": 0}, r"^workers must be .*\b1\b.*\b0\b"),
+        ({"batch": -3}, r"^batch must be .*\b1\b.*-3\b"),
+        ({"iterations": True}, r"^iterations must be .*\bTrue\b"),
+        ({"byzantine": 15}, r"^byzantine must be .*\bworkers=15\b.*\b15\b"),
+        ({"byzantine": -1}, r"^byzantine must be .*\b0\b.*-1\b"),
+        ({"f": 15}, r"^f must be .*\bworkers=15\b.*\b15\b"),
+        ({"lr": 0}, r"^lr must be .*\b0\.0\b"),
+        ({"lr": math.nan}, r"^lr must be .*\bnan\b"),
+        ({"momentum": 1.0}, r"^momentum must be .*\b1\.0\b"),
+        ({"weight_decay": -1e-4}, r"^weight_decay must be .*-0\.0001\b"),
+        ({"lr_decay": 0.0}, r"^lr_decay must be .*\b0\.0\b"),
+        ({"seed": -1}, r"^seed must be .*-1\b"),
+        ({"sampling": "often"}, r"^sampling must be .*\brandom, cycled\b.*'often'"),
+        ({"attack": ""}, r"^attack must be .*''"),
+        ({"rule_options": {"lam": math.inf}}, r"^rule_options\['lam'\] must be .*\binf\b"),
+        ({"rule_options": {"lam": {}}}, r"^rule_options\['lam'\] must be .*{}"),
+        ({"rule_options": {"lam": np.float32("nan")}}, r"^rule_options\['lam'\] must be .*\bnan\b"),
+        ({"rule_options": {"lam": np.complex64(1)}}, r"^rule_options\['lam'\] must be .*\(1"),
+        ({"rule_options": {"f": 2}}, r"^rule_options must be .*{'f': 2}"),
+        ({"rule_options": {"name": "fa"}}, r"^rule_options must be .*{'name': 'fa'}"),
     ],
 )
 def test_config_refuses(settings: dict[str, Any], message: str) -> None:
@@ -143,7 +141,7 @@ def test_config_refuses(settings: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_key_is_an_error() -> None:
-    with pytest.raises(ValueError, match="unknown key in a configuration: learning_rate"):
+    with pytest.raises(ValueError, match=r"\blearning_rate\b"):
         TrainConfig.from_json('{"learning_rate": 0.1}')
 
 
@@ -359,7 +357,7 @@ def test_accumulated_gradients_are_those_of_one_larger_minibatch(data: Dataset) 
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-7)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
     assert replace(SMALL, accumulate=3, batch=4).epoch_length(1000) == replace(SMALL, batch=12).epoch_length(1000)
-    with pytest.raises(ValueError, match="batch must be"):
+    with pytest.raises(ValueError, match=r"^batch must be .*\b10000\b.*\b12000\b"):
         train(replace(SMALL, batch=4000, accumulate=3))
 
 
@@ -411,7 +409,7 @@ def test_the_curve_has_each_epoch_and_the_end() -> None:
     assert [(point.iteration, point.epoch) for point in run.curve] == [(2, 1), (3, 2)]
     assert run.final_accuracy == run.curve[-1].test_accuracy
     assert [point.seconds for point in run.curve] == sorted(point.seconds for point in run.curve)
-    assert run.seconds > run.curve[-1].seconds > 0
+    assert run.seconds > run.curve[-1].seconds > run.curve[0].seconds  # a clock that runs, and the last evaluation
 
 
 def test_training_learns_and_the_mean_with_one_faulty_worker_does_not() -> None:
@@ -460,7 +458,7 @@ def test_threads_are_given_back() -> None:
     run = train(SMALL, threads=1)
     assert run.threads == 1
     assert torch.get_num_threads() == before
-    with pytest.raises(ValueError, match="threads must be an integer of at least 1; it is 0"):
+    with pytest.raises(ValueError, match=r"^threads must be .*\b1\b.*\b0\b"):
         train(SMALL, threads=0)
 
 
@@ -473,7 +471,7 @@ def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, atta
     assert not math.isfinite(run.curve[-1].train_loss)
     assert 0 <= run.final_accuracy <= 0.3
     assert len(run.workers) == 8 * 3
-    assert all(row.status.startswith("left out: ") for row in run.workers if row.iteration == 8 and row.worker)
+    assert all(row.status != USED for row in run.workers if row.iteration == 8 and row.worker)
     rows = read(tmp_path / "run" / "curve.csv")
     assert rows[-1]["train_loss"] in ("nan", "inf")
     assert all(cell for row in rows for cell in row.values())
@@ -482,35 +480,35 @@ def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, atta
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rule": "krum"}, r"krum needs p >= 2f \+ 3; here p = 3 gradients and f = 1"),
+        ({"rule": "krum"}, r"\bkrum\b.*\b2f \+ 3\b.*\b3\b.*\b1\b"),
         (
             {"workers": 7, "rule": "bulyan", "rule_options": {"preaggregators": ("bucketing",)}},
-            r"bulyan needs p >= 4f \+ 3",
+            r"\bbulyan\b.*\b4f \+ 3\b",
         ),
-        ({"rule": "fa", "rule_options": {"m": 4}}, "m must be at most p = 3"),
-        ({"workers": 7, "rule": "multi_krum", "rule_options": {"keep": 8}}, "keep must be at most p = 7"),
-        ({"rule": "median", "rule_options": {"m": 3}}, "'m'"),
-        ({"attack": "lie"}, "attack must be .*; it is 'lie'"),
-        ({"device": "abacus"}, "device must be .*; it is 'abacus'"),
+        ({"rule": "fa", "rule_options": {"m": 4}}, r"^m must be .*\b3\b.*\b4\b"),
+        ({"workers": 7, "rule": "multi_krum", "rule_options": {"keep": 8}}, r"^keep must be .*\b7\b.*\b8\b"),
+        ({"rule": "median", "rule_options": {"m": 3}}, r"'median'.*'m'"),
+        ({"attack": "lie"}, r"^attack must be .*'lie'"),
+        ({"device": "abacus"}, r"^device must be .*'abacus'"),
     ],
 )
 def test_what_can_be_checked_is_checked_before_the_data_are_read(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("the run had begun"))
+    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("began"))
     with pytest.raises(ValueError, match=message):
         train(replace(SMALL, **settings), threads=1)
 
 
 @pytest.mark.parametrize(
     ("settings", "most"),
-    [({}, "10000, the images of the training set"), ({"sampling": "cycled"}, "3333, the images of the smallest")],
+    [({}, 10_000), ({"sampling": "cycled"}, 3333)],
 )
 def test_a_batch_that_is_too_large_is_refused_before_the_model_is_built(
-    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], most: str
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], most: int
 ) -> None:
-    monkeypatch.setattr(models, "build", lambda *_, **__: pytest.fail("the run had begun"))
-    with pytest.raises(ValueError, match=f"batch must be at most {most}"):
+    monkeypatch.setattr(models, "build", lambda *_, **__: pytest.fail("began"))
+    with pytest.raises(ValueError, match=rf"^batch must be .*\b{most}\b.*\b10001\b"):
         train(replace(SMALL, batch=10_001, **settings), threads=1)
 
 
@@ -518,7 +516,7 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [find_device(name).index for name in ("cuda", "cuda:1")] == [None, 1]
-    with pytest.raises(ValueError, match="device must be cuda:1 at most, of the 2 here; it is 'cuda:2'"):
+    with pytest.raises(ValueError, match=r"^device must be .*\bcuda:1\b.*'cuda:2'"):
         find_device("cuda:2")
 
 
@@ -549,8 +547,10 @@ def test_the_server_steps_while_enough_gradients_are_finite_whatever_the_loss_is
     told = loop.Loop(config, make_rule("mean"), transport, parameters, 12)
     workers = told.run(lambda: 0.0, lambda _: seen.append(float(parameters[0]))).workers
     assert seen == [-1, -2, -2]
-    assert [row.status for row in workers[3:6]] == ["used", "used", "left out: NaN or Inf"]
-    assert {row.status for row in workers[6:]} == {"left out: the loss is not finite"}
+    assert [row.status == USED for row in workers[3:6]] == [True, True, False]
+    assert NOT_FINITE in workers[5].status
+    (reason,) = {row.status for row in workers[6:]}  # the loss, whatever the gradients are
+    assert reason not in (USED, workers[5].status)
 
 
 def test_an_error_that_is_no_condition_is_not_taken_for_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -568,17 +568,17 @@ def test_a_condition_that_no_longer_holds_stops_the_run() -> None:
     """Multi-Krum told of nobody faulty needs 3 gradients; NaN from 1 of 3 workers leaves 2."""
     config = replace(SMALL, rule="multi_krum", f=0)
     train(replace(config, attack="zero"), threads=1)
-    with pytest.raises(ValueError, match=r"iteration 1: .*1 of 3 left out"):
+    with pytest.raises(ValueError, match=r"\b1: .*\bmulti_krum\b.*\b1 of 3\b"):
         train(replace(config, attack="nan"), threads=1)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rule": "best"}, "best"),
-        ({"dataset": "mnits"}, "mnits"),
-        ({"model": "resnet-18000"}, "resnet-18000"),
-        ({"device": "meta"}, "device must be .*; it is 'meta'"),
+        ({"rule": "best"}, r"^rule must be .*'best'"),
+        ({"dataset": "mnits"}, r"^dataset must be .*'mnits'"),
+        ({"model": "resnet-18000"}, r"^model must be .*'resnet-18000'"),
+        ({"device": "meta"}, r"^device must be .*'meta'"),
     ],
 )
 def test_bad_names_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -602,7 +602,7 @@ def read(path: Path) -> list[dict[str, str]]:
 def test_records(run: Run, tmp_path: Path) -> None:
     target = run.write(tmp_path / "deep" / "run")
     assert sorted(path.name for path in target.iterdir()) == ["config.json", "curve.csv", "workers.csv"]
-    assert [path.name for path in target.parent.iterdir()] == ["run"], "nothing half-made is left beside it"
+    assert [path.name for path in target.parent.iterdir()] == ["run"]
 
     curve = read(target / "curve.csv")
     assert list(curve[0]) == ["iteration", "epoch", "seconds", "train_loss", "test_accuracy"]
@@ -616,14 +616,15 @@ def test_records(run: Run, tmp_path: Path) -> None:
     ]
     assert all(cell for row in (*curve, *workers) for cell in row.values())
     faulty, *honest = workers[:5]
-    assert (faulty["value"], faulty["status"]) == ("none", "left out: NaN or Inf")
-    assert all(row["status"] == "used" and 0 <= float(row["value"]) <= 1 for row in honest)
+    assert faulty["value"] == "none"
+    assert NOT_FINITE in faulty["status"]
+    assert all(row["status"] == USED and 0 <= float(row["value"]) <= 1 for row in honest)
 
     description = json.loads((target / "config.json").read_text())
     assert TrainConfig.from_json(json.dumps(description["config"])) == run.config
     assert description["data_checksum"] == load("mnist-mini").checksum
     assert set(description["seconds_of"]) == {"gather", "aggregate", "update", "evaluate"}
-    assert 0 < sum(description["seconds_of"].values()) <= description["seconds"]
+    assert 0.5 * description["seconds"] < sum(description["seconds_of"].values()) <= description["seconds"]
     assert set(description["versions"]) == {"fa", "torch", "numpy", "python"}
     assert description["versions"]["torch"] == torch.__version__
     assert description["threads"] == 1
@@ -636,6 +637,12 @@ def test_rules_without_weights_or_values_say_none(tmp_path: Path) -> None:
     assert {(row["value"], row["weight"]) for row in read(tmp_path / "run" / "workers.csv")} == {("none", "none")}
 
 
+def records(error: ValueError) -> Path:
+    """The folder that a message names besides `out`, which holds the records of a finished run."""
+    (folder,) = (path for path in map(Path, re.findall(r"/[^\s'\",;:]+", str(error))) if (path / "curve.csv").is_file())
+    return folder
+
+
 def occupied(path: Path) -> None:
     path.mkdir()
     (path / "notes.txt").write_text("mine")
@@ -646,22 +653,22 @@ def test_what_is_there_is_not_overwritten(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, occupy: Callable[[Path], Any]
 ) -> None:
     occupy(tmp_path / "run")
-    with pytest.raises(ValueError, match=r"out must be .*; the run is finished, and its records are in ") as refused:
+    with pytest.raises(ValueError, match=rf"\bout must be .*{tmp_path / 'run'}") as refused:
         run.write(tmp_path / "run")
-    rescued = Path(str(refused.value).rpartition(" are in ")[2])
+    rescued = records(refused.value)
     assert sorted(path.name for path in rescued.iterdir()) == ["config.json", "curve.csv", "workers.csv"]
     shutil.rmtree(rescued)
-    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("the run had begun"))
-    with pytest.raises(ValueError, match="out must be "):
+    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("began"))
+    with pytest.raises(ValueError, match=rf"^out must be .*{tmp_path / 'run'}"):
         train(SMALL, out=tmp_path / "run")
 
 
 def test_a_failing_write_leaves_nothing(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(ValueError, match="run cannot be written: No space left"):
+    with pytest.raises(ValueError, match=rf"{tmp_path / 'run'}\b.*{os.strerror(errno.ENOSPC)}"):
         run.write(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
@@ -678,9 +685,9 @@ def test_where_nothing_can_be_written_nothing_is_trained(
 ) -> None:
     close(tmp_path / "parent")
     if os.access(tmp_path / "parent", os.W_OK) and (tmp_path / "parent").is_dir():
-        pytest.skip("this user can write everywhere")
-    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("the run had begun"))
-    with pytest.raises(ValueError, match=r"out must be a directory.*; it is '.*/parent"):
+        pytest.skip("superuser")
+    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("began"))
+    with pytest.raises(ValueError, match=r"^out must be .*/parent\b"):
         train(SMALL, out=tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]
 
@@ -706,7 +713,6 @@ def test_a_run_whose_directory_was_taken_meanwhile_is_kept_beside_it(tmp_path: P
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / "notes.txt").write_text("mine")
 
-    with pytest.raises(ValueError, match=r"holds files already; .*its records are in ") as refused:
+    with pytest.raises(ValueError, match=rf"\bout must be .*{tmp_path / 'run'}") as refused:
         train(SMALL, out=tmp_path / "run", progress=take, threads=1)
-    rescued = Path(str(refused.value).rpartition(" are in ")[2])
-    assert read(rescued / "curve.csv")[-1]["iteration"] == "3"
+    assert read(records(refused.value) / "curve.csv")[-1]["iteration"] == "3"

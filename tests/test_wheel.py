@@ -1,6 +1,7 @@
 """The package without the extras: what `pip install` of the wheel alone gives, the optional packages being blocked."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,26 +70,20 @@ def test_commands_that_need_no_extra_work_without_them(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "needed"),
     [
-        (
-            "reproduce fig02 --profile smoke --out OUT",
-            "this needs papermill, which is not installed: pip install papermill",
-        ),
-        (
-            "bench --n 10 --p 3 --out OUT",
-            "this needs matplotlib, which is not installed: pip install papermill nbformat",
-        ),
-        ("augment lv --out OUT", "fa.augment.flow needs scipy: pip install scipy"),
+        ("reproduce fig02 --profile smoke --out OUT", "papermill"),
+        ("bench --n 10 --p 3 --out OUT", "matplotlib"),
+        ("augment lv --out OUT", "scipy"),
         ("train --rule byzfl:Krum", "byzfl"),
     ],
 )
-def test_commands_that_need_one_say_what_to_install(words: str, told: str, tmp_path: Path) -> None:
+def test_commands_that_need_one_say_what_to_install(words: str, needed: str, tmp_path: Path) -> None:
     done = run("from fa.cli import main; main()", *words.replace("OUT", str(tmp_path / "out")).split())
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("fa: ")
-    assert told in done.stderr
-    assert "pip install" in done.stderr
+    assert needed in done.stderr.partition("pip install")[0]
+    assert re.search(rf"pip install .*{needed}", done.stderr)
     assert done.stderr.count("\n") == 1
 
 
@@ -108,4 +103,4 @@ def test_the_wheel_holds_all_that_training_needs(tmp_path: Path) -> None:
     words = "train --workers 3 --byzantine 1 --iterations 2 --batch 4 --rule median"
     done = run("from fa.cli import main; main()", *words.split(), folder=tmp_path / "installed")
     assert done.returncode == 0, done.stderr
-    assert "median, 3 workers" in done.stdout
+    assert re.search(r"\bmedian\b.*\b3\b", done.stdout)
