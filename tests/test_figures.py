@@ -150,14 +150,18 @@ def test_a_setting_that_is_none_is_named(given: dict[str, Any], pattern: str) ->
 @pytest.mark.parametrize("name", FIGURES)
 def test_other_settings_than_the_profiles_do_not_write_over_its_figures(name: str, tmp_path: Path) -> None:
     study = figure_module(name).study
-    for profile in PROFILES:
-        as_it_is = {"lr": PROFILES[profile]["lr"], "device": "cuda"}
-        if (name, profile) != THREE_SEEDS[:2]:
-            as_it_is["seeds"] = list(PROFILES[profile]["seeds"])
-        assert study(profile).folder.name == study(profile, **as_it_is).folder.name == profile
-        for given in ({"lr": 0.3}, {"iterations": 7}, {"seeds": [1]}, {"dataset": "fashion-mnist"}, {"workers": 21}):
-            assert study(profile, **given).folder.name == f"{profile}-custom"
-            assert study(profile, tmp_path, **given).folder == tmp_path
+    own_seeds = {} if THREE_SEEDS[:2] == (name, "cpu") else {"seeds": list(PROFILES["cpu"]["seeds"])}
+    assert study("cpu").folder.name == "cpu"
+    assert study("cpu", lr=PROFILES["cpu"]["lr"], device="cuda", **own_seeds).folder.name == "cpu"
+    assert study("cpu", seeds=[1]).folder.name == "cpu-custom"
+    assert study("cpu", tmp_path, seeds=[1]).folder == tmp_path
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_other_setting_makes_the_figures_custom(profile: str) -> None:
+    assert fig02.study(profile).folder.name == profile
+    for given in ({"lr": 0.3}, {"iterations": 7}, {"seeds": [1]}, {"dataset": "fashion-mnist"}, {"workers": 21}):
+        assert fig02.study(profile, **given).folder.name == f"{profile}-custom"
 
 
 def test_chance_is_that_of_the_data_set() -> None:
@@ -500,15 +504,13 @@ def test_versions_and_hardware_are_those_of_the_runs_and_not_of_the_drawing(tmp_
     assert about["seconds_of_training"] == 2.5
 
 
-def test_a_finished_study_tells_of_its_runs(tmp_path: Path) -> None:
-    study = fig02.study("smoke", tmp_path, iterations=1)
-    descriptions = study.run(progress=False).descriptions
+def test_a_finished_study_describes_its_runs_and_tells_their_curves_apart(tmp_path: Path) -> None:
+    """Only the second run names lr."""
+    study = make_study("figure", "smoke", [Case("mean", 1), Case("mean", 1, {"lr": 0.1})], tmp_path, iterations=1)
+    finished = study.run(progress=False)
+    descriptions = finished.descriptions
     assert [TrainConfig.from_json(json.dumps(run["config"])) for run in descriptions] == study.configs
     assert {run["threads"] for run in descriptions} == {1}
-
-
-def test_a_setting_that_only_later_runs_name_still_tells_their_curves_apart(tmp_path: Path) -> None:
-    study = make_study("figure", "smoke", [Case("mean", 1), Case("mean", 1, {"lr": 0.1})], tmp_path, iterations=1)
-    numbers = study.run(progress=False).table()
+    numbers = finished.table()
     assert list(numbers.columns[:6]) == ["variant", "label", "f", "lr", "seed", "iteration"]
     assert len(last_points(numbers)) == 2

@@ -327,8 +327,8 @@ def test_a_long_direction_counts_no_more_than_a_short_one():
         (np.ones((20, 2), dtype=complex), r"\(20, 2\), 'complex128'"),
         (np.hstack([np.ones((20, 1)), np.zeros((20, 1))]), r"\b1\b"),
         (np.full((20, 1), np.nan), r"\b0\b"),
-        ({1, 2}, r"\bset\b"),
-        ("layer", r"\bstr\b"),
+        ({1, 2}, r"\{1, 2\}"),
+        ("layer", "'layer'"),
     ],
 )
 def test_what_names_nothing(function, entry, value):
