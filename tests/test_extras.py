@@ -13,8 +13,8 @@ from PIL import Image
 
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, extra01, extra02, extra03, extra04, extra05, figure_module, supp01
-from fa.experiments.claims import UNTESTABLE, Lead
-from fa.experiments.extras import FAILS, HOLDS, OPEN, PARTLY, RULES, SAME_LENGTH, compared
+from fa.experiments.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead
+from fa.experiments.extras import RULES, SAME_LENGTH, compared
 from fa.experiments.figure import provenance
 from fa.experiments.notebooks import execute, find
 from fa.experiments.profiles import PROFILES
@@ -26,8 +26,8 @@ from fa.training import train
 from fa.training.records import USED
 from tests import texts
 
-(KRUM_FA,) = (label for label, (_, options) in extra04.CASES.items() if "krum" in options.get("before", ()))
-SUBSPACE = {"before": ("unit", "subspace")}.items()
+(KRUM_FA,) = (label for label, (_, options) in extra04.CASES.items() if "krum" in options.get("preaggregators", ()))
+SUBSPACE = {"preaggregators": ("unit", "subspace")}.items()
 
 
 def table(study: Study, reached: dict[str, float] | float, seeds_differ: bool = False) -> pd.DataFrame:
@@ -106,13 +106,13 @@ def test_extra_1_takes_its_three_parts_apart_and_reads_the_sweeps() -> None:
 def test_extra_1_draws_every_part_and_its_verdicts_go_either_way() -> None:
     study = extra01.study("quick")
     numbers = table(study, {extra01.equal(name): 0.7 for name in extra01.PAIRS}, seeds_differ=True)
-    assert verdicts(extra01.claims(numbers, 0.1)) == [HOLDS, FAILS, FAILS]
+    assert verdicts(extra01.claims(numbers, 0.1)) == [HOLDS, NOT, NOT]
     for seed in (2021, 2022, 2023):
         lower(numbers, "FA, m = 1, a = 1", 0.8 + seed / 1e6, attack="collude", f=1, seed=seed)
     lower(numbers, extra01.equal("Bulyan"), 0.2)
     lower(numbers, "FA", 0.9, attack="collude", lam=4.0)
     claims = extra01.claims(numbers, 0.1)
-    assert verdicts(claims) == [PARTLY, HOLDS, PARTLY]
+    assert verdicts(claims) == [IN_PART, HOLDS, IN_PART]
     assert re.search(r"Bulyan\W+-0\.2", claims[0].measured)
     assert extra01.CALLED["collude"] in claims[1].measured
     assert 0.802 in texts.numbers(claims[1].measured)
@@ -128,9 +128,9 @@ def test_a_margin_that_three_seeds_do_not_bear_out_is_not_established() -> None:
     wide = Lead("f = 3", [0.90, 0.70, 0.80], "mean", [0.60, 0.75, 0.70])
     none = Lead("f = 3", [0.70, 0.71, 0.72], "mean", [0.70, 0.70, 0.72])
     assert compared([sure]) == HOLDS
-    assert compared([sure, wide]) == compared([sure, none]) == PARTLY
+    assert compared([sure, wide]) == compared([sure, none]) == IN_PART
     assert compared([wide]) == compared([wide, none]) == compared([sure], level=1e-6) == OPEN
-    assert compared([none]) == FAILS
+    assert compared([none]) == NOT
     assert compared([wide], testable=False) == UNTESTABLE
 
 
@@ -210,10 +210,10 @@ def test_extra_3_has_verdicts_that_go_either_way() -> None:
     )
     better.loc[one, "test_accuracy"] = 0.3
     claims = extra03.claims(better, 0.1)
-    assert verdicts(claims) == [PARTLY, PARTLY]
+    assert verdicts(claims) == [IN_PART, IN_PART]
     assert 0.3 in texts.numbers(claims[0].measured)
     assert extra03.ATTACKS["mimic"] in claims[0].measured
-    assert verdicts(extra03.claims(table(study, 0.6), 0.1)) == [FAILS, FAILS]
+    assert verdicts(extra03.claims(table(study, 0.6), 0.1)) == [NOT, NOT]
     assert verdicts(extra03.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
 
 
@@ -257,7 +257,7 @@ def test_extra_4_draws_who_was_trusted_and_its_verdicts_follow() -> None:
     more = pd.concat([workers.assign(iteration=workers["iteration"] + 2 * i) for i in range(10)], ignore_index=True)
     found = extra04.detection(more, f=2)
     assert extra04.cells(found, "recall").shape == (6, 7)
-    assert verdicts(extra04.claims(more, found)) == [FAILS, FAILS, PARTLY]
+    assert verdicts(extra04.claims(more, found)) == [NOT, NOT, IN_PART]
     assert verdicts(extra04.claims(workers, found)) == [UNTESTABLE] * 3
     axes = extra04.draw(more, found, "title").axes
     assert list(axes[0].lines[0].get_ydata()[:2]) == pytest.approx([0.65, 0.65])  # honest: workers 3 and 4, as f = 3
@@ -276,7 +276,7 @@ def test_extra_5_compares_combinations_with_rules_alone_and_with_their_control()
     assert set(extra05.COMBINED) < names
     assert len(names) == len(extra05.COMBINED) + len(RULES)
     level = table(study, 0.6, seeds_differ=True)
-    assert verdicts(extra05.claims(level, 0.1)) == [FAILS, FAILS]
+    assert verdicts(extra05.claims(level, 0.1)) == [NOT, NOT]
     (median,) = (
         name for name, (rule, options) in extra05.COMBINED.items() if rule == "median" and SUBSPACE <= options.items()
     )
@@ -287,7 +287,7 @@ def test_extra_5_compares_combinations_with_rules_alone_and_with_their_control()
     assert median in claims[0].measured
     assert 0.8 in texts.numbers(claims[0].measured)
     ahead.loc[(ahead["attack"] == "collude") & (ahead["variant"] == "bulyan"), "test_accuracy"] += 0.4
-    assert verdicts(extra05.claims(ahead, 0.1)) == [PARTLY, HOLDS]
+    assert verdicts(extra05.claims(ahead, 0.1)) == [IN_PART, HOLDS]
     panels = extra05.draw(level, "title").axes
     assert [len(axes.get_yticks()) for axes in panels] == [len(names)] * 2
 

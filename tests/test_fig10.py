@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fa.experiments import fig10
-from fa.experiments.claims import IN_PART, NOT, REPRODUCED, UNTESTABLE
+from fa.experiments.claims import HOLDS, IN_PART, NOT, UNTESTABLE
 from fa.experiments.store import RunStore
 from fa.training import train
 from tests.texts import numbers
@@ -44,15 +44,15 @@ def curves(fa: tuple[float, float], others: tuple[float, float], pace: float = 1
 @pytest.mark.parametrize(
     ("table", "cost", "expected"),
     [
-        (curves((0.8, 0.9), (0.3, 0.7)), 0.003, [REPRODUCED] * 4),
+        (curves((0.8, 0.9), (0.3, 0.7)), 0.003, [HOLDS] * 4),
         (
             curves((0.8, 0.9), (0.3, 0.7), pace=3.0),
             0.003,
-            [REPRODUCED, NOT, REPRODUCED, REPRODUCED],
+            [HOLDS, NOT, HOLDS, HOLDS],
         ),  # fewer iterations, and slower ones
         (curves((0.7, 0.7), (0.3, 0.7), pace=1.9), 0.001, [NOT, NOT, NOT, IN_PART]),  # 19 s for 20
-        (curves((0.5, 0.6), (0.6, 0.7)), 0.003, [REPRODUCED, NOT, NOT, NOT]),
-        (curves((0.1, 0.1), (0.1, 0.1)), 0.003, [REPRODUCED, *[UNTESTABLE] * 3]),
+        (curves((0.5, 0.6), (0.6, 0.7)), 0.003, [HOLDS, NOT, NOT, NOT]),
+        (curves((0.1, 0.1), (0.1, 0.1)), 0.003, [HOLDS, *[UNTESTABLE] * 3]),
     ],
 )
 def test_the_verdict_on_time_and_communication(table: pd.DataFrame, cost: float, expected: list[str]) -> None:

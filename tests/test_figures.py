@@ -16,7 +16,7 @@ from PIL import Image
 
 from fa.checks import ConditionError
 from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, fig08, fig09, figure_module, style
-from fa.experiments.claims import IN_PART, NOT, REPRODUCED, UNTESTABLE, Lead, accuracies, lead
+from fa.experiments.claims import HOLDS, IN_PART, NOT, UNTESTABLE, Lead, accuracies, lead
 from fa.experiments.curves import finish
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES, sized
@@ -184,7 +184,7 @@ def test_final_accuracies_are_over_the_seeds_of_the_last_iteration() -> None:
 @pytest.mark.parametrize(
     ("accuracy", "expected"),
     [
-        ((0.9, 0.1, 0.1, 0.1), REPRODUCED),
+        ((0.9, 0.1, 0.1, 0.1), HOLDS),
         ((0.9, 0.5, 0.1, 0.1), IN_PART),
         ((0.9, 0.9, 0.8, 0.8), NOT),
         ((0.1, 0.1, 0.1, 0.1), UNTESTABLE),
@@ -197,14 +197,14 @@ def test_the_verdict_on_the_mean(accuracy: tuple[float, ...], expected: str) -> 
 
 
 def test_verdicts_on_the_rules_can_go_either_way() -> None:
-    assert verdicts(fig04.claims(fig04_table(0.9, 0.5, 0.1), 0.1)) == [REPRODUCED] * 3
-    assert verdicts(fig04.claims(fig04_table(0.9, 0.85, 0.85), 0.1)) == [REPRODUCED, NOT, NOT]
-    assert verdicts(fig04.claims(fig04_table(0.5, 0.9, 0.1), 0.1)) == [NOT, REPRODUCED, NOT]
+    assert verdicts(fig04.claims(fig04_table(0.9, 0.5, 0.1), 0.1)) == [HOLDS] * 3
+    assert verdicts(fig04.claims(fig04_table(0.9, 0.85, 0.85), 0.1)) == [HOLDS, NOT, NOT]
+    assert verdicts(fig04.claims(fig04_table(0.5, 0.9, 0.1), 0.1)) == [NOT, HOLDS, NOT]
     assert verdicts(fig04.claims(fig04_table(0.1, 0.12, 0.1), 0.1)) == [UNTESTABLE] * 3
     one = fig04_table(0.9, 0.5, 0.1)
     one.loc[(one["variant"] == "median") & (one["f"] == 2) & (one["iteration"] == 20), "test_accuracy"] = 0.95
     claims = fig04.claims(one, 0.1)
-    assert verdicts(claims) == [IN_PART, REPRODUCED, IN_PART]
+    assert verdicts(claims) == [IN_PART, HOLDS, IN_PART]
     assert {0.9, 0.95} <= set(texts.numbers(claims[0].measured))
     assert style.VARIANTS["median"].label in claims[0].measured
 
@@ -356,8 +356,8 @@ def test_figure_5_and_6_draw_a_panel_for_each_size_with_all_rules() -> None:
 @pytest.mark.parametrize(
     ("ours", "expected"),
     [
-        ((0.8, 0.85, 0.9), [REPRODUCED, REPRODUCED]),  # ahead, and more so
-        ((0.8, 0.8, 0.8), [REPRODUCED, NOT]),  # ahead, all alike
+        ((0.8, 0.85, 0.9), [HOLDS, HOLDS]),  # ahead, and more so
+        ((0.8, 0.8, 0.8), [HOLDS, NOT]),  # ahead, all alike
         ((0.8, 0.65, 0.8), [IN_PART, IN_PART]),
         ((0.5, 0.6, 0.6), [NOT, IN_PART]),
         ((0.8, 0.75, 0.705), [IN_PART, NOT]),  # the last lead is too small to count
@@ -375,14 +375,14 @@ def test_larger_batches_with_other_numbers_of_iterations_are_no_proof(ours: tupl
     numbers = panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours})
     numbers.loc[numbers["batch"] == 64, "iteration"] //= 2
     claims = fig05.claims(numbers, 0.1)
-    assert verdicts(claims) == [REPRODUCED, expected]
+    assert verdicts(claims) == [HOLDS, expected]
     assert "20/20/10" in claims[1].measured
 
 
 @pytest.mark.parametrize(
     ("ours", "expected"),
     [
-        ((0.7, 0.75, 0.9), [REPRODUCED, REPRODUCED]),
+        ((0.7, 0.75, 0.9), [HOLDS, HOLDS]),
         ((0.695, 0.6, 0.695), [IN_PART, IN_PART]),
         ((0.6, 0.5, 0.4), [NOT, NOT]),
     ],
@@ -422,8 +422,8 @@ def lambda_tables(
 @pytest.mark.parametrize(
     ("at", "cosines", "expected"),
     [
-        ({}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.5)}, [REPRODUCED, REPRODUCED]),
-        ({4: 0.701, 8: 0.695}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.3)}, [REPRODUCED, IN_PART]),
+        ({}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.5)}, [HOLDS, HOLDS]),
+        ({4: 0.701, 8: 0.695}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.3)}, [HOLDS, IN_PART]),
         ({4: 0.695}, {"multi_krum": (0.5, 0.54), "bulyan": (0.4, 0.3)}, [IN_PART, NOT]),
         ({0: 0.9}, {"multi_krum": (0.5, 0.5), "bulyan": (0.4, 0.4)}, [NOT, NOT]),
     ],
@@ -446,7 +446,7 @@ def test_the_verdict_on_lambda(
 
 @pytest.mark.parametrize(
     ("final", "expected"),
-    [((0.9,) * 4, REPRODUCED), ((0.9, 0.9, 0.5, 0.2), IN_PART), ((0.2,) * 4, UNTESTABLE)],
+    [((0.9,) * 4, HOLDS), ((0.9, 0.9, 0.5, 0.2), IN_PART), ((0.2,) * 4, UNTESTABLE)],
 )
 def test_the_verdict_on_scaling(final: tuple[float, ...], expected: str) -> None:
     parts = [
