@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 from scipy.linalg import expm, logm
 
-from fa import augment
 from fa.augment import SYSTEMS, add_noise, cat_period, flow, source, warp
 from fa.augment.images import _nearest_pixels
 from fa.augment.maps import MOVES, cat_pixels
@@ -277,34 +276,30 @@ def test_noise_has_each_images_level_and_follows_its_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("call", "pattern"),
     [
-        (lambda x: warp(x, "cats", 1), "system must be one of .*'cats' .did you mean 'cat'"),
-        (lambda x: warp(x, "cat", float("nan")), "t must be a finite number.*nan"),
-        (lambda x: warp(x, "smooth_cat_map", 0.5), "t must be a whole number of iterations.*0.5"),
-        (lambda x: warp(x, "rotation", 1, speed=3.0), "parameters must be of rotation: omega; it is 'speed'"),
-        (lambda x: warp(x, "cat", 1, m=3.0), "parameters must be of cat: it has none; it is 'm'"),
-        (lambda x: warp(x, "rotation", 1, omega=float("inf")), "omega must be a finite number"),
-        (lambda x: warp(x, "rotation", 1, "cubic"), "interpolation must be one of nearest, bilinear; it is 'cubic'"),
-        (lambda x: warp(x[0], "rotation", 1), r"images must be \(B, C, H, W\) or \(B, H, W\); it is \(6, 6\)"),
-        (lambda x: warp(x[:, :4], "cat", 1), "images must be square for cat; it is '4 x 6 pixels'"),
-        (lambda x: warp([[1]], "cat", 1), "images must be a tensor or an array; it is 'list'"),
-        (lambda x: warp(x > 3, "cat", 1, "bilinear"), "images must be of real numbers; it is torch.bool"),
-        (lambda x: flow("cat", [1.0, 2.0], 1), r"points must be \(N, 2\)"),
-        (lambda x: flow("cat", [[1.0, float("inf")]], 1), "points must be finite"),
-        (lambda x: flow("smooth_cat_map", [[1.0, 1.0]], 1), "system must be one of"),
-        (lambda x: add_noise(x, -0.1, torch.Generator()), "deviations must be 0 or more"),
-        (lambda x: add_noise(x.long(), 0.1, torch.Generator()), "images must be uint8 or floating point"),
-        (lambda x: cat_period(0), "side must be an integer of at least 1"),
+        (lambda x: warp(x, "cats", 1), r"^system must be .*'cats'.*'cat'"),
+        (lambda x: warp(x, "cat", float("nan")), r"^t must be .*nan"),
+        (lambda x: warp(x, "smooth_cat_map", 0.5), r"^t must be .*0\.5"),
+        (lambda x: warp(x, "rotation", 1, speed=3.0), r"^parameters must be .*omega.*'speed'"),
+        (lambda x: warp(x, "cat", 1, m=3.0), r"^parameters must be .*'m'"),
+        (lambda x: warp(x, "rotation", 1, omega=float("inf")), r"^omega must be .*inf"),
+        (lambda x: warp(x, "rotation", 1, "cubic"), r"^interpolation must be .*'cubic'"),
+        (lambda x: warp(x[0], "rotation", 1), r"^images must be .*\(6, 6\)"),
+        (lambda x: warp(x[:, :4], "cat", 1), r"^images must be .*\b4\b.*\b6\b"),
+        (lambda x: warp([[1]], "cat", 1), r"^images must be .*'list'"),
+        (lambda x: warp(x > 3, "cat", 1, "bilinear"), r"^images must be .*torch\.bool"),
+        (lambda x: flow("cat", [1.0, 2.0], 1), r"^points must be .*\(2,\)"),
+        (lambda x: flow("cat", [[1.0, float("inf")]], 1), r"^points must be .*finite"),
+        (lambda x: flow("smooth_cat_map", [[1.0, 1.0]], 1), r"^system must be .*'smooth_cat_map'"),
+        (lambda x: add_noise(x, -0.1, torch.Generator()), r"^deviations must be .*-0\.1"),
+        (lambda x: add_noise(x.long(), 0.1, torch.Generator()), r"^images must be .*int64"),
+        (lambda x: cat_period(0), r"^side must be .*\b0\b"),
     ],
 )  # fmt: skip
-def test_wrong_arguments_are_named(call: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_wrong_arguments_are_named(call: Any, pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
         call(images(2, SIDE, SIDE))
-
-
-def test_the_room_is_reachable() -> None:
-    assert set(augment.__all__) == {"MOVES", "SYSTEMS", "add_noise", "cat_period", "flow", "source", "warp"}
 
 
 def test_images_with_a_negative_stride_along_a_dimension_of_one_are_moved() -> None:

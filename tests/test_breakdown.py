@@ -84,7 +84,7 @@ def test_between_one_and_two_a_direction_between_a_member_and_the_mean_is_better
     costs = ((1 - (x @ np.stack([np.cos(angles), np.sin(angles)])) ** 2).clip(0) ** (1 / a)).sum(axis=0)
     ends = ((1 - 0.3**2) ** (1 / a), 2 * (0.7 / 2) ** (1 / a))
     assert costs.min() < min(ends) - 1e-3
-    with pytest.raises(ValueError, match=r"a must be 1 or at least 2, .*; it is 1\.5"):
+    with pytest.raises(ValueError, match=r"^a must be .*\b1\.5"):
         breakdown.group_cost(2, 0.3, 1, a)
 
 
@@ -222,7 +222,7 @@ def test_with_the_default_m_the_faulty_group_gets_columns(r, columns):
 
 
 def test_what_cannot_be_is_named():
-    with pytest.raises(ValueError, match=r"suspected must be some, and not all, of 4 gradients; it is \[\]"):
+    with pytest.raises(ValueError, match=r"^suspected must be .*\[\]"):
         breakdown.breakdown_margin(np.eye(4), [])
-    with pytest.raises(ValueError, match=r"c must be at most 1; it is 1\.5"):
+    with pytest.raises(ValueError, match=r"^c must be .*\b1\.5"):
         breakdown.two_groups(3, 1, 1.5, 0.5)

@@ -1,7 +1,9 @@
 """Runs that were killed go on from their checkpoint, to the numbers of a run that was not."""
 
+import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +65,6 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
     again = train(config, tmp_path / "out", seen.append, 1, cluster, kept, checkpoint_every=0)
     assert [state.iteration for state in seen] == list(range(7, 13))
     assert numbers(again) == numbers(whole)
-    assert again.curve[-1].seconds > 0
     assert set(again.seconds_of) - {"join", "compute"} == {"gather", "aggregate", "update", "evaluate"}
     assert ("join" in again.seconds_of) == ("compute" in again.seconds_of) == (cluster is not None)
     assert not kept.exists()  # the run is in out
@@ -129,7 +130,7 @@ def test_a_new_worker_process_is_given_the_batch_norm_statistics_and_the_momentu
     remote = Remote(model, config, parameters, Cluster(quorum=1, deadline=30))
     remote.statistics()[1].tensors[0].fill_(3.0)
     fresh = [torch.zeros_like(tensor) for tensor in remote.statistics()[1].tensors]
-    remote.lose(0, "is not here")
+    remote.lose(0, "absent")
     answer = remote.exchange(Sent(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
     server = threading.Thread(target=remote.gradients, args=(0, parameters))
     server.start()
@@ -153,18 +154,14 @@ def test_a_new_worker_process_is_given_the_batch_norm_statistics_and_the_momentu
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"lr": 0.1}, r"differs in lr \(0.05 there, 0.1 here\): name another file, or remove it"),
-        ({"seed": 6}, r"differs in seed \(5 there, 6 here\)"),
-    ],
+    ("change", "difference"), [({"lr": 0.1}, r"\blr\b.*\b0\.05\b.*\b0\.1\b"), ({"seed": 6}, r"\bseed\b.*\b5\b.*\b6\b")]
 )
-def test_a_checkpoint_of_another_run_is_refused(change: dict, message: str, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_run_is_refused(change: dict, difference: str, tmp_path: Path) -> None:
     kept = stop_half_way(tmp_path)
     before = kept.read_bytes()
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(str(kept)) + ".*" + difference):
         train(replace(CONFIG, **change), threads=1, checkpoint=kept)
-    with pytest.raises(ValueError, match=r"differs in threads \(1 there, 2 here\)"):
+    with pytest.raises(ValueError, match=r"\bthreads\b.*\b1\b.*\b2\b"):
         train(CONFIG, threads=2, checkpoint=kept)
     assert kept.read_bytes() == before
 
@@ -185,9 +182,11 @@ def flipped(at: int) -> Callable[[bytes], bytes]:
 )
 def test_a_damaged_checkpoint_is_named(damage, tmp_path: Path) -> None:
     kept = stop_half_way(tmp_path)
-    kept.write_bytes(damage(kept.read_bytes()))
-    with pytest.raises(ValueError, match=r"kept cannot be read \(.*\): remove it to begin anew"):
+    damaged = damage(kept.read_bytes())
+    kept.write_bytes(damaged)
+    with pytest.raises(ValueError, match=re.escape(str(kept))):
         train(CONFIG, threads=1, checkpoint=kept)
+    assert kept.read_bytes() == damaged
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path, monkeypatch) -> None:
@@ -195,10 +194,10 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
     before = kept.read_bytes()
 
     def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ValueError, match=r"checkpoint must be a file that can be written .*No space left"):
+    with pytest.raises(ValueError, match=rf"^checkpoint must be .*{os.strerror(errno.ENOSPC)}"):
         train(CONFIG, threads=1, checkpoint=kept, checkpoint_every=0)
     assert kept.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
@@ -217,11 +216,8 @@ def test_the_records_tell_of_every_backend_that_a_run_had(tmp_path: Path) -> Non
 
 def test_a_checkpoint_without_a_place_is_named_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for place, message in (
-        (tmp_path, "checkpoint must be a file; it is"),
-        (tmp_path / "file" / "kept", "a file in a folder that is there"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for place in (tmp_path, tmp_path / "file" / "kept"):
+        with pytest.raises(ValueError, match=rf"^checkpoint must be .*{re.escape(str(place))}'"):
             train(CONFIG, threads=1, checkpoint=place, progress=stopped_at(1))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

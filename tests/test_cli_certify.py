@@ -1,8 +1,11 @@
 """`fa certify`: what it prints, and one line for every file that it cannot take."""
 
+import errno
 import io
 import json
+import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import numpy as np
 import pytest
 
 from fa import cli, irls, sdp
+from tests.texts import check_refusal
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -73,8 +77,8 @@ def test_the_table(capsys: pytest.CaptureFixture[str], file: Path) -> None:
         assert f"{number:.6g}" in out
     assert report["bound"] <= report["exact"]["bound"] <= report["exact"]["polished_objective"]
     assert f"{report['exact']['rounded_objective']:.6f}"[:6] in out
-    assert "CLARABEL, optimal" in out
-    assert "the optimum of eq. 5 with a = 2" in out
+    assert "CLARABEL" in out
+    assert "optimal" in out
 
 
 def test_one_gradient(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -90,33 +94,31 @@ def with_nan() -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "pattern"),
     [
-        ([with_nan()], "NaN or Inf is in row 2"),
-        ([np.ones((3, 4), dtype=np.int64)], "0.npy must be of float16, float32 or float64; its dtype is int64"),
-        ([np.ones((3, 4), dtype=complex)], "0.npy must be of float16, float32 or float64; its dtype is complex128"),
-        ([np.ones((2, 3, 4))], "0.npy must hold (p, n) or (n,); its shape is (2, 3, 4)"),
-        ([np.float64(1)], "0.npy must hold (p, n) or (n,); its shape is ()"),
-        ([np.ones(3), np.ones((2, 3))], "1.npy must hold one gradient, (n,), where 2 files are given"),
-        ([np.ones(3), np.ones(4)], "1.npy must hold 3 numbers of float64, as"),
-        ([np.ones(3), np.ones(3, np.float32)], "it holds 3 numbers of float32"),
-        ([np.zeros((0, 3))], "0.npy must hold at least one number; its shape is (0, 3)"),
+        ([with_nan()], r"NaN.*\b2\b"),
+        ([np.ones((3, 4), dtype=np.int64)], r"\b0\.npy must .*int64"),
+        ([np.ones((3, 4), dtype=complex)], r"\b0\.npy must .*complex128"),
+        ([np.ones((2, 3, 4))], r"\b0\.npy must .*\(2, 3, 4\)"),
+        ([np.float64(1)], r"\b0\.npy must .*\(\)"),
+        ([np.ones(3), np.ones((2, 3))], r"\b1\.npy must .*\b2\b"),
+        ([np.ones(3), np.ones(4)], r"\b1\.npy must .*\b3\b.*float64.*\b4\b"),
+        ([np.ones(3), np.ones(3, np.float32)], r"\b1\.npy must .*float64.*\b3\b.*float32"),
+        ([np.zeros((0, 3))], r"\b0\.npy must .*\(0, 3\)"),
     ],
 )
 def test_arrays_that_are_no_gradients(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, arrays: list[np.ndarray], said: str
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, arrays: list[np.ndarray], pattern: str
 ) -> None:
     for i, array in enumerate(arrays):
         np.save(tmp_path / f"{i}.npy", array)
-    one_line(call(capsys, *sorted(tmp_path.iterdir())), said)
+    check_one_line(call(capsys, *sorted(tmp_path.iterdir())), pattern)
 
 
-def one_line(output: tuple[int, str, str], said: str) -> None:
+def check_one_line(output: tuple[int, str, str], pattern: str) -> None:
     code, out, err = output
-    assert (code, out) == (2, "")
-    assert err.startswith("fa: ")
-    assert err.count("\n") == 1
-    assert said in err
+    assert out == ""
+    check_refusal(code, err, pattern)
 
 
 def saved(array: np.ndarray) -> bytes:
@@ -126,49 +128,47 @@ def saved(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    "content",
     [
-        (b"", "must be a .npy or .safetensors file"),
-        (b"1.0,2.0\n", "must be a .npy or"),
-        (pickle.dumps([1.0]), "must be a .npy or"),
-        (saved(np.array([print], dtype=object)), "cannot be read: "),
-        (saved(np.ones((3, 4)))[:-8], "cannot be read: "),
-        (saved(np.ones((3, 4)))[:20], "cannot be read: "),
+        b"",
+        b"1.0,2.0\n",
+        pickle.dumps([1.0]),
+        saved(np.array([print], dtype=object)),
+        saved(np.ones((3, 4)))[:-8],
+        saved(np.ones((3, 4)))[:20],
     ],
-    ids=["empty", "text", "pickle", "objects", "cut short", "cut in the header"],
+    ids=["empty", "text", "pickle", "objects", "cut short", "header cut"],
 )
-def test_files_that_are_no_arrays(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, said: str
-) -> None:
+def test_files_that_are_no_arrays(capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad.npy"
     path.write_bytes(content)
-    one_line(call(capsys, path), f"{path} {said}")
+    check_one_line(call(capsys, path), re.escape(str(path)))
 
 
 def test_files_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    one_line(call(capsys, tmp_path / "none.npy"), "none.npy cannot be read: No such file or directory")
-    one_line(call(capsys, tmp_path), "cannot be read: Is a directory")
-    one_line(call(capsys), "Missing argument 'FILE...'")
+    check_one_line(call(capsys, tmp_path / "none.npy"), rf"\bnone\.npy\b.*{os.strerror(errno.ENOENT)}")
+    check_one_line(call(capsys, tmp_path), rf"{re.escape(str(tmp_path))}.*{os.strerror(errno.EISDIR)}")
+    check_one_line(call(capsys), r"\bFILE\b")
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "pattern"),
     [
-        (("--m", 9), "m must be at most p = 6"),
-        (("--m", 0), "m must be an integer of at least 1"),
-        (("--a", 0.5), "a must be a finite number of at least 1"),
-        (("--lam", -1), "lam must be a finite number of at least 0"),
-        (("--max-iter", 0), "max_iter must be"),
-        (("--lam", "much"), "'much' is not a valid float"),
+        (("--m", 9), r"^fa: m must be .*\b6\b.*\b9\b"),
+        (("--m", 0), r"^fa: m must be .*\b0\b"),
+        (("--a", 0.5), r"^fa: a must be .*\b0\.5"),
+        (("--lam", -1), r"^fa: lam must be .*-1"),
+        (("--max-iter", 0), r"^fa: max_iter must be .*\b0\b"),
+        (("--lam", "much"), r"--lam\b.*'much'"),
     ],
 )
 def test_options_out_of_range(
-    capsys: pytest.CaptureFixture[str], file: Path, option: tuple[object, ...], said: str
+    capsys: pytest.CaptureFixture[str], file: Path, option: tuple[object, ...], pattern: str
 ) -> None:
-    one_line(call(capsys, file, *option), said)
+    check_one_line(call(capsys, file, *option), pattern)
 
 
 def test_exact_without_cvxpy(capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
-    one_line(call(capsys, file, "--exact"), "pip install cvxpy")
+    check_one_line(call(capsys, file, "--exact"), "pip install cvxpy")
     assert call(capsys, file)[0] == 0

@@ -37,5 +37,5 @@ def test_what_is_missing_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_links_are_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fa.network.links.refusal", lambda: "only root may make namespaces")
-    assert told()["lossy links"] == ("missing", "only root may make namespaces")
+    monkeypatch.setattr("fa.network.links.refusal", lambda: "root only")
+    assert told()["lossy links"] == ("missing", "root only")

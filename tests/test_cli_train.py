@@ -12,6 +12,7 @@ import pytest
 
 from fa import cli, training
 from fa.training import TrainConfig
+from tests.texts import check_refusal, numbers
 
 QUICK = ["train", "--workers", "3", "--byzantine", "1", "--iterations", "2", "--batch", "4", "--rule", "median"]
 QUICK += ["--threads", "1"]
@@ -48,9 +49,8 @@ def test_a_run_prints_its_result(
     monkeypatch.setattr("fa.bars.LINES", float("inf"))
     code, out, err = call(capsys, *QUICK)
     assert (code, err) == (0, "")
-    assert "median, 3 workers, 1 faulty (random), convnet on mnist-mini, seed 2021" in out
-    assert "test accuracy 0." in out
-    assert "after 2 iterations" in out
+    assert all(name in out for name in ("median", "random", "convnet", "mnist-mini"))
+    assert {3, 1, 2021, 2} <= set(numbers(out))  # workers, Byzantine workers, seed, iterations
     assert list(tmp_path.iterdir()) == [], "without --out nothing is written"
 
 
@@ -61,21 +61,22 @@ def test_where_stderr_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a process that a notebook starts: colours may go there, a bar not
     _, _, err = call(capsys, *QUICK, "--iterations", "3")
     first, last = err.splitlines()  # of the first iteration, which compiles, nothing is told
-    assert re.fullmatch(r"2 of 3 iterations, about \d+ s left; loss \d\.\d{3}, accuracy -", first)
-    assert re.fullmatch(r"3 of 3 iterations, about 0 s left; loss \d\.\d{3}, accuracy 0\.\d{3}", last)
+    assert (numbers(first)[:2], numbers(last)[:2]) == ([2, 3], [3, 3])
+    assert len(numbers(last)) == len(numbers(first)) + 1  # the accuracy
+    assert 0 <= numbers(last)[-1] <= 1
 
 
 def test_a_run_with_out_leaves_its_records(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = call(capsys, *QUICK, "--seed", "7", "--lr", "0.01", "--out", str(tmp_path / "run"))
     assert code == 0
-    assert f"records in {tmp_path / 'run'}" in out
+    assert str(tmp_path / "run") in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert TrainConfig.from_json(json.dumps(config)) == TrainConfig(
         workers=3, byzantine=1, iterations=2, batch=4, rule="median", seed=7, lr=0.01
     )
     with (tmp_path / "run" / "curve.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert f"test accuracy {float(row['test_accuracy']):.4f}" in out
+    assert f"{float(row['test_accuracy']):.4f}" in out
 
 
 def test_options_of_rules_reach_the_rule(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,41 +102,36 @@ def test_options_of_rules_reach_the_rule(capsys: pytest.CaptureFixture[str], mon
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "pattern"),
     [
-        (["trian"], "command must be one of train, server, worker, "),
-        (["trian"], "did you mean 'train'?"),
-        (["train", "--lamda", "3"], "--lamda"),
-        (["train", "--workers", "many"], "many"),
-        (["train", "--workers", "0"], "workers must be an integer of at least 1; it is 0"),
-        (["train", "--byzantine", "15"], "byzantine must be less than workers=15; it is 15"),
-        (["train", "--rule", "best"], "best"),
+        (["trian"], r"^fa: command must be .*'trian'.*'train'"),
+        (["train", "--lamda", "3"], r"--lamda\b"),
+        (["train", "--workers", "many"], r"--workers\b.*'many'"),
+        (["train", "--workers", "0"], r"^fa: workers must be .*\b0\b"),
+        (["train", "--byzantine", "15"], r"^fa: byzantine must be .*\b15\b"),
+        (["train", "--rule", "best"], r"^fa: rule must be .*'best'"),
         (["train", "--rule", "median", "--m", "8"], "'m'"),
-        (["train", "--attack", "lie"], "attack must be one of random"),
-        (["train", "--dataset", "mnits"], "mnits"),
-        (["train", "--model", "convnot"], "convnot"),
-        (["train", "--device", "abacus"], "device must be cpu, or cuda, cuda:0 and so on; it is 'abacus'"),
-        (["train", "--threads", "0"], "--threads"),
-        ([*QUICK, "--rule", "bulyan"], "p >= 4f + 3; here p = 3"),
+        (["train", "--attack", "lie"], r"^fa: attack must be .*'lie'"),
+        (["train", "--dataset", "mnits"], r"^fa: dataset must be .*'mnits'"),
+        (["train", "--model", "convnot"], r"^fa: model must be .*'convnot'"),
+        (["train", "--device", "abacus"], r"^fa: device must be .*'abacus'"),
+        (["train", "--threads", "0"], r"--threads\b.*\b0\b"),
+        ([*QUICK, "--rule", "bulyan"], r"^fa: bulyan\b.*\b4f \+ 3\b.*\b3\b"),
     ],
 )
-def test_a_users_error_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+def test_a_users_error_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], pattern: str) -> None:
     code, out, err = call(capsys, *arguments)
-    assert (code, out) == (2, "")
-    assert err.startswith("fa: ")
-    assert words in err
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
+    assert out == ""
+    check_refusal(code, err, pattern)
 
 
 def test_an_occupied_directory_is_refused_before_training(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("the run had begun"))
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained"))
     code, _, err = call(capsys, *QUICK, "--out", str(tmp_path))
-    assert code == 2
-    assert err == f"fa: out must be empty: it holds files already; it is {str(tmp_path)!r}\n"
+    check_refusal(code, err, rf"^fa: out must be .*{re.escape(repr(str(tmp_path)))}")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -166,33 +162,26 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str], name: str) -
 
 
 WITHOUT_TORCH = """
-import sys
+import json, sys
 from fa.cli import main
 
-try:
-    main()
-finally:
-    print("torch" in sys.modules, file=sys.stderr)
+for arguments in json.loads(sys.argv[1]):
+    try:
+        main(arguments.split())
+    except SystemExit as leaving:
+        print(json.dumps([arguments, leaving.code, "torch" in sys.modules]), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        *((f"{name} --help", 0) for name in cli.COMMANDS),
-        ("train --workers many", 2),
-        ("train --workers 0", 2),
-        ("train --sampling often", 2),
-        ("train --out /dev/null", 2),
-        ("sweep fig99", 2),
-        ("reproduce fig99", 2),
-    ],
-)
-def test_help_and_errors_do_not_wait_for_torch(arguments: str, expected: int) -> None:
-    """Loading torch takes seconds, which nobody wants to wait for to read which options there are."""
-    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments.split()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (expected, "False")
+def test_help_and_errors_do_not_wait_for_torch() -> None:
+    """Loading torch takes seconds. One process for all: after a command that loads it, all later ones are named."""
+    expected = {f"{name} --help": 0 for name in cli.COMMANDS}
+    wrong = ("train --workers many", "train --workers 0", "train --sampling often", "train --out /dev/null")
+    expected |= dict.fromkeys((*wrong, "sweep fig99", "reproduce fig99"), 2)
+    command = [sys.executable, "-c", WITHOUT_TORCH, json.dumps([*expected])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    results = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("[")]
+    assert results == [[arguments, code, False] for arguments, code in expected.items()]
 
 
 def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
@@ -209,6 +198,6 @@ def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
     finally:
         process.kill()
     *progress, last = err.splitlines()
-    assert (process.returncode, out, last) == (130, "", "fa: interrupted")
-    assert all("iterations, about" in line for line in progress), err
+    assert (process.returncode, out, last[:4]) == (130, "", "fa: ")
+    assert all(numbers(line)[1] == 100_000 for line in progress), err
     assert list(tmp_path.iterdir()) == []

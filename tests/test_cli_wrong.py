@@ -4,6 +4,7 @@ nothing left behind.
 
 import importlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from fa import cli
+from tests.texts import check_refusal
 
 QUICK = "--workers 3 --byzantine 1 --iterations 1 --batch 4 --rule median --threads 1"
 ARGUMENTS = {  # of each command, so that all but one are right
@@ -128,7 +130,7 @@ def test_a_wrong_value_is_told_in_a_line_or_two(
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-@pytest.mark.parametrize("extra", ["--no-such-option", "one too many"])
+@pytest.mark.parametrize("extra", ["--no-such-option", "surplus"])
 def test_what_a_command_does_not_take_is_told(
     name: str, extra: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -156,31 +158,26 @@ def test_a_place_where_nothing_may_be_written_is_told(place: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "pattern"),
     [
-        ("train --workers 4", r"byzantine must be given with --workers 4: its default is 3, of which p > 2f does not"),
-        (
-            "train --workers 4 --byzantine 1 --checkpoint none/kept",
-            "checkpoint must be a file in a folder that is there",
-        ),
-        ("train --workers 99999999999999999999 --byzantine 1 --iterations 1", "workers must be few enough"),
-        ("train --workers 4 --byzantine 2 --rule median", "median needs p > 2f; here p = 4 gradients and f = 2"),
+        ("train --workers 4", r"^fa: byzantine must be .*\b4\b.*\b3\b"),
+        ("train --workers 4 --byzantine 1 --checkpoint none/kept", r"^fa: checkpoint must be .*\bnone/kept\b"),
+        ("train --workers 99999999999999999999 --byzantine 1 --iterations 1", r"^fa: workers must be .*\b9{20}\b"),
+        ("train --workers 4 --byzantine 2 --rule median", r"^fa: median\b.*\b2f\b.*\b4\b.*\b2\b"),
     ],
 )
 def test_it_says_what_does_not_hold(
-    arguments: str, words: str, place: Path, capsys: pytest.CaptureFixture[str]
+    arguments: str, pattern: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as leaving:
         cli.main(arguments.split())
-    told = capsys.readouterr().err
-    assert words in told
-    assert told.count("\n") == 1
+    check_refusal(leaving.value.code, capsys.readouterr().err, pattern)
     assert not (place / "none").exists()
 
 
 def test_held_out_images_are_not_called_test_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", *QUICK.split(), "--validation", "0.1"])
-    said = capsys.readouterr().out
-    assert "validation accuracy 0." in said
-    assert "test accuracy" not in said
+    result = capsys.readouterr().out
+    assert re.search(r"\bvalidation\b", result)
+    assert not re.search(r"\btest\b", result)

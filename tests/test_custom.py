@@ -1,5 +1,6 @@
 """Rules and attacks of the user's own, from a file or an installed package, wherever a name is taken."""
 
+import re
 import sys
 from dataclasses import replace
 from importlib.metadata import EntryPoint
@@ -18,6 +19,8 @@ from fa.experiments.store import RunStore
 from fa.rules import Mean
 from fa.training import TrainConfig, train
 from fa.training.checkpoint import Checkpoint
+from fa.training.records import USED
+from tests.texts import check_refusal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RULE = f"{EXAMPLES / 'geometric_median.py'}:GeometricMedian"
@@ -47,7 +50,7 @@ def test_the_geometric_median_is_that() -> None:
     best = scipy.optimize.minimize(cost, G.mean(axis=0), method="BFGS").x
     found = fa.aggregate(G, RULE, f=3, iterations=500)
     np.testing.assert_allclose(found, best, atol=1e-3)
-    with pytest.raises(ValueError, match=r"geometric_median needs p > 2f; here p = 9 gradients and f = 5"):
+    with pytest.raises(ValueError, match=r"^geometric_median\b.*\b2f\b.*\b9\b.*\b5\b"):
         fa.aggregate(G, RULE, f=5)
 
 
@@ -79,49 +82,49 @@ class MyRule(fa.Rule):
 
 def test_weights_that_are_not_finite_are_refused(file: Path) -> None:
     file.write_text(OWN.replace("WEIGHT", "np.nan"))
-    with pytest.raises(ValueError, match="the weights that mine decides must be finite numbers; it is"):
+    with pytest.raises(ValueError, match=r"\bweights\b.*\bmine\b.*\bnan\b"):
         fa.make_rule(f"{file}:MyRule")(torch.eye(4))
 
 
 def test_an_attack_that_writes_into_honest_rows_is_refused(file: Path) -> None:
     for write in ("G.zero_()", "G[3].fill_(float('nan'))", "G[:, 2].neg_()"):
         file.write_text(f"from fa.attacks import Attack\nMINE = Attack('mine', False, lambda G, *_: {write})\n")
-        with pytest.raises(ValueError, match="attack must be one that writes the faulty workers' rows alone"):
+        with pytest.raises(ValueError, match=r"^attack must be .*'mine'"):
             make_attack(f"{file}:MINE").apply(torch.ones(4, 3), range(1), seed=0, iteration=0)
 
 
 def test_a_name_that_is_none_tells_of_files_and_libraries() -> None:
     for make in (fa.make_rule, make_attack):
-        with pytest.raises(ValueError, match=r"or FILE.py:NAME for one of your own, or byzfl:NAME; it is 'my_rule.py'"):
+        with pytest.raises(ValueError, match=r"FILE\.py:NAME.*byzfl:NAME.*'my_rule\.py'"):
             make("my_rule.py")
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "message"),
+    ("text", "name", "pattern"),
     [
-        ("x = 1\n", "MyRule", r"my_rule.py defines nothing, and not 'MyRule'"),
-        ("class Other: pass\n", "MyRule", r"my_rule.py defines Other, and not 'MyRule'"),
-        ("class MyRule: pass\n", "MyRule", r"rule must be a class that is a fa.Rule; it is '.*my_rule.py:MyRule'"),
-        ("x = 1\ny = 1 / 0\n", "x", r"my_rule.py, line 2: ZeroDivisionError: division by zero"),
-        ("x = (\n", "x", r"my_rule.py, line 1: SyntaxError: '\(' was never closed"),
-        (OWN.replace("    name = 'mine'\n", ""), "MyRule", r"rule must be a class that says how it is called"),
-        (OWN.replace("decide", "decode"), "MyRule", r"rule must be a class that has decide"),
-        ("import no_such_module\n", "x", r"my_rule.py, line 1: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("x = 1\n", "MyRule", r"my_rule\.py\b.*'MyRule'"),
+        ("class Other: pass\n", "MyRule", r"my_rule\.py\b.*\bOther\b.*'MyRule'"),
+        ("class MyRule: pass\n", "MyRule", r"^rule must be .*my_rule\.py:MyRule'"),
+        ("x = 1\ny = 1 / 0\n", "x", r"my_rule\.py\b.*\b2\b.*ZeroDivisionError"),
+        ("x = (\n", "x", r"my_rule\.py\b.*\b1\b.*SyntaxError"),
+        (OWN.replace("    name = 'mine'\n", ""), "MyRule", r"^rule must be .*my_rule\.py:MyRule'"),
+        (OWN.replace("decide", "decode"), "MyRule", r"^rule must be .*\bdecide\b.*my_rule\.py:MyRule'"),
+        ("import no_such_module\n", "x", r"my_rule\.py\b.*\b1\b.*ModuleNotFoundError.*'no_such_module'"),
     ],
 )
-def test_what_is_wrong_is_told_with_file_and_line(file: Path, text: str, name: str, message: str) -> None:
+def test_what_is_wrong_is_told_with_file_and_line(file: Path, text: str, name: str, pattern: str) -> None:
     file.write_text(text)
-    known = set(sys.modules)
-    with pytest.raises(ValueError, match=message):
+    before = set(sys.modules)
+    with pytest.raises(ValueError, match=pattern):
         fa.make_rule(f"{file}:{name}")
-    if "cannot be loaded" in message:
-        assert set(sys.modules) == known
+    if "Error" in pattern:  # a file that fails while it runs is no module
+        assert not {module for module in set(sys.modules) - before if "my_rule" in module}
 
 
 def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match=r"no/rule.py must be a file, as in ./my_rule.py:MyRule; there is none in no"):
+    with pytest.raises(ValueError, match=r"^no/rule\.py must be "):
         fa.make_rule("no/rule.py:MyRule")
-    with pytest.raises(ValueError, match=r"attack must be a fa.attacks.Attack"):
+    with pytest.raises(ValueError, match=r"^attack must be .*shifted_mean\.py:write"):
         make_attack(f"{EXAMPLES / 'shifted_mean.py'}:write")
 
 
@@ -131,9 +134,9 @@ def test_installed_packages_bring_rules_and_attacks(monkeypatch: pytest.MonkeyPa
         custom, "entry_points", lambda group, name: [p for p in [brought[group]] if p and p.name == name]
     )
     assert type(fa.make_rule("theirs")) is Mean
-    with pytest.raises(ValueError, match=r"rule must be one of mean, .*; it is 'nobodys'"):
+    with pytest.raises(ValueError, match=r"^rule must be .*'nobodys'"):
         fa.make_rule("nobodys")
-    with pytest.raises(ValueError, match=r"attack must be one of random, .*; it is 'theirs'"):
+    with pytest.raises(ValueError, match=r"^attack must be .*'theirs'"):
         make_attack("theirs")
 
 
@@ -155,10 +158,9 @@ def test_a_changed_file_is_another_run(file: Path, tmp_path: Path) -> None:
 def test_a_run_with_both(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     short = {"workers": 5, "byzantine": 1, "iterations": 2, "batch": 4}
     run = train(TrainConfig(rule=RULE, attack=ATTACK, **short))
-    assert {row.status for row in run.workers} == {"used"}
+    assert {row.status for row in run.workers} == {USED}
     assert run.curve != train(TrainConfig(rule="mean", attack=ATTACK, **short)).curve
     with pytest.raises(SystemExit) as ended:
         main(["train", "--rule", str(tmp_path / "none.py:Rule"), "--iterations", "1"])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith(f"fa: {tmp_path / 'none.py'} must be a file")
+    check_refusal(ended.value.code, capsys.readouterr().err, re.escape(str(tmp_path / "none.py")))
     assert ATTACK not in ATTACKS

@@ -1,8 +1,11 @@
 """Data sets, the cache, fetching from faked sources, and minibatches against loops; nothing here needs a network."""
 
+import errno
 import gzip
 import io
 import json
+import os
+import re
 import shutil
 import socket
 import subprocess
@@ -28,6 +31,7 @@ from fa.data.batches import crop_flip, minibatch, normalise, random_crop_flip
 from fa.data.dataset import ARRAYS, Dataset, MissingDataError, content_checksum, hold_out
 from fa.data.sources import Files, Package, Report, Source, SourceError
 from fa.sampling import SAMPLINGS
+from tests.texts import check_refusal
 
 Arrays = dict[str, np.ndarray]
 
@@ -107,7 +111,7 @@ def test_the_checksum_sees_every_change() -> None:
 
 def test_an_unknown_name_is_an_error_with_the_near_one() -> None:
     for call in (data.load, data.fetch):
-        with pytest.raises(ValueError, match=r"dataset must be one of mnist-mini, .*'mnits' \(did you mean 'mnist"):
+        with pytest.raises(ValueError, match=r"^dataset must be .*'mnits'.*'mnist"):
             call("mnits")
 
 
@@ -181,7 +185,8 @@ def test_what_is_fetched_can_be_loaded(tmp_path: Path, known: Arrays) -> None:
 def test_missing_data_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingDataError) as caught:
         data.load("mnist", tmp_path)
-    assert str(caught.value) == f"mnist is not in {tmp_path}: run `fa data fetch mnist`"
+    assert str(tmp_path) in str(caught.value)
+    assert "`fa data fetch mnist`" in str(caught.value)
 
 
 def truncated(path: Path) -> None:
@@ -205,7 +210,9 @@ def test_a_damaged_copy_is_noticed_and_fetched_anew(
 ) -> None:
     folder = data.fetch("mnist", tmp_path, progress=False)
     harm(folder / file)
-    with pytest.raises(MissingDataError, match=r"mnist in .* is damaged \(.*\): run `fa data fetch mnist`"):
+    with pytest.raises(
+        MissingDataError, match=f"{re.escape(str(folder))}|{re.escape(str(tmp_path))}.*`fa data fetch mnist`"
+    ):
         data.load("mnist", tmp_path)
     data.fetch("mnist", tmp_path, progress=False)
     assert content_checksum(store.read(folder)) == content_checksum(known)
@@ -228,12 +235,13 @@ def test_sources_are_tried_in_turn(
     monkeypatch.setitem(sources.SOURCES, "mnist", (first, second, gives(known, "right", calls)))
     data.fetch("mnist", tmp_path)
     assert calls == ["other", "right"]
-    said = capsys.readouterr()
-    assert said.out == ""
-    lines = said.err.splitlines()
-    assert lines[0] == "no mnist from near: no network"
-    assert lines[1].startswith("no mnist from other: the content's SHA-256 is ")
-    assert lines[2] == "mnist from right"
+    output = capsys.readouterr()
+    assert output.out == ""
+    first_line, second_line, last_line = output.err.splitlines()
+    assert re.search(r"\bnear\b.*no network", first_line)
+    assert "other" in second_line
+    assert content_checksum(known) in second_line
+    assert "right" in last_line
 
 
 @pytest.mark.usefixtures("known")
@@ -242,12 +250,14 @@ def test_when_no_source_has_it_nothing_is_left(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setitem(sources.SOURCES, "mnist", tried)
     with pytest.raises(data.FetchError) as caught:
         data.fetch("mnist", tmp_path, progress=False)
-    assert str(caught.value) == "mnist could not be fetched; near: no network; far: no program"
+    assert re.search(r"\bmnist\b.*\bnear\b.*no network.*\bfar\b.*no program", str(caught.value))
     assert visible(tmp_path) == []
 
 
 @pytest.mark.usefixtures("known")
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device"), ZeroDivisionError()])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ZeroDivisionError()]
+)
 @pytest.mark.parametrize("moment", ["source", "save", "read", "rename"])
 def test_an_interrupted_fetch_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, moment: str
@@ -407,18 +417,18 @@ def test_a_package_that_is_not_the_right_one_is_refused(tmp_path: Path) -> None:
     cut.parent.mkdir()
     cut.write_bytes(archive.read_bytes()[:-60])
     empty = (sys.executable, "-c", "pass")
-    failing = (sys.executable, "-c", "import sys; sys.exit('npm error code E404')")
+    failing = (sys.executable, "-c", "import sys; sys.exit('npm ERR E404')")
     cases = [
-        (package(copying(archive), files, **{label: "0" * 64}), f"the SHA-256 of {label} is "),
-        (package(copying(tgz(tmp_path / "digits-2.0.tgz", without)), files), f"does not hold {label}"),
-        (package(copying(cut), files), r"digits-1\.0\.tgz cannot be unpacked"),
-        (package(empty, files), "left 0 files"),
-        (package(failing, files), "failed: npm error code E404"),
-        (package(("no-such-program-here",), files), "there is no program 'no-such-program-here'"),
+        (package(copying(archive), files, **{label: "0" * 64}), f"{label}.*{'0' * 64}"),
+        (package(copying(tgz(tmp_path / "digits-2.0.tgz", without)), files), rf"digits-2\.0\.tgz.*{label}"),
+        (package(copying(cut), files), r"digits-1\.0\.tgz"),
+        (package(empty, files), r"\b0\b.*digits-\*\.tgz"),
+        (package(failing, files), "npm ERR E404"),
+        (package(("no-such-program-here",), files), "'no-such-program-here'"),
     ]
-    for number, (source, message) in enumerate(cases):
+    for number, (source, pattern) in enumerate(cases):
         (tmp_path / str(number)).mkdir()
-        with pytest.raises(SourceError, match=message) as caught:
+        with pytest.raises(SourceError, match=pattern) as caught:
             source.take(tmp_path / str(number), silent)
         assert "\n" not in str(caught.value)
 
@@ -463,9 +473,9 @@ class Downloads:
     def __init__(self, root: Path, train: bool, download: bool) -> None:
         assert download
         assert socket.getdefaulttimeout() == sources.TIMEOUT
-        print("Downloading, with much noise")
-        print("more of it", file=sys.stderr)
-        warnings.warn("and a warning", stacklevel=1)
+        print("noise")
+        print("noise", file=sys.stderr)
+        warnings.warn("noise", stacklevel=1)
         part = "train" if train else "test"
         self.targets: Any = self.arrays[f"{part}_labels"].tolist()
         self.data = self.pixels(self.arrays[f"{part}_images"])
@@ -501,7 +511,7 @@ def test_torchvision_without_a_network_fails_in_one_line(
     """torchvision itself runs here: only the connection is taken from it."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise OSError("no network in this test")
+        raise OSError("no network")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     for dataset in ("MNIST", "FashionMNIST", "CIFAR10"):
@@ -529,7 +539,7 @@ def test_held_out_images_take_the_place_of_the_test_images_and_are_not_trained_o
     again = hold_out(digits, 0.2)
     assert torch.equal(again.test_images, kept.test_images)
     for share in (1e-5, 0.99999):
-        with pytest.raises(ValueError, match="validation must be a share that keeps some of 10000 training images"):
+        with pytest.raises(ValueError, match=f"^validation must be .*{share}"):
             hold_out(digits, share)
 
 
@@ -574,26 +584,28 @@ def test_tiny_imagenet_from_its_folder(tiny: Path, monkeypatch: pytest.MonkeyPat
 
 def test_tiny_imagenet_that_is_not_right(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FA_TINY_IMAGENET", raising=False)
-    with pytest.raises(MissingDataError, match="set FA_TINY_IMAGENET to the folder"):
+    with pytest.raises(MissingDataError, match="FA_TINY_IMAGENET"):
         data.load("tiny-imagenet")
-    with pytest.raises(MissingDataError, match=r"wnids\.txt is missing: set FA_TINY_IMAGENET"):
+    with pytest.raises(
+        MissingDataError, match=rf"{re.escape(str(tiny / 'train'))}\b.*\bwnids\.txt\b.*FA_TINY_IMAGENET"
+    ):
         data.load("tiny-imagenet", tiny / "train")
     image = tiny / "train" / "n01" / "images" / "n01_1.JPEG"
     content = image.read_bytes()
     Image.new("RGB", (32, 64)).save(image)
-    with pytest.raises(ValueError, match=r"n01_1\.JPEG has the shape"):
+    with pytest.raises(ValueError, match=r"\bn01_1\.JPEG\b.*\(3, 64, 32\).*\(3, 64, 64\)"):
         data.load("tiny-imagenet", tiny)
     image.write_bytes(content[:100])
-    with pytest.raises(ValueError, match=r"n01_1\.JPEG cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"\bn01_1\.JPEG\b"):
         data.load("tiny-imagenet", tiny)
     image.write_bytes(content)
     (tiny / "wnids.txt").write_text("n03\nn01\n")
-    with pytest.raises(ValueError, match="names the class 'n02'"):
+    with pytest.raises(ValueError, match=r"\bval_annotations\.txt\b.*'n02'"):
         data.load("tiny-imagenet", tiny)
     for wnid in ("n03", "n01"):
         shutil.rmtree(tiny / "train" / wnid)
     (tiny / "val" / "val_annotations.txt").write_text("")
-    with pytest.raises(ValueError, match="holds no train images"):
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tiny))}\b.*\btrain\b"):
         data.load("tiny-imagenet", tiny)
 
 
@@ -680,19 +692,19 @@ def test_cycled_crops_are_drawn_once_for_each_image(coloured: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "pattern"),
     [
-        ({"batch": 0}, "batch must be an integer of at least 1; it is 0"),
-        ({"batch": 41}, "batch must be at most 40, the images of the training set; it is 41"),
-        ({"batch": 11, "sampling": "cycled"}, "batch must be at most 10, the images of a worker's slice; it is 11"),
-        ({"worker": 4}, "worker must be less than workers = 4; it is 4"),
-        ({"worker": -1}, "worker must be an integer of at least 0"),
-        ({"iteration": -1}, "iteration must be an integer of at least 0"),
-        ({"sampling": "randon"}, r"sampling must be one of random, cycled; it is 'randon' \(did you mean 'random'\?\)"),
+        ({"batch": 0}, r"^batch must be .*\b0\b"),
+        ({"batch": 41}, r"^batch must be .*\b40\b.*\b41\b"),
+        ({"batch": 11, "sampling": "cycled"}, r"^batch must be .*\b10\b.*\b11\b"),
+        ({"worker": 4}, r"^worker must be .*\b4\b.*\b4\b"),
+        ({"worker": -1}, r"^worker must be .*-1\b"),
+        ({"iteration": -1}, r"^iteration must be .*-1\b"),
+        ({"sampling": "randon"}, r"^sampling must be .*'randon'.*'random'"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(coloured: Dataset, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_drawn_is_refused(coloured: Dataset, changes: dict[str, Any], pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
         draw(coloured, **changes)
 
 
@@ -767,7 +779,9 @@ def test_fetch_prints_the_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FA_DATA", str(tmp_path))
-    assert call(capsys, "fetch", "mnist") == (0, f"{tmp_path / 'mnist'}\n", "mnist from faked\n")
+    code, out, err = call(capsys, "fetch", "mnist")
+    assert (code, out) == (0, f"{tmp_path / 'mnist'}\n")
+    assert re.fullmatch(r".*\bfaked\b.*\n", err)
     assert call(capsys, "fetch", "mnist", "--quiet") == (0, f"{tmp_path / 'mnist'}\n", "")
     code, out, _ = call(capsys, "fetch", "mnist", "--quiet", "--root", str(tmp_path / "other"))
     assert (code, out) == (0, f"{tmp_path / 'other' / 'mnist'}\n")
@@ -789,13 +803,12 @@ def test_errors_of_the_command_are_one_line(
     monkeypatch.delenv("FA_TINY_IMAGENET", raising=False)
     monkeypatch.setitem(sources.SOURCES, "mnist", (fails(SourceError("no network"), "near"),))
     (tmp_path / "file").write_text("")
-    for arguments, words in (
-        (["fetch", "mnits"], "did you mean"),
-        (["fetch", "mnist", "--quiet", "--root", str(tmp_path)], "mnist could not be fetched; near: no network"),
-        (["fetch", "mnist", "--quiet", "--root", str(tmp_path / "file" / "x")], "Not a directory"),
-        (["fetch", "tiny-imagenet"], "set FA_TINY_IMAGENET"),
+    for arguments, pattern in (
+        (["fetch", "mnits"], r"^fa: dataset must be .*'mnits'"),
+        (["fetch", "mnist", "--quiet", "--root", str(tmp_path)], r"\bmnist\b.*\bnear\b.*no network"),
+        (["fetch", "mnist", "--quiet", "--root", str(tmp_path / "file" / "x")], os.strerror(errno.ENOTDIR)),
+        (["fetch", "tiny-imagenet"], r"\btiny-imagenet\b.*\bFA_TINY_IMAGENET\b"),
     ):
         code, out, err = call(capsys, *arguments)
-        assert (code, out, err.count("\n")) == (2, "", 1)
-        assert err.startswith("fa: ")
-        assert words in err
+        assert out == ""
+        check_refusal(code, err, pattern)

@@ -2,7 +2,6 @@
 
 import copy
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from fa import make_rule
 from fa.training import ddp
 from tests.groups import in_processes
+from tests.texts import numbers
 
 P = 4
 ROOT = Path(__file__).parents[1]
@@ -95,17 +95,17 @@ def work(rank: int, p: int, folder: Path) -> None:
 
 
 def refuses(rank: int) -> None:
-    with pytest.raises(ValueError, match="model must be a DistributedDataParallel; it is 'Net'"):
+    with pytest.raises(ValueError, match=r"^model must be .*'Net'"):
         ddp.register(Net(False), "fa")
-    with pytest.raises(ValueError, match="bulyan needs p >= 4f"):
+    with pytest.raises(ValueError, match=r"^bulyan\b.*\b4f\b.*\b4\b.*\b1\b"):
         ddp.register(parallel(), make_rule("bulyan", f=1))
-    with pytest.raises(ValueError, match="regularizer must be 'pairwise' or 'group'"):
+    with pytest.raises(ValueError, match=r"^regularizer must be .*'l1'"):
         ddp.register(parallel(), make_rule("fa", lam=1.0, regularizer="l1"))
     model = parallel()
     ddp.register(model, make_rule("multi_krum"))
     if rank > 1:
         model.module.layers[0].bias.register_hook(lambda g: torch.full_like(g, torch.inf))
-    with pytest.raises(ValueError, match=r"multi_krum needs .*2 of 4 left out"):
+    with pytest.raises(ValueError, match=r"^multi_krum\b.*\b2\b.*\b4\b"):
         loss(model, rank, 0).backward()
 
 
@@ -148,6 +148,7 @@ def test_the_example_runs_under_torchrun() -> None:
         cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    accuracy = re.search(r"multi_krum: test accuracy (0\.\d{3}) after 30 iterations", done.stdout)
-    assert accuracy is not None, done.stdout
-    assert float(accuracy[1]) > 0.2
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("multi_krum"))
+    accuracy, iterations = numbers(line)
+    assert iterations == 30
+    assert 0.2 < accuracy <= 1

@@ -1,6 +1,7 @@
 """The picture of a run: what every rule records of its decisions, and that the picture shows it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from PIL import Image
 import fa
 from fa.cli import cli, main
 from fa.experiments import diagnostics
+from fa.rules.base import NOT_FINITE
 from fa.training import TrainConfig, train
 from fa.training.record_schema import SCHEMA_VERSION
+from fa.training.records import USED
+from tests.texts import check_refusal, numbers
 
 SHORT = {"workers": 11, "byzantine": 2, "iterations": 3, "batch": 4, "attack": "random"}
 KRUM = {"preaggregators": ("krum", "median_norm")}
@@ -72,48 +76,55 @@ def test_the_picture_shows_numbers_faulty_workers_and_who_was_left_out(tmp_path:
     figure = diagnostics.draw(read)
     maps = [axes for axes in figure.axes if axes.images]
     weight, value = (axes.get_title() for axes in maps)
-    assert weight.startswith("weight, of the sum of sizes (a gradient counts by its weight times its norm")
-    assert value == "explained variance $v_i$"
+    assert weight.startswith("weight")
+    assert "$v_i$" in value
     np.testing.assert_allclose(maps[0].images[0].get_array(), read.grid("share"))
     np.testing.assert_allclose(maps[1].images[0].get_array(), read.grid("value"))
-    assert [label.get_text() for label in maps[0].get_yticklabels()][:3] == ["0, faulty", "1, faulty", "2"]
+    labels = [label.get_text() for label in maps[0].get_yticklabels()]
+    assert {worker for worker, label in enumerate(labels) if label != str(worker)} == {0, 1}  # the faulty ones
     (patch,) = maps[0].patches
     cells = {(x, y) for (y, x) in zip(*np.nonzero(read.grid("reason").to_numpy() != ""), strict=True)}
     shape = read.grid("reason").shape
     inside = {(x, y) for y in range(shape[0]) for x in range(shape[1]) if patch.get_path().contains_point((x + 1, y))}
     assert inside == cells != set()
-    assert "fa, preaggregators = ['krum', 'median_norm']; 11 workers, 2 faulty (random)" in figure.get_suptitle()
+    title = figure.get_suptitle()
+    assert all(name in title for name in ("fa", *KRUM["preaggregators"], "random"))
+    assert {11, 2} <= set(numbers(title))
+    assert "\n" not in title
 
 
 def test_a_rule_of_coordinates_says_that_it_has_no_weights(tmp_path: Path) -> None:
     figure = diagnostics.draw(run(tmp_path, "bulyan"))
     (only,) = [axes for axes in figure.axes if axes.images]
-    assert only.get_title() == "status"
+    assert not only.get_title().startswith("weight")
     assert only.patches
-    assert "Of whole gradients this rule tells who was used, and no weight" in figure.get_suptitle()
+    assert len(figure.get_suptitle().splitlines()) == 2  # the second line says so
 
 
 def test_reasons_are_told_apart(tmp_path: Path) -> None:
-    run(tmp_path, "multi_krum")
+    workers = run(tmp_path, "multi_krum").workers
+    (score,) = set(workers["reason"]) - {""}
+    (status,) = set(workers["status"]) - {USED}
     file = tmp_path / "run" / "workers.csv"
     lines = file.read_text().splitlines()
-    lines[1:5] = [f"1,{w},none,none,left out: {why}" for w, why in enumerate(("NaN or Inf", "a", "b", "NaN or Inf"))]
-    lines[5] += "; 6 of 61 datagrams lost"
+    reasons = (NOT_FINITE, "a", "b", NOT_FINITE)
+    lines[1:5] = [f"1,{w},none,none,{status.replace(score, reason)}" for w, reason in enumerate(reasons)]
+    lines[5] += "; 6 lost"
     file.write_text("\n".join(lines) + "\n")
     read = diagnostics.read(tmp_path / "run")
     hatches = diagnostics._hatches(read)
-    assert list(hatches)[:2] == ["not among the 7 best scores", "NaN or Inf"]
-    assert hatches["a"] == hatches["b"] != hatches["NaN or Inf"]
+    assert list(hatches)[:2] == [score, NOT_FINITE]
+    assert hatches["a"] == hatches["b"] != hatches[NOT_FINITE]
     labels = [handle.get_label() for handle in diagnostics._legend(read)]
-    assert labels == ["left out: not among the 7 best scores", "left out: NaN or Inf", "left out: a; b"]
+    assert all(label.endswith(end) for label, end in zip(labels, (score, NOT_FINITE, "a; b"), strict=True))
     diagnostics.draw(read)
 
 
 def test_a_place_that_is_none_is_told(tmp_path: Path) -> None:
     run(tmp_path, "median")
-    command = ["plot", str(tmp_path / "run"), "--out", str(tmp_path / "none" / "run.png")]
-    with pytest.raises(ValueError, match="--out must be a file in a folder that is there"):
-        CliRunner().invoke(cli, command, catch_exceptions=False)
+    place = str(tmp_path / "none" / "run.png")
+    with pytest.raises(ValueError, match=f"^--out must be .*{re.escape(place)}"):
+        CliRunner().invoke(cli, ["plot", str(tmp_path / "run"), "--out", place], catch_exceptions=False)
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,14 +139,11 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (newer / "config.json").write_text(json.dumps(described | {"schema_version": 99}))
     del described["config"]["byzantine"]
     (tmp_path / "run" / "config.json").write_text(json.dumps(described))
-    later = f": it is by a later release of fa (schema_version 99; this one knows {SCHEMA_VERSION}): update fa, "
-    later += "or take another folder"
-    for folder, message in (
-        (newer, later),
-        (tmp_path / "run", " must hold a run's records as they were written; 'byzantine' is amiss"),
-        (tmp_path, " must be a run's folder, as fa train --out leaves it; there is no curve.csv in it"),
+    for folder, pattern in (
+        (newer, rf"\b99\b.*\b{SCHEMA_VERSION}\b"),
+        (tmp_path / "run", "'byzantine'"),
+        (tmp_path, r"\bcurve\.csv\b"),
     ):
         with pytest.raises(SystemExit) as ended:
             main(["plot", str(folder)])
-        assert ended.value.code == 2
-        assert capsys.readouterr().err == f"fa: {folder}{message}\n"
+        check_refusal(ended.value.code, capsys.readouterr().err, f"^fa: {re.escape(str(folder))}\\b.*{pattern}")

@@ -14,6 +14,7 @@ from fa.attacks import ATTACKS
 from fa.experiments import explore_view
 from fa.experiments.explore import FORMULATIONS, MEANS, PRINCIPAL, Setting, gradients, scene
 from fa.experiments.explore_view import SETTINGS, draw, show, static
+from fa.experiments.style import VARIANTS
 from tests import reference
 
 RULE = f"{Path(__file__).parents[1] / 'examples' / 'geometric_median.py'}:GeometricMedian"
@@ -53,7 +54,7 @@ def test_a_scene_is_what_the_rules_say(pool: torch.Tensor, formulation: str) -> 
     assert [landing.variant for landing in shown.landings[1:]] == [
         "multi_krum", "median", "meamed", "phocas", "trimmed_mean", "mean", "mean_unit"
     ]  # fmt: skip
-    assert list(shown.refused) == ["Bulyan"]
+    assert list(shown.refused) == [VARIANTS["bulyan"].label]
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
@@ -77,7 +78,6 @@ def test_the_objective_is_that_of_the_basis_that_this_reading_finds(
 
 def test_the_plane_holds_both_means_and_keeps_lengths(pool: torch.Tensor) -> None:
     G, shown = sent(pool, SMALL), scene(pool, SMALL)
-    assert shown.axes[0] == "honest mean"
     assert shown.points[2:].mean(axis=0) == pytest.approx([float(G[2:].mean(dim=0).norm()), 0.0], abs=1e-4)
     faulty = shown.points[:2].mean(axis=0)
     assert np.linalg.norm(faulty) == pytest.approx(float(G[:2].mean(dim=0).norm()), rel=1e-5)
@@ -88,8 +88,9 @@ def test_the_plane_holds_both_means_and_keeps_lengths(pool: torch.Tensor) -> Non
 
 @pytest.mark.parametrize("setting", [replace(SMALL, f=0), replace(SMALL, attack="ipm"), replace(SMALL, attack="zero")])
 def test_where_the_faulty_mean_adds_nothing_the_plane_says_what_it_took(pool: torch.Tensor, setting: Setting) -> None:
-    shown = scene(pool, setting)
-    assert shown.axes == ("honest mean", "what the honest differ in most")
+    shown, usual = scene(pool, setting), scene(pool, SMALL)
+    assert shown.axes[0] == usual.axes[0]
+    assert shown.axes[1] != usual.axes[1]
     assert np.isfinite(shown.points).all()
     assert shown.points[:, 1].std() > 0.1
 
@@ -110,26 +111,26 @@ def test_every_attack_and_a_rule_of_ones_own_are_drawn(pool: torch.Tensor) -> No
     whole, near, names, values, shares, _ = figure.axes
     assert whole.get_aspect() == near.get_aspect() == 1
     texts = [text.get_text() for text in names.get_legend().get_texts()]
-    assert texts[0].startswith("FA, this package's default: ")
-    assert any(text.startswith("Geometric median: ") for text in texts)
+    for text, variant in ((texts[0], "fa_default"), (texts[-1], RULE)):
+        assert any(one.startswith(own.look(variant).label) for one in texts), text
     np.testing.assert_allclose([bar.get_height() for bar in values.patches], shown.values)
     assert [bar.get_hatch() is not None for bar in shares.patches] == [True] * 2 + [False] * 7
-    assert "bulyan needs p >= 4f + 3" in figure.get_suptitle()
+    assert shown.refused[VARIANTS["bulyan"].label] in figure.get_suptitle()
 
 
 def test_what_cannot_be_is_refused(pool: torch.Tensor) -> None:
-    for bad, message in (
-        ({"f": 15}, r"p must be an integer of at least 16; it is 15"),
-        ({"formulation": "written"}, r"formulation must be one of released, default, printed; it is 'written'"),
-        ({"plane": "flat"}, rf"plane must be one of {MEANS}, {PRINCIPAL}; it is 'flat'"),
+    for bad, pattern in (
+        ({"f": 15}, r"^p must be .*\b16\b.*\b15\b"),
+        ({"formulation": "written"}, r"^formulation must be .*'written'"),
+        ({"plane": "flat"}, rf"^plane must be .*{MEANS}.*{PRINCIPAL}.*'flat'"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=pattern):
             Setting(**bad)
-    with pytest.raises(ValueError, match=r"workers in the pool must be an integer of at least 31; it is 30"):
+    with pytest.raises(ValueError, match=r"\bpool must be .*\b31\b.*\b30\b"):
         scene(pool, Setting(p=31))
-    with pytest.raises(ValueError, match=r"m must be at most p = 3"):
+    with pytest.raises(ValueError, match=r"^m must be .*\b3\b.*\b8\b"):
         scene(pool, Setting(p=3, f=1))
-    with pytest.raises(ValueError, match="interactive must be True or False, written so for papermill too; it is 'fal"):
+    with pytest.raises(ValueError, match=r"^interactive must be .*'false'"):
         show(pool, "false")
 
 
@@ -194,13 +195,13 @@ def test_without_ipywidgets_there_are_pictures(
     monkeypatch.setattr(explore_view, "SETTINGS", SETTINGS[:1])
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert show(pool) is None
-    assert "sliders need ipywidgets" in capsys.readouterr().out
+    assert "ipywidgets" in capsys.readouterr().out
     static(pool)
     assert [image.data[:4] for image in displayed] == [b"\x89PNG"] * 2
 
 
 def test_its_sliders_are_widgets(pool: torch.Tensor) -> None:
-    widgets = pytest.importorskip("ipywidgets", reason="ipywidgets is not installed: pip install ipywidgets")
+    widgets = pytest.importorskip("ipywidgets", reason="pip install ipywidgets")
     box = show(pool)
     assert isinstance(box, widgets.VBox)
     p, f, m = box.children[0].children[:3]

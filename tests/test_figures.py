@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import statistics
 import subprocess
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
+from fa.checks import ConditionError
 from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, fig08, fig09, figure_module, style
-from fa.experiments.claims import Lead, accuracies, lead
+from fa.experiments.claims import HOLDS, IN_PART, NOT, UNTESTABLE, Lead, accuracies, lead
 from fa.experiments.curves import finish
 from fa.experiments.figure import provenance, save
 from fa.experiments.profiles import PROFILES, sized
@@ -23,6 +25,7 @@ from fa.experiments.study import Case, Results, Study, final_accuracies, last_po
 from fa.experiments.sweep import Outcome
 from fa.rules import make_rule
 from fa.training import TrainConfig
+from tests import texts
 
 
 def table(final: dict[tuple[str, int], float], seeds: tuple[int, ...] = (1, 2)) -> pd.DataFrame:
@@ -107,60 +110,66 @@ def test_figure_4_has_seven_rules_the_mean_and_the_readings_for_each_f() -> None
 def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
     study = make_study("figure", "smoke", [Case("bulyan", 3), Case("mean", 3)], workers=11)
     assert [cell.variant for cell in study.cells] == ["mean"]
-    assert list(study.gaps) == ["Bulyan, f = 3"]
-    assert study.gaps["Bulyan, f = 3"].startswith("bulyan needs p >= 4f + 3; here p = 11 gradients and f = 3")
-    assert study.title().endswith("\nleft out: bulyan needs p >= 4f + 3; here p = 11 gradients and f = 3")
+    ((case, reason),) = study.gaps.items()
+    assert case == str(Case("bulyan", 3))
+    with pytest.raises(ConditionError, match=re.escape(reason)):
+        make_rule("bulyan", f=3).check_workers(11)
+    assert texts.numbers(study.title().splitlines()[-1]) == texts.numbers(reason.partition(":")[0])
 
 
 def test_given_settings_replace_the_profiles() -> None:
     study = fig02.study("quick", seeds=[5, 6], iterations=7)
     assert {cell.config.seed for cell in study.cells} == {5, 6}
     assert {cell.config.iterations for cell in study.cells} == {7}
-    assert study.title().endswith("7 iterations, seeds 5, 6 (line: their mean; band: their range)")
-    with pytest.raises(ValueError, match=r"profile must be one of smoke, quick, cpu, paper; it is 'quik'.*'quick'"):
+    assert texts.numbers(study.title())[-3:] == [7, 5, 6]
+    with pytest.raises(ValueError, match=r"^profile must be .*'quik'.*'quick'"):
         fig02.study("quik")
 
 
 def test_a_notebook_names_the_profiles_that_it_has() -> None:
     assert sized({"smoke": 1, "quick": 2}, "quick") == 2
-    with pytest.raises(ValueError, match="profile must be one of smoke, quick; it is 'cpu'"):
+    with pytest.raises(ValueError, match=r"^profile must be .*\bsmoke\b.*\bquick\b.*'cpu'"):
         sized({"smoke": 1, "quick": 2}, "cpu")
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "pattern"),
     [
-        ({"seeds": []}, r"seeds must be a list of one seed or more; it is \[\]"),
-        ({"seeds": [-1]}, "seed must be an integer of at least 0; it is -1"),
-        ({"learning_rate": 0.1}, "a setting must be one of .*; it is 'learning_rate'"),
-        ({"itertions": None}, r"a setting must be one of .*; it is 'itertions' \(did you mean 'iterations'\?\)"),
-        ({"rule": "fa"}, "a setting must be one of .*; it is 'rule'"),
+        ({"seeds": []}, r"^seeds must be .*\[\]"),
+        ({"seeds": [-1]}, r"^seed must be .*-1\b"),
+        ({"learning_rate": 0.1}, r"\bsetting must be .*'learning_rate'"),
+        ({"itertions": None}, r"\bsetting must be .*'itertions'.*'iterations'"),
+        ({"rule": "fa"}, r"\bsetting must be .*'rule'"),
     ],
 )
-def test_a_setting_that_is_none_is_named(given: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_a_setting_that_is_none_is_named(given: dict[str, Any], pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
         fig04.study("smoke", **given)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_other_settings_than_the_profiles_do_not_write_over_its_figures(name: str, tmp_path: Path) -> None:
     study = figure_module(name).study
-    for profile in PROFILES:
-        as_it_is = {"lr": PROFILES[profile]["lr"], "device": "cuda"}
-        if (name, profile) != THREE_SEEDS[:2]:
-            as_it_is["seeds"] = list(PROFILES[profile]["seeds"])
-        assert study(profile).folder.name == study(profile, **as_it_is).folder.name == profile
-        for given in ({"lr": 0.3}, {"iterations": 7}, {"seeds": [1]}, {"dataset": "fashion-mnist"}, {"workers": 21}):
-            assert study(profile, **given).folder.name == f"{profile}-custom"
-            assert study(profile, tmp_path, **given).folder == tmp_path
+    own_seeds = {} if THREE_SEEDS[:2] == (name, "cpu") else {"seeds": list(PROFILES["cpu"]["seeds"])}
+    assert study("cpu").folder.name == "cpu"
+    assert study("cpu", lr=PROFILES["cpu"]["lr"], device="cuda", **own_seeds).folder.name == "cpu"
+    assert study("cpu", seeds=[1]).folder.name == "cpu-custom"
+    assert study("cpu", tmp_path, seeds=[1]).folder == tmp_path
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_other_setting_makes_the_figures_custom(profile: str) -> None:
+    assert fig02.study(profile).folder.name == profile
+    for given in ({"lr": 0.3}, {"iterations": 7}, {"seeds": [1]}, {"dataset": "fashion-mnist"}, {"workers": 21}):
+        assert fig02.study(profile, **given).folder.name == f"{profile}-custom"
 
 
 def test_chance_is_that_of_the_data_set() -> None:
     assert fig02.study("smoke").chance == 0.1
     assert fig02.study("smoke", dataset="tiny-imagenet").chance == 1 / 200
     numbers = table({("mean", f): accuracy for f, accuracy in enumerate((0.2, 0.08, 0.01, 0.01))})
-    assert verdicts(fig02.claims(numbers, 0.1)) == ["not testable here"]
-    assert verdicts(fig02.claims(numbers, 0.005)) == ["in part"]
+    assert verdicts(fig02.claims(numbers, 0.1)) == [UNTESTABLE]
+    assert verdicts(fig02.claims(numbers, 0.005)) == [IN_PART]
 
 
 def test_final_accuracies_are_over_the_seeds_of_the_last_iteration() -> None:
@@ -175,29 +184,29 @@ def test_final_accuracies_are_over_the_seeds_of_the_last_iteration() -> None:
 @pytest.mark.parametrize(
     ("accuracy", "expected"),
     [
-        ((0.9, 0.1, 0.1, 0.1), "reproduced"),
-        ((0.9, 0.5, 0.1, 0.1), "in part"),
-        ((0.9, 0.9, 0.8, 0.8), "not reproduced"),
-        ((0.1, 0.1, 0.1, 0.1), "not testable here"),
+        ((0.9, 0.1, 0.1, 0.1), HOLDS),
+        ((0.9, 0.5, 0.1, 0.1), IN_PART),
+        ((0.9, 0.9, 0.8, 0.8), NOT),
+        ((0.1, 0.1, 0.1, 0.1), UNTESTABLE),
     ],
 )
 def test_the_verdict_on_the_mean(accuracy: tuple[float, ...], expected: str) -> None:
     claims = fig02.claims(table({("mean", f): accuracy[f] for f in range(4)}), 0.1)
     assert verdicts(claims) == [expected]
-    assert f"f = 1: {accuracy[1]:.3f}" in claims[0].measured
+    assert set(accuracy) <= set(texts.numbers(claims[0].measured))
 
 
 def test_verdicts_on_the_rules_can_go_either_way() -> None:
-    yes, no = "reproduced", "not reproduced"
-    assert verdicts(fig04.claims(fig04_table(0.9, 0.5, 0.1), 0.1)) == [yes, yes, yes]
-    assert verdicts(fig04.claims(fig04_table(0.9, 0.85, 0.85), 0.1)) == [yes, no, no]
-    assert verdicts(fig04.claims(fig04_table(0.5, 0.9, 0.1), 0.1)) == [no, yes, no]
-    assert verdicts(fig04.claims(fig04_table(0.1, 0.12, 0.1), 0.1)) == ["not testable here"] * 3
+    assert verdicts(fig04.claims(fig04_table(0.9, 0.5, 0.1), 0.1)) == [HOLDS] * 3
+    assert verdicts(fig04.claims(fig04_table(0.9, 0.85, 0.85), 0.1)) == [HOLDS, NOT, NOT]
+    assert verdicts(fig04.claims(fig04_table(0.5, 0.9, 0.1), 0.1)) == [NOT, HOLDS, NOT]
+    assert verdicts(fig04.claims(fig04_table(0.1, 0.12, 0.1), 0.1)) == [UNTESTABLE] * 3
     one = fig04_table(0.9, 0.5, 0.1)
     one.loc[(one["variant"] == "median") & (one["f"] == 2) & (one["iteration"] == 20), "test_accuracy"] = 0.95
     claims = fig04.claims(one, 0.1)
-    assert verdicts(claims) == ["in part", yes, "in part"]
-    assert "f = 2: FA 0.900 (0.900 to 0.900), best other Median 0.950" in claims[0].measured
+    assert verdicts(claims) == [IN_PART, HOLDS, IN_PART]
+    assert {0.9, 0.95} <= set(texts.numbers(claims[0].measured))
+    assert style.VARIANTS["median"].label in claims[0].measured
 
 
 def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
@@ -207,16 +216,16 @@ def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
         assert len(fig04.draw(chosen, "title").axes) == 1
         return verdicts(fig04.claims(chosen, 0.1))
 
-    assert of_two(0.96) == ["not testable here"] * 2
-    assert of_two(0.9) == ["not testable here", "not reproduced"]  # with more rules it is not more
-    assert of_two(0.7) == ["not reproduced"] * 2
+    assert of_two(0.96) == [UNTESTABLE] * 2
+    assert of_two(0.9) == [UNTESTABLE, NOT]  # with more rules it is not more
+    assert of_two(0.7) == [NOT] * 2
     study = fig04.study("paper", seeds=[2021], variants=["fa", "multi_krum"], faulty=[3])
     assert [(cell.variant, cell.case.f) for cell in study.cells] == [("fa", 3), ("multi_krum", 3)]
     assert study.folder.name == "paper-custom"
     assert set(study.configs) < set(fig04.study("paper").configs)
-    with pytest.raises(ValueError, match=r"a variant must be one of fa, .*; it is 'krum'$"):
+    with pytest.raises(ValueError, match=r"\bvariant must be .*'krum'"):
         fig04.study("quick", variants=["krum"])
-    with pytest.raises(ValueError, match="a number of faulty workers must be 1, 2 or 3; it is 4"):
+    with pytest.raises(ValueError, match=r" must be .*\b1\b.*\b2\b.*\b3\b.*\b4\b"):
         fig04.study("quick", faulty=[4])
 
 
@@ -229,14 +238,15 @@ def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:
     assert its.p_value == pytest.approx(in_closed_form)
     assert its.margin == pytest.approx(0.02)
     assert its.better()
-    assert its.tested == f"f = 1: +0.020 (p = {its.p_value:.2g})"
+    assert its.where in its.tested
+    assert texts.numbers(its.tested)[1:] == [0.02, float(f"{its.p_value:.2g}")]
     assert not Lead("", [0.9, 0.7, 0.8], "median", [0.7, 0.75, 0.75]).better()  # ahead by .067, and not in every seed
     assert not Lead("", theirs, "median", ours).better()
     alone = Lead("f = 1", [0.8], "median", [0.7])
     assert alone.p_value is None
     assert alone.better()
     assert not alone.better(0.15)
-    assert alone.tested == "f = 1: +0.100"
+    assert texts.numbers(alone.tested)[1:] == [0.1]  # and no p
     assert Lead("", [0.8, 0.9], "median", [0.7, 0.8]).better()  # equal differences: no spread to divide by
 
 
@@ -266,19 +276,17 @@ def results(study: Study, folder: Path) -> Results:
     return Results(study, dict.fromkeys(study.configs, Outcome(study.configs[0], kept)), 1.0, (kept.description,) * 2)
 
 
-@pytest.mark.parametrize("name", ["fig02", "fig04"])
-def test_a_saved_figure_has_its_numbers_and_its_provenance(name: str, tmp_path: Path) -> None:
-    module = figure_module(name)
-    study = module.study("smoke")
+def test_a_saved_figure_has_its_numbers_and_its_provenance(tmp_path: Path) -> None:
+    study = fig02.study("smoke")
     numbers = table({(cell.variant, cell.config.byzantine): 0.5 for cell in study.cells})
     kept = results(study, tmp_path)
     digests = []
     for _ in range(2):
-        path = save(module.draw(numbers, study.title()), numbers, kept, module.claims(numbers, study.chance))
+        path = save(fig02.draw(numbers, study.title()), numbers, kept, fig02.claims(numbers, study.chance))
         written = sorted(path for path in tmp_path.iterdir() if path.is_file())
         digests.append([hashlib.sha256(p.read_bytes()).hexdigest() for p in written if p.suffix in (".png", ".pdf")])
     assert digests[0] == digests[1]  # the same numbers give the same bytes
-    stem = module.NAME
+    stem = fig02.NAME
     assert path.name == f"{stem}.png"
     names = [f"{stem}.claims.csv", f"{stem}.csv", f"{stem}.json", f"{stem}.pdf", f"{stem}.png"]
     assert [p.name for p in written] == names
@@ -315,7 +323,7 @@ def test_a_figure_names_its_commit_and_whether_more_than_figures_differs(
     git("init", "-q")
     git("add", ".")
     git("commit", "-q", "-m", "first")
-    (tmp_path / "figures" / "file").write_text("drawn anew")
+    (tmp_path / "figures" / "file").write_text("second")
     assert commit() == git("rev-parse", "HEAD")
     (tmp_path / "fa" / "file").write_text("changed")
     assert commit() == git("rev-parse", "HEAD") + "+"
@@ -348,50 +356,50 @@ def test_figure_5_and_6_draw_a_panel_for_each_size_with_all_rules() -> None:
 @pytest.mark.parametrize(
     ("ours", "expected"),
     [
-        ((0.8, 0.85, 0.9), ["reproduced", "reproduced"]),  # ahead, and more so
-        ((0.8, 0.8, 0.8), ["reproduced", "not reproduced"]),  # ahead, all alike
-        ((0.8, 0.65, 0.8), ["in part", "in part"]),
-        ((0.5, 0.6, 0.6), ["not reproduced", "in part"]),
-        ((0.8, 0.75, 0.705), ["in part", "not reproduced"]),  # the last lead is too small to count
+        ((0.8, 0.85, 0.9), [HOLDS, HOLDS]),  # ahead, and more so
+        ((0.8, 0.8, 0.8), [HOLDS, NOT]),  # ahead, all alike
+        ((0.8, 0.65, 0.8), [IN_PART, IN_PART]),
+        ((0.5, 0.6, 0.6), [NOT, IN_PART]),
+        ((0.8, 0.75, 0.705), [IN_PART, NOT]),  # the last lead is too small to count
     ],
 )
 def test_the_verdict_on_larger_batches(ours: tuple[float, ...], expected: list[str]) -> None:
     claims = fig05.claims(panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
     assert verdicts(claims) == expected
-    assert f"B = 64: FA {ours[2]:.3f}" in claims[0].measured
-    assert claims[1].measured.endswith("; 20/20/20 iterations")
+    assert set(ours) <= set(texts.numbers(claims[0].measured))
+    assert "20/20/20" in claims[1].measured
 
 
-@pytest.mark.parametrize(("ours", "expected"), [((0.8, 0.85, 0.9), "in part"), ((0.8, 0.8, 0.8), "not reproduced")])
+@pytest.mark.parametrize(("ours", "expected"), [((0.8, 0.85, 0.9), IN_PART), ((0.8, 0.8, 0.8), NOT)])
 def test_larger_batches_with_other_numbers_of_iterations_are_no_proof(ours: tuple[float, ...], expected: str) -> None:
     numbers = panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours})
     numbers.loc[numbers["batch"] == 64, "iteration"] //= 2
     claims = fig05.claims(numbers, 0.1)
-    assert verdicts(claims) == ["reproduced", expected]
-    assert claims[1].measured.endswith("; 20/20/10 iterations, so that batch alone may not be the reason")
+    assert verdicts(claims) == [HOLDS, expected]
+    assert "20/20/10" in claims[1].measured
 
 
 @pytest.mark.parametrize(
     ("ours", "expected"),
     [
-        ((0.7, 0.75, 0.9), ["reproduced", "reproduced"]),
-        ((0.695, 0.6, 0.695), ["in part", "in part"]),
-        ((0.6, 0.5, 0.4), ["not reproduced", "not reproduced"]),
+        ((0.7, 0.75, 0.9), [HOLDS, HOLDS]),
+        ((0.695, 0.6, 0.695), [IN_PART, IN_PART]),
+        ((0.6, 0.5, 0.4), [NOT, NOT]),
     ],
 )
 def test_the_verdict_on_more_workers(ours: tuple[float, ...], expected: list[str]) -> None:
     claims = fig06bcd.claims(panels_table("workers", (11, 13, 15), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
     assert verdicts(claims) == expected
-    assert f"p = 13: {ours[1]:.3f}" in claims[1].measured
-    assert "iterations" not in claims[1].measured
+    assert set(ours) <= set(texts.numbers(claims[1].measured))
+    assert "20/20/20" not in claims[1].measured
 
 
 def test_more_workers_in_longer_runs_are_no_proof() -> None:
     numbers = panels_table("workers", (11, 13, 15), others(0.7, 0.7, 0.7) | {"fa": (0.7, 0.75, 0.9)})
     numbers.loc[numbers["workers"] == 15, "iteration"] *= 2
     claim = fig06bcd.claims(numbers, 0.1)[1]
-    assert claim.verdict == "in part"
-    assert claim.measured.endswith("; 20/20/40 iterations, so that workers alone may not be the reason")
+    assert claim.verdict == IN_PART
+    assert "20/20/40" in claim.measured
 
 
 def lambda_tables(
@@ -414,10 +422,10 @@ def lambda_tables(
 @pytest.mark.parametrize(
     ("at", "cosines", "expected"),
     [
-        ({}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.5)}, ["reproduced", "reproduced"]),
-        ({4: 0.701, 8: 0.695}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.3)}, ["reproduced", "in part"]),
-        ({4: 0.695}, {"multi_krum": (0.5, 0.54), "bulyan": (0.4, 0.3)}, ["in part", "not reproduced"]),
-        ({0: 0.9}, {"multi_krum": (0.5, 0.5), "bulyan": (0.4, 0.4)}, ["not reproduced", "not reproduced"]),
+        ({}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.5)}, [HOLDS, HOLDS]),
+        ({4: 0.701, 8: 0.695}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.3)}, [HOLDS, IN_PART]),
+        ({4: 0.695}, {"multi_krum": (0.5, 0.54), "bulyan": (0.4, 0.3)}, [IN_PART, NOT]),
+        ({0: 0.9}, {"multi_krum": (0.5, 0.5), "bulyan": (0.4, 0.4)}, [NOT, NOT]),
     ],
 )
 def test_the_verdict_on_lambda(
@@ -427,8 +435,9 @@ def test_the_verdict_on_lambda(
     numbers, directions = lambda_tables({float(lam): accuracy for lam, accuracy in (usual | at).items()}, cosines)
     claims = fig08.claims(numbers, directions, 0.1)
     assert verdicts(claims) == expected
-    assert "Multi-Krum 0.800" in claims[0].measured
-    assert verdicts(fig08.claims(numbers, directions[directions["iteration"] < 9], 0.1))[1] == "not testable here"
+    assert style.VARIANTS["multi_krum"].label in claims[0].measured
+    assert 0.8 in texts.numbers(claims[0].measured)
+    assert verdicts(fig08.claims(numbers, directions[directions["iteration"] < 9], 0.1))[1] == UNTESTABLE
     left, right = fig08.draw(numbers, directions, "title").axes
     assert len(left.lines) == len(fig08.LAMBDAS) + 2
     before, after = cosines["multi_krum"]
@@ -437,7 +446,7 @@ def test_the_verdict_on_lambda(
 
 @pytest.mark.parametrize(
     ("final", "expected"),
-    [((0.9,) * 4, "reproduced"), ((0.9, 0.9, 0.5, 0.2), "in part"), ((0.2,) * 4, "not testable here")],
+    [((0.9,) * 4, HOLDS), ((0.9, 0.9, 0.5, 0.2), IN_PART), ((0.2,) * 4, UNTESTABLE)],
 )
 def test_the_verdict_on_scaling(final: tuple[float, ...], expected: str) -> None:
     parts = [
@@ -448,8 +457,8 @@ def test_the_verdict_on_scaling(final: tuple[float, ...], expected: str) -> None
     rows = [{"workers": p, "n": 10, "rule": rule, "milliseconds": p / 10} for p in (15, 30, 60) for rule in fig09.RULES]
     claims = fig09.claims(numbers, pd.DataFrame(rows), 0.1)
     assert verdicts(claims) == [expected]
-    assert "p = 60, f = 14: " in claims[0].measured
-    assert claims[0].measured.endswith("p = 60: 6.0 ms")
+    assert {60, 14, *final} <= set(texts.numbers(claims[0].measured))
+    assert texts.numbers(claims[0].measured)[-1] == 6.0  # milliseconds, with 60 workers
     left, right = fig09.draw(numbers, pd.DataFrame(rows), "title").axes
     assert [line.get_label() for line in left.lines] == [f"p = {p}, f = {f}" for p, f in fig09.CROWDS]
     assert [list(line.get_ydata()) for line in right.lines] == [[1.5, 3, 6], [1.5, 3, 6]]
@@ -479,7 +488,7 @@ def test_a_figure_draws_every_curve_it_was_given() -> None:
 def test_provenance_has_the_command_of_a_profile_as_it_is(tmp_path: Path) -> None:
     study = fig02.study("smoke", tmp_path)
     whole = Results(study, {}, 1.0, ())
-    assert provenance(whole)["command"] == "fa reproduce --profile smoke fig02_mean_tolerance"
+    assert provenance(whole)["command"].split()[-3:] == ["--profile", "smoke", fig02.NAME]
     assert provenance(Results(fig02.study("smoke", tmp_path, lr=0.2), {}, 1.0, ()))["command"] is None
 
 
@@ -493,15 +502,13 @@ def test_versions_and_hardware_are_those_of_the_runs_and_not_of_the_drawing(tmp_
     assert about["seconds_of_training"] == 2.5
 
 
-def test_a_finished_study_tells_of_its_runs(tmp_path: Path) -> None:
-    study = fig02.study("smoke", tmp_path, iterations=1)
-    descriptions = study.run(progress=False).descriptions
+def test_a_finished_study_describes_its_runs_and_tells_their_curves_apart(tmp_path: Path) -> None:
+    """Only the second run names lr."""
+    study = make_study("figure", "smoke", [Case("mean", 1), Case("mean", 1, {"lr": 0.1})], tmp_path, iterations=1)
+    finished = study.run(progress=False)
+    descriptions = finished.descriptions
     assert [TrainConfig.from_json(json.dumps(run["config"])) for run in descriptions] == study.configs
     assert {run["threads"] for run in descriptions} == {1}
-
-
-def test_a_setting_that_only_later_runs_name_still_tells_their_curves_apart(tmp_path: Path) -> None:
-    study = make_study("figure", "smoke", [Case("mean", 1), Case("mean", 1, {"lr": 0.1})], tmp_path, iterations=1)
-    numbers = study.run(progress=False).table()
+    numbers = finished.table()
     assert list(numbers.columns[:6]) == ["variant", "label", "f", "lr", "seed", "iteration"]
     assert len(last_points(numbers)) == 2

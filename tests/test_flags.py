@@ -197,33 +197,33 @@ def test_tensors_and_arrays_of_either_precision(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dims", "error"),
+    ("dims", "value"),
     [
-        ((), "dims must be a sequence of one dimension at least"),
-        (3, "dims must be a sequence"),
-        ((0, 2), "each of dims must be an integer of at least 1; it is 0"),
-        ((1, 2.0), "each of dims must be an integer"),
-        ((2, 2), r"dims must be increasing; it is \(2, 2\)"),
-        ((3, 1), "dims must be increasing"),
-        ((1, 5), "the last of dims must be at most p = 4, the number of gradients; it is 5"),
-        ((1, 4), "the last of dims must be at most 3, the rank of G; it is 4"),
+        ((), r"\(\)"),
+        (3, r"\b3\b"),
+        ((0, 2), r"\b0\b"),
+        ((1, 2.0), r"\b2\.0\b"),
+        ((2, 2), r"\(2, 2\)"),
+        ((3, 1), r"\(3, 1\)"),
+        ((1, 5), r"\bp = 4\b.*\b5\b"),
+        ((1, 4), r"\b3\b.*\b4\b"),
     ],
 )
-def test_dims_that_no_flag_has(dims, error):
+def test_dims_that_no_flag_has(dims, value):
     G = normal(4, 20)
     G[3] = G[0] + G[1]
-    with pytest.raises(ValueError, match=error):
+    with pytest.raises(ValueError, match=rf"\bdims must be .*{value}"):
         flags.solve(G, dims)
 
 
 def test_gradients_and_options_that_cannot_be():
     G = normal(4, 20)
-    for options, error in ({"restarts": -1}, "restarts"), ({"a": 0.5}, "a must"), ({"start": "none"}, "start must"):
-        with pytest.raises(ValueError, match=error):
-            flags.solve(G, (1, 2), **options)
+    for (name, value), shown in {("restarts", -1): "-1", ("a", 0.5): r"0\.5", ("start", "none"): "'none'"}.items():
+        with pytest.raises(ValueError, match=rf"^{name} must be .*{shown}"):
+            flags.solve(G, (1, 2), **{name: value})
     G[2, 3] = np.nan
     for call in (lambda: flags.solve(G, (1, 2)), lambda: flags.hints(G, [[0]] * 4)):
-        with pytest.raises(ValueError, match="G must be finite; NaN or Inf is in row 2"):
+        with pytest.raises(ValueError, match=r"^G must be .*\b2\b"):
             call()
 
 
@@ -315,31 +315,31 @@ def test_a_long_direction_counts_no_more_than_a_short_one():
 
 @pytest.mark.parametrize("function", [flags.restrict, flags.hints])
 @pytest.mark.parametrize(
-    ("entry", "error"),
+    ("entry", "value"),
     [
-        ([], r"relevant\[1\] must be not empty; None says"),
-        (np.zeros((20, 0)), "must be not empty"),
-        ([0, 20, -1], r"relevant\[1\] must be of indices from 0 to n - 1 = 19; it is \[20, -1\]"),
-        ([0.5, 1.0], r"must be indices, \(k,\) integers, or directions, \(20, k\) floating-point numbers"),
-        (np.ones(20, dtype=bool), "must be indices"),
-        (np.ones((3, 20)), r"must be indices.*it is \(\(3, 20\), 'float64'\)"),
-        (np.ones((20, 2), dtype=int), "must be indices"),
-        (np.ones((20, 2), dtype=complex), "must be indices"),
-        (np.hstack([np.ones((20, 1)), np.zeros((20, 1))]), "must be finite and not 0 in each column; column 1 is not"),
-        (np.full((20, 1), np.nan), "column 0 is not"),
-        ({1, 2}, "must be an array"),
-        ("layer", "must be an array"),
+        ([], ""),
+        (np.zeros((20, 0)), ""),
+        ([0, 20, -1], r"\b19\b.*\[20, -1\]"),
+        ([0.5, 1.0], r"\(2,\), 'float64'"),
+        (np.ones(20, dtype=bool), r"\(20,\), 'bool'"),
+        (np.ones((3, 20)), r"\(3, 20\), 'float64'"),
+        (np.ones((20, 2), dtype=int), r"\(20, 2\), 'int64'"),
+        (np.ones((20, 2), dtype=complex), r"\(20, 2\), 'complex128'"),
+        (np.hstack([np.ones((20, 1)), np.zeros((20, 1))]), r"\b1\b"),
+        (np.full((20, 1), np.nan), r"\b0\b"),
+        ({1, 2}, r"\{1, 2\}"),
+        ("layer", "'layer'"),
     ],
 )
-def test_what_names_nothing(function, entry, error):
-    with pytest.raises(ValueError, match=error):
+def test_what_names_nothing(function, entry, value):
+    with pytest.raises(ValueError, match=rf"\brelevant\[1\] must be .*{value}"):
         function(normal(3, 20), [[0], entry, None])
 
 
 @pytest.mark.parametrize("function", [flags.restrict, flags.hints])
 def test_one_entry_a_worker(function):
-    with pytest.raises(ValueError, match="the length of relevant must be p = 3; it is 2"):
+    with pytest.raises(ValueError, match=r"\brelevant must be .*\b3\b.*\b2\b"):
         function(normal(3, 20), [[0], [1]])
     for other in (np.zeros((3, 2), dtype=int), "abc", None):
-        with pytest.raises(ValueError, match="relevant must be a list with one entry a worker"):
+        with pytest.raises(ValueError, match=r"^relevant must be "):
             function(normal(3, 20), other)

@@ -1,7 +1,6 @@
 """The Flower strategy on Flower's own messages, and in its simulation."""
 
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +21,8 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 import fa  # noqa: E402
 from fa.checks import ConditionError  # noqa: E402
 from fa.interop.flower import Strategy  # noqa: E402
+from fa.rules.base import NOT_FINITE  # noqa: E402
+from tests.texts import numbers  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 NODES = [17, 3, 99, 54, 8, 2**63 + 5, 21, 40, 1]
@@ -139,8 +140,7 @@ def test_what_is_no_model_is_left_out_and_counts_as_faulty(kind: str) -> None:
     same(model, expected(fa.make_rule("trimmed_mean", f=1), without=(99,)))
     assert metrics == pytest.approx({"loss": 0.5})
     assert list(strategy.left_out[1]) == [99]
-    said = "NaN or Inf" if kind == "nan" else "of other names, shapes or dtypes, than it was asked for"
-    assert said in strategy.left_out[1][99]
+    assert (NOT_FINITE in strategy.left_out[1][99]) == (kind == "nan")
 
 
 def test_clients_that_fail_are_not_there() -> None:
@@ -149,7 +149,7 @@ def test_clients_that_fail_are_not_there() -> None:
 
     rule = fa.make_rule("krum", f=2)
     same(a_round(Strategy(rule), failing)[0], expected(rule, without=(99, 8)))
-    with pytest.raises(ConditionError, match=r"krum needs p >= 2f \+ 3; here p = 7 gradients and f = 3"):
+    with pytest.raises(ConditionError, match=r"^krum\b.*\b2f \+ 3\b.*\b7\b.*\b3\b"):
         a_round(Strategy(fa.make_rule("krum", f=3)), failing)
     everybody = lambda node, message, model: Message(Error(0, "no memory"), reply_to=message)  # noqa: E731
     assert a_round(Strategy("median"), everybody) == (None, None)
@@ -159,7 +159,8 @@ def test_who_is_not_selected_is_told() -> None:
     strategy = Strategy(fa.make_rule("multi_krum", f=2, keep=4))
     a_round(strategy)
     assert len(strategy.left_out[1]) == 5
-    assert set(strategy.left_out[1].values()) == {"not among the 4 best scores"}
+    (reason,) = set(strategy.left_out[1].values())
+    assert numbers(reason) == [4]
     assert set(strategy.left_out[1]) < set(NODES)
 
 
@@ -171,8 +172,9 @@ def test_the_example_resists_a_faulty_client_in_flowers_simulation() -> None:
     for rule in ("fa", "fedavg"):
         command = [sys.executable, str(ROOT / "examples" / "flower_app.py"), "--rule", rule, "--rounds", "3"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        said = re.search(rf"^{rule}: test accuracy (0\.\d+) after 3 rounds", done.stdout, flags=re.MULTILINE)
-        assert said, done.stdout + done.stderr
-        accuracies[rule] = float(said[1])
+        assert done.returncode == 0, done.stdout + done.stderr
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{rule}:"))
+        accuracies[rule], rounds = numbers(line)
+        assert rounds == 3
     assert accuracies["fa"] > 0.4
     assert accuracies["fedavg"] < 0.3

@@ -18,6 +18,7 @@ from jaxtyping import TypeCheckError
 
 import fa
 from fa import attacks, augment, likelihood, line5, mapped, objective, optimality, precision
+from fa.checks import ConditionError
 from fa.gram import measure
 from fa.mixing import STEPS
 from tests import reference
@@ -32,18 +33,18 @@ def kept(given: Awkward, call: Callable[[Any], Any]) -> Any:
     before = snapshot(given.G)
     found, refusal = attempt(call, given.G)
     assert snapshot(given.G) == before
-    assert refusal is None or " must " in refusal or " needs p " in refusal
+    assert refusal is None or isinstance(refusal, ConditionError) or " must " in str(refusal)
     return found
 
 
-def attempt(call: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
-    """What the call gives, or its ValueError's message."""
+def attempt(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ValueError | None]:
+    """Return the result and None, or None and the call's ValueError."""
     try:
         return call(*arguments), None
     except TypeCheckError:  # of our own code; what people get wrong is told before
         raise
     except ValueError as error:
-        return None, str(error)
+        return None, error
 
 
 # --- rules ---
@@ -309,8 +310,7 @@ def test_images_of_any_kind_are_moved_or_refused(
     before = images.tobytes()
     moved, refusal = attempt(augment.warp, images, system, t)
     if moved is None:
-        assert refusal is not None
-        assert " must " in refusal
+        assert " must " in str(refusal)
     else:
         assert (moved.shape, moved.dtype) == (images.shape, images.dtype)
         assert set(np.unique(moved)) <= {0, *np.unique(images)}
@@ -326,8 +326,7 @@ def test_files_give_what_their_arrays_give_or_are_refused(given: Awkward, tmp_pa
     np.save(path, given.G)
     found, refusal = attempt(mapped.open_gradients, [path])
     if found is None:
-        assert refusal is not None
-        assert str(path) in refusal
+        assert str(path) in str(refusal)
         assert not given.G.flags.c_contiguous or given.G.dtype.byteorder == ">"
     else:
         np.testing.assert_array_equal(found[0].double().numpy(), given.values)

@@ -105,33 +105,33 @@ def test_a_models_state_dicts_are_averaged_and_their_batch_counts_are_the_median
 
 
 @pytest.mark.parametrize(
-    ("bad", "message"),
+    ("bad", "pattern"),
     [
-        (np.zeros((0, 5)), r"at least one worker.*\(0, 5\)"),
-        (np.zeros((3, 0)), r"at least one worker and one parameter.*\(3, 0\)"),
-        (np.zeros(5), r"2 dimensions.*\(5,\)"),
-        (np.zeros((2, 3, 4)), r"2 dimensions.*\(2, 3, 4\)"),
+        (np.zeros((0, 5)), r"^G must .*\(0, 5\)"),
+        (np.zeros((3, 0)), r"^G must .*\(3, 0\)"),
+        (np.zeros(5), r"^G must .*\(5,\)"),
+        (np.zeros((2, 3, 4)), r"^G must .*\(2, 3, 4\)"),
         (np.zeros((2, 3), dtype=int), "int64"),
         (np.zeros((2, 3), dtype=complex), "complex128"),
         (np.zeros((2, 3), dtype=np.longdouble), "float(96|128)"),
         (torch.zeros(2, 3, dtype=torch.int32), "int32"),
         (torch.zeros(2, 3, dtype=torch.complex64), "complex64"),
-        (torch.zeros(2, 3).to_sparse(), "dense"),
-        ([], "empty sequence"),
-        ([np.zeros(3), np.zeros(4)], r"worker 1 must have worker 0's entry 0 of shape \(3,\); it has \(4,\)"),
-        ([{"a": np.zeros(3)}, {"b": np.zeros(3)}], r"worker 1 must have worker 0's entries \['a'\]; it has \['b'\]"),
-        ([[np.zeros(2), np.zeros(2)], [np.zeros(2)]], "worker 1 must have worker 0's entries"),
-        ([{"n": torch.tensor(3)}], "worker 0 must have a parameter, of float16.*it has none"),
-        ([[torch.tensor([3])]], "worker 0, entry 0 must be of float16.*int64"),
-        ([[None], [None]], "worker 0, entry 0 must be an array or a tensor; it is None, as is the gradient of a param"),
-        ([iter([torch.ones(2)])], "worker 0.* must be an array or a tensor; it is a list_iterator: give a list of"),
-        ([[{"w": torch.ones(2)}]], "worker 0, entry 0 must be an array or a tensor; it is a dict"),
-        ([{"a": torch.zeros(2)}, {"a": torch.zeros(2).double()}], "entry 'a' of dtype torch.float32; it has torch.fl"),
-        ([np.zeros(0)], "worker 0 must have a parameter"),
-        ("gradients", "it is a str"),
-        (None, "it is a NoneType"),
+        (torch.zeros(2, 3).to_sparse(), r"^G must be .*\bsparse"),
+        ([], r"^G must .*\bempty\b"),
+        ([np.zeros(3), np.zeros(4)], r"\bworker 1 must .*\(3,\).*\(4,\)"),
+        ([{"a": np.zeros(3)}, {"b": np.zeros(3)}], r"\bworker 1 must .*\['a'\].*\['b'\]"),
+        ([[np.zeros(2), np.zeros(2)], [np.zeros(2)]], r"\bworker 1 must "),
+        ([{"n": torch.tensor(3)}], r"\bworker 0 must .*float16"),
+        ([[torch.tensor([3])]], r"\bworker 0, entry 0 must be .*int64"),
+        ([[None], [None]], r"\bworker 0, entry 0 must be .*\bNone\b"),
+        ([iter([torch.ones(2)])], r"\bworker 0\b.* must be .*\blist_iterator\b"),
+        ([[{"w": torch.ones(2)}]], r"\bworker 0, entry 0 must be .*\bdict\b"),
+        ([{"a": torch.zeros(2)}, {"a": torch.zeros(2).double()}], r"'a'.*torch\.float32.*torch\.float64"),
+        ([np.zeros(0)], r"\bworker 0 must "),
+        ("gradients", r"^G must be .*\bstr\b"),
+        (None, r"^G must be .*\bNoneType\b"),
     ],
 )
-def test_what_cannot_be_read_is_named(bad, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_read_is_named(bad, pattern):
+    with pytest.raises(ValueError, match=pattern):
         aggregate(bad, "mean")

@@ -78,13 +78,9 @@ def test_an_outcome_tells_the_rules_options() -> None:
     config = TrainConfig(
         rule="fa", byzantine=1, rule_options=(("preaggregators", ("krum", "unit")), ("formulation", "released"))
     )
-    assert re.match(
-        r"fa \(formulation released, preaggregators krum unit\), f = 1, seed ", str(Outcome(config, None, "why"))
-    )
-    assert re.match(
-        r"fa \(preaggregators none\), ",
-        str(Outcome(replace(config, rule_options=(("preaggregators", ()),)), None, "why")),
-    )
+    none = replace(config, rule_options=(("preaggregators", ()),))
+    for run, start in ((config, "formulation released, preaggregators krum unit"), (none, "preaggregators none")):
+        assert re.match(rf"fa \({start}\), f = 1, seed ", str(Outcome(run, None, "why")))
 
 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
