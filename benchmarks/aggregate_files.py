@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 FA = "from fa.cli import main; main()"
-IDLE = "import time, fa.rules, fa.mapped, fa.kernels.cpu; time.sleep(1)"
+IDLE = "import time, fa.rules, fa.gradients.memory_map, fa.kernels.cpu; time.sleep(1)"
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from fa.augment import source, warp
-from fa.recipes import Recipe, augment
+from fa.augment.recipes import Recipe, augment
 
 TIMES = tuple(k / 1000 for k in range(1, 11))
 ALPHA, BETA, GAMMA, DELTA = 2 / 3, 4 / 3, -1.0, -1.0

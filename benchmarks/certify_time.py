@@ -13,8 +13,8 @@ import argparse
 import torch
 
 from fa import irls, sdp
-from fa.experiments.cost import certificate_seconds
-from fa.experiments.recording import record
+from fa.experiments.measurements.cost import certificate_seconds
+from fa.experiments.runs.recording import record
 from fa.training import TrainConfig
 
 REPEATS = 7

@@ -13,7 +13,7 @@ import argparse
 
 import torch
 
-from fa.experiments.cost import Case, exponents, measure
+from fa.experiments.measurements.cost import Case, exponents, measure
 
 
 def main() -> None:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from fa.rules import make_rule
-from fa.timing import Parts, taken
-from fa.training import TrainConfig, children
-from fa.training.flat import flatten
-from fa.training.rpc import server, star
-from fa.training.server import SGD
-from fa.training.transport import LOOPBACK, Cluster
+from fa.training import TrainConfig
+from fa.training.optimizer import SGD
+from fa.training.parameter_vector import flatten
+from fa.training.transports.base import LOOPBACK, Cluster
+from fa.training.transports.rpc import connection, server
+from fa.utils import forkserver
+from fa.utils.timing import Parts, taken
 
 
 def gloo(port: int, rank: int, workers: int) -> dist.ProcessGroup:
@@ -33,7 +34,7 @@ def gloo(port: int, rank: int, workers: int) -> dist.ProcessGroup:
 
 def sender(rank: int, workers: int, n: int, rounds: int, ports: tuple[int, int]) -> None:
     """A worker's end of both: a thread waits for gloo's turn, and the process for RPC's."""
-    children.end_with_parent()
+    forkserver.end_with_parent()
     torch.set_num_threads(1)
     gradient = torch.randn(n, generator=torch.Generator().manual_seed(rank))
     group = gloo(ports[1], rank + 1, workers)
@@ -47,12 +48,12 @@ def sender(rank: int, workers: int, n: int, rounds: int, ports: tuple[int, int])
     thread = threading.Thread(target=serve_gloo)
     thread.start()
     parameters = torch.empty(n)
-    with star.agent(star.reach(LOOPBACK, ports[0]), LOOPBACK, server=False):
+    with connection.agent(connection.reach(LOOPBACK, ports[0]), LOOPBACK, server=False):
         iteration = server.NEW
-        while (answer := star.ask(server.exchange, rank, iteration, gradient, torch.zeros(()), [])) is not None:
+        while (answer := connection.ask(server.exchange, rank, iteration, gradient, torch.zeros(()), [])) is not None:
             iteration, sent, _ = answer
             parameters.copy_(sent)
-        star.ask(server.leave, rank)
+        connection.ask(server.leave, rank)
     thread.join()
 
 
@@ -81,7 +82,7 @@ def main() -> None:
     rule, parts, optimizer = make_rule(given.rule), Parts(), SGD(parameters, config, epoch_length=1000)
     remote = server.Remote(model, config, parameters, Cluster(), rule.measures, parts)
     server.install(remote)
-    store, port = star.serve(LOOPBACK, 0)
+    store, port = connection.serve(LOOPBACK, 0)
     ports, seconds, by_gloo, deciding = (port, free_port()), [], [], []
     G = torch.empty(given.workers, given.n)
 
@@ -94,8 +95,8 @@ def main() -> None:
             optimizer.step(direction, iteration)
         deciding.append(taken(lambda: rule.aggregate(gathered.G[:, :64], iteration, products=gathered.products)))
 
-    with star.agent(store, LOOPBACK, server=True):
-        context = children.context("fa.training.rpc.worker")
+    with connection.agent(store, LOOPBACK, server=True):
+        context = forkserver.context("fa.training.transports.rpc.worker")
         shape = (given.workers, given.n, given.rounds + 1, ports)
         processes = [context.Process(target=sender, args=(rank, *shape), daemon=True) for rank in range(given.workers)]
         for process in processes:

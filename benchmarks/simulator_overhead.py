@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from fa import models
 from fa.data import Dataset, load
 from fa.layers import accelerate
-from fa.memory import keep_freed
 from fa.training import TrainConfig
-from fa.training.flat import flatten
-from fa.training.simulation import Simulation
+from fa.training.parameter_vector import flatten
+from fa.training.transports.simulation import Simulation
+from fa.utils.malloc import keep_freed
 
 
 def noise() -> Dataset:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pdoc
 
 import fa
+import fa.data
 import fa.training
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     warnings.filterwarnings("error", module="pdoc")
     warnings.filterwarnings("ignore", message="Error parsing type annotation", module="pdoc")
     warnings.filterwarnings("ignore", message="The module specification", module="pdoc")
-    for package in (fa, fa.training):
+    for package in (fa, fa.data, fa.training):
         vars(package).update({name: getattr(package, name) for name in package.__all__})
     modules = [module.name for module in pkgutil.walk_packages(fa.__path__, "fa.")]
     pdoc.pdoc("fa", *modules, output_directory=Path(sys.argv[1]))

@@ -28,9 +28,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fa.experiments.report import STATEMENTS
-from fa.experiments.study import last_points
-from fa.experiments.style import RIVALS
+from fa.experiments.reporting.report import STATEMENTS
+from fa.experiments.runs.study import last_points
+from fa.experiments.runs.variants import RIVALS
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "figures"

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 import fa
-from fa.gram import Gram
+from fa.gradients.gram import Gram
 from fa.rules.base import Choice
 
 

@@ -14,9 +14,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from fa import custom
-from fa.checks import check_one_of, require
-from fa.seeds import generator
+from fa.utils import plugins
+from fa.utils.seeds import generator
+from fa.utils.validation import check_one_of, require
 
 DROPPED = 0.1
 """The share of its coordinates, or of its chunks, that a worker under "drop", or "chunk_loss", loses."""
@@ -47,7 +47,7 @@ class Attack:
         of_ours = ATTACKS.get(self.name) is self
         honest = [] if of_ours else [worker for worker in range(len(G)) if worker not in byzantine]
         before = [_sum_of_bytes(G[worker]) for worker in honest]
-        with custom.blamed("attack"):
+        with plugins.blamed("attack"):
             self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, G.device))
         for worker, total in zip(honest, before, strict=True):
             needed = f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
@@ -65,9 +65,9 @@ def make_attack(name: str) -> Attack:
     """
     if name in ATTACKS:
         return ATTACKS[name]
-    found = custom.load("attack", name)
+    found = plugins.load("attack", name)
     if found is None:
-        check_one_of("attack", name, tuple(ATTACKS), custom.OTHERS)
+        check_one_of("attack", name, tuple(ATTACKS), plugins.OTHERS)
     require(isinstance(found, Attack), "attack", name, "a fa.attacks.Attack")
     return found  # type: ignore[no-any-return]
 

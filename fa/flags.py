@@ -24,10 +24,11 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
-from fa.checks import check_integer, require
-from fa.gradients import is_matrix, read_groups
-from fa.gram import measure_groups
-from fa.threads import on_one_thread
+from fa.gradients import read_groups
+from fa.gradients.gram import measure_groups
+from fa.gradients.inputs import is_matrix
+from fa.utils.blas import on_one_thread
+from fa.utils.validation import check_integer, require
 
 Square = Float64[np.ndarray, "r r"]
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fa import seeds
-from fa.checks import check_integer
+from fa.utils import seeds
+from fa.utils.validation import check_integer
 
 
 class ConvNet(nn.Module):

@@ -6,7 +6,7 @@ with a = 2 in the paper. Here everything is of size n, in float64, and nothing o
 what solvers are held to. 1 - v_i is the squared length of what Y leaves of X_i, and not 1 less v_i, which would cancel.
 
 The regularizers are "pairwise", R = 1/(p - 1) sum over i != j of (1 - ||Y^T (g_i - g_j)||^2/D_ij^2)^(1/a), and the
-norms of `fa.regularizers`. The term of a gradient that is zero, and of a pair that is equal, is 0.
+norms of `fa.irls.regularizers`. The term of a gradient that is zero, and of a pair that is equal, is 0.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from fa import irls, regularizers
-from fa.checks import check_one_of, check_real, require
+from fa import irls
 from fa.gradients import check_finite, read_groups
+from fa.irls import regularizers
+from fa.utils.validation import check_one_of, check_real, require
 
 ORTHONORMAL = 1e-4  # by which an entry of Y^T Y may differ from the identity's: a float32 QR of 10^6 rows has 6e-5
 

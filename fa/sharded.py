@@ -19,7 +19,7 @@ w_i g_i follows but its second half alone. (Krum's d is one rank's gradient: to 
 
 What this protects from is a faulty gradient, not a faulty process: each serves coordinates, and could write into them
 what it likes; and a process that dies ends the run, as in any collective. For workers that are not trusted, there is
-the parameter server of `fa.training.rpc`.
+the parameter server of `fa.training.transports.rpc`.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fa.checks import require
-from fa.columns import Columns
-from fa.gradients import DTYPES, read
+from fa.gradients import read
+from fa.gradients.blocks import Columns
+from fa.gradients.inputs import DTYPES
 from fa.rules.base import Aggregate, Decision, Rule, check_out
+from fa.utils.validation import require
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fa.training import children
-from fa.training.rpc import worker
-from fa.training.transport import LOOPBACK
+from fa.training.transports.base import LOOPBACK
+from fa.training.transports.rpc import worker
+from fa.utils import forkserver
 
 
 def free_port() -> int:
@@ -22,13 +22,13 @@ def free_port() -> int:
 
 def beside(work: Callable[..., None], *arguments: object) -> multiprocessing.Process:
     """A process that does `work`, a function of a module of the tests, from the fork server of the workers."""
-    started = children.context("fa.training.rpc.worker").Process(target=work, args=arguments, daemon=True)
+    started = forkserver.context("fa.training.transports.rpc.worker").Process(target=work, args=arguments, daemon=True)
     started.start()
     return started
 
 
 def plain_worker(rank: int, port: int) -> None:
-    children.end_with_parent()
+    forkserver.end_with_parent()
     torch.set_num_threads(1)
     worker.work(rank, LOOPBACK, port)
 

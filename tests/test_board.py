@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from fa.cli import cli, main
 from fa.training import TrainConfig, train
-from fa.training.board import Board
 from fa.training.records import USED, WorkerRow, faulty_share
+from fa.training.tensorboard import Board
 from tests.texts import check_refusal
 
 INSTALL = "tensorboard is not installed: pip install tensorboard"

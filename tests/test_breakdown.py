@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fa import breakdown, irls, objective
+from fa import irls, objective
 from fa.rules import make_rule
-from fa.selection import krum_scores
+from fa.rules.krum_scores import krum_scores
+from fa.theory import breakdown
 
 
 def gains(k, c, a):

@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import torch
 
-from fa.experiments.store import Record, RunStore
-from fa.experiments.sweep import sweep
+from fa.experiments.runs.store import Record, RunStore
+from fa.experiments.runs.sweep import sweep
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.checkpoint import read, write
-from fa.training.flat import flatten
-from fa.training.rpc.server import NEW, Remote, Sent
-from fa.training.transport import Cluster
+from fa.training.parameter_vector import flatten
+from fa.training.transports.base import Cluster
+from fa.training.transports.rpc.server import NEW, Remote, Sent
 from tests.processes import beside, build_normed, free_port, normed_worker
 
 CONFIG = TrainConfig(

@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 import torch
 
-from fa import gram
+from fa.gradients import gram
 
 ROOT = Path(__file__).parents[1]
 

@@ -19,7 +19,7 @@ QUICK += ["--threads", "1"]
 
 TELLING = """
 from fa.cli import main
-from fa.training.simulation import Simulation
+from fa.training.transports.simulation import Simulation
 
 plain = Simulation.gradients
 
@@ -46,7 +46,7 @@ def test_a_run_prints_its_result(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fa.bars.LINES", float("inf"))
+    monkeypatch.setattr("fa.utils.progress_bar.LINES", float("inf"))
     code, out, err = call(capsys, *QUICK)
     assert (code, err) == (0, "")
     assert all(name in out for name in ("median", "random", "convnet", "mnist-mini"))
@@ -57,7 +57,7 @@ def test_a_run_prints_its_result(
 def test_where_stderr_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fa.bars.LINES", 0.0)
+    monkeypatch.setattr("fa.utils.progress_bar.LINES", 0.0)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a process that a notebook starts: colours may go there, a bar not
     _, _, err = call(capsys, *QUICK, "--iterations", "3")
     first, last = err.splitlines()  # of the first iteration, which compiles, nothing is told

@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fa.experiments import figure_module, sweep
-from fa.experiments.claims import Claim
-from fa.experiments.study import Study
+from fa.experiments import figure_module
+from fa.experiments.reporting.claims import Claim
+from fa.experiments.runs import sweep
+from fa.experiments.runs.study import Study
 
 FIGURES = Path(__file__).parents[1] / "figures"
 DRAWN = sorted(path for profile in ("cpu", "paper") for path in (FIGURES / profile).glob("fig*.claims.csv"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fa.experiments.cost import METHODS, Case, Timing, exponents, in_gram_space, measure, svd_steps
+from fa.experiments.measurements.cost import METHODS, Case, Timing, exponents, in_gram_space, measure, svd_steps
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -6,7 +6,7 @@ import torch
 
 import fa
 from fa.attacks import ATTACKS, make_attack
-from fa.mixing import STEPS
+from fa.rules.preaggregators import STEPS
 from fa.training import train
 from fa.training.config import TrainConfig
 

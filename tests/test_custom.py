@@ -12,14 +12,14 @@ import scipy.optimize
 import torch
 
 import fa
-from fa import custom
 from fa.attacks import ATTACKS, make_attack
 from fa.cli import main
-from fa.experiments.store import RunStore
+from fa.experiments.runs.store import RunStore
 from fa.rules import Mean
 from fa.training import TrainConfig, train
 from fa.training.checkpoint import Checkpoint
 from fa.training.records import USED
+from fa.utils import plugins
 from tests.texts import check_refusal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -131,7 +131,7 @@ def test_a_file_that_is_not_there() -> None:
 def test_installed_packages_bring_rules_and_attacks(monkeypatch: pytest.MonkeyPatch) -> None:
     brought = {"fa.rules": EntryPoint("theirs", "fa.rules:Mean", "fa.rules"), "fa.attacks": None}
     monkeypatch.setattr(
-        custom, "entry_points", lambda group, name: [p for p in [brought[group]] if p and p.name == name]
+        plugins, "entry_points", lambda group, name: [p for p in [brought[group]] if p and p.name == name]
     )
     assert type(fa.make_rule("theirs")) is Mean
     with pytest.raises(ValueError, match=r"^rule must be .*'nobodys'"):

@@ -25,12 +25,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fa import cli, data, seeds
-from fa.data import batches, make_mini, mini, registry, sources, store
+from fa import cli, data
+from fa.data import batches, make_mini, mnist_mini, registry, sources, store
 from fa.data.batches import crop_flip, minibatch, normalise, random_crop_flip
 from fa.data.dataset import ARRAYS, Dataset, MissingDataError, content_checksum, hold_out
+from fa.data.sampling import SAMPLINGS
 from fa.data.sources import Files, Package, Report, Source, SourceError
-from fa.sampling import SAMPLINGS
+from fa.utils import seeds
 from tests.texts import check_refusal
 
 Arrays = dict[str, np.ndarray]
@@ -74,8 +75,8 @@ def test_the_embedded_digits_are_those_of_mnist(digits: Dataset) -> None:
     pixels = digits.train_images.double() / 255
     assert float(pixels.mean()) == pytest.approx(digits.mean[0], abs=1e-3)
     assert float(pixels.std()) == pytest.approx(digits.std[0], abs=1e-3)
-    assert mini.FILE.stat().st_size < 3e6
-    licence = mini.FILE.with_suffix(".txt").read_text()
+    assert mnist_mini.FILE.stat().st_size < 3e6
+    licence = mnist_mini.FILE.with_suffix(".txt").read_text()
     assert "Attribution-Share Alike 3.0" in licence
     assert "Corinna Cortes" in licence
 
@@ -83,8 +84,8 @@ def test_the_embedded_digits_are_those_of_mnist(digits: Dataset) -> None:
 def test_the_subset_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = small(1, train=27, test=11)
     make_mini.write(arrays, tmp_path / "mini.npz")
-    monkeypatch.setattr(mini, "FILE", tmp_path / "mini.npz")
-    made = mini.read()
+    monkeypatch.setattr(mnist_mini, "FILE", tmp_path / "mini.npz")
+    made = mnist_mini.read()
     for name in ARRAYS:
         places = [0, 1, 12, 13, 24, 25] if name.startswith("train") else [0, 5, 10]
         expected = np.stack([arrays[name][i] for i in places])
@@ -320,7 +321,7 @@ def test_two_fetches_at_once_do_it_once(tmp_path: Path, known: Arrays, monkeypat
 
 
 def test_embedded_data_need_no_fetching(tmp_path: Path) -> None:
-    assert data.fetch("mnist-mini", tmp_path) == mini.FILE
+    assert data.fetch("mnist-mini", tmp_path) == mnist_mini.FILE
     assert visible(tmp_path) == []
 
 

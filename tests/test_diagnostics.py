@@ -12,7 +12,7 @@ from PIL import Image
 
 import fa
 from fa.cli import cli, main
-from fa.experiments import diagnostics
+from fa.experiments.reporting import run_plot
 from fa.rules.base import NOT_FINITE
 from fa.training import TrainConfig, train
 from fa.training.record_schema import SCHEMA_VERSION
@@ -23,9 +23,9 @@ SHORT = {"workers": 11, "byzantine": 2, "iterations": 3, "batch": 4, "attack": "
 KRUM = {"preaggregators": ("krum", "median_norm")}
 
 
-def run(folder: Path, rule: str, **options: object) -> diagnostics.Diagnosis:
+def run(folder: Path, rule: str, **options: object) -> run_plot.Diagnosis:
     train(TrainConfig(rule=rule, rule_options=options, **SHORT), out=folder / "run")
-    return diagnostics.read(folder / "run")
+    return run_plot.read(folder / "run")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_the_records_are_the_rules_decisions(
         decisions.append(aggregate.decision)
 
     train(TrainConfig(rule=rule, rule_options=options, **SHORT), out=tmp_path / "run", progress=look)
-    read = diagnostics.read(tmp_path / "run")
+    read = run_plot.read(tmp_path / "run")
     for iteration, decision in enumerate(decisions, start=1):
         rows = read.workers[read.workers["iteration"] == iteration].set_index("worker")
         assert set(rows.index[rows["status"] == "used"]) == set(decision.selected)
@@ -73,7 +73,7 @@ def test_the_records_are_the_rules_decisions(
 
 def test_the_picture_shows_numbers_faulty_workers_and_who_was_left_out(tmp_path: Path) -> None:
     read = run(tmp_path, "fa", **KRUM)
-    figure = diagnostics.draw(read)
+    figure = run_plot.draw(read)
     maps = [axes for axes in figure.axes if axes.images]
     weight, value = (axes.get_title() for axes in maps)
     assert weight.startswith("weight")
@@ -94,7 +94,7 @@ def test_the_picture_shows_numbers_faulty_workers_and_who_was_left_out(tmp_path:
 
 
 def test_a_rule_of_coordinates_says_that_it_has_no_weights(tmp_path: Path) -> None:
-    figure = diagnostics.draw(run(tmp_path, "bulyan"))
+    figure = run_plot.draw(run(tmp_path, "bulyan"))
     (only,) = [axes for axes in figure.axes if axes.images]
     assert not only.get_title().startswith("weight")
     assert only.patches
@@ -111,13 +111,13 @@ def test_reasons_are_told_apart(tmp_path: Path) -> None:
     lines[1:5] = [f"1,{w},none,none,{status.replace(score, reason)}" for w, reason in enumerate(reasons)]
     lines[5] += "; 6 lost"
     file.write_text("\n".join(lines) + "\n")
-    read = diagnostics.read(tmp_path / "run")
-    hatches = diagnostics._hatches(read)
+    read = run_plot.read(tmp_path / "run")
+    hatches = run_plot._hatches(read)
     assert list(hatches)[:2] == [score, NOT_FINITE]
     assert hatches["a"] == hatches["b"] != hatches[NOT_FINITE]
-    labels = [handle.get_label() for handle in diagnostics._legend(read)]
+    labels = [handle.get_label() for handle in run_plot._legend(read)]
     assert all(label.endswith(end) for label, end in zip(labels, (score, NOT_FINITE, "a; b"), strict=True))
-    diagnostics.draw(read)
+    run_plot.draw(read)
 
 
 def test_a_place_that_is_none_is_told(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import torch
 
 import fa
 from fa.attacks import ATTACKS
-from fa.experiments import explore_view
-from fa.experiments.explore import FORMULATIONS, MEANS, PRINCIPAL, Setting, gradients, scene
-from fa.experiments.explore_view import SETTINGS, draw, show, static
-from fa.experiments.style import VARIANTS
+from fa.experiments.explorer import widget
+from fa.experiments.explorer.scene import FORMULATIONS, MEANS, PRINCIPAL, Setting, gradients, scene
+from fa.experiments.explorer.widget import SETTINGS, draw, show, static
+from fa.experiments.runs.user_rules import label
+from fa.experiments.runs.variants import VARIANTS
 from tests import reference
 
 RULE = f"{Path(__file__).parents[1] / 'examples' / 'geometric_median.py'}:GeometricMedian"
@@ -112,7 +113,7 @@ def test_every_attack_and_a_rule_of_ones_own_are_drawn(pool: torch.Tensor) -> No
     assert whole.get_aspect() == near.get_aspect() == 1
     texts = [text.get_text() for text in names.get_legend().get_texts()]
     for text, variant in ((texts[0], "fa_default"), (texts[-1], RULE)):
-        assert any(one.startswith(own.look(variant).label) for one in texts), text
+        assert any(one.startswith(label(variant)) for one in texts), text
     np.testing.assert_allclose([bar.get_height() for bar in values.patches], shown.values)
     assert [bar.get_hatch() is not None for bar in shares.patches] == [True] * 2 + [False] * 7
     assert shown.refused[VARIANTS["bulyan"].label] in figure.get_suptitle()
@@ -164,9 +165,9 @@ def fake_widgets() -> ModuleType:
 
 def test_a_slider_moves_the_picture(pool: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Setting] = []
-    monkeypatch.setattr(explore_view, "scene", lambda pool, setting, rules: chosen.append(setting) or setting)
-    monkeypatch.setattr(explore_view, "draw", lambda setting: setting)
-    monkeypatch.setattr(explore_view, "picture", lambda setting: str(setting).encode())
+    monkeypatch.setattr(widget, "scene", lambda pool, setting, rules: chosen.append(setting) or setting)
+    monkeypatch.setattr(widget, "draw", lambda setting: setting)
+    monkeypatch.setattr(widget, "picture", lambda setting: str(setting).encode())
     monkeypatch.setitem(sys.modules, "ipywidgets", fake_widgets())
     box = show(pool)
     *rows, message, image = box.children
@@ -182,7 +183,7 @@ def test_a_slider_moves_the_picture(pool: torch.Tensor, monkeypatch: pytest.Monk
     def refuse(*_: object) -> None:
         raise ValueError("m < p")
 
-    monkeypatch.setattr(explore_view, "scene", refuse)
+    monkeypatch.setattr(widget, "scene", refuse)
     controls["m"].set(2)
     assert message.value == "m &lt; p"
 
@@ -192,7 +193,7 @@ def test_without_ipywidgets_there_are_pictures(
 ) -> None:
     displayed: list[object] = []
     monkeypatch.setattr("IPython.display.display", displayed.append)
-    monkeypatch.setattr(explore_view, "SETTINGS", SETTINGS[:1])
+    monkeypatch.setattr(widget, "SETTINGS", SETTINGS[:1])
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     assert show(pool) is None
     assert "ipywidgets" in capsys.readouterr().out

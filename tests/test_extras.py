@@ -12,16 +12,17 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fa.cli import cli, main
-from fa.experiments import EXTRAS, extra01, extra02, extra03, extra04, extra05, figure_module, supp01
-from fa.experiments.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead
-from fa.experiments.extras import RULES, SAME_LENGTH, compared
-from fa.experiments.figure import provenance
+from fa.experiments import EXTRAS, figure_module
+from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, supp01
+from fa.experiments.figures.extras_common import RULES, SAME_LENGTH, compared
 from fa.experiments.notebooks import execute, find
-from fa.experiments.profiles import PROFILES
-from fa.experiments.report import write
-from fa.experiments.store import RunStore
-from fa.experiments.study import Results, Study
-from fa.experiments.style import DATASETS, VARIANTS
+from fa.experiments.reporting.artifacts import provenance
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead
+from fa.experiments.reporting.report import write
+from fa.experiments.runs.profiles import PROFILES
+from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.study import Results, Study
+from fa.experiments.runs.variants import DATASETS, VARIANTS
 from fa.training import train
 from fa.training.records import USED
 from tests import texts

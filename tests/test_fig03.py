@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 
 from fa import irls, objective
-from fa.experiments import fig03
-from fa.experiments.claims import HOLDS, IN_PART, NOT, UNTESTABLE
-from fa.experiments.figure import save
-from fa.experiments.recording import record
+from fa.experiments.figures import fig03
+from fa.experiments.reporting.artifacts import save
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE
+from fa.experiments.runs.recording import record
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 import torch
 
+from fa.augment.recipes import Recipe, read
 from fa.data import load
-from fa.experiments import augmentation, fig07
-from fa.experiments.claims import HOLDS, IN_PART, NOT, UNTESTABLE
+from fa.experiments.figures import fig07
 from fa.experiments.paths import recipe
-from fa.recipes import Recipe, read
+from fa.experiments.reporting import augmented_images
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE
 
 PATHS = sorted((Path(__file__).parents[1] / "data_aug").glob("*.toml"))
 CURVES = (*fig07.RULES, fig07.CONTROL)
@@ -102,20 +103,20 @@ def test_each_recipe_has_its_grid(path: Path) -> None:
     assert path.with_suffix(".png").stat().st_size < 200_000
     its: Recipe = read(path)
     images = load("mnist-mini").train_images[:2]
-    columns = 1 + min(len(its.t), augmentation.STRENGTHS) + sum(level > 0 for level in its.noise)
-    assert len(augmentation.samples(its, images, 0).axes) == 3 * columns
+    columns = 1 + min(len(its.t), augmented_images.STRENGTHS) + sum(level > 0 for level in its.noise)
+    assert len(augmented_images.samples(its, images, 0).axes) == 3 * columns
 
 
 def test_displacements_of_a_map_that_is_known() -> None:
     images = torch.randint(1, 256, (3, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     made: dict[str, Any] = {"back": Recipe(system="cat", t=(3,)), "once": Recipe(system="cat", t=(1,))}
-    table = augmentation.displacements(made, images)
+    table = augmented_images.displacements(made, images)
     assert table["mean distance"].tolist() == pytest.approx([0, 3 / 4 * 1.0 + (2**0.5 - 1) / 4])
     assert table["black"].tolist() == [0, 0]
     assert table["images unchanged"].tolist() == [1, 0]
 
 
 def test_values_are_spread_evenly() -> None:
-    assert augmentation.evenly(range(1, 11), 5) == [1, 3, 5, 8, 10]
-    assert augmentation.evenly((1.0, 2.0), 5) == [1.0, 2.0]
-    assert augmentation.evenly((), 5) == []
+    assert augmented_images.evenly(range(1, 11), 5) == [1, 3, 5, 8, 10]
+    assert augmented_images.evenly((1.0, 2.0), 5) == [1.0, 2.0]
+    assert augmented_images.evenly((), 5) == []

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from fa.experiments import fig10
-from fa.experiments.claims import HOLDS, IN_PART, NOT, UNTESTABLE
-from fa.experiments.store import RunStore
+from fa.experiments.figures import fig10
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE
+from fa.experiments.runs.store import RunStore
 from fa.training import train
 from tests.texts import numbers
 

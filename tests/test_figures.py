@@ -14,17 +14,20 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fa.checks import ConditionError
-from fa.experiments import FIGURES, fig02, fig04, fig05, fig06bcd, fig08, fig09, figure_module, style
-from fa.experiments.claims import HOLDS, IN_PART, NOT, UNTESTABLE, Lead, accuracies, lead
-from fa.experiments.curves import finish
-from fa.experiments.figure import provenance, save
-from fa.experiments.profiles import PROFILES, sized
-from fa.experiments.store import Record
-from fa.experiments.study import Case, Results, Study, final_accuracies, last_points, make_study
-from fa.experiments.sweep import Outcome
+from fa.experiments import FIGURES, figure_module
+from fa.experiments.figures import fig02, fig04, fig05, fig06bcd, fig08, fig09
+from fa.experiments.reporting import style
+from fa.experiments.reporting.artifacts import provenance, save
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE, Lead, accuracies, lead
+from fa.experiments.reporting.curves import finish
+from fa.experiments.runs.profiles import PROFILES, sized
+from fa.experiments.runs.store import Record
+from fa.experiments.runs.study import Case, Results, Study, final_accuracies, last_points, make_study
+from fa.experiments.runs.sweep import Outcome
+from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 from fa.rules import make_rule
 from fa.training import TrainConfig
+from fa.utils.validation import ConditionError
 from tests import texts
 
 
@@ -36,13 +39,13 @@ def table(final: dict[tuple[str, int], float], seeds: tuple[int, ...] = (1, 2)) 
             for iteration in (10, 20):
                 point = {"iteration": iteration, "epoch": iteration // 10, "seconds": 1.0, "train_loss": 1.0}
                 reached = accuracy if iteration == 20 else 0.1
-                about = {"variant": variant, "label": style.VARIANTS[variant].label, "f": f, "seed": seed}
+                about = {"variant": variant, "label": VARIANTS[variant].label, "f": f, "seed": seed}
                 rows.append(about | point | {"test_accuracy": reached})
     return pd.DataFrame(rows)
 
 
 def fig04_table(fa: float, others: float, trimmed: float) -> pd.DataFrame:
-    final = {(key, f): others for key in style.VARIANTS for f in fig04.FAULTY}
+    final = {(key, f): others for key in VARIANTS for f in fig04.FAULTY}
     return table(final | {("fa", f): fa for f in fig04.FAULTY} | {("trimmed_mean", 1): trimmed})
 
 
@@ -51,11 +54,11 @@ def verdicts(claims) -> list[str]:
 
 
 def test_every_variant_is_a_rule_and_looks_like_no_other() -> None:
-    for variant in style.VARIANTS.values():
+    for variant in VARIANTS.values():
         make_rule(variant.rule, **dict(variant.options))
-    looks = {(variant.colour, variant.marker, variant.dashes) for variant in style.VARIANTS.values()}
-    assert len(looks) == len(style.VARIANTS) == len({variant.label for variant in style.VARIANTS.values()})
-    assert len({style.VARIANTS[key].colour for key in style.PAPER_RULES}) == 7
+    looks = {(look.colour, look.marker, look.dashes) for look in style.LOOKS.values()}
+    assert len(looks) == len(VARIANTS) == len({variant.label for variant in VARIANTS.values()})
+    assert len({style.LOOKS[key].colour for key in PAPER_RULES}) == 7
 
 
 THREE_SEEDS = (fig04.NAME, "cpu", 3)  # what has more seeds than its profile
@@ -102,7 +105,7 @@ def test_the_paper_profile_is_the_papers() -> None:
 
 def test_figure_4_has_seven_rules_the_mean_and_the_readings_for_each_f() -> None:
     cells = {(cell.variant, cell.config.byzantine) for cell in fig04.study("quick").cells}
-    assert cells == {(key, f) for key in style.VARIANTS for f in (1, 2, 3)}
+    assert cells == {(key, f) for key in VARIANTS for f in (1, 2, 3)}
     options = {cell.variant: cell.config.options for cell in fig04.study("quick").cells if cell.config.rule == "fa"}
     assert options == {"fa": {"formulation": "released"}, "fa_printed": {"preaggregators": ()}, "fa_default": {}}
 
@@ -206,7 +209,7 @@ def test_verdicts_on_the_rules_can_go_either_way() -> None:
     claims = fig04.claims(one, 0.1)
     assert verdicts(claims) == [IN_PART, HOLDS, IN_PART]
     assert {0.9, 0.95} <= set(texts.numbers(claims[0].measured))
-    assert style.VARIANTS["median"].label in claims[0].measured
+    assert VARIANTS["median"].label in claims[0].measured
 
 
 def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
@@ -340,7 +343,7 @@ def panels_table(column: str, values: tuple[int, ...], final: dict[str, tuple[fl
 
 
 def others(*final: float) -> dict[str, tuple[float, ...]]:
-    return {key: final for key in style.PAPER_RULES if key != "fa"}
+    return {key: final for key in PAPER_RULES if key != "fa"}
 
 
 def test_figure_5_and_6_draw_a_panel_for_each_size_with_all_rules() -> None:
@@ -435,7 +438,7 @@ def test_the_verdict_on_lambda(
     numbers, directions = lambda_tables({float(lam): accuracy for lam, accuracy in (usual | at).items()}, cosines)
     claims = fig08.claims(numbers, directions, 0.1)
     assert verdicts(claims) == expected
-    assert style.VARIANTS["multi_krum"].label in claims[0].measured
+    assert VARIANTS["multi_krum"].label in claims[0].measured
     assert 0.8 in texts.numbers(claims[0].measured)
     assert verdicts(fig08.claims(numbers, directions[directions["iteration"] < 9], 0.1))[1] == UNTESTABLE
     left, right = fig08.draw(numbers, directions, "title").axes
@@ -481,7 +484,7 @@ def test_a_figure_draws_every_curve_it_was_given() -> None:
     assert first["FA"] == [0.1, 0.9]
     assert first["Trimmed Mean"] == [0.1, 0.1]
     assert [text.get_text() for text in panels[2].get_legend().get_texts()] == [
-        style.VARIANTS[key].label for key in fig04.TOP
+        VARIANTS[key].label for key in fig04.TOP
     ]
 
 

@@ -19,9 +19,9 @@ from flwr.serverapp.strategy import FedAvg  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 import fa  # noqa: E402
-from fa.checks import ConditionError  # noqa: E402
 from fa.interop.flower import Strategy  # noqa: E402
 from fa.rules.base import NOT_FINITE  # noqa: E402
+from fa.utils.validation import ConditionError  # noqa: E402
 from tests.texts import numbers  # noqa: E402
 
 ROOT = Path(__file__).parents[1]

@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 import fa
-from fa import attacks, augment, likelihood, line5, mapped, objective, optimality, precision
-from fa.checks import ConditionError
-from fa.gram import measure
-from fa.mixing import STEPS
+from fa import attacks, augment, objective
+from fa.gradients import memory_map
+from fa.gradients.gram import measure
+from fa.rules.preaggregators import STEPS
+from fa.theory import algorithm1_line5, likelihood, optimality, quantization
+from fa.utils.validation import ConditionError
 from tests import reference
 from tests.awkward import KINDS, REFUSED, Awkward, gradients, snapshot
 
@@ -199,7 +201,7 @@ def basis(G: np.ndarray, solution: fa.irls.Solution) -> np.ndarray:
     return Y
 
 
-BLOCKS = precision.Format("block_float", 8, block=4)
+BLOCKS = quantization.Format("block_float", 8, block=4)
 SOLVERS: dict[str, Callable[[Any], Any]] = {
     "l1": lambda G: fa.irls.solve(G, m=1, lam=0.1, regularizer="l1").direction(),
     "rows": lambda G: fa.aggregate(G, "fa", m=1, lam=0.1, regularizer="rows"),
@@ -209,12 +211,12 @@ SOLVERS: dict[str, Callable[[Any], Any]] = {
     "two flags": lambda G: fa.flags.solve(G, dims=(1, 2), max_iter=5).direction(),
     "relevant": lambda G: fa.irls.solve(fa.flags.restrict(G, [[0]] * len(G))).direction(),
     "likelihood": lambda G: likelihood.fit(G, likelihood.Beta(1.0, 0.5), m=1, max_iter=5, restarts=1).Y,
-    "line 5": lambda G: line5.path(G, "l1", 0.1, m=1, steps=2).Y,
-    "quantised": lambda G: precision.quantise(G, precision.Format(bits=8)).dequantise(),
+    "line 5": lambda G: algorithm1_line5.path(G, "l1", 0.1, m=1, steps=2).Y,
+    "quantised": lambda G: quantization.quantise(G, quantization.Format(bits=8)).dequantise(),
     "blocks": lambda G: (
-        precision.integer_gram(precision.quantise(G, precision.Format("block_float", 8, block=4))).gram.K
+        quantization.integer_gram(quantization.quantise(G, quantization.Format("block_float", 8, block=4))).gram.K
     ),
-    "stochastic": lambda G: precision.quantise(G, precision.Format(rounding="stochastic")).dequantise(),
+    "stochastic": lambda G: quantization.quantise(G, quantization.Format(rounding="stochastic")).dequantise(),
     "values": lambda G: objective.values(G, np.eye(np.shape(G)[1])[:, :1]),
     "value": lambda G: objective.value(G, np.eye(np.shape(G)[1])[:, :1], lam=1.0),
     "gradient": lambda G: objective.gradient(G, np.eye(np.shape(G)[1])[:, :1]),
@@ -236,7 +238,7 @@ def test_what_takes_gradients_gives_finite_numbers_or_says_why_not(name: str, gi
 @few
 @given(given=gradients(most=6, kinds=KINDS))
 def test_effects_of_formats_are_finite(given: Awkward) -> None:
-    effects = kept(given, lambda G: precision.effects(G, [precision.Format(bits=8)]))
+    effects = kept(given, lambda G: quantization.effects(G, [quantization.Format(bits=8)]))
     if effects is None or not given.finite.all():
         return
     d = as_wide(fa.irls.solve(given.values).direction())
@@ -324,7 +326,7 @@ def test_files_give_what_their_arrays_give_or_are_refused(given: Awkward, tmp_pa
         return
     path: Path = tmp_path_factory.mktemp("files") / "G.npy"
     np.save(path, given.G)
-    found, refusal = attempt(mapped.open_gradients, [path])
+    found, refusal = attempt(memory_map.open_gradients, [path])
     if found is None:
         assert str(path) in str(refusal)
         assert not given.G.flags.c_contiguous or given.G.dtype.byteorder == ">"

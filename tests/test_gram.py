@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 import fa
 from fa import irls
-from fa.gram import Gram, measure
-from fa.mixing import STEPS, Situation, mix
-from fa.selection import krum_scores
+from fa.gradients.gram import Gram, measure
+from fa.rules.krum_scores import krum_scores
+from fa.rules.preaggregators import STEPS, Situation, mix
 
 
 def squared_distances(G):

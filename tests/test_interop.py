@@ -13,12 +13,12 @@ import fa
 from fa.attacks import make_attack
 from fa.cli import main
 from fa.data import load
-from fa.gram import measure
+from fa.gradients.gram import measure
 from fa.interop.byzfl import register
-from fa.mixing import Situation, mix
 from fa.rules.base import NOT_FINITE
-from fa.seeds import derive
+from fa.rules.preaggregators import Situation, mix
 from fa.training import TrainConfig, train
+from fa.utils.seeds import derive
 
 AGGREGATORS = ["Average", "CAF", "CenteredClipping", "GeometricMedian", "Krum", "MDA", "Meamed", "Median", "MoNNA"]
 AGGREGATORS += ["MultiKrum", "SMEA", "TrMean"]

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fa import kernels
-from fa.kernels import cpu, device
-from fa.kernels.network import sorting_network
-from fa.kernels.vectors import BLOCK
+from fa.kernels import cpu, torch_fallback
+from fa.kernels.llvm import BLOCK
+from fa.kernels.sorting_network import sorting_network
 
 CHUNK = cpu.CHUNK
 
@@ -25,7 +25,7 @@ def test_the_gram_matrix_is_numpys(p, n):
     K = kernels.gram(torch.from_numpy(G), precise=True)
     np.testing.assert_allclose(K, G @ G.T, rtol=0, atol=1e-12 * n)
     assert np.array_equal(K, K.T)
-    np.testing.assert_allclose(device.gram(torch.from_numpy(G)).numpy(), G @ G.T, rtol=0, atol=1e-12 * n)
+    np.testing.assert_allclose(torch_fallback.gram(torch.from_numpy(G)).numpy(), G @ G.T, rtol=0, atol=1e-12 * n)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -52,7 +52,7 @@ def test_squared_distances_do_not_cancel(n):
     G = 1e8 + matrix(6, n)
     expected = np.square(G[:, None] - G[None]).sum(axis=2)
     np.testing.assert_allclose(kernels.squared_distances(torch.from_numpy(G)), expected, rtol=1e-12)
-    np.testing.assert_allclose(device.squared_distances(torch.from_numpy(G)).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(torch_fallback.squared_distances(torch.from_numpy(G)).numpy(), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("p", [1, 4, 5, 15])
@@ -113,7 +113,9 @@ def test_order_statistics_are_those_of_sorted_columns(q):
             d, bad = kernels.order_statistic(torch.from_numpy(G), np.eye(q), lo, hi, keep)
             np.testing.assert_allclose(d.numpy(), expected, rtol=0, atol=1e-13)
             assert not bad.any()
-            plain, _ = device.order_statistic(torch.from_numpy(G), torch.eye(q, dtype=torch.float64), lo, hi, keep)
+            plain, _ = torch_fallback.order_statistic(
+                torch.from_numpy(G), torch.eye(q, dtype=torch.float64), lo, hi, keep
+            )
             np.testing.assert_allclose(plain.numpy(), expected, rtol=0, atol=1e-13)
 
 
@@ -130,7 +132,7 @@ def test_order_statistics_of_mixed_rows():
 def test_of_equally_near_values_the_smaller_is_taken():
     G = torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
     assert kernels.order_statistic(G, np.eye(3), 1, 2, 2)[0].item() == -0.5
-    assert device.order_statistic(G, torch.eye(3, dtype=torch.float64), 1, 2, 2)[0].item() == -0.5
+    assert torch_fallback.order_statistic(G, torch.eye(3, dtype=torch.float64), 1, 2, 2)[0].item() == -0.5
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -142,8 +144,8 @@ def test_rows_that_are_not_finite_are_noticed_on_the_way(value, where):
     expected = [row == where[0] for row in range(5)]
     assert list(kernels.combine(tensor, np.full(5, 0.2))[1]) == expected
     assert list(kernels.order_statistic(tensor, np.eye(5), 2, 3, 0)[1]) == expected
-    assert device.combine(tensor, torch.full((5,), 0.2, dtype=torch.float64))[1].tolist() == expected
-    assert device.order_statistic(tensor, torch.eye(5, dtype=torch.float64), 2, 3, 0)[1].tolist() == expected
+    assert torch_fallback.combine(tensor, torch.full((5,), 0.2, dtype=torch.float64))[1].tolist() == expected
+    assert torch_fallback.order_statistic(tensor, torch.eye(5, dtype=torch.float64), 2, 3, 0)[1].tolist() == expected
     assert not np.isfinite(np.diag(kernels.gram(tensor))[where[0]])
 
 

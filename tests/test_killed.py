@@ -12,8 +12,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from fa.experiments import figure_module, report
-from fa.experiments.store import RunStore
+from fa.experiments import figure_module
+from fa.experiments.reporting import report
+from fa.experiments.runs.store import RunStore
 from tests.processes import alive, descendants, wait_until
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fa import kernels
-from fa.gram import Landing, measure
+from fa.gradients.gram import Landing, measure
 from fa.rules import make_rule
 
 
@@ -42,7 +42,7 @@ def test_products_that_are_known_are_not_taken_again(monkeypatch: pytest.MonkeyP
     G = torch.from_numpy(normal(5, 300))
     known = kernels.gram(G)
     expected = make_rule("fa").aggregate(G)
-    monkeypatch.setattr("fa.gram.kernels.gram", lambda *_, **__: pytest.fail("a second pass"))
+    monkeypatch.setattr("fa.gradients.gram.kernels.gram", lambda *_, **__: pytest.fail("a second pass"))
     found = make_rule("fa").aggregate(G, products=known)
     assert torch.equal(found.direction, expected.direction)
 

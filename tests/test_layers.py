@@ -15,7 +15,7 @@ from fa.data import Dataset
 from fa.layers import accelerate, batch_norm, convolution
 from fa.layers.layout import in_rows
 from fa.training import TrainConfig, train
-from fa.training.flat import flatten, views
+from fa.training.parameter_vector import flatten, views
 
 # Input channels, output channels, side of the map, kernel, stride, padding, bias, batch.
 CONVOLUTIONS = [

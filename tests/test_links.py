@@ -14,12 +14,14 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from fa.attacks import CHUNK, DROPPED, make_attack
-from fa.experiments import fig06a, link_loss, reaching
-from fa.experiments.claims import IN_PART, NOT, REPRODUCED
-from fa.network.chunks import Inbox, send
-from fa.network.links import SERVER, Links, refusal, star
+from fa.experiments.figures import fig06a
+from fa.experiments.measurements import tcp_loss
+from fa.experiments.measurements.lossy_links import SERVER, Links, refusal, star
+from fa.experiments.reporting import time_to_accuracy
+from fa.experiments.reporting.claims import IN_PART, NOT, REPRODUCED
 from fa.training import TrainConfig, train
 from fa.training.records import USED
+from fa.training.transports.udp import Inbox, send
 
 N = 60 * CHUNK + 7  # the last chunk is short
 CHUNKS = 61
@@ -128,7 +130,7 @@ def test_what_is_lost_may_stay_as_it_was() -> None:
 def trained_over(folder: Path, lossy: int, *arguments: str) -> tuple[pd.DataFrame, int]:
     """workers.csv of a short run of four workers over links, and what TCP sent again."""
     with star(4, lossy) as links:
-        link_loss.train_over(links, folder, ["--rule=median", "--iterations=3", "--batch=4", "--threads=1", *arguments])
+        tcp_loss.train_over(links, folder, ["--rule=median", "--iterations=3", "--batch=4", "--threads=1", *arguments])
         return pd.read_csv(folder / "workers.csv"), links.resent()
 
 
@@ -242,19 +244,19 @@ def test_the_accuracies_to_reach_are_shares_of_what_fa_and_the_best_other_both_h
         for i, accuracy in enumerate(curve)
         for seed, more in ((1, -0.05), (2, 0.05))
     )
-    assert reaching.targets(numbers, 0.0) == pytest.approx([0.4, 0.6, 0.72])
-    assert reaching.targets(numbers, 0.2) == pytest.approx([0.65, 0.74])  # 0.5 is below three times chance
-    assert reaching.reached(numbers, 0.72) == {"fa": 20, "bulyan": 20}
-    assert reaching.reached(numbers, 0.72, "seconds") == {"fa": 2, "bulyan": 2}
-    half, _, most = reaching.races(numbers, 0.0)
-    assert reaching.won([half, most]) == [False, False]  # behind another, and together with one
-    assert re.fullmatch(r"0\.400: FA 20 it, \D*Bulyan 10 it", reaching.told([half], "{:.0f} it"))
-    assert re.fullmatch(r"0\.720: FA 50\.0, \D*Bulyan 50\.0", reaching.told([most], "{:.1f}", 2.5))
+    assert time_to_accuracy.targets(numbers, 0.0) == pytest.approx([0.4, 0.6, 0.72])
+    assert time_to_accuracy.targets(numbers, 0.2) == pytest.approx([0.65, 0.74])  # 0.5 is below three times chance
+    assert time_to_accuracy.reached(numbers, 0.72) == {"fa": 20, "bulyan": 20}
+    assert time_to_accuracy.reached(numbers, 0.72, "seconds") == {"fa": 2, "bulyan": 2}
+    half, _, most = time_to_accuracy.races(numbers, 0.0)
+    assert time_to_accuracy.won([half, most]) == [False, False]  # behind another, and together with one
+    assert re.fullmatch(r"0\.400: FA 20 it, \D*Bulyan 10 it", time_to_accuracy.told([half], "{:.0f} it"))
+    assert re.fullmatch(r"0\.720: FA 50\.0, \D*Bulyan 50\.0", time_to_accuracy.told([most], "{:.1f}", 2.5))
     alone = numbers[numbers["variant"].isin(["fa", "median"])]
-    assert [race.accuracy for race in reaching.races(alone, 0.0)] == pytest.approx([0.35, 0.525, 0.63])
+    assert [race.accuracy for race in time_to_accuracy.races(alone, 0.0)] == pytest.approx([0.35, 0.525, 0.63])
     slower = numbers.assign(iteration=numbers["iteration"] + (numbers["variant"] != "fa"))
-    assert reaching.won(reaching.races(slower, 0.0)) == [False, True, True]
-    assert reaching.won(reaching.races(slower, 0.0), margin=1.1) == [False, False, False]  # 21 for 20
+    assert time_to_accuracy.won(time_to_accuracy.races(slower, 0.0)) == [False, True, True]
+    assert time_to_accuracy.won(time_to_accuracy.races(slower, 0.0), margin=1.1) == [False, False, False]  # 21 for 20
 
 
 def test_a_rule_that_misses_the_accuracy_by_less_than_counts_is_there() -> None:
@@ -264,32 +266,34 @@ def test_a_rule_that_misses_the_accuracy_by_less_than_counts_is_there() -> None:
         for key, curve in short.items()
         for i, accuracy in enumerate(curve, start=1)
     )
-    assert reaching.reached(numbers, 0.4) == {"fa": 1, "bulyan": 2}
-    assert reaching.races(numbers, 0.0)[0] == reaching.Race(pytest.approx(0.4), 1, "bulyan", 1)
+    assert time_to_accuracy.reached(numbers, 0.4) == {"fa": 1, "bulyan": 2}
+    assert time_to_accuracy.races(numbers, 0.0)[0] == time_to_accuracy.Race(pytest.approx(0.4), 1, "bulyan", 1)
 
 
 def test_there_is_no_race_to_an_accuracy_at_which_nothing_is_learned() -> None:
     numbers = pd.DataFrame({"variant": key, "seed": 1, "iteration": 1, "test_accuracy": 0.32} for key in ("fa", "mean"))
-    assert reaching.targets(numbers, 0.1) == []  # 0.3 is three times chance, and 0.9 of the way is 0.298
-    assert reaching.targets(numbers, 0.09) == pytest.approx([0.297])
-    assert reaching.races(numbers, 0.1) == []
-    assert re.findall(r"\d+", reaching.told([], "{:.0f}")) == ["3"]  # times chance
+    assert time_to_accuracy.targets(numbers, 0.1) == []  # 0.3 is three times chance, and 0.9 of the way is 0.298
+    assert time_to_accuracy.targets(numbers, 0.09) == pytest.approx([0.297])
+    assert time_to_accuracy.races(numbers, 0.1) == []
+    assert re.findall(r"\d+", time_to_accuracy.told([], "{:.0f}")) == ["3"]  # times chance
 
 
 def test_a_race_that_nobody_else_ends() -> None:
-    assert reaching.won([reaching.Race(0.5, 3.0, None, None)]) == [True]
-    assert re.fullmatch(r"0\.500: FA 3\b\D*", reaching.told([reaching.Race(0.5, 3.0, None, None)], "{:.0f}"))
-    assert reaching.won([reaching.Race(0.5, None, "median", 3.0)]) == [False]
-    never = reaching.Race(0.5, None, "median", 3.0)
-    assert re.fullmatch(r"0\.500: FA\b\D*\bMedian 3", reaching.told([never], "{:.0f}"))
+    assert time_to_accuracy.won([time_to_accuracy.Race(0.5, 3.0, None, None)]) == [True]
+    assert re.fullmatch(
+        r"0\.500: FA 3\b\D*", time_to_accuracy.told([time_to_accuracy.Race(0.5, 3.0, None, None)], "{:.0f}")
+    )
+    assert time_to_accuracy.won([time_to_accuracy.Race(0.5, None, "median", 3.0)]) == [False]
+    never = time_to_accuracy.Race(0.5, None, "median", 3.0)
+    assert re.fullmatch(r"0\.500: FA\b\D*\bMedian 3", time_to_accuracy.told([never], "{:.0f}"))
 
 
 def test_curves_that_are_kept_need_no_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_loss, "refusal", lambda: "no namespaces")
+    monkeypatch.setattr(tcp_loss, "refusal", lambda: "no namespaces")
     kept = tmp_path / "links.csv"
-    none = link_loss.measured(kept, "quick")
+    none = tcp_loss.measured(kept, "quick")
     assert none.empty
     none.to_csv(kept, index=False)
-    assert link_loss.measured(kept, "quick").empty
+    assert tcp_loss.measured(kept, "quick").empty
     pd.DataFrame([{"loss": 0.1, "seconds": 2.0}]).to_csv(kept, index=False)
-    assert list(link_loss.measured(kept, "quick")["seconds"]) == [2.0]
+    assert list(tcp_loss.measured(kept, "quick")["seconds"]) == [2.0]

@@ -15,7 +15,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from fa import RULES, cli, kernels, make_rule, mapped
+from fa import RULES, cli, kernels, make_rule
+from fa.gradients import memory_map
 from fa.rules.base import NOT_FINITE
 
 P, N = 7, 70_001  # three chunks of the compiled loops, the last one cut
@@ -133,7 +134,7 @@ def test_pieces_give_what_the_whole_gives(
 
 
 def test_numbers_out_of_range_are_taken_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fa import gram
+    from fa.gradients import gram
 
     wide = np.random.default_rng(0).standard_normal((5, 1000)) * np.array([[1e-200], [1e200], [1], [1e3], [1e-3]])
     whole, _ = gram.measure(torch.from_numpy(wide))
@@ -146,7 +147,7 @@ def test_numbers_out_of_range_are_taken_by_parts(monkeypatch: pytest.MonkeyPatch
 WATCH = """
 import sys, threading, time
 from fa.cli import main
-import fa.rules, fa.mapped, fa.kernels.cpu
+import fa.rules, fa.gradients.memory_map, fa.kernels.cpu
 
 def anonymous():
     with open("/proc/self/status") as file:
@@ -194,7 +195,7 @@ def test_memory_stays_free(tmp_path: Path) -> None:
 
 def test_what_is_written_to_the_matrix_stays_in_memory(tmp_path: Path, G: torch.Tensor) -> None:
     paths = saved_one_each(G, tmp_path)
-    matrix, _ = mapped.open_gradients(paths)
+    matrix, _ = memory_map.open_gradients(paths)
     assert matrix.shape == (P, N)
     matrix[1, 1] = 7
     assert matrix[1, 1] == 7
@@ -294,10 +295,10 @@ def test_an_interruption_leaves_the_result_of_before(tmp_path: Path) -> None:
     [path] = saved_as_one(torch.ones(3, 4), tmp_path)
     out = tmp_path / "d.npy"
     out.write_bytes(b"of before")
-    layout = mapped.layout(path)
+    layout = memory_map.layout(path)
 
     def interrupted() -> None:
-        with mapped.new_direction(out, layout, 4) as d:
+        with memory_map.new_direction(out, layout, 4) as d:
             d[:2] = 1
             raise KeyboardInterrupt
 

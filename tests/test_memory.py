@@ -11,7 +11,7 @@ SCRIPT = """
 import resource
 import sys
 
-from fa.memory import keep_freed
+from fa.utils.malloc import keep_freed
 
 if sys.argv[1] == "keep":
     assert keep_freed()

@@ -12,11 +12,11 @@ from click.testing import CliRunner
 
 from fa.cli import cli
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, named, notebooks
-from fa.experiments.claims import UNTESTABLE
 from fa.experiments.notebooks import execute, find
-from fa.experiments.store import Record
-from fa.experiments.study import Study
-from fa.experiments.sweep import Outcome
+from fa.experiments.reporting.claims import UNTESTABLE
+from fa.experiments.runs.store import Record
+from fa.experiments.runs.study import Study
+from fa.experiments.runs.sweep import Outcome
 from fa.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -128,7 +128,7 @@ def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
         kept = [Outcome(config, Record(tmp_path)) for config in configs]
         return [Outcome(configs[0], None, "Traceback\nValueError: no reason"), *kept[1:]]
 
-    monkeypatch.setattr("fa.experiments.study.sweep", fail_once)
+    monkeypatch.setattr("fa.experiments.runs.study.sweep", fail_once)
     done = CliRunner().invoke(cli, ["sweep", "fig02", "fig04", "--profile", "smoke", "--out", str(tmp_path)])
     assert done.exit_code == 1
     first, second = done.stderr.splitlines()

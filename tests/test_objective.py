@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymanopt.manifolds import Grassmann
 
-from fa import irls, objective, regularizers
-from fa.likelihood import Beta, fit
+from fa import irls, objective
+from fa.irls import regularizers
+from fa.theory.likelihood import Beta, fit
 from tests.peers import lowest
 
 NORMS = regularizers.NAMES

@@ -9,9 +9,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pymanopt.manifolds import Grassmann
 
-from fa import irls, optimality
-from fa.gram import measure
-from fa.selection import bulyan_selection
+from fa import irls
+from fa.gradients.gram import measure
+from fa.rules.krum_scores import bulyan_selection
+from fa.theory import optimality
 from tests import reference
 
 

@@ -13,25 +13,16 @@ from click.testing import CliRunner
 import fa
 from fa.bench import draw as bench_draw
 from fa.cli import cli, main
-from fa.custom import shown
-from fa.experiments import (
-    ALL,
-    SUPPLEMENT,
-    extra02,
-    extra03,
-    fig04,
-    fig05,
-    fig06a,
-    fig07,
-    fig10,
-    figure_module,
-    own,
-    style,
-)
-from fa.experiments.figure import provenance
-from fa.experiments.store import RunStore
-from fa.experiments.study import Case, Results, Study, make_study
+from fa.experiments import ALL, SUPPLEMENT, figure_module
+from fa.experiments.figures import extra02, extra03, fig04, fig05, fig06a, fig07, fig10
+from fa.experiments.reporting import style
+from fa.experiments.reporting.artifacts import provenance
+from fa.experiments.runs import user_rules
+from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.study import Case, Results, Study, make_study
+from fa.experiments.runs.variants import VARIANTS
 from fa.training import TrainConfig, train
+from fa.utils.plugins import shown
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RULE = f"{EXAMPLES / 'geometric_median.py'}:GeometricMedian"
@@ -44,7 +35,7 @@ def table(study: Study, reached: float = 0.5) -> pd.DataFrame:
     columns = list(dict.fromkeys(name for cell in study.cells for name in cell.case.columns))
     rows = []
     for place, cell in enumerate(study.cells):
-        last = 0.99 if cell.variant not in style.VARIANTS else reached + 0.001 * (place % 7)
+        last = 0.99 if cell.variant not in VARIANTS else reached + 0.001 * (place % 7)
         about = {"variant": cell.variant, "label": cell.case.label, "f": cell.config.byzantine}
         about |= {name: cell.case.columns.get(name) for name in columns} | {"seed": cell.config.seed}
         for iteration, accuracy in ((1, 0.1), (2, last)):
@@ -73,21 +64,21 @@ def lab(colour: str, eye: str) -> np.ndarray:
 
 
 def test_their_looks_are_told_apart_by_every_eye() -> None:
-    known = [*style.VARIANTS.values(), bench_draw._KRUM]
+    known = [*style.LOOKS.values(), bench_draw._KRUM]
     colours = {variant.colour for variant in known}
-    pairs = [(mine, other) for mine, _ in own.LOOKS for other in (*colours, "#ffffff")]
-    pairs += combinations([colour for colour, _ in own.LOOKS], 2)
+    pairs = [(mine, other) for mine, _ in style.USER_LOOKS for other in (*colours, "#ffffff")]
+    pairs += combinations([colour for colour, _ in style.USER_LOOKS], 2)
     for mine, other in pairs:
         assert min(np.linalg.norm(lab(mine, eye) - lab(other, eye)) for eye in SEEN) > 20, (mine, other)
-    markers = [marker for _, marker in own.LOOKS]
-    assert len({*markers, *(variant.marker for variant in style.VARIANTS.values())}) == len(markers) + 11
+    markers = [marker for _, marker in style.USER_LOOKS]
+    assert len({*markers, *(look.marker for look in style.LOOKS.values())}) == len(markers) + len(style.LOOKS)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_a_rule_enters_every_figure_that_compares_rules(name: str) -> None:
     """Beside each case of Median, with its settings; or there is a reason why not."""
     module = figure_module(name)
-    if name.partition("_")[0] in own.NO_RULES:
+    if name.partition("_")[0] in user_rules.NO_RULES:
         with pytest.raises(ValueError, match=r"\bsetting\b.*'rules'"):
             module.study("smoke", rules=[RULE])
         return
@@ -116,7 +107,7 @@ def test_no_claim_is_judged_by_it_and_every_panel_draws_it(name: str) -> None:
     figure = module.draw(numbers, "title")
     if name not in ("extra03", "extra05"):
         drawn = {line.get_color() for axes in figure.axes for line in axes.get_lines()}
-        assert own.LOOKS[0][0] in drawn
+        assert style.USER_LOOKS[0][0] in drawn
     words = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     for axes in figure.axes:
         words += [text.get_text() for text in axes.get_legend().get_texts()] if axes.get_legend() else []
@@ -130,34 +121,34 @@ def test_figures_7_and_10_too() -> None:
     worth = [{"scheme": s, "augmented": a, "value": 0.5, "iteration": i} for s in fig07.SCHEMES for a in (True, False)
              for i in (1, 2)]  # fmt: skip
     values = pd.DataFrame(worth)
-    assert fig07.claims(curves, values, 0.05) == fig07.claims(own.known(curves), values, 0.05)
-    assert own.LOOKS[0][0] in {line.get_color() for line in fig07.draw(curves, values, "").axes[0].get_lines()}
+    assert fig07.claims(curves, values, 0.05) == fig07.claims(user_rules.known(curves), values, 0.05)
+    assert style.USER_LOOKS[0][0] in {line.get_color() for line in fig07.draw(curves, values, "").axes[0].get_lines()}
     ten = fig10.study("smoke", rules=[RULE])
     numbers, parts = table(ten), dict.fromkeys([*fig10.PARTS, "epoch"], 0.1)
     spent = pd.DataFrame([{"variant": cell.variant, "seed": 1, **parts} for cell in ten.cells])
     costs = pd.DataFrame([{"method": "FA", "milliseconds": 1.0, "workers": 7, "n": 100}])
     claims = fig10.claims(numbers, spent, costs, 0.05)
-    assert claims == fig10.claims(own.known(numbers), own.known(spent), costs, 0.05)
+    assert claims == fig10.claims(user_rules.known(numbers), user_rules.known(spent), costs, 0.05)
     drawn = fig10.draw(numbers, spent, costs, "", 0.1)
-    assert own.LOOKS[0][0] in {line.get_color() for line in drawn.axes[0].get_lines()}
+    assert style.USER_LOOKS[0][0] in {line.get_color() for line in drawn.axes[0].get_lines()}
     assert "Geometric median" in [text.get_text() for text in drawn.axes[1].get_yticklabels()]
 
 
 def test_names_looks_and_refusals(tmp_path: Path) -> None:
     file = tmp_path / "median.py"
     file.write_text("from fa.rules import Mean\nclass A(Mean):\n    name = 'Median'\nclass B(A):\n    pass\n")
-    keys = own.enter([f"{file}:A", f"{file}:B", "krum", f"{file}:A"])
+    keys = user_rules.enter([f"{file}:A", f"{file}:B", "krum", f"{file}:A"])
     assert keys == (f"{file}:A", f"{file}:B", "krum")
-    looks = own.looks(keys)
+    looks = style.looks(keys)
     assert [looks[key].label for key in keys] == ["A (median.py)", "B (median.py)", "Krum"]
-    assert [looks[key].colour for key in keys] == [colour for colour, _ in own.LOOKS[:3]]
+    assert [looks[key].colour for key in keys] == [colour for colour, _ in style.USER_LOOKS[:3]]
     with pytest.raises(ValueError, match=r"\brule must be .*'median'"):
-        own.enter(["median"])
+        user_rules.enter(["median"])
     with pytest.raises(ValueError, match=r"\brule must be .*\b4\b.*'byzfl:CAF'"):
-        own.enter([*keys, RULE, "byzfl:CAF"])
+        user_rules.enter([*keys, RULE, "byzfl:CAF"])
     shutil.copy(EXAMPLES / "geometric_median.py", tmp_path)
     with pytest.raises(ValueError, match=r"\brules must be .*GeometricMedian"):
-        own.enter([RULE, f"{tmp_path / 'geometric_median.py'}:GeometricMedian"])
+        user_rules.enter([RULE, f"{tmp_path / 'geometric_median.py'}:GeometricMedian"])
     with pytest.raises(ValueError, match=r"^rules must be .*'krum'"):
         fig04.study("smoke", rules="krum")
 
@@ -172,9 +163,9 @@ def test_an_attack_replaces_the_figures_and_the_figure_says_so() -> None:
     assert set(numbers["attack"]) == {ATTACK}
     heading = fig05.draw(numbers, study.title()).get_suptitle()
     usual = fig05.draw(table(fig05.study("smoke")), "").get_suptitle()
-    assert own.sent(numbers) in heading
-    assert own.sent(table(fig05.study("smoke"))) in usual
-    assert own.sent(numbers) not in usual
+    assert user_rules.sent(numbers) in heading
+    assert user_rules.sent(table(fig05.study("smoke"))) in usual
+    assert user_rules.sent(numbers) not in usual
     assert "f = 3" in heading
     assert fig05.study("smoke", attack="random") == fig05.study("smoke")
     command = provenance(Results(study, {}, 1.0, ()))["command"]
@@ -246,7 +237,7 @@ def test_what_fails_in_their_file_is_one_line_with_its_place(tmp_path: Path, dec
 def test_a_sweep_names_the_line_too(tmp_path: Path) -> None:
     file = tmp_path / "my_rule.py"
     file.write_text(FAILS.format("1 / 0"))
-    (key,) = own.enter([f"{file}:Fails"])
+    (key,) = user_rules.enter([f"{file}:Fails"])
     (outcome,) = make_study("fig04", "smoke", [Case(key, 1)], tmp_path).sweep(progress=False)
     assert outcome.record is None
     assert str(outcome).startswith(f"{shown(key)}, f = 1, seed 2021: ")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fa import cli
-from fa.cli.places import Place, from_environment
+from fa.cli.torchrun import Place, from_environment
 
 ROOT = Path(__file__).parents[1]
 SAID = {"RANK": "3", "WORLD_SIZE": "5", "MASTER_ADDR": "node0", "MASTER_PORT": "4711"}

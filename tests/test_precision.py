@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fa import irls
-from fa.gram import measure
-from fa.precision import (
+from fa.gradients.gram import measure
+from fa.theory.quantization import (
     KINDS,
     Format,
     Quantised,

@@ -100,7 +100,7 @@ def blocks(text: str) -> list[str]:
 
 def test_every_rule_step_and_attack_is_named() -> None:
     from fa.attacks import ATTACKS
-    from fa.mixing import STEPS
+    from fa.rules.preaggregators import STEPS
 
     told = "".join([README, *DOCS.values()])
     for name in (*fa.RULES, *STEPS, *ATTACKS):

@@ -12,10 +12,10 @@ import torch
 from click.testing import CliRunner
 
 from fa.augment import warp
+from fa.augment.recipes import Recipe, augment, augmented, build, load_built, read
 from fa.cli import cli
 from fa.data import MissingDataError, load
 from fa.models import build as build_model
-from fa.recipes import Recipe, augment, augmented, build, load_built, read
 from fa.training import TrainConfig, train
 from fa.training.worker import Worker
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from fa.experiments.recording import record
+from fa.experiments.runs.recording import record
 from fa.training import TrainConfig, train
 
 CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=9, batch=4, lr=0.05)

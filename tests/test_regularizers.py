@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymanopt.manifolds import Stiefel
 
-from fa import irls, line5, make_rule, objective
-from fa.gram import measure
+from fa import irls, make_rule, objective
+from fa.gradients.gram import measure
 from fa.kernels import stiefel
+from fa.theory import algorithm1_line5
 from tests.peers import lowest
 
 
@@ -203,11 +204,11 @@ def test_a_start_is_the_basis_to_begin_with():
 def test_line_5_of_the_paper_is_no_descent(sign):
     """Either sign: eq. 5 rises in some step, and the end is above the monotone solver's."""
     G = normal(8, 60)
-    printed = line5.path(G, "l1", 0.3, m=3, steps=10, sign=sign)
+    printed = algorithm1_line5.path(G, "l1", 0.3, m=3, steps=10, sign=sign)
     assert printed.rises > 0
     assert solved(G, "l1", 0.3, m=3, max_iter=30).objective < printed.objectives[-1]
 
 
 def test_line_5_takes_what_the_solver_takes():
     with pytest.raises(ValueError, match=r"^G must be .*\bfloat16\b.*\bint64\b"):
-        line5.path(np.ones((3, 4), dtype=int), "l1", 0.1)
+        algorithm1_line5.path(np.ones((3, 4), dtype=int), "l1", 0.1)

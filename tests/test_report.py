@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from fa.cli import cli, main
 from fa.experiments import FIGURES, figure_module
-from fa.experiments.claims import NOT, REPRODUCED
-from fa.experiments.report import STATEMENTS, write
+from fa.experiments.reporting.claims import NOT, REPRODUCED
+from fa.experiments.reporting.report import STATEMENTS, write
 
 QUICK = Path(__file__).parents[1] / "figures" / "quick"
 

@@ -18,14 +18,14 @@ import pytest
 import torch
 
 from fa import cli, models
-from fa.checks import ConditionError
 from fa.rules.base import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
-from fa.training.flat import flatten
+from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.rpc import star
-from fa.training.rpc.server import NEW, Remote, Sent, exchange
-from fa.training.transport import Cluster
+from fa.training.transports.base import Cluster
+from fa.training.transports.rpc import connection
+from fa.training.transports.rpc.server import NEW, Remote, Sent, exchange
+from fa.utils.validation import ConditionError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, wait_until
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
@@ -198,14 +198,14 @@ LIES: dict[str, Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch
 
 def lie(kind: str, rank: int, port: int) -> None:
     """In a process of its own: a worker whose gradients are changed before they are sent."""
-    ask = star.ask
+    ask = connection.ask
 
     def lying(function: Callable, *arguments: object) -> object:
         if function is exchange and arguments[1] != NEW:
             arguments = (*arguments[:2], *LIES[kind](*arguments[2:4]), *arguments[4:])
         return ask(function, *arguments)
 
-    star.ask = lying
+    connection.ask = lying
     plain_worker(rank, port)
 
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
 
 SERVER = """
 from fa.training import TrainConfig, train
-from fa.training.transport import Cluster
+from fa.training.transports.base import Cluster
 
 def tell(state):
     if state.iteration == 2:
@@ -359,7 +359,7 @@ def test_a_port_that_cannot_be_is_refused() -> None:
 
 
 def test_a_worker_that_finds_no_server_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("fa.training.rpc.star.WAIT", timedelta(seconds=1))
+    monkeypatch.setattr("fa.training.transports.rpc.connection.WAIT", timedelta(seconds=1))
     port = free_port()
     with pytest.raises(SystemExit) as leaving:
         cli.main(["worker", "--rank", "0", "--master", f"127.0.0.1:{port}"])

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fa import RULES, aggregate, make_rule
-from fa.checks import ConditionError
-from fa.gram import measure
-from fa.mixing import Situation, mix
+from fa.gradients.gram import measure
 from fa.rules.base import NOT_FINITE
+from fa.rules.preaggregators import Situation, mix
+from fa.utils.validation import ConditionError
 from tests import reference
 from tests.tensors import DEVICE
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fa import RULES, make_rule
-from fa.checks import ConditionError
 from fa.rules import Aggregate, Rule
 from fa.rules.base import NOT_FINITE
 from fa.sharded import Shards
+from fa.utils.validation import ConditionError
 from tests.groups import in_processes
 
 P = 4

@@ -15,9 +15,9 @@ from fa.data import Dataset, load
 from fa.data.batches import normalise
 from fa.data.splits import by_class, dirichlet
 from fa.training import TrainConfig, train
-from fa.training.flat import flatten
-from fa.training.simulation import Simulation
-from fa.training.transport import Cluster
+from fa.training.parameter_vector import flatten
+from fa.training.transports.base import Cluster
+from fa.training.transports.simulation import Simulation
 from fa.training.worker import own_images
 from tests.processes import build_normed
 

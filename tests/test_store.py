@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from fa.data import MissingDataError, load
-from fa.experiments import store
-from fa.experiments.store import Record, RunStore
+from fa.experiments.runs import store
+from fa.experiments.runs.store import Record, RunStore
 from fa.training import CurvePoint, Run, TrainConfig, WorkerRow, record_schema
 
 FIGURES = Path(__file__).parents[1] / "figures"

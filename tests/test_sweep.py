@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from fa.data import MissingDataError
-from fa.experiments import sweep as sweeping
-from fa.experiments.store import RunStore
-from fa.experiments.sweep import Outcome, shard, sweep
+from fa.experiments.runs import sweep as sweeping
+from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.sweep import Outcome, shard, sweep
 from fa.training import TrainConfig
 from tests.processes import alive, descendants, wait_until, worked
 
@@ -24,8 +24,8 @@ LONG = SHORT | {"iterations": 1_000_000}
 
 SCRIPT = """
 import sys
-from fa.experiments.store import RunStore
-from fa.experiments.sweep import sweep
+from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.sweep import sweep
 from fa.training import TrainConfig
 
 def main():
@@ -86,7 +86,7 @@ def test_an_outcome_tells_the_rules_options() -> None:
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fa.bars.LINES", 0.0)
+    monkeypatch.setattr("fa.utils.progress_bar.LINES", 0.0)
     sweep(configs(1), RunStore(tmp_path), jobs=1)
     assert "1 of 1 runs" in capsys.readouterr().err
     sweep(configs(1), RunStore(tmp_path), jobs=1)
@@ -102,8 +102,8 @@ def test_a_core_serves_one_run_and_so_does_a_gpu(monkeypatch: pytest.MonkeyPatch
 TELLS_MUCH = """
 import sys
 from pathlib import Path
-from fa.experiments.store import RunStore
-from fa.experiments.sweep import sweep
+from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.sweep import sweep
 from fa.training import TrainConfig
 
 if __name__ == "__main__":

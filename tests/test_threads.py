@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 import fa
 from fa.rules.base import Choice
-from fa.threads import on_one_thread
+from fa.utils.blas import on_one_thread
 
 
 def threads():

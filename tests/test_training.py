@@ -21,20 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fa import models, seeds
+from fa import models
 from fa.data import Dataset, load
 from fa.data.batches import normalise
 from fa.data.dataset import hold_out
-from fa.devices import find_device
 from fa.rules import make_rule
 from fa.rules.base import NOT_FINITE
 from fa.training import RECORD_VERSION, TrainConfig, loop, train
-from fa.training.flat import Buffers, flatten, views
+from fa.training.optimizer import SGD, Evaluation
+from fa.training.parameter_vector import Buffers, flatten, views
 from fa.training.records import USED, Run
-from fa.training.server import SGD, Evaluation
-from fa.training.simulation import Simulation
-from fa.training.transport import Gathered
+from fa.training.transports.base import Gathered
+from fa.training.transports.simulation import Simulation
 from fa.training.worker import Worker
+from fa.utils import seeds
+from fa.utils.devices import find_device
 
 SMALL = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=3, batch=4, lr=0.05, attack="random")
 

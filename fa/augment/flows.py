@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from fa.checks import check_one_of, check_real, require
+from fa.utils.validation import check_one_of, check_real, require
 
 RTOL = ATOL = 1e-8
 """LSODA's tolerances, relative and in the units of the points."""

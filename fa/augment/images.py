@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from torch import Tensor
 
 from fa.augment.maps import source, torus
-from fa.checks import check_one_of, require
+from fa.utils.validation import check_one_of, require
 
 INTERPOLATIONS = ("nearest", "bilinear")
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from fa.augment.flows import CAT, SYSTEMS, check_parameters, integrate, smooth_cat
-from fa.checks import check_integer, check_one_of, check_real, require
+from fa.utils.validation import check_integer, check_one_of, check_real, require
 
 MOVES = (*SYSTEMS, "smooth_cat_map")
 """What images can be moved by: the four flows, and the smooth cat map itself."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fa.bench.peers import LIBRARIES, Aggregator, Missing, a_plain_read, as_the_paper, of_library, of_torch
 from fa.bench.timing import Call, Timing, interleaved
-from fa.checks import require
 from fa.rules import RULES, make_rule
+from fa.utils.validation import require
 
 OURS, TORCH, PAPER, READ = "fa", "torch", "paper", "read"
 SIZES = (20_000, 1_000_000, 11_181_642)  # the last is that of a ResNet-18 with ten classes

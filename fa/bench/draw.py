@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from fa.bench.cases import OURS, PAPER, TORCH, USUAL, Row
 from fa.bench.table import growth, rules, slopes
-from fa.experiments.own import looks
-from fa.experiments.style import Variant, ramp, three_digits, use
+from fa.experiments.reporting.style import Look, looks, ramp, three_digits, use
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _WHOM = {OURS: "this package", "byzfl": "byzfl", "byzpy": "byzpy", TORCH: "torch", PAPER: "FA by SVDs"}
-_KRUM = Variant("Krum", "krum", "#fbafe4", "p")
+_KRUM = Look("Krum", "#fbafe4", "p")
 
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
@@ -90,6 +89,6 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _variants(rows: Sequence[Row]) -> dict[str, Variant]:
+def _variants(rows: Sequence[Row]) -> dict[str, Look]:
     variants = looks(rule for rule in rules(rows) if rule != "krum") | {"krum": _KRUM}
     return {rule: variants[rule] for rule in rules(rows)}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fa.experiments.cost import svd_steps
+from fa.experiments.measurements.cost import svd_steps
 
 Aggregator = Callable[[Tensor], object]
 """Takes G (p, n); what it returns is not looked at."""

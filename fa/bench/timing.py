@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fa.timing import taken
+from fa.utils.timing import taken
 
 Call = Callable[[], object]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from fa.memory import keep_freed
+from fa.utils.malloc import keep_freed
 
 COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
@@ -57,7 +57,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does it, but a name that is none is told with those that there are."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            from fa.checks import check_one_of
+            from fa.utils.validation import check_one_of
 
             check_one_of("command", args[0], list(COMMANDS))
         return super().resolve_command(ctx, args)

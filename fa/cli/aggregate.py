@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.checks import require
 from fa.cli.rule_options import rule_options, take
+from fa.utils.validation import require
 
 if TYPE_CHECKING:
     from fa.rules import Decision
@@ -34,7 +34,7 @@ def aggregate(
     """
     import torch
 
-    from fa.mapped import new_direction, open_gradients
+    from fa.gradients.memory_map import new_direction, open_gradients
     from fa.rules import make_rule
 
     its = make_rule(rule, f=f, **take(given))

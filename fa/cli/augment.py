@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fa.bars import reporter
+from fa.utils.progress_bar import reporter
 
 
 @click.command()
@@ -22,9 +22,9 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
     """
     import torch
 
+    from fa.augment.recipes import build, read
     from fa.data import load
     from fa.experiments.paths import recipe as find
-    from fa.recipes import build, read
 
     read_recipe = read(find(recipe))
     torch.set_num_threads(1)  # the steps are so short that waiting for one another takes threads longer

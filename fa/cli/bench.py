@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.checks import require
-from fa.cli.own import rule_option
+from fa.cli.user_rule_options import rule_option
 from fa.utils.files import write_atomically
+from fa.utils.validation import require
 
 if TYPE_CHECKING:
     from fa.bench.cases import Row
@@ -50,8 +50,8 @@ def bench(
 
     from fa.bench import cases
     from fa.bench.table import summary, table
-    from fa.devices import find_device
-    from fa.experiments.own import enter
+    from fa.experiments.runs.user_rules import enter
+    from fa.utils.devices import find_device
 
     find_device(device)
     require(patience > 0, "patience", patience, "greater than 0")
@@ -85,7 +85,7 @@ def _write(out: Path, rows: Sequence[Row], device: str) -> None:
 
     from fa.bench.cases import as_records
     from fa.bench.draw import draw
-    from fa.experiments.figure import save_png
+    from fa.experiments.reporting.artifacts import save_png
     from fa.training.records import hardware, versions
 
     threads = torch.get_num_threads()

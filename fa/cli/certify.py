@@ -26,7 +26,7 @@ def certify(
     is read into memory at once.
     """
     from fa import irls, sdp
-    from fa.mapped import open_gradients
+    from fa.gradients.memory_map import open_gradients
 
     G, _ = open_gradients(files)
     solution = irls.solve(G, m=m, lam=lam, a=a, max_iter=max_iter)

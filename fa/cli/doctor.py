@@ -67,7 +67,7 @@ def _packages(names: tuple[str, ...], cure: str) -> Iterator[Line]:
 def _processor() -> Iterator[Line]:
     import torch
 
-    from fa.threads import usable_cores
+    from fa.utils.blas import usable_cores
 
     kind, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     yield Line("cores", True, f"{usable_cores()}, of which torch uses {threads} ({kind}); OMP_NUM_THREADS=N sets it")
@@ -100,7 +100,7 @@ def _data() -> Iterator[Line]:
 
 
 def _namespaces() -> Line:
-    from fa.network.links import refusal
+    from fa.experiments.measurements.lossy_links import refusal
 
     why = refusal()
     return Line("lossy links", not why, why or "network namespaces are permitted")

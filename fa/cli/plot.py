@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fa.checks import require
+from fa.utils.validation import require
 
 
 @click.command()
@@ -16,8 +16,8 @@ def plot(folder: Path, out: Path | None) -> None:
     """Draw the run that `fa train --out FOLDER` or a sweep left in FOLDER: accuracy, loss, and for every worker and
     iteration its weight and explained variance, where the rule has them, and who was left out.
     """
-    from fa.experiments.diagnostics import draw, read
-    from fa.experiments.figure import save_png
+    from fa.experiments.reporting.artifacts import save_png
+    from fa.experiments.reporting.run_plot import draw, read
 
     figure = draw(read(folder))
     target = out or folder / "run.png"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fa.experiments.profiles import PROFILES
+from fa.experiments.runs.profiles import PROFILES
 
 
 @click.command()
@@ -15,6 +15,6 @@ from fa.experiments.profiles import PROFILES
 def report(profile: str, out: Path | None) -> None:
     """Write REPORT.md and REPORT.html beside the figures that fa reproduce has drawn."""
     from fa.experiments.paths import figures
-    from fa.experiments.report import write
+    from fa.experiments.reporting.report import write
 
     click.echo(write(figures(profile, out).resolve()))

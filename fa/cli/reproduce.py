@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from fa.cli.own import concerned, study_options
-from fa.cli.places import check_device
+from fa.cli.torchrun import check_device
+from fa.cli.user_rule_options import concerned, study_options
 
 
 @click.command()
@@ -48,7 +48,7 @@ def reproduce(
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             click.echo("finished runs are kept; the same command goes on from there", err=True)
             raise
-    from fa.experiments.report import drawn, write  # loads torch, for which a wrong name need not wait
+    from fa.experiments.reporting.report import drawn, write  # loads torch, for which a wrong name need not wait
 
     click.echo(f"figures and executed notebooks are in {target}")
     if drawn(target):

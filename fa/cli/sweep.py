@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fa import custom
-from fa.cli.own import concerned, study_options
-from fa.cli.places import check_device
+from fa.cli.torchrun import check_device
+from fa.cli.user_rule_options import concerned, study_options
 from fa.experiments import ALL, figure_module, named
+from fa.utils import plugins
 
 if TYPE_CHECKING:
-    from fa.experiments.study import Study
+    from fa.experiments.runs.study import Study
 
 
 @click.command()
@@ -74,7 +74,7 @@ def _explain(study: Study, part: str | None) -> None:
     for config in study.part(part):
         finished = study.store.find(config) is not None
         options = ", ".join(f"{name}={value}" for name, value in config.options.items())
-        rule = custom.shown(config.rule) + (f" ({options})" if options else "")
+        rule = plugins.shown(config.rule) + (f" ({options})" if options else "")
         row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.why(config))
         table.add_row(*row)
     console = Console()

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.bars import Report, reporter
-from fa.checks import require
-from fa.cli.places import Place, address, compute, from_environment
 from fa.cli.rule_options import rule_options, take
+from fa.cli.torchrun import Place, address, compute, from_environment
 from fa.training.config import TrainConfig
+from fa.utils.progress_bar import Report, reporter
+from fa.utils.validation import require
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
-    from fa.training.transport import Cluster
+    from fa.training.transports.base import Cluster
 
 _CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed once --out is written."
 _NETWORK = ("listen", "deadline", "quorum", "gradients", "lost")
@@ -83,7 +83,7 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
         if place.rank:
             return compute(place.rank - 1, place.host, place.port, threads or 1)
     if tensorboard is not None:
-        from fa.training.board import check_installed
+        from fa.training.tensorboard import check_installed
 
         check_installed()
     if backend == "simulate" and network:
@@ -99,7 +99,7 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
 
 
 def _cluster(place: Place | None, listen: str | None = None, **patience: Any) -> Cluster:
-    from fa.training.transport import Cluster
+    from fa.training.transports.base import Cluster
 
     if place is not None:
         require(listen is None, "listen", listen, "left out with torchrun, which says where to listen")
@@ -113,8 +113,8 @@ def _cluster(place: Place | None, listen: str | None = None, **patience: Any) ->
 def _config(given: dict[str, Any]) -> TrainConfig:
     options = take(given)
     if "augmentation" in given:
+        from fa.augment.recipes import read
         from fa.experiments.paths import recipe
-        from fa.recipes import read
 
         given["augmentation"] = read(recipe(given["augmentation"])).options
     _check_default(given)
@@ -142,7 +142,7 @@ def _board(folder: Path | None, config: TrainConfig, report: Report) -> Iterator
     with ExitStack() as stack:
         board = None
         if folder is not None:
-            from fa.training.board import Board
+            from fa.training.tensorboard import Board
 
             board = stack.enter_context(Board(folder, config.byzantine))
 

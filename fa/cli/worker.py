@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fa.cli.places import address, compute
+from fa.cli.torchrun import address, compute
 
 
 @click.command()

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Int64, UInt8
 from torch import Tensor
 
-from fa import seeds
-from fa.checks import check_integer, check_one_of
 from fa.data.dataset import Dataset
-from fa.sampling import SAMPLINGS
+from fa.data.sampling import SAMPLINGS
+from fa.utils import seeds
+from fa.utils.validation import check_integer, check_one_of
 
 PADDING = 4  # pixels on each side, from which the random crops are cut
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from fa import seeds
-from fa.checks import require
+from fa.utils import seeds
+from fa.utils.validation import require
 
 Arrays = Mapping[str, np.ndarray]
 """The four arrays of a data set by the names in ARRAYS: images uint8 (N, C, H, W), labels int64 (N,)."""

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from fa.data import cache_root, mini, store
+from fa.data import cache_root, mnist_mini, store
 from fa.data.dataset import Arrays
 
 
 def write(mnist: Arrays, path: Path) -> None:
-    """Write the subset of MNIST that `mini.kept` names, compressed, labels as bytes."""
-    arrays = {name: array.astype(np.uint8) for name, array in mini.subset(mnist).items()}
+    """Write the subset of MNIST that `mnist_mini.kept` names, compressed, labels as bytes."""
+    arrays = {name: array.astype(np.uint8) for name, array in mnist_mini.subset(mnist).items()}
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 if __name__ == "__main__":
-    write(store.read(cache_root() / "mnist"), mini.FILE)
+    write(store.read(cache_root() / "mnist"), mnist_mini.FILE)

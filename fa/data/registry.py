@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fa.checks import check_one_of
-from fa.data import mini, store, tiny_imagenet
+from fa.data import mnist_mini, store, tiny_imagenet
 from fa.data.dataset import Dataset, MissingDataError, content_checksum, tensors
+from fa.utils.validation import check_one_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -75,8 +75,8 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     if name == "tiny-imagenet":
         arrays, classes = tiny_imagenet.read(tiny_imagenet.folder(root))
         return _dataset(name, arrays, content_checksum(arrays), classes)
-    place = mini.FILE if name == "mnist-mini" else cache_root(root) / name
-    arrays = mini.read() if place == mini.FILE else _cached(name, place)
+    place = mnist_mini.FILE if name == "mnist-mini" else cache_root(root) / name
+    arrays = mnist_mini.read() if place == mnist_mini.FILE else _cached(name, place)
     checksum = content_checksum(arrays)
     if checksum != REGISTRY[name].checksum:
         raise _damaged(name, place, "its content is not the known one")
@@ -141,7 +141,7 @@ def describe(root: str | Path | None = None) -> list[Row]:
 
 def _state(name: str, root: str | Path | None) -> tuple[str, str]:
     if name == "mnist-mini":
-        return "embedded", str(mini.FILE)
+        return "embedded", str(mnist_mini.FILE)
     if name == "tiny-imagenet":
         try:
             return "here", str(tiny_imagenet.folder(None))

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from fa import seeds
-from fa.checks import check_real, require
+from fa.utils import seeds
+from fa.utils.validation import check_real, require
 
 _DRAWS = 1000  # of all workers' shares, until each worker has enough
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from fa.checks import check_one_of
+from fa.utils.validation import check_one_of
 
 FIGURES = (
     "fig02_mean_tolerance",
@@ -39,7 +39,7 @@ ALL = FIGURES + EXTRAS + SUPPLEMENT
 
 def figure_module(name: str) -> Any:
     """The module of a figure, named as `named` has it."""
-    return importlib.import_module(f"fa.experiments.{_number(named([name], ALL)[0])}")
+    return importlib.import_module(f"fa.experiments.figures.{_number(named([name], ALL)[0])}")
 
 
 def named(names: Sequence[str], all_: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fa.checks import check_one_of
+from fa.utils.validation import check_one_of
 
 
 def project() -> Path:

@@ -21,13 +21,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fa.attacks import Attack, Streams
-from fa.checks import check_one_of, require
-from fa.columns import Columns
-from fa.gram import Gram
-from fa.mixing import Mixture
+from fa.gradients.blocks import Columns
+from fa.gradients.gram import Gram
 from fa.rules import RULES, make_rule
 from fa.rules.base import Choice, Rule
-from fa.seeds import derive, global_state
+from fa.rules.preaggregators import Mixture
+from fa.utils.seeds import derive, global_state
+from fa.utils.validation import check_one_of, require
 
 
 def _library() -> Any:

@@ -1,8 +1,8 @@
 """The passes over the n coordinates of a gradient matrix G (p, n), on whatever device it lies.
 
-On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`device`); half precision is taken to float32 by
-chunks. What comes back besides a direction is which rows hold NaN or Inf: noticed on the way, not in a pass of its
-own.
+On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`torch_fallback`); half precision is taken to
+float32 by chunks. What comes back besides a direction is which rows hold NaN or Inf: noticed on the way, not in a pass
+of its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fa.kernels import device
+from fa.kernels import torch_fallback
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDTH = 1 << 24  # columns of a piece, between which Ctrl-C is heard
@@ -34,7 +34,7 @@ def gram(G: Tensor, precise: bool = False) -> np.ndarray:
     `precise` does all of it in float64.
     """
     if G.device.type != "cpu":
-        return symmetric(device.gram(G).cpu().numpy())
+        return symmetric(torch_fallback.gram(G).cpu().numpy())
     from fa.kernels import cpu
 
     K = np.zeros((G.shape[0], G.shape[0]))
@@ -48,7 +48,7 @@ def gram_rows(G: Tensor, rows: Sequence[int], others: Sequence[int]) -> np.ndarr
     pass of `gram`.
     """
     if G.device.type != "cpu":
-        return device.gram(G)[rows][:, others].cpu().numpy()
+        return torch_fallback.gram(G)[rows][:, others].cpu().numpy()
     from fa.kernels import cpu
 
     K = np.zeros((G.shape[0], G.shape[0]))
@@ -60,7 +60,7 @@ def gram_rows(G: Tensor, rows: Sequence[int], others: Sequence[int]) -> np.ndarr
 def squared_distances(G: Tensor) -> np.ndarray:
     """||g_i - g_j||^2, (p, p) float64, from differences taken in float64: exact where K would cancel."""
     if G.device.type != "cpu":
-        return symmetric(device.squared_distances(G).cpu().numpy())
+        return symmetric(torch_fallback.squared_distances(G).cpu().numpy())
     from fa.kernels import cpu
 
     total = np.zeros((G.shape[0], G.shape[0]))
@@ -75,7 +75,7 @@ def combine(G: Tensor, weights: np.ndarray, out: Tensor | None = None) -> tuple[
     Rows of weight 0 are not read. The sum is put into `out` if given.
     """
     if G.device.type != "cpu":
-        d, bad = device.combine(G, torch.from_numpy(weights).to(G.device))
+        d, bad = torch_fallback.combine(G, torch.from_numpy(weights).to(G.device))
         return _placed(d, out), bad.cpu().numpy()
     from fa.kernels import cpu
 
@@ -93,11 +93,11 @@ def order_statistic(
     smaller value). The result is put into `out` if given.
     """
     if G.device.type != "cpu":
-        d, bad = device.order_statistic(G, torch.from_numpy(R).to(G.device), lo, hi, keep)
+        d, bad = torch_fallback.order_statistic(G, torch.from_numpy(R).to(G.device), lo, hi, keep)
         return _placed(d, out), bad.cpu().numpy()
-    from fa.kernels import order
+    from fa.kernels import order_statistics
 
-    return _by_pieces(G, lambda piece, d: order.order_statistic(piece, R, lo, hi, keep, d), out)
+    return _by_pieces(G, lambda piece, d: order_statistics.order_statistic(piece, R, lo, hi, keep, d), out)
 
 
 def _placed(d: Tensor, out: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fa.kernels import cache
-from fa.kernels.vectors import BLOCK, TILE, VECTOR, pack, packed_square, packed_triangle, square, triangle
+from fa.kernels.llvm import BLOCK, TILE, VECTOR, pack, packed_square, packed_triangle, square, triangle
 
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 CHUNK = 16 * BLOCK  # columns a thread takes at a time

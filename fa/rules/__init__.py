@@ -3,14 +3,14 @@
 from dataclasses import fields
 from typing import Any
 
-from fa import custom
-from fa.checks import check_one_of, require
 from fa.rules.base import Aggregate, Decision, Rule, per_worker
 from fa.rules.bulyan import Bulyan
 from fa.rules.coordinate import MeaMed, Median, Phocas, TrimmedMean
 from fa.rules.flag import FlagAggregator
 from fa.rules.krum import Krum, MultiKrum
 from fa.rules.mean import Mean
+from fa.utils import plugins
+from fa.utils.validation import check_one_of, require
 
 _CLASSES: tuple[type[Rule], ...] = (
     Mean,
@@ -50,9 +50,9 @@ def _make(name: str, options: dict[str, Any]) -> Rule:
 def _class(name: str) -> type[Rule]:
     if name in _BY_NAME:
         return _BY_NAME[name]
-    found = custom.load("rule", name) if isinstance(name, str) else None
+    found = plugins.load("rule", name) if isinstance(name, str) else None
     if found is None:
-        check_one_of("rule", name, RULES, custom.OTHERS)
+        check_one_of("rule", name, RULES, plugins.OTHERS)
     require(isinstance(found, type) and issubclass(found, Rule), "rule", name, "a class that is a fa.Rule")
     named = isinstance(getattr(found, "name", None), str)
     require(named, "rule", name, 'a class that says how it is called, as in name: ClassVar[str] = "my_rule"')

@@ -12,13 +12,15 @@ import numpy as np
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from fa import custom, kernels, mixing
-from fa.checks import ConditionError, check_condition, check_integer, require
-from fa.columns import Columns
+from fa import kernels
 from fa.gradients import read
-from fa.gram import Gram, measure
-from fa.mixing import Mixture, Situation, columns, mix
-from fa.threads import on_one_thread
+from fa.gradients.blocks import Columns
+from fa.gradients.gram import Gram, measure
+from fa.rules import preaggregators
+from fa.rules.preaggregators import Mixture, Situation, columns, mix
+from fa.utils import plugins
+from fa.utils.blas import on_one_thread
+from fa.utils.validation import ConditionError, check_condition, check_integer, require
 
 NOT_FINITE = "NaN or Inf"
 
@@ -84,8 +86,9 @@ class Aggregate:
 class Rule(ABC):
     """An aggregation rule: options, and never state.
 
-    f is the number of faulty workers that it is to withstand; `preaggregators` names the steps of `fa.mixing` that the
-    gradients go through first (None: what the rule has by default); `seed` is that of "bucketing".
+    f is the number of faulty workers that it is to withstand; `preaggregators` names the steps of
+    `fa.rules.preaggregators` that the gradients go through first (None: what the rule has by default); `seed` is that
+    of "bucketing".
     """
 
     f: int = 0
@@ -104,7 +107,7 @@ class Rule(ABC):
         require(isinstance(given, Sequence), "preaggregators", given, "a sequence of steps' names")
         object.__setattr__(self, "preaggregators", (given,) if isinstance(given, str) else tuple(given))
         for name in self.steps:
-            mixing.step(name)
+            preaggregators.step(name)
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -115,7 +118,7 @@ class Rule(ABC):
         """Raise ConditionError where p gradients are too few, for a step before the rule or for the rule after them."""
         *before, q = columns(self.steps, p, self.f)
         for name, count in zip(self.steps, before, strict=True):
-            check_condition(f'preaggregators="{name}"', count, self.f, *mixing.step(name).condition, remark)
+            check_condition(f'preaggregators="{name}"', count, self.f, *preaggregators.step(name).condition, remark)
         after = f" after {', '.join(self.steps)}" if q != p else ""
         check_condition(self.name, q, self.f, *self.condition, after + remark)
         if self._counted is not None:
@@ -176,9 +179,9 @@ class Rule(ABC):
         """The direction d and the decision behind it.
 
         G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of
-        "bucketing"; d is put into `out` (n,) if given; `products` are the rows' inner products as `fa.gram.Landing`
-        has them, where they are known already. A worker with NaN or Inf is left out and counts against f.
-        Raises ValueError where the rule's condition on p and f does not hold.
+        "bucketing"; d is put into `out` (n,) if given; `products` are the rows' inner products as
+        `fa.gradients.gram.Landing` has them, where they are known already. A worker with NaN or Inf is left out and
+        counts against f. Raises ValueError where the rule's condition on p and f does not hold.
         """
         gradients = read(G)
         if out is not None:
@@ -227,7 +230,7 @@ class Rule(ABC):
         remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
         rule.check_workers(rows.size, remark)
         mixture = mix(gram.select(rows), rule.steps, Situation(rule.f, rule.seed, iteration))
-        with custom.blamed("rule"):
+        with plugins.blamed("rule"):
             choice = rule.choose(G, rows, mixture)
         _check_choice(self.name, choice, mixture.gram.p)
         return _describe(gram, rows, mixture, choice)

@@ -7,12 +7,12 @@ the paper, section 2.3; aggregators/bulyan.py in the authors' released code.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fa.checks import check_one_of
-from fa.gram import Gram
+from fa.gradients.gram import Gram
 from fa.irls import FORMULATIONS, Formulation
 from fa.rules.base import Choice, Rule, Statistic
 from fa.rules.coordinate import median
-from fa.selection import bulyan_selection, released_bulyan_averages
+from fa.rules.krum_scores import bulyan_selection, released_bulyan_averages
+from fa.utils.validation import check_one_of
 
 
 @dataclass(frozen=True, kw_only=True)

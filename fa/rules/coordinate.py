@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fa.gram import Gram
+from fa.gradients.gram import Gram
 from fa.rules.base import Choice, Rule, Statistic
 
 

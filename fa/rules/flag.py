@@ -9,13 +9,13 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from fa.checks import check_one_of, require
-from fa.columns import Columns
-from fa.gram import Gram
+from fa.gradients.blocks import Columns
+from fa.gradients.gram import Gram
 from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, solve, solve_gram
-from fa.mixing import Mixture
 from fa.objective import values
 from fa.rules.base import Choice, Rule
+from fa.rules.preaggregators import Mixture
+from fa.utils.validation import check_one_of, require
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from fa.checks import check_integer
-from fa.gram import Gram
+from fa.gradients.gram import Gram
 from fa.rules.base import Choice, Rule
-from fa.selection import best_scores
+from fa.rules.krum_scores import best_scores
+from fa.utils.validation import check_integer
 
 
 def _mean_of_best(gram: Gram, f: int, keep: int) -> Choice:

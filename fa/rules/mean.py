@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from fa.gram import Gram
+from fa.gradients.gram import Gram
 from fa.rules.base import Choice, Rule
 
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fa import custom
-from fa.checks import check_real, require
 from fa.training.config import RECORD_VERSION, TrainConfig
-from fa.training.flat import Buffers
+from fa.training.parameter_vector import Buffers
 from fa.training.records import CurvePoint, WorkerRow
+from fa.utils import plugins
 from fa.utils.files import new_file, temporary
+from fa.utils.validation import check_real, require
 
 _CHECKSUM = 32  # bytes of a SHA-256
 EVERY = 300.0  # seconds from one checkpoint to the next
@@ -70,7 +70,7 @@ class Checkpoint:
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
             "threads": threads,  # with another number the rest would be rounded differently
-        } | custom.files(config.rule, config.attack)
+        } | plugins.files(config.rule, config.attack)
 
     def load(
         self, parameters: Tensor, statistics: list[Buffers], momenta: Sequence[Tensor] = ()

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fa.checks import check_integer, check_one_of, check_real, require
-from fa.sampling import SAMPLINGS, SPLITS
+from fa.data.sampling import SAMPLINGS, SPLITS
+from fa.utils.validation import check_integer, check_one_of, check_real, require
 
 RECORD_VERSION = 1
 """Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""

@@ -37,9 +37,9 @@ from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from fa.checks import require
 from fa.rules import Decision, Rule, make_rule
 from fa.sharded import Sent, Shards
+from fa.utils.validation import require
 
 
 class Aggregation:

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 from fa import models
 from fa.attacks import make_attack
-from fa.checks import ConditionError, check_integer
 from fa.data import Dataset
-from fa.devices import find_device
 from fa.layers import accelerate
 from fa.rules import Aggregate, Rule, make_rule, per_worker
-from fa.timing import Parts
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
-from fa.training.flat import flatten
+from fa.training.optimizer import SGD, Evaluation
+from fa.training.parameter_vector import flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
-from fa.training.server import SGD, Evaluation
-from fa.training.simulation import Simulation
-from fa.training.transport import Cluster, Gathered, Transport
+from fa.training.transports.base import Cluster, Gathered, Transport
+from fa.training.transports.simulation import Simulation
 from fa.training.worker import data_of, own_images, recipe_of
+from fa.utils.devices import find_device
+from fa.utils.timing import Parts
+from fa.utils.validation import ConditionError, check_integer
 
 
 class Progress(NamedTuple):
@@ -118,7 +118,7 @@ def _transport(
     if cluster is None:
         yield Simulation(model, dataset, config, parameters)
         return
-    from fa.training.rpc.launch import serving
+    from fa.training.transports.rpc.launch import serving
 
     with serving(model, config, parameters, rule.measures, cluster, parts) as remote:
         yield remote

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeGuard
 
-from fa.checks import require
 from fa.training.config import RECORD_VERSION
+from fa.utils.validation import require
 
 SCHEMA_VERSION = 4
 """Version that is written, and the only one that is read."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fa import custom
-from fa.checks import require
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
+from fa.utils import plugins
 from fa.utils.files import sync_folder, temporary
+from fa.utils.validation import require
 
 FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
 USED = "used"
@@ -125,7 +125,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "seconds_of": {part: round(its, 6) for part, its in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
-        } | custom.files(self.config.rule, self.config.attack)
+        } | plugins.files(self.config.rule, self.config.attack)
 
 
 def make_room(directory: str | Path) -> Path:

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from fa import seeds
 from fa.attacks import make_attack
-from fa.checks import require
+from fa.augment.recipes import MANIFEST, Recipe, augmented, load_built
 from fa.data import Dataset, load
 from fa.data.batches import check_batch, minibatch
 from fa.data.dataset import hold_out
 from fa.data.splits import by_class, dirichlet
-from fa.recipes import MANIFEST, Recipe, augmented, load_built
 from fa.training.config import TrainConfig
-from fa.training.flat import Buffers, views
+from fa.training.parameter_vector import Buffers, views
+from fa.utils import seeds
+from fa.utils.validation import require
 
 
 class Worker:

@@ -1,0 +1,1 @@
+"""The interactive explorer of aggregation rules: its scene and its widget."""

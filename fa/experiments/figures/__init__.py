@@ -1,0 +1,1 @@
+"""One module per figure: NAME, `study`, `draw` and `claims`."""

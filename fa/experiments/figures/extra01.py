@@ -1,0 +1,276 @@
+"""Extra 1: what makes FA work: its formulations, the division by the norm, m, the number of steps, lambda; and where,
+if anywhere, its subspace is better than the plain mean of gradients that are all of one norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.figures.extras_common import OUTDONE, SEEDS, best, by_label, compared, make_extra, seeds_of
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import LEVEL, Claim, Lead, learned, mean, verdict
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.study import Case, Place, Seeds, Study, last_points
+from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra01_what_makes_fa_work"
+FAULTY = 3
+EQUAL = {"preaggregators": ("median_norm",)}
+PAIRS = {
+    "FA, as Algorithm 1": ("fa_printed", "fa_default"),
+    **{VARIANTS[key].label: (key, key) for key in (*PAPER_RULES[1:], "mean")},
+}
+"""What a rule is on the gradients as they come, and on gradients whose norms were set to their median."""
+
+SINGLE_FORM = {"FA, as released": "fa", "Mean of unit gradients": "mean_unit"}  # what has no other form
+DEFAULT = {"m": 8, "a": 2.0, "max_iter": 5, "lam": 0.0}
+SWEPT: dict[str, tuple[dict[str, Any], ...]] = {
+    "m": (*({"m": m} for m in (1, 2, 4, 8, 15)), *({"m": m, "a": 1.0} for m in (1, 2, 8))),
+    "max_iter": tuple({"max_iter": steps} for steps in (1, 2, 5, 100)),
+    "lam": tuple({"lam": lam} for lam in (0.0, 1.0, 4.0, 15.0)),
+}
+"""FA's options that are varied, one at a time, from DEFAULT; m with the power 1 too, which is a = 1: principal
+components.
+"""
+
+NAMES = {"m": "m, columns of Y", "max_iter": "IRLS steps", "lam": r"$\lambda$"}
+ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
+"""Of the sweeps, and their names."""
+
+CALLED = {"random": "random", "random_honest_norm": "random, honest norm", "collude": "colluding"}
+CONTROL = "Mean, equal norms"
+SUBSPACES: dict[str, dict[str, Any]] = {"FA, m = 1, a = 1": {"m": 1, "a": 1.0}, "FA, m = 8, a = 2": {}}
+_USUAL = (
+    ("random", 1, {"lr": 0.2}),
+    ("random", 2, {"lr": 0.2}),
+    ("random_honest_norm", 3, {"lr": 0.2}),
+    ("collude", 1, {"lr": 0.2}),
+    ("collude", 4, {"lr": 0.05}),
+)
+REGIMES = {
+    "smoke": _USUAL[:1],
+    "quick": _USUAL,
+    "cpu": (*_USUAL, ("collude", 4, {"lr": 0.05, "batch": 128, "iterations": 200})),
+    "paper": _USUAL,
+}
+"""Where the subspace might pay: an attack, f, and settings. The fewer faulty workers, or the more the honest agree, the
+surer the first principal component is theirs; a large learning rate makes what is left of the others cost more.
+"""
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+    """All the runs of the three parts; settings that are given, and not None, replace the profile's."""
+    grid = [*_norms(), *_sweeps(), *_regimes(profile)]
+    return make_extra(NAME, profile, grid, out, seeds, **given)
+
+
+def _norms() -> list[Case]:
+    """The rules with and without the division by the norm, which share their runs with Figure 4."""
+    cases = [Case(key, FAULTY, called=name) for name, key in SINGLE_FORM.items()]
+    for name, (off, on) in PAIRS.items():
+        cases.append(Case(off, FAULTY, called=name))
+        cases.append(Case(on, FAULTY, options={} if on == "fa_default" else EQUAL, called=equal(name)))
+    return cases
+
+
+def equal(name: str) -> str:
+    """What a rule is called where all norms were set to their median."""
+    return f"{name}, equal norms"
+
+
+def _sweeps() -> list[Case]:
+    cases = []
+    for attack in ATTACKS:
+        its = {"attack": attack}
+        cases.append(Case("mean", FAULTY, its, EQUAL, called=CONTROL))
+        varied = (DEFAULT | own for values in SWEPT.values() for own in values)
+        for options in {str(options): options for options in varied}.values():
+            cases.append(Case("fa_default", FAULTY, its, options, called="FA"))
+    return cases
+
+
+def _regimes(profile: str) -> list[Case]:
+    own = () if profile == "smoke" else SEEDS
+    cases = []
+    for attack, f, settings in REGIMES.get(profile, ()):
+        its = {"attack": attack, **settings}
+        cases.append(Case("mean", f, its, EQUAL, own, CONTROL))
+        cases += [Case("fa_default", f, its, options, own, name) for name, options in SUBSPACES.items()]
+    return cases
+
+
+def parts(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
+    """The last points of the norms', the sweeps' and the regimes' runs: the last have a learning rate of their own, the
+    first no attack but the profile's.
+    """
+    last = last_points(table)
+    regimes = last["lr"].notna()
+    norms = last["attack"].isna()
+    return last[norms], last[~norms & ~regimes], last[regimes]
+
+
+def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[float, float]:
+    """FA's final accuracy, the mean over seeds, by the values of one option, all others as DEFAULT has them."""
+    rows = sweeps[(sweeps["label"] == "FA") & (sweeps["attack"] == attack)]
+    for name, value in (DEFAULT | {"a": a}).items():
+        if name != option:
+            rows = rows[rows[name] == value]
+    return {float(value): float(group.mean()) for value, group in rows.groupby(option)["test_accuracy"]}
+
+
+def control(sweeps: DataFrame, attack: str) -> float:
+    """The control's final accuracy beside FA's: the mean over seeds."""
+    rows = sweeps[(sweeps["label"] == CONTROL) & (sweeps["attack"] == attack)]
+    return float(rows["test_accuracy"].mean())
+
+
+def leads(regimes: DataFrame) -> list[Lead]:
+    """In each regime the best of SUBSPACES against the control, a difference a seed."""
+    found = []
+    for name, rows in by_regime(regimes).items():
+        reached = by_label(rows)
+        ours = best(reached, SUBSPACES)
+        found.append(Lead(name, reached[ours], CONTROL, reached[CONTROL], ours))
+    return found
+
+
+def by_regime(regimes: DataFrame) -> dict[str, DataFrame]:
+    """The rows of each regime, by its name."""
+    sized = [name for name in ("batch",) if name in regimes]
+    groups = regimes.groupby(["attack", "f", "lr", *sized], sort=False, dropna=False)
+    return {_regime(attack, int(f), *rest): rows for (attack, f, *rest), rows in groups}
+
+
+def _regime(attack: str, f: int, lr: float, batch: float = float("nan")) -> str:
+    own = "" if batch != batch else f", B = {batch:g}"
+    return f"{CALLED[attack]}, f = {f}, lr = {lr:g}{own}"
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """Above, the division by the norm, and the regimes; below, m, the number of steps and lambda."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    norms, sweeps, regimes = parts(table)
+    figure = Figure(figsize=(13, 8.4), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    above, below = halves
+    left, right = above.subplots(1, 2, width_ratios=(1, 1.15))
+    _draw_norms(left, by_label(norms), seeds_of(norms))
+    _draw_regimes(right, by_regime(regimes), seeds_of(regimes))
+    below.suptitle(f"FA's options; {seeds_of(sweeps)}", fontsize=10)
+    panels = below.subplots(1, len(SWEPT), sharey=True)
+    for axes, option in zip(panels, SWEPT, strict=True):
+        _draw_sweep(axes, sweeps, option)
+    panels[0].set(ylabel="test accuracy (fraction)", ylim=(0, 1))
+    lines = panels[0].get_legend_handles_labels()
+    panels[-1].legend(*lines, title=f"f = {FAULTY}, attack", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
+    figure.suptitle(f"What makes FA work\n{title}", fontsize=10)
+    return figure
+
+
+def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]], seeds: str) -> None:
+    names = [*PAIRS, *SINGLE_FORM]
+    equalled, unit = style.ramp(2)
+    for place, name in enumerate(names):
+        if name in SINGLE_FORM:
+            axes.scatter(mean(final[name]), place, s=36, color=unit, marker="D", label="of norm 1")
+            continue
+        off, on = mean(final[name]), mean(final[equal(name)])
+        axes.plot([off, on], [place, place], color="#bbbbbb", zorder=1)
+        axes.scatter(off, place, s=36, facecolors="none", edgecolors="#555555", label="as they come")
+        axes.scatter(on, place, s=36, color=equalled, marker="s", label="norms set to their median")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy (fraction)", xlim=(0, 1))
+    axes.set_title(f"f = {FAULTY}, random in [0, 1): what the norm does; {seeds}")
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    axes.legend(once.values(), once.keys(), title="gradients", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
+
+
+def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> None:
+    ours = style.LOOKS["fa_default"]
+    one, eight = SUBSPACES
+    looks = {CONTROL: style.LOOKS["mean_unit"], one: replace(ours, marker="d"), eight: ours}
+    for place, rows in enumerate(regimes.values()):
+        for shift, (name, its) in zip((-0.22, 0, 0.22), looks.items(), strict=True):
+            reached = by_label(rows)[name]
+            label = None if place else name
+            axes.plot(reached, [place + shift] * len(reached), its.marker, color=its.colour, alpha=0.6, label=label)
+            axes.plot(mean(reached), place + shift, "|", color=its.colour, markersize=14)
+    axes.set_yticks(range(len(regimes)), list(regimes))
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1))
+    axes.set_title(f"where the subspace might pay; {seeds}")
+    axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
+
+
+def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:
+    for (attack, label), colour, marker in zip(ATTACKS.items(), style.ramp(len(ATTACKS)), "os", strict=True):
+        for a, dashes in ((2.0, "-"), (1.0, ":")):
+            points = swept(sweeps, attack, option, a)
+            places = [ticks(option).index(value) for value in points]
+            if len(points) > 1:
+                line: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes}
+                axes.plot(places, list(points.values()), label=f"{label}, FA, a = {a:g}", **line)
+        axes.axhline(control(sweeps, attack), color=colour, linestyle=(0, (5, 3)), label=f"{label}, {CONTROL}")
+    axes.set_xticks(range(len(ticks(option))), [f"{value:g}" for value in ticks(option)])
+    axes.set(xlabel=NAMES[option])
+
+
+def ticks(option: str) -> list[float]:
+    """The values of an option, evenly spaced on its axis."""
+    return sorted({float(own[option]) for own in SWEPT[option]})
+
+
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """E1: what equal norms do for each rule; whether the subspace is better than they alone; whether FA's options
+    help.
+    """
+    norms, sweeps, regimes = parts(table)
+    final = by_label(norms)
+    testable = learned(final, chance)
+    gains = {name: mean(final[equal(name)]) - mean(final[name]) for name in PAIRS}
+    found = leads(regimes)
+    level = LEVEL / (len(found) * len(SUBSPACES))  # Bonferroni's, as one subspace in one regime is enough
+    decisive = max(found, key=lambda its: (its.better(margin, level), its.margin))
+    moves = {(attack, option): _move(sweeps, attack, option) for attack in ATTACKS for option in SWEPT}
+    return [
+        Claim(
+            "E1",
+            "setting all norms to their median makes every rule better",
+            f"f = {FAULTY}, random: "
+            + ", ".join(f"{name} {gain:+.3f}" for name, gain in gains.items())
+            + f"; asked for: more than {OUTDONE:g}",
+            verdict([gain > OUTDONE for gain in gains.values()], testable),
+        ),
+        Claim(
+            "E1",
+            "there is a regime where the subspace is better than the mean of gradients of equal norm",
+            f"{len(found)} regimes and {len(SUBSPACES)} subspaces, so that p < {level:g} is asked for: "
+            + "; ".join(f"{its.told()}, margin {its.tested}" for its in found),
+            compared([decisive], testable and len(found[0].ours) > 1, level, margin),
+        ),
+        Claim(
+            "E1",
+            "FA's options decide: another m, more steps or lambda > 0 is better than the default by more than"
+            f" {OUTDONE:g}",
+            "; ".join(f"{attack}, {option}: {told}" for (attack, option), (_, told) in moves.items()),
+            verdict([gain > OUTDONE for gain, _ in moves.values()], testable),
+        ),
+    ]
+
+
+def _move(sweeps: DataFrame, attack: str, option: str) -> tuple[float, str]:
+    """How much better the best value of an option is than the default, and the accuracy at every value."""
+    points = swept(sweeps, attack, option)
+    told = ", ".join(f"{value:g} {reached:.3f}" for value, reached in points.items())
+    return max(points.values()) - points[DEFAULT[option]], told

@@ -1,0 +1,132 @@
+"""Extra 3: every rule under seven attacks that the paper does not have, with f = 1 to 6 faulty workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.figures.extras_common import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, make_extra
+from fa.experiments.paths import figures
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, verdict
+from fa.experiments.reporting.heatmap import draw_heat
+from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, last_points
+from fa.experiments.runs.user_rules import enter, known, label, own_of, replaced
+from fa.experiments.runs.variants import VARIANTS
+from fa.utils import plugins
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra03_attacks"
+FAULTY = {"smoke": (4,), "quick": (1, 2, 3, 4, 5, 6), "cpu": (1, 2, 3, 4, 5, 6), "paper": (1, 2, 3, 4, 5, 6)}
+ATTACKS = {
+    "random_symmetric": "random in [-1, 1)",
+    "random_honest_norm": "random, honest norm",
+    "sign_flip": "sign flip",
+    "collude": "colluding",
+    "alie": "A Little Is Enough",
+    "ipm": "inner product",
+    "mimic": "mimic",
+}
+"""By their names in `fa.attacks`, and what the figure calls them."""
+
+SEEDS = {"paper": (2021,)}  # of so many, one seed
+
+
+def study(
+    profile: str,
+    out: Place = None,
+    seeds: Seeds = None,
+    rules: Names = None,
+    attack: str | None = None,
+    **given: Any,
+) -> Study:
+    """A run for each rule, attack and f, also for `rules` and an `attack` that are not the paper's; settings that are
+    given, and not None, replace the profile's.
+    """
+    own, grid = SEEDS.get(profile, ()), []
+    keys = (*RULES, *enter(rules))
+    attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [replaced(attack)])))
+    for f in FAULTY.get(profile, (1,)):
+        for sent in attacks:
+            grid += [Case(key, f, {"attack": sent}, seeds=own) for key in keys]
+            grid.append(Case("fa_default", f, {"attack": sent}, UNIT, own, SAME_LENGTH))
+    folder = figures(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
+    return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **given)
+
+
+def cells(table: DataFrame, f: int) -> DataFrame:
+    """Final test accuracy, the mean over seeds: a row for each rule, a column for each attack, NaN for a gap."""
+    last = last_points(table[table["f"] == f])
+    grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
+    names = [*(label(key) for key in (*RULES, *own_of(table))), SAME_LENGTH]
+    attacks = {attack: ATTACKS.get(attack) or plugins.shown(attack) for attack in (*ATTACKS, *table["attack"])}
+    return grid.reindex(index=names, columns=list(attacks)).rename(columns=attacks)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """One heat map for each f: rules down, attacks across."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    counts = sorted(set(table["f"]))
+    columns = min(3, len(counts))
+    figure = Figure(figsize=(4 + 3 * columns, 7.6), layout="constrained")
+    panels = figure.subplots(-(-len(counts) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    for axes, f in zip(panels.flat, counts, strict=True):
+        image = draw_heat(axes, cells(table, f), f"f = {f}")
+    figure.colorbar(image, ax=panels, label="final test accuracy (fraction)", shrink=0.6)
+    figure.suptitle(f"Every rule under every attack; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, chance: float) -> list[Claim]:
+    """E3: whose worst attack is the least bad, and how far FA is from its control."""
+    table = known(table)
+    final = {
+        (rule, attack, f): mean(values)
+        for attack in ATTACKS
+        for (rule, f), values in accuracies(table[table["attack"] == attack]).items()
+    }
+    testable = learned(accuracies(table[table["attack"].isin(ATTACKS)]), chance)
+    counts = sorted(set(table["f"]))
+    worst = {f: _worst(final, f) for f in counts}
+    least = [worst[f]["fa"][0] - max(value for rule, (value, _) in worst[f].items() if rule != "fa") for f in counts]
+    gaps = [final["fa_default", attack, f] - final["mean_unit", attack, f] for attack in ATTACKS for f in counts]
+    ahead, behind = (sum(sign * gap > OUTDONE for gap in gaps) for sign in (1, -1))
+    return [
+        Claim(
+            "E3",
+            "FA is the rule whose worst attack costs it least",
+            "accuracy under the worst attack: "
+            + "; ".join(_told(f, worst[f]) for f in counts)
+            + f"; asked for: ahead by more than {OUTDONE:g}",
+            verdict([margin > OUTDONE for margin in least], testable),
+        ),
+        Claim(
+            "E3",
+            "the subspace protects where the division by the norm alone does not",
+            f"{SAME_LENGTH}, against the mean of unit gradients, {len(gaps)} cases: ahead by more than"
+            f" {OUTDONE:g} in {ahead}, behind in {behind}, which decides; from {min(gaps):+.3f} to {max(gaps):+.3f}",
+            verdict([gap > OUTDONE for gap in gaps] if ahead > behind else [False], testable),
+        ),
+    ]
+
+
+def _worst(final: dict[tuple[str, str, int], float], f: int) -> dict[str, tuple[float, str]]:
+    """Each rule that admits f: its least accuracy, and under which attack."""
+    return {
+        rule: min((final[rule, attack, f], attack) for attack in ATTACKS)
+        for rule in RULES
+        if all((rule, attack, f) in final for attack in ATTACKS)
+    }
+
+
+def _told(f: int, worst: dict[str, tuple[float, str]]) -> str:
+    best = max((rule for rule in worst if rule != "fa"), key=lambda rule: worst[rule])
+    ours, theirs = worst["fa"], worst[best]
+    return (
+        f"f = {f}: FA {ours[0]:.3f} ({ATTACKS[ours[1]]}), best other {VARIANTS[best].label} {theirs[0]:.3f}"
+        f" ({ATTACKS[theirs[1]]})"
+    )

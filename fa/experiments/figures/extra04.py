@@ -1,0 +1,159 @@
+"""Extra 4: whom each rule trusted, worker by worker, and how well that tells the faulty ones from the honest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.figures.extra03 import ATTACKS, SEEDS
+from fa.experiments.figures.extras_common import SHORT, make_extra
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, verdict
+from fa.experiments.reporting.curves import draw_kinds
+from fa.experiments.reporting.heatmap import draw_heat
+from fa.experiments.runs.recording import ENOUGH
+from fa.experiments.runs.study import Case, Place, Results, Seeds, Study
+from fa.training.records import UNDEFINED, USED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra04_who_was_trusted"
+FAULTY = 3
+FOUND = 0.9  # precision or recall from which the faulty workers count as found
+UNIT = "Mean of unit gradients"
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "FA": ("fa", {}),
+    UNIT: ("mean_unit", {}),
+    "Multi-Krum": ("multi_krum", {}),
+    "Bulyan": ("bulyan", {}),
+    "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
+}
+"""The rules that decide about whole gradients: a name, and the variant with its options."""
+
+DETECTORS = {
+    "FA, least v": ("FA", "value"),
+    "FA, least weight": ("FA", "weight"),
+    f"{UNIT}, least weight": (UNIT, "weight"),
+    "Multi-Krum, left out": ("Multi-Krum", "status"),
+    "Bulyan, left out": ("Bulyan", "status"),
+    "Krum's choice, left out": ("Krum's choice, FA", "status"),
+}
+"""Ways of naming workers as faulty in every iteration: whose decision, and by which column of workers.csv. By "value"
+and "weight" it is the f workers of the least, by "status" those left out.
+"""
+
+COURSES = {"value": "FA's explained variance $v_i$", "share": "FA's weight, of the sum of sizes"}
+"""What is drawn of FA's workers over time."""
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+    """Runs that Extra 3 has too, and one more rule; settings that are given, and not None, replace the profile's."""
+    grid = [
+        Case(key, FAULTY, {"attack": attack}, options, SEEDS.get(profile, ()), name)
+        for attack in ATTACKS
+        for name, (key, options) in CASES.items()
+    ]
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+
+
+def workers(results: Results) -> DataFrame:
+    """Every run's workers.csv: rule, attack, seed, iteration, worker, value, weight, status; "none" is NaN."""
+    import pandas
+
+    rows = []
+    for cell in results.study.cells:
+        own = pandas.read_csv(results.record(cell).folder / "workers.csv", na_values=UNDEFINED)
+        about = {"rule": cell.case.label, "attack": cell.config.attack, "seed": cell.config.seed}
+        rows.append(own.assign(**about)[[*about, *own.columns]])
+    return pandas.concat(rows, ignore_index=True)
+
+
+def detection(workers: DataFrame, f: int = FAULTY) -> DataFrame:
+    """Precision and recall of each detector under each attack, over all iterations and seeds.
+
+    The first f workers are the faulty ones. Precision: of those named, the share that is faulty; recall: of the faulty,
+    the share that is named; guess: the recall of naming as many at random. Of equal values the later worker is named,
+    so that ties name no one by their rank's luck.
+    """
+    import pandas
+
+    rows = []
+    for name, (rule, column) in DETECTORS.items():
+        for attack, its in workers[workers["rule"] == rule].groupby("attack", sort=False):
+            named = _named(its, column, f)
+            faulty = its["worker"] < f
+            right = int((named & faulty).sum())
+            precision = right / int(named.sum()) if named.any() else float("nan")
+            recall, guess = right / int(faulty.sum()), float(named.mean())
+            rows.append({"detector": name, "attack": attack, "precision": precision, "recall": recall, "guess": guess})
+    return pandas.DataFrame(rows)
+
+
+def _named(workers: DataFrame, column: str, f: int) -> Any:
+    """Who is named as faulty, row by row."""
+    if column == "status":
+        return workers["status"] != USED
+    order = workers.sort_values([column, "worker"], ascending=[True, False], kind="stable")
+    place = order.groupby(["seed", "iteration"]).cumcount()
+    return (place < f).reindex(workers.index)
+
+
+def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
+    """Above, FA's explained variances and weights over time, of honest and faulty workers; below, who finds them."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 9), layout="constrained")
+    halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    above, below = halves
+    grid = above.subplots(2, len(ATTACKS), sharex=True, sharey="row")
+    ours = workers[workers["rule"] == "FA"]
+    for column, (attack, heading) in zip(grid.T, ATTACKS.items(), strict=True):
+        rows = ours[ours["attack"] == attack]
+        size = rows["weight"].abs().groupby([rows["seed"], rows["iteration"]]).transform("sum")
+        rows = rows.assign(share=rows["weight"] / size)
+        for axes, (name, label) in zip(column, COURSES.items(), strict=True):
+            draw_kinds(axes, rows, rows["worker"] < FAULTY, name)
+            axes.set(xlabel="iteration", ylabel=label)
+            axes.label_outer()
+        column[0].set_title(heading)
+    grid[0, 0].set_ylim(0, 1.02)
+    grid[0, -1].legend(title="workers", loc="upper left", bbox_to_anchor=(1.02, 1))
+    for axes, column in zip(below.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
+        image = draw_heat(axes, cells(found, column), f"{column} of finding the faulty workers")
+    below.colorbar(image, ax=below.axes, label="share")
+    figure.suptitle(
+        f"f = {FAULTY} faulty workers of 15: a guess of three has precision and recall 0.2\n{title}", fontsize=10
+    )
+    return figure
+
+
+def cells(found: DataFrame, column: str) -> DataFrame:
+    """The detectors' precision or recall: detectors down, attacks across."""
+    grid = found.pivot(index="detector", columns="attack", values=column)
+    return grid.reindex(index=list(DETECTORS), columns=list(ATTACKS)).rename(columns=ATTACKS)
+
+
+def claims(workers: DataFrame, found: DataFrame) -> list[Claim]:
+    """E4: whether FA's values and weights tell who is faulty, and whether selection does."""
+    testable = workers["iteration"].nunique() >= ENOUGH
+    recall = found.set_index(["detector", "attack"])["recall"]
+    guess = found.groupby("detector")["guess"].mean()
+    selected = ["Multi-Krum, left out", "Bulyan, left out", "Krum's choice, left out"]
+    return [
+        _claim("a low explained variance tells who is faulty", recall, guess, ["FA, least v"], testable),
+        _claim("a low weight in FA's direction tells who is faulty", recall, guess, ["FA, least weight"], testable),
+        _claim("rules that select leave the faulty workers out", recall, guess, selected, testable),
+    ]
+
+
+def _claim(words: str, recall: Any, guess: Any, detectors: Sequence[str], testable: bool) -> Claim:
+    told = [
+        f"{name} (a guess of as many: {guess[name]:.2f}): "
+        + ", ".join(f"{ATTACKS[attack]} {recall[name, attack]:.2f}" for attack in ATTACKS)
+        for name in detectors
+    ]
+    holds = [bool(recall[name, attack] >= FOUND) for name in detectors for attack in ATTACKS]
+    return Claim("E4", words, "recall " + "; ".join(told), verdict(holds, testable))

@@ -1,0 +1,120 @@
+"""Extra 5: Krum's choice, mixing and FA's subspace one behind the other, against every rule alone.
+
+The paper's section 2 ends with the remark that a right multiplication, such as Bulyan's, and FA's left one could be
+combined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.figures.extras_common import (
+    RULES,
+    SAME_LENGTH,
+    SEEDS,
+    SHORT,
+    best,
+    by_label,
+    compared,
+    draw_dots,
+    make_extra,
+)
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import LEVEL, Claim, Lead, learned
+from fa.experiments.reporting.style import looks
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.study import Case, Names, Place, Seeds, Study
+from fa.experiments.runs.user_rules import enter, known, own_of
+from fa.experiments.runs.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra05_combined"
+FAULTY = 3
+ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
+PAIRS = {
+    f"Krum's choice, {SAME_LENGTH}": "Krum's choice, mean of unit",
+    f"mixing, {SAME_LENGTH}": "mixing, mean of unit",
+}
+"""A combination with FA's subspace, and the same without it, at one length of step."""
+
+COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
+    f"Krum's choice, {SAME_LENGTH}": ("fa_default", {"preaggregators": ("krum", "unit")}),
+    "mixing, FA": ("fa", {"preaggregators": ("unit", "nnm", "unit")}),
+    f"mixing, {SAME_LENGTH}": ("fa_default", {"preaggregators": ("unit", "nnm", "unit")}),
+    "Krum's choice, mean of unit": ("mean", {"preaggregators": ("krum", "unit")}),
+    "mixing, mean of unit": ("mean", {"preaggregators": ("unit", "nnm", "unit")}),
+    "Krum's choice, Median": ("median", {"preaggregators": ("krum",)}),
+    "Krum's choice, Trimmed Mean": ("trimmed_mean", {"preaggregators": ("krum",)}),
+    "FA's subspace, Median": ("median", {"preaggregators": ("unit", "subspace")}),
+    "FA's subspace, MeaMed": ("meamed", {"preaggregators": ("unit", "subspace")}),
+}
+"""What is put together: a name, and the rule that comes last, with the steps before it."""
+
+OURS = [name for name in COMBINED if "FA" in name]
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+    """Each rule alone, also `rules` that are not the paper's, and each combination; settings that are given, and not
+    None, replace the profile's.
+    """
+    own = () if profile == "smoke" else SEEDS
+    alone, grid = (*RULES, *enter(rules)), []
+    for attack in ATTACKS:
+        grid += [Case(key, FAULTY, {"attack": attack}, seeds=own) for key in alone]
+        grid += [Case(key, FAULTY, {"attack": attack}, options, own, name) for name, (key, options) in COMBINED.items()]
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """A panel for each attack: every rule and combination, a mark for each seed."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    panels = figure.subplots(1, len(ATTACKS), sharey=True)
+    keys = (*RULES, *own_of(table))
+    shown = looks(keys)
+    variants = {shown[key].label: shown[key] for key in keys}
+    variants |= {name: style.LOOKS[key] for name, (key, _) in COMBINED.items()}
+    for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
+        draw_dots(axes, by_label(table[table["attack"] == attack]), variants, bold=tuple(COMBINED))
+        axes.set_title(heading)
+    figure.suptitle(f"f = {FAULTY} faulty workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """E5: the best combination with FA against the best rule alone, and PAIRS."""
+    table = known(table)
+    final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
+    testable = any(learned(reached, chance) for reached in final.values())
+    alone = [VARIANTS[key].label for key in RULES]
+    top = {
+        attack: _lead(attack, reached, best(reached, OURS), best(reached, alone)) for attack, reached in final.items()
+    }
+    pairs = [_lead(attack, reached, *pair) for attack, reached in final.items() for pair in PAIRS.items()]
+    level = LEVEL / len(OURS)  # Bonferroni's, as one combination is enough
+    return [
+        Claim(
+            "E5",
+            "FA combined with another rule is ahead of every rule alone",
+            f"the best of {len(OURS)}, so that p < {level:.2g} is asked for: "
+            + "; ".join(f"{its.told()}; margin {its.tested}" for its in top.values()),
+            compared(list(top.values()), testable, level, margin),
+        ),
+        Claim(
+            "E5",
+            "behind Krum's choice and mixing the subspace is better than the mean of unit gradients, at one length",
+            "; ".join(f"{its.told()}; margin {its.tested}" for its in pairs),
+            compared(pairs, testable, margin=margin),
+        ),
+    ]
+
+
+def _lead(attack: str, final: Mapping[str, Sequence[float]], ours: str, theirs: str) -> Lead:
+    return Lead(ATTACKS[attack], final[ours], theirs, final[theirs], ours)

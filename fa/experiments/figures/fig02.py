@@ -1,0 +1,62 @@
+"""Figure 2: the mean with f = 0, 1, 2, 3 faulty workers that send random gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, shown, verdict
+from fa.experiments.reporting.curves import draw_line, finish
+from fa.experiments.runs.study import Case, Place, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import sent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig02_mean_tolerance"
+FAULTY = (0, 1, 2, 3)
+HEAVILY = 0.5  # of the accuracy without Byzantine workers: what is left where the impact is heavy
+_PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # the released code's settings for this figure
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+    """The runs of Figure 2; settings that are given, and not None, replace the profile's."""
+    own = _PAPER if profile == "paper" else {}
+    return make_study(NAME, profile, [Case("mean", f) for f in FAULTY], out, seeds, own, **given)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """One line for each number of faulty workers."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colours = style.ramp(len(FAULTY))[::-1]
+    for f, colour, marker, dashes in zip(FAULTY, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
+        draw_line(axes, table[table["f"] == f], f"f = {f}", colour, marker, dashes)  # f > 0: one above another
+    finish(axes)
+    axes.legend(title="faulty workers", loc="center right")
+    figure.suptitle(f"Mean, faulty workers send {sent(table)}\n{title}", fontsize=9)
+    return figure
+
+
+def claims(table: DataFrame, chance: float) -> list[Claim]:
+    """Judge C1: whether one Byzantine worker or more cost at least half of the accuracy.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+    """
+    final = accuracies(table)
+    heavy = [mean(final["mean", f]) <= HEAVILY * mean(final["mean", 0]) for f in FAULTY[1:]]
+    measured = "final accuracy " + ", ".join(f"f = {f}: {shown(final['mean', f])}" for f in FAULTY)
+    return [
+        Claim(
+            "C1",
+            "the accuracy is heavily impacted when f > 0 and the mean is used",
+            f"{measured}; chance is {chance:g}",
+            verdict(heavy, learned(final, chance)),
+        )
+    ]

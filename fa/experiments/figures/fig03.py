@@ -1,0 +1,187 @@
+"""Figure 3: how much of each worker's gradient the optimal subspace explains, and how much the mean gradient does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, verdict
+from fa.experiments.runs.recording import ENOUGH, every
+from fa.experiments.runs.study import Case, Place, Results, Seeds, Study, make_study
+from fa.experiments.runs.sweep import Outcome
+from fa.gradients.gram import Gram, Square, measure
+from fa.irls import Options, default_m, solve_gram
+from fa.training.config import TrainConfig
+from fa.training.loop import Progress, train
+from fa.training.records import Run
+from fa.utils.seeds import derive
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig03_explained_variance"
+FAULTY = (0, 3)
+SPIKE = 0.9  # a value from here on is near 1
+LARGER = 0.02  # of a share, or of a mean value: less is no difference
+LABELS = {
+    "fa": "optimal Y, m = ceil((p + 1)/2)",
+    "mean": "unit mean gradient",
+    "fa_one": "optimal Y, m = 1",
+    "any": "span of m workers drawn at random",
+}
+_OURS, _MEANS = style.LOOKS["fa"].colour, style.LOOKS["mean"].colour
+_LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS, "--", "v"), "any": ("black", ":", "s")}
+"""Colours, and by which dashes and markers honest and faulty workers are shown over time."""
+
+
+class Watched(Study):
+    """Runs that are looked at while they train: their curves would not help, so there is nothing to sweep."""
+
+    def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
+        """None."""
+        return []
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Watched:
+    """The runs of Figure 3, trained with FA; settings that are given, and not None, replace the profile's."""
+    return Watched(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **given)))
+
+
+def watch(study: Watched) -> tuple[DataFrame, Results]:
+    """Train each run, one after another, and look at its gradients.
+
+    The table has one row for each basis, f, seed, iteration and worker, with the worker's explained variance `value`.
+    Nothing goes to the run store.
+    """
+    import pandas
+
+    started = time.monotonic()
+    looks = [_look_at(config) for config in study.configs]
+    rows = [row for rows, _ in looks for row in rows]
+    descriptions = tuple(run.description() for _, run in looks)
+    return pandas.DataFrame(rows), Results(study, {}, time.monotonic() - started, descriptions)
+
+
+def _look_at(config: TrainConfig) -> tuple[list[dict[str, Any]], Run]:
+    rows: list[dict[str, Any]] = []
+
+    def look(progress: Progress) -> None:
+        if progress.iteration % every(config.iterations):
+            return
+        gram, _ = measure(progress.G)
+        for basis, coefficients in _bases(gram, config.seed, progress.iteration):
+            about = {"basis": basis, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
+            for worker, value in enumerate(explained(gram.cosines, coefficients)):
+                rows.append(about | {"worker": worker, "faulty": worker < config.byzantine, "value": value})
+
+    run = train(config, progress=look, threads=1)  # as in a sweep
+    return rows, run
+
+
+def _bases(gram: Gram, seed: int, iteration: int) -> Iterator[tuple[str, Float64[np.ndarray, "p q"]]]:
+    """Each basis as coefficients on the unit gradients."""
+    m = default_m(gram.p)
+    for name, columns in (("fa", m), ("fa_one", 1)):
+        solution = solve_gram(gram, Options(m=columns))
+        assert solution.coefficients is not None  # with lam = 0, Y lies in the span
+        yield name, gram.norms[:, None] * solution.coefficients
+    yield "mean", gram.lengths[:, None]
+    drawn = np.random.default_rng(derive("fig03", seed, 0, iteration)).permutation(gram.p)[:m]
+    yield "any", np.eye(gram.p)[:, drawn]
+
+
+def explained(cosines: Square, coefficients: Float64[np.ndarray, "p q"]) -> Float64[np.ndarray, " p"]:
+    """v_i (p,) under the span of the q vectors with these coefficients on the unit gradients."""
+    products = cosines @ coefficients
+    lengths, vectors = np.linalg.eigh(coefficients.T @ products)
+    kept = lengths > 1e-12 * lengths[-1]
+    inside = products @ (vectors[:, kept] / np.sqrt(lengths[kept]))
+    values: np.ndarray = np.minimum(np.square(inside).sum(axis=1), 1.0)
+    return values
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """Above the paper's histograms, one for each f, of honest workers; below, the mean over workers of either kind as
+    training goes on.
+    """
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 6.2), layout="constrained")
+    grid = figure.subplots(2, 2, sharey="row")
+    for panels, f in zip(grid.T, FAULTY, strict=True):
+        rows = table[table["f"] == f]
+        for basis in LABELS:
+            _histogram(panels[0], rows[(rows["basis"] == basis) & ~rows["faulty"]], basis)
+            _course(panels[1], rows[rows["basis"] == basis], basis)
+        panels[0].set(title=f"f = {f}", xlabel="explained variance $v_i$", xlim=(0, 1))
+        panels[1].set(xlabel="iteration", ylim=(0, 1.02))
+    grid[0, 0].set_ylabel("share of honest workers\nand minibatches")
+    grid[1, 0].set_ylabel("mean $v_i$ (lines: honest,\nmarks: faulty workers)")
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(
+        f"What a basis explains of each worker's minibatch gradient; the runs are trained with FA\n{title}", fontsize=10
+    )
+    return figure
+
+
+def _histogram(axes: Axes, rows: DataFrame, basis: str) -> None:
+    colour, dashes, _ = _LOOKS[basis]
+    look: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.6} if dashes == "-" else {"histtype": "step"}
+    share = np.full(len(rows), 1 / len(rows))
+    axes.hist(
+        rows["value"],
+        bins=25,
+        range=(0, 1),
+        weights=share,
+        color=colour,
+        linestyle=dashes,
+        **look,
+    )
+
+
+def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
+    """Honest workers as a line, faulty ones, where there are any, as marks."""
+    colour, dashes, marker = _LOOKS[basis]
+    honest = rows[~rows["faulty"]].groupby("iteration")["value"].mean()
+    faulty = rows[rows["faulty"]].groupby("iteration")["value"].mean()
+    look: dict[str, Any] = {"color": colour, "markersize": 5, "markerfacecolor": "none"}
+    axes.plot(honest.index, honest, linestyle=dashes, **look)
+    if len(faulty):
+        axes.plot(faulty.index, faulty, marker, **look)
+    axes.plot([], [], linestyle=dashes, marker=marker, label=LABELS[basis], **look)  # the legend's
+
+
+def claims(table: DataFrame) -> list[Claim]:
+    """Judge C2 by the honest workers. The span of m workers drawn at random is a control, and decides nothing.
+
+    Args:
+        table: One row for each basis, f, seed, iteration and worker.
+    """
+    testable = table["iteration"].nunique() >= ENOUGH
+    honest = table[~table["faulty"]].groupby(["basis", "f"])["value"]
+    values = {(basis, int(f)): group for (basis, f), group in honest}
+    near = {key: float((group >= SPIKE).mean()) for key, group in values.items()}
+    mean = {key: float(group.mean()) for key, group in values.items()}
+    above = [all(number["fa", f] > number["mean", f] + LARGER for number in (near, mean)) for f in FAULTY]
+    return [
+        Claim(
+            "C2",
+            "a spike near 1 under the carefully chosen subspace, as opposed to the unit mean gradient",
+            f"share of v_i >= {SPIKE:g}: {_against(near, 'fa', 'mean')}; mean v_i: {_against(mean, 'fa', 'mean')}."
+            f" Control, the span of m workers at random: share {_against(near, 'fa', 'any')}; mean"
+            f" {_against(mean, 'fa', 'any')}. Control of one dimension: mean {_against(mean, 'fa_one', 'mean')}",
+            verdict(above, testable),
+        ),
+    ]
+
+
+def _against(numbers: dict[tuple[str, int], float], basis: str, other: str) -> str:
+    return ", ".join(f"f = {f}: {numbers[basis, f]:.3f} against {numbers[other, f]:.3f}" for f in FAULTY)

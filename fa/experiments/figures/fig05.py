@@ -1,0 +1,86 @@
+"""Figure 5: the rules with f = 3 faulty workers, at three sizes of the workers' minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.reporting.claims import LEARNED, Claim, Lead, accuracies, lead, lengths, mean, verdict
+from fa.experiments.reporting.curves import draw_panels
+from fa.experiments.reporting.style import FA_FORMULATION
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import enter, known, sent
+from fa.experiments.runs.variants import PAPER_RULES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig05_batch_size"
+# Images of a worker's minibatch, and iterations: fewer of larger minibatches, as in the released code. Its numbers are
+# those of the profile paper; the other profiles keep its proportions of about 3 to 2 to 1.
+SIZES = {
+    "smoke": ((4, 4), (8, 4), (16, 4)),
+    "quick": ((16, 90), (32, 60), (64, 30)),
+    "cpu": ((8, 150), (16, 100), (32, 50)),
+    "paper": ((64, 1600), (128, 1050), (192, 530)),
+}
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+    """The runs of Figure 5, and of `rules` that are not the paper's; settings that are given, and not None, replace the
+    profile's.
+    """
+    keys = (*PAPER_RULES, *enter(rules))
+    sizes = SIZES.get(profile, ())  # of a profile that there is not, make_study speaks
+    grid = [Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in keys]
+    return make_study(NAME, profile, grid, out, seeds, **given)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """One panel for each size, as in the paper."""
+    return draw_panels(table, "batch", "B", f"f = 3 faulty workers send {sent(table)}; {FA_FORMULATION}\n{title}")
+
+
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """Judge C5: FA's lead over the best other rule with larger minibatches, and whether it grows with them.
+
+    Sizes at which neither learned anything have no lead. Where the numbers of iterations differ, the size is not the
+    only change, and growth cannot be tested.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies closer than this are equal.
+    """
+    table = known(table)
+    final = accuracies(table, "batch")
+    sizes = sorted(set(table["batch"]))
+    leads = [lead(final, batch, "B") for batch in sizes]
+    apart = [each for each in leads if max(mean(each.ours), mean(each.theirs)) > LEARNED * chance]
+    larger = [each for each in apart if each is not leads[0]]
+    grows = [after.margin > before.margin + margin for before, after in pairwise(apart)]
+    alike, counts = lengths(table, "batch")
+    few = "" if len(apart) == len(leads) else f"; more than {LEARNED:g} times chance is learned at {_named(apart)}"
+    return [
+        Claim(
+            "C5",
+            "with larger batch sizes FA achieves a significantly better accuracy than the other rules",
+            "final accuracy " + "; ".join(map(str, leads)) + few,
+            verdict([each.better(margin) for each in larger], bool(larger)),
+        ),
+        Claim(
+            "C5",
+            "marginal utility of larger batches: FA gains on the others as they grow",
+            "FA's accuracy less the best other rule's: "
+            + ", ".join(each.tested for each in leads)
+            + f"; {counts}{few}",
+            verdict(grows, alike and bool(grows)),
+        ),
+    ]
+
+
+def _named(leads: Sequence[Lead]) -> str:
+    return ", ".join(its.where for its in leads) or "none"

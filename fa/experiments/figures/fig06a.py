@@ -1,0 +1,104 @@
+"""Figure 6a: three links that lose a tenth of their packets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
+from fa.experiments.reporting.curves import draw_curves
+from fa.experiments.reporting.style import FA_FORMULATION, LOOKS, use
+from fa.experiments.reporting.time_to_accuracy import races, told, won
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import enter, known, own_of
+from fa.experiments.runs.variants import PAPER_RULES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig06a_packet_loss"
+RULES = (*PAPER_RULES, "mean")
+FAULTY = 3
+_OWN = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+    """The runs of Figure 6a, under chunk loss, and of `rules` that are not the paper's; settings that are given, and
+    not None, replace the profile's.
+    """
+    own = {"attack": "chunk_loss", **_OWN.get(profile, {})}
+    return make_study(NAME, profile, [Case(key, FAULTY) for key in (*RULES, *enter(rules))], out, seeds, own, **given)
+
+
+def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure:
+    """Chunk loss: accuracy by iterations; link loss: accuracy by time, from `links` as `measured` returns it."""
+    use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_curves(left, table, (*RULES, *own_of(table)))
+    left.set_title("chunk loss: 10% of each of three gradients")
+    figure.legend(*left.get_legend_handles_labels(), title="rule", loc="outside right center")
+    right.set_title("link loss: TCP sends again")
+    if links is None or not len(links):
+        right.text(0.5, 0.5, "not measured here", ha="center", va="center", transform=right.transAxes)
+        right.set_axis_off()
+    else:
+        _draw_links(right, links)
+    figure.suptitle(f"f = 3 links lose 10% of their packets; {FA_FORMULATION}\n{title}", fontsize=10)
+    return figure
+
+
+def _draw_links(axes: Axes, links: DataFrame) -> None:
+    from matplotlib.lines import Line2D
+
+    dashes: dict[float, Any] = {loss: "-" if loss else (0, (4, 2)) for loss in dict.fromkeys(links["loss"])}
+    for (key, loss), curve in links.groupby(["variant", "loss"], sort=False):
+        look, line = LOOKS[key], dashes[loss]
+        points = curve["seconds"], curve["test_accuracy"]
+        axes.plot(*points, color=look.colour, linestyle=line, marker=look.marker, markerfacecolor="none")
+    kinds = {f"{loss:.0%} lost" if loss else "none lost": line for loss, line in dashes.items()}
+    handles = [Line2D([], [], color="#222222", linestyle=line, label=kind) for kind, line in kinds.items()]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(0.28, 0.5), fontsize=8)
+    first = links.iloc[0]
+    axes.set(xscale="log", ylim=(0, 1), ylabel="test accuracy (fraction)")
+    axes.set_xlabel(f"seconds (MNIST CNN, {first['workers']} processes, {first['lossy']} lossy links)")
+
+
+def claims(table: DataFrame, chance: float, links: DataFrame | None = None, margin: float = MARGIN) -> list[Claim]:
+    """C6 in its two halves: FA's final accuracy, and the iterations to accuracies that `reaching` chooses; with what
+    an iteration takes over `links`.
+    """
+    table = known(table)
+    final = accuracies(table)
+    testable = learned(final, chance)
+    last = lead(final, FAULTY, "f")
+    its = races(table, chance)
+    return [
+        Claim(
+            "C6",
+            "under 10% packet loss FA converges to a significantly higher accuracy than other aggregators",
+            f"final accuracy, {last}",
+            verdict([last.better(margin)], testable),
+        ),
+        Claim(
+            "C6",
+            "FA reaches a similar accuracy in less iterations than other aggregators",
+            f"iterations to {told(its, '{:.0f}')}{_slower(links)}",
+            verdict(won(its), bool(its)),
+        ),
+    ]
+
+
+def _slower(links: DataFrame | None) -> str:
+    if links is None or not len(links):
+        return ""
+    # From one evaluation to another: in the first iterations the server also gets ready.
+    curves = links[links["variant"] == "fa"].groupby("loss")[["seconds", "iteration"]]
+    steps = curves.last() - curves.first()
+    times = 1000 * steps["seconds"] / steps["iteration"]
+    spent = [f"{milliseconds:.0f} ms where {loss:.0%} is lost" for loss, milliseconds in times.items()]
+    return f"; over TCP, an iteration of the MNIST CNN takes {', '.join(spent)}"

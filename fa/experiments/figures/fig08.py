@@ -1,0 +1,143 @@
+"""Figure 8: what the pairwise regularizer's weight lambda does to FA, with p = 7 workers and f = 1 of them faulty."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, shown, verdict
+from fa.experiments.reporting.curves import draw_line, finish
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.recording import ENOUGH, every
+from fa.experiments.runs.study import Case, Place, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import sent
+from fa.experiments.runs.variants import VARIANTS
+from fa.rules import make_rule
+from fa.training.config import TrainConfig
+from fa.training.loop import Progress, train
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig08_lambda"
+LAMBDAS = (0, 1, 2, 4, 8, 16, 32, 64)
+OTHERS = ("multi_krum", "bulyan")
+FORMULATIONS = {"released": "FA as released", "paper": "FA, this package's default"}
+NEARER = 0.05  # of a cosine: less is no approach
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+    """The runs of Figure 8; settings that are given, and not None, replace the profile's."""
+    grid = [Case("fa", 1, options={"lam": float(lam)}) for lam in LAMBDAS] + [Case(key, 1) for key in OTHERS]
+    own = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})
+    return make_study(NAME, profile, grid, out, seeds, own, **given)
+
+
+def cosines(study: Study) -> DataFrame:
+    """The cosine between FA's direction and each of OTHERS', for each lambda, on the gradients of FA's run at lambda 0.
+
+    One row for each formulation of FA, lambda, other rule, seed and iteration looked at.
+    """
+    import pandas
+
+    plain = [cell.config for cell in study.cells if cell.config.options.get("lam") == 0]
+    return pandas.DataFrame([row for config in plain for row in _watch(config)])
+
+
+def _watch(config: TrainConfig) -> list[dict[str, Any]]:
+    f, rows = config.rule_f, []
+    others = {name: make_rule(name, f=f) for name in OTHERS}
+    ours = {
+        (formulation, lam): make_rule("fa", f=f, formulation=formulation, lam=lam)
+        for formulation in FORMULATIONS
+        for lam in LAMBDAS
+    }
+
+    def look(progress: Progress) -> None:
+        if progress.iteration % every(config.iterations) or not torch.isfinite(progress.G).all():
+            return
+        theirs = {name: rule(progress.G) for name, rule in others.items()}
+        for (formulation, lam), rule in ours.items():
+            d = rule(progress.G)
+            for other, direction in theirs.items():
+                about = {"formulation": formulation, "lam": lam, "other": other, "seed": config.seed}
+                cosine = float(torch.nn.functional.cosine_similarity(d, direction, dim=0))
+                rows.append(about | {"iteration": progress.iteration, "cosine": cosine})
+
+    train(config, progress=look, threads=1)
+    return rows
+
+
+def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
+    """Left the curves, as in the paper; right, FA's cosine with Multi-Krum and Bulyan against lambda."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
+    ours = table[table["variant"] == "fa"]
+    for lam, colour in zip(LAMBDAS, style.ramp(len(LAMBDAS)), strict=True):
+        draw_line(left, ours[ours["lam"] == lam], rf"FA, $\lambda$ = {lam}", colour, "o")
+    for key in OTHERS:
+        look = style.LOOKS[key]
+        draw_line(left, table[table["variant"] == key], look.label, look.colour, look.marker, (5, 2))
+    finish(left)
+    left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    _draw_cosines(right, cosines)
+    figure.suptitle(f"f = 1 faulty worker sends {sent(table)}; pairwise regularizer\n{title}", fontsize=10)
+    return figure
+
+
+def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
+    for key in OTHERS:
+        look = style.LOOKS[key]
+        for (formulation, label), dashes in zip(FORMULATIONS.items(), ("-", "--"), strict=True):
+            rows = cosines[(cosines["other"] == key) & (cosines["formulation"] == formulation)]
+            points = rows.groupby("lam")["cosine"].agg(["mean", "min", "max"])
+            line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": dashes}
+            axes.plot(points.index, points["mean"], label=f"{label}, with {look.label}", **line)
+            if formulation == "released":
+                axes.fill_between(points.index, points["min"], points["max"], color=look.colour, alpha=0.12, lw=0)
+    axes.set_xscale("symlog", linthresh=1, base=2)
+    axes.set_xticks(LAMBDAS, [str(lam) for lam in LAMBDAS])
+    axes.set(xlabel=r"$\lambda$", ylabel="cosine of the directions (mean; band: range)", ylim=(None, 1.02))
+    axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+
+
+def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """C9: whether FA does as well or better for some lambda above 0, and whether its direction nears both others'."""
+    final = accuracies(table[table["variant"] == "fa"], "lam")
+    others = accuracies(table[table["variant"] != "fa"])
+    base = mean(final["fa", 0])
+    harmless = [mean(final["fa", lam]) >= base - margin for lam in LAMBDAS[1:]]
+    ranges = [both for both in pairwise(harmless) if all(both)]
+    better = ", ".join(str(lam) for lam in LAMBDAS[1:] if mean(final["fa", lam]) > base + margin) or "none"
+    ours = ", ".join(f"{lam}: {shown(final['fa', lam])}" for lam in LAMBDAS)
+    theirs = ", ".join(f"{VARIANTS[key].label} {shown(others[key, 1])}" for key in OTHERS)
+    released = cosines[cosines["formulation"] == "released"].groupby(["other", "lam"])["cosine"].mean()
+    nears = {key: float(max(released[key][lam] for lam in LAMBDAS[1:]) - released[key][0]) for key in OTHERS}
+    courses = [
+        f"with {VARIANTS[key].label} from {released[key][0]:.3f} at 0 to {released[key][LAMBDAS[-1]]:.3f} at"
+        f" {LAMBDAS[-1]}, at most {nears[key]:+.3f} nearer"
+        for key in OTHERS
+    ]
+    return [
+        Claim(
+            "C9",
+            "FA improves or performs similarly for a range of lambda",
+            f"final accuracy by lambda {ours}; {theirs}; better than at 0 by more than {margin:g}: {better};"
+            " asked for: two neighbours that do no harm",
+            verdict([any(harmless), bool(ranges)], learned(final, chance)),
+        ),
+        Claim(
+            "C9",
+            "varying lambda can interpolate Bulyan and Multi-Krum",
+            "mean cosine of FA's direction " + "; ".join(courses),
+            verdict([near > NEARER for near in nears.values()], cosines["iteration"].nunique() >= ENOUGH),
+        ),
+    ]

@@ -1,0 +1,111 @@
+"""Figure 9: FA with up to 60 workers, 14 of them faulty, on the MNIST CNN, and what the server's part costs."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from fa.augment.recipes import read
+from fa.experiments.paths import recipe
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import NEAR, Claim, learned, mean, shown, verdict
+from fa.experiments.reporting.curves import draw_line, finish
+from fa.experiments.runs.recording import record
+from fa.experiments.runs.study import Case, Place, Seeds, Study, last_points, make_study
+from fa.experiments.runs.user_rules import sent
+from fa.experiments.runs.variants import VARIANTS
+from fa.rules import make_rule
+from fa.utils.timing import taken
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig09_scaling"
+CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # p and f; the last is the text's largest f
+ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
+CALLS = 20  # of a rule that are timed
+RULES = ("fa", "mean")
+CEILING = "Mean, p = 15, f = 0"
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+    """The runs of Figure 9; settings that are given, and not None, replace the profile's."""
+    iterations = dict(zip((15, 30, 60), ITERATIONS.get(profile, (1, 1, 1)), strict=True))
+    grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]
+    grid.append(Case("mean", 0, {"workers": 15, "iterations": iterations[15]}, called=CEILING))
+    own: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
+    if profile == "paper":  # as in the released code; the paper's text does not say what the Byzantine workers do here
+        own |= {"attack": "none", "augmentation": read(recipe("lv")).options}
+    return make_study(NAME, profile, grid, out, seeds, own, **given)
+
+
+def server_times(study: Study) -> DataFrame:
+    """Milliseconds that a rule takes to aggregate the gradients of a run's first iteration: the median of CALLS.
+
+    One row for each p, f and rule: FA, and the mean beside it. These are of the machine that draws.
+    """
+    import pandas
+
+    rows = []
+    for cell in {cell.case.columns["workers"]: cell for cell in study.cells if cell.variant == "fa"}.values():
+        G = record(cell.config, at=(1,))[1]
+        for name in RULES:
+            variant = VARIANTS[name]
+            rule = make_rule(variant.rule, f=cell.config.rule_f, **dict(variant.options))
+            rows.append({"workers": len(G), "n": G.shape[1], "rule": name, "milliseconds": _time(rule, G)})
+    return pandas.DataFrame(rows)
+
+
+def _time(rule: Any, G: Any) -> float:
+    rule(G)  # compiles, where it must
+    return 1000 * median(taken(lambda: rule(G)) for _ in range(CALLS))
+
+
+def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
+    """Left the curves, as in the paper; right, what an aggregation costs the server."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
+    for (p, f), colour, marker in zip(CROWDS, style.ramp(len(CROWDS)), "osD^", strict=True):
+        rows = table[(table["workers"] == p) & (table["f"] == f)]
+        draw_line(left, rows, f"p = {p}, f = {f}", colour, marker)
+    ceiling = style.LOOKS["mean"]
+    draw_line(left, table[table["variant"] == "mean"], CEILING, ceiling.colour, ceiling.marker, (1, 1))
+    finish(left)
+    left.legend(title="FA, and the mean", loc="lower right")
+    for name in RULES:
+        look, rows = style.LOOKS[name], times[times["rule"] == name]
+        right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
+    right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
+    right.legend(title=f"n = {times['n'].iloc[0]:,}")
+    figure.suptitle(f"Faulty workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
+    """Judge C10: whether FA comes near the mean without Byzantine workers at every size.
+
+    Args:
+        table: The curves, one row a point.
+        times: Milliseconds of an aggregation by number of workers and rule, which are reported beside it.
+        chance: Accuracy of guessing.
+    """
+    last = last_points(table).groupby(["variant", "workers", "f"])["test_accuracy"].apply(list)
+    final = {(p, f): last["fa", p, f] for p, f in CROWDS}
+    ceiling = last["mean", 15, 0]
+    costs = times[times["rule"] == "fa"].set_index("workers")["milliseconds"]
+    measured = ", ".join(f"p = {p}, f = {f}: {shown(values)}" for (p, f), values in final.items())
+    spent = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())
+    near = [mean(values) >= mean(ceiling) - NEAR for values in final.values()]
+    return [
+        Claim(
+            "C10",
+            "FA is feasible for larger setups, with up to 60 workers and 14 Byzantine ones",
+            f"final accuracy {measured}; {CEILING}: {shown(ceiling)}; asked for: at most {NEAR:g} below; one"
+            f" aggregation {spent}",
+            verdict(near, learned({"mean": ceiling}, chance)),
+        )
+    ]

@@ -1,0 +1,204 @@
+"""Figure 10: wall-clock time, between processes: to an accuracy, of an epoch, and until all iterations are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from fa.data import load
+from fa.experiments.measurements.cost import svd_steps
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
+from fa.experiments.reporting.curves import finish
+from fa.experiments.reporting.style import looks
+from fa.experiments.reporting.time_to_accuracy import races, targets, told, won
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.recording import record
+from fa.experiments.runs.study import Case, Names, Place, Results, Seeds, Study, last_points, make_study
+from fa.experiments.runs.user_rules import enter, known, label, own_of, sent
+from fa.experiments.runs.variants import PAPER_RULES
+from fa.rules import make_rule
+from fa.utils.timing import taken
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "fig10_wall_clock"
+RULES = (*PAPER_RULES, "mean")
+FAULTY = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
+CALLS = 10  # of an aggregation that are timed
+DEARER = 1.1  # times the other's time: less is no difference between two measurements
+PARTS = {
+    "compute": "the slowest worker's gradient",
+    "network": "network, and waiting",
+    "aggregation": "aggregation",
+    "update": "update",
+}
+_OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+    """The runs of Figure 10, whose workers are processes, and of `rules` that are not the paper's; settings that are
+    given, and not None, replace the profile's, but for the device: processes train on the processor.
+    """
+    grid = [Case(key, FAULTY.get(profile, 0)) for key in (*RULES, *enter(rules))]
+    own = make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **given | {"device": None})
+    return replace(own, processes=True)
+
+
+def times(results: Results) -> DataFrame:
+    """Where the server's time goes: a row a run, with the seconds of an iteration by `PARTS` and those of an epoch."""
+    import pandas
+
+    rows = []
+    for cell in results.study.cells:
+        parts = results.record(cell).description["seconds_of"]
+        seconds = {part: its / cell.config.iterations for part, its in parts.items()}
+        gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
+        gram = seconds.get("gram", 0.0)  # for the aggregation, while others still compute
+        network = max(0.0, gather - compute - gram)
+        its = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
+        epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * (gather + aggregate + update)
+        rows.append({"variant": cell.variant, "seed": cell.config.seed, **its, "epoch": epoch})
+    return pandas.DataFrame(rows)
+
+
+def aggregations(study: Study) -> DataFrame:
+    """Milliseconds of one aggregation of the gradients of a run's first iteration, the least of CALLS: FA as here, and
+    by plain torch on the n x p matrix as the released code does it, by one SVD, and as the paper has it, by five.
+    """
+    import pandas
+
+    config = next(cell.config for cell in study.cells if cell.variant == "fa")
+    options: dict[str, Any] = config.options
+    G = record(config, at=(1,))[1]
+    workers = [row[None] for row in G]
+    works: dict[str, Callable[[], object]] = {
+        "FA": partial(make_rule("fa", **options), G),
+        "FA by 1 SVD": partial(svd_steps, workers, steps=1),
+        "FA by 5 SVDs": partial(svd_steps, workers, steps=5),
+    }
+    for work in works.values():
+        work()  # compiles, where it must
+    rounds = pandas.DataFrame({name: taken(work) for name, work in works.items()} for _ in range(CALLS))
+    costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
+    return costs.reset_index().assign(workers=len(G), n=G.shape[1])
+
+
+def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
+    """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, (d) what an aggregation costs."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
+    (a, b), (c, d) = figure.subplots(2, 2)
+    _draw_curves(a, table, targets(table, chance))
+    _draw_epochs(b, spent)
+    _draw_ends(c, table)
+    _draw_aggregations(d, spent, costs)
+    figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
+    heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send {sent(table)}"
+    figure.suptitle(f"{heading}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    return figure
+
+
+def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
+    variants = looks(own_of(table))
+    for key in (*RULES, *own_of(table)):
+        its = variants[key]
+        curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
+        every = max(1, len(curve) // 8)
+        axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
+    for number, accuracy in enumerate(aims):
+        name = "" if number else "to be reached"
+        axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=name)
+    finish(axes, "seconds")
+    axes.set_title("(a) time to an accuracy")
+
+
+def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
+    means = spent.groupby("variant", sort=False).mean(numeric_only=True)
+    whole = means[list(PARTS)].sum(axis=1)
+    left = whole * 0
+    for (part, what), colour in zip(PARTS.items(), style.ramp(len(PARTS))[::-1], strict=True):
+        seconds = means[part] / whole * means["epoch"]
+        axes.barh([label(key) for key in means.index], seconds, left=left, color=colour, label=what)
+        left += seconds
+    axes.set(title="(b) an epoch", xlabel="seconds")
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
+
+
+def _draw_ends(axes: Axes, table: DataFrame) -> None:
+    ends = last_points(table).groupby("variant", sort=False)[["seconds", "test_accuracy"]].mean()
+    variants = looks(ends.index)
+    for key, (seconds, accuracy) in ends.iterrows():
+        its = variants[key]
+        axes.scatter(seconds, accuracy, color=its.colour, marker=its.marker, s=60, label=its.label)
+    finish(axes, "seconds")
+    axes.set_title("(c) all iterations finished")
+    axes.set_xlim(0, 1.08 * ends["seconds"].max())
+
+
+def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
+    means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
+    ours = style.LOOKS["fa"]
+    variants = looks(means.index)
+    dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
+    dots += [(f"{row.method}, alone", row.milliseconds, ours, "none") for row in costs.itertuples()]
+    for place, (_, value, its, fill) in enumerate(dots):
+        axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
+        told = style.three_digits(value)
+        axes.annotate(told, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
+    axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
+    axes.set_xlim(right=4 * max(value for _, value, *_ in dots))
+    axes.invert_yaxis()
+
+
+def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """C11 in its three parts, and C12, where bytes are iterations times 8 p n: each worker is sent n numbers of four
+    bytes, and sends as many, whatever the rule.
+    """
+    table, spent = known(table), known(spent)
+    final = accuracies(table)
+    testable = learned(final, chance)
+    (faulty,) = set(table["f"])
+    its, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
+    cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
+    dearer = [cost["fa"] > DEARER * cost[key] for key in PAPER_RULES if key != "fa"]
+    each = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
+    svd = ", ".join(f"{row.method} {row.milliseconds:.1f} ms" for row in costs.itertuples())
+    megabytes = 8 * costs["workers"].iloc[0] * costs["n"].iloc[0] / 1e6
+    return [
+        Claim(
+            "C11",
+            "the iteration complexity of FA is higher",
+            f"an aggregation: {each}; of the same gradients, alone: {svd}",
+            verdict(dearer),
+        ),
+        Claim(
+            "C11",
+            "each iteration has a higher utility, as reflected in the time to an accuracy",
+            f"time to {told(seconds, '{:.1f} s')}; asked for: {DEARER:g} times as long",
+            verdict(won(seconds, DEARER), bool(seconds)),
+        ),
+        Claim(
+            "C11",
+            "with more wall-clock time to spare FA converges to a better state: all iterations finished",
+            f"final accuracy, {its}",
+            verdict([its.better(margin)], testable),
+        ),
+        Claim(
+            "C12",
+            "simultaneous improvements in communication efficiency and accuracy",
+            f"megabytes, {megabytes:.2f} an iteration, to {told(iterations, '{:.1f}', megabytes)}; final accuracy,"
+            f" {its}",
+            verdict([bool(iterations) and all(won(iterations)), its.better(margin)], testable),
+        ),
+    ]

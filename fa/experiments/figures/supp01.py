@@ -1,0 +1,43 @@
+"""The supplement's experiment on Tiny ImageNet: Figure 4's rules at its learning rate, 0.1, on a folder that the user
+has.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.figures import fig04
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import enter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "supp01_tiny_imagenet"
+_OWN = {"dataset": "tiny-imagenet", "lr": 0.1}
+
+
+def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+    """The runs, with the model and the sizes of the profile, and those of `rules` that are not the paper's; settings
+    that are given, and not None, replace them.
+    """
+    variants = dict.fromkeys((*fig04.TOP, *style.FA_VARIANTS, *enter(rules)))
+    grid = [Case(key, f) for f in fig04.FAULTY for key in variants]
+    return make_study(NAME, profile, grid, out, seeds, _OWN, **given)
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """As Figure 4."""
+    return fig04.draw(table, title)
+
+
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """As Figure 4's, said to be of these images."""
+    return [
+        replace(claim, measured=f"Tiny ImageNet, {claim.measured}") for claim in fig04.claims(table, chance, margin)
+    ]

@@ -1,0 +1,1 @@
+"""Measurements beside training runs: cost of rules, and training over lossy links."""

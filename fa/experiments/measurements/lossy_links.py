@@ -1,0 +1,154 @@
+"""Network namespaces of this machine in a star, one for the server and one a worker, whose links may lose packets.
+
+Loss is by netem where the kernel has it, else by nftables. Needs root, Linux, iproute2, and one of the two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from fa.utils.validation import check_integer, check_real, require
+
+SERVER = "10.99.0.1"
+"""The server's address in its namespace."""
+
+_NAMES = Path("/run/netns")
+_NEW_NETWORK = 0x40000000  # CLONE_NEWNET
+
+
+@dataclass(frozen=True)
+class Links:
+    """The namespaces while they are there."""
+
+    server: str
+    workers: tuple[str, ...]
+    means: str  # of losing: netem, nftables, or nothing where no link is lossy
+
+    @staticmethod
+    def inside(namespace: str, command: list[str]) -> list[str]:
+        """The command, to be run in that namespace, and among processes of its own: where TensorPipe finds another
+        process on its host, it copies memory and leaves the network alone.
+        """
+        alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        return ["ip", "netns", "exec", namespace, *alone, *command]
+
+    @staticmethod
+    def datagrams(namespace: str) -> socket.socket:
+        """A UDP socket that lives in that namespace, whatever thread of this process uses it."""
+
+        def make() -> socket.socket:
+            with (_NAMES / namespace).open() as file:
+                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK):
+                    raise OSError(ctypes.get_errno(), f"entering the namespace {namespace}")
+            return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+        with ThreadPoolExecutor(1) as thread:  # which is in the namespace until it ends
+            return thread.submit(make).result()
+
+    def resent(self) -> int:
+        """Segments that TCP has sent again so far, in all the namespaces together."""
+        count = 0
+        for name in (self.server, *self.workers):
+            said = _run("ip", "netns", "exec", name, "cat", "/proc/net/snmp")
+            names, values = (line.split()[1:] for line in said.splitlines() if line.startswith("Tcp:"))
+            count += int(dict(zip(names, values, strict=True))["RetransSegs"])
+        return count
+
+
+def refusal() -> str:
+    """Why there can be no namespaces here, or nothing."""
+    name = f"fa-{os.getpid()}-try"
+    try:
+        _ip("netns", "add", name)
+        _ip("netns", "del", name)
+        with star(1, 1):
+            return ""
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"no network namespaces with lossy links here: {getattr(error, 'stderr', None) or error}".strip()
+
+
+@contextmanager
+def star(workers: int, lossy: int = 0, loss: float = 0.1) -> Iterator[Links]:
+    """A bridge at the server with a veth pair to each worker; the first `lossy` links lose the share `loss` of their
+    packets, to whole per cents, in both directions. The namespaces are removed whatever happens inside, and those that
+    a killed process left are removed by the next.
+
+    Raises ValueError for numbers out of range, OSError or CalledProcessError where the system refuses.
+    """
+    check_integer("workers", workers, 1)
+    check_integer("lossy", lossy, 0)
+    check_real("loss", loss, 0)
+    require(lossy <= workers, "lossy", lossy, f"at most workers={workers}")
+    require(workers <= 200, "workers", workers, "at most 200")
+    require(loss < 1, "loss", loss, "less than 1")
+    _remove_left_over()
+    server, names = f"fa-{os.getpid()}-s", tuple(f"fa-{os.getpid()}-{rank}" for rank in range(workers))
+    try:
+        _ip("netns", "add", server)
+        _ip("-n", server, "link", "add", "hub", "type", "bridge")
+        _ip("-n", server, "addr", "add", f"{SERVER}/24", "dev", "hub")
+        _ip("-n", server, "link", "set", "hub", "up")
+        _ip("-n", server, "link", "set", "lo", "up")
+        for rank, name in enumerate(names):
+            _join(server, name, rank)
+        means = "".join({_lose(server, names[rank], rank, round(100 * loss)) for rank in range(lossy)}) or "nothing"
+        yield Links(server, names, means)
+    finally:
+        for name in (server, *names):
+            with suppress(subprocess.CalledProcessError):
+                _ip("netns", "del", name)
+
+
+def _address(rank: int) -> str:
+    return f"10.99.0.{rank + 2}"
+
+
+def _join(server: str, name: str, rank: int) -> None:
+    """The worker's namespace, and its link to the hub, which carries one packet at a time as a wire does."""
+    _ip("netns", "add", name)
+    _ip("-n", server, "link", "add", f"w{rank}", "type", "veth", "peer", "name", "eth0", "netns", name)
+    _ip("-n", server, "link", "set", f"w{rank}", "master", "hub", "gso_max_segs", "1", "up")
+    _ip("-n", name, "addr", "add", f"{_address(rank)}/24", "dev", "eth0")
+    _ip("-n", name, "link", "set", "eth0", "gso_max_segs", "1", "up")
+    _ip("-n", name, "link", "set", "lo", "up")
+    _ip("-n", server, "link", "set", "hub", "gso_max_segs", "1")
+
+
+def _lose(server: str, name: str, rank: int, percent: int) -> str:
+    """Lose packets on the worker's link; by what. Dropped where they come in: the sender must not hear of it."""
+    ends = ((server, f"w{rank}"), (name, "eth0"))
+    try:
+        for where, device in ends:
+            _run(*f"ip netns exec {where} tc qdisc add dev {device} root netem loss {percent}%".split())
+        return "netem"
+    except (OSError, subprocess.CalledProcessError):
+        for where, source in ((server, _address(rank)), (name, SERVER)):
+            rules = f"""add table ip fa
+add chain ip fa in {{ type filter hook prerouting priority 0; }}
+add rule ip fa in ip saddr {source} numgen random mod 100 < {percent} counter drop
+"""
+            _run(*f"ip netns exec {where} nft -f -".split(), given=rules)
+        return "nftables"
+
+
+def _remove_left_over() -> None:
+    for path in _NAMES.glob("fa-*-*"):
+        owner = path.name.split("-")[1]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            _ip("netns", "del", path.name)
+
+
+def _ip(*arguments: str) -> None:
+    _run("ip", *arguments)
+
+
+def _run(*command: str, given: str = "") -> str:
+    return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,82 @@
+"""Training between real processes whose links lose packets: what that costs where TCP sends again."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fa.experiments.measurements.lossy_links import SERVER, Links, refusal, star
+from fa.experiments.runs.profiles import PROFILES, sized
+from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+from fa.training.records import CurvePoint
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+WORKERS, LOSSY = 4, 3
+LOSSES = (0.0, 0.1)
+ITERATIONS = {"smoke": 0, "quick": 20, "cpu": 60, "paper": 60}
+RULES = {"smoke": (), "quick": ("fa",), "cpu": (*PAPER_RULES, "mean"), "paper": (*PAPER_RULES, "mean")}
+POINTS = 10  # of a curve
+_ABOUT = ("variant", "label", "loss", "workers", "lossy", "means", "resent")
+_PORT = 7000  # of a namespace in which nobody else listens
+_LIMIT = 600.0  # seconds for a run
+
+
+def measured(kept: Path, profile: str) -> DataFrame:
+    """Curves of runs over links by rule and share of packets lost, with the segments that TCP sent again in the run: as
+    in the file `kept`, or else measured now. No rows where the profile asks for none, or namespaces are refused.
+
+    The rules are told of no faulty worker: TCP brings every gradient whole. At every profile the model, the data and
+    the rate are those of quick.
+    """
+    import pandas
+
+    if kept.is_file() and len(rows := pandas.read_csv(kept)):
+        return rows
+    losses = LOSSES if sized(ITERATIONS, profile) and not refusal() else ()
+    runs = [_curve(variant, loss, profile) for loss in losses for variant in sized(RULES, profile)]
+    return pandas.concat(runs, ignore_index=True) if runs else pandas.DataFrame(columns=[*_ABOUT, *CurvePoint._fields])
+
+
+def _curve(variant: str, loss: float, profile: str) -> DataFrame:
+    import pandas
+
+    look, iterations, usual = VARIANTS[variant], sized(ITERATIONS, profile), PROFILES["quick"]
+    told = {"iterations": iterations, "evaluate-every": iterations // POINTS}
+    told |= {name: usual[name] for name in ("dataset", "model", "batch", "lr", "momentum")}
+    own = [f"--{name}={value}" for name, value in {**told, **dict(look.options)}.items()]
+    with star(WORKERS, LOSSY if loss else 0, loss) as links, tempfile.TemporaryDirectory() as folder:
+        train_over(links, Path(folder) / "run", [f"--rule={look.rule}", "--byzantine=0", "--attack=none", *own])
+        curve = pandas.read_csv(Path(folder) / "run" / "curve.csv")
+        about = (variant, look.label, loss, WORKERS, LOSSY, links.means, links.resent())
+    return curve.assign(**dict(zip(_ABOUT, about, strict=True)))[[*_ABOUT, *curve.columns]]
+
+
+def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:
+    """`fa train` with these arguments, its server and each of its workers a process in a namespace of `links`; the
+    records are in `out`. Raises RuntimeError where it fails.
+    """
+    where = f"{SERVER}:{_PORT}"
+    run = ["train", "--backend=rpc", f"--workers={len(links.workers)}", f"--listen={where}", f"--out={out}"]
+    commands = [_fa(links.server, "hub", [*run, *arguments])]
+    for rank, name in enumerate(links.workers):
+        commands.append(_fa(name, "eth0", ["worker", "--rank", str(rank), "--master", where]))
+    with ExitStack() as stack:
+        processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+        for process in processes:
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        if processes[0].wait(_LIMIT):
+            raise RuntimeError("the run over links has failed; its message is above")
+
+
+def _fa(namespace: str, device: str, arguments: list[str]) -> list[str]:
+    """The command line in a namespace, where TensorPipe is told the one device that others can reach."""
+    start = "import sys; from fa.cli import main; sys.exit(main())"
+    return Links.inside(namespace, ["env", f"TP_SOCKET_IFNAME={device}", sys.executable, "-c", start, *arguments])

@@ -1,0 +1,1 @@
+"""How results are shown: style, curves, claims, saved artifacts and the report."""

@@ -1,0 +1,154 @@
+"""Saving a figure with all that is needed to trust it and to draw it again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments import figure_module
+from fa.experiments.paths import figures, project
+from fa.experiments.reporting.claims import Claim
+from fa.experiments.runs.study import Results, Study
+from fa.experiments.runs.variants import VARIANTS
+from fa.training.config import TrainConfig
+from fa.training.records import hardware, versions
+from fa.utils.files import new_file, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+
+def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim], **more: DataFrame) -> Path:
+    """Write NAME.png, NAME.pdf, NAME.csv (the tidy table), NAME.claims.csv and NAME.json (provenance), and each of
+    `more` tables as NAME.KEYWORD.csv; return the PNG's path.
+    """
+    study = results.study
+    study.folder.mkdir(parents=True, exist_ok=True)
+    base = study.folder / study.name
+    save_png(figure, base.with_suffix(".png"))
+    with new_file(base.with_suffix(".pdf")) as unfinished:
+        figure.savefig(unfinished, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    for suffix, rows in {".csv": table, **{f".{name}.csv": rows for name, rows in more.items()}}.items():
+        _save_csv(rows, base.with_suffix(suffix))
+    claims_csv(claims, base.with_suffix(".claims.csv"))
+    write_atomically(base.with_suffix(".json"), json.dumps(provenance(results), indent=2) + "\n")
+    return base.with_suffix(".png")
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure, without the version of the library that drew it."""
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150, metadata={"Software": None})
+
+
+def _save_csv(table: DataFrame, path: Path) -> None:
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
+
+
+def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | None = None) -> list[Claim]:
+    """Write NAME.claims.csv and NAME.json, of a notebook without a figure, into `out`, else the profile's folder; the
+    claims are returned.
+    """
+    folder = figures(profile, out)
+    folder.mkdir(parents=True, exist_ok=True)
+    claims_csv(claims, folder / f"{name}.claims.csv")
+    about = {
+        "figure": name,
+        "profile": profile,
+        "command": f"fa reproduce --profile {profile} {name}",
+        "commit": _commit(),
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": [versions()],
+        "hardware": [hardware("cpu")],
+    }
+    write_atomically(folder / f"{name}.json", json.dumps(about, indent=2) + "\n")
+    return claims
+
+
+def claims_csv(claims: list[Claim], path: Path) -> None:
+    """The claims as a file, for a report."""
+    import pandas
+
+    _save_csv(pandas.DataFrame([vars(claim) for claim in claims]), path)
+
+
+def provenance(results: Results) -> dict[str, Any]:
+    """Which runs a figure shows, with what versions and hardware they were done (lists, since runs may differ), and by
+    what code and when it was drawn.
+    """
+    study = results.study
+    return {
+        "figure": study.name,
+        "profile": study.profile,
+        "settings": study.title(),
+        "command": _command(study),
+        "runs": dict(_run(results, config) for config in study.configs),
+        "gaps": study.gaps,
+        "unfinished": list(study.unfinished),
+        "seeds": _fewest_seeds(study),
+        "commit": _commit(),
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(results.seconds, 1),
+        "seconds_of_training": round(sum(run["seconds"] for run in results.descriptions), 1),
+        "versions": _distinct(run["versions"] for run in results.descriptions),
+        "hardware": _distinct(run["hardware"] for run in results.descriptions),
+    }
+
+
+def _run(results: Results, config: TrainConfig) -> tuple[str, dict[str, Any]]:
+    """Return the key and the configuration of the run that a figure shows for a configuration."""
+    outcome = results.outcomes.get(config)
+    if outcome is None or outcome.record is None:  # its run is not kept
+        return results.study.store.key(config), json.loads(config.to_json())
+    return outcome.record.folder.name, outcome.record.description["config"]
+
+
+def _fewest_seeds(study: Study) -> int:
+    """The number of seeds of the case that has fewest."""
+    return min(Counter(str(cell.case) for cell in study.cells).values())
+
+
+def _command(study: Study) -> str | None:
+    """What draws this figure again; None where the profile's runs are not among its own (which may be more, where some
+    follow from others' results).
+    """
+    module = figure_module(study.name)
+    rules = [key for key in dict.fromkeys(cell.variant for cell in study.cells) if key not in VARIANTS]
+    entered: dict[str, Any] = {"rules": rules} if rules else {}
+    usual = {config.attack for config in module.study(study.profile, **entered).configs}
+    attacks = [attack for attack in {config.attack for config in study.configs} if attack not in usual]
+    if len(attacks) == 1:
+        entered["attack"] = attacks[0]
+    whole = set(module.study(study.profile, **entered).configs)
+    if study.unfinished and set(study.configs) <= whole:
+        return f"fa reproduce --profile {study.profile} --finished {study.name}"
+    if not whole <= set(study.configs):
+        return None
+    words = [f"fa reproduce --profile {study.profile} {study.name}", *(f"--rule {rule}" for rule in rules)]
+    return " ".join(words + [f"--attack {attack}" for attack in attacks])
+
+
+def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({json.dumps(item, sort_keys=True): item for item in items}.values())
+
+
+def _commit() -> str:
+    """The checkout's commit, with "+" where tracked files other than figures differ from it; "unknown" outside of
+    git.
+    """
+    try:
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)figures")
+        return _git("rev-parse", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=project(), capture_output=True, text=True, check=True)
+    return done.stdout.strip()

@@ -1,0 +1,260 @@
+"""One page for a profile: which of the paper's claims hold, and every figure with its settings and where it comes from.
+
+It is written from what the notebooks left in the profile's folder, and from nothing else.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fa.experiments.reporting.claims import HOLDS, IN_PART, LEARNED, LEVEL, NOT, UNTESTABLE
+from fa.experiments.runs.profiles import MARGIN, MARGINS
+from fa.utils.files import write_atomically
+from fa.utils.validation import require
+
+
+class Statement(NamedTuple):
+    """A claim of the paper in short, and what tests it: short names of figures and theory notebooks."""
+
+    words: str
+    tested_by: str
+
+
+STATEMENTS = {
+    "C1": Statement("any faulty worker ruins the mean", "fig02"),
+    "C2": Statement("values of workers spike near 1 under the optimal subspace; its choice does it", "fig03"),
+    "C3": Statement("FA is more robust than six rules at f = 1, 2, 3; one faulty worker ruins Trimmed Mean", "fig04"),
+    "C4": Statement("about 20% better accuracy", "fig04"),
+    "C5": Statement("clearly better at larger batches", "fig05"),
+    "C6": Statement("under 10% packet loss a higher accuracy, in fewer iterations", "fig06a"),
+    "C7": Statement("resilient as p grows with f fixed", "fig06bcd"),
+    "C8": Statement("more stable with augmented data", "fig07"),
+    "C9": Statement("a range of lambda improves or does no harm; lambda interpolates Multi-Krum and Bulyan", "fig08"),
+    "C10": Statement("feasible at p = 60, f up to 14", "fig09"),
+    "C11": Statement("dearer per iteration, O(n N (sum k_i)^2), and better in time to accuracy", "fig10, theory07"),
+    "C12": Statement("better accuracy and less communication at once", "fig10"),
+    "C13": Statement("IRLS decreases to second-order points, for any a, slower for a other than 2", "theory06"),
+    "C14": Statement("Flag Median is the maximum likelihood estimate of Beta(1, 1/2) with a = 2", "theory02"),
+    "C15": Statement("FA is a right multiplication through the Lagrange multipliers", "theory06"),
+    "C16": Statement("a quantised SVD is accurate enough to offload to a switch", "theory07"),
+}
+"""The paper's claims, numbered as in the figures' own tables."""
+
+REPRODUCED = {HOLDS: "reproduced", IN_PART: "in part", NOT: "not reproduced", UNTESTABLE: "not testable"}
+"""A verdict on theory, or on three seeds of the paper's size."""
+
+ONE_RUN = {
+    HOLDS: "one run: holds",
+    IN_PART: "one run: in part",
+    NOT: "one run: does not hold",
+    UNTESTABLE: "not testable",
+}
+"""A verdict on one seed of the paper's size."""
+
+REDUCED = {
+    HOLDS: "holds here",
+    IN_PART: "holds here in part",
+    NOT: "does not hold here",
+    UNTESTABLE: "not testable here",
+}
+"""A verdict on runs that are smaller than the paper's, which can neither reproduce a claim nor fail to."""
+
+FAMILIES = ("fig", "supp", "extra")  # in this order: what the paper has, what its supplement adds, what we asked
+
+
+def write(folder: Path) -> Path:
+    """Write REPORT.md and REPORT.html into a profile's folder; return the path of the first.
+
+    Theory is the same at every profile: where the folder has none, that of `quick` beside it is told. Raises ValueError
+    where the folder holds no figure, or one whose claims or provenance are missing or broken.
+    """
+    figures = [_read(path) for path in drawn(folder)]
+    require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
+    text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
+    for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
+        write_atomically(folder / name, content)
+    return folder / "REPORT.md"
+
+
+def drawn(folder: Path) -> list[Path]:
+    """The provenance of every figure in a profile's folder."""
+    return [path for family in FAMILIES for path in sorted(folder.glob(f"{family}[0-9]*.json"))]
+
+
+def _theory(folder: Path) -> list[Path]:
+    return sorted(folder.glob("theory*.json")) or sorted((folder.parent / "quick").glob("theory*.json"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A figure's provenance with its claims."""
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        with path.with_suffix(".claims.csv").open(newline="") as file:
+            claims = list(csv.DictReader(file))
+        whole = all(None not in (*claim, *claim.values()) for claim in claims)
+        require(whole, "its claims", "cut short", "rows of as many cells as there are columns")
+        return about | {"claims": claims, "tables": _tables(path)}
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"{path.stem} must have its .json and .claims.csv, whole; draw it again ({error})") from error
+
+
+def _tables(path: Path) -> list[str]:
+    """The files beside a figure's first table that its claims are judged by too."""
+    return sorted(its.name for its in path.parent.glob(f"{path.stem}.*.csv") if not its.name.endswith(".claims.csv"))
+
+
+def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"# What reproduces, at profile {profile}",
+        "",
+        "The table has each claim of the paper, what was measured, and the verdict. A verdict follows from the numbers"
+        " by the rules of [docs/claims.md](../../docs/claims.md), which were fixed beforehand. `fa report` writes this"
+        " page; each figure names the command that draws it again.",
+        "",
+        *_about_size(profile),
+        "",
+        f'Accuracies closer than {MARGINS.get(profile, MARGIN):g} are equal. With two seeds or more, "better" also'
+        f" needs a paired t test at level {LEVEL:g}. Where no run exceeds {LEARNED:g} times the accuracy of chance,"
+        " accuracy cannot tell rules apart. A statement about several cases holds in part if it holds in some of them.",
+        *_about_settings(figures),
+        "",
+        "| | the paper | measured here | figure | verdict |",
+        "|---|---|---|---|---|",
+        *_claims([*figures, *theory]),
+        "",
+        *_findings(figures),
+        *(line for figure in figures for line in _section(figure)),
+        *(line for notebook in theory for line in _short_section(notebook)),
+    ]
+
+
+def _about_size(profile: str) -> list[str]:
+    if profile == "paper":
+        return ["These runs have the paper's settings. A verdict on one seed says so: it allows no test over seeds."]
+    return [
+        "These runs are smaller than the paper's. They show what holds at this size, and can neither reproduce a claim"
+        " nor fail to."
+    ]
+
+
+def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
+    """A warning where some figures are not those of the profile."""
+    own = [figure["figure"] for figure in figures if figure["command"] is None]
+    if not own:
+        return []
+    return ["", f"Of a part of the profile's runs or of other settings, and so are their verdicts: {', '.join(own)}."]
+
+
+def _claims(figures: list[dict[str, Any]]) -> list[str]:
+    """A row for each tested part of a claim, and one for each claim that no figure here tests."""
+    rows = _rows(figures)
+    untested = {
+        number: f"| {number} | {said.words} | not by the figures here: see {said.tested_by} | | |"
+        for number, said in STATEMENTS.items()
+    }
+    return [line for number, said in untested.items() for line in rows.get(number, [said])]
+
+
+def worded(verdict: str, figure: dict[str, Any]) -> str:
+    """Return a verdict in the words of the size that it was reached at.
+
+    Args:
+        verdict: One of the constants of `fa.experiments.reporting.claims`.
+        figure: The provenance of the figure or notebook that has the claim.
+    """
+    if figure["figure"].startswith("theory"):
+        words = REPRODUCED
+    elif figure["profile"] != "paper":
+        words = REDUCED
+    else:
+        words = REPRODUCED if figure.get("seeds", 1) > 1 else ONE_RUN
+    return words.get(verdict, verdict)
+
+
+def _findings(figures: list[dict[str, Any]]) -> list[str]:
+    """The extras' own statements, which are none of the paper's, as a table below its claims; nothing without any."""
+    lines = [line for number, rows in _rows(figures).items() if number not in STATEMENTS for line in rows]
+    if not lines:
+        return []
+    return [
+        "## Beyond the paper",
+        "",
+        "Statements that the paper does not make, but its claims depend on. What decides is fixed in the code too.",
+        "",
+        "| | statement | measured here | figure | verdict |",
+        "|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
+
+
+def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Of each number, the rows that the figures have for it."""
+    rows: dict[str, list[str]] = {}
+    for figure in figures:
+        name = figure["figure"]
+        for claim in figure["claims"]:
+            link = f"[{name.partition('_')[0]}](#{name})"
+            cells = (
+                claim["number"],
+                claim["words"],
+                claim["measured"],
+                link,
+                f"**{worded(claim['verdict'], figure)}**",
+            )
+            row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+            rows.setdefault(claim["number"], []).append(row)
+    return rows
+
+
+def _section(figure: dict[str, Any]) -> list[str]:
+    name, hardware = figure["figure"], "; ".join(_machine(machine) for machine in figure["hardware"])
+    command = f"`{figure['command']}`" if figure["command"] else "its notebook with parameters of one's own"
+    versions = "; ".join(", ".join(f"{k} {v}" for k, v in found.items()) for found in figure["versions"])
+    settings = figure["settings"].replace("\n", "; ")
+    tables = [f"{name}.csv", *figure["tables"]]
+    numbers = ", ".join(f"[{table}]({table})" for table in tables)
+    lines = [
+        f"![{name}]({name}.png)",
+        "",
+        f"- {settings}",
+        f"- {len(figure['runs'])} runs, {figure['seconds_of_training']:.0f} s of training on {hardware}; {versions}",
+        f"- drawn {figure['drawn']} at commit {figure['commit']}, by {command}",
+        f"- numbers: {numbers}; code: notebooks/{name}.ipynb",
+    ]
+    return [*_heading(name), *lines, ""]
+
+
+def _heading(name: str) -> list[str]:
+    return [f'<a id="{name}"></a>', "", f"## {name}", ""]
+
+
+def _short_section(notebook: dict[str, Any]) -> list[str]:
+    """Of a theory notebook, whose pictures are in itself."""
+    name, hardware = notebook["figure"], "; ".join(_machine(machine) for machine in notebook["hardware"])
+    about = f"executed {notebook['drawn']} at commit {notebook['commit']}, by `{notebook['command']}`, on {hardware}"
+    return [*_heading(name), f"- notebooks/{name}.ipynb, {about}", ""]
+
+
+def _machine(hardware: dict[str, Any]) -> str:
+    kind = f", {hardware['instructions']}" if "instructions" in hardware else ""  # of which older records do not tell
+    return f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['device']}{kind})"
+
+
+_STYLE = """body { font: 15px/1.45 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse }
+td, th { border: 1px solid #ccc; padding: .3em .5em; text-align: left; vertical-align: top }
+img { max-width: 100% } code { background: #f3f3f3 }"""
+
+
+def _page(profile: str, text: str) -> str:
+    import mistune
+
+    body = mistune.create_markdown(escape=False, plugins=["table"])(text)
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>fa, profile {profile}</title>\n'
+        f"<style>\n{_STYLE}\n</style></head>\n<body>\n{body}</body>\n</html>\n"
+    )

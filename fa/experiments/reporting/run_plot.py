@@ -1,0 +1,216 @@
+"""One run looked at: its accuracy and loss, and what its rule made of every worker, iteration by iteration.
+
+What a rule decides about whole gradients is in a run's workers.csv: a status for every rule, weights for rules that
+weigh (the mean, Krum, Multi-Krum, FA), explained variances for FA. Rules that decide each coordinate apart (Median,
+Trimmed Mean, MeaMed, Phocas, and Bulyan once it has selected) weigh no whole gradient, and have no weights there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fa.experiments.reporting import style
+from fa.experiments.runs.store import Record
+from fa.training.record_schema import NewerRecord
+from fa.training.records import FILES, UNDEFINED, USED, WorkerRow, faulty_share
+from fa.utils import plugins
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+_HATCHES = ("////", "xxxx", "....")  # by the reason why a worker was left out, the most frequent first
+_USED, _GAP = "#bcae6c", "#c8c8c8"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A run's records as tables: the `curve`; one row for each iteration and worker, `share` being the worker's weight
+    over the sum of all weights' sizes; and the configuration.
+    """
+
+    curve: DataFrame
+    workers: DataFrame
+    config: Mapping[str, Any]
+
+    @property
+    def faulty(self) -> int:
+        """How many workers are: the first ranks."""
+        return int(self.config["byzantine"])
+
+    def grid(self, column: str) -> DataFrame:
+        """A column of the workers' rows, workers down, iterations across; NaN where the rule defines none."""
+        return self.workers.pivot(index="worker", columns="iteration", values=column)
+
+    def on_faulty(self) -> DataFrame:
+        """By iteration: the faulty workers' part of the weights, or of the workers that were used where none weighs."""
+        import pandas
+
+        columns = (self.workers[name].tolist() for name in ("iteration", "worker", "weight", "status"))
+        by_iteration: dict[int, list[WorkerRow]] = {}
+        for iteration, worker, weight, status in zip(*columns, strict=True):
+            row = WorkerRow(iteration, worker, None, None if math.isnan(weight) else weight, status)
+            by_iteration.setdefault(iteration, []).append(row)
+        parts = [(iteration, faulty_share(rows, self.faulty)) for iteration, rows in by_iteration.items()]
+        return pandas.DataFrame(parts, columns=["iteration", "part"])
+
+
+def read(folder: str | Path) -> Diagnosis:
+    """The records that `fa train --out` or a sweep left in a folder; ValueError where they are not there or damaged."""
+    import pandas
+
+    folder = Path(folder)
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} must be a run's folder, as fa train --out leaves it; there is no {missing[0]} in it"
+        )
+    try:
+        config = Record(folder).description["config"]
+        curve = pandas.read_csv(folder / "curve.csv")
+        workers = pandas.read_csv(folder / "workers.csv", na_values=UNDEFINED, keep_default_na=False)
+        weights = workers["weight"].astype(float)
+        size = weights.abs().groupby(workers["iteration"]).transform("sum")
+        workers = workers.assign(share=weights / size.where(size > 0), reason=workers["status"].map(_reason))
+        int(config["byzantine"]), curve["test_accuracy"], workers["value"], workers["worker"]
+    except NewerRecord:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder} must hold a run's records as they were written; {error} is amiss") from error
+    return Diagnosis(curve, workers, config)
+
+
+def _reason(status: str) -> str:
+    """Why a worker was left out; nothing for one that was used."""
+    said = status.partition(";")[0]
+    return "" if said == USED else said.removeprefix("left out: ")
+
+
+def draw(run: Diagnosis) -> Figure:
+    """Above, accuracy, loss, and how much the faulty workers counted; below, what the rule made of each worker."""
+    style.use()
+    from matplotlib.figure import Figure
+
+    share = "weight, of the sum of sizes (a gradient counts by its weight times its norm, which is not recorded)"
+    maps = {"share": share, "value": "explained variance $v_i$"}
+    maps = {column: name for column, name in maps.items() if run.workers[column].notna().any()} or {"": "status"}
+    height = 1 + 0.14 * run.config["workers"]
+    figure = Figure(figsize=(11, 3.4 + height * len(maps)), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(2.4, height * len(maps)))
+    above, below = parts
+    _draw_curves(above.subplots(1, 3), run)
+    panels = below.subplots(len(maps), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (column, name) in zip(panels, maps.items(), strict=True):
+        _draw_map(axes, run, column, name)
+    panels[-1].set_xlabel("iteration")
+    handles = _legend(run)
+    if handles:
+        below.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    figure.suptitle(_title(run, "" in maps), fontsize=10)
+    return figure
+
+
+def _title(run: Diagnosis, unweighed: bool) -> str:
+    config = run.config
+    options = "".join(f", {name} = {value}" for name, value in config["rule_options"].items())
+    rule = plugins.shown(config["rule"]) + options
+    faults = f"{config['byzantine']} faulty ({plugins.shown(config['attack'])})"
+    note = "\nOf whole gradients this rule tells who was used, and no weight"
+    return (
+        f"{rule}; {config['workers']} workers, {faults}; {config['model']} on {config['dataset']}, "
+        f"B = {config['batch']}, lr = {config['lr']:g}, seed {config['seed']}{note * unweighed}"
+    )
+
+
+def _draw_curves(panels: Any, run: Diagnosis) -> None:
+    accuracy, loss, counted = panels
+    curve, part = run.curve, run.on_faulty()
+    accuracy.plot(curve["iteration"], curve["test_accuracy"], color=style.HONEST, marker="o", markersize=4)
+    accuracy.set(ylabel="test accuracy (fraction)", ylim=(0, 1))
+    loss.plot(curve["iteration"], curve["train_loss"], color=style.HONEST, marker="o", markersize=4)
+    wide = (curve["train_loss"] > 0).all() and curve["train_loss"].max() > 30 * curve["train_loss"].min()
+    loss.set(ylabel="honest workers' training loss", yscale="log" if wide else "linear")
+    counted.plot(part["iteration"], part["part"], color=style.FAULTY)
+    counted.axhline(
+        run.faulty / run.config["workers"], color="#222222", linestyle=":", label="f/p, if all counted alike"
+    )
+    weighed = run.workers["share"].notna().any()
+    counted.set(ylabel=f"faulty, share of {'weights' if weighed else 'those used'}")
+    counted.set_ylim(-0.02, 1)
+    counted.legend(fontsize=8)
+    for axes in panels:
+        axes.set_xlabel("iteration")
+        axes.set_xlim(0, run.workers["iteration"].max() + 1)
+
+
+def _draw_map(axes: Axes, run: Diagnosis, column: str, name: str) -> None:
+    """Workers down, iterations across; hatched where one was left out, grey where there is no number."""
+    from matplotlib.colors import ListedColormap
+
+    reasons = run.grid("reason")
+    numbers = run.grid(column).to_numpy(dtype=float) if column else np.where(reasons == "", 1.0, np.nan)
+    least, most = (0.0, 1.0) if column != "share" else (min(0.0, np.nanmin(numbers)), np.nanmax(numbers))
+    first, last = int(reasons.columns[0]), int(reasons.columns[-1])
+    extent = (first - 0.5, last + 0.5, len(numbers) - 0.5, -0.5)
+    axes.set_facecolor(_GAP)
+    colours: Any = "cividis" if column else ListedColormap([_USED])
+    image = axes.imshow(
+        numbers, cmap=colours, vmin=least, vmax=most, aspect="auto", extent=extent, interpolation="none"
+    )
+    for reason, hatch in _hatches(run).items():
+        axes.add_patch(_marked(reasons.to_numpy() == reason, first, hatch))
+    axes.grid(visible=False)
+    axes.set_yticks(range(len(numbers)), [f"{w}, faulty" if w < run.faulty else str(w) for w in reasons.index])
+    for label in axes.get_yticklabels()[: run.faulty]:
+        label.set_color(style.FAULTY)
+    axes.tick_params(axis="y", labelsize=7, length=0)
+    if 0 < run.faulty < len(numbers):
+        axes.axhline(run.faulty - 0.5, color="white", linewidth=3)
+    axes.set(ylabel="worker", title=name)
+    if column:
+        axes.figure.colorbar(image, ax=axes, pad=0.01)
+
+
+def _marked(where: np.ndarray, first: int, hatch: str) -> Any:
+    """All cells that are true as one hatched patch."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Outline
+
+    cells = []
+    for worker, row in enumerate(where):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], row.astype(int), [0]])))
+        cells += [(first + lo - 0.5, first + hi - 0.5, worker) for lo, hi in edges.reshape(-1, 2)]
+    outlines = [
+        Outline([(lo, y - 0.5), (hi, y - 0.5), (hi, y + 0.5), (lo, y + 0.5), (lo, y - 0.5)], closed=True)
+        for lo, hi, y in cells
+    ]
+    return PathPatch(Outline.make_compound_path(*outlines), fill=False, edgecolor="white", linewidth=0, hatch=hatch)
+
+
+def _hatches(run: Diagnosis) -> dict[str, str]:
+    """The hatch of each reason why workers were left out, the rarest sharing the last."""
+    counts = Counter(run.workers["reason"])
+    reasons = sorted(filter(None, counts), key=lambda reason: (-counts[reason], reason))
+    return {reason: _HATCHES[min(place, len(_HATCHES) - 1)] for place, reason in enumerate(reasons)}
+
+
+def _legend(run: Diagnosis) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    told: dict[str, list[str]] = {}
+    for reason, hatch in _hatches(run).items():
+        told.setdefault(hatch, []).append(reason)
+    weighed = run.workers[["share", "value"]].notna().any().any()
+    look: dict[str, Any] = {"facecolor": "#414d6b" if weighed else _GAP, "edgecolor": "white"}
+    used = [] if weighed else [Patch(facecolor=_USED, label="used")]
+    return used + [
+        Patch(**look, hatch=hatch, label="left out: " + "; ".join(reasons[:2])) for hatch, reasons in told.items()
+    ]

@@ -1,0 +1,80 @@
+"""How things look, in all figures alike: a rule keeps its colour, marker and place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from fa.experiments.runs.user_rules import label
+from fa.experiments.runs.variants import VARIANTS
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a figure shows a variant. The colours are seaborn's colour-blind palette."""
+
+    label: str
+    colour: str
+    marker: str
+    dashes: tuple[int, ...] = ()
+
+
+_LOOKS: dict[str, tuple[Any, ...]] = {
+    "fa": ("#0173b2", "o"),
+    "bulyan": ("#de8f05", "s"),
+    "multi_krum": ("#029e73", "D"),
+    "median": ("#d55e00", "^"),
+    "meamed": ("#cc78bc", "v"),
+    "phocas": ("#ca9161", "P", (4, 3)),
+    "trimmed_mean": ("#56b4e9", "X"),
+    "mean": ("#949494", "*"),
+    "fa_printed": ("#0173b2", "<", (2, 2)),
+    "fa_default": ("#0173b2", ">", (5, 2)),
+    "bulyan_printed": ("#de8f05", "1", (2, 2)),
+    "mean_unit": ("#949494", "h", (5, 2)),
+}
+
+LOOKS = MappingProxyType({key: Look(variant.label, *_LOOKS[key]) for key, variant in VARIANTS.items()})
+"""The look of every variant, in the order of a legend."""
+
+USER_LOOKS = (("#000000", "p"), ("#882255", "x"), ("#9500ff", "d"), ("#3d2ca0", "8"))
+"""Colours and markers of user rules, in the order in which they enter a figure; distinct from `LOOKS` to every eye."""
+
+FA_VARIANTS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", "mean")
+"""FA as released, as printed and by default, Bulyan as printed, and the controls that show what protects."""
+
+FA_FORMULATION = "FA is the released code's formulation"
+"""For the titles of figures whose "FA" is that."""
+
+HONEST, FAULTY = "#1c2833", "#8c3200"
+"""Of workers, where a figure tells the two kinds apart: no rule's colours, and told from each other by every eye."""
+
+
+def looks(keys: Iterable[str]) -> dict[str, Look]:
+    """Return the looks of all variants, and of the user's rules among `keys` in their order."""
+    users = (key for key in dict.fromkeys(keys) if key not in LOOKS)
+    return LOOKS | {key: Look(label(key), *look) for key, look in zip(users, USER_LOOKS, strict=False)}
+
+
+def ramp(count: int) -> tuple[str, ...]:
+    """So many colours for what is no rule, from dark to light: cividis, up to where it can still be read on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return tuple(to_hex(colormaps["cividis"](0.8 * place / max(1, count - 1))) for place in range(count))
+
+
+def three_digits(x: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def use() -> None:
+    """matplotlib's settings for all figures."""
+    import matplotlib
+    import seaborn
+
+    seaborn.set_theme(context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#e6e6e6", "font.size": 10})
+    matplotlib.rcParams["pdf.fonttype"] = 42  # text stays text

@@ -1,0 +1,1 @@
+"""Studies, sweeps and the store that keeps finished runs."""

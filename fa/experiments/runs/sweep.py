@@ -1,0 +1,177 @@
+"""Many runs, in processes of their own: what is finished stays finished, whatever happens to the rest.
+
+Each run is one process from a fork server that has loaded what runs need. It works with one thread, so that a run's
+bits do not depend on how many go beside it. A child that loses its parent, however that died, ends too.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from fa.data.registry import check_present
+from fa.experiments.runs.store import Record, RunStore, clean_up
+from fa.training.config import TrainConfig
+from fa.utils import forkserver, plugins
+from fa.utils.blas import usable_cores
+from fa.utils.malloc import keep_freed
+from fa.utils.progress_bar import reporter
+from fa.utils.validation import check_integer
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one configuration: a record, or the reason why there is none."""
+
+    config: TrainConfig
+    record: Record | None
+    error: str = ""
+
+    def __str__(self) -> str:
+        """In a line: the run, and its final accuracy or why it failed."""
+        config = self.config
+        result = f"failed: {(self.error.splitlines() or [''])[-1]}"
+        if self.record is not None:
+            result = f"{self.record.curve[-1]['test_accuracy']:.3f}"
+        options = ", ".join(f"{name} {_told(value)}" for name, value in config.options.items())
+        rule = f"{plugins.shown(config.rule)} ({options})" if options else plugins.shown(config.rule)
+        return f"{rule}, f = {config.byzantine}, seed {config.seed}: {result}"
+
+
+def _told(value: Any) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
+
+
+@dataclass
+class _Child:
+    config: TrainConfig
+    process: Any
+    answer: Connection
+
+
+def sweep(
+    configs: Sequence[TrainConfig],
+    store: RunStore,
+    jobs: int | None = None,
+    progress: bool = True,
+    processes: bool = False,
+) -> list[Outcome]:
+    """Run what the store lacks, `jobs` at a time (None: one a core); outcomes in the order
+    given. Where the workers are `processes` of their own one run goes after another, and `jobs` are not asked for.
+
+    A run that fails does not touch the others: its outcome has the error. Ctrl-C ends the children and raises
+    KeyboardInterrupt; finished runs are in the store, and the same call goes on from there. Raises ValueError for bad
+    `jobs`.
+    """
+    if jobs is not None:
+        check_integer("jobs", jobs, 1)
+    records = {config: store.find(config) for config in configs}
+    missing = [config for config, record in records.items() if record is None]
+    for dataset in {config.dataset for config in missing}:
+        check_present(dataset)
+    failures: dict[TrainConfig, str] = {}
+    clean_up(store.root)
+    if progress and missing:
+        print(f"{len(missing)} runs to do, {len(records) - len(missing)} are finished", flush=True)
+    with reporter("runs", progress and bool(missing)) as report:
+        report(len(records) - len(missing), len(records), str)
+        runs = _in_turn(missing, store) if processes else _run_all(missing, store.root, jobs or _usual_jobs(missing))
+        for outcome in runs:
+            records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
+            done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
+            report(done, len(records), outcome.__str__)
+    return [Outcome(config, records[config], failures.get(config, "")) for config in configs]
+
+
+def shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
+    """The i-th of k nearly equal parts, written "i/k" with i from 1: every k-th configuration, so that slow ones are
+    shared.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"shard must be i/k with 1 <= i <= k, as in 2/8; it is {text!r}")
+    return list(configs[int(part) - 1 :: int(parts)])
+
+
+def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcome]:
+    """Each run served by this process, with its workers as processes: their times tell something where nothing else
+    runs beside them.
+    """
+    import fa.experiments.runs.preload  # noqa: F401 (what is compiled in an iteration would count as its time)
+    from fa.training import train
+    from fa.training.transports.base import Cluster
+
+    for config in configs:
+        record, error = None, ""
+        try:
+            record = store.save(train(config, threads=1, cluster=Cluster(), checkpoint=store.checkpoint(config)))
+        except (ValueError, OSError, RuntimeError) as failure:
+            error = str(failure)
+        yield Outcome(config, record, error)
+
+
+def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[Outcome]:
+    context = forkserver.context(preload="fa.experiments.runs.preload")
+    waiting, running = list(configs), list[_Child]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(context, waiting.pop(0), root))
+            # A child that dies closes its pipe too; and one with much to tell cannot end before somebody reads it.
+            told = wait([child.answer for child in running])
+            for child in [child for child in running if child.answer in told]:
+                running.remove(child)
+                yield _outcome(child, root)
+    finally:
+        for child in running:
+            child.process.kill()
+        for child in running:
+            child.process.join()
+
+
+def _start(context: Any, config: TrainConfig, root: Path) -> _Child:
+    answer, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(config.to_json(), str(root), theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return _Child(config, process, answer)
+
+
+def _outcome(child: _Child, root: Path) -> Outcome:
+    try:
+        error = child.answer.recv_bytes().decode()
+    except (EOFError, OSError):  # it had nothing to tell, or died while it told it
+        error = ""
+    child.answer.close()
+    child.process.join()
+    if not error and child.process.exitcode != 0:
+        error = f"its process ended with exit code {child.process.exitcode}"
+    record = None if error else RunStore(root).find(child.config)
+    return Outcome(child.config, record, error or ("" if record else "its record is not in the store"))
+
+
+def _work(config: str, root: str, answer: Connection) -> None:
+    """In the child: one run into the store; a failure is told to the parent."""
+    forkserver.end_with_parent()
+    keep_freed()
+    try:
+        from fa.training import train
+
+        store, its = RunStore(root), TrainConfig.from_json(config)
+        store.save(train(its, threads=1, checkpoint=store.checkpoint(its)))
+    except (ValueError, OSError) as error:
+        answer.send_bytes(str(error).encode())
+    except BaseException:
+        answer.send_bytes(traceback.format_exc().encode())
+        raise
+
+
+def _usual_jobs(configs: Sequence[TrainConfig]) -> int:
+    """Return one process a core, and one on a GPU, whose memory is not ours to divide."""
+    if any(config.device != "cpu" for config in configs):
+        return 1
+    return usable_cores()

@@ -1,0 +1,234 @@
+"""Gradients in files as one matrix G (p, n) that is never read into memory, and a direction written into a file.
+
+Files are .npy, as numpy.save writes them, or .safetensors, whose tensors, in the order in which they lie there, are one
+gradient. The files of p workers are mapped at equal distances, so that they are the rows of one matrix and every rule
+and solver runs on them as on memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import math
+import mmap
+import os
+import sys
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fa.utils.files import new_file
+from fa.utils.validation import require
+
+_NPY = b"\x93NUMPY"
+_SAFETENSORS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_NUMPY = {np.dtype(f"float{bits}"): getattr(torch, f"float{bits}") for bits in (16, 32, 64)}
+_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000 if sys.platform == "linux" else 0x40  # which the module mmap does not name
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a file says of the numbers in it: where they begin, of what type they are, and their shape."""
+
+    path: Path
+    offset: int  # bytes
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # (n,) or (p, n)
+    tensors: Shapes | None = None  # shapes in a .safetensors file, in the order in which the tensors lie there
+
+    @property
+    def kind(self) -> str:
+        """How many numbers, and of what type."""
+        return f"{math.prod(self.shape)} numbers of {str(self.dtype).removeprefix('torch.')}"
+
+    @property
+    def bytes(self) -> int:
+        """Of the numbers alone."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def layout(path: Path) -> Layout:
+    """The layout of a .npy or .safetensors file; ValueError that names it where it is neither, or cut short."""
+    try:
+        with path.open("rb") as file:
+            npy = file.read(len(_NPY)) == _NPY
+        found = _npy(path) if npy else _safetensors(path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+    _check(math.prod(found.shape) > 0, path, "must hold at least one number", f"its shape is {found.shape}")
+    return found
+
+
+def _check(holds: bool, path: Path, must: str, it_is: str) -> None:
+    if not holds:
+        raise ValueError(f"{path} {must}; {it_is}")
+
+
+def _npy(path: Path) -> Layout:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:  # cut short, or a pickle inside
+        why = "it is cut short" if "mmap length" in str(error) else str(error)
+        raise ValueError(f"{path} cannot be read: {why}") from error
+    _check(array.dtype in _NUMPY, path, "must be of float16, float32 or float64", f"its dtype is {array.dtype}")
+    _check(array.flags.c_contiguous, path, "must hold one worker's numbers after another's", "it is in Fortran order")
+    return Layout(path, array.offset, _NUMPY[array.dtype], array.shape)
+
+
+def _safetensors(path: Path) -> Layout:
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.offset_keys()}
+            kinds = {each.get_dtype() for each in slices.values()}
+            tensors = {name: tuple(each.get_shape()) for name, each in slices.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path} must be a .npy or .safetensors file; it cannot be read: {error}") from error
+    known = len(kinds) == 1 and kinds <= _SAFETENSORS.keys()
+    _check(known, path, f"must hold numbers of one of {', '.join(_SAFETENSORS)}", f"it has {sorted(kinds)}")
+    shapes = list(tensors.values())
+    shape = shapes[0] if len(shapes) == 1 and len(shapes[0]) == 2 else (sum(map(math.prod, shapes)),)
+    with path.open("rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")  # of the header, which the numbers follow
+    return Layout(path, 8 + length, _SAFETENSORS[kinds.pop()], shape, tensors)
+
+
+def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
+    """The gradient matrix G (p, n) in files, one (p, n) or a (n,) of each worker, and the first one's layout.
+
+    What is written to G stays in memory and does not reach the files, which must not become shorter while G lives.
+    Raises ValueError for files that do not hold gradients of one length and dtype.
+    """
+    layouts = [layout(path) for path in files]
+    if len(layouts) > 1:  # a worker's only layer may be a matrix
+        layouts = [replace(each, shape=(math.prod(each.shape),)) if each.tensors else each for each in layouts]
+    first = layouts[0]
+    if len(layouts) == 1 and len(first.shape) == 2:
+        return _matrix([first], first.shape), first
+    for other in layouts:
+        many = f"one gradient, (n,), where {len(files)} files are given" if len(files) > 1 else "(p, n) or (n,)"
+        _check(len(other.shape) == 1, other.path, f"must hold {many}", f"its shape is {other.shape}")
+        same = (other.shape, other.dtype) == (first.shape, first.dtype)
+        _check(same, other.path, f"must hold {first.kind}, as {first.path} does", f"it holds {other.kind}")
+        named = _names(other.tensors) == _names(first.tensors)
+        _check(named, other.path, f"must hold the tensors of {first.path}", "it has others, or in another order")
+    return _matrix(layouts, (len(layouts), *first.shape)), first
+
+
+def _names(tensors: Shapes | None) -> list[tuple[str, tuple[int, ...]]]:
+    """The names and shapes of a file's tensors, in their order; a file with one tensor is like one without names."""
+    return list(tensors.items()) if tensors is not None and len(tensors) > 1 else []
+
+
+def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
+    """The files, mapped at equal distances, as (p, n)."""
+    page = mmap.ALLOCATIONGRANULARITY
+    first = layouts[0]
+    for other in layouts:  # rows begin at equal distances where files, mapped page by page, begin alike
+        aligned = (other.offset - first.offset) % page == 0 and other.offset % other.dtype.itemsize == 0
+        must = f"must have a header as long as that of {first.path}, {first.offset} bytes"
+        _check(aligned, other.path, must, f"its own has {other.offset}")
+    starts = [each.offset - each.offset % page for each in layouts]
+    begins = first.offset % page
+    distance = -(-(begins + first.bytes) // page) * page
+    memory = _mapped([each.path for each in layouts], starts, begins + first.bytes, distance)
+    if len(layouts) == 1:
+        rows, n = shape[0], shape[1]
+        return _as(memory, begins, first.dtype, (rows, n), n)
+    return _as(memory, begins, first.dtype, (shape[0], shape[1]), distance // first.dtype.itemsize)
+
+
+def _as(memory: Any, begins: int, dtype: torch.dtype, shape: tuple[int, int], stride: int) -> Tensor:
+    flat = torch.frombuffer(memory, dtype=dtype, offset=begins, count=(shape[0] - 1) * stride + shape[1])
+    return flat.as_strided(shape, (stride, 1))
+
+
+def _mapped(paths: list[Path], starts: list[int], length: int, distance: int) -> Any:
+    """A buffer in which file i, from byte starts_i on, lies at i * distance. Python's mmap cannot say where."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
+    libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    total = distance * len(paths)
+    access = mmap.PROT_READ | mmap.PROT_WRITE  # of pages of our own once they are written to
+
+    def place(address: int | None, size: int, flags: int, descriptor: int, start: int) -> int:
+        found: int = libc.mmap(address, size, access, mmap.MAP_PRIVATE | _MAP_NORESERVE | flags, descriptor, start)
+        if found in (None, ctypes.c_void_p(-1).value):
+            raise OSError(ctypes.get_errno(), f"the files cannot be mapped: {os.strerror(ctypes.get_errno())}")
+        return found
+
+    base = place(None, total, mmap.MAP_ANONYMOUS, -1, 0)
+    memory = (ctypes.c_char * total).from_address(base)
+    weakref.finalize(memory, libc.munmap, base, total).atexit = False  # a thread may still read it then
+    for i, (path, start) in enumerate(zip(paths, starts, strict=True)):
+        with path.open("rb") as file:
+            place(base + i * distance, length, _MAP_FIXED, file.fileno(), start)
+    return memory
+
+
+@contextmanager
+def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
+    """A direction d (n,) of `like`'s dtype that is the file `path` once the block has ended well: .npy, or .safetensors
+    with the tensors that `like` has.
+
+    Its room on the disk is taken first, so that none is lacking later. If the block fails nothing is left of it.
+    Raises ValueError for another suffix, a dtype that it does not know, a folder that cannot be written, a full disk.
+    """
+    head = _head(path, like, n)
+    require(not path.is_dir(), "the name of the result", str(path), "that of a file; there is a folder of that name")
+    size = len(head) + n * like.dtype.itemsize
+    with new_file(path) as unfinished:
+        try:
+            _reserve(unfinished, head, size)
+        except OSError as error:
+            full = error.errno == errno.ENOSPC
+            raise ValueError(
+                f"{path} cannot be written{f' ({size} bytes)' if full else ''}: {error.strerror}"
+            ) from error
+        numbers = np.memmap(unfinished, np.uint8, "r+", offset=len(head))
+        yield torch.from_numpy(numbers).view(like.dtype)
+
+
+def _reserve(path: Path, head: bytes, size: int) -> None:
+    with path.open("xb") as file:
+        file.write(head)
+        file.flush()
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def _head(path: Path, like: Layout, n: int) -> bytes:
+    """What comes before the numbers in the file."""
+    require(path.suffix in (".npy", ".safetensors"), "the name of the result", str(path), "one in .npy or .safetensors")
+    if path.suffix == ".npy":
+        known = like.dtype in _NUMPY.values()
+        require(known, "the name of the result", str(path), "one in .safetensors, as .npy has no bfloat16")
+        dtype = next(dtype for dtype, its in _NUMPY.items() if its == like.dtype)
+        file = BytesIO()
+        np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (n,)})
+        return file.getvalue()
+    code = next(code for code, dtype in _SAFETENSORS.items() if dtype == like.dtype)
+    shapes = like.tensors if like.tensors and len(like.shape) == 1 else {"d": (n,)}
+    ends = list(accumulate((math.prod(shape) * like.dtype.itemsize for shape in shapes.values()), initial=0))
+    header = {
+        name: {"dtype": code, "shape": shape, "data_offsets": span}
+        for (name, shape), span in zip(shapes.items(), pairwise(ends), strict=True)
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,24 @@
+"""Solver of eq. 5: FlagIRLS in the Gram matrix, with proximal steps for the regularizers outside it."""
+
+from fa.irls.problem import FLOOR, Formulation, Problem, pose
+from fa.irls.solution import DEFAULTS, FORMULATIONS, REGULARIZERS, Options, Solution
+from fa.irls.solver import State, check_m, default_m, solve, solve_gram, step, terminates
+
+__all__ = [
+    "DEFAULTS",
+    "FLOOR",
+    "FORMULATIONS",
+    "REGULARIZERS",
+    "Formulation",
+    "Options",
+    "Problem",
+    "Solution",
+    "State",
+    "check_m",
+    "default_m",
+    "pose",
+    "solve",
+    "solve_gram",
+    "step",
+    "terminates",
+]

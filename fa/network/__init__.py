@@ -1,1 +1,0 @@
-"""What carries gradients besides RPC: datagrams that nobody sends again, and links that lose packets."""

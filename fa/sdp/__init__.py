@@ -1,0 +1,6 @@
+"""The convex relaxation of eq. 5, solved by cvxpy, and the certificate that needs no solver."""
+
+from fa.sdp.certificate import Certificate, certify
+from fa.sdp.relaxation import Relaxation, solve
+
+__all__ = ["Certificate", "Relaxation", "certify", "solve"]

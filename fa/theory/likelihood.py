@@ -1,0 +1,239 @@
+"""The Beta likelihood behind eq. 5: eq. 2 to 4 of the paper for any alpha, beta > 0, and the basis that it favours.
+
+    -log prod_i P(v_i) = -(alpha - 1) sum_i l(v_i) - (beta - 1) sum_i l(1 - v_i) + constant
+
+where l is the logarithm, or, in eq. 4, l(x) = a x^(1/a) - a, which tends to it as a grows: a = inf is the logarithm
+itself. alpha = 1, beta = 1/2 and a = 2 give sum_i sqrt(1 - v_i) - p, the Flag Median's objective.
+
+With the logarithm and beta < 1 there is no most likely basis: the sum falls to minus infinity wherever span(Y) holds
+a gradient, and since every regularizer of eq. 5 is bounded on Y^T Y = I, no lam changes that. With alpha < 1 the same
+holds where Y is orthogonal to one. `fit` then ends at the floor irls.FLOOR of v and 1 - v. In eq. 4 l is bounded by
+-a from below.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from fa import irls
+from fa.gradients import Gradients
+from fa.gradients.gram import measure_groups
+from fa.utils.validation import check_real, require
+
+_DESCENT = 1e-4  # of the first-order decrease: what a step of the line search must reach
+_TRIES = 30  # of the line search, each a quarter as long as the one before
+
+Numbers = Float64[np.ndarray, "..."]
+Columns = Float64[np.ndarray, "d m"]
+Terms = Float64[np.ndarray, "d N"]
+Moment = Float64[np.ndarray, "d d"]
+
+
+@dataclass(frozen=True)
+class Beta:
+    """Beta(alpha, beta) as the law of the explained variances, its logarithms taken in the form `a` of eq. 4 (inf:
+    exact).
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.5
+    a: float = math.inf
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta", "a"):
+            number = getattr(self, name)
+            if number != math.inf or name != "a":
+                check_real(name, number, 0)
+            require(number > 0, name, number, "greater than 0")
+
+    def density(self, v: Numbers) -> Numbers:
+        """Eq. 2: v^(alpha - 1) (1 - v)^(beta - 1)/B(alpha, beta) for v in (0, 1), elementwise."""
+        log_constant = math.lgamma(self.alpha) + math.lgamma(self.beta) - math.lgamma(self.alpha + self.beta)
+        density: np.ndarray = v ** (self.alpha - 1) * (1 - v) ** (self.beta - 1) * math.exp(-log_constant)
+        return density
+
+    def log(self, x: Numbers) -> Numbers:
+        """l(x), elementwise."""
+        with np.errstate(divide="ignore"):
+            logs: np.ndarray = np.log(x) if self.a == math.inf else self.a * (x ** (1 / self.a) - 1)
+        return logs
+
+    def negative_log_likelihood(self, v: Numbers) -> float:
+        """Eq. 3 and 4, negative, constants left out: each factor that is 0 takes no logarithm."""
+        sides = ((1 - self.alpha, v), (1 - self.beta, 1 - v))
+        return sum(float(factor * self.log(x).sum()) for factor, x in sides if factor)
+
+    def smoothed(self, v: Numbers, left: Numbers) -> Numbers:
+        """Each term of the negative log-likelihood of v and 1 - v, with l's tangent at irls.FLOOR below irls.FLOOR."""
+        both: np.ndarray = (1 - self.alpha) * self._floored(v) + (1 - self.beta) * self._floored(left)
+        return both
+
+    def slopes(self, v: Numbers, left: Numbers) -> Numbers:
+        """Their derivatives by v."""
+        both: np.ndarray = (1 - self.alpha) * self._slope(v) - (1 - self.beta) * self._slope(left)
+        return both
+
+    def _floored(self, x: Numbers) -> Numbers:
+        floored: np.ndarray = self.log(np.maximum(x, irls.FLOOR)) + np.minimum(x - irls.FLOOR, 0.0) * self._slope(0 * x)
+        return floored
+
+    def _slope(self, x: Numbers) -> Numbers:
+        slope: np.ndarray = np.maximum(x, irls.FLOOR) ** (1 / self.a - 1)
+        return slope
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `fit` found: the smoothed `objective`, its `history`, the explained `values` (p,) and the basis Y (n, m).
+
+    `at_floor` tells that some worker's v or 1 - v is below irls.FLOOR, where the exact likelihood is infinite.
+    """
+
+    objective: float
+    history: tuple[float, ...]
+    values: Float64[np.ndarray, " p"]
+    at_floor: bool
+    Y: Float64[np.ndarray, "n m"] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The smoothed objective as a function of Y, in an orthonormal basis of span(G) and of as many directions outside
+    it as Y has columns, to which it can turn away from the gradients.
+
+    `terms` are those of the problem there; `present` is 0 for a worker that sent nothing but zeros.
+    """
+
+    pairs: irls.Problem  # whose factors are 0 for the workers' own terms
+    present: Float64[np.ndarray, " p"]
+    terms: Terms
+    law: Beta
+
+    def explained(self, Y: Columns) -> tuple[Float64[np.ndarray, " T"], Float64[np.ndarray, " T"]]:
+        """v and 1 - v of each term, neither as 1 less the other."""
+        pairs, inside = self.pairs, Y.T @ self.terms
+        v, left = (
+            np.bincount(pairs.owner, np.square(columns).sum(axis=0), minlength=pairs.factors.size)
+            for columns in (inside, self.terms - Y @ inside)
+        )
+        return v, left
+
+    def evaluate(self, Y: Columns) -> tuple[float, Moment]:
+        """The objective, and its derivative by Y Y^T."""
+        pairs, p = self.pairs, self.present.size
+        v, left = self.explained(Y)
+        slopes = -pairs.factors * pairs.weights(left) / pairs.a
+        slopes[:p] = self.present * self.law.slopes(v[:p], left[:p])
+        objective = float(self.present @ self.law.smoothed(v[:p], left[:p])) + pairs.smoothed(left)
+        return objective, (self.terms * slopes[pairs.owner]) @ self.terms.T
+
+
+def fit(
+    G: Any,
+    law: Beta,
+    m: int | None = None,
+    lam: float = 0.0,
+    tol: float = 1e-10,
+    max_iter: int = 500,
+    restarts: int = 10,
+    seed: int = 0,
+) -> Fit:
+    """The basis Y (n, m) of the highest likelihood found: from equal weights and from `restarts` random starts.
+
+    G as for `fa.irls.solve`; lam weighs eq. 5's pairwise regularizer with the law's power (2 where it is exact). A step
+    goes to the eigenvectors of the tangent, as IRLS does, which cannot rise where all terms are concave in v; where
+    that lowers nothing, it goes along the Riemannian gradient with backtracking, so that it never rises. It ends when
+    the objective falls by less than tol, or after max_iter steps. For small problems. Raises ValueError as it does.
+    """
+    irls.Options(m, lam, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)  # checks them
+    gradients, counts, gram = measure_groups(G)
+    m = irls.default_m(len(counts)) if m is None else m
+    irls.check_m(m, gram.p)
+    problem = irls.pose(gram, m, lam, 2.0 if law.a == math.inf else law.a, counts=counts)
+    outside = min(m, gradients.G.shape[1] - len(problem.terms))
+    generator = np.random.default_rng(seed)
+    terms = np.vstack([problem.terms, np.zeros((outside, problem.terms.shape[1]))])
+    present, own = problem.factors[: problem.p], np.arange(problem.factors.size) < problem.p
+    task = _Task(replace(problem, factors=np.where(own, 0.0, problem.factors)), present, terms, law)
+    random = [np.linalg.qr(generator.standard_normal((len(terms), m)))[0] for _ in range(restarts)]
+    runs = [_descend(task, Y, tol, max_iter) for Y in (_lowest(-terms @ terms.T, m), *random)]
+    history, Y = min(runs, key=lambda run: run[0][-1])
+    v, left = (numbers[: problem.p] for numbers in task.explained(Y))
+    floored = (law.beta < 1) & (left < irls.FLOOR) | (law.alpha < 1) & (v < irls.FLOOR)
+    return Fit(
+        objective=history[-1],
+        history=tuple(history),
+        values=np.where(present > 0, np.minimum(v, 1.0), 1.0),
+        at_floor=bool((floored & (present > 0)).any()),
+        Y=_directions(gradients, problem, gram.norms, outside, generator) @ Y,
+    )
+
+
+def _directions(
+    gradients: Gradients,
+    problem: irls.Problem,
+    norms: Float64[np.ndarray, " q"],
+    outside: int,
+    generator: np.random.Generator,
+) -> Float64[np.ndarray, "n d"]:
+    """The problem's basis of span(G), then as many directions outside it, as vectors of n coordinates."""
+    G = gradients.G.double().cpu().numpy()
+    Q = G.T @ (problem.basis / np.where(norms > 0, norms, 1.0)[:, None])
+    others = generator.standard_normal((len(Q), outside))
+    return np.hstack([Q, np.linalg.qr(others - Q @ (Q.T @ others))[0]])
+
+
+def _lowest(moment: Moment, m: int) -> Columns:
+    """The m eigenvectors of the lowest eigenvalues."""
+    vectors: np.ndarray = np.linalg.eigh(moment)[1][:, :m]
+    return vectors
+
+
+def _descend(task: _Task, Y: Columns, tol: float, max_iter: int) -> tuple[list[float], Columns]:
+    objective, moment = task.evaluate(Y)
+    history, length, slope = [objective], 1.0, _riemannian(Y, moment)
+    for _ in range(max_iter):
+        following = _lowest(moment, Y.shape[1])
+        if not task.evaluate(following)[0] < objective - tol:
+            following = _line_search(task, Y, slope, objective, length)
+        following = following @ _nearest_rotation(following.T @ Y)
+        objective, moment = task.evaluate(following)
+        if not objective < history[-1]:
+            break
+        history.append(objective)
+        before, slope = slope, _riemannian(following, moment)
+        moved, turned = following - Y, slope - before
+        length = float(np.vdot(moved, moved) / max(abs(np.vdot(moved, turned)), 1e-300))  # Barzilai and Borwein's
+        Y = following
+        if history[-2] - history[-1] < tol:
+            break
+    return history, Y
+
+
+def _riemannian(Y: Columns, moment: Moment) -> Columns:
+    """The gradient on the Grassmann manifold, from the derivative by Y Y^T."""
+    slope: np.ndarray = 2 * (moment @ Y - Y @ (Y.T @ moment @ Y))
+    return slope
+
+
+def _line_search(task: _Task, Y: Columns, slope: Columns, objective: float, length: float) -> Columns:
+    """The first of ever shorter steps against the slope, each made orthonormal by QR, that lowers the objective
+    enough; Y where none does.
+    """
+    squared = float(np.vdot(slope, slope))
+    for _ in range(_TRIES):
+        tried: np.ndarray = np.linalg.qr(Y - length * slope)[0]
+        if task.evaluate(tried)[0] <= objective - _DESCENT * length * squared:
+            return tried
+        length /= 4
+    return Y
+
+
+def _nearest_rotation(square: Float64[np.ndarray, "m m"]) -> Float64[np.ndarray, "m m"]:
+    """The polar factor: Y's columns in the order and orientation of those before, so that steps can be compared."""
+    left, _, right = np.linalg.svd(square)
+    rotation: np.ndarray = left @ right
+    return rotation
