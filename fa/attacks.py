@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fa.utils import plugins
 from fa.utils.seeds import generator
-from fa.utils.validation import check_one_of, require
+from fa.utils.validation import check, check_one_of
 
 DROPPED = 0.1
 """The share of its coordinates, or of its chunks, that a worker under "drop", or "chunk_loss", loses."""
@@ -51,7 +51,7 @@ class Attack:
             self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, G.device))
         for worker, total in zip(honest, before, strict=True):
             needed = f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
-            require(_sum_of_bytes(G[worker]) == total, "attack", self.name, needed)
+            check("attack", self.name, _sum_of_bytes(G[worker]) == total, needed)
 
 
 def _sum_of_bytes(row: Tensor) -> int:
@@ -68,7 +68,7 @@ def make_attack(name: str) -> Attack:
     found = plugins.load("attack", name)
     if found is None:
         check_one_of("attack", name, tuple(ATTACKS), plugins.OTHERS)
-    require(isinstance(found, Attack), "attack", name, "a fa.attacks.Attack")
+    check("attack", name, isinstance(found, Attack), "a fa.attacks.Attack")
     return found  # type: ignore[no-any-return]
 
 

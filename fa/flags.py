@@ -28,7 +28,7 @@ from fa.gradients import read_groups
 from fa.gradients.gram import measure_groups
 from fa.gradients.inputs import is_matrix
 from fa.utils.blas import on_one_thread
-from fa.utils.validation import check_integer, require
+from fa.utils.validation import check, check_integer
 
 Square = Float64[np.ndarray, "r r"]
 
@@ -101,7 +101,7 @@ def solve(
     outer = irls.solve_gram(gram, options, gradients, start=start, counts=counts)
     problem = irls.pose(gram, dims[-1], lam, a, counts=counts)
     rank, generator = len(problem.terms), np.random.default_rng(seed)
-    require(dims[-1] <= rank, "the last of dims", dims[-1], f"at most {rank}, the rank of G")
+    check("the last of dims", dims[-1], dims[-1] <= rank, f"at most {rank}, the rank of G")
     random = (np.linalg.qr(generator.standard_normal((rank, rank)))[0] for _ in range(restarts))
     flags = [_iterate(problem, dims, Y, outer, tol, max_iter) for Y in (_in_order(problem, outer), *random)]
     return min(flags, key=lambda flag: flag.objective)
@@ -173,11 +173,11 @@ def _levels(
 
 
 def _check_dims(dims: Any, q: int) -> None:
-    require(isinstance(dims, Sequence) and len(dims) > 0, "dims", dims, "a sequence of one dimension at least")
+    check("dims", dims, isinstance(dims, Sequence) and len(dims) > 0, "a sequence of one dimension at least")
     for m in dims:
         check_integer("each of dims", m, 1)
-    require(all(m < larger for m, larger in pairwise(dims)), "dims", tuple(dims), "increasing")
-    require(dims[-1] <= q, "the last of dims", dims[-1], f"at most p = {q}, the number of gradients")
+    check("dims", tuple(dims), all(m < larger for m, larger in pairwise(dims)), "increasing")
+    check("the last of dims", dims[-1], dims[-1] <= q, f"at most p = {q}, the number of gradients")
 
 
 def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
@@ -225,8 +225,8 @@ def restrict(G: Any, relevant: Any) -> Any:
 def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> list[Tensor | None]:
     """Of each worker the indices (k,) or an orthonormal basis (n, k) of what it names."""
     listed = isinstance(relevant, Sequence) and not isinstance(relevant, str)
-    require(listed, "relevant", type(relevant).__name__, "a list with one entry a worker")
-    require(len(relevant) == len(counts), "the length of relevant", len(relevant), f"p = {len(counts)}")
+    check("relevant", type(relevant).__name__, listed, "a list with one entry a worker")
+    check("the length of relevant", len(relevant), len(relevant) == len(counts), f"p = {len(counts)}")
     return [None if entry is None else _named(f"relevant[{i}]", entry, G) for i, entry in enumerate(relevant)]
 
 
@@ -235,16 +235,16 @@ def _named(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
     try:
         named = torch.as_tensor(entry if isinstance(entry, Tensor) else np.asarray(entry), device=G.device).detach()
     except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an array; it is {entry!r}") from None
+        raise ValueError(f"{name} must be an array, got {entry!r}") from None
     found = (tuple(named.shape), str(named.dtype).removeprefix("torch."))
-    require(named.numel() > 0, name, found, "not empty; None says that a worker names nothing")
+    check(name, found, named.numel() > 0, "not empty; None says that a worker names nothing")
     if named.ndim == 1 and not (named.is_floating_point() or named.is_complex() or named.dtype == torch.bool):
         outside = named[(named < 0) | (named >= n)]
-        require(not len(outside), name, outside[:3].tolist(), f"of indices from 0 to n - 1 = {n - 1}")
+        check(name, outside[:3].tolist(), not len(outside), f"of indices from 0 to n - 1 = {n - 1}")
         indices: Tensor = torch.unique(named.long())
         return indices
     directions = named.ndim == 2 and len(named) == n and named.is_floating_point()
-    require(directions, name, found, f"indices, (k,) integers, or directions, ({n}, k) floating-point numbers")
+    check(name, found, directions, f"indices, (k,) integers, or directions, ({n}, k) floating-point numbers")
     return _orthonormal(name, named.double()).to(torch.promote_types(G.dtype, torch.float32))
 
 

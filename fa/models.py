@@ -69,9 +69,7 @@ def _torchvision(name: str, channels: int, classes: int, size: int) -> nn.Module
     if name not in names:
         close = difflib.get_close_matches(name, ["convnet", *names], n=3)
         hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
-        raise ValueError(
-            f"model must be convnet or a classifier of torchvision, such as resnet18; it is {name!r}{hint}"
-        )
+        raise ValueError(f"model must be convnet or a classifier of torchvision, such as resnet18, got {name!r}{hint}")
     if channels != 3:
         raise ValueError(f"model {name} takes images of 3 channels; these have {channels}: take convnet, for example")
     options = _options(name, size)

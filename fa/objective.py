@@ -20,7 +20,7 @@ from torch import Tensor
 from fa import irls
 from fa.gradients import check_finite, read_groups
 from fa.irls import regularizers
-from fa.utils.validation import check_one_of, check_real, require
+from fa.utils.validation import check, check_one_of, check_real
 
 ORTHONORMAL = 1e-4  # by which an entry of Y^T Y may differ from the identity's: a float32 QR of 10^6 rows has 6e-5
 
@@ -81,7 +81,7 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
     basis = torch.as_tensor(Y, dtype=torch.float64, device=rows.device).detach()
     n = rows.shape[1]
     shape = tuple(basis.shape)
-    require(len(shape) == 2 and shape[0] == n and 1 <= shape[1] <= n, "Y", shape, f"of ({n}, m), with m from 1 to n")
+    check("Y", shape, len(shape) == 2 and shape[0] == n and 1 <= shape[1] <= n, f"of ({n}, m), with m from 1 to n")
     off = float((basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)).abs().max())
     if not off <= ORTHONORMAL:
         raise ValueError(f"Y must have orthonormal columns; Y^T Y differs from the identity by {off:.1e}")
@@ -93,12 +93,12 @@ def _terms(rows: Rows, owner: Owner, lam: float, regularizer: str, a: float) -> 
     check_real("lam", lam, 0)
     check_one_of("regularizer", regularizer, ("pairwise", *regularizers.NAMES))
     check_real("a", a, 0)
-    require(a > 0, "a", a, "greater than 0")
+    check("a", a, a > 0, "greater than 0")
     p = len(rows)
     yield 1.0, _unit(rows, owner), owner
     if lam == 0 or regularizer != "pairwise":
         return
-    require(p == int(owner[-1]) + 1, "lam", lam, "0 where a worker has several gradients, which form no pairs")
+    check("lam", lam, p == int(owner[-1]) + 1, "0 where a worker has several gradients, which form no pairs")
     for i in range(p - 1):
         of = torch.arange(p - 1 - i, device=rows.device)
         yield 2 * lam / (p - 1), _unit(rows[i + 1 :] - rows[i], of), of

@@ -36,7 +36,7 @@ from fa.gradients import read
 from fa.gradients.blocks import Columns
 from fa.gradients.inputs import DTYPES
 from fa.rules.base import Aggregate, Decision, Rule, check_out
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 
 @dataclass(frozen=True)
@@ -139,12 +139,12 @@ class Shards:
         return all_of_them.cpu().numpy()
 
     def _check(self, g: Tensor) -> Tensor:
-        require(isinstance(g, Tensor) and g.ndim == 1, "g", getattr(g, "shape", g), "a tensor (n,)")
+        check("g", getattr(g, "shape", g), isinstance(g, Tensor) and g.ndim == 1, "a tensor (n,)")
         vector = read(g[None]).G[0]
         kind = (vector.dtype, len(vector))
         if kind not in self._met:
             kinds = self._gather(np.array([len(vector), DTYPES.index(vector.dtype)]), vector.device)
             told = [f"{int(n)} of {str(DTYPES[int(code)]).removeprefix('torch.')}" for n, code in kinds]
-            require(len(set(told)) == 1, "g", told, "of one n and dtype on all ranks")
+            check("g", told, len(set(told)) == 1, "of one n and dtype on all ranks")
             self._met.add(kind)
         return vector

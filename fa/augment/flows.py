@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from fa.utils.validation import check_one_of, check_real, require
+from fa.utils.validation import check, check_one_of, check_real
 
 RTOL = ATOL = 1e-8
 """LSODA's tolerances, relative and in the units of the points."""
@@ -151,13 +151,13 @@ def check_parameters(system: str, given: Mapping[str, Any]) -> dict[str, float]:
     """The system's parameters with those that are given in their places; ValueError for one unknown or not finite."""
     known = SYSTEMS[system].parameters
     for name, value in given.items():
-        require(name in known, "parameters", name, f"of {system}: {', '.join(known) or 'it has none'}")
+        check("parameters", name, name in known, f"of {system}: {', '.join(known) or 'it has none'}")
         check_real(name, value, -np.inf)
     return {**known, **{name: float(value) for name, value in given.items()}}
 
 
 def _points(points: Any) -> Points:
     array = np.asarray(points, dtype=np.float64)
-    require(array.ndim == 2 and array.shape[1] == 2, "points", array.shape, "(N, 2), rows of x and y")
-    require(bool(np.isfinite(array).all()), "points", "not finite in places", "finite")
+    check("points", array.shape, array.ndim == 2 and array.shape[1] == 2, "(N, 2), rows of x and y")
+    check("points", "not finite in places", bool(np.isfinite(array).all()), "finite")
     return array

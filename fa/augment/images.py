@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from torch import Tensor
 
 from fa.augment.maps import source, torus
-from fa.utils.validation import check_one_of, require
+from fa.utils.validation import check, check_one_of
 
 INTERPOLATIONS = ("nearest", "bilinear")
 
@@ -30,8 +30,8 @@ def warp(images: Any, system: str, t: float, interpolation: str = "nearest", **p
     check_one_of("interpolation", interpolation, INTERPOLATIONS)
     if isinstance(images, np.ndarray):
         return warp(torch.from_numpy(images.copy()), system, t, interpolation, **parameters).numpy()
-    require(isinstance(images, Tensor), "images", type(images).__name__, "a tensor or an array")
-    require(images.ndim in (3, 4), "images", tuple(images.shape), "(B, C, H, W) or (B, H, W)")
+    check("images", type(images).__name__, isinstance(images, Tensor), "a tensor or an array")
+    check("images", tuple(images.shape), images.ndim in (3, 4), "(B, C, H, W) or (B, H, W)")
     height, width = images.shape[-2:]
     source(system, height, width, t, parameters)  # the checks, and the grid into its cache
     key = (system, height, width, float(t), tuple(sorted(parameters.items())), images.device)
@@ -44,7 +44,7 @@ def _nearest(images: Images, *key: Any) -> Images:
 
 
 def _bilinear(images: Images, *key: Any) -> Images:
-    require(not images.dtype.is_complex and images.dtype != torch.bool, "images", images.dtype, "of real numbers")
+    check("images", images.dtype, not images.dtype.is_complex and images.dtype != torch.bool, "of real numbers")
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
     total = torch.zeros_like(images, dtype=work).flatten(-2)
     for index, inside, weight in _corners(*key):
@@ -105,11 +105,11 @@ def add_noise(images: Images, deviations: Shaped[Tensor, " batch"] | float, gene
     floating-point numbers, which are not clipped. The generator is on the images' device. ValueError for other dtypes.
     """
     floating = images.dtype.is_floating_point
-    require(floating or images.dtype == torch.uint8, "images", images.dtype, "uint8 or floating point")
+    check("images", images.dtype, floating or images.dtype == torch.uint8, "uint8 or floating point")
     work = images.dtype if floating else torch.float32
     white = 1.0 if floating else 255.0
     scale = torch.as_tensor(deviations, dtype=work, device=images.device) * white
-    require(bool((scale >= 0).all()), "deviations", deviations, "0 or more")
+    check("deviations", deviations, bool((scale >= 0).all()), "0 or more")
     noise = torch.empty(images.shape, dtype=work, device=images.device).normal_(generator=generator)
     noisy = noise.mul_(scale.view(-1, *[1] * (images.ndim - 1))).add_(images)
     return noisy if floating else noisy.round_().clamp_(0, 255).to(torch.uint8)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from fa.augment.flows import CAT, SYSTEMS, check_parameters, integrate, smooth_cat
-from fa.utils.validation import check_integer, check_one_of, check_real, require
+from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 MOVES = (*SYSTEMS, "smooth_cat_map")
 """What images can be moved by: the four flows, and the smooth cat map itself."""
@@ -40,12 +40,12 @@ def source(system: str, height: int, width: int, t: float, parameters: Mapping[s
     check_integer("width", width, 1)
     if system == "smooth_cat_map":
         values = check_parameters("smooth_cat", parameters or {})
-        require(float(t).is_integer() and t >= 0, "t", t, "a whole number of iterations, 0 or more, for smooth_cat_map")
+        check("t", t, float(t).is_integer() and t >= 0, "a whole number of iterations, 0 or more, for smooth_cat_map")
     else:
         values = check_parameters(system, parameters or {})
         check_real("t", t, -np.inf)
     if not centred(system):
-        require(height == width, "images", f"{height} x {width} pixels", f"square for {system}")
+        check("images", f"{height} x {width} pixels", height == width, f"square for {system}")
     return _source(system, height, width, float(t), tuple(values.items()))
 
 

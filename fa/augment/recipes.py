@@ -26,7 +26,7 @@ from fa.data import Dataset, MissingDataError, store
 from fa.data.dataset import ARRAYS, content_checksum, tensors
 from fa.utils.files import new_folder
 from fa.utils.seeds import generator
-from fa.utils.validation import check_one_of, check_real, require
+from fa.utils.validation import check, check_one_of, check_real
 
 MANIFEST = "manifest.json"
 _CHUNK = 1000  # images at a time, which also fixes the order in which noise is drawn
@@ -51,17 +51,17 @@ class Recipe:
     noise: tuple[float, ...] = ()  # standard deviations in parts of white; one is drawn for each image, moved or not
 
     def __post_init__(self) -> None:
-        require(all(level >= 0 for level in self.noise), "noise", self.noise, "a list of numbers of at least 0")
-        require(0 < self.share <= 1, "share", self.share, "greater than 0 and at most 1")
+        check("noise", self.noise, all(level >= 0 for level in self.noise), "a list of numbers of at least 0")
+        check("share", self.share, 0 < self.share <= 1, "greater than 0 and at most 1")
         check_one_of("interpolation", self.interpolation, INTERPOLATIONS)
         if not self.system:
-            require(not (self.t or self.parameters), "system", self.system, "given where t or parameters are")
-            require(bool(self.noise), "a recipe", self.options, "one with a system, or noise, or both")
+            check("system", self.system, not (self.t or self.parameters), "given where t or parameters are")
+            check("a recipe", self.options, bool(self.noise), "one with a system, or noise, or both")
             return
         check_one_of("system", self.system, MOVES)
-        require(bool(self.t), "t", self.t, f"a list of one time or more for {self.system}")
+        check("t", self.t, bool(self.t), f"a list of one time or more for {self.system}")
         whole = self.system != "smooth_cat_map" or all(t.is_integer() and t >= 0 for t in self.t)
-        require(whole, "t", self.t, "a list of whole numbers of iterations for smooth_cat_map")
+        check("t", self.t, whole, "a list of whole numbers of iterations for smooth_cat_map")
         check_parameters(self.system.removesuffix("_map"), dict(self.parameters))
 
     @classmethod
@@ -88,7 +88,7 @@ class Recipe:
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:
-    require(isinstance(values, list | tuple), name, values, "a list of numbers")
+    check(name, values, isinstance(values, list | tuple), "a list of numbers")
     return tuple(_number(name, value) for value in values)
 
 
@@ -98,7 +98,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _word(name: str, value: Any) -> str:
-    require(isinstance(value, str), name, value, "a name")
+    check(name, value, isinstance(value, str), "a name")
     return str(value)
 
 
@@ -163,7 +163,7 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
     images are not augmented. Raises ValueError where `out` exists.
     """
     out = Path(out).absolute()
-    require(not out.exists(), "out", str(out), "a folder that does not exist yet")
+    check("out", str(out), not out.exists(), "a folder that does not exist yet")
     try:
         with new_folder(out) as folder:
             made = _augmented(dataset, recipe, seed, progress)
@@ -189,7 +189,7 @@ def load_built(folder: str | Path) -> Dataset:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
         arrays = store.read(folder)
         found = content_checksum(arrays)
-        require(found == manifest["checksum"], "its content's SHA-256", found, "the manifest's")
+        check("its content's SHA-256", found, found == manifest["checksum"], "the manifest's")
         return Dataset(
             name=f"{manifest['dataset']} augmented",
             **tensors(arrays),

@@ -13,7 +13,7 @@ from torch import Tensor
 from fa.bench.peers import LIBRARIES, Aggregator, Missing, a_plain_read, as_the_paper, of_library, of_torch
 from fa.bench.timing import Call, Timing, interleaved
 from fa.rules import RULES, make_rule
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 OURS, TORCH, PAPER, READ = "fa", "torch", "paper", "read"
 SIZES = (20_000, 1_000_000, 11_181_642)  # the last is that of a ResNet-18 with ten classes
@@ -82,7 +82,7 @@ def measure(
     """
     for _, p in cases:
         for name in rules:
-            require(name not in RULES, "a rule", name, "one that is not timed anyway")
+            check("a rule", name, name not in RULES, "one that is not timed anyway")
             make_rule(name, f=faulty(p)).check_workers(p)
     for n, p in cases:
         generator = torch.Generator(device=device).manual_seed(n + p)

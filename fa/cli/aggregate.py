@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa.cli.rule_options import rule_options, take
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from fa.rules import Decision
@@ -45,7 +45,7 @@ def aggregate(
     G, layout = open_gradients(files)
     its.check_workers(len(G))
     taken = out.exists() and any(out.samefile(path) for path in files)
-    require(not taken, "out", str(out), "another file than those of the gradients")
+    check("out", str(out), not taken, "another file than those of the gradients")
     with new_direction(out, layout, G.shape[1]) as d:
         decision = its.aggregate(G, out=d).decision
     seconds = time.perf_counter() - started

@@ -12,7 +12,7 @@ import click
 
 from fa.cli.user_rule_options import rule_option
 from fa.utils.files import write_atomically
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from fa.bench.cases import Row
@@ -54,7 +54,7 @@ def bench(
     from fa.utils.devices import find_device
 
     find_device(device)
-    require(patience > 0, "patience", patience, "greater than 0")
+    check("patience", patience, patience > 0, "greater than 0")
     if out is not None:
         importlib.import_module("matplotlib")  # here and now: what cannot be drawn need not be measured
         out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 
 @click.command()
@@ -21,6 +21,6 @@ def plot(folder: Path, out: Path | None) -> None:
 
     figure = draw(read(folder))
     target = out or folder / "run.png"
-    require(target.parent.is_dir(), "--out", str(target), "a file in a folder that is there")
+    check("--out", str(target), target.parent.is_dir(), "a file in a folder that is there")
     save_png(figure, target)
     click.echo(target)

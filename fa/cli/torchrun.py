@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 
 class Place(NamedTuple):
@@ -21,9 +21,9 @@ class Place(NamedTuple):
 def from_environment() -> Place:
     """The place that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT give; ValueError for one that is not there."""
     size, port = _number("WORLD_SIZE"), _number("MASTER_PORT")
-    require(size >= 2, "WORLD_SIZE", size, "at least 2: a server and a worker")
+    check("WORLD_SIZE", size, size >= 2, "at least 2: a server and a worker")
     rank = _number("RANK")
-    require(rank < size, "RANK", rank, f"less than WORLD_SIZE={size}")
+    check("RANK", rank, rank < size, f"less than WORLD_SIZE={size}")
     host, port = address("MASTER_ADDR:MASTER_PORT", f"{os.environ.get('MASTER_ADDR', '')}:{port}")
     return Place(rank, size, host, port, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
@@ -31,14 +31,14 @@ def from_environment() -> Place:
 def _number(name: str) -> int:
     text = os.environ.get(name)
     if text is None or not text.isdecimal():
-        raise ValueError(f"{name} must be a whole number in the environment, as torchrun sets it; it is {text!r}")
+        raise ValueError(f"{name} must be a whole number in the environment, as torchrun sets it, got {text!r}")
     return int(text)
 
 
 def address(name: str, text: str) -> tuple[str, int]:
     """HOST:PORT in two parts; ValueError for what is none."""
     host, _, port = text.rpartition(":")
-    require(host != "" and port.isdecimal() and int(port) < 1 << 16, name, text, "HOST:PORT")
+    check(name, text, host != "" and port.isdecimal() and int(port) < 1 << 16, "HOST:PORT")
     return host, int(port)
 
 

@@ -14,7 +14,7 @@ from fa.cli.rule_options import rule_options, take
 from fa.cli.torchrun import Place, address, compute, from_environment
 from fa.training.config import TrainConfig
 from fa.utils.progress_bar import Report, reporter
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
@@ -79,7 +79,7 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
     config = _config(given if place is None else {"workers": place.size - 1} | given)
     if place is not None:
         workers = f"{place.size - 1}, as WORLD_SIZE={place.size} has them besides the server"
-        require(config.workers == place.size - 1, "workers", config.workers, workers)
+        check("workers", config.workers, config.workers == place.size - 1, workers)
         if place.rank:
             return compute(place.rank - 1, place.host, place.port, threads or 1)
     if tensorboard is not None:
@@ -102,7 +102,7 @@ def _cluster(place: Place | None, listen: str | None = None, **patience: Any) ->
     from fa.training.transports.base import Cluster
 
     if place is not None:
-        require(listen is None, "listen", listen, "left out with torchrun, which says where to listen")
+        check("listen", listen, listen is None, "left out with torchrun, which says where to listen")
         return Cluster(place.host, place.port, spawn=False, store_kept=place.store_kept, **patience)
     if listen is None:
         return Cluster(**patience)

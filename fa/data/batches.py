@@ -55,7 +55,7 @@ def minibatch(
         check_integer(name, value, least)
     check_integer("iteration", iteration, 0)
     if worker >= workers:
-        raise ValueError(f"worker must be less than workers = {workers}; it is {worker}")
+        raise ValueError(f"worker must be less than workers = {workers}, got {worker}")
     size = len(dataset.train_labels)
     if sampling == "random":
         generator = seeds.generator("minibatch", seed, worker, iteration)
@@ -181,4 +181,4 @@ def _sequential(count: int, start: int, stop: int, iteration: int) -> Int64[Tens
 
 def _check_batch(batch: int, size: int, what: str) -> None:
     if batch > size:
-        raise ValueError(f"batch must be at most {size}, the images of {what}; it is {batch}")
+        raise ValueError(f"batch must be at most {size}, the images of {what}, got {batch}")

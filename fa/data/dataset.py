@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from fa.utils import seeds
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 Arrays = Mapping[str, np.ndarray]
 """The four arrays of a data set by the names in ARRAYS: images uint8 (N, C, H, W), labels int64 (N,)."""
@@ -68,7 +68,7 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
     """
     size = len(dataset.train_labels)
     count = round(share * size)
-    require(0 < count < size, "validation", share, f"a share that keeps some of {size} training images, not all")
+    check("validation", share, 0 < count < size, f"a share that keeps some of {size} training images, not all")
     order = torch.randperm(size, generator=seeds.generator("validation", 0, 0, 0))
     held, kept = order[:count].sort().values, order[count:].sort().values
     return replace(

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fa.utils import seeds
-from fa.utils.validation import check_real, require
+from fa.utils.validation import check, check_real
 
 _DRAWS = 1000  # of all workers' shares, until each worker has enough
 
@@ -24,7 +24,7 @@ def dirichlet(labels: Int64[Tensor, " n"], workers: int, alpha: float, least: in
     Silos: An Experimental Study, ICDE 2022). Raises ValueError where that does not end.
     """
     check_real("alpha", alpha, 0)
-    require(alpha > 0, "alpha", alpha, "greater than 0")
+    check("alpha", alpha, alpha > 0, "greater than 0")
     rng = np.random.default_rng(seeds.derive("split", seed, 0, 0))
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in torch.unique(labels)]
     for _ in range(_DRAWS):
@@ -36,7 +36,7 @@ def dirichlet(labels: Int64[Tensor, " n"], workers: int, alpha: float, least: in
             return split
     raise ValueError(
         f"alpha must be larger, or the batch smaller, for each of {workers} workers to have {least} of {len(labels)} "
-        f"images; it is {alpha!r}"
+        f"images, got {alpha!r}"
     )
 
 

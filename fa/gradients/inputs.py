@@ -66,7 +66,7 @@ def _tensor(values: Any, name: str) -> Tensor:
         return values.detach()
     array = np.asarray(values)
     if array.dtype.kind == "O" and array is not values:
-        raise ValueError(f"{name} must be an array or a tensor; it is {_described(values)}")
+        raise ValueError(f"{name} must be an array or a tensor, got {_described(values)}")
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise ValueError(
             f"{name} must be of float16, float32 or float64 (or bfloat16, as a tensor); its dtype is {array.dtype}"
@@ -135,7 +135,7 @@ def _same(d: Tensor) -> Tensor:
 
 def _check_same(worker: int, what: str, first: object, other: object) -> None:
     if other != first:
-        raise ValueError(f"worker {worker} must have worker 0's {what} {first}; it has {other}")
+        raise ValueError(f"worker {worker} must have worker 0's {what} {first}, got {other}")
 
 
 def _read_workers(workers: Sequence[Any]) -> Gradients:

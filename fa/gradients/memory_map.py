@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fa.utils.files import new_file
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 _NPY = b"\x93NUMPY"
 _SAFETENSORS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
@@ -188,7 +188,7 @@ def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
     Raises ValueError for another suffix, a dtype that it does not know, a folder that cannot be written, a full disk.
     """
     head = _head(path, like, n)
-    require(not path.is_dir(), "the name of the result", str(path), "that of a file; there is a folder of that name")
+    check("the name of the result", str(path), not path.is_dir(), "that of a file; there is a folder of that name")
     size = len(head) + n * like.dtype.itemsize
     with new_file(path) as unfinished:
         try:
@@ -214,10 +214,10 @@ def _reserve(path: Path, head: bytes, size: int) -> None:
 
 def _head(path: Path, like: Layout, n: int) -> bytes:
     """What comes before the numbers in the file."""
-    require(path.suffix in (".npy", ".safetensors"), "the name of the result", str(path), "one in .npy or .safetensors")
+    check("the name of the result", str(path), path.suffix in (".npy", ".safetensors"), "one in .npy or .safetensors")
     if path.suffix == ".npy":
         known = like.dtype in _NUMPY.values()
-        require(known, "the name of the result", str(path), "one in .safetensors, as .npy has no bfloat16")
+        check("the name of the result", str(path), known, "one in .safetensors, as .npy has no bfloat16")
         dtype = next(dtype for dtype, its in _NUMPY.items() if its == like.dtype)
         file = BytesIO()
         np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (n,)})

@@ -27,7 +27,7 @@ from fa.rules import RULES, make_rule
 from fa.rules.base import Choice, Rule
 from fa.rules.preaggregators import Mixture
 from fa.utils.seeds import derive, global_state
-from fa.utils.validation import check_one_of, require
+from fa.utils.validation import check, check_one_of
 
 
 def _library() -> Any:
@@ -112,7 +112,7 @@ def register() -> None:
 def _options(one: type) -> dict[str, Any]:
     """The options of one of ByzFL's classes, with their defaults."""
     parameters = list(inspect.signature(one.__init__).parameters.values())[1:]  # type: ignore[misc]
-    require(all(p.default is not p.empty for p in parameters), "options", one.__name__, "ones with defaults")
+    check("options", one.__name__, all(p.default is not p.empty for p in parameters), "ones with defaults")
     return {parameter.name: parameter.default for parameter in parameters}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from fa.gradients.gram import Gram
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 Formulation = Literal["paper", "released"]
 
@@ -72,9 +72,7 @@ def pose(
 ) -> Problem:
     """Eq. 5 for these gradients, of which worker i has counts_i (None: one), in an orthonormal basis of their span."""
     counts = (1,) * gram.p if counts is None else tuple(counts)
-    require(
-        lam == 0 or len(counts) == gram.p, "lam", lam, "0 where a worker has several gradients, which form no pairs"
-    )
+    check("lam", lam, lam == 0 or len(counts) == gram.p, "0 where a worker has several gradients, which form no pairs")
     lengths, vectors = np.linalg.eigh(gram.cosines)
     kept = lengths > RANK * max(lengths[-1], 1.0)
     owner = np.repeat(np.arange(len(counts)), counts)

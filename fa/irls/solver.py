@@ -28,7 +28,7 @@ from fa.irls import proximal
 from fa.irls.problem import RANK, Formulation, Problem, pose
 from fa.irls.solution import DEFAULTS, Options, Solution
 from fa.utils.blas import on_one_thread
-from fa.utils.validation import check_one_of, require
+from fa.utils.validation import check, check_one_of
 
 __all__ = ["State", "check_m", "default_m", "solve", "solve_gram", "step", "terminates"]
 
@@ -115,7 +115,7 @@ def _bases(
     generator = np.random.default_rng(options.seed)
     if not isinstance(start, str):
         given = torch.as_tensor(start, dtype=torch.float64).cpu().numpy()
-        require(given.shape == (n, m), "start", given.shape, f"of ({n}, {m}) for this regularizer")
+        check("start", given.shape, given.shape == (n, m), f"of ({n}, {m}) for this regularizer")
         yield given
     elif start == "random":
         yield generator.standard_normal((n, m))
@@ -180,7 +180,7 @@ def default_m(p: int) -> int:
 
 def check_m(m: int, q: int) -> None:
     """m columns of Y for q gradients; ValueError where there are fewer."""
-    require(m <= q, "m", m, f"at most p = {q}, the number of gradients")
+    check("m", m, m <= q, f"at most p = {q}, the number of gradients")
 
 
 def _starts(
@@ -216,7 +216,7 @@ def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any
         raise ValueError("start must be one of its words where only the Gram matrix is known; it is an array")
     G = gradients.G.double()
     vectors = torch.as_tensor(hints, dtype=torch.float64, device=G.device)
-    require(vectors.ndim == 2 and len(vectors) == G.shape[1], "start", tuple(vectors.shape), f"of ({G.shape[1]}, k)")
+    check("start", tuple(vectors.shape), vectors.ndim == 2 and len(vectors) == G.shape[1], f"of ({G.shape[1]}, k)")
     projected: np.ndarray = problem.basis.T @ gram.over_norms((G @ vectors).cpu().numpy())
     return projected
 

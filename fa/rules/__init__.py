@@ -10,7 +10,7 @@ from fa.rules.flag import FlagAggregator
 from fa.rules.krum import Krum, MultiKrum
 from fa.rules.mean import Mean
 from fa.utils import plugins
-from fa.utils.validation import check_one_of, require
+from fa.utils.validation import check, check_one_of
 
 _CLASSES: tuple[type[Rule], ...] = (
     Mean,
@@ -43,7 +43,7 @@ def _make(name: str, options: dict[str, Any]) -> Rule:
     known = [field.name for field in fields(rule) if field.init]
     for option in options:
         if option not in known:
-            raise ValueError(f"rule {name!r} has no option {option!r}; it has {', '.join(known)}")
+            raise ValueError(f"rule {name!r} has no option {option!r}, got {', '.join(known)}")
     return rule(**options)
 
 
@@ -53,11 +53,11 @@ def _class(name: str) -> type[Rule]:
     found = plugins.load("rule", name) if isinstance(name, str) else None
     if found is None:
         check_one_of("rule", name, RULES, plugins.OTHERS)
-    require(isinstance(found, type) and issubclass(found, Rule), "rule", name, "a class that is a fa.Rule")
+    check("rule", name, isinstance(found, type) and issubclass(found, Rule), "a class that is a fa.Rule")
     named = isinstance(getattr(found, "name", None), str)
-    require(named, "rule", name, 'a class that says how it is called, as in name: ClassVar[str] = "my_rule"')
+    check("rule", name, named, 'a class that says how it is called, as in name: ClassVar[str] = "my_rule"')
     lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-    require(not lacks, "rule", name, f"a class that has {lacks}")
+    check("rule", name, not lacks, f"a class that has {lacks}")
     return found  # type: ignore[no-any-return]
 
 

@@ -20,7 +20,7 @@ from fa.rules import preaggregators
 from fa.rules.preaggregators import Mixture, Situation, columns, mix
 from fa.utils import plugins
 from fa.utils.blas import on_one_thread
-from fa.utils.validation import ConditionError, check_condition, check_integer, require
+from fa.utils.validation import ConditionError, check, check_condition, check_integer
 
 NOT_FINITE = "NaN or Inf"
 
@@ -104,7 +104,7 @@ class Rule(ABC):
         for option in ("f", "seed"):
             check_integer(option, getattr(self, option), 0)
         given: Any = () if self.preaggregators is None else self.preaggregators
-        require(isinstance(given, Sequence), "preaggregators", given, "a sequence of steps' names")
+        check("preaggregators", given, isinstance(given, Sequence), "a sequence of steps' names")
         object.__setattr__(self, "preaggregators", (given,) if isinstance(given, str) else tuple(given))
         for name in self.steps:
             preaggregators.step(name)
@@ -122,7 +122,7 @@ class Rule(ABC):
         after = f" after {', '.join(self.steps)}" if q != p else ""
         check_condition(self.name, q, self.f, *self.condition, after + remark)
         if self._counted is not None:
-            require(self._counted <= q, self.count, self._counted, f"at most p = {q}, the number of gradients{after}")
+            check(self.count, self._counted, self._counted <= q, f"at most p = {q}, the number of gradients{after}")
 
     def _admits(self, p: int) -> bool:
         """Whether p gradients are enough."""
@@ -155,7 +155,7 @@ class Rule(ABC):
 
     def check_span(self, where: str) -> None:
         """Raise ValueError for a direction that leaves the span of gradients which, `where`, are not in one memory."""
-        require(not self.leaves_span, "rule", self.name, f"one that decides in the Gram matrix {where}")
+        check("rule", self.name, not self.leaves_span, f"one that decides in the Gram matrix {where}")
 
     @property
     def _counted(self) -> int | None:
@@ -187,7 +187,7 @@ class Rule(ABC):
         if out is not None:
             check_out(out, gradients.G)
             apart = out.untyped_storage().data_ptr() != gradients.G.untyped_storage().data_ptr()
-            require(apart, "out", "in the memory of G", "in memory of its own")
+            check("out", "in the memory of G", apart, "in memory of its own")
         (d,), decision = self.over(Columns((gradients.G,)), iteration, (out,), products)
         return Aggregate(gradients.restore(d), decision)
 
@@ -238,16 +238,16 @@ class Rule(ABC):
 
 def _check_choice(name: str, choice: Any, q: int) -> None:
     """Raise ValueError where the rule of that name decides what no rule can."""
-    require(isinstance(choice, Choice), f"what {name} decides", choice, "a fa.rules.base.Choice")
+    check(f"what {name} decides", choice, isinstance(choice, Choice), "a fa.rules.base.Choice")
     weights = choice.weights
     if weights is None:
         said = choice.statistic is not None or choice.direction is not None
-        require(said, f"what {name} decides", choice, "weights, a statistic or a direction")
+        check(f"what {name} decides", choice, said, "weights, a statistic or a direction")
     else:
         fits = isinstance(weights, np.ndarray) and weights.shape == (q,)
-        require(fits, f"the weights that {name} decides", weights, f"an array of {q}, one a gradient")
+        check(f"the weights that {name} decides", weights, fits, f"an array of {q}, one a gradient")
         finite = bool(np.isfinite(weights).all())
-        require(finite, f"the weights that {name} decides", weights.tolist(), "finite numbers")
+        check(f"the weights that {name} decides", weights.tolist(), finite, "finite numbers")
 
 
 def per_worker(numbers: Float64[np.ndarray, " p"] | None, p: int) -> list[float | None]:
@@ -262,8 +262,8 @@ def per_worker(numbers: Float64[np.ndarray, " p"] | None, p: int) -> list[float 
 def check_out(out: Tensor, G: Tensor) -> None:
     """Raise ValueError where `out` cannot hold a direction of G (p, n)."""
     kind = (tuple(out.shape), out.dtype, out.device)
-    require(kind == ((G.shape[1],), G.dtype, G.device), "out", kind, f"({(G.shape[1],)}, {G.dtype}, {G.device})")
-    require(out.is_contiguous(), "out", f"of stride {out.stride()}", "contiguous")
+    check("out", kind, kind == ((G.shape[1],), G.dtype, G.device), f"({(G.shape[1],)}, {G.dtype}, {G.device})")
+    check("out", f"of stride {out.stride()}", out.is_contiguous(), "contiguous")
 
 
 def _apply(G: Tensor, decision: Decision, out: Tensor | None) -> tuple[Tensor, np.ndarray]:

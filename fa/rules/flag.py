@@ -15,7 +15,7 @@ from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, solve, solve_g
 from fa.objective import values
 from fa.rules.base import Choice, Rule
 from fa.rules.preaggregators import Mixture
-from fa.utils.validation import check_one_of, require
+from fa.utils.validation import check, check_one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,9 @@ class FlagAggregator(Rule):
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
         elif released and self.max_iter != 1:
             raise ValueError(
-                f'max_iter must be 1 with formulation="released", which takes one step; it is {self.max_iter}'
+                f'max_iter must be 1 with formulation="released", which takes one step, got {self.max_iter}'
             )
-        require(
-            not (released and self.leaves_span), "regularizer", self.regularizer, '"pairwise" or "group" as released'
-        )
+        check("regularizer", self.regularizer, not (released and self.leaves_span), '"pairwise" or "group" as released')
         _ = self.options  # checks them
 
     @property
@@ -70,7 +68,7 @@ class FlagAggregator(Rule):
         return self.options.leaves_span
 
     def check_span(self, where: str) -> None:
-        require(not self.leaves_span, "regularizer", self.regularizer, f"'pairwise' or 'group' {where}")
+        check("regularizer", self.regularizer, not self.leaves_span, f"'pairwise' or 'group' {where}")
 
     def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
         if not self.leaves_span:

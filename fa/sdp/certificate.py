@@ -27,7 +27,7 @@ from jaxtyping import Float64
 from fa.gradients.gram import Gram, measure_groups
 from fa.irls import Problem, Solution, pose
 from fa.utils.blas import on_one_thread
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 USUAL, MOST = 60, 400  # steps of the convex IRLS; the second where the relaxation's value is very small
 EXACT, ENOUGH = 1e-5, 2e-3  # it stops where that value is known to this fraction: before the usual steps, and after
@@ -67,23 +67,23 @@ def certify(G: Any, solution: Solution) -> Certificate:
     and for the regularizers "l1", "group" and "rows", for which no bound of this kind is known ("l1" and "rows" leave
     span(G); "group" is a constant: take lam = 0).
     """
-    require(
-        solution.lam == 0 or solution.formulation == "paper",
+    check(
         "the solution's formulation",
         solution.formulation,
+        solution.lam == 0 or solution.formulation == "paper",
         '"paper", whose pairs are those of eq. 5',
     )
-    require(
-        solution.lam == 0 or solution.regularizer == "pairwise",
+    check(
         "solution",
         solution.regularizer,
+        solution.lam == 0 or solution.regularizer == "pairwise",
         'without regularizer, or with "pairwise", to have a certificate',
     )
     _, counts, gram = measure_groups(G)
-    require(
-        counts == solution.counts,
+    check(
         "G",
         counts,
+        counts == solution.counts,
         f"of the solution's {len(solution.counts)} workers, with as many gradients each, {solution.counts}",
     )
     _check_same(gram, solution.gram)

@@ -31,7 +31,7 @@ from jaxtyping import Float, Float64, Int
 from fa.gradients.gram import Gram, Square
 from fa.irls import Options, Problem, pose
 from fa.irls.problem import complement
-from fa.utils.validation import check_integer, check_real, require
+from fa.utils.validation import check, check_integer, check_real
 
 _ANGLES, _ROUNDS = 181, 5  # of the search for the angle: to 1e-8 of a turn
 _STEPS = 200  # of IRLS, at most
@@ -109,7 +109,7 @@ def threshold(h: int, f: int, r: float, a: float = 2.0) -> float:
 
 def group_cost(k: int, c: Cosines, j: int, a: float = 2.0) -> Float64[np.ndarray, "..."]:
     """What a group of k with mutual cosine c leaves of eq. 5, sum_i (1 - v_i)^(1/a), at the best j columns in it."""
-    require(a == 1 or a >= 2, "a", a, "1 or at least 2, since between these neither a member nor the mean is best")
+    check("a", a, a == 1 or a >= 2, "1 or at least 2, since between these neither a member nor the mean is best")
     c = np.asarray(c, dtype=np.float64)
     if j == 0 or j >= k:
         return np.full(c.shape, 0.0 if j else float(k))
@@ -177,7 +177,7 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
     Options(m, a=a)  # checks them
     rows = np.zeros(gram.p, dtype=bool)
     rows[list(suspected)] = True
-    require(0 < int(rows.sum()) < gram.p, "suspected", sorted(suspected), f"some, and not all, of {gram.p} gradients")
+    check("suspected", sorted(suspected), 0 < int(rows.sum()) < gram.p, f"some, and not all, of {gram.p} gradients")
     problem = pose(gram, m, 0.0, a)
     theirs, others = (_orthonormal(problem.terms[:, : gram.p][:, group]) for group in (rows, ~rows))
     first = _descend(problem, theirs, 1, theirs[:, :0])
@@ -190,7 +190,7 @@ def _choices(h: int, f: int, c: Cosines, r: Cosines, m: int, a: float) -> Float6
     """Eq. 5 for each number of columns that the faulty group may get, from max(0, m - h) to min(m, f)."""
     _check(h, f, c, r)
     check_integer("m", m, 1)
-    require(m <= h + f, "m", m, f"at most h + f = {h + f}")
+    check("m", m, m <= h + f, f"at most h + f = {h + f}")
     counts = range(max(0, m - h), min(m, f) + 1)
     return np.stack([np.add(*np.broadcast_arrays(group_cost(f, r, j, a), group_cost(h, c, m - j, a))) for j in counts])
 
@@ -200,7 +200,7 @@ def _check(h: int, f: int, c: Cosines, r: Cosines) -> None:
     check_integer("f", f, 0)
     for name, cosines in (("c", c), ("r", r)):
         check_real(name, np.min(cosines), 0)
-        require(bool(np.max(cosines) <= 1), name, float(np.max(cosines)), "at most 1")
+        check(name, float(np.max(cosines)), bool(np.max(cosines) <= 1), "at most 1")
 
 
 def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Float64[np.ndarray, "r m"]:

@@ -21,7 +21,7 @@ from jaxtyping import Float64
 from fa import irls
 from fa.gradients import Gradients
 from fa.gradients.gram import measure_groups
-from fa.utils.validation import check_real, require
+from fa.utils.validation import check, check_real
 
 _DESCENT = 1e-4  # of the first-order decrease: what a step of the line search must reach
 _TRIES = 30  # of the line search, each a quarter as long as the one before
@@ -47,7 +47,7 @@ class Beta:
             number = getattr(self, name)
             if number != math.inf or name != "a":
                 check_real(name, number, 0)
-            require(number > 0, name, number, "greater than 0")
+            check(name, number, number > 0, "greater than 0")
 
     def density(self, v: Numbers) -> Numbers:
         """Eq. 2: v^(alpha - 1) (1 - v)^(beta - 1)/B(alpha, beta) for v in (0, 1), elementwise."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from fa import irls, objective
 from fa.gradients import check_finite, read
 from fa.gradients.gram import Gram
-from fa.utils.validation import check_integer, check_one_of, require
+from fa.utils.validation import check, check_integer, check_one_of
 
 KINDS = ("integer", "block_float")
 ROUNDINGS = ("nearest", "stochastic")
@@ -158,7 +158,7 @@ def integer_gram(quantised: Quantised, chunk: int | None = None) -> IntegerGram:
     longest = longest_chunk(quantised.width)
     chunk = longest if chunk is None else chunk
     check_integer("chunk", chunk, 1)
-    require(chunk <= longest, "chunk", chunk, f"at most {longest} for mantissas of {quantised.width} bits")
+    check("chunk", chunk, chunk <= longest, f"at most {longest} for mantissas of {quantised.width} bits")
     mantissas = quantised.mantissas.cpu().numpy()
     p, n = mantissas.shape
     shifts, steps = _shifts(quantised.steps.cpu().numpy())
@@ -212,7 +212,7 @@ def _effect(
 ) -> Effect:
     quantised = quantise(G, format, seed)
     Q = quantised.dequantise()
-    require(bool(Q.any()), "G", "0 throughout in this format", "of numbers that the format keeps apart from 0")
+    check("G", "0 throughout in this format", bool(Q.any()), "of numbers that the format keeps apart from 0")
     found = irls.solve(Q, **asdict(options))
     applied = torch.from_numpy(found.weights(formulation)).to(G.device)
     Y = torch.linalg.qr(Q.T @ torch.from_numpy(found.coefficients).to(G.device))[0]
@@ -237,7 +237,7 @@ def _relative(found: Float64[Tensor, " k"], exact: Float64[Tensor, " k"]) -> flo
 def _largest(bits: int) -> int:
     """L, the largest mantissa of this many bits."""
     check_integer("bits", bits, 2)
-    require(bits <= 16, "bits", bits, "at most 16")
+    check("bits", bits, bits <= 16, "at most 16")
     return (1 << int(bits) - 1) - 1
 
 

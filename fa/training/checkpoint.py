@@ -20,7 +20,7 @@ from fa.training.parameter_vector import Buffers
 from fa.training.records import CurvePoint, WorkerRow
 from fa.utils import plugins
 from fa.utils.files import new_file, temporary
-from fa.utils.validation import check_real, require
+from fa.utils.validation import check, check_real
 
 _CHECKSUM = 32  # bytes of a SHA-256
 EVERY = 300.0  # seconds from one checkpoint to the next
@@ -49,8 +49,8 @@ class Checkpoint:
     def __init__(self, path: str | Path, every: float = EVERY) -> None:
         check_real("checkpoint_every", every, 0)
         self.path = Path(os.path.abspath(path))
-        require(not self.path.is_dir(), "checkpoint", str(self.path), "a file")
-        require(self.path.parent.is_dir(), "checkpoint", str(self.path), "a file in a folder that is there")
+        check("checkpoint", str(self.path), not self.path.is_dir(), "a file")
+        check("checkpoint", str(self.path), self.path.parent.is_dir(), "a file in a folder that is there")
         trial = temporary(self.path.parent)  # before any work is done for which there is no place
         try:
             trial.touch()
@@ -130,7 +130,7 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> ValueError:
-        return ValueError(f"checkpoint must be a file that can be written ({error}); it is {self.path}")
+        return ValueError(f"checkpoint must be a file that can be written ({error}), got {self.path}")
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fa.data.sampling import SAMPLINGS, SPLITS
-from fa.utils.validation import check_integer, check_one_of, check_real, require
+from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 RECORD_VERSION = 1
 """Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
@@ -78,11 +78,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
             value = getattr(self, name)
-            require(isinstance(value, str) and value != "", name, value, "a name")
+            check(name, value, isinstance(value, str) and value != "", "a name")
         for name in ("rule_options", "augmentation"):
             object.__setattr__(self, name, _pairs(name, getattr(self, name)))
         own = not {"f", "name"} & self.options.keys()
-        require(own, "rule_options", self.options, "without f and name, which other settings give")
+        check("rule_options", self.options, own, "without f and name, which other settings give")
         for name, low in _LEAST_INTEGER.items():
             self._keep(name, int, low)
         if self.evaluate_every is not None:
@@ -91,27 +91,27 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None:
                 self._keep(name, int, 0)
-                require(value < self.workers, name, value, f"less than workers={self.workers}")
+                check(name, value, value < self.workers, f"less than workers={self.workers}")
         for name in ("lr", "momentum", "weight_decay", "lr_decay", "validation", "worker_momentum"):
             self._keep(name, float, 0)
-        require(self.lr > 0, "lr", self.lr, "greater than 0")
+        check("lr", self.lr, self.lr > 0, "greater than 0")
         for name in ("momentum", "worker_momentum", "validation"):
-            require(getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        require(0 < self.lr_decay <= 1, "lr_decay", self.lr_decay, "in (0, 1]")
+            check(name, getattr(self, name), getattr(self, name) < 1, "in [0, 1)")
+        check("lr_decay", self.lr_decay, 0 < self.lr_decay <= 1, "in (0, 1]")
         for field in dataclasses.fields(self):
             if choices := field.metadata.get("choices"):
                 check_one_of(field.name, getattr(self, field.name), choices)
         self._check_alpha()
         said = bool(self.augmentation) or self.augmented == "faulty"
-        require(said, "augmented", self.augmented, "'faulty' where there is no augmentation")
+        check("augmented", self.augmented, said, "'faulty' where there is no augmentation")
 
     def _check_alpha(self) -> None:
         if self.split != "dirichlet":
-            require(self.alpha is None, "alpha", self.alpha, f"left out where split is {self.split!r}")
+            check("alpha", self.alpha, self.alpha is None, f"left out where split is {self.split!r}")
             return
-        require(self.alpha is not None, "alpha", self.alpha, "given where split is 'dirichlet', as 0.5 is")
+        check("alpha", self.alpha, self.alpha is not None, "given where split is 'dirichlet', as 0.5 is")
         self._keep("alpha", float, 0)
-        require(self.alpha != 0, "alpha", self.alpha, "greater than 0")
+        check("alpha", self.alpha, self.alpha != 0, "greater than 0")
 
     def _keep(self, name: str, kind: type[int] | type[float], least: int) -> None:
         """Check a number, and keep it as a `kind`: an int, a float and a numpy scalar of one value give one hash."""
@@ -155,7 +155,7 @@ class TrainConfig:
     def from_json(cls, text: str) -> TrainConfig:
         """The configuration that `to_json` wrote; a missing key takes its default, an unknown key is a ValueError."""
         record = json.loads(text)
-        require(isinstance(record, dict), "the configuration", record, "a JSON object")
+        check("the configuration", record, isinstance(record, dict), "a JSON object")
         unknown = sorted(set(record) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown key in a configuration: {', '.join(unknown)}")
@@ -172,9 +172,9 @@ def _pairs(setting: str, options: Any) -> tuple[tuple[str, Option], ...]:
     try:
         pairs = dict(options)
     except (TypeError, ValueError):
-        raise ValueError(f"{setting} must be a mapping of options; it is {options!r}") from None
+        raise ValueError(f"{setting} must be a mapping of options, got {options!r}") from None
     for name in pairs:
-        require(isinstance(name, str), setting, name, "named by strings")
+        check(setting, name, isinstance(name, str), "named by strings")
     return tuple((name, _option(f"{setting}[{name!r}]", pairs[name])) for name in sorted(pairs))
 
 
@@ -185,5 +185,5 @@ def _option(name: str, value: Any) -> Option:
         value = value.item()
     plain = value is None or isinstance(value, (bool, int, float, str))
     finite = not isinstance(value, float) or math.isfinite(value)
-    require(plain and finite, name, value, "a finite number, a string, a truth value or a list")
+    check(name, value, plain and finite, "a finite number, a string, a truth value or a list")
     return value  # type: ignore[no-any-return]

@@ -39,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fa.rules import Decision, Rule, make_rule
 from fa.sharded import Sent, Shards
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 
 class Aggregation:
@@ -78,7 +78,7 @@ def register(model: DistributedDataParallel, rule: Rule | str = "fa") -> Aggrega
     ValueError where the rule needs more of them, or whole gradients in one memory (regularizer "l1" or "rows"). A
     backward pass in which too few gradients are finite raises that on all ranks.
     """
-    require(isinstance(model, DistributedDataParallel), "model", type(model).__name__, "a DistributedDataParallel")
+    check("model", type(model).__name__, isinstance(model, DistributedDataParallel), "a DistributedDataParallel")
     rule = make_rule(rule) if isinstance(rule, str) else rule
     rule.check_span("for gradients of many processes")
     shards = Shards(model.process_group)

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, TypeGuard
 
 from fa.training.config import RECORD_VERSION
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 SCHEMA_VERSION = 4
 """Version that is written, and the only one that is read."""
@@ -40,7 +40,7 @@ def read(described: Any) -> dict[str, Any]:
         NewerRecord: A later release wrote the record.
         ValueError: An earlier release wrote it, or it does not describe a run.
     """
-    require(isinstance(described, Mapping), "config.json", described, "a run's description")
+    check("config.json", described, isinstance(described, Mapping), "a run's description")
     _check_versions(described)
     for names, kind, requirement in (
         (_OBJECTS, Mapping, "an object"),
@@ -48,7 +48,7 @@ def read(described: Any) -> dict[str, Any]:
         (_STRINGS, str, "a string"),
     ):
         for name in names:
-            require(isinstance(described.get(name), kind), f"{name} of config.json", described.get(name), requirement)
+            check(f"{name} of config.json", described.get(name), isinstance(described.get(name), kind), requirement)
     return dict(described)
 
 
@@ -63,7 +63,7 @@ def _check_versions(described: Mapping[str, Any]) -> None:
     for name, supported in _VERSIONS.items():
         version = described.get(name)
         current = _is_integer(version) and version == supported
-        require(current, name, version, f"{supported}: an earlier release's run must be done again")
+        check(name, version, current, f"{supported}: an earlier release's run must be done again")
 
 
 def _is_integer(value: Any) -> TypeGuard[int]:

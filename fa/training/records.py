@@ -16,7 +16,7 @@ from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
 from fa.utils import plugins
 from fa.utils.files import sync_folder, temporary
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
 USED = "used"
@@ -145,9 +145,9 @@ def _absolute(directory: str | Path) -> Path:
 
 def _refuse_occupied(target: Path, besides: Path | None = None) -> None:
     usable = not target.is_symlink() and (not target.exists() or target.is_dir())
-    require(usable, "out", str(target), "a directory, new or empty")
+    check("out", str(target), usable, "a directory, new or empty")
     holds = target.is_dir() and any(path != besides for path in target.iterdir())
-    require(not holds, "out", str(target), "empty: it holds files already")
+    check("out", str(target), not holds, "empty: it holds files already")
 
 
 def _workspace(target: Path) -> Path:
@@ -161,7 +161,7 @@ def _workspace(target: Path) -> Path:
         making.mkdir()
     except OSError as error:
         raise ValueError(
-            f"out must be a directory where files can be made ({error.strerror}); it is {str(target)!r}"
+            f"out must be a directory where files can be made ({error.strerror}), got {str(target)!r}"
         ) from error
     return making
 

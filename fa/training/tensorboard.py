@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fa.training.records import faulty_share
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from fa.training.loop import Progress
@@ -31,7 +31,7 @@ class Board:
         check_installed()
         self._folder = Path(folder)
         taken = self._folder.exists() and not self._folder.is_dir()
-        require(not taken, "tensorboard", str(folder), "a folder, which is made where there is none")
+        check("tensorboard", str(folder), not taken, "a folder, which is made where there is none")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._byzantine = byzantine
         self._writer: Any = None

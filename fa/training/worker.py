@@ -19,7 +19,7 @@ from fa.data.splits import by_class, dirichlet
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, views
 from fa.utils import seeds
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 
 class Worker:
@@ -138,5 +138,5 @@ def recipe_of(config: TrainConfig) -> Recipe | None:
         return None
     idle = config.augmented == "faulty" and not make_attack(config.attack).needs_own
     needed = "none, as the faulty workers' augmented images are all that is wrong, or one made of their own gradients"
-    require(not idle, "attack", config.attack, needed)
+    check("attack", config.attack, not idle, needed)
     return Recipe.of(config.augmentation)

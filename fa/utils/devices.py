@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 
 def find_device(name: str) -> torch.device:
@@ -13,9 +13,9 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")  # nothing that one can train on either
-    require(device.type in ("cpu", "cuda"), "device", name, "cpu, or cuda, cuda:0 and so on")
+    check("device", name, device.type in ("cpu", "cuda"), "cpu, or cuda, cuda:0 and so on")
     if device.type == "cuda":
-        require(torch.cuda.is_available(), "device", name, "cpu here, where torch finds no CUDA device")
+        check("device", name, torch.cuda.is_available(), "cpu here, where torch finds no CUDA device")
         count = torch.cuda.device_count()
-        require((device.index or 0) < count, "device", name, f"cuda:{count - 1} at most, of the {count} here")
+        check("device", name, (device.index or 0) < count, f"cuda:{count - 1} at most, of the {count} here")
     return device

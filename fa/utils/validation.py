@@ -1,4 +1,4 @@
-"""The checks at the border: each raises a ValueError that names the argument, what it must be, and what it was."""
+"""Checks of arguments. Each raises a ValueError of one form: `<argument> must be <requirement>, got <value>`."""
 
 import math
 from collections.abc import Sequence
@@ -9,47 +9,78 @@ import numpy as np
 
 
 class ConditionError(ValueError):
-    """Too few gradients for a rule or a step, of those that came or of those that are finite."""
+    """Too few gradients for a rule or a pre-aggregator."""
+
+
+def check(name: str, value: object, condition: bool, must_be: str, cure: str = "") -> None:
+    """Check one argument.
+
+    Args:
+        name: Name of the argument.
+        value: Its value, for the message.
+        condition: Whether the argument is valid.
+        must_be: The requirement, for the message.
+        cure: What to do, as a sentence with its full stop.
+
+    Raises:
+        ValueError: `condition` is false.
+    """
+    if not condition:
+        raise ValueError(f"{name} must be {must_be}, got {value!r}" + (f". {cure}" if cure else ""))
 
 
 def check_condition(name: str, p: int, f: int, times: int, plus: int, remark: str = "") -> None:
-    """p gradients of which f may be faulty: p >= times f + plus. Raises ConditionError."""
-    if p >= times * f + plus:
-        return
-    needed = f"p >= {times}f + {plus}" if plus != 1 else f"p > {times}f"
-    raise ConditionError(
-        f"{name} needs {needed}; here p = {p} gradients and f = {f}{remark}: take more workers or a smaller f"
-    )
+    """Check that p gradients, f of them Byzantine, are enough: p >= times f + plus.
 
+    Args:
+        name: Name of the rule or pre-aggregator.
+        p: Number of gradients.
+        f: Number of Byzantine workers to tolerate.
+        times: Factor of f in the condition.
+        plus: Summand of the condition.
+        remark: Where the p gradients come from, in words that follow them.
 
-def require(condition: bool, name: str, value: object, requirement: str) -> None:
-    """Whatever else an argument must be."""
-    if not condition:
-        raise ValueError(f"{name} must be {requirement}; it is {value!r}")
+    Raises:
+        ConditionError: The condition does not hold.
+    """
+    if p < times * f + plus:
+        needed = f"p >= {times}f + {plus}" if plus != 1 else f"p > {times}f"
+        raise ConditionError(
+            f"{name} needs {needed}, got p = {p} and f = {f}{remark}. Use more workers or a smaller f."
+        )
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
-    """An integer of at least `least`."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}; it is {value!r}")
+    """Check that a value is an integer of at least `least`; a bool is none."""
+    integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    check(name, value, integer and bool(value >= least), f"an integer of at least {least}")
 
 
 def check_real(name: str, value: Any, least: float, why: str = "") -> None:
-    """A finite number of at least `least`."""
-    if (
-        not isinstance(value, float | int | np.floating | np.integer)
-        or isinstance(value, bool)
-        or not math.isfinite(value)
-        or value < least
-    ):
-        raise ValueError(f"{name} must be a finite number of at least {least:g}{why}; it is {value!r}")
+    """Check that a value is a finite number of at least `least`; `why` follows the requirement in the message."""
+    number = isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
+    check(
+        name,
+        value,
+        number and math.isfinite(value) and bool(value >= least),
+        f"a finite number of at least {least:g}{why}",
+    )
 
 
 def check_one_of(name: str, value: Any, allowed: Sequence[str], others: str = "") -> None:
-    """One of a few words, or of `others` that cannot be listed; a near miss is named."""
+    """Check that a value is one of a few words; a near miss is suggested.
+
+    Args:
+        name: Name of the argument.
+        value: Its value.
+        allowed: The words.
+        others: Further possibilities, in words that end the list in the message.
+
+    Raises:
+        ValueError: The value is none of the words.
+    """
     if value in allowed:
         return
     close = get_close_matches(str(value), allowed, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    listed = ", ".join([*allowed, others] if others else allowed)
-    raise ValueError(f"{name} must be one of {listed}; it is {value!r}{hint}")
+    cure = f"Did you mean {close[0]!r}?" if close else ""
+    check(name, value, False, f"one of {', '.join([*allowed, others] if others else allowed)}", cure)

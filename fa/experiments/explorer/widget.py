@@ -15,7 +15,7 @@ from fa.attacks import ATTACKS
 from fa.experiments.explorer.scene import FORMULATIONS, MOST, PLANES, Scene, Setting, scene
 from fa.experiments.reporting import style
 from fa.experiments.reporting.style import looks
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +107,7 @@ def show(pool: Float[Tensor, "p n"], interactive: Any = True, rules: Sequence[st
     """The explorer as a widget for the notebook; where ipywidgets is not installed, or it is not to be `interactive`,
     the pictures of SETTINGS in its place.
     """
-    require(isinstance(interactive, bool), "interactive", interactive, "True or False, written so for papermill too")
+    check("interactive", interactive, isinstance(interactive, bool), "True or False, written so for papermill too")
     if not interactive:
         return static(pool, rules)
     try:

@@ -13,7 +13,7 @@ from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import enter, known, own_of, sent
 from fa.experiments.runs.variants import PAPER_RULES
-from fa.utils.validation import check_one_of, require
+from fa.utils.validation import check, check_one_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def study(
     for key in variants or ():
         check_one_of("a variant", key, everything)
     for f in faulty or ():
-        require(f in FAULTY, "a number of faulty workers", f, "1, 2 or 3")
+        check("a number of faulty workers", f, f in FAULTY, "1, 2 or 3")
     keys = (*(variants or everything), *enter(rules))
     grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or FAULTY for key in keys]
     if out is None and (variants or faulty):

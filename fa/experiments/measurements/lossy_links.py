@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fa.utils.validation import check_integer, check_real, require
+from fa.utils.validation import check, check_integer, check_real
 
 SERVER = "10.99.0.1"
 """The server's address in its namespace."""
@@ -86,9 +86,9 @@ def star(workers: int, lossy: int = 0, loss: float = 0.1) -> Iterator[Links]:
     check_integer("workers", workers, 1)
     check_integer("lossy", lossy, 0)
     check_real("loss", loss, 0)
-    require(lossy <= workers, "lossy", lossy, f"at most workers={workers}")
-    require(workers <= 200, "workers", workers, "at most 200")
-    require(loss < 1, "loss", loss, "less than 1")
+    check("lossy", lossy, lossy <= workers, f"at most workers={workers}")
+    check("workers", workers, workers <= 200, "at most 200")
+    check("loss", loss, loss < 1, "less than 1")
     _remove_left_over()
     server, names = f"fa-{os.getpid()}-s", tuple(f"fa-{os.getpid()}-{rank}" for rank in range(workers))
     try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fa.experiments.reporting.claims import HOLDS, IN_PART, LEARNED, LEVEL, NOT, UNTESTABLE
 from fa.experiments.runs.profiles import MARGIN, MARGINS
 from fa.utils.files import write_atomically
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 
 class Statement(NamedTuple):
@@ -72,7 +72,7 @@ def write(folder: Path) -> Path:
     where the folder holds no figure, or one whose claims or provenance are missing or broken.
     """
     figures = [_read(path) for path in drawn(folder)]
-    require(bool(figures), "the folder", str(folder), "one with figures, which fa reproduce draws")
+    check("the folder", str(folder), bool(figures), "one with figures, which fa reproduce draws")
     text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
     for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
         write_atomically(folder / name, content)
@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
         with path.with_suffix(".claims.csv").open(newline="") as file:
             claims = list(csv.DictReader(file))
         whole = all(None not in (*claim, *claim.values()) for claim in claims)
-        require(whole, "its claims", "cut short", "rows of as many cells as there are columns")
+        check("its claims", "cut short", whole, "rows of as many cells as there are columns")
         return about | {"claims": claims, "tables": _tables(path)}
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"{path.stem} must have its .json and .claims.csv, whole; draw it again ({error})") from error

@@ -20,7 +20,7 @@ from fa.experiments.runs.variants import DATASETS, MODELS, VARIANTS
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
 from fa.utils import plugins
-from fa.utils.validation import check_one_of, require
+from fa.utils.validation import check, check_one_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -141,7 +141,7 @@ class Study:
             ValueError: No run is finished.
         """
         cells = tuple(cell for cell in self.cells if self.store.find(cell.config) is not None)
-        require(bool(cells), "finished", True, f"False as long as no run is in {self.store.root}")
+        check("finished", True, bool(cells), f"False as long as no run is in {self.store.root}")
         seen = {(str(cell.case), cell.config.seed) for cell in cells}
         missing: dict[str, list[int]] = {}
         for cell in self.cells:
@@ -237,7 +237,7 @@ def make_study(
     for setting in given:
         check_one_of("a setting", setting, _SETTINGS)
     if seeds is not None:
-        require(isinstance(seeds, Sequence) and len(seeds) > 0, "seeds", seeds, "a list of one seed or more")
+        check("seeds", seeds, isinstance(seeds, Sequence) and len(seeds) > 0, "a list of one seed or more")
     given = {name: value for name, value in given.items() if value is not None}
     usual = settings(profile, **own or {})
     if "attack" in given:

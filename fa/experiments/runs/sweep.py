@@ -93,7 +93,7 @@ def shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
     """
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise ValueError(f"shard must be i/k with 1 <= i <= k, as in 2/8; it is {text!r}")
+        raise ValueError(f"shard must be i/k with 1 <= i <= k, as in 2/8, got {text!r}")
     return list(configs[int(part) - 1 :: int(parts)])
 
 

@@ -9,7 +9,7 @@ from fa.attacks import make_attack
 from fa.experiments.runs.variants import VARIANTS, Variant
 from fa.rules import make_rule
 from fa.utils import plugins
-from fa.utils.validation import require
+from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,14 +42,14 @@ def enter(rules: Sequence[str] | None) -> tuple[str, ...]:
 
     Raises ValueError for an unknown rule, one that the figures already have, too many rules, and equal labels.
     """
-    require(rules is None or not isinstance(rules, str), "rules", rules, "a list of rules' names")
+    check("rules", rules, rules is None or not isinstance(rules, str), "a list of rules' names")
     keys = tuple(dict.fromkeys(plugins.absolute(name) for name in rules or ()))
     for key in keys:
-        require(key not in VARIANTS, "a rule", key, "one that the figures do not have already")
+        check("a rule", key, key not in VARIANTS, "one that the figures do not have already")
     few = f"one of {MOST} at the most, for which there are colours"
-    require(len(keys) <= MOST, "a rule", keys[-1] if keys else "", few)
+    check("a rule", keys[-1] if keys else "", len(keys) <= MOST, few)
     labels = [label(key) for key in keys]
-    require(len(set(labels)) == len(labels), "the names of rules", labels, "different from each other")
+    check("the names of rules", labels, len(set(labels)) == len(labels), "different from each other")
     return keys
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
-from fa.utils.validation import check_integer, check_one_of, check_real, require
+from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 
 class Gathered(NamedTuple):
@@ -67,28 +67,28 @@ class Cluster:
     lost: str = "zero"  # what stands for lost coordinates: zero, or what came there last (previous)
 
     def __post_init__(self) -> None:
-        require(self.host != "", "host", self.host, "a host's name or address")
+        check("host", self.host, self.host != "", "a host's name or address")
         check_integer("port", self.port, 0)
-        require(self.port < 1 << 16, "port", self.port, f"at most {(1 << 16) - 1}")
+        check("port", self.port, self.port < 1 << 16, f"at most {(1 << 16) - 1}")
         check_real("deadline", self.deadline, 0)
-        require(self.deadline > 0, "deadline", self.deadline, "greater than 0")
+        check("deadline", self.deadline, self.deadline > 0, "greater than 0")
         if self.quorum is not None:
             check_integer("quorum", self.quorum, 1)
         check_one_of("gradients", self.gradients, ("rpc", "udp"))
         check_one_of("lost", self.lost, ("zero", "previous"))
         said = self.gradients == "udp" or self.lost == "zero"
-        require(said, "gradients", self.gradients, f"'udp' where lost is {self.lost!r}")
+        check("gradients", self.gradients, said, f"'udp' where lost is {self.lost!r}")
 
     def check(self, config: TrainConfig) -> None:
         """Raise ValueError for a run that cannot be done over it."""
-        require(config.device == "cpu", "device", config.device, "cpu where workers are processes")
+        check("device", config.device, config.device == "cpu", "cpu where workers are processes")
         # What arrives is not what a worker sent, and so not the momentum from which its successor would go on.
         plain = self.gradients == "rpc" or not config.worker_momentum
-        require(plain, "worker_momentum", config.worker_momentum, "0 where gradients come as datagrams")
+        check("worker_momentum", config.worker_momentum, plain, "0 where gradients come as datagrams")
         if self.quorum is not None:
-            require(self.quorum <= config.workers, "quorum", self.quorum, f"at most workers={config.workers}")
+            check("quorum", self.quorum, self.quorum <= config.workers, f"at most workers={config.workers}")
             # Faulty workers that compute nothing answer first.
-            require(self.quorum > config.byzantine, "quorum", self.quorum, f"more than byzantine={config.byzantine}")
+            check("quorum", self.quorum, self.quorum > config.byzantine, f"more than byzantine={config.byzantine}")
 
     def description(self) -> dict[str, object]:
         """What a run's numbers may depend on, for its records."""

@@ -55,5 +55,5 @@ def _memory(workers: int, parameters: Tensor) -> Tensor:
         return torch.zeros(workers, n, dtype=parameters.dtype, device=parameters.device)
     except (RuntimeError, TypeError) as error:  # no memory, or no such number
         raise ValueError(
-            f"workers must be few enough for the memory, {workers} times {n} numbers; it is {workers}"
+            f"workers must be few enough for the memory, {workers} times {n} numbers, got {workers}"
         ) from error

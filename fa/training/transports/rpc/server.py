@@ -19,7 +19,7 @@ from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import Cluster, Gathered
 from fa.training.transports.udp import Inbox
 from fa.utils.timing import Parts
-from fa.utils.validation import ConditionError, require
+from fa.utils.validation import ConditionError, check
 
 _JOINING = 120.0  # seconds that the beginning waits for workers
 _LEAVING = 5.0  # seconds that the end waits for them to hear of it
@@ -91,7 +91,7 @@ class Remote:
     def exchange(self, sent: Sent) -> Answer:
         """Take what a worker sent; its answer may come later."""
         p = len(self._buffers)
-        require(0 <= sent.rank < p, "rank", sent.rank, f"at least 0 and less than the run's {p} workers")
+        check("rank", sent.rank, 0 <= sent.rank < p, f"at least 0 and less than the run's {p} workers")
         with self._changed:
             told = self._welcome(sent)
             wanted = self._wants(sent)
