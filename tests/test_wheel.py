@@ -104,3 +104,7 @@ def test_the_wheel_holds_all_that_training_needs(tmp_path: Path) -> None:
     done = run("from fa.cli import main; main()", *words.split(), folder=tmp_path / "installed")
     assert done.returncode == 0, done.stderr
     assert re.search(r"\bmedian\b.*\b3\b", done.stdout)
+    (first, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    done = run(first + "\nprint(fa.__file__, tuple(d.shape))", folder=tmp_path / "installed")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[0].startswith(str(tmp_path / "installed"))
