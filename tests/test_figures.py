@@ -27,7 +27,7 @@ from fa.experiments.runs.study import Case, Results, Study, final_accuracies, la
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 from fa.rules import make_rule
 from fa.training import CurvePoint, Run, TrainConfig
-from fa.utils.validation import ConditionError
+from fa.utils.validation import TooFewWorkersError
 from tests import texts
 
 
@@ -123,7 +123,7 @@ def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
     assert [cell.variant for cell in study.cells] == ["mean"]
     ((case, reason),) = study.gaps.items()
     assert case == str(Case("bulyan", 3))
-    with pytest.raises(ConditionError, match=re.escape(reason)):
+    with pytest.raises(TooFewWorkersError, match=re.escape(reason)):
         make_rule("bulyan", f=3).check_workers(11)
     assert texts.numbers(study.title().splitlines()[-1]) == texts.numbers(reason.partition(":")[0])
 

@@ -61,7 +61,7 @@ def cells(table: DataFrame, f: int) -> DataFrame:
     last = last_points(table[table["f"] == f])
     grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
     names = [*(label(key) for key in (*RULES, *own_of(table))), SAME_LENGTH]
-    attacks = {attack: ATTACKS.get(attack) or plugins.shown(attack) for attack in (*ATTACKS, *table["attack"])}
+    attacks = {attack: ATTACKS.get(attack) or plugins.display_name(attack) for attack in (*ATTACKS, *table["attack"])}
     return grid.reindex(index=names, columns=list(attacks)).rename(columns=attacks)
 
 

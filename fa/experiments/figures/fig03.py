@@ -19,7 +19,7 @@ from fa.irls import Options, default_m, solve_gram
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
 from fa.training.records import Run
-from fa.utils.seeds import derive
+from fa.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,8 +92,8 @@ def _bases(gram: Gram, seed: int, iteration: int) -> Iterator[tuple[str, Float64
         solution = solve_gram(gram, Options(m=columns))
         assert solution.coefficients is not None  # with lam = 0, Y lies in the span
         yield name, gram.norms[:, None] * solution.coefficients
-    yield "mean", gram.lengths[:, None]
-    drawn = np.random.default_rng(derive("fig03", seed, 0, iteration)).permutation(gram.p)[:m]
+    yield "mean", gram.scaled_norms[:, None]
+    drawn = np.random.default_rng(derive_seed("fig03", seed, 0, iteration)).permutation(gram.p)[:m]
     yield "any", np.eye(gram.p)[:, drawn]
 
 

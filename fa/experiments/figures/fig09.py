@@ -15,7 +15,7 @@ from fa.experiments.runs.study import Case, Place, Seeds, Study, last_points, ma
 from fa.experiments.runs.user_rules import sent
 from fa.experiments.runs.variants import VARIANTS
 from fa.rules import make_rule
-from fa.utils.timing import taken
+from fa.utils.timing import elapsed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def server_times(study: Study) -> DataFrame:
 
 def _time(rule: Any, G: Any) -> float:
     rule(G)  # compiles, where it must
-    return 1000 * median(taken(lambda: rule(G)) for _ in range(CALLS))
+    return 1000 * median(elapsed(lambda: rule(G)) for _ in range(CALLS))
 
 
 def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:

@@ -21,7 +21,7 @@ from fa.experiments.runs.study import Case, Names, Place, Results, Seeds, Study,
 from fa.experiments.runs.user_rules import enter, known, label, own_of, sent
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.rules import make_rule
-from fa.utils.timing import taken
+from fa.utils.timing import elapsed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -85,7 +85,7 @@ def aggregations(study: Study) -> DataFrame:
     }
     for work in works.values():
         work()  # compiles, where it must
-    rounds = pandas.DataFrame({name: taken(work) for name, work in works.items()} for _ in range(CALLS))
+    rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(CALLS))
     costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
     return costs.reset_index().assign(workers=len(G), n=G.shape[1])
 

@@ -171,7 +171,7 @@ class Study:
         counts = f"p = {self._all('workers')}, B = {self._all('batch')}, lr = {self._all('lr')}"
         steps = f"{self._all('iterations')} iterations"
         several = len(seeds) > 1
-        attack = f", attack {plugins.shown(self.attack)}" if self.attack else ""
+        attack = f", attack {plugins.display_name(self.attack)}" if self.attack else ""
         shown = f"seed{'s' * several} {', '.join(map(str, seeds))}{self.spread * several}"
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.gaps.values())
         gaps = "".join(f"\nexcluded: {reason}" for reason in reasons)

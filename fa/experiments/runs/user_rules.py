@@ -44,7 +44,7 @@ def enter(rules: Sequence[str] | None) -> tuple[str, ...]:
     Raises ValueError for an unknown rule, one that the figures already have, too many rules, and equal labels.
     """
     check("rules", rules, rules is None or not isinstance(rules, str), "a list of rules' names")
-    keys = tuple(dict.fromkeys(plugins.absolute(name) for name in rules or ()))
+    keys = tuple(dict.fromkeys(plugins.resolve_spec(name) for name in rules or ()))
     for key in keys:
         check("a rule", key, key not in VARIANTS, "one that the figures do not have already")
     few = f"one of {MOST} at the most, for which there are colours"
@@ -60,7 +60,7 @@ def label(key: str) -> str:
         return VARIANTS[key].label
     rule = make_rule(key)
     name = rule.name if ":" in rule.name else rule.name.replace("_", " ").capitalize()
-    return plugins.shown(key) if name in {variant.label for variant in VARIANTS.values()} else name
+    return plugins.display_name(key) if name in {variant.label for variant in VARIANTS.values()} else name
 
 
 def variant(key: str) -> Variant:
@@ -70,7 +70,7 @@ def variant(key: str) -> Variant:
 
 def replaced(attack: str) -> str:
     """The attack's name, not depending on the working directory; ValueError for one that there is not."""
-    attack = plugins.absolute(attack)
+    attack = plugins.resolve_spec(attack)
     make_attack(attack)
     return attack
 
