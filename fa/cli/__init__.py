@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from fa import __version__
-from fa.utils.malloc import keep_freed
+from fa.utils.malloc import retain_freed_memory
 
 COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
@@ -81,7 +81,7 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, message="%(version)s")
 def cli() -> None:
     """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
-    keep_freed()
+    retain_freed_memory()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else connections are told of, and errors twice
 
 
