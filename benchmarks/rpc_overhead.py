@@ -24,8 +24,8 @@ from fa.training.parameter_vector import flatten
 from fa.training.transports.base import LOOPBACK, RpcConfig
 from fa.training.transports.rounds import NEW
 from fa.training.transports.rpc import connection, server
-from fa.utils import forkserver
-from fa.utils.timing import Parts, taken
+from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
+from fa.utils.timing import PhaseTimer, elapsed
 
 
 def gloo(port: int, rank: int, workers: int) -> dist.ProcessGroup:
@@ -35,7 +35,7 @@ def gloo(port: int, rank: int, workers: int) -> dist.ProcessGroup:
 
 def sender(rank: int, workers: int, n: int, rounds: int, ports: tuple[int, int]) -> None:
     """A worker's end of both: a thread waits for gloo's turn, and the process for RPC's."""
-    forkserver.end_with_parent()
+    exit_when_parent_dies()
     torch.set_num_threads(1)
     gradient = torch.randn(n, generator=torch.Generator().manual_seed(rank))
     group = gloo(ports[1], rank + 1, workers)
@@ -81,24 +81,26 @@ def main() -> None:
     model = nn.Linear(given.n, 1, bias=False)
     parameters = flatten(model)
     config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
-    rule, parts, optimizer = make_rule(given.rule), Parts(), SGD(parameters, config, epoch_length=1000)
-    transport = server.RpcTransport(model, config, parameters, RpcConfig(), rule.measures, parts)
+    rule, timer, optimizer = make_rule(given.rule), PhaseTimer(), SGD(parameters, config, epoch_length=1000)
+    transport = server.RpcTransport(model, config, parameters, RpcConfig(), rule.measures, timer)
     server.set_active(transport)
     store, port = connection.create_store(LOOPBACK, 0)
     ports, seconds, by_gloo, deciding = (port, free_port()), [], [], []
     G = torch.empty(given.workers, given.n)
 
     def iterate(iteration: int) -> None:
-        with parts.of("gather"):
+        with timer.phase("gather"):
             gathered = transport.gradients(iteration, parameters)
-        with parts.of("aggregate"):
+        with timer.phase("aggregate"):
             direction = rule.aggregate(gathered.G, iteration, products=gathered.inner_products).direction
-        with parts.of("update"):
+        with timer.phase("update"):
             optimizer.step(direction, iteration)
-        deciding.append(taken(lambda: rule.aggregate(gathered.G[:, :64], iteration, products=gathered.inner_products)))
+        deciding.append(
+            elapsed(lambda: rule.aggregate(gathered.G[:, :64], iteration, products=gathered.inner_products))
+        )
 
     with connection.rpc_agent(store, LOOPBACK, server=True):
-        context = forkserver.context("fa.training.transports.rpc.worker")
+        context = forkserver_context("fa.training.transports.rpc.worker")
         shape = (given.workers, given.n, given.rounds + 1, ports)
         processes = [context.Process(target=sender, args=(rank, *shape), daemon=True) for rank in range(given.workers)]
         for process in processes:
@@ -107,10 +109,10 @@ def main() -> None:
         transport.join()
         for iteration in range(given.rounds + 1):  # the first one compiles and connects
             if iteration == 1:
-                parts.seconds.clear()
+                timer.seconds.clear()
                 deciding.clear()
-            seconds.append(taken(lambda: iterate(iteration)))  # noqa: B023
-            by_gloo.append(taken(lambda: exchange_by_gloo(group, parameters, G)))
+            seconds.append(elapsed(lambda: iterate(iteration)))  # noqa: B023
+            by_gloo.append(elapsed(lambda: exchange_by_gloo(group, parameters, G)))
         transport.close()
         for process in processes:
             process.join()
@@ -118,7 +120,7 @@ def main() -> None:
     print(f"{given.workers} workers, n = {given.n:,}, {given.rule}, {given.rounds} rounds, medians:")
     print(f"  RPC {1e3 * median(seconds[1:]):.0f} ms, gloo {1e3 * median(by_gloo[1:]):.0f} ms")
     print(f"  ratio {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
-    each = {part: 1e3 * its / given.rounds for part, its in parts.seconds.items()}
+    each = {part: 1e3 * its / given.rounds for part, its in timer.seconds.items()}
     decide = 1e3 * median(deciding)
     gram = each.get("gram", 0.0)
     print(

@@ -21,12 +21,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fa.attacks import Attack, Streams
-from fa.gradients.blocks import Columns
+from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import Gram
 from fa.rules import RULES, make_rule
 from fa.rules.base import Choice, Rule
 from fa.rules.preaggregators import Mixture
-from fa.utils.seeds import derive, global_state
+from fa.utils.seeds import derive_seed, fork_global_rng
 from fa.utils.validation import check, check_one_of
 
 
@@ -57,12 +57,12 @@ class ByzFLRule(Rule):
     def decide(self, gram: Gram) -> Choice:
         raise ValueError(f"{self.name} must see the gradients in memory, of which it is told no Gram matrix")
 
-    def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
-        (whole,) = G.parts
+    def choose(self, G: ColumnBlocks, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
+        (whole,) = G.blocks
         mixed = mixture.of(whole[rows]) if self.steps else whole[rows]
         found = _classes("aggregators.aggregators")[self.theirs]
         theirs = _made(self.name, found, {option: getattr(self, option) for option in _options(found)})
-        with global_state(derive("byzfl", self.seed, 0, 0), mixed.device):  # from which CAF and SMEA draw
+        with fork_global_rng(derive_seed("byzfl", self.seed, 0, 0), mixed.device):  # from which CAF and SMEA draw
             direction = theirs(mixed.float() if mixed.dtype in (torch.float16, torch.bfloat16) else mixed)
         return Choice(direction=torch.as_tensor(direction).to(mixed))
 
@@ -93,7 +93,7 @@ def attack(name: str) -> Attack:
         faulty = set(byzantine)
         honest = G[[worker for worker in range(len(G)) if worker not in faulty]]
         for worker in byzantine:
-            with global_state(streams(worker).initial_seed(), G.device):
+            with fork_global_rng(streams(worker).initial_seed(), G.device):
                 G[worker] = torch.as_tensor(attacks[name]()(honest)).to(G)
 
     return Attack(f"byzfl:{name}", False, write)

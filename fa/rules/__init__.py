@@ -52,7 +52,7 @@ def _class(name: str) -> type[Rule]:
         return _BY_NAME[name]
     found = plugins.load("rule", name) if isinstance(name, str) else None
     if found is None:
-        check_one_of("rule", name, RULES, plugins.OTHERS)
+        check_one_of("rule", name, RULES, plugins.OTHER_SPECS)
     check("rule", name, isinstance(found, type) and issubclass(found, Rule), "a class that is a fa.Rule")
     named = isinstance(getattr(found, "name", None), str)
     check("rule", name, named, 'a class that says how it is called, as in name: ClassVar[str] = "my_rule"')

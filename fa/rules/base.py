@@ -14,13 +14,13 @@ from torch import Tensor
 
 from fa import kernels
 from fa.gradients import read
-from fa.gradients.blocks import Columns
+from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import Gram, measure
 from fa.rules import preaggregators
 from fa.rules.preaggregators import Mixture, Situation, columns, mix
 from fa.utils import plugins
-from fa.utils.blas import on_one_thread
-from fa.utils.validation import ConditionError, check, check_condition, check_integer
+from fa.utils.blas import single_threaded
+from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers
 
 NOT_FINITE = "NaN or Inf"
 
@@ -115,12 +115,12 @@ class Rule(ABC):
         return tuple(self.preaggregators or ())
 
     def check_workers(self, p: int, remark: str = "") -> None:
-        """Raise ConditionError where p gradients are too few, for a step before the rule or for the rule after them."""
+        """Raise TooFewWorkersError if p gradients are too few for a pre-aggregator, or for the rule after them."""
         *before, q = columns(self.steps, p, self.f)
         for name, count in zip(self.steps, before, strict=True):
-            check_condition(f'preaggregators="{name}"', count, self.f, *preaggregators.step(name).condition, remark)
+            check_min_workers(f'preaggregators="{name}"', count, self.f, *preaggregators.step(name).condition, remark)
         after = f" after {', '.join(self.steps)}" if q != p else ""
-        check_condition(self.name, q, self.f, *self.condition, after + remark)
+        check_min_workers(self.name, q, self.f, *self.condition, after + remark)
         if self._counted is not None:
             check(self.count, self._counted, self._counted <= q, f"at most p = {q}, the number of gradients{after}")
 
@@ -128,7 +128,7 @@ class Rule(ABC):
         """Whether p gradients are enough."""
         try:
             self.check_workers(p)
-        except ConditionError:
+        except TooFewWorkersError:
             return False
         return True
 
@@ -180,20 +180,20 @@ class Rule(ABC):
 
         G is (p, n), one worker a row, or what `fa.gradients.read` takes; `iteration` picks the random numbers of
         "bucketing"; d is put into `out` (n,) if given; `products` are the rows' inner products as
-        `fa.gradients.gram.Landing` has them, where they are known already. A worker with NaN or Inf is left out and
-        counts against f. Raises ValueError where the rule's condition on p and f does not hold.
+        `fa.gradients.gram.IncrementalGram` has them, where they are known already. A worker with NaN or Inf is left out
+        and counts against f. Raises ValueError where the rule's condition on p and f does not hold.
         """
         gradients = read(G)
         if out is not None:
             check_out(out, gradients.G)
             apart = out.untyped_storage().data_ptr() != gradients.G.untyped_storage().data_ptr()
             check("out", "in the memory of G", apart, "in memory of its own")
-        (d,), decision = self.over(Columns((gradients.G,)), iteration, (out,), products)
+        (d,), decision = self.over(ColumnBlocks((gradients.G,)), iteration, (out,), products)
         return Aggregate(gradients.restore(d), decision)
 
     def over(
         self,
-        G: Columns,
+        G: ColumnBlocks,
         iteration: int = 0,
         out: Sequence[Tensor | None] | None = None,
         products: Float64[np.ndarray, "p p"] | None = None,
@@ -203,12 +203,12 @@ class Rule(ABC):
 
         Otherwise as `aggregate`. A rule that leaves the span needs G in one part.
         """
-        places = [None] * len(G.parts) if out is None else out
+        places = [None] * len(G.blocks) if out is None else out
         known = self.measures or not self._admits(G.p)  # whether some are not finite tells where they are too many
         gram, finite = measure(G, products) if known else (Gram.unmeasured(G.p), np.ones(G.p, dtype=bool))
         while True:
             decision = self._decide_among(G, gram, np.flatnonzero(finite), iteration)
-            applied = [_apply(part, decision, place) for part, place in zip(G.parts, places, strict=True)]
+            applied = [_apply(part, decision, place) for part, place in zip(G.blocks, places, strict=True)]
             bad = np.any([marks for _, marks in applied], axis=0)
             if not self.measures:  # else all know from the Gram matrix that none is
                 bad = G.gather(bad).any(axis=0)
@@ -216,21 +216,21 @@ class Rule(ABC):
                 return [d for d, _ in applied], decision
             finite &= ~bad
 
-    def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
+    def choose(self, G: ColumnBlocks, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
         """`decide`, for a rule that must see the gradients G themselves, too, of which `rows` are finite."""
         return self.decide(mixture.gram)
 
-    @on_one_thread
-    def _decide_among(self, G: Columns, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
+    @single_threaded
+    def _decide_among(self, G: ColumnBlocks, gram: Gram, rows: np.ndarray, iteration: int) -> Decision:
         """The decision about all p workers, of which `rows` are finite."""
         missing = gram.p - rows.size
         if rows.size == 0:
-            raise ConditionError("G must have a finite row; every worker's gradient holds NaN or Inf")
+            raise TooFewWorkersError("G must have a finite row; every worker's gradient holds NaN or Inf")
         rule = self.without(missing, rows.size)
         remark = f" ({missing} of {gram.p} left out: {NOT_FINITE})" if missing else ""
         rule.check_workers(rows.size, remark)
         mixture = mix(gram.select(rows), rule.steps, Situation(rule.f, rule.seed, iteration))
-        with plugins.blamed("rule"):
+        with plugins.attribute_errors_to_plugin("rule"):
             choice = rule.choose(G, rows, mixture)
         _check_choice(self.name, choice, mixture.gram.p)
         return _describe(gram, rows, mixture, choice)

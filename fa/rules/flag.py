@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from fa.gradients.blocks import Columns
+from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import Gram
 from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, solve, solve_gram
 from fa.objective import values
@@ -70,10 +70,10 @@ class FlagAggregator(Rule):
     def check_span(self, where: str) -> None:
         check("regularizer", self.regularizer, not self.leaves_span, f"'pairwise' or 'group' {where}")
 
-    def choose(self, G: Columns, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
+    def choose(self, G: ColumnBlocks, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
         if not self.leaves_span:
             return self.decide(mixture.gram)
-        (whole,) = G.parts
+        (whole,) = G.blocks
         finite = whole[rows]
         mixed, options = mixture.of(finite), self.options
         solution = solve(mixed, options.m, options.lam, options.regularizer, options.a, options.tol, options.max_iter)

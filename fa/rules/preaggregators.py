@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
-from fa.gradients.gram import Gram, PerGradient, usual
+from fa.gradients.gram import Gram, PerGradient, median_nonzero
 from fa.kernels import symmetric
 from fa.rules.krum_scores import best_scores
 from fa.utils.validation import check_one_of
@@ -93,11 +93,11 @@ def _unit(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
 
 
 def _median_norm(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
-    return _scale(gram, _over_norms(gram, usual(gram.norms)))
+    return _scale(gram, _over_norms(gram, median_nonzero(gram.norms)))
 
 
 def _clip(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
-    return _clipped(gram, usual(gram.norms))
+    return _clipped(gram, median_nonzero(gram.norms))
 
 
 def _clipped(gram: Gram, length: float) -> tuple[Factor, Gram]:

@@ -25,8 +25,8 @@ from fa.training.transports.base import GatheredGradients, RpcConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import load_dataset, parse_recipe, worker_partitions
 from fa.utils.devices import find_device
-from fa.utils.timing import Parts
-from fa.utils.validation import ConditionError, check_integer
+from fa.utils.timing import PhaseTimer
+from fa.utils.validation import TooFewWorkersError, check_integer
 
 
 class Progress(NamedTuple):
@@ -70,14 +70,14 @@ def train(
 
     Raises:
         ValueError: Settings are invalid, or `out` exists or cannot be written.
-        ConditionError: The rule needs more workers than there are, or than are left.
+        TooFewWorkersError: The rule needs more workers than there are, or than are left.
 
     Example:
         >>> from fa.training import TrainConfig, train
         >>> train(TrainConfig(rule="median", workers=5, byzantine=1, iterations=2, batch=4)).curve[-1].iteration
         2
     """
-    parts = Parts()
+    timer = PhaseTimer()
     if out is not None:
         out = make_room(out)
     with _torch_threads(threads):
@@ -95,14 +95,14 @@ def train(
         backend: dict[str, object] = {"name": "simulate"} if rpc is None else rpc.description()
         if saved is not None:
             saved.identify(config, dataset.checksum, threads_used, backend)
-        with _transport(model, dataset, config, parameters, rule, rpc, parts) as transport:
-            loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), parts)
+        with _transport(model, dataset, config, parameters, rule, rpc, timer) as transport:
+            loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), timer)
             honest = slice(config.byzantine, None)
             state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, saved)
     if state.backends[:-1]:
         backend = backend | {"earlier": state.backends[:-1]}
     curve, rows = tuple(state.curve), tuple(state.workers)
-    run = Run(config, curve, rows, parts.whole, threads_used, dataset.checksum, backend, parts.seconds)
+    run = Run(config, curve, rows, timer.total, threads_used, dataset.checksum, backend, timer.seconds)
     if out is not None:
         run.write(out)
         if saved is not None:
@@ -129,14 +129,14 @@ def _transport(
     parameters: Tensor,
     rule: Rule,
     rpc: RpcConfig | None,
-    parts: Parts,
+    timer: PhaseTimer,
 ) -> Iterator[Transport]:
     if rpc is None:
         yield SimulatedTransport(model, dataset, config, parameters)
         return
     from fa.training.transports.rpc.launch import serve
 
-    with serve(model, config, parameters, rule.measures, rpc, parts) as transport:
+    with serve(model, config, parameters, rule.measures, rpc, timer) as transport:
         yield transport
 
 
@@ -150,7 +150,7 @@ class Loop:
         transport: Transport,
         parameters: Tensor,
         train_size: int,
-        parts: Parts | None = None,
+        timer: PhaseTimer | None = None,
     ) -> None:
         """Prepare a run.
 
@@ -160,13 +160,13 @@ class Loop:
             transport: Source of the gradients.
             parameters: Vector of the model's parameters (n,), updated in place.
             train_size: Number of training images, which defines an epoch.
-            parts: Timer of the run's phases.
+            timer: Timer of the run's phases.
         """
         self._config = config
         self._rule = rule
         self._transport = transport
         self._parameters = parameters
-        self._parts = parts or Parts()
+        self._timer = timer or PhaseTimer()
         self._epoch_length = config.epoch_length(train_size)
         self._evaluate_every = config.evaluate_every or self._epoch_length
         self._optimizer = SGD(parameters, config, self._epoch_length)
@@ -191,7 +191,7 @@ class Loop:
         if checkpoint is not None:
             restored = checkpoint.load(self._parameters, self._transport.statistics(), self._transport.momenta())
             state, self._optimizer.velocity = restored
-        self._parts.go_on(state.whole, state.seconds_of)
+        self._timer.resume(state.whole, state.seconds_of)
         for iteration in range(state.iteration, self._config.iterations):
             before = time.perf_counter()
             gathered, rows = self._iterate(iteration)
@@ -200,11 +200,11 @@ class Loop:
             state.iteration = done = iteration + 1
             if done % self._evaluate_every == 0 or done == self._config.iterations:
                 epoch = -(-done // self._epoch_length)
-                with self._parts.of("evaluate"):
+                with self._timer.phase("evaluate"):
                     point = CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate())
                 state.curve.append(point)
             if checkpoint is not None and checkpoint.due():
-                state.whole, state.seconds_of = self._parts.whole, self._parts.seconds
+                state.whole, state.seconds_of = self._timer.total, self._timer.seconds
                 workers = self._transport.statistics(), self._transport.momenta()
                 checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
             if progress is not None:
@@ -215,17 +215,17 @@ class Loop:
         return state
 
     def _iterate(self, iteration: int) -> tuple[GatheredGradients, list[WorkerRow]]:
-        with self._parts.of("gather"):
+        with self._timer.phase("gather"):
             gathered = self._transport.gradients(iteration, self._parameters)
         try:
-            with self._parts.of("aggregate"):
+            with self._timer.phase("aggregate"):
                 aggregate = self._rule.aggregate(gathered.G, iteration, products=gathered.inner_products)
-        except ConditionError as error:
+        except TooFewWorkersError as error:
             if torch.isfinite(gathered.loss):
-                raise ConditionError(f"iteration {iteration + 1}: {error}") from error
+                raise TooFewWorkersError(f"iteration {iteration + 1}: {error}") from error
             # The model has diverged, and too few gradients are finite: take no step, and record it.
             return gathered, _rows_without_step(iteration + 1, self._config.workers, gathered.missing)
-        with self._parts.of("update"):
+        with self._timer.phase("update"):
             self._optimizer.step(aggregate.direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
 

@@ -18,16 +18,16 @@ from fa.training.transports.base import RpcConfig
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc.server import RpcTransport, clear_active, set_active
 from fa.training.transports.udp import Inbox
-from fa.utils import forkserver
-from fa.utils.malloc import keep_freed
-from fa.utils.timing import Parts
+from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
+from fa.utils.malloc import retain_freed_memory
+from fa.utils.timing import PhaseTimer
 
 _EXIT_TIMEOUT = 5.0  # seconds
 
 
 @contextmanager
 def serve(
-    model: nn.Module, config: TrainConfig, parameters: Tensor, needs_gram: bool, options: RpcConfig, parts: Parts
+    model: nn.Module, config: TrainConfig, parameters: Tensor, needs_gram: bool, options: RpcConfig, timer: PhaseTimer
 ) -> Iterator[RpcTransport]:
     """Serve a run from this process; the context begins once the workers have joined.
 
@@ -37,14 +37,14 @@ def serve(
         parameters: Vector of the model's parameters (n,).
         needs_gram: True if the rule needs the Gram matrix.
         options: Address, and whether to start the workers here.
-        parts: Timer of the run's phases.
+        timer: Timer of the run's phases.
 
     Yields:
         The transport.
     """
     with ExitStack() as stack:
         inbox = stack.enter_context(_open_inbox(options, config.workers, len(parameters)))
-        transport = RpcTransport(model, config, parameters, options, needs_gram, parts, inbox)
+        transport = RpcTransport(model, config, parameters, options, needs_gram, timer, inbox)
         set_active(transport)
         stack.callback(clear_active)
         if options.external_store:
@@ -86,7 +86,7 @@ def _open_inbox(options: RpcConfig, workers: int, n: int) -> Iterator[Inbox | No
 
 def _spawn(processes: list[Any], workers: int, host: str, port: int) -> None:
     """Start the workers, and append each one as it starts: the caller kills them even if a later start fails."""
-    context = forkserver.context(preload="fa.training.transports.rpc.worker")
+    context = forkserver_context(preload="fa.training.transports.rpc.worker")
     for rank in range(workers):
         process = context.Process(target=_work, args=(rank, host, port), name=f"fa-{rank}", daemon=True)
         process.start()
@@ -103,8 +103,8 @@ def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
 
 def _work(rank: int, host: str, port: int) -> None:
     """Run one worker in the child process."""
-    forkserver.end_with_parent()
-    keep_freed()
+    exit_when_parent_dies()
+    retain_freed_memory()
     import torch
 
     from fa.training.transports.rpc.worker import work

@@ -13,14 +13,14 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 from fa.attacks import make_attack
-from fa.gradients.gram import Landing
+from fa.gradients.gram import IncrementalGram
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import GatheredGradients, RpcConfig
 from fa.training.transports.rounds import GradientMessage, Reply, Rounds
 from fa.training.transports.udp import Inbox
-from fa.utils.timing import Parts
-from fa.utils.validation import ConditionError, check
+from fa.utils.timing import PhaseTimer
+from fa.utils.validation import TooFewWorkersError, check
 
 _JOIN_TIMEOUT = 120.0  # seconds
 _CLOSE_TIMEOUT = 5.0  # seconds
@@ -46,7 +46,7 @@ class RpcTransport:
         parameters: Tensor,
         options: RpcConfig,
         needs_gram: bool = False,
-        parts: Parts | None = None,
+        timer: PhaseTimer | None = None,
         inbox: Inbox | None = None,
     ) -> None:
         """Prepare the rounds of a run; no worker has joined yet.
@@ -57,7 +57,7 @@ class RpcTransport:
             parameters: Vector of all parameters (n,), which the caller updates in place between rounds.
             options: Deadline and quorum of a round.
             needs_gram: True to compute the Gram matrix while gradients arrive.
-            parts: Timer of the run's phases.
+            timer: Timer of the run's phases.
             inbox: Receiver of gradients that travel as datagrams; messages then carry none.
         """
         self.config = config
@@ -70,7 +70,7 @@ class RpcTransport:
         self._buffers = [Buffers(model) for _ in range(config.workers)]
         self._momenta = [torch.zeros_like(parameters) for _ in range(config.workers if config.worker_momentum else 0)]
         self._needs_gram = needs_gram
-        self._parts = parts or Parts()
+        self._timer = timer or PhaseTimer()
         self._changed = threading.Condition()  # guards self._rounds
         statistics = self._buffers[0].tensors
         self._rounds = Rounds[Answer](config.workers, self._rows[0], statistics, options.quorum, options.deadline)
@@ -102,7 +102,7 @@ class RpcTransport:
 
     def join(self) -> None:
         """Wait until every worker has joined or ended."""
-        with self._parts.of("join"), self._changed:
+        with self._timer.phase("join"), self._changed:
             if not self._changed.wait_for(lambda: self._rounds.joined, _JOIN_TIMEOUT):
                 self._rounds.pass_joining_deadline(_JOIN_TIMEOUT)
 
@@ -113,21 +113,21 @@ class RpcTransport:
                 self.inbox.begin(iteration)
             replies = self._rounds.begin(iteration)
         self._send(replies)
-        gram = Landing(self._G) if self._needs_gram and not self.inbox else None  # datagrams arrive interleaved
+        gram = IncrementalGram(self._G) if self._needs_gram and not self.inbox else None  # datagrams arrive interleaved
         missing = self._gather(gram)
         slots = self._rounds.slots
-        self._parts.add("compute", max(slot.seconds for slot in slots))
+        self._timer.add("compute", max(slot.seconds for slot in slots))
         notes = self._collect_datagrams() if self.inbox else {}
         loss = self._finish(iteration, missing)
         inner_products = None
         if gram is not None:
-            with self._parts.of("gram"):
+            with self._timer.phase("gram"):
                 for rank in range(self.config.byzantine):
-                    gram.land(rank)
-                inner_products = gram.products()
+                    gram.add_row(rank)
+                inner_products = gram.matrix()
         return GatheredGradients(self._G, loss, missing, inner_products, notes)
 
-    def _gather(self, gram: Landing | None) -> dict[int, str]:
+    def _gather(self, gram: IncrementalGram | None) -> dict[int, str]:
         """Wait for the round's gradients, and add honest ones to `gram` as they arrive: the attack changes the others.
 
         Returns:
@@ -147,10 +147,10 @@ class RpcTransport:
                     missing = rounds.missing()
                 arrivals = rounds.pop_arrivals()
             if gram is not None and arrivals:
-                with self._parts.of("gram"):
+                with self._timer.phase("gram"):
                     for rank in arrivals:
                         if rank >= self.config.byzantine:
-                            gram.land(rank)
+                            gram.add_row(rank)
         return missing
 
     def _collect_datagrams(self) -> dict[int, str]:
@@ -168,7 +168,7 @@ class RpcTransport:
         honest = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
         if not honest:
             reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in missing.items())
-            raise ConditionError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
+            raise TooFewWorkersError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
         absent = list(missing)
         if absent and config.byzantine:  # the attack reads all honest rows: missing ones are the others' mean
             self._G[absent] = self._G[honest].mean(dim=0)
