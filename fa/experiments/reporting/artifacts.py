@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections import Counter
@@ -22,6 +23,9 @@ from fa.utils.files import new_file, write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+
+_COLUMNS = [field.name for field in dataclasses.fields(Claim)]
 
 
 def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim], **more: DataFrame) -> Path:
