@@ -79,7 +79,7 @@ def claims_csv(claims: list[Claim], path: Path) -> None:
     """The claims as a file, for a report."""
     import pandas
 
-    _save_csv(pandas.DataFrame([vars(claim) for claim in claims]), path)
+    _save_csv(pandas.DataFrame([vars(claim) for claim in claims], columns=_COLUMNS), path)
 
 
 def provenance(results: Results) -> dict[str, Any]:
