@@ -81,7 +81,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
-    figure.suptitle(f"Faulty workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"Byzantine workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
@@ -104,7 +104,7 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
         Claim(
             "C10",
             "FA is feasible for larger setups, with up to 60 workers and 14 Byzantine ones",
-            f"final accuracy {measured}; {CEILING}: {shown(ceiling)}; asked for: at most {NEAR:g} below; one"
+            f"final accuracy {measured}; {CEILING}: {shown(ceiling)}; threshold: {NEAR:g} below; one"
             f" aggregation {spent}",
             verdict(near, learned({"mean": ceiling}, chance)),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ class Lead:
         return self.margin > by and (self.p_value is None or self.p_value < level)
 
     def __str__(self) -> str:
-        return self.told("best other ")
+        return self.told("best rival ")
 
     def told(self, rival: str = "") -> str:
         """Both final accuracies; `rival` is said before the other rule's name."""
@@ -85,7 +86,8 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
     import pandas
 
     names = {"number": "", "words": "the paper", "measured": "measured here"}
-    table = pandas.DataFrame([vars(claim) for claim in claims]).rename(columns=names)
+    columns = [field.name for field in dataclasses.fields(Claim)]
+    table = pandas.DataFrame([vars(claim) for claim in claims], columns=columns).rename(columns=names)
     return table.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
@@ -133,7 +135,7 @@ def lengths(table: DataFrame, by: str) -> tuple[bool, str]:
     counts = list(table.groupby(by)["iteration"].max())
     alike = len(set(counts)) == 1
     told = "/".join(map(str, counts)) + " iterations"
-    return alike, told if alike else f"{told}, so that {by} alone may not be the reason"
+    return alike, told if alike else f"{told}: {by} is not the only change"
 
 
 def verdict(holds: Sequence[bool], testable: bool = True) -> str:

@@ -24,6 +24,7 @@ NO_RULES = {
     "fig09": "it shows FA alone, at several sizes",
     "extra01": "it varies FA's options",
     "extra04": "its detectors are ones of known rules; fa plot shows whom a rule trusted",
+    "extra07": "it compares FA with Multi-Krum and its controls",
 }
 """Figures that do not compare rules, and what they do."""
 
@@ -86,4 +87,4 @@ def known(table: DataFrame) -> DataFrame:
 
 def sent(table: DataFrame) -> str:
     """What the faulty workers of a figure send, for its heading; which other attack it was, the title says."""
-    return "gradients of another attack than the paper's" if "attack" in table else "random gradients"
+    return "the gradients of another attack than in the paper" if "attack" in table else "random gradients"
