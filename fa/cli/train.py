@@ -66,11 +66,11 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
 
     The options of the rules hold for those rules that have them.
     """
-    from fa.training.records import make_room
+    from fa.training.records import prepare_output_dir
 
     place = from_environment() if backend == "torchrun" else None
     if out is not None and (place is None or place.rank == 0):
-        out = make_room(out)  # before torch is even imported
+        out = prepare_output_dir(out)  # before torch is even imported
     given = {name: value for name, value in given.items() if value is not None}
     network = {name: given.pop(name) for name in _NETWORK if name in given}
     keeping = {name: given.pop(name) for name in ("checkpoint", "checkpoint_every") if name in given}
@@ -144,9 +144,9 @@ def _board(folder: Path | None, config: TrainConfig, report: Report) -> Iterator
     with ExitStack() as stack:
         board = None
         if folder is not None:
-            from fa.training.tensorboard import Board
+            from fa.training.tensorboard import TensorBoardLogger
 
-            board = stack.enter_context(Board(folder, config.byzantine))
+            board = stack.enter_context(TensorBoardLogger(folder, config.byzantine))
 
         def show(state: Progress) -> None:
             report(state.iteration, config.iterations, lambda: _describe(state))
