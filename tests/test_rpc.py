@@ -288,7 +288,7 @@ def test_workers_started_by_hand(tmp_path: Path) -> None:
     run = ["train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
     where = f"127.0.0.1:{free_port()}"
     out = [*run, "--threads", "1", "--out"]
-    workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--master", where]) for rank in range(2)]
+    workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--server", where]) for rank in range(2)]
     subprocess.run([*fa, *out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
     assert [worker.wait(20) for worker in workers] == [0, 0]
     with pytest.raises(SystemExit) as done:
@@ -363,7 +363,7 @@ def test_a_worker_that_finds_no_server_says_so(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr("fa.training.transports.rpc.connection.TIMEOUT", timedelta(seconds=1))
     port = free_port()
     with pytest.raises(SystemExit) as leaving:
-        cli.main(["worker", "--rank", "0", "--master", f"127.0.0.1:{port}"])
+        cli.main(["worker", "--rank", "0", "--server", f"127.0.0.1:{port}"])
     assert leaving.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"fa: .*\b127\.0\.0\.1:{port}\b.*\b1 s\b", last), last

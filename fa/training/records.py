@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fa import __version__
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
 from fa.utils import plugins
@@ -202,17 +203,11 @@ def _publish(temporary: Path, target: Path) -> None:
 
 def versions() -> dict[str, str]:
     """Return the versions of the software on which results depend."""
-    from importlib.metadata import PackageNotFoundError, version
-
     import numpy
     import torch
 
-    try:
-        release = version("fa")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        release = "unknown"
     return {
-        "fa": release,
+        "fa": __version__,
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "python": platform.python_version(),

@@ -71,7 +71,7 @@ class TensorBoardLogger:
 def check_installed() -> None:
     """Raise ValueError, with the command that installs it, if tensorboard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise ValueError("tensorboard must be installed to log to it: pip install tensorboard")
+        raise ValueError("tensorboard must be installed to log to it: pip install 'flag-aggregator[tensorboard]'")
 
 
 def _defined(values: Sequence[float | None]) -> np.ndarray:
