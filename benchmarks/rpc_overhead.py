@@ -80,7 +80,7 @@ def main() -> None:
     parameters = flatten(model)
     config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
     rule, parts, optimizer = make_rule(given.rule), Parts(), SGD(parameters, config, epoch_length=1000)
-    remote = server.Remote(model, config, parameters, Cluster(), rule.measures, parts)
+    remote = server.Remote(model, config, parameters, Cluster(), rule.needs_gram, parts)
     server.install(remote)
     store, port = connection.serve(LOOPBACK, 0)
     ports, seconds, by_gloo, deciding = (port, free_port()), [], [], []
@@ -90,10 +90,10 @@ def main() -> None:
         with parts.of("gather"):
             gathered = remote.gradients(iteration, parameters)
         with parts.of("aggregate"):
-            direction = rule.aggregate(gathered.G, iteration, products=gathered.products).direction
+            direction = rule.aggregate(gathered.G, iteration, inner_products=gathered.products).direction
         with parts.of("update"):
             optimizer.step(direction, iteration)
-        deciding.append(taken(lambda: rule.aggregate(gathered.G[:, :64], iteration, products=gathered.products)))
+        deciding.append(taken(lambda: rule.aggregate(gathered.G[:, :64], iteration, inner_products=gathered.products)))
 
     with connection.agent(store, LOOPBACK, server=True):
         context = forkserver.context("fa.training.transports.rpc.worker")

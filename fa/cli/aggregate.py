@@ -38,7 +38,7 @@ def aggregate(
     from fa.rules import make_rule
 
     its = make_rule(rule, f=f, **take(given))
-    its.check_span("for files, which are not read into memory")
+    its.check_within_span("for files, which are not read into memory")
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.perf_counter()

@@ -120,7 +120,7 @@ def _transport(
         return
     from fa.training.transports.rpc.launch import serving
 
-    with serving(model, config, parameters, rule.measures, cluster, parts) as remote:
+    with serving(model, config, parameters, rule.needs_gram, cluster, parts) as remote:
         yield remote
 
 
@@ -187,7 +187,7 @@ class Loop:
             gathered = self._transport.gradients(iteration, self._parameters)
         try:
             with self._parts.of("aggregate"):
-                aggregate = self._rule.aggregate(gathered.G, iteration, products=gathered.products)
+                aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.products)
         except ConditionError as error:
             if torch.isfinite(gathered.loss):
                 raise ConditionError(f"iteration {iteration + 1}: {error}") from error

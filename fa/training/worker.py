@@ -136,7 +136,7 @@ def recipe_of(config: TrainConfig) -> Recipe | None:
     """
     if not config.augmentation:
         return None
-    idle = config.augmented == "faulty" and not make_attack(config.attack).needs_own
+    idle = config.augmented == "faulty" and not make_attack(config.attack).uses_own_gradient
     needed = "none, as the faulty workers' augmented images are all that is wrong, or one made of their own gradients"
     check("attack", config.attack, not idle, needed)
     return Recipe.of(config.augmentation)

@@ -32,7 +32,7 @@ class Simulation:
         losses = []
         for worker in self.workers:
             faulty = worker.rank in self._byzantine
-            if not faulty or self._attack.needs_own:
+            if not faulty or self._attack.uses_own_gradient:
                 loss = worker.gradient(iteration)
                 if not faulty:
                     losses.append(loss)

@@ -40,7 +40,7 @@ def _work(rank: int, host: str, sender: socket.socket) -> None:
     parameters = flatten(model)
     gradient = torch.zeros_like(parameters)
     worker = Worker(rank, model, dataset, config, gradient, own_images(config, dataset).get(rank))
-    computes = rank >= config.byzantine or make_attack(config.attack).needs_own
+    computes = rank >= config.byzantine or make_attack(config.attack).uses_own_gradient
     iteration, loss, seconds = server.NEW, torch.zeros(()), 0.0
     port = connection.ask(server.datagrams)  # of another socket, if there is one
     address = None if port is None else (socket.gethostbyname(host), port)
