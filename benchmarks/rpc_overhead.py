@@ -23,8 +23,8 @@ from fa.training.optimizer import SGD
 from fa.training.parameter_vector import flatten
 from fa.training.transports.base import LOOPBACK, Cluster
 from fa.training.transports.rpc import connection, server
-from fa.utils import forkserver
-from fa.utils.timing import Parts, taken
+from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
+from fa.utils.timing import PhaseTimer, elapsed
 
 
 def gloo(port: int, rank: int, workers: int) -> dist.ProcessGroup:
@@ -34,7 +34,7 @@ def gloo(port: int, rank: int, workers: int) -> dist.ProcessGroup:
 
 def sender(rank: int, workers: int, n: int, rounds: int, ports: tuple[int, int]) -> None:
     """A worker's end of both: a thread waits for gloo's turn, and the process for RPC's."""
-    forkserver.end_with_parent()
+    exit_when_parent_dies()
     torch.set_num_threads(1)
     gradient = torch.randn(n, generator=torch.Generator().manual_seed(rank))
     group = gloo(ports[1], rank + 1, workers)
@@ -79,7 +79,7 @@ def main() -> None:
     model = nn.Linear(given.n, 1, bias=False)
     parameters = flatten(model)
     config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
-    rule, parts, optimizer = make_rule(given.rule), Parts(), SGD(parameters, config, epoch_length=1000)
+    rule, parts, optimizer = make_rule(given.rule), PhaseTimer(), SGD(parameters, config, epoch_length=1000)
     remote = server.Remote(model, config, parameters, Cluster(), rule.needs_gram, parts)
     server.install(remote)
     store, port = connection.serve(LOOPBACK, 0)
@@ -87,16 +87,18 @@ def main() -> None:
     G = torch.empty(given.workers, given.n)
 
     def iterate(iteration: int) -> None:
-        with parts.of("gather"):
+        with parts.phase("gather"):
             gathered = remote.gradients(iteration, parameters)
-        with parts.of("aggregate"):
+        with parts.phase("aggregate"):
             direction = rule.aggregate(gathered.G, iteration, inner_products=gathered.products).direction
-        with parts.of("update"):
+        with parts.phase("update"):
             optimizer.step(direction, iteration)
-        deciding.append(taken(lambda: rule.aggregate(gathered.G[:, :64], iteration, inner_products=gathered.products)))
+        deciding.append(
+            elapsed(lambda: rule.aggregate(gathered.G[:, :64], iteration, inner_products=gathered.products))
+        )
 
     with connection.agent(store, LOOPBACK, server=True):
-        context = forkserver.context("fa.training.transports.rpc.worker")
+        context = forkserver_context("fa.training.transports.rpc.worker")
         shape = (given.workers, given.n, given.rounds + 1, ports)
         processes = [context.Process(target=sender, args=(rank, *shape), daemon=True) for rank in range(given.workers)]
         for process in processes:
@@ -107,8 +109,8 @@ def main() -> None:
             if iteration == 1:
                 parts.seconds.clear()
                 deciding.clear()
-            seconds.append(taken(lambda: iterate(iteration)))  # noqa: B023
-            by_gloo.append(taken(lambda: exchange_by_gloo(group, parameters, G)))
+            seconds.append(elapsed(lambda: iterate(iteration)))  # noqa: B023
+            by_gloo.append(elapsed(lambda: exchange_by_gloo(group, parameters, G)))
         remote.close()
         for process in processes:
             process.join()

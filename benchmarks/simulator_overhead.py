@@ -6,8 +6,9 @@ Both sides compute every worker's gradient (attack "none"). The bare side has th
 ready, and lets autograd allocate the gradients; the simulator draws its minibatches, seeds dropout, and writes into G.
 The simulator's lines come with torch's layers and with those of `fa.layers`; "fast layers" is the bare side with those.
 "bare, channels last" is the bare side with the model in the memory layout that the simulator's parameters have.
-Data set "noise" is random images of CIFAR-10's shape, which need no download. With --keep-freed the process keeps the
-memory that it frees, as those of `fa train` do. Of a ratio, the median over the rounds is printed, and the quartiles.
+Data set "noise" is random images of CIFAR-10's shape, which need no download. With --retain-freed-memory the process
+keeps the memory that it frees, as those of `fa train` do. Of a ratio, the median over the rounds is printed, and the
+quartiles.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fa.layers import accelerate
 from fa.training import TrainConfig
 from fa.training.parameter_vector import flatten
 from fa.training.transports.simulation import Simulation
-from fa.utils.malloc import keep_freed
+from fa.utils.malloc import retain_freed_memory
 
 
 def noise() -> Dataset:
@@ -75,10 +76,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=15)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--keep-freed", action="store_true")
+    parser.add_argument("--retain-freed-memory", action="store_true")
     given = parser.parse_args()
-    if given.keep_freed:
-        keep_freed()
+    if given.retain_freed_memory:
+        retain_freed_memory()
     torch.set_num_threads(given.threads)
 
     config = TrainConfig(

@@ -47,7 +47,7 @@ class Attack:
         of_ours = ATTACKS.get(self.name) is self
         honest = [] if of_ours else [worker for worker in range(len(G)) if worker not in byzantine]
         before = [_sum_of_bytes(G[worker]) for worker in honest]
-        with plugins.blamed("attack"):
+        with plugins.attribute_errors_to_plugin("attack"):
             self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, G.device))
         for worker, total in zip(honest, before, strict=True):
             needed = f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
@@ -67,7 +67,7 @@ def make_attack(name: str) -> Attack:
         return ATTACKS[name]
     found = plugins.load("attack", name)
     if found is None:
-        check_one_of("attack", name, tuple(ATTACKS), plugins.OTHERS)
+        check_one_of("attack", name, tuple(ATTACKS), plugins.OTHER_SPECS)
     check("attack", name, isinstance(found, Attack), "a fa.attacks.Attack")
     return found  # type: ignore[no-any-return]
 

@@ -27,7 +27,7 @@ from fa import irls
 from fa.gradients import read_groups
 from fa.gradients.gram import measure_groups
 from fa.gradients.inputs import is_matrix
-from fa.utils.blas import on_one_thread
+from fa.utils.blas import single_threaded
 from fa.utils.validation import check, check_integer
 
 Square = Float64[np.ndarray, "r r"]
@@ -76,7 +76,7 @@ class Flag:
         return self.levels[level].direction(formulation)
 
 
-@on_one_thread
+@single_threaded
 def solve(
     G: Any,
     dims: Any,
@@ -99,7 +99,7 @@ def solve(
     _check_dims(dims, gram.p)
     options = irls.Options(dims[-1], lam, a=a, tol=tol, max_iter=max_iter, seed=seed)
     outer = irls.solve_gram(gram, options, gradients, start=start, counts=counts)
-    problem = irls.pose(gram, dims[-1], lam, a, counts=counts)
+    problem = irls.build_problem(gram, dims[-1], lam, a, counts=counts)
     rank, generator = len(problem.terms), np.random.default_rng(seed)
     check("the last of dims", dims[-1], dims[-1] <= rank, f"at most {rank}, the rank of G")
     random = (np.linalg.qr(generator.standard_normal((rank, rank)))[0] for _ in range(restarts))
@@ -147,7 +147,7 @@ def _in_order(problem: irls.Problem, outer: irls.Solution) -> Square:
 
 
 def _smoothed(problem: irls.Problem, dims: Sequence[int], Y: Square) -> list[float]:
-    return [problem.smoothed(problem.residuals(Y[:, m:])) for m in dims]
+    return [problem.smoothed_objective(problem.residuals(Y[:, m:])) for m in dims]
 
 
 def _levels(
@@ -158,13 +158,13 @@ def _levels(
     smoothed: list[list[float]],
 ) -> Iterator[irls.Solution]:
     """Each level as a solution of its own."""
-    coefficients = outer.gram.over_norms(problem.basis @ Y)
+    coefficients = outer.gram.divide_by_norms(problem.basis @ Y)
     for m, history in zip(dims, zip(*smoothed, strict=True), strict=True):
         residuals = problem.residuals(Y[:, m:])
         yield replace(
             outer,
             objective=problem.objective(residuals),
-            resolution=problem.resolution(residuals),
+            objective_error_bound=problem.objective_error_bound(residuals),
             history=history,
             values=1.0 - residuals[: problem.p],
             coefficients=coefficients[:, :m],
@@ -194,7 +194,7 @@ def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
     """
     gradients, counts, gram = measure_groups(G)
     named = _read(relevant, counts, gradients.G)
-    rows = gram.over_norms(irls.pose(gram, 1, 0.0, 2.0, counts=counts).basis)
+    rows = gram.divide_by_norms(irls.build_problem(gram, 1, 0.0, 2.0, counts=counts).basis)
     parts = [rows.T @ _inside(gradients.G, part).double().cpu().numpy() for part in named if part is not None]
     lengths, vectors = np.linalg.eigh(sum((part @ part.T for part in parts), np.zeros((rows.shape[1],) * 2)))
     m = irls.default_m(len(counts)) if m is None else m

@@ -51,7 +51,7 @@ def build(name: str, channels: int, classes: int, size: int, seed: int) -> nn.Mo
     """
     for argument, value in (("channels", channels), ("classes", classes), ("size", size)):
         check_integer(argument, value, 1)
-    with seeds.global_state(seeds.derive("model", seed, 0, 0), torch.device("cpu")):
+    with seeds.fork_global_rng(seeds.derive_seed("model", seed, 0, 0), torch.device("cpu")):
         if name != "convnet":
             return _torchvision(name, channels, classes, size)
         if size < _CONVNET_LEAST:

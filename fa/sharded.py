@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fa.gradients import read
-from fa.gradients.blocks import Columns
+from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.inputs import DTYPES
 from fa.rules import Aggregate, Decision, Rule
 from fa.rules.application import check_out
@@ -100,7 +100,7 @@ class Shards:
             one.work.wait()
         slices = [self._slices(len(d)) for d in out]
         places = [d[own[self.rank]] for d, own in zip(out, slices, strict=True)]
-        columns = Columns(
+        columns = ColumnBlocks(
             [one.received.view(self.size, -1) for one in sent], partial(self._gather, device=out[0].device)
         )
         _, decision = rule.aggregate_blocks(columns, iteration, places)

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from fa.utils import forkserver
+from fa.utils.forkserver import forkserver_context
 
 
 def in_processes(work: Callable[[int, int, Path], None], p: int, folder: Path) -> None:
     """Run work(rank, p, folder) in p processes that are one process group; fail where one of them does."""
-    context = forkserver.context(
+    context = forkserver_context(
         "fa.training.transports.rpc.worker"
     )  # which has loaded torch, so that the processes need not
     processes = [context.Process(target=_rank, args=(work, rank, p, folder), daemon=True) for rank in range(p)]

@@ -12,7 +12,7 @@ from torch import nn
 
 from fa.training.transports.base import LOOPBACK
 from fa.training.transports.rpc import worker
-from fa.utils import forkserver
+from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
 
 
 def free_port() -> int:
@@ -22,13 +22,13 @@ def free_port() -> int:
 
 def beside(work: Callable[..., None], *arguments: object) -> multiprocessing.Process:
     """A process that does `work`, a function of a module of the tests, from the fork server of the workers."""
-    started = forkserver.context("fa.training.transports.rpc.worker").Process(target=work, args=arguments, daemon=True)
+    started = forkserver_context("fa.training.transports.rpc.worker").Process(target=work, args=arguments, daemon=True)
     started.start()
     return started
 
 
 def plain_worker(rank: int, port: int) -> None:
-    forkserver.end_with_parent()
+    exit_when_parent_dies()
     torch.set_num_threads(1)
     worker.work(rank, LOOPBACK, port)
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, figure_module
-from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, supp01
+from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra07, supp01
 from fa.experiments.figures.extras_common import RULES, SAME_LENGTH, compared
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
@@ -151,7 +151,7 @@ def test_extra_2_chooses_on_validation_images_and_tests_at_that_rate_with_three_
     new = [cell.config for cell in whole.cells[len(study.cells) :]]
     assert {config.seed for config in new} == {2021, 2022, 2023}
     assert {config.validation for config in new} == {0.0}
-    assert {config.lr for config in new if config.options.get("formulation")} == {0.2}
+    assert {config.lr for config in new if config.rule == "fa"} == {0.2}
     assert len(new) == 3 * len(RULES)
     own = extra02.tested(extra02.study("quick", seeds=[2021]), rates, [2021])
     assert {cell.config.seed for cell in own.cells} == {2021}
@@ -293,6 +293,45 @@ def test_extra_5_compares_combinations_with_rules_alone_and_with_their_control()
     assert [len(axes.get_yticks()) for axes in panels] == [len(names)] * 2
 
 
+# Extra 7
+
+
+def test_extra_7_sets_the_rate_and_the_length_of_a_step() -> None:
+    configs = {cell.case.label: cell.config for cell in extra07.study("paper").cells}
+    rates = {label: config.lr for label, config in configs.items()}
+    assert rates == dict.fromkeys(extra07.LOOKS, 0.2) | {
+        extra07.KRUM_SLOWER: 0.05,
+        extra07.FA_SLOWER: 0.05,
+        extra07.UNIT: 0.375,
+    }
+    assert {config.seed for config in configs.values()} == {2021}
+    assert [label for label, config in configs.items() if config.byzantine == 0] == [extra07.CEILING]
+    assert configs[extra07.FA] in figure_module("fig04").study("paper").configs
+
+
+@pytest.mark.parametrize(
+    ("slower", "unit", "margin", "expected"),
+    [
+        (0.79, 0.7, 0.02, [HOLDS, HOLDS]),
+        (0.9, 0.7, 0.02, [HOLDS, HOLDS]),
+        (0.7, 0.79, 0.02, [NOT, NOT]),
+        (0.77, 0.77, 0.04, [HOLDS, NOT]),  # within the margin
+        (0.1, 0.9, 0.02, [NOT, NOT]),
+    ],
+)
+def test_extra_7_tells_the_rate_from_the_subspace(
+    slower: float, unit: float, margin: float, expected: list[str]
+) -> None:
+    study = extra07.study("smoke")
+    numbers = table(study, {extra07.FA: 0.8, extra07.KRUM_SLOWER: slower, extra07.UNIT: unit})
+    claims = extra07.claims(numbers, 0.1, margin)
+    assert verdicts(claims) == expected
+    assert {0.8, slower} <= set(texts.numbers(claims[0].measured))
+    (panel,) = extra07.draw(numbers, "title").axes
+    assert [line.get_label() for line in panel.lines] == list(extra07.LOOKS)
+    assert verdicts(extra07.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
+
+
 # The notebooks, the report and the supplement
 
 
@@ -354,7 +393,7 @@ def test_the_supplement_runs_on_a_folder_of_the_same_shape(tiny: Path, tmp_path:
     check_files(tmp_path, "supp01_tiny_imagenet")
     about = json.loads((tmp_path / "supp01_tiny_imagenet.json").read_text())
     assert {(run["dataset"], run["lr"]) for run in about["runs"].values()} == {("tiny-imagenet", 0.1)}
-    assert len(about["runs"]) == 33
+    assert len(about["runs"]) == 36
     claims = pd.read_csv(tmp_path / "supp01_tiny_imagenet.claims.csv")
     assert claims["measured"].str.startswith(DATASETS["tiny-imagenet"]).all()
 

@@ -68,10 +68,11 @@ def test_the_table_is_of_all_workers_and_of_the_gradients_that_were_sent(watched
 @pytest.mark.parametrize(
     ("values", "verdicts"),
     [
-        ({"fa": 0.95, "mean": 0.1, "fa_one": 0.1, "any": 0.5}, [HOLDS, HOLDS]),
-        ({"fa": 0.95, "mean": 0.95, "fa_one": 0.1, "any": 0.5}, [NOT, HOLDS]),
-        ({"fa": 0.8, "mean": 0.1, "fa_one": 0.1, "any": 0.5}, [NOT, NOT]),  # no spike
-        ({"fa": 0.4, "mean": 0.1, "fa_one": 0.1, "any": 0.5}, [NOT, NOT]),
+        ({"fa": 0.95, "mean": 0.1, "fa_one": 0.1, "any": 0.5}, [HOLDS]),
+        ({"fa": 0.95, "mean": 0.1, "fa_one": 0.1, "any": 0.96}, [HOLDS]),  # the random span decides nothing
+        ({"fa": 0.95, "mean": 0.935, "fa_one": 0.1, "any": 0.5}, [NOT]),  # both spike
+        ({"fa": 0.8, "mean": 0.1, "fa_one": 0.1, "any": 0.5}, [NOT]),  # no spike
+        ({"fa": 0.4, "mean": 0.1, "fa_one": 0.1, "any": 0.5}, [NOT]),
     ],
 )
 def test_verdicts_follow_from_the_honest_workers_values(values, verdicts):
@@ -83,7 +84,7 @@ def test_verdicts_follow_from_the_honest_workers_values(values, verdicts):
 def test_a_spike_for_one_of_the_numbers_of_faulty_workers_is_one_in_part():
     rows = table({"fa": 0.95, "mean": 0.1, "fa_one": 0.1, "any": 0.5})
     rows.loc[(rows["basis"] == "fa") & (rows["f"] == 3), "value"] = 0.4
-    assert [claim.verdict for claim in fig03.claims(rows)] == [IN_PART, IN_PART]
+    assert [claim.verdict for claim in fig03.claims(rows)] == [IN_PART]
 
 
 def test_what_is_written_is_the_same_each_time(watched, tmp_path):

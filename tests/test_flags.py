@@ -59,17 +59,17 @@ def test_a_levels_resolution_is_that_of_its_own_terms():
     """Three of five gradients are reproduced: each may hide sqrt(1e-12), once; a close pair hides its term."""
     G = np.diag([1.0, 2, 3, 4, 5]) @ np.eye(5, 20)
     inner, outer = flags.solve(G, (1, 3)).levels
-    assert inner.resolution == pytest.approx(1e-6)
-    assert outer.resolution == pytest.approx(irls.solve(G, m=3).resolution) == pytest.approx(3e-6)
+    assert inner.objective_error_bound == pytest.approx(1e-6)
+    assert outer.objective_error_bound == pytest.approx(irls.solve(G, m=3).objective_error_bound) == pytest.approx(3e-6)
     G = normal(5, 20)
     G[1] = G[0] + 1e-8 * normal(1, 20, seed=1)[0]
     (level,) = flags.solve(G, (1,), lam=2.0).levels
-    assert level.resolution == pytest.approx(2 * 2.0 / 4, rel=1e-5)
+    assert level.objective_error_bound == pytest.approx(2 * 2.0 / 4, rel=1e-5)
 
 
 def test_one_level_takes_the_steps_of_irls():
     gram, _ = measure(torch.from_numpy(normal(6, 20) + 0.3))
-    problem = irls.pose(gram, 2, 1.0, 3.0)
+    problem = irls.build_problem(gram, 2, 1.0, 3.0)
     Y = np.linalg.qr(normal(6, 6, seed=1))[0]
     ours = flags.step(problem, (2,), Y)[:, :2]
     theirs = irls.step(problem, problem.weights(problem.residuals(Y[:, 2:]))).Y
@@ -81,11 +81,11 @@ def test_every_step_lowers_the_objective_from_wherever_it_starts(a):
     """Whatever random flag it starts at; the steps from IRLS's end, where little is left to gain, could hide a rise."""
     dims = (1, 2, 4, 6)
     for seed in range(5):
-        problem = irls.pose(measure(torch.from_numpy(normal(8, 12, seed)))[0], dims[-1], 0.0, a)
+        problem = irls.build_problem(measure(torch.from_numpy(normal(8, 12, seed)))[0], dims[-1], 0.0, a)
         Y = np.linalg.qr(normal(8, 8, seed=seed + 100))[0]
         smoothed = []
         for _ in range(20):
-            smoothed.append(sum(problem.smoothed(problem.residuals(Y[:, m:])) for m in dims))
+            smoothed.append(sum(problem.smoothed_objective(problem.residuals(Y[:, m:])) for m in dims))
             Y = flags.step(problem, dims, Y)
         assert (np.diff(smoothed) <= 1e-10 * smoothed[0]).all()
         assert smoothed[-1] < smoothed[0] - 0.5
@@ -113,7 +113,7 @@ def test_what_must_always_hold(seed, p, n, dims, lam, a):
     for level, m in zip(flag.levels, dims, strict=True):
         np.testing.assert_allclose(level.values, objective.values(G, Y[:, :m]), atol=1e-9)
         assert level.objective == pytest.approx(
-            objective.value(G, Y[:, :m], lam=lam, a=a), abs=3 * level.resolution + 1e-7
+            objective.value(G, Y[:, :m], lam=lam, a=a), abs=3 * level.objective_error_bound + 1e-7
         )
 
 
@@ -142,7 +142,7 @@ def test_polar_steps_from_its_end_gain_nothing():
     X = (G / np.linalg.norm(G, axis=1, keepdims=True)).T
     end = np.linalg.qr(X)[0].T @ basis(G, flag)  # in the basis of unit_in_span
     before, after = (polar_steps(G, (1, 3), 2.0, end, steps) for steps in (0, 200))
-    assert before == pytest.approx(flag.objective, abs=sum(level.resolution for level in flag.levels))
+    assert before == pytest.approx(flag.objective, abs=sum(level.objective_error_bound for level in flag.levels))
     assert after >= before - 1e-9
 
 

@@ -21,7 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 import fa  # noqa: E402
 from fa.interop.flower import Strategy  # noqa: E402
 from fa.rules.decision import NOT_FINITE  # noqa: E402
-from fa.utils.validation import ConditionError  # noqa: E402
+from fa.utils.validation import TooFewWorkersError  # noqa: E402
 from tests.texts import numbers  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
@@ -149,7 +149,7 @@ def test_clients_that_fail_are_not_there() -> None:
 
     rule = fa.make_rule("krum", f=2)
     same(a_round(Strategy(rule), failing)[0], expected(rule, without=(99, 8)))
-    with pytest.raises(ConditionError, match=r"^krum\b.*\b2f \+ 3\b.*\b7\b.*\b3\b"):
+    with pytest.raises(TooFewWorkersError, match=r"^krum\b.*\b2f \+ 3\b.*\b7\b.*\b3\b"):
         a_round(Strategy(fa.make_rule("krum", f=3)), failing)
     everybody = lambda node, message, model: Message(Error(0, "no memory"), reply_to=message)  # noqa: E731
     assert a_round(Strategy("median"), everybody) == (None, None)

@@ -177,7 +177,7 @@ def test_krum_before_a_rule_keeps_the_best_and_takes_the_lowest_of_equals():
 
 def test_distances_from_inner_products_are_never_negative():
     K = np.array([[1.0, 1.0 + 1e-15], [1.0 + 1e-15, 1.0]])
-    assert (Gram.of(K).D2 >= 0).all()
+    assert (Gram.from_inner_products(K).D2 >= 0).all()
 
 
 def test_a_row_that_counts_as_zero_does_not_move_the_scale_of_the_others():

@@ -69,7 +69,7 @@ def test_the_objective_differs_from_the_smoothed_one_by_less_than_its_resolution
     G = normal(5, 30)
     G[3] = G[2]
     solution = irls.solve(G, m=4, max_iter=50)
-    assert solution.objective <= solution.history[-1] <= solution.objective + solution.resolution + 1e-12
+    assert solution.objective <= solution.history[-1] <= solution.objective + solution.objective_error_bound + 1e-12
 
 
 def test_the_default_m_is_the_papers():
@@ -112,7 +112,7 @@ def test_a_pair_too_close_for_its_direction_is_left_out_and_the_resolution_says_
     expected = irls.solve(equal, m=2, lam=3.0)
     assert solution.objective == pytest.approx(expected.objective, rel=1e-6)
     left_out = 2 * 3.0 / 3 * (not np.array_equal(near[0], near[1]))
-    assert solution.resolution == pytest.approx(expected.resolution + left_out)
+    assert solution.objective_error_bound == pytest.approx(expected.objective_error_bound + left_out)
 
 
 @pytest.mark.parametrize("distance", [1e-4, 3e-6])
@@ -122,7 +122,7 @@ def test_a_pair_as_close_as_its_direction_can_be_known_counts(distance):
     solution = irls.solve(near, m=2, lam=3.0)
     Y = near.T @ solution.coefficients
     assert solution.objective == pytest.approx(eq5(near, np.linalg.qr(Y)[0], 3.0), rel=1e-4)
-    assert solution.resolution < 1
+    assert solution.objective_error_bound < 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fa import kernels
-from fa.gradients.gram import Landing, measure
+from fa.gradients.gram import IncrementalGram, measure
 from fa.rules import make_rule
 
 
@@ -17,19 +17,19 @@ def normal(p: int, n: int) -> np.ndarray:
 def test_rows_that_land_one_by_one_give_the_bits_of_one_pass(p: int, n: int) -> None:
     generator = np.random.default_rng(p)
     G = torch.from_numpy(generator.standard_normal((p, n)).astype(np.float32))
-    landing = Landing(G)
+    landing = IncrementalGram(G)
     for row in generator.permutation(p):
-        landing.land(int(row))
-    assert np.array_equal(landing.products(), kernels.gram(G))
+        landing.add_row(int(row))
+    assert np.array_equal(landing.matrix(), kernels.gram(G))
 
 
 def test_a_row_may_not_land_or_not_be_finite() -> None:
     G = torch.from_numpy(normal(6, 300))
-    landing, part = Landing(G), torch.cat([G[:2], G[3:]])
+    landing, part = IncrementalGram(G), torch.cat([G[:2], G[3:]])
     for row in (5, 0, 3, 1, 4):
-        landing.land(row)
+        landing.add_row(row)
     G[2] = torch.nan
-    landing_K = landing.products()
+    landing_K = landing.matrix()
     rest = [0, 1, 3, 4, 5]
     assert np.array_equal(landing_K[np.ix_(rest, rest)], kernels.gram(part))
     gram, finite = measure(G, landing_K)
@@ -50,9 +50,9 @@ def test_products_that_are_known_are_not_taken_again(monkeypatch: pytest.MonkeyP
 def test_products_that_have_cancelled_are_taken_again_in_float64() -> None:
     """A common offset of 1000: float32 products lose the distances."""
     G = torch.from_numpy(normal(5, 300) + 1000)
-    landing = Landing(G)
+    landing = IncrementalGram(G)
     for row in range(5):
-        landing.land(row)
-    gram, _ = measure(G, landing.products())
+        landing.add_row(row)
+    gram, _ = measure(G, landing.matrix())
     wide = G.double().numpy()
     np.testing.assert_allclose(gram.D2 * gram.scale**2, np.square(wide[:, None] - wide[None]).sum(axis=2), rtol=1e-6)

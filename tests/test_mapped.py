@@ -298,7 +298,7 @@ def test_an_interruption_leaves_the_result_of_before(tmp_path: Path) -> None:
     layout = memory_map.layout(path)
 
     def interrupted() -> None:
-        with memory_map.new_direction(out, layout, 4) as d:
+        with memory_map.create_output(out, layout, 4) as d:
             d[:2] = 1
             raise KeyboardInterrupt
 

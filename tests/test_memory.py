@@ -11,10 +11,10 @@ SCRIPT = """
 import resource
 import sys
 
-from fa.utils.malloc import keep_freed
+from fa.utils.malloc import retain_freed_memory
 
 if sys.argv[1] == "keep":
-    assert keep_freed()
+    assert retain_freed_memory()
 
 
 def faults():

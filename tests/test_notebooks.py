@@ -135,7 +135,7 @@ def test_a_run_that_fails_is_named_at_the_end_and_the_next_figure_is_done(
     assert re.match(r"fa: fig02_mean_tolerance: mean\b.*\bf = 0, seed 2021: .*ValueError: no reason", first)
     assert re.match(r"fa: fig04_byzantine_workers: fa\b.*\breleased\b.*\bf = 1, seed 2021: .*ValueError", second)
     assert "3 of 4 " in done.stdout
-    assert "32 of 33 " in done.stdout
+    assert "35 of 36 " in done.stdout
     study = figure_module("fig02").study("smoke", tmp_path)
     with pytest.raises(ValueError, match=r"\b1 of 4\b.*\bmean, f = 0, .*no reason"):
         study.run()

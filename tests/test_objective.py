@@ -92,7 +92,7 @@ def test_it_is_what_irls_reports(seed, lam, a, m):
     solution = irls.solve(G, m=m, lam=lam, a=a)
     Y = np.linalg.qr(G.T @ solution.coefficients)[0]
     found = objective.value(G, Y, lam, a=a)
-    assert abs(found - solution.objective) <= 2 * solution.resolution + 1e-8
+    assert abs(found - solution.objective) <= 2 * solution.objective_error_bound + 1e-8
     np.testing.assert_allclose(objective.values(G, Y), solution.values, atol=1e-9)
 
 

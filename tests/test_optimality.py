@@ -151,7 +151,7 @@ def test_the_curvature_is_that_of_the_objective_along_geodesics(seed, p, n, lam,
     """Second differences of IRLS' own smoothed objective at its first step, in every direction at once."""
     G = shifted(p, n, seed)
     solution = irls.solve(G, m=1, lam=lam, a=a, max_iter=1)
-    problem = irls.pose(solution.gram, 1, lam, a)
+    problem = irls.build_problem(solution.gram, 1, lam, a)
     ours = optimality.second_order(solution)
     unit = problem.basis.T @ solution.gram.cosines
     Y = np.linalg.qr(unit @ (solution.gram.norms[:, None] * solution.coefficients))[0]
@@ -160,7 +160,7 @@ def test_the_curvature_is_that_of_the_objective_along_geodesics(seed, p, n, lam,
 
     def objective(angle, direction):
         turned = np.cos(angle) * Y + np.sin(angle) * direction[:, None]
-        return problem.smoothed(problem.residuals(np.linalg.svd(turned)[0][:, 1:]))
+        return problem.smoothed_objective(problem.residuals(np.linalg.svd(turned)[0][:, 1:]))
 
     h = 1e-4
     second = sum((objective(h, z) + objective(-h, z) - 2 * objective(0.0, z)) / h**2 for z in Z.T)

@@ -22,7 +22,7 @@ from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import Case, Results, Study, make_study
 from fa.experiments.runs.variants import VARIANTS
 from fa.training import TrainConfig, train
-from fa.utils.plugins import shown
+from fa.utils.plugins import display_name
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RULE = f"{EXAMPLES / 'geometric_median.py'}:GeometricMedian"
@@ -157,8 +157,8 @@ def test_an_attack_replaces_the_figures_and_the_figure_says_so() -> None:
     study = fig05.study("smoke", attack=ATTACK)
     assert {config.attack for config in study.configs} == {ATTACK}
     assert study.folder.name == "smoke-custom"
-    assert shown(ATTACK) == "SHIFTED (shifted_mean.py)"
-    assert shown(ATTACK) in study.title()
+    assert display_name(ATTACK) == "SHIFTED (shifted_mean.py)"
+    assert display_name(ATTACK) in study.title()
     numbers = table(study)
     assert set(numbers["attack"]) == {ATTACK}
     heading = fig05.draw(numbers, study.title()).get_suptitle()
@@ -180,7 +180,7 @@ def test_extra_3_has_one_more_attack() -> None:
     assert study.folder.name == "smoke-custom"
     numbers = table(study)
     cells = extra03.cells(numbers, 4)
-    assert list(cells.columns) == [*extra03.ATTACKS.values(), shown(ATTACK)]
+    assert list(cells.columns) == [*extra03.ATTACKS.values(), display_name(ATTACK)]
     assert list(cells.index)[-2:] == ["Geometric median", extra03.SAME_LENGTH]
     plain = numbers[numbers["attack"] != ATTACK]
     assert extra03.claims(numbers, 0.05) == extra03.claims(plain, 0.05)
@@ -240,7 +240,7 @@ def test_a_sweep_names_the_line_too(tmp_path: Path) -> None:
     (key,) = user_rules.enter([f"{file}:Fails"])
     (outcome,) = make_study("fig04", "smoke", [Case(key, 1)], tmp_path).sweep(progress=False)
     assert outcome.record is None
-    assert str(outcome).startswith(f"{shown(key)}, f = 1, seed 2021: ")
+    assert str(outcome).startswith(f"{display_name(key)}, f = 1, seed 2021: ")
     assert re.search(r"\bmy_rule\.py\b.*\b5: ZeroDivisionError\b", str(outcome))
 
 
@@ -250,7 +250,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     why = CliRunner(env={"COLUMNS": "200"}).invoke(cli, explain, catch_exceptions=False)
     (line,) = why.stderr.splitlines()
     assert line.startswith("fig02_mean_tolerance: --rule ")
-    assert why.stdout.count(shown(RULE)) == 3
+    assert why.stdout.count(display_name(RULE)) == 3
     for arguments, message in (
         (["sweep", "fig02", "--rule", RULE], r"--rule\b.*\bfig02_mean_tolerance\b"),
         (["reproduce", "theory01", "fig07", "--attack", "zero"], r"--attack\b.*\bfig07_augmented_data\b"),

@@ -72,7 +72,9 @@ def test_every_step_lowers_the_smoothed_objective(seed, p, n, m, lam, a, name):
     assert (np.diff(solution.history) <= 0).all()
     Y = solution.Y
     np.testing.assert_allclose(Y.T @ Y, np.eye(Y.shape[1]), atol=1e-12)
-    assert solution.objective == pytest.approx(objective.value(G, Y, lam, name, a), rel=1e-6, abs=solution.resolution)
+    assert solution.objective == pytest.approx(
+        objective.value(G, Y, lam, name, a), rel=1e-6, abs=solution.objective_error_bound
+    )
     np.testing.assert_allclose(solution.values, objective.values(G, Y), atol=1e-9)
     assert solution.objective <= solution.history[-1] + 1e-9
     assert solution.coefficients is None
@@ -147,7 +149,9 @@ def test_a_gradient_near_nothing_counts_by_its_direction(name):
     G = np.random.default_rng(0).standard_normal((4, 10))
     G[0] *= 1e-200
     solution = irls.solve(G, m=2, lam=0.05, regularizer=name, max_iter=10)
-    assert solution.objective == pytest.approx(objective.value(G, solution.Y, 0.05, name), abs=solution.resolution)
+    assert solution.objective == pytest.approx(
+        objective.value(G, solution.Y, 0.05, name), abs=solution.objective_error_bound
+    )
     assert solution.values[0] == pytest.approx(objective.values(G, solution.Y)[0])
 
 

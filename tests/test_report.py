@@ -11,8 +11,8 @@ from click.testing import CliRunner
 
 from fa.cli import cli, main
 from fa.experiments import FIGURES, figure_module
-from fa.experiments.reporting.claims import NOT, REPRODUCED
-from fa.experiments.reporting.report import STATEMENTS, write
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE
+from fa.experiments.reporting.report import ONE_RUN, REDUCED, REPRODUCED, STATEMENTS, worded, write
 
 QUICK = Path(__file__).parents[1] / "figures" / "quick"
 
@@ -35,7 +35,9 @@ def test_every_claim_has_a_row_and_every_figure_its_section(folder: Path) -> Non
     claims = rows(report)
     assert list(dict.fromkeys(row[0] for row in claims)) == [f"C{i}" for i in range(1, 17)]
     with (folder / "fig04_byzantine_workers.claims.csv").open(newline="") as file:
-        of_fig04 = [[c["number"], c["words"], c["measured"], f"**{c['verdict']}**"] for c in csv.DictReader(file)]
+        claimed = list(csv.DictReader(file))
+    provenance = json.loads((folder / "fig04_byzantine_workers.json").read_text())
+    of_fig04 = [[c["number"], c["words"], c["measured"], f"**{worded(c['verdict'], provenance)}**"] for c in claimed]
     assert [row[:3] + row[4:] for row in claims if "fig04" in row[3]] == of_fig04
     untested, *rest = next(row for row in claims if row[0] == "C10")[2:]
     assert rest == ["", ""]
@@ -49,7 +51,7 @@ def test_every_claim_has_a_row_and_every_figure_its_section(folder: Path) -> Non
     ):
         assert said in report
     for link in re.findall(r"\]\(([^)#]+)\)", report):
-        assert (folder / link).exists()
+        assert ((QUICK if link.startswith("..") else folder) / link).exists()
     for anchor in re.findall(r"\]\(#([^)]+)\)", report):
         assert f'<a id="{anchor}"></a>' in report
 
@@ -82,11 +84,29 @@ def test_the_page_has_the_same_table(folder: Path) -> None:
 
 def test_a_verdict_is_that_of_the_figure(folder: Path) -> None:
     claims = folder / "fig02_mean_tolerance.claims.csv"
-    assert REPRODUCED in claims.read_text()
-    claims.write_text(claims.read_text().replace(REPRODUCED, NOT).replace("f = 0", "f = 0 | 1"))
+    (cells,) = csv.DictReader(claims.read_text().splitlines())
+    with claims.open("w", newline="") as file:
+        writer = csv.DictWriter(file, cells)
+        writer.writeheader()
+        writer.writerow(cells | {"verdict": NOT, "measured": f"f = 0 | 1 {cells['measured']}"})
     row = next(line for line in write(folder).read_text().splitlines() if line.startswith("| C1 "))
-    assert row.endswith(f"| **{NOT}** |")
+    assert row.endswith(f"| **{REDUCED[NOT]}** |")
     assert "f = 0 \\| 1" in row  # a bar does not break the table
+
+
+@pytest.mark.parametrize("verdict", [HOLDS, IN_PART, NOT, UNTESTABLE])
+def test_a_verdict_says_the_size_and_the_number_of_seeds(verdict: str) -> None:
+    def words(figure: str, profile: str, **about: int) -> str:
+        return worded(verdict, {"figure": figure, "profile": profile} | about)
+
+    for profile in ("smoke", "quick", "cpu"):
+        assert words("fig04_x", profile, seeds=3) == REDUCED[verdict]
+    assert words("fig04_x", "paper", seeds=1) == words("fig04_x", "paper") == ONE_RUN[verdict]
+    assert words("fig04_x", "paper", seeds=3) == REPRODUCED[verdict]
+    assert words("theory06_x", "quick") == REPRODUCED[verdict]  # theory has no size
+    if verdict != UNTESTABLE:
+        assert len({REDUCED[verdict], ONE_RUN[verdict], REPRODUCED[verdict]}) == 3
+    assert worded(OPEN, {"figure": "extra05_x", "profile": "quick"}) == OPEN
 
 
 def test_the_statements_name_figures_and_notebooks_that_there_are() -> None:

@@ -25,7 +25,7 @@ from fa.training.records import USED
 from fa.training.transports.base import Cluster
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc.server import NEW, Remote, Sent, exchange
-from fa.utils.validation import ConditionError
+from fa.utils.validation import TooFewWorkersError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, wait_until
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
@@ -113,7 +113,7 @@ def test_ends_where_too_few_are_left() -> None:
         for rank in range(3):
             os.kill(process(rank), signal.SIGKILL)
 
-    with pytest.raises(ConditionError, match=r"\b[67]: .*\bmulti_krum\b"):
+    with pytest.raises(TooFewWorkersError, match=r"\b[67]: .*\bmulti_krum\b"):
         train(config, cluster=Cluster(), progress=at(5, kill))
     assert not multiprocessing.active_children()
 

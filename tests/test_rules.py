@@ -14,7 +14,7 @@ from fa import RULES, aggregate, make_rule
 from fa.gradients.gram import measure
 from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import StepContext, apply_preaggregators
-from fa.utils.validation import ConditionError
+from fa.utils.validation import TooFewWorkersError
 from tests import reference
 from tests.tensors import DEVICE
 
@@ -353,9 +353,9 @@ def test_when_the_condition_no_longer_holds_the_error_says_why():
     G[0] = G[1] = G[2] = G[3] = np.nan
     aggregate(G, "bulyan", f=3)  # p' = 11, f' = 0
     G = np.vstack([normal(7, 9), np.full((1, 9), np.nan)])
-    with pytest.raises(ConditionError, match=rf"\bbulyan\b.*\b4f \+ 3\b.*\b7\b.*\b2\b.*\b1 of 8\b.*{NOT_FINITE}"):
+    with pytest.raises(TooFewWorkersError, match=rf"\bbulyan\b.*\b4f \+ 3\b.*\b7\b.*\b2\b.*\b1 of 8\b.*{NOT_FINITE}"):
         aggregate(np.vstack([G, G[:0]]), "bulyan", f=3)
-    with pytest.raises(ConditionError, match=rf"^G must .*{NOT_FINITE}"):
+    with pytest.raises(TooFewWorkersError, match=rf"^G must .*{NOT_FINITE}"):
         aggregate(np.full((3, 4), np.inf), "mean")
 
 
@@ -419,12 +419,12 @@ def test_bucketing_changes_with_the_iteration_and_comes_back():
     ],
 )
 def test_a_rule_refuses_where_its_condition_does_not_hold(name, p, f, needed):
-    with pytest.raises(ConditionError, match=rf"\b{name}\b.*\b{needed}\b.*\b{p}\b.*\b{f}\b"):
+    with pytest.raises(TooFewWorkersError, match=rf"\b{name}\b.*\b{needed}\b.*\b{p}\b.*\b{f}\b"):
         aggregate(normal(p, 5), name, f=f)
 
 
 def test_the_condition_holds_after_the_steps_before_too():
-    with pytest.raises(ConditionError, match=r"\bbulyan\b.*\b12\b.*\b3\b.*\bkrum\b"):
+    with pytest.raises(TooFewWorkersError, match=r"\bbulyan\b.*\b12\b.*\b3\b.*\bkrum\b"):
         aggregate(normal(15, 5), "bulyan", f=3, preaggregators="krum")
 
 

@@ -46,7 +46,7 @@ def gradients(p, n, seed=0, kind="plain"):
 
 
 def posed(G, m, lam=0.0, a=2.0):
-    return irls.pose(measure(torch.from_numpy(G))[0], m, lam, a)
+    return irls.build_problem(measure(torch.from_numpy(G))[0], m, lam, a)
 
 
 def basis(n, m, seed):

@@ -10,7 +10,7 @@ from fa import RULES, make_rule
 from fa.rules import Aggregate, Rule
 from fa.rules.decision import NOT_FINITE
 from fa.sharded import Shards
-from fa.utils.validation import ConditionError
+from fa.utils.validation import TooFewWorkersError
 from tests.groups import in_processes
 
 P = 4
@@ -79,9 +79,9 @@ def refuses(shards: Shards, rank: int) -> None:
     for regularizer in ("l1", "rows"):
         with pytest.raises(ValueError, match=f"^regularizer must be .*'pairwise'.*'group'.*'{regularizer}'"):
             shards.aggregate(g, make_rule("fa", lam=1.0, regularizer=regularizer))
-    with pytest.raises(ConditionError, match=r"\bbulyan\b.*\b4f \+ 3\b"):
+    with pytest.raises(TooFewWorkersError, match=r"\bbulyan\b.*\b4f \+ 3\b"):
         shards.aggregate(g, make_rule("bulyan", f=1))
-    with pytest.raises(ConditionError, match=f"^G must .*{NOT_FINITE}"):
+    with pytest.raises(TooFewWorkersError, match=f"^G must .*{NOT_FINITE}"):
         shards.aggregate(g * torch.nan, make_rule("median"))
     with pytest.raises(ValueError, match=r"^g must be .*\b7 of float32\b.*\b9 of float32\b"):
         shards.aggregate(torch.ones(9 if rank == 1 else 7), make_rule("mean"))

@@ -62,7 +62,6 @@ def test_a_saved_run_is_found_and_read_back(runs: RunStore) -> None:
         {"validation": 0.2},
         {"precision": "bfloat16"},
         {"accumulate": 2},
-        {"layers": "fast"},
     ],
 )
 def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, change: dict) -> None:
@@ -71,6 +70,21 @@ def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, chang
     assert runs.find(other) is None
     assert re.search(rf"\b{next(iter(change))} \(", runs.why(other))
     assert not any(re.search(rf"\b{name} \(", runs.why(other)) for name in vars(CONFIG).keys() - change.keys())
+
+
+def test_a_run_with_the_fast_layers_is_found_among_those_with_torchs_layers_and_not_the_other_way(
+    runs: RunStore, tmp_path: Path
+) -> None:
+    fast = replace(CONFIG, layers="fast")
+    assert runs.find(fast) is None
+    slow = runs.save(finished())
+    assert runs.find(fast) == slow
+    assert RunStore(tmp_path / "other", runs.root).find(fast) == slow
+    quick = runs.save(finished(fast))
+    assert runs.find(fast) == quick != slow
+    assert runs.find(CONFIG) == slow
+    (only_fast := RunStore(tmp_path / "fast")).save(finished(fast))
+    assert only_fast.find(CONFIG) is None
 
 
 def test_other_data_or_code_is_another_run(runs: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 import fa
 from fa.rules import ColumnDecision
-from fa.utils.blas import on_one_thread
+from fa.utils.blas import single_threaded
 
 
 def threads():
@@ -29,7 +29,7 @@ class Watching(fa.Rule):
         return ColumnDecision(weights=np.ones(gram.p))
 
 
-@on_one_thread
+@single_threaded
 def fail():
     raise ValueError
 
@@ -48,7 +48,7 @@ fa.flags.solve(G, dims=(1, 3))
 print("solvers", seen)
 
 
-@on_one_thread
+@single_threaded
 def meet():
     barrier.wait()
 

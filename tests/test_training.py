@@ -173,7 +173,7 @@ def reference_gradient(worker: Worker, model: nn.Module, config: TrainConfig, it
     """The same worker's gradient by plain autograd on an untouched copy of the model, in the row's order."""
     images, labels = worker.minibatch(iteration)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seeds.derive("dropout", config.seed, worker.rank, iteration))
+        torch.manual_seed(seeds.derive_seed("dropout", config.seed, worker.rank, iteration))
         loss = F.cross_entropy(model(images), labels)
     row = torch.empty(sum(parameter.numel() for parameter in model.parameters()))
     gradients = torch.autograd.grad(loss, list(model.parameters()))
@@ -260,7 +260,7 @@ def test_the_mean_of_one_worker_is_ordinary_training(data: Dataset) -> None:
         images, labels = transport.workers[0].minibatch(iteration)
         optimizer.zero_grad()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeds.derive("dropout", config.seed, 0, iteration))
+            torch.manual_seed(seeds.derive_seed("dropout", config.seed, 0, iteration))
             F.cross_entropy(model(images), labels).backward()
         optimizer.step()
     expected = torch.empty_like(parameters)

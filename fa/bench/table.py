@@ -30,7 +30,7 @@ def table(rows: Sequence[Row]) -> Table:
     for row in (*ours, *(row for row in rows if row.by == PAPER)):
         numbers = f"{1e3 * row.seconds:.3g} {row.over_mean:.2f} {row.gigabytes_per_second:.1f} {1e3 * row.first:.3g}"
         others = (_times(found.get((row.rule, by)), row) for by in _WHOM)
-        table.add_row(plugins.shown(row.rule), *numbers.split(), str(row.repeats), *others)
+        table.add_row(plugins.display_name(row.rule), *numbers.split(), str(row.repeats), *others)
     return table
 
 
@@ -68,10 +68,10 @@ def summary(rows: Sequence[Row]) -> Iterator[str]:
     for varied, at in (("n", f"p = {USUAL}"), ("p", f"n = {MIDDLE:,}")):
         exponents = slopes(rows, varied)
         if exponents:
-            told = ", ".join(f"{plugins.shown(rule)} {slope:.2f}" for rule, slope in exponents.items())
+            told = ", ".join(f"{plugins.display_name(rule)} {slope:.2f}" for rule, slope in exponents.items())
             yield f"time grows as {varied} to the power of, at {at}: {told}"
     last = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (MIDDLE, 60)}
     usual = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (MIDDLE, USUAL)}
     if last and usual:
-        told = ", ".join(f"{plugins.shown(rule)} {last[rule] / usual[rule]:.1f}" for rule in rules(rows))
+        told = ", ".join(f"{plugins.display_name(rule)} {last[rule] / usual[rule]:.1f}" for rule in rules(rows))
         yield f"p = 60 over p = {USUAL}, at n = {MIDDLE:,}: {told}"

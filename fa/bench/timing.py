@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fa.utils.timing import taken
+from fa.utils.timing import elapsed
 
 Call = Callable[[], object]
 
@@ -63,4 +63,4 @@ def _seconds(call: Call, device: str) -> float:
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
 
-    return taken(finished)
+    return elapsed(finished)

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from fa.utils.malloc import keep_freed
+from fa.utils.malloc import retain_freed_memory
 
 COMMANDS = {
     "train": "Train once, with faulty workers, and print the result.",
@@ -80,7 +80,7 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="fa", message="%(version)s")
 def cli() -> None:
     """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
-    keep_freed()
+    retain_freed_memory()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else connections are told of, and errors twice
 
 

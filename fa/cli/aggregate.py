@@ -34,7 +34,7 @@ def aggregate(
     """
     import torch
 
-    from fa.gradients.memory_map import new_direction, open_gradients
+    from fa.gradients.memory_map import create_output, open_gradients
     from fa.rules import make_rule
 
     its = make_rule(rule, f=f, **take(given))
@@ -46,7 +46,7 @@ def aggregate(
     its.check_workers(len(G))
     taken = out.exists() and any(out.samefile(path) for path in files)
     check("out", str(out), not taken, "another file than those of the gradients")
-    with new_direction(out, layout, G.shape[1]) as d:
+    with create_output(out, layout, G.shape[1]) as d:
         decision = its.aggregate(G, out=d).decision
     seconds = time.perf_counter() - started
     if as_json:

@@ -74,7 +74,7 @@ def _explain(study: Study, part: str | None) -> None:
     for config in study.part(part):
         finished = study.store.find(config) is not None
         options = ", ".join(f"{name}={value}" for name, value in config.options.items())
-        rule = plugins.shown(config.rule) + (f" ({options})" if options else "")
+        rule = plugins.display_name(config.rule) + (f" ({options})" if options else "")
         row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.why(config))
         table.add_row(*row)
     console = Console()

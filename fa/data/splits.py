@@ -25,7 +25,7 @@ def dirichlet(labels: Int64[Tensor, " n"], workers: int, alpha: float, least: in
     """
     check_real("alpha", alpha, 0)
     check("alpha", alpha, alpha > 0, "greater than 0")
-    rng = np.random.default_rng(seeds.derive("split", seed, 0, 0))
+    rng = np.random.default_rng(seeds.derive_seed("split", seed, 0, 0))
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in torch.unique(labels)]
     for _ in range(_DRAWS):
         shares = rng.dirichlet(np.full(workers, alpha), len(members))

@@ -1,7 +1,7 @@
-"""The gradient matrix G (p, n) by parts of its columns, all of which one holds or some of which others do.
+"""The gradient matrix G (p, n) in blocks of its columns, all of them in this process or some in others.
 
-What a pass over the coordinates finds (inner products, the largest entry of a row) is a sum or a maximum over parts, so
-that a rule need not know where the parts are.
+Inner products and the largest entry of a row are sums or maxima over blocks. A rule therefore does not depend on where
+the blocks are.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,43 +12,52 @@ import torch
 from torch import Tensor
 
 Gather = Callable[[np.ndarray], np.ndarray]
-"""A small array to those of all the holders of parts, (holders, ...), in one order and with the same bits for all."""
+"""Stack a small array of each process, (processes, ...), in the same order and with the same bits in all of them."""
 
 
-def alone(own: np.ndarray) -> np.ndarray:
-    """The `Gather` of who holds all the parts."""
-    return own[None]
+def local_only(array: np.ndarray) -> np.ndarray:
+    """Stack the array of a process that holds all blocks: the `Gather` of one process."""
+    return array[None]
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The parts (p, n_k) of G that are held here (n_k may be 0), and how to hear of those that others hold.
+class ColumnBlocks:
+    """The blocks of G in this process, and the way to combine results with other processes.
 
-    All holders must call the methods in the same order. They do so as long as what they call depends on nothing but
-    what the methods returned.
+    All processes must call the methods in the same order. They do if their calls depend only on earlier results.
     """
 
-    parts: Sequence[Tensor]
-    gather: Gather = alone
+    blocks: Sequence[Tensor]
+    """Blocks (p, n_k) of this process, at least one; n_k may be 0."""
+    gather: Gather = local_only
+    """Stacks an array of each process."""
 
     @property
     def p(self) -> int:
-        """The number of gradients."""
-        return int(self.parts[0].shape[0])
+        """Number of gradients."""
+        return int(self.blocks[0].shape[0])
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """Of the parts, which need not be of one."""
-        return {part.dtype for part in self.parts}
+        """Data types of the blocks, which may differ."""
+        return {block.dtype for block in self.blocks}
 
-    def total(self, one_pass: Callable[[Tensor], np.ndarray]) -> np.ndarray:
-        """The sum over all parts of what the pass gives."""
-        own: np.ndarray = sum((one_pass(part) for part in self.parts), np.zeros(()))
-        total: np.ndarray = self.gather(own).sum(axis=0)
+    def sum_over_blocks(self, one_pass: Callable[[Tensor], np.ndarray]) -> np.ndarray:
+        """Sum the results of a function over the blocks of all processes.
+
+        Args:
+            one_pass: Function of a block (p, n_k); its results have one shape.
+        """
+        local: np.ndarray = sum((one_pass(block) for block in self.blocks), np.zeros(()))
+        total: np.ndarray = self.gather(local).sum(axis=0)
         return total
 
-    def largest(self, one_pass: Callable[[Tensor], np.ndarray]) -> np.ndarray:
-        """The maximum over all parts of what the pass gives."""
-        own: np.ndarray = np.max([one_pass(part) for part in self.parts], axis=0)
-        largest: np.ndarray = self.gather(own).max(axis=0)
+    def max_over_blocks(self, one_pass: Callable[[Tensor], np.ndarray]) -> np.ndarray:
+        """Take the elementwise maximum of the results of a function over the blocks of all processes.
+
+        Args:
+            one_pass: Function of a block (p, n_k); its results have one shape.
+        """
+        local: np.ndarray = np.max([one_pass(block) for block in self.blocks], axis=0)
+        largest: np.ndarray = self.gather(local).max(axis=0)
         return largest

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from fa import kernels
-from fa.gradients.blocks import Columns
+from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.inputs import Gradients, by_rows, check_finite, read_groups
 from fa.kernels import symmetric
 
@@ -44,12 +44,12 @@ class Gram:
     """
 
     cosines: Square
-    lengths: PerGradient
+    scaled_norms: PerGradient
     D2: Square
     scale: float
 
     @classmethod
-    def of(cls, K: Square, exponents: PerGradient | None = None) -> "Gram":
+    def from_inner_products(cls, K: Square, exponents: PerGradient | None = None) -> "Gram":
         """From inner products, of the gradients over 2^exponents_i if given."""
         powers = np.zeros(len(K)) if exponents is None else exponents
         logs = _log2(np.diag(K)) / 2 + powers
@@ -69,26 +69,26 @@ class Gram:
     @property
     def p(self) -> int:
         """The number of gradients."""
-        return len(self.lengths)
+        return len(self.scaled_norms)
 
     @property
     def norms(self) -> PerGradient:
         """||g_i||, (p,)."""
-        return self.scale * self.lengths
+        return self.scale * self.scaled_norms
 
     @property
     def K(self) -> Square:
         """Inner products of the gradients over `scale`, (p, p)."""
-        products: np.ndarray = self.cosines * np.outer(self.near, self.near)
+        products: np.ndarray = self.cosines * np.outer(self.clipped_norms, self.clipped_norms)
         return products
 
     @property
-    def near(self) -> PerGradient:
+    def clipped_norms(self) -> PerGradient:
         """The lengths, cut where their squares would leave the range, (p,)."""
-        near: np.ndarray = np.minimum(self.lengths, _FARTHEST)
-        return near
+        clipped: np.ndarray = np.minimum(self.scaled_norms, _FARTHEST)
+        return clipped
 
-    def over_norms(self, numbers: Float64[np.ndarray, "p *k"]) -> Float64[np.ndarray, "p *k"]:
+    def divide_by_norms(self, numbers: Float64[np.ndarray, "p *k"]) -> Float64[np.ndarray, "p *k"]:
         """Coefficients on the unit gradients as those on the gradients: over ||g_i||, 0 for a gradient that is 0."""
         norms = self.norms.reshape(-1, *[1] * (numbers.ndim - 1))
         divided: np.ndarray = np.divide(numbers, norms, out=np.zeros(numbers.shape), where=norms > 0)
@@ -97,7 +97,7 @@ class Gram:
     def select(self, rows: Int[np.ndarray, " q"]) -> "Gram":
         """Of the named gradients only, in that order."""
         square = np.ix_(rows, rows)
-        return Gram(self.cosines[square], self.lengths[rows], self.D2[square], self.scale)
+        return Gram(self.cosines[square], self.scaled_norms[rows], self.D2[square], self.scale)
 
     def scaled(self, factors: PerGradient) -> "Gram":
         """Of the gradients factors_i g_i.
@@ -107,16 +107,16 @@ class Gram:
         """
         norms = self.norms * factors
         scale = 2.0 ** _usual_exponent(_log2(norms))
-        lengths = norms / scale
+        scaled_norms = norms / scale
         a = (factors * (self.scale / scale))[:, None]
-        squares = np.square(self.near)[:, None]
-        plain = replace(self, lengths=lengths).K
+        squares = np.square(self.clipped_norms)[:, None]
+        plain = replace(self, scaled_norms=scaled_norms).K
         of_products = _distances(plain)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not taken
             first, second = a * a.T * self.D2, (a - a.T) * (a * squares - (a * squares).T)
             better = np.abs(first) + np.abs(second) < np.add.outer(np.diag(plain), np.diag(plain))
             D2 = np.where(better, np.maximum(first + second, 0.0), of_products)
-        return Gram(self.cosines, lengths, D2, scale)
+        return Gram(self.cosines, scaled_norms, D2, scale)
 
     def averaged(self, R: Float64[np.ndarray, "p q"]) -> "Gram":
         """Of the q averages G^T R, each column of R summing to 1.
@@ -130,7 +130,7 @@ class Gram:
         return Gram(_cosines(K, roots), roots, np.maximum(D2, 0.0), self.scale)
 
 
-class Landing:
+class IncrementalGram:
     """K of rows of G (p, n) that land one after another, three rows of it at a time: a pass over three costs what one
     over one does. After the last row at most a third of the work is left, and less the more rows there are.
     """
@@ -141,13 +141,13 @@ class Landing:
         self._taken: list[int] = []
         self._waiting: list[int] = []
 
-    def land(self, row: int) -> None:
+    def add_row(self, row: int) -> None:
         """That row of G is there, and stays as it is."""
         self._waiting.append(row)
         if len(self._waiting) == 3:
             self._take()
 
-    def products(self) -> Square:
+    def matrix(self) -> Square:
         """K, to the bits of one pass over G: NaN in the rows that have not landed."""
         if self._waiting:
             self._take()
@@ -161,13 +161,13 @@ class Landing:
         self._K[np.ix_(self._taken, rows)] = found.T
 
 
-def measure(G: Float[Tensor, "p n"] | Columns, K: Square | None = None) -> tuple[Gram, Bool[np.ndarray, " p"]]:
+def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> tuple[Gram, Bool[np.ndarray, " p"]]:
     """The Gram matrix of the rows of G, and which of them (p,) are finite; it is NaN at those that are not.
 
     K has the inner products of a quick pass, where they are known already.
     """
-    columns = Columns((by_rows(G),)) if isinstance(G, Tensor) else G
-    K = columns.total(kernels.gram) if K is None else K.copy()
+    columns = ColumnBlocks((by_rows(G),)) if isinstance(G, Tensor) else G
+    K = columns.sum_over_blocks(kernels.gram) if K is None else K.copy()
     finite = _finite_rows(columns, K)
     if not finite.any():
         return Gram.unmeasured(columns.p), finite
@@ -176,12 +176,12 @@ def measure(G: Float[Tensor, "p n"] | Columns, K: Square | None = None) -> tuple
     if not _quick_pass_suffices(K[np.ix_(rows, rows)], columns.dtypes):
         if torch.float64 in columns.dtypes:
             exponents = _exponents(columns, finite)
-        K = columns.total(lambda part: _precise(part, exponents))
+        K = columns.sum_over_blocks(lambda part: _precise(part, exponents))
     K[~finite], K[:, ~finite] = np.nan, np.nan
-    gram = Gram.of(K, exponents)
+    gram = Gram.from_inner_products(K, exponents)
     if _cancelled(gram.select(rows), K[np.ix_(rows, rows)]):
         divide = bool(exponents.any())
-        D2 = columns.total(lambda part: _exact_distances(part, gram.scale, divide))
+        D2 = columns.sum_over_blocks(lambda part: _exact_distances(part, gram.scale, divide))
         gram = replace(gram, D2=np.minimum(D2, _FARTHEST**2))
     return gram, finite
 
@@ -197,7 +197,7 @@ def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
     return gradients, counts, gram
 
 
-def usual(norms: PerGradient) -> float:
+def median_nonzero(norms: PerGradient) -> float:
     """The median of the norms; where that is 0, of those that are not."""
     median = float(np.median(norms))
     return median if median > 0 or not norms.any() else float(np.median(norms[norms > 0]))
@@ -228,14 +228,14 @@ def _distances(K: Square) -> Square:
     return D2
 
 
-def _finite_rows(G: Columns, K: Square) -> Bool[np.ndarray, " p"]:
+def _finite_rows(G: ColumnBlocks, K: Square) -> Bool[np.ndarray, " p"]:
     """Only rows whose square is not finite are looked at again: they may have left float32's range, not the
     numbers'.
     """
     finite = np.isfinite(np.diag(K))
     doubtful = np.flatnonzero(~finite)
     if doubtful.size:
-        bad = G.largest(lambda part: np.array([not _is_finite(part[row]) for row in doubtful]))
+        bad = G.max_over_blocks(lambda part: np.array([not _is_finite(part[row]) for row in doubtful]))
         finite[doubtful] = bad == 0
     return finite
 
@@ -254,11 +254,11 @@ def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
     return bool(np.linalg.eigvalsh(_cosines(K, np.sqrt(squares)))[0] > QUICK_LIMIT)
 
 
-def _exponents(G: Columns, finite: Bool[np.ndarray, " p"]) -> PerGradient:
+def _exponents(G: ColumnBlocks, finite: Bool[np.ndarray, " p"]) -> PerGradient:
     """By which power of two each row must be divided so that its square stays within float64: 0 if all stay so."""
     largest = np.zeros(len(finite))
     rows = np.flatnonzero(finite)
-    largest[rows] = G.largest(lambda part: np.array([_largest(part[row]) for row in rows]))
+    largest[rows] = G.max_over_blocks(lambda part: np.array([_largest(part[row]) for row in rows]))
     ordinary = (largest == 0) | ((largest > _ORDINARY[0]) & (largest < _ORDINARY[1]))
     return np.zeros(len(largest)) if ordinary.all() else np.frexp(largest)[1].astype(np.float64)
 
@@ -296,6 +296,6 @@ def _exact_distances(G: Tensor, scale: float, divide: bool) -> Square:
 
 def _cancelled(gram: Gram, K: Square) -> bool:
     """Whether two gradients that are not equal, bit for bit as far as K tells, are closer than K resolves."""
-    squares = np.square(gram.near)
+    squares = np.square(gram.clipped_norms)
     equal = (np.diag(K)[:, None] == K) & (np.diag(K)[None, :] == K)
     return bool(((gram.D2 < CANCELLED * np.add.outer(squares, squares)) & ~equal).any())

@@ -180,7 +180,7 @@ def _mapped(paths: list[Path], starts: list[int], length: int, distance: int) ->
 
 
 @contextmanager
-def new_direction(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
+def create_output(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
     """A direction d (n,) of `like`'s dtype that is the file `path` once the block has ended well: .npy, or .safetensors
     with the tensors that `like` has.
 

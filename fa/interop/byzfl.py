@@ -22,7 +22,7 @@ from fa.attacks import Attack, Streams
 from fa.gradients.gram import Gram
 from fa.rules import RULES, ColumnDecision, Rule, make_rule
 from fa.rules.preaggregators import MixedGradients
-from fa.utils.seeds import derive, global_state
+from fa.utils.seeds import derive_seed, fork_global_rng
 from fa.utils.validation import check, check_one_of
 
 
@@ -55,7 +55,9 @@ class ByzFLRule(Rule):
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
         columns = mixed.apply_to(G) if self.steps else G
         aggregator = self._aggregator()
-        with global_state(derive("byzfl", self.seed, 0, 0), columns.device):  # CAF and SMEA draw random numbers.
+        with fork_global_rng(
+            derive_seed("byzfl", self.seed, 0, 0), columns.device
+        ):  # CAF and SMEA draw random numbers.
             wide = columns.float() if columns.dtype in (torch.float16, torch.bfloat16) else columns
             direction = aggregator(wide)
         return ColumnDecision(direction=torch.as_tensor(direction).to(columns))
@@ -114,7 +116,7 @@ def attack(name: str) -> Attack:
         excluded = set(byzantine)
         honest = G[[worker for worker in range(len(G)) if worker not in excluded]]
         for worker in byzantine:
-            with global_state(streams(worker).initial_seed(), G.device):
+            with fork_global_rng(streams(worker).initial_seed(), G.device):
                 G[worker] = torch.as_tensor(attacks[name]()(honest)).to(G)
 
     return Attack(f"byzfl:{name}", False, write)

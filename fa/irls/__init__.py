@@ -1,6 +1,6 @@
 """Solver of eq. 5: FlagIRLS in the Gram matrix, with proximal steps for the regularizers outside it."""
 
-from fa.irls.problem import FLOOR, Formulation, Problem, pose
+from fa.irls.problem import FLOOR, Formulation, Problem, build_problem
 from fa.irls.solution import DEFAULTS, FORMULATIONS, REGULARIZERS, Options, Solution
 from fa.irls.solver import State, check_m, default_m, solve, solve_gram, step, terminates
 
@@ -14,9 +14,9 @@ __all__ = [
     "Problem",
     "Solution",
     "State",
+    "build_problem",
     "check_m",
     "default_m",
-    "pose",
     "solve",
     "solve_gram",
     "step",

@@ -42,13 +42,13 @@ class Problem:
         """Eq. 5 with (1 - v)^(1/a) for the square root, of the residuals 1 - v."""
         return float(self.factors @ residuals ** (1 / self.a))
 
-    def smoothed(self, residuals: Float64[np.ndarray, " T"]) -> float:
+    def smoothed_objective(self, residuals: Float64[np.ndarray, " T"]) -> float:
         """The objective with the power's tangent at FLOOR below FLOOR: what every step lowers."""
         floored = np.maximum(residuals, FLOOR)
         below = np.minimum(residuals - FLOOR, 0.0) * FLOOR ** (1 / self.a - 1) / self.a
         return float(self.factors @ (floored ** (1 / self.a) + below))
 
-    def resolution(self, residuals: Float64[np.ndarray, " T"]) -> float:
+    def objective_error_bound(self, residuals: Float64[np.ndarray, " T"]) -> float:
         """What the objective may be off by: the terms below FLOOR may hide FLOOR^(1/a) each, a close pair all it is."""
         hidden = self.factors[residuals < FLOOR].sum() * FLOOR ** (1 / self.a)
         return float(hidden) + self.unresolved
@@ -67,7 +67,7 @@ class Problem:
         return np.bincount(self.owner, lengths, minlength=self.factors.size)
 
 
-def pose(
+def build_problem(
     gram: Gram, m: int, lam: float, a: float, formulation: Formulation = "paper", counts: Sequence[int] | None = None
 ) -> Problem:
     """Eq. 5 for these gradients, of which worker i has counts_i (None: one), in an orthonormal basis of their span."""
@@ -76,11 +76,11 @@ def pose(
     lengths, vectors = np.linalg.eigh(gram.cosines)
     kept = lengths > RANK * max(lengths[-1], 1.0)
     owner = np.repeat(np.arange(len(counts)), counts)
-    of_worker = shares(gram, owner)
-    unit = (vectors[:, kept] * np.sqrt(lengths[kept])).T * (gram.lengths > 0)
+    of_worker = norm_fractions(gram, owner)
+    unit = (vectors[:, kept] * np.sqrt(lengths[kept])).T * (gram.scaled_norms > 0)
     differences, factors = _pairs(gram, lam, formulation)
     return Problem(
-        basis=vectors[:, kept] / np.sqrt(lengths[kept]) * (gram.lengths > 0)[:, None],
+        basis=vectors[:, kept] / np.sqrt(lengths[kept]) * (gram.scaled_norms > 0)[:, None],
         terms=np.hstack([unit * of_worker, unit @ differences]),
         owner=np.concatenate([owner, len(counts) + np.arange(factors.size)]),
         factors=np.concatenate([np.bincount(owner, of_worker) > 0, factors]).astype(np.float64),
@@ -91,12 +91,12 @@ def pose(
     )
 
 
-def shares(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:
+def norm_fractions(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:
     """||g_ik|| over the Frobenius norm of all that worker i sent: 1 for an only gradient, 0 for one that is 0."""
-    together = np.sqrt(np.bincount(owner, np.square(gram.near)))[owner]
+    together = np.sqrt(np.bincount(owner, np.square(gram.clipped_norms)))[owner]
     alone = np.bincount(owner)[owner] == 1
-    several = np.divide(gram.near, together, out=np.zeros(gram.p), where=together > 0)
-    return np.where(alone, gram.lengths > 0, several)
+    several = np.divide(gram.clipped_norms, together, out=np.zeros(gram.p), where=together > 0)
+    return np.where(alone, gram.scaled_norms > 0, several)
 
 
 def complement(Y: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, "r s"]:
@@ -108,7 +108,7 @@ def complement(Y: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, "r s"]:
 def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
     """Which pairs are far enough from each other for the direction of their difference."""
     i, j = np.triu_indices(gram.p, 1)
-    squares = np.square(gram.near)
+    squares = np.square(gram.clipped_norms)
     apart: np.ndarray = gram.D2[i, j] > _EQUAL * (squares[i] + squares[j])
     return apart
 
@@ -140,5 +140,6 @@ def _pairs(
         return differences, np.full(i.size, 2 * (lam / (p * (p - 1))) ** 2)
     apart = _apart(gram)
     distances = np.where(apart, np.sqrt(gram.D2[i, j]), np.inf)
-    differences[i, columns], differences[j, columns] = gram.near[i] / distances, -gram.near[j] / distances
+    norms = gram.clipped_norms
+    differences[i, columns], differences[j, columns] = norms[i] / distances, -norms[j] / distances
     return differences, np.where(apart, 2 * lam / (p - 1), 0.0)

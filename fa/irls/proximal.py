@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fa.gradients.gram import Gram
 from fa.irls import regularizers
-from fa.irls.problem import Problem, shares
+from fa.irls.problem import Problem, norm_fractions
 
 _CHUNK = 1 << 14  # coordinates taken to float64 at a time
 _HALVINGS = 25  # of t, after which no step lowers the objective by more than rounding
@@ -50,7 +50,7 @@ class Point:
     products: Float64[np.ndarray, "q m"]
     residuals: Float64[np.ndarray, " T"]
     norm: float
-    smoothed: float
+    smoothed_objective: float
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Task:
             left += np.square(lost).sum(axis=1)
         residuals = np.bincount(self.problem.owner, left, minlength=self.problem.factors.size)
         norm = regularizers.value(self.name, torch.from_numpy(Y))
-        smoothed = self.problem.smoothed(residuals) + self.lam * norm
+        smoothed = self.problem.smoothed_objective(residuals) + self.lam * norm
         return Point(Y, raw * self.scales[:, None], residuals, norm, smoothed)
 
     def units(self, m: int) -> Basis:
@@ -99,8 +99,8 @@ def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tu
     t, T, easy = 1 / max(steepest, 1.0), np.zeros((Y.shape[1], Y.shape[1])), 0
     while len(history) < max_iter:
         found, shorter, T = _lower(task, point, t, T)
-        history.append(found.smoothed)
-        change, point = point.smoothed - found.smoothed, found
+        history.append(found.smoothed_objective)
+        change, point = point.smoothed_objective - found.smoothed_objective, found
         if change < tol:
             return point, tuple(history), True
         easy = easy + 1 if shorter == t else 0
@@ -116,7 +116,7 @@ def _lower(task: Task, point: Point, t: float, T: Square) -> tuple[Point, float,
     """
     for _ in range(_HALVINGS if point.Y.size else 0):
         Z, T = proximal_step(task, point, t, T)
-        if Z is not None and (found := task.at(Z)).smoothed < point.smoothed:
+        if Z is not None and (found := task.at(Z)).smoothed_objective < point.smoothed_objective:
             return found, t, T
         t, T = t / 2, T / 2
     return point, t, T
@@ -192,6 +192,6 @@ def _symmetric_solution(blocks: np.ndarray, bend: np.ndarray | None, right: Squa
 
 def task_of(problem: Problem, gram: Gram, G: Tensor, name: str, lam: float) -> Task:
     """The task of gradients (q, n) in memory, in float32 or float64."""
-    scales = gram.over_norms(shares(gram, problem.owner[: gram.p]))
+    scales = gram.divide_by_norms(norm_fractions(gram, problem.owner[: gram.p]))
     rows: Any = G.cpu() if G.dtype in (torch.float32, torch.float64) else G.cpu().float()
     return Task(problem, rows.numpy(), scales, name, lam)

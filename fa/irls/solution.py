@@ -11,7 +11,7 @@ from fa import kernels
 from fa.gradients import Gradients
 from fa.gradients.gram import Gram
 from fa.irls import regularizers
-from fa.irls.problem import Formulation, Problem, pose
+from fa.irls.problem import Formulation, Problem, build_problem
 from fa.utils.validation import check_integer, check_one_of, check_real
 
 FORMULATIONS = ("paper", "released")
@@ -56,8 +56,8 @@ class Solution:
     """What was found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i
     (p,).
 
-    `coefficients` C (q, min(m, rank G)) give Y = G^T C. The objective's `resolution` is what it may be off by: the
-    terms below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a
+    `coefficients` C (q, min(m, rank G)) give Y = G^T C. `objective_error_bound` is what the objective may be off by:
+    the terms below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a
     pair too close for its direction to be known the whole term is left out. `formulation` tells whose pairs it has, the
     paper's or the released code's. `gram` is of all q gradients, of which worker i has counts_i. With "l1" and "rows"
     Y leaves the span of G: `coefficients` are None, and `Y` (n, m) is of the gradients' dtype (float32 for halves), a
@@ -65,7 +65,7 @@ class Solution:
     """
 
     objective: float
-    resolution: float
+    objective_error_bound: float
     history: tuple[float, ...]
     converged: bool
     values: Float64[np.ndarray, " p"]
@@ -89,7 +89,7 @@ class Solution:
     def problem(self) -> Problem:
         """The data terms and pairs that were posed, in a basis of span(G): a norm of Y is no part of them."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
-        return pose(self.gram, self.m, lam, self.a, self.formulation, self.counts)
+        return build_problem(self.gram, self.m, lam, self.a, self.formulation, self.counts)
 
     def weights(self, formulation: Formulation = "paper") -> Float64[np.ndarray, " q"]:
         """The direction's coefficients on the gradients, (q,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
@@ -100,7 +100,7 @@ class Solution:
         lengths = self.gram.cosines @ self._shares(formulation)
         scaled = self.gram.norms[:, None] * self.coefficients
         with np.errstate(over="ignore"):
-            weights = self.gram.over_norms(scaled @ (scaled.T @ lengths))
+            weights = self.gram.divide_by_norms(scaled @ (scaled.T @ lengths))
         norms = self.gram.norms[self.gram.norms > 0]
         if not np.isfinite(weights).all():
             raise ValueError(
@@ -124,6 +124,6 @@ class Solution:
         G = self.gradients.G
         if self.Y is None:
             return self.gradients.restore(kernels.combine(G, self.weights(formulation))[0])
-        mean = kernels.combine(G, self.gram.over_norms(self._shares(formulation)))[0].double()
+        mean = kernels.combine(G, self.gram.divide_by_norms(self._shares(formulation)))[0].double()
         Y = torch.as_tensor(self.Y, device=G.device).double()
         return self.gradients.restore((Y @ (Y.T @ mean)).to(G.dtype))

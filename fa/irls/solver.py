@@ -25,9 +25,9 @@ from jaxtyping import Float64
 from fa.gradients import Gradients
 from fa.gradients.gram import Gram, measure_groups
 from fa.irls import proximal
-from fa.irls.problem import RANK, Formulation, Problem, pose
+from fa.irls.problem import RANK, Formulation, Problem, build_problem
 from fa.irls.solution import DEFAULTS, Options, Solution
-from fa.utils.blas import on_one_thread
+from fa.utils.blas import single_threaded
 from fa.utils.validation import check, check_one_of
 
 __all__ = ["State", "check_m", "default_m", "solve", "solve_gram", "step", "terminates"]
@@ -41,7 +41,7 @@ class State:
 
     Y: Float64[np.ndarray, "r m"]
     residuals: Float64[np.ndarray, " T"]
-    smoothed: float
+    smoothed_objective: float
 
 
 def solve(
@@ -86,17 +86,17 @@ def _solve_outside(
     plain = replace(options, lam=0.0, restarts=0)
     word = start if isinstance(start, str) and start != "random" else "equal"
     whole = solve_gram(gram, plain, gradients, start=word, counts=counts)
-    problem = pose(gram, whole.m, 0.0, options.a, counts=counts)
+    problem = build_problem(gram, whole.m, 0.0, options.a, counts=counts)
     task = proximal.task_of(problem, gram, gradients.G, options.regularizer, options.lam)
     first = solve_gram(gram, replace(plain, max_iter=1), gradients, start=word, counts=counts)
     begins = _bases(task, (whole, first), start, options)
     runs = (proximal.minimise(task, Y, options.tol, options.max_iter) for Y in begins)
-    point, history, converged = min(runs, key=lambda run: run[0].smoothed)
+    point, history, converged = min(runs, key=lambda run: run[0].smoothed_objective)
     Y = torch.from_numpy(point.Y).to(gradients.G.device, torch.promote_types(gradients.G.dtype, torch.float32))
     return replace(
         whole,
         objective=problem.objective(point.residuals) + options.lam * point.norm,
-        resolution=problem.resolution(point.residuals),
+        objective_error_bound=problem.objective_error_bound(point.residuals),
         history=history,
         converged=converged,
         values=1.0 - point.residuals[: len(counts)],
@@ -128,7 +128,7 @@ def _bases(
         yield generator.standard_normal((n, m))
 
 
-@on_one_thread
+@single_threaded
 def solve_gram(
     gram: Gram,
     options: Options = DEFAULTS,
@@ -147,7 +147,7 @@ def solve_gram(
     counts = (1,) * gram.p if counts is None else tuple(counts)
     m = default_m(len(counts)) if options.m is None else options.m
     check_m(m, gram.p)
-    problem = pose(gram, m, lam, options.a, formulation, counts)
+    problem = build_problem(gram, m, lam, options.a, formulation, counts)
     found = [
         _iterate(problem, weights, options.tol, options.max_iter)
         for weights in _starts(problem, gram, gradients, start, options)
@@ -157,11 +157,11 @@ def solve_gram(
     constant *= last.Y.shape[1]
     return Solution(
         objective=problem.objective(last.residuals) + constant,
-        resolution=problem.resolution(last.residuals),
-        history=tuple(state.smoothed + constant for state in states),
+        objective_error_bound=problem.objective_error_bound(last.residuals),
+        history=tuple(state.smoothed_objective + constant for state in states),
         converged=converged,
         values=1.0 - last.residuals[: len(counts)],
-        coefficients=gram.over_norms(problem.basis @ last.Y),
+        coefficients=gram.divide_by_norms(problem.basis @ last.Y),
         m=m,
         lam=options.lam,
         a=options.a,
@@ -217,7 +217,7 @@ def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any
     G = gradients.G.double()
     vectors = torch.as_tensor(hints, dtype=torch.float64, device=G.device)
     check("start", tuple(vectors.shape), vectors.ndim == 2 and len(vectors) == G.shape[1], f"of ({G.shape[1]}, k)")
-    projected: np.ndarray = problem.basis.T @ gram.over_norms((G @ vectors).cpu().numpy())
+    projected: np.ndarray = problem.basis.T @ gram.divide_by_norms((G @ vectors).cpu().numpy())
     return projected
 
 
@@ -238,9 +238,9 @@ def step(problem: Problem, weights: Float64[np.ndarray, " T"]) -> State:
     _, vectors = np.linalg.eigh(moment)
     split = max(vectors.shape[0] - problem.m, 0)
     residuals = problem.residuals(vectors[:, :split])
-    return State(vectors[:, split:], residuals, problem.smoothed(residuals))
+    return State(vectors[:, split:], residuals, problem.smoothed_objective(residuals))
 
 
 def terminates(before: State, after: State, tol: float) -> bool:
     """Whether the last step changed the smoothed objective by less than tol."""
-    return abs(before.smoothed - after.smoothed) < tol
+    return abs(before.smoothed_objective - after.smoothed_objective) < tol

@@ -76,7 +76,7 @@ def _rule_class(name: str) -> type[Rule]:
         return _BY_NAME[name]
     rule = plugins.load("rule", name) if isinstance(name, str) else None
     if rule is None:
-        check_one_of("rule", name, RULES, plugins.OTHERS)
+        check_one_of("rule", name, RULES, plugins.OTHER_SPECS)
     check("rule", name, isinstance(rule, type) and issubclass(rule, Rule), "a class that is a fa.Rule")
     named = isinstance(getattr(rule, "name", None), str)
     check("rule", name, named, 'a class with a name, as in name: ClassVar[str] = "my_rule"')

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from fa import kernels
-from fa.gradients.blocks import Columns
+from fa.gradients.blocks import ColumnBlocks
 from fa.utils.validation import check
 
 Block = tuple[Tensor, Bool[np.ndarray, " p"]]
@@ -76,10 +76,10 @@ class ComputedDirection(Application):
 
 
 def apply_to_blocks(
-    application: Application, G: Columns, out: Sequence[Tensor | None]
+    application: Application, G: ColumnBlocks, out: Sequence[Tensor | None]
 ) -> tuple[list[Tensor], Bool[np.ndarray, " p"]]:
     """Apply a decision to all blocks in this process; see `Application.apply`."""
-    blocks = [application.apply(part, place) for part, place in zip(G.parts, out, strict=True)]
+    blocks = [application.apply(block, place) for block, place in zip(G.blocks, out, strict=True)]
     not_finite: np.ndarray = np.any([rows for _, rows in blocks], axis=0)
     return [d for d, _ in blocks], not_finite
 

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from fa.gradients import read
-from fa.gradients.blocks import Columns
+from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import Gram, measure
 from fa.rules.application import apply_to_blocks, check_out
 from fa.rules.decision import Aggregate, ColumnDecision, Decision, check_column_decision, to_worker_decision
 from fa.rules.options import RuleOptions
 from fa.rules.preaggregators import MixedGradients, StepContext, apply_preaggregators
 from fa.utils import plugins
-from fa.utils.blas import on_one_thread
+from fa.utils.blas import single_threaded
 from fa.utils.validation import check
 
 
@@ -73,14 +73,14 @@ class Rule(RuleOptions, ABC):
             G: (p, n), one worker in each row, or another format that `fa.gradients.read` accepts.
             iteration: Iteration of the training run, from which "bucketing" draws.
             out: Tensor (n,) for d.
-            inner_products: G G^T, if it is already computed (`fa.gradients.gram.Landing`).
+            inner_products: G G^T, if it is already computed (`fa.gradients.gram.IncrementalGram`).
 
         Returns:
             The direction and the decision about workers.
 
         Raises:
             ValueError: G, an option or `out` is invalid.
-            ConditionError: p is too small for f.
+            TooFewWorkersError: p is too small for f.
 
         Example:
             >>> import numpy as np, fa
@@ -94,12 +94,12 @@ class Rule(RuleOptions, ABC):
             check_out(out, gradients.G)
             separate = out.untyped_storage().data_ptr() != gradients.G.untyped_storage().data_ptr()
             check("out", "in the memory of G", separate, "in other memory than G")
-        (d,), decision = self.aggregate_blocks(Columns((gradients.G,)), iteration, (out,), inner_products)
+        (d,), decision = self.aggregate_blocks(ColumnBlocks((gradients.G,)), iteration, (out,), inner_products)
         return Aggregate(gradients.restore(d), decision)
 
     def aggregate_blocks(
         self,
-        G: Columns,
+        G: ColumnBlocks,
         iteration: int = 0,
         out: Sequence[Tensor | None] | None = None,
         inner_products: Float64[np.ndarray, "p p"] | None = None,
@@ -116,9 +116,9 @@ class Rule(RuleOptions, ABC):
             The direction in these blocks, and the decision, which is the same in all processes.
 
         Raises:
-            ConditionError: p is too small for f.
+            TooFewWorkersError: p is too small for f.
         """
-        places = [None] * len(G.parts) if out is None else out
+        places = [None] * len(G.blocks) if out is None else out
         # A rule that p gradients are too few for may accept the finite ones, since f is smaller among them.
         if self.needs_gram or not self.accepts(G.p):
             gram, finite = measure(G, inner_products)
@@ -133,15 +133,15 @@ class Rule(RuleOptions, ABC):
                 return directions, decision
             finite &= ~not_finite
 
-    @on_one_thread
-    def _decide_about_workers(self, G: Columns, gram: Gram, finite: Bool[np.ndarray, " p"], iteration: int) -> Decision:
+    @single_threaded
+    def _decide_about_workers(self, G: ColumnBlocks, gram: Gram, finite: np.ndarray, iteration: int) -> Decision:
         """Decide in Gram space, with the options adjusted for workers whose gradients are not finite."""
         rows = np.flatnonzero(finite)
         rule = self.adjusted_for_missing(gram.p - rows.size, rows.size)
         mixed = apply_preaggregators(gram.select(rows), rule.steps, StepContext(rule.f, rule.seed, iteration))
-        with plugins.blamed("rule"):
+        with plugins.attribute_errors_to_plugin("rule"):
             if rule.direction_outside_span:
-                (whole,) = G.parts
+                (whole,) = G.blocks
                 decided = rule.decide_from_gradients(whole[rows], mixed)
             else:
                 decided = rule.decide(mixed.gram)

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import STEPS, column_counts
-from fa.utils.validation import ConditionError, check, check_condition, check_integer, check_one_of
+from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers, check_one_of
+
+AnyRule = TypeVar("AnyRule", bound="RuleOptions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +61,14 @@ class RuleOptions:
             remark: Where the p gradients come from, in words that follow them in the message.
 
         Raises:
-            ConditionError: p is too small for a pre-aggregator, or for the rule after them.
+            TooFewWorkersError: p is too small for a pre-aggregator, or for the rule after them.
             ValueError: The option of `column_count_option` is too large.
         """
         *counts, q = column_counts(self.steps, p, self.f)
         for name, count in zip(self.steps, counts, strict=True):
-            check_condition(f'preaggregators="{name}"', count, self.f, *STEPS[name].min_workers, remark)
+            check_min_workers(f'preaggregators="{name}"', count, self.f, *STEPS[name].min_workers, remark)
         after = f" after {', '.join(self.steps)}" if q != p else ""
-        check_condition(self.name, q, self.f, *self.min_workers, after + remark)
+        check_min_workers(self.name, q, self.f, *self.min_workers, after + remark)
         used = self._column_count
         if used is not None:
             check(self.column_count_option, used, used <= q, f"at most p = {q}, the number of gradients{after}")
@@ -75,20 +77,20 @@ class RuleOptions:
         """Return whether p gradients are enough; see `check_workers`."""
         try:
             self.check_workers(p)
-        except ConditionError:
+        except TooFewWorkersError:
             return False
         return True
 
-    def adjusted_for_missing(self, missing: int, p: int) -> Self:
+    def adjusted_for_missing(self: AnyRule, missing: int, p: int) -> AnyRule:
         """Return the rule for p gradients that remain when `missing` workers are known to be Byzantine.
 
         They count against f. The option of `column_count_option` is reduced to the number of columns that remain.
 
         Raises:
-            ConditionError: p is too small for the adjusted rule.
+            TooFewWorkersError: p is too small for the adjusted rule.
         """
         if p == 0:
-            raise ConditionError("G must have a finite row; every worker's gradient holds NaN or Inf")
+            raise TooFewWorkersError("G must have a finite row; every worker's gradient holds NaN or Inf")
         rule, remark = self, ""
         if missing:
             options: dict[str, Any] = {"f": max(0, self.f - missing)}

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
-from fa.gradients.gram import Gram, PerGradient, usual
+from fa.gradients.gram import Gram, PerGradient, median_nonzero
 from fa.kernels import symmetric
 from fa.rules.krum_scores import lowest_scores
 
@@ -109,11 +109,11 @@ def _unit(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
 
 
 def _median_norm(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
-    return _scale(gram, _factors_to_norm(gram, usual(gram.norms)))
+    return _scale(gram, _factors_to_norm(gram, median_nonzero(gram.norms)))
 
 
 def _clip(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
-    return _clip_to_norm(gram, usual(gram.norms))
+    return _clip_to_norm(gram, median_nonzero(gram.norms))
 
 
 def _clip_to_norm(gram: Gram, norm: float) -> tuple[Factor, Gram]:

@@ -25,8 +25,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from fa.gradients.gram import Gram, measure_groups
-from fa.irls import Problem, Solution, pose
-from fa.utils.blas import on_one_thread
+from fa.irls import Problem, Solution, build_problem
+from fa.utils.blas import single_threaded
 from fa.utils.validation import check
 
 USUAL, MOST = 60, 400  # steps of the convex IRLS; the second where the relaxation's value is very small
@@ -58,7 +58,7 @@ class Certificate:
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
 
-@on_one_thread
+@single_threaded
 def certify(G: Any, solution: Solution) -> Certificate:
     """How far `solution` can be from the best subspace of its m dimensions for the gradients G, without a solver.
 
@@ -87,7 +87,7 @@ def certify(G: Any, solution: Solution) -> Certificate:
         f"of the solution's {len(solution.counts)} workers, with as many gradients each, {solution.counts}",
     )
     _check_same(gram, solution.gram)
-    bound = relax(pose(gram, solution.m, solution.lam, solution.a, counts=counts))
+    bound = relax(build_problem(gram, solution.m, solution.lam, solution.a, counts=counts))
     return Certificate(solution.objective, bound, certified(solution.a))
 
 

@@ -74,7 +74,7 @@ def solve(
     _, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if options.m is None else options.m
     irls.check_m(m, gram.p)
-    problem = irls.pose(gram, m, lam, a, counts=counts)
+    problem = irls.build_problem(gram, m, lam, a, counts=counts)
     cp = _cvxpy()
     start = time.perf_counter()
     W, U, value, used, status = _program(cp, problem, eps, solver)
@@ -88,9 +88,9 @@ def solve(
         value=value,
         rounded_objective=problem.objective(rounded),
         polished_objective=problem.objective(state.residuals),
-        coefficients=gram.over_norms(problem.basis @ state.Y),
+        coefficients=gram.divide_by_norms(problem.basis @ state.Y),
         Z=np.eye(len(W)) - W,
-        basis=gram.over_norms(problem.basis),
+        basis=gram.divide_by_norms(problem.basis),
         solver=used,
         status=status,
         seconds=seconds,

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from fa.gradients.gram import Gram, Square
-from fa.irls import Options, Problem, pose
+from fa.irls import Options, Problem, build_problem
 from fa.irls.problem import complement
 from fa.utils.validation import check, check_integer, check_real
 
@@ -62,7 +62,7 @@ def two_groups(h: int, f: int, c: float, r: float) -> Gram:
     K = np.zeros((f + h, f + h))
     K[:f, :f], K[f:, f:] = r, c
     np.fill_diagonal(K, 1.0)
-    return Gram.of(K)
+    return Gram.from_inner_products(K)
 
 
 def gradients(gram: Gram, n: int, seed: int) -> Float64[np.ndarray, "p n"]:
@@ -134,7 +134,7 @@ def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2
     """
     check_integer("f", f, 1)
     Options(1, lam=lam, a=a)  # checks them
-    problem = pose(two_groups(h, f, c, r), 1, lam, a)
+    problem = build_problem(two_groups(h, f, c, r), 1, lam, a)
     faulty, honest = problem.terms[:, :f], problem.terms[:, f : f + h]
     means = np.column_stack([group.mean(axis=1) / np.linalg.norm(group.mean(axis=1)) for group in (honest, faulty)])
 
@@ -173,12 +173,12 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
     has no reason to follow the suspected; below 0 it prefers them. For lam = 0 only: with pairs the best columns are
     differences of the two groups, and belong to neither. Raises ValueError where either group is empty.
     """
-    gram = Gram.of(np.asarray(K, dtype=np.float64))
+    gram = Gram.from_inner_products(np.asarray(K, dtype=np.float64))
     Options(m, a=a)  # checks them
     rows = np.zeros(gram.p, dtype=bool)
     rows[list(suspected)] = True
     check("suspected", sorted(suspected), 0 < int(rows.sum()) < gram.p, f"some, and not all, of {gram.p} gradients")
-    problem = pose(gram, m, 0.0, a)
+    problem = build_problem(gram, m, 0.0, a)
     theirs, others = (_orthonormal(problem.terms[:, : gram.p][:, group]) for group in (rows, ~rows))
     first = _descend(problem, theirs, 1, theirs[:, :0])
     with_them = np.hstack([first, _descend(problem, _orthonormal(others - first @ (first.T @ others)), m - 1, first)])

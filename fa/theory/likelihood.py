@@ -127,7 +127,7 @@ class _Task:
         v, left = self.explained(Y)
         slopes = -pairs.factors * pairs.weights(left) / pairs.a
         slopes[:p] = self.present * self.law.slopes(v[:p], left[:p])
-        objective = float(self.present @ self.law.smoothed(v[:p], left[:p])) + pairs.smoothed(left)
+        objective = float(self.present @ self.law.smoothed(v[:p], left[:p])) + pairs.smoothed_objective(left)
         return objective, (self.terms * slopes[pairs.owner]) @ self.terms.T
 
 
@@ -152,7 +152,7 @@ def fit(
     gradients, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if m is None else m
     irls.check_m(m, gram.p)
-    problem = irls.pose(gram, m, lam, 2.0 if law.a == math.inf else law.a, counts=counts)
+    problem = irls.build_problem(gram, m, lam, 2.0 if law.a == math.inf else law.a, counts=counts)
     outside = min(m, gradients.G.shape[1] - len(problem.terms))
     generator = np.random.default_rng(seed)
     terms = np.vstack([problem.terms, np.zeros((outside, problem.terms.shape[1]))])

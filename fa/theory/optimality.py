@@ -70,7 +70,7 @@ def right_multiplication(solution: Solution) -> RightMultiplication:
     R = problem.basis @ (moment @ Y @ np.linalg.solve(Lambda, Y.T @ unit))  # of the unit gradients
     violation = np.linalg.norm(Y @ (Y.T @ unit) - unit @ R, axis=0).max()
     gram = solution.gram
-    return RightMultiplication(gram.over_norms(R) * gram.norms, Lambda, float(violation))
+    return RightMultiplication(gram.divide_by_norms(R) * gram.norms, Lambda, float(violation))
 
 
 def selection_matrix(rows: Sequence[int], p: int) -> Float64[np.ndarray, "p q"]:

@@ -94,7 +94,7 @@ class IntegerGram:
         powers = np.array([[1 << int(i + j) for j in halves] for i in halves], dtype=object)
         fractions, exponents = np.frexp(self.steps)
         K = (self.integers.astype(object) / powers).astype(np.float64) * np.outer(fractions, fractions)
-        return Gram.of(K, (exponents + halves).astype(np.float64))
+        return Gram.from_inner_products(K, (exponents + halves).astype(np.float64))
 
 
 @dataclass(frozen=True, kw_only=True)

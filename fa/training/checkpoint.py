@@ -19,7 +19,7 @@ from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.records import CurvePoint, WorkerRow
 from fa.utils import plugins
-from fa.utils.files import new_file, temporary
+from fa.utils.files import new_file, temporary_path
 from fa.utils.validation import check, check_real
 
 _CHECKSUM = 32  # bytes of a SHA-256
@@ -51,7 +51,7 @@ class Checkpoint:
         self.path = Path(os.path.abspath(path))
         check("checkpoint", str(self.path), not self.path.is_dir(), "a file")
         check("checkpoint", str(self.path), self.path.parent.is_dir(), "a file in a folder that is there")
-        trial = temporary(self.path.parent)  # before any work is done for which there is no place
+        trial = temporary_path(self.path.parent)  # before any work is done for which there is no place
         try:
             trial.touch()
             trial.unlink()
@@ -70,7 +70,7 @@ class Checkpoint:
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
             "threads": threads,  # with another number the rest would be rounded differently
-        } | plugins.files(config.rule, config.attack)
+        } | plugins.file_checksums(config.rule, config.attack)
 
     def load(
         self, parameters: Tensor, statistics: list[Buffers], momenta: Sequence[Tensor] = ()

@@ -25,8 +25,8 @@ from fa.training.transports.base import Cluster, Gathered, Transport
 from fa.training.transports.simulation import Simulation
 from fa.training.worker import data_of, own_images, recipe_of
 from fa.utils.devices import find_device
-from fa.utils.timing import Parts
-from fa.utils.validation import ConditionError, check_integer
+from fa.utils.timing import PhaseTimer
+from fa.utils.validation import TooFewWorkersError, check_integer
 
 
 class Progress(NamedTuple):
@@ -61,7 +61,7 @@ def train(
     loaded where they do not depend on them; for an `out` that holds files or cannot be written; and when the rule's
     condition on the number of workers does not hold, or no longer does although the honest workers' loss is finite.
     """
-    parts = Parts()
+    parts = PhaseTimer()
     if out is not None:
         out = make_room(out)
     with _torch_threads(threads):
@@ -86,7 +86,7 @@ def train(
     if state.backends[:-1]:
         backend = backend | {"earlier": state.backends[:-1]}
     curve, rows = tuple(state.curve), tuple(state.workers)
-    run = Run(config, curve, rows, parts.whole, used, dataset.checksum, backend, parts.seconds)
+    run = Run(config, curve, rows, parts.total, used, dataset.checksum, backend, parts.seconds)
     if out is not None:
         run.write(out)
         if kept is not None:
@@ -113,7 +113,7 @@ def _transport(
     parameters: Tensor,
     rule: Rule,
     cluster: Cluster | None,
-    parts: Parts,
+    parts: PhaseTimer,
 ) -> Iterator[Transport]:
     if cluster is None:
         yield Simulation(model, dataset, config, parameters)
@@ -134,14 +134,14 @@ class Loop:
         transport: Transport,
         parameters: Tensor,
         train_size: int,
-        parts: Parts | None = None,
+        parts: PhaseTimer | None = None,
     ) -> None:
         """`parts` is told where the time goes."""
         self._config = config
         self._rule = rule
         self._transport = transport
         self._parameters = parameters
-        self._parts = parts or Parts()
+        self._parts = parts or PhaseTimer()
         self._epoch_length = config.epoch_length(train_size)
         self._evaluate_every = config.evaluate_every or self._epoch_length
         self._optimizer = SGD(parameters, config, self._epoch_length)
@@ -159,7 +159,7 @@ class Loop:
         if checkpoint is not None:
             kept = checkpoint.load(self._parameters, self._transport.statistics(), self._transport.momenta())
             state, self._optimizer.velocity = kept
-        self._parts.go_on(state.whole, state.seconds_of)
+        self._parts.resume(state.whole, state.seconds_of)
         for iteration in range(state.iteration, self._config.iterations):
             before = time.perf_counter()
             gathered, rows = self._iterate(iteration)
@@ -168,11 +168,11 @@ class Loop:
             state.iteration = done = iteration + 1
             if done % self._evaluate_every == 0 or done == self._config.iterations:
                 epoch = -(-done // self._epoch_length)
-                with self._parts.of("evaluate"):
+                with self._parts.phase("evaluate"):
                     accuracy = evaluate()
                 state.curve.append(CurvePoint(done, epoch, state.seconds, float(gathered.loss), accuracy))
             if checkpoint is not None and checkpoint.due():
-                state.whole, state.seconds_of = self._parts.whole, self._parts.seconds
+                state.whole, state.seconds_of = self._parts.total, self._parts.seconds
                 workers = self._transport.statistics(), self._transport.momenta()
                 checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
             if progress is not None:
@@ -183,17 +183,17 @@ class Loop:
         return state
 
     def _iterate(self, iteration: int) -> tuple[Gathered, list[WorkerRow]]:
-        with self._parts.of("gather"):
+        with self._parts.phase("gather"):
             gathered = self._transport.gradients(iteration, self._parameters)
         try:
-            with self._parts.of("aggregate"):
+            with self._parts.phase("aggregate"):
                 aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.products)
-        except ConditionError as error:
+        except TooFewWorkersError as error:
             if torch.isfinite(gathered.loss):
-                raise ConditionError(f"iteration {iteration + 1}: {error}") from error
+                raise TooFewWorkersError(f"iteration {iteration + 1}: {error}") from error
             # The model has diverged and too few gradients are finite: no step is taken, and the records say so.
             return gathered, _nobody(iteration + 1, self._config.workers, gathered.missing)
-        with self._parts.of("update"):
+        with self._parts.phase("update"):
             self._optimizer.step(aggregate.direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
 from fa.utils import plugins
-from fa.utils.files import sync_folder, temporary
+from fa.utils.files import sync_folder, temporary_path
 from fa.utils.validation import check
 
 FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
@@ -125,7 +125,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "seconds_of": {part: round(its, 6) for part, its in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
-        } | plugins.files(self.config.rule, self.config.attack)
+        } | plugins.file_checksums(self.config.rule, self.config.attack)
 
 
 def make_room(directory: str | Path) -> Path:
@@ -157,7 +157,7 @@ def _workspace(target: Path) -> Path:
     place = target if target.is_dir() else target.parent
     try:
         place.mkdir(parents=True, exist_ok=True)
-        making = temporary(place)
+        making = temporary_path(place)
         making.mkdir()
     except OSError as error:
         raise ValueError(

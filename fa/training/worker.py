@@ -67,7 +67,7 @@ class Worker:
             parameter.grad = view
         if not self._model.training:  # going through all the modules takes a hundredth of a small model's passes
             self._model.train()
-        with seeds.global_state(seeds.derive("dropout", self._config.seed, self.rank, iteration), self._device):
+        with seeds.fork_global_rng(seeds.derive_seed("dropout", self._config.seed, self.rank, iteration), self._device):
             loss = sum(map(self._backward, images.split(self._config.batch), labels.split(self._config.batch)))
         for parameter, _ in self._gradients:
             parameter.grad = None

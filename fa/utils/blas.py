@@ -1,5 +1,7 @@
-"""One thread for what is p x p: numpy's BLAS would wake all its threads for it, which on a busy machine wait for one
-another longer than all the work takes, and whose number may change the last bits.
+"""One BLAS thread for p x p matrices.
+
+By default numpy's BLAS wakes all its threads for them. On a busy machine these wait for one another for longer than the
+work takes, and their number may change the last bits of a result.
 """
 
 import os
@@ -21,24 +23,25 @@ def usable_cores() -> int:
 
 @cache
 def _blas() -> ThreadpoolController:
-    """The BLAS libraries that are loaded, looked for once: numpy's is among them."""
+    """Find the loaded BLAS libraries, numpy's among them."""
     return ThreadpoolController().select(user_api="blas")
 
 
-def on_one_thread(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function, during which numpy's BLAS has one thread."""
+def single_threaded(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate a function so that BLAS has one thread while it runs."""
 
     @wraps(function)
-    def alone(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with _limited:
+    def limited(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with _one_blas_thread:
             return function(*args, **kwargs)
 
-    return alone
+    return limited
 
 
-class _Limit:
-    """One BLAS thread while anybody is inside, of however many of Python's threads: the first to come sets it, and the
-    last to leave gives back what was.
+class _OneBlasThread:
+    """Limit BLAS to one thread while at least one of Python's threads is inside.
+
+    The first to enter sets the limit, and the last to leave restores the earlier one.
     """
 
     def __init__(self) -> None:
@@ -48,14 +51,14 @@ class _Limit:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._before = _blas().limit(limits=1)
+                self._earlier = _blas().limit(limits=1)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._before.restore_original_limits()
+                self._earlier.restore_original_limits()
 
 
-_limited = _Limit()
+_one_blas_thread = _OneBlasThread()

@@ -1,4 +1,4 @@
-"""Where tensors live, by name."""
+"""torch devices by name."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from fa.utils.validation import check
 
 
 def find_device(name: str) -> torch.device:
-    """The device "cpu", "cuda" or "cuda:N"; ValueError for another, or one that is not here."""
+    """Return the device of this name.
+
+    Args:
+        name: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ValueError: Another name, or a device that this machine does not have.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")  # nothing that one can train on either
+        device = torch.device("meta")  # not supported either, so that one message serves both
     check("device", name, device.type in ("cpu", "cuda"), "cpu, or cuda, cuda:0 and so on")
     if device.type == "cuda":
         check("device", name, torch.cuda.is_available(), "cpu here, where torch finds no CUDA device")

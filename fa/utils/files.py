@@ -11,7 +11,7 @@ PREFIX = ".making-"
 """What the names of unfinished files and folders begin with."""
 
 
-def temporary(folder: Path, suffix: str = "") -> Path:
+def temporary_path(folder: Path, suffix: str = "") -> Path:
     """Return a path in `folder` that does not exist."""
     return folder / f"{PREFIX}{secrets.token_hex(8)}{suffix}"
 
@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`, with its suffix, which replaces `path` when the block ends without an error."""
-    unfinished = temporary(path.parent, path.suffix)
+    unfinished = temporary_path(path.parent, path.suffix)
     try:
         yield unfinished
         sync(unfinished)
@@ -47,7 +47,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Parents of `path` are created; a non-empty folder at `path` raises OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = temporary(path.parent)
+    unfinished = temporary_path(path.parent)
     unfinished.mkdir()
     try:
         yield unfinished

@@ -15,26 +15,33 @@ from typing import Any
 _PR_SET_PDEATHSIG = 1
 
 
-def context(preload: str) -> Any:
-    """Where to start processes from: a fork server, one in this process, that has the module `preload`.
+def forkserver_context(preload: str) -> Any:
+    """Start the fork server of this process, if needed, and return the context in which to start processes.
 
-    Ctrl-C is kept from it and from its children for life: it reaches the whole group, but their parent decides.
+    The server and its children ignore Ctrl-C for life. A terminal sends it to the whole group, but the parent decides.
+
+    Args:
+        preload: Module that the server imports once, so that its children inherit it.
+
+    Returns:
+        The `multiprocessing` context.
     """
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([preload])
-    resource_tracker.ensure_running()  # first: when it starts, it lets SIGINT through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([preload])
+    resource_tracker.ensure_running()  # first, since it unblocks SIGINT when it starts
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return found
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    return context
 
 
-def end_with_parent() -> None:
-    """To be called first in a child: it ends with its parent, by itself, or, stopped, with the fork server.
+def exit_when_parent_dies() -> None:
+    """Make this child exit when its parent dies; call it first in the child.
 
-    Every child holds the pipe by which the fork server lives; a stopped one would keep it alive, and so itself.
+    A running child exits by itself, and a stopped one with the fork server. For that, the child closes its copy of the
+    pipe that keeps the fork server alive.
     """
     alive = forkserver._forkserver._forkserver_alive_fd  # type: ignore[attr-defined]
     os.close(alive)

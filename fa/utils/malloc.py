@@ -1,18 +1,21 @@
-"""What the memory allocator does with memory that is freed."""
+"""Settings of glibc's memory allocator."""
 
 import ctypes
 
-# glibc's names and numbers in malloc.h. By itself it gives what is freed back to the system above a size that it learns
-# from the blocks it sees, and the next layer's backward pass faults the same pages in again.
+# glibc's names and numbers in malloc.h. By default it returns freed memory to the system above a threshold that it
+# learns from the sizes of blocks. The next layer's backward pass then faults the same pages in again.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_SETTINGS = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**25}  # bytes; 2**25 is the most it takes
+_SETTINGS = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**25}  # bytes; 2**25 is the largest allowed
 
 
-def keep_freed() -> bool:
-    """Let this process keep what it frees (blocks of up to 32 MiB), and say whether it does: glibc can, others may not.
+def retain_freed_memory() -> bool:
+    """Let this process reuse freed blocks of up to 32 MiB, rather than return them to the system.
 
-    To be called where the process is our own: it holds for all that runs in it. Training a ResNet-18 with it takes a
-    quarter less time, which is what the kernel needs to clear the same pages again and again.
+    The setting holds for the whole process, so call it only in a process of this package. Training a ResNet-18 takes a
+    quarter less time with it: the kernel need not clear the same pages again and again.
+
+    Returns:
+        True if the allocator supports it: glibc does, others may not.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(name, value) for name, value in _SETTINGS.items())

@@ -1,7 +1,10 @@
-"""Rules and attacks that are not this package's: in a file of the user's, or brought by an installed package.
+"""Rules and attacks from outside this package: in a file of the user, in a supported library, in an installed package.
 
-FILE.py:NAME names what the file defines; LIBRARY:NAME what a module of `fa.interop` makes of a library's own; a plain
-name may be an entry point of a package, in the group "fa.rules" or "fa.attacks".
+Three kinds of names lead to them:
+
+- "FILE.py:NAME": NAME is defined in that file.
+- "LIBRARY:NAME": the module `fa.interop.LIBRARY` wraps that library's NAME.
+- a plain name: an entry point in the group "fa.rules" or "fa.attacks".
 """
 
 from __future__ import annotations
@@ -18,82 +21,110 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fa.utils.validation import ConditionError
+from fa.utils.validation import TooFewWorkersError
 
 LIBRARIES = ("byzfl",)
-"""Those whose rules and attacks `fa.interop` takes by their names."""
+"""Libraries whose rules and attacks `fa.interop` wraps."""
+
+OTHER_SPECS = "or FILE.py:NAME for one of your own, or byzfl:NAME"
+"""The names of plugins, in words that end a list of built-in names."""
 
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 
 
-OTHERS = "or FILE.py:NAME for one of your own, or byzfl:NAME"
-"""What else may be named where rules and attacks are."""
-
-
-def in_file(name: str) -> bool:
-    """Whether this names something in a file."""
+def is_file_spec(name: str) -> bool:
+    """Return whether a name has the form FILE.py:NAME."""
     return ".py:" in name
 
 
-def of_library(name: str) -> bool:
-    """Whether this names something of a library's own."""
-    library, _, theirs = name.partition(":")
-    return library in LIBRARIES and theirs != ""
+def is_library_spec(name: str) -> bool:
+    """Return whether a name has the form LIBRARY:NAME, of a library in `LIBRARIES`."""
+    library, _, attribute = name.partition(":")
+    return library in LIBRARIES and attribute != ""
 
 
-def absolute(name: str) -> str:
-    """The same name from whatever folder it is read: FILE.py:NAME with the file's whole path."""
-    return f"{_path(name)}:{name.rpartition(':')[2]}" if in_file(name) else name
+def resolve_spec(name: str) -> str:
+    """Return FILE.py:NAME with the file's absolute path, and any other name unchanged.
 
-
-def shown(name: str) -> str:
-    """The name as a title has it: NAME (FILE.py) for what is in a file."""
-    path, _, attribute = name.rpartition(":")
-    return f"{attribute} ({Path(path).name})" if in_file(name) else name
-
-
-def files(*names: str) -> dict[str, dict[str, str]]:
-    """For an identity: the checksums of those names that are in files, as "files"; nothing where none is.
-
-    ValueError for a file that there is not.
+    Raises:
+        ValueError: The file does not exist.
     """
-    own = {name: _checksum(_path(name)) for name in names if in_file(name)}
-    return {"files": own} if own else {}
+    return f"{_path(name)}:{name.rpartition(':')[2]}" if is_file_spec(name) else name
+
+
+def display_name(name: str) -> str:
+    """Return the name for a title: "NAME (FILE.py)" if it is in a file.
+
+    Example:
+        >>> from fa.utils.plugins import display_name
+        >>> display_name("rules/my_rule.py:MyRule")
+        'MyRule (my_rule.py)'
+    """
+    path, _, attribute = name.rpartition(":")
+    return f"{attribute} ({Path(path).name})" if is_file_spec(name) else name
+
+
+def file_checksums(*names: str) -> dict[str, dict[str, str]]:
+    """Return the checksums of the users' files, as a part of a run's identity.
+
+    Args:
+        *names: Names of rules and attacks.
+
+    Returns:
+        {"files": {name: SHA-256 of its file}}, or {} if no name is in a file.
+
+    Raises:
+        ValueError: A file does not exist.
+    """
+    checksums = {name: _checksum(_path(name)) for name in names if is_file_spec(name)}
+    return {"files": checksums} if checksums else {}
 
 
 def load(kind: str, name: str) -> Any:
-    """What FILE.py:NAME, LIBRARY:NAME, or the entry point of that name in the group "fa.KINDs", stands for; None where
-    a plain name is no entry point. ValueError, with the file and the line, for a file that cannot be read or run, or
-    lacks the name.
+    """Load a rule or an attack from outside this package.
+
+    Args:
+        kind: "rule" or "attack".
+        name: FILE.py:NAME, LIBRARY:NAME, or the name of an entry point in the group "fa.rules" or "fa.attacks".
+
+    Returns:
+        The object, or None for a plain name that is not an entry point.
+
+    Raises:
+        ValueError: The file cannot be read or run, or does not define NAME. The message has the file and the line.
     """
-    if of_library(name):
-        library, _, theirs = name.partition(":")
-        return getattr(importlib.import_module(f"fa.interop.{library}"), kind)(theirs)
-    if not in_file(name):
-        found = list(entry_points(group=f"fa.{kind}s", name=name))
-        return found[0].load() if found else None
+    if is_library_spec(name):
+        library, _, attribute = name.partition(":")
+        return getattr(importlib.import_module(f"fa.interop.{library}"), kind)(attribute)
+    if not is_file_spec(name):
+        points = list(entry_points(group=f"fa.{kind}s", name=name))
+        return points[0].load() if points else None
     attribute = name.rpartition(":")[2]
     module = _module(kind, name)
     if not hasattr(module, attribute):
         defined = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
-        there = ", ".join(defined) or "nothing"
+        names = ", ".join(defined) or "nothing"
         raise ValueError(
-            f"{kind} must name what its file defines; {_path(name)} defines {there}, and not {attribute!r}"
+            f"{kind} must be the name of a definition in {_path(name)}, got {attribute!r}. The file defines {names}"
         )
     return getattr(module, attribute)
 
 
 @contextmanager
-def blamed(kind: str) -> Iterator[None]:
-    """What goes wrong in a file of the user's, while a rule or an attack of it works, is a ValueError that names the
-    file and the line; all else passes.
+def attribute_errors_to_plugin(kind: str) -> Iterator[None]:
+    """Turn an error that a user's file raises within the block into a ValueError with the file and the line.
+
+    Errors of other origin pass unchanged.
+
+    Args:
+        kind: "rule" or "attack".
     """
     try:
         yield
-    except ConditionError:
+    except TooFewWorkersError:
         raise
     except Exception as error:
-        place = _line(error, {path for path, _ in _loaded})
+        place = _last_line(error, {path for path, _ in _loaded})
         if place is None:
             raise
         raise ValueError(f"{kind} failed: {place}: {type(error).__name__}: {error}") from error
@@ -113,7 +144,7 @@ def _checksum(path: Path) -> str:
 
 
 def _module(kind: str, name: str) -> ModuleType:
-    """The file as a module, run once for each content that it has."""
+    """Return the file as a module, run once for each content of the file."""
     path = _path(name)
     key = path, _checksum(path)
     if key not in _loaded:
@@ -123,26 +154,26 @@ def _module(kind: str, name: str) -> ModuleType:
 
 def _run(kind: str, path: Path, module_name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None  # a file whose name ends in .py has one
+    assert spec is not None  # always found for a name that ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # where dataclasses look their annotations up
+    sys.modules[module_name] = module  # dataclasses look up their annotations there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises is told with its place
+    except Exception as error:  # of any type: the user's file may raise anything
         del sys.modules[module_name]
         raise ValueError(f"{kind} cannot be loaded: {_place(error, path)}: {type(error).__name__}: {error}") from error
     return module
 
 
 def _place(error: Exception, path: Path) -> str:
-    """File and line of what went wrong, the last line in the user's own file if there is one."""
+    """Return the file and line of an error, by preference the last line in the user's file."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
-    return _line(error, {path}) or str(path)
+    return _last_line(error, {path}) or str(path)
 
 
-def _line(error: Exception, files: set[Path]) -> str | None:
-    """The last line in one of these files that an error came through, and the file; None where it came through none."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in files]
-    return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
+def _last_line(error: Exception, files: set[Path]) -> str | None:
+    """Return the last line of these files that an error passed through, with its file, or None."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in files]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None

@@ -10,8 +10,18 @@ import numpy as np
 import torch
 
 
-def derive(purpose: str, seed: int, worker: int, iteration: int) -> int:
-    """A 64-bit seed for one purpose, worker and iteration; all are stirred, so that no two share a stream."""
+def derive_seed(purpose: str, seed: int, worker: int, iteration: int) -> int:
+    """Derive a 64-bit seed, different for each combination of the arguments.
+
+    Args:
+        purpose: What the numbers are for, such as "minibatch".
+        seed: Seed of the run.
+        worker: Rank of the worker.
+        iteration: Iteration of the run.
+
+    Returns:
+        An integer from 0 to 2^64 - 1.
+    """
     entropy = (zlib.crc32(purpose.encode()), seed, worker, iteration)
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
@@ -19,13 +29,18 @@ def derive(purpose: str, seed: int, worker: int, iteration: int) -> int:
 def generator(
     purpose: str, seed: int, worker: int, iteration: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """A torch generator on `device`, seeded from its arguments."""
-    return torch.Generator(device=device).manual_seed(derive(purpose, seed, worker, iteration))
+    """Create a torch generator on `device`, seeded by `derive_seed` of the other arguments."""
+    return torch.Generator(device=device).manual_seed(derive_seed(purpose, seed, worker, iteration))
 
 
 @contextmanager
-def global_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators of the CPU and `device` seeded inside, and as they were afterwards: for dropout."""
+def fork_global_rng(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators within the block, and restore their states afterwards; dropout draws from them.
+
+    Args:
+        seed: Seed of the generator of the CPU, and of that of `device`.
+        device: Device of the computation.
+    """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":

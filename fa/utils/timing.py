@@ -1,20 +1,22 @@
-"""Seconds: of one call, and of the parts of a whole."""
+"""Wall-clock seconds of one call, and of the phases of a run."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
-def taken(work: Callable[[], object]) -> float:
-    """The seconds that one call takes."""
+def elapsed(work: Callable[[], object]) -> float:
+    """Call `work` and return the seconds that it takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
-class Parts:
-    """How many seconds a whole has taken so far, from when this is made, and its parts, each summed over the times that
-    it was done.
+class PhaseTimer:
+    """Seconds since the timer was created, and their sum for each phase.
+
+    Attributes:
+        seconds: Seconds of each phase, by its name.
     """
 
     def __init__(self) -> None:
@@ -22,25 +24,30 @@ class Parts:
         self._began = time.perf_counter()
 
     @property
-    def whole(self) -> float:
-        """Seconds, whether in a part or not."""
+    def total(self) -> float:
+        """Seconds since the start, inside and outside of phases."""
         return time.perf_counter() - self._began
 
-    def add(self, part: str, seconds: float) -> None:
-        """So many more seconds of that part."""
-        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+    def add(self, phase: str, seconds: float) -> None:
+        """Add seconds to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
-    def go_on(self, whole: float, seconds: Mapping[str, float]) -> None:
-        """From what another process spent on the same whole."""
-        self._began -= whole
-        for part, its in seconds.items():
-            self.add(part, its)
+    def resume(self, total: float, seconds: Mapping[str, float]) -> None:
+        """Add the times of an earlier process that did the first part of the same run.
+
+        Args:
+            total: Its total seconds.
+            seconds: Its seconds of each phase.
+        """
+        self._began -= total
+        for phase, spent in seconds.items():
+            self.add(phase, spent)
 
     @contextmanager
-    def of(self, part: str) -> Iterator[None]:
-        """What is done inside belongs to that part."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to the phase `name`."""
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.add(part, time.perf_counter() - started)
+            self.add(name, time.perf_counter() - started)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 
-class ConditionError(ValueError):
+class TooFewWorkersError(ValueError):
     """Too few gradients for a rule or a pre-aggregator."""
 
 
@@ -29,7 +29,7 @@ def check(name: str, value: object, condition: bool, must_be: str, cure: str = "
         raise ValueError(f"{name} must be {must_be}, got {value!r}" + (f". {cure}" if cure else ""))
 
 
-def check_condition(name: str, p: int, f: int, times: int, plus: int, remark: str = "") -> None:
+def check_min_workers(name: str, p: int, f: int, times: int, plus: int, remark: str = "") -> None:
     """Check that p gradients, f of them Byzantine, are enough: p >= times f + plus.
 
     Args:
@@ -41,11 +41,11 @@ def check_condition(name: str, p: int, f: int, times: int, plus: int, remark: st
         remark: Where the p gradients come from, in words that follow them.
 
     Raises:
-        ConditionError: The condition does not hold.
+        TooFewWorkersError: The condition does not hold.
     """
     if p < times * f + plus:
         needed = f"p >= {times}f + {plus}" if plus != 1 else f"p > {times}f"
-        raise ConditionError(
+        raise TooFewWorkersError(
             f"{name} needs {needed}, got p = {p} and f = {f}{remark}. Use more workers or a smaller f."
         )
 

@@ -181,16 +181,16 @@ def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]], seeds: str) ->
     equalled, unit = style.ramp(2)
     for place, name in enumerate(names):
         if name in SINGLE_FORM:
-            axes.scatter(mean(final[name]), place, s=36, color=unit, marker="D", label="of norm 1")
+            axes.scatter(mean(final[name]), place, s=36, color=unit, marker="D", label="norm 1")
             continue
         off, on = mean(final[name]), mean(final[equal(name)])
         axes.plot([off, on], [place, place], color="#bbbbbb", zorder=1)
-        axes.scatter(off, place, s=36, facecolors="none", edgecolors="#555555", label="as they come")
+        axes.scatter(off, place, s=36, facecolors="none", edgecolors="#555555", label="unchanged")
         axes.scatter(on, place, s=36, color=equalled, marker="s", label="norms set to their median")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (fraction)", xlim=(0, 1))
-    axes.set_title(f"f = {FAULTY}, random in [0, 1): what the norm does; {seeds}")
+    axes.set_title(f"f = {FAULTY}, random in [0, 1): effect of the norm; {seeds}")
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     axes.legend(once.values(), once.keys(), title="gradients", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
@@ -209,7 +209,7 @@ def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> N
     axes.set_yticks(range(len(regimes)), list(regimes))
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1))
-    axes.set_title(f"where the subspace might pay; {seeds}")
+    axes.set_title(f"where the subspace might help; {seeds}")
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
 
 
@@ -246,22 +246,22 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     return [
         Claim(
             "E1",
-            "setting all norms to their median makes every rule better",
+            "setting all norms to their median improves every rule",
             f"f = {FAULTY}, random: "
             + ", ".join(f"{name} {gain:+.3f}" for name, gain in gains.items())
-            + f"; asked for: more than {OUTDONE:g}",
+            + f"; threshold: {OUTDONE:g}",
             verdict([gain > OUTDONE for gain in gains.values()], testable),
         ),
         Claim(
             "E1",
-            "there is a regime where the subspace is better than the mean of gradients of equal norm",
-            f"{len(found)} regimes and {len(SUBSPACES)} subspaces, so that p < {level:g} is asked for: "
-            + "; ".join(f"{its.told()}, margin {its.tested}" for its in found),
+            "in some regime the subspace is better than the mean of gradients of equal norm",
+            f"{len(found)} regimes and {len(SUBSPACES)} subspaces, p < {level:g} required: "
+            + "; ".join(f"{its.told()}, lead {its.tested}" for its in found),
             compared([decisive], testable and len(found[0].ours) > 1, level, margin),
         ),
         Claim(
             "E1",
-            "FA's options decide: another m, more steps or lambda > 0 is better than the default by more than"
+            "FA's options matter: another m, more steps or lambda > 0 is better than the default by more than"
             f" {OUTDONE:g}",
             "; ".join(f"{attack}, {option}: {told}" for (attack, option), (_, told) in moves.items()),
             verdict([gain > OUTDONE for gain, _ in moves.values()], testable),

@@ -78,11 +78,11 @@ def draw(table: DataFrame, title: str) -> Figure:
     rates = chosen(table)
     choice, test = table[table["validation"] > 0], table[table["validation"] == 0]
     _draw_choice(left, accuracies(choice, "lr"), rates)
-    left.set_title(f"the choice (ringed); {seeds_of(choice)}")
+    left.set_title(f"selection (ring: best rate); {seeds_of(choice)}")
     _draw_tested(right, accuracies(test), rates)
-    right.set_title(f"each rule at its own rate; {seeds_of(test)}")
+    right.set_title(f"each rule at its best rate; {seeds_of(test)}")
     figure.suptitle(
-        f"f = {FAULTY} faulty workers send {sent(table)}; each rule at its own learning rate; "
+        f"f = {FAULTY} Byzantine workers send {sent(table)}; each rule at its best learning rate; "
         f"{style.FA_FORMULATION}\n{title}",
         fontsize=10,
     )
@@ -127,15 +127,15 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     return [
         Claim(
             "E2",
-            "FA is ahead of every other rule when each has its own learning rate",
-            f"test accuracy {best}; margin {best.tested}",
+            "with a tuned learning rate for each rule, FA is better than every rival",
+            f"test accuracy {best}; lead {best.tested}",
             compared([best], testable, margin=margin),
         ),
         Claim(
             "E2",
-            "FA is ahead of the mean of unit gradients when each has its own learning rate",
-            f"test accuracy {control.told()}; margin {control.tested}",
+            "with a tuned learning rate for each rule, FA is better than the mean of unit gradients",
+            f"test accuracy {control.told()}; lead {control.tested}",
             compared([control], testable, margin=margin),
         ),
-        Claim("E2", "one learning rate suits all the rules", f"chosen: {told}", verdict([alike], testable)),
+        Claim("E2", "one learning rate suits all rules", f"tuned rates: {told}", verdict([alike], testable)),
     ]

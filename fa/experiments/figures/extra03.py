@@ -61,7 +61,7 @@ def cells(table: DataFrame, f: int) -> DataFrame:
     last = last_points(table[table["f"] == f])
     grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
     names = [*(label(key) for key in (*RULES, *own_of(table))), SAME_LENGTH]
-    attacks = {attack: ATTACKS.get(attack) or plugins.shown(attack) for attack in (*ATTACKS, *table["attack"])}
+    attacks = {attack: ATTACKS.get(attack) or plugins.display_name(attack) for attack in (*ATTACKS, *table["attack"])}
     return grid.reindex(index=names, columns=list(attacks)).rename(columns=attacks)
 
 
@@ -98,17 +98,17 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     return [
         Claim(
             "E3",
-            "FA is the rule whose worst attack costs it least",
+            "FA has the highest accuracy under the worst attack",
             "accuracy under the worst attack: "
             + "; ".join(_told(f, worst[f]) for f in counts)
-            + f"; asked for: ahead by more than {OUTDONE:g}",
+            + f"; threshold: a lead of {OUTDONE:g}",
             verdict([margin > OUTDONE for margin in least], testable),
         ),
         Claim(
             "E3",
             "the subspace protects where the division by the norm alone does not",
-            f"{SAME_LENGTH}, against the mean of unit gradients, {len(gaps)} cases: ahead by more than"
-            f" {OUTDONE:g} in {ahead}, behind in {behind}, which decides; from {min(gaps):+.3f} to {max(gaps):+.3f}",
+            f"{SAME_LENGTH}, less the mean of unit gradients, {len(gaps)} cases: ahead by more than"
+            f" {OUTDONE:g} in {ahead}, behind in {behind}; differences from {min(gaps):+.3f} to {max(gaps):+.3f}",
             verdict([gap > OUTDONE for gap in gaps] if ahead > behind else [False], testable),
         ),
     ]
@@ -127,6 +127,6 @@ def _told(f: int, worst: dict[str, tuple[float, str]]) -> str:
     best = max((rule for rule in worst if rule != "fa"), key=lambda rule: worst[rule])
     ours, theirs = worst["fa"], worst[best]
     return (
-        f"f = {f}: FA {ours[0]:.3f} ({ATTACKS[ours[1]]}), best other {VARIANTS[best].label} {theirs[0]:.3f}"
+        f"f = {f}: FA {ours[0]:.3f} ({ATTACKS[ours[1]]}), best rival {VARIANTS[best].label} {theirs[0]:.3f}"
         f" ({ATTACKS[theirs[1]]})"
     )

@@ -33,12 +33,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 """The rules that decide about whole gradients: a name, and the variant with its options."""
 
 DETECTORS = {
-    "FA, least v": ("FA", "value"),
-    "FA, least weight": ("FA", "weight"),
-    f"{UNIT}, least weight": (UNIT, "weight"),
-    "Multi-Krum, left out": ("Multi-Krum", "status"),
-    "Bulyan, left out": ("Bulyan", "status"),
-    "Krum's choice, left out": ("Krum's choice, FA", "status"),
+    "FA, smallest v": ("FA", "value"),
+    "FA, smallest weight": ("FA", "weight"),
+    f"{UNIT}, smallest weight": (UNIT, "weight"),
+    "Multi-Krum, excluded": ("Multi-Krum", "status"),
+    "Bulyan, excluded": ("Bulyan", "status"),
+    "Krum's choice, excluded": ("Krum's choice, FA", "status"),
 }
 """Ways of naming workers as faulty in every iteration: whose decision, and by which column of workers.csv. By "value"
 and "weight" it is the f workers of the least, by "status" those left out.
@@ -122,10 +122,10 @@ def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
     grid[0, 0].set_ylim(0, 1.02)
     grid[0, -1].legend(title="workers", loc="upper left", bbox_to_anchor=(1.02, 1))
     for axes, column in zip(below.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
-        image = draw_heat(axes, cells(found, column), f"{column} of finding the faulty workers")
+        image = draw_heat(axes, cells(found, column), f"{column} of detecting Byzantine workers")
     below.colorbar(image, ax=below.axes, label="share")
     figure.suptitle(
-        f"f = {FAULTY} faulty workers of 15: a guess of three has precision and recall 0.2\n{title}", fontsize=10
+        f"f = {FAULTY} Byzantine workers of 15; guessing three has precision and recall 0.2\n{title}", fontsize=10
     )
     return figure
 
@@ -141,19 +141,25 @@ def claims(workers: DataFrame, found: DataFrame) -> list[Claim]:
     testable = workers["iteration"].nunique() >= ENOUGH
     recall = found.set_index(["detector", "attack"])["recall"]
     guess = found.groupby("detector")["guess"].mean()
-    selected = ["Multi-Krum, left out", "Bulyan, left out", "Krum's choice, left out"]
+    selected = ["Multi-Krum, excluded", "Bulyan, excluded", "Krum's choice, excluded"]
     return [
-        _claim("a low explained variance tells who is faulty", recall, guess, ["FA, least v"], testable),
-        _claim("a low weight in FA's direction tells who is faulty", recall, guess, ["FA, least weight"], testable),
-        _claim("rules that select leave the faulty workers out", recall, guess, selected, testable),
+        _claim("a low explained variance identifies Byzantine workers", recall, guess, ["FA, smallest v"], testable),
+        _claim(
+            "a low weight in FA identifies Byzantine workers",
+            recall,
+            guess,
+            ["FA, smallest weight"],
+            testable,
+        ),
+        _claim("rules that select workers exclude the Byzantine ones", recall, guess, selected, testable),
     ]
 
 
 def _claim(words: str, recall: Any, guess: Any, detectors: Sequence[str], testable: bool) -> Claim:
     told = [
-        f"{name} (a guess of as many: {guess[name]:.2f}): "
+        f"{name} (guessing as many: {guess[name]:.2f}): "
         + ", ".join(f"{ATTACKS[attack]} {recall[name, attack]:.2f}" for attack in ATTACKS)
         for name in detectors
     ]
     holds = [bool(recall[name, attack] >= FOUND) for name in detectors for attack in ATTACKS]
-    return Claim("E4", words, "recall " + "; ".join(told), verdict(holds, testable))
+    return Claim("E4", words, "recall " + "; ".join(told) + f"; threshold: {FOUND:g}", verdict(holds, testable))

@@ -84,7 +84,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
         draw_dots(axes, by_label(table[table["attack"] == attack]), variants, bold=tuple(COMBINED))
         axes.set_title(heading)
-    figure.suptitle(f"f = {FAULTY} faulty workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"f = {FAULTY} Byzantine workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
@@ -102,15 +102,15 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     return [
         Claim(
             "E5",
-            "FA combined with another rule is ahead of every rule alone",
-            f"the best of {len(OURS)}, so that p < {level:.2g} is asked for: "
-            + "; ".join(f"{its.told()}; margin {its.tested}" for its in top.values()),
+            "FA combined with another rule is better than every rule alone",
+            f"best of {len(OURS)} combinations, p < {level:.2g} required: "
+            + "; ".join(f"{its.told()}; lead {its.tested}" for its in top.values()),
             compared(list(top.values()), testable, level, margin),
         ),
         Claim(
             "E5",
-            "behind Krum's choice and mixing the subspace is better than the mean of unit gradients, at one length",
-            "; ".join(f"{its.told()}; margin {its.tested}" for its in pairs),
+            "after Krum's choice or mixing, the subspace is better than the mean of unit gradients, at equal length",
+            "; ".join(f"{its.told()}; lead {its.tested}" for its in pairs),
             compared(pairs, testable, margin=margin),
         ),
     ]

@@ -87,14 +87,14 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     return [
         Claim(
             "E7",
-            "at a quarter of the learning rate Multi-Krum is level with FA, or ahead of it",
+            "at a quarter of the learning rate Multi-Krum is equal to FA or better",
             f"final accuracy {leads[KRUM].told()}; {leads[KRUM_SLOWER].told()}{ceiling}",
             verdict([leads[KRUM_SLOWER].margin < margin], testable),
         ),
         Claim(
             "E7",
-            "FA is ahead of the mean of unit gradients whose steps have its length",
-            f"final accuracy {leads[UNIT].told()}; margin {leads[UNIT].tested}",
+            "FA is better than the mean of unit gradients with steps of the same length",
+            f"final accuracy {leads[UNIT].told()}; lead {leads[UNIT].tested}",
             compared([leads[UNIT]], testable, margin=margin),
         ),
     ]

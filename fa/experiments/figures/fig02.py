@@ -37,8 +37,8 @@ def draw(table: DataFrame, title: str) -> Figure:
     for f, colour, marker, dashes in zip(FAULTY, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
         draw_line(axes, table[table["f"] == f], f"f = {f}", colour, marker, dashes)  # f > 0: one above another
     finish(axes)
-    axes.legend(title="faulty workers", loc="center right")
-    figure.suptitle(f"Mean, faulty workers send {sent(table)}\n{title}", fontsize=9)
+    axes.legend(title="Byzantine workers", loc="center right")
+    figure.suptitle(f"The mean; Byzantine workers send {sent(table)}\n{title}", fontsize=9)
     return figure
 
 
@@ -55,8 +55,8 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     return [
         Claim(
             "C1",
-            "the accuracy is heavily impacted when f > 0 and the mean is used",
-            f"{measured}; chance is {chance:g}",
+            "f > 0 heavily impacts the accuracy of the mean",
+            f"{measured}; chance is {chance:g}; threshold: {HEAVILY:g} of the accuracy at f = 0",
             verdict(heavy, learned(final, chance)),
         )
     ]

@@ -60,7 +60,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     own, faulty = own_of(table), sorted(set(table["f"]))
     rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *own)}
     if set(table["variant"]) - {*TOP, *own}:
-        rows["formulations of FA, and controls"] = style.FA_VARIANTS
+        rows["formulations and controls"] = style.FA_VARIANTS
     figure = Figure(figsize=(max(7, 2 + 3 * len(faulty)), 3.3 * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(faulty), sharex=True, sharey=True, squeeze=False)
     seeds = table.groupby("f")["seed"].nunique()
@@ -70,7 +70,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()
         row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"Faulty workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"Byzantine workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
@@ -111,9 +111,9 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
         Claim(
             "C4",
             "significantly (about 20%) better accuracy",
-            "FA's accuracy less the best other rule's: "
+            "FA's lead over the best rival: "
             + ", ".join(lead.tested for lead in leads)
-            + f"; asked for: {MUCH:.0%} of the other's accuracy",
+            + f"; threshold: {MUCH:.0%} of the rival's accuracy",
             judged(large),
         ),
     ]
@@ -126,8 +126,8 @@ def _of_trimmed_mean(final: Mapping[tuple[str, Any], Sequence[float]], chance: f
     return [
         Claim(
             "C3",
-            "for Trimmed Mean, even a single faulty worker has a catastrophic impact",
-            f"f = 1: final accuracy {shown(reached)}",
+            "for Trimmed Mean, even a single Byzantine worker has a catastrophic impact",
+            f"final accuracy f = 1: {shown(reached)}; threshold: {chance + CHANCE_MARGIN:g}",
             verdict([mean(reached) < chance + CHANCE_MARGIN], testable),
         )
     ]

@@ -41,7 +41,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each size, as in the paper."""
-    return draw_panels(table, "batch", "B", f"f = 3 faulty workers send {sent(table)}; {FA_FORMULATION}\n{title}")
+    return draw_panels(table, "batch", "B", f"f = 3 Byzantine workers send {sent(table)}; {FA_FORMULATION}\n{title}")
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
@@ -63,7 +63,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     larger = [each for each in apart if each is not leads[0]]
     grows = [after.margin > before.margin + margin for before, after in pairwise(apart)]
     alike, counts = lengths(table, "batch")
-    few = "" if len(apart) == len(leads) else f"; more than {LEARNED:g} times chance is learned at {_named(apart)}"
+    few = "" if len(apart) == len(leads) else f"; above {LEARNED:g} times chance: {_named(apart)}"
     return [
         Claim(
             "C5",
@@ -73,10 +73,8 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         ),
         Claim(
             "C5",
-            "marginal utility of larger batches: FA gains on the others as they grow",
-            "FA's accuracy less the best other rule's: "
-            + ", ".join(each.tested for each in leads)
-            + f"; {counts}{few}",
+            "marginal utility of larger batch sizes: FA's lead grows with the batch size",
+            "FA's lead over the best rival: " + ", ".join(each.tested for each in leads) + f"; {counts}{few}",
             verdict(grows, alike and bool(grows)),
         ),
     ]

@@ -40,9 +40,9 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     draw_curves(left, table, (*RULES, *own_of(table)))
-    left.set_title("chunk loss: 10% of each of three gradients")
+    left.set_title("chunk loss: 10% of three gradients")
     figure.legend(*left.get_legend_handles_labels(), title="rule", loc="outside right center")
-    right.set_title("link loss: TCP sends again")
+    right.set_title("link loss: TCP retransmits")
     if links is None or not len(links):
         right.text(0.5, 0.5, "not measured here", ha="center", va="center", transform=right.transAxes)
         right.set_axis_off()
@@ -81,12 +81,12 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
         Claim(
             "C6",
             "under 10% packet loss FA converges to a significantly higher accuracy than other aggregators",
-            f"final accuracy, {last}",
+            f"final accuracy {last}",
             verdict([last.better(margin)], testable),
         ),
         Claim(
             "C6",
-            "FA reaches a similar accuracy in less iterations than other aggregators",
+            "FA reaches a similar accuracy in fewer iterations than other aggregators",
             f"iterations to {told(its, '{:.0f}')}{_slower(links)}",
             verdict(won(its), bool(its)),
         ),
@@ -100,5 +100,5 @@ def _slower(links: DataFrame | None) -> str:
     curves = links[links["variant"] == "fa"].groupby("loss")[["seconds", "iteration"]]
     steps = curves.last() - curves.first()
     times = 1000 * steps["seconds"] / steps["iteration"]
-    spent = [f"{milliseconds:.0f} ms where {loss:.0%} is lost" for loss, milliseconds in times.items()]
-    return f"; over TCP, an iteration of the MNIST CNN takes {', '.join(spent)}"
+    spent = [f"{milliseconds:.0f} ms at {loss:.0%} loss" for loss, milliseconds in times.items()]
+    return f"; over TCP, an iteration of the MNIST CNN takes {' and '.join(spent)}"

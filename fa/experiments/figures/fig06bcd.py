@@ -36,7 +36,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each number of workers, as in the paper."""
-    return draw_panels(table, "workers", "p", f"f = 2 faulty workers send {sent(table)}; {FA_FORMULATION}\n{title}")
+    return draw_panels(table, "workers", "p", f"f = 2 Byzantine workers send {sent(table)}; {FA_FORMULATION}\n{title}")
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
@@ -63,13 +63,13 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         Claim(
             "C7",
             "FA possesses strong resilience for reasonable choices of p",
-            f"final accuracy {'; '.join(map(str, leads))}; {CEILING} and p = 15: {shown(ceiling)}; asked for: at most"
-            f" {NEAR:g} below that",
+            f"final accuracy {'; '.join(map(str, leads))}; {CEILING}, p = 15: {shown(ceiling)}; threshold: {NEAR:g}"
+            " below that",
             verdict([accuracy >= mean(ceiling) - NEAR for accuracy in ours], testable),
         ),
         Claim(
             "C7",
-            "marginal utility of additional workers: FA loses nothing as p grows with f fixed",
+            "marginal utility of additional workers: FA's accuracy does not fall as p grows with f fixed",
             "FA's final accuracy: "
             + ", ".join(f"p = {p}: {shown(final['fa', p])}" for p in counts)
             + ("" if alike else f"; {iterations}"),

@@ -127,10 +127,10 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
         ),
         Claim(
             "C8",
-            "more stable: accuracy falls less on the way than with any other rule",
-            "largest fall from one point of a curve to the next: "
+            "more stable: FA's accuracy falls less during training than every rival's",
+            "largest fall between two points of a curve: "
             + "; ".join(
-                f"{scheme}: FA {falls[scheme]['fa']:.3f}, least other {others[scheme]:.3f}" for scheme in SCHEMES
+                f"{scheme}: FA {falls[scheme]['fa']:.3f}, smallest rival {others[scheme]:.3f}" for scheme in SCHEMES
             ),
             verdict(
                 [falls[scheme]["fa"] < others[scheme] - margin for scheme in unsteady],
@@ -139,9 +139,10 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
         ),
         Claim(
             "C8",
-            "the explained variance is the quality of a worker: lower where data are augmented",
-            "mean v_i of clean workers less that of augmented ones: "
-            + ", ".join(f"{scheme} {gap:+.3f}" for scheme, gap in gaps.items()),
+            "explained variances are the quality of workers: lower with augmented data",
+            "mean v_i of clean workers minus that of augmented workers: "
+            + ", ".join(f"{scheme} {gap:+.3f}" for scheme, gap in gaps.items())
+            + f"; threshold: {LOWER:g}",
             verdict([gap > LOWER for gap in gaps.values()], testable),
         ),
     ]

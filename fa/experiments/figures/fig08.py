@@ -89,7 +89,7 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     finish(left)
     left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     _draw_cosines(right, cosines)
-    figure.suptitle(f"f = 1 faulty worker sends {sent(table)}; pairwise regularizer\n{title}", fontsize=10)
+    figure.suptitle(f"f = 1 Byzantine worker sends {sent(table)}; pairwise regularizer\n{title}", fontsize=10)
     return figure
 
 
@@ -105,7 +105,7 @@ def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
                 axes.fill_between(points.index, points["min"], points["max"], color=look.colour, alpha=0.12, lw=0)
     axes.set_xscale("symlog", linthresh=1, base=2)
     axes.set_xticks(LAMBDAS, [str(lam) for lam in LAMBDAS])
-    axes.set(xlabel=r"$\lambda$", ylabel="cosine of the directions (mean; band: range)", ylim=(None, 1.02))
+    axes.set(xlabel=r"$\lambda$", ylabel="cosine of the directions (mean and range)", ylim=(None, 1.02))
     axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
 
 
@@ -122,8 +122,8 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
     released = cosines[cosines["formulation"] == "released"].groupby(["other", "lam"])["cosine"].mean()
     nears = {key: float(max(released[key][lam] for lam in LAMBDAS[1:]) - released[key][0]) for key in OTHERS}
     courses = [
-        f"with {VARIANTS[key].label} from {released[key][0]:.3f} at 0 to {released[key][LAMBDAS[-1]]:.3f} at"
-        f" {LAMBDAS[-1]}, at most {nears[key]:+.3f} nearer"
+        f"{VARIANTS[key].label}: {released[key][0]:.3f} at lambda = 0, {released[key][LAMBDAS[-1]]:.3f} at lambda ="
+        f" {LAMBDAS[-1]}, largest gain {nears[key]:+.3f}"
         for key in OTHERS
     ]
     return [
@@ -131,13 +131,13 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
             "C9",
             "FA improves or performs similarly for a range of lambda",
             f"final accuracy by lambda {ours}; {theirs}; better than at 0 by more than {margin:g}: {better};"
-            " asked for: two neighbours that do no harm",
+            " threshold: two neighbouring lambda that lose no more",
             verdict([any(harmless), bool(ranges)], learned(final, chance)),
         ),
         Claim(
             "C9",
             "varying lambda can interpolate Bulyan and Multi-Krum",
-            "mean cosine of FA's direction " + "; ".join(courses),
+            "mean cosine of FA's direction with " + "; ".join(courses) + f"; threshold: a gain of {NEARER:g}",
             verdict([near > NEARER for near in nears.values()], cosines["iteration"].nunique() >= ENOUGH),
         ),
     ]

@@ -15,7 +15,7 @@ from fa.experiments.runs.study import Case, Place, Seeds, Study, last_points, ma
 from fa.experiments.runs.user_rules import sent
 from fa.experiments.runs.variants import VARIANTS
 from fa.rules import make_rule
-from fa.utils.timing import taken
+from fa.utils.timing import elapsed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def server_times(study: Study) -> DataFrame:
 
 def _time(rule: Any, G: Any) -> float:
     rule(G)  # compiles, where it must
-    return 1000 * median(taken(lambda: rule(G)) for _ in range(CALLS))
+    return 1000 * median(elapsed(lambda: rule(G)) for _ in range(CALLS))
 
 
 def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
@@ -81,7 +81,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
-    figure.suptitle(f"Faulty workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"Byzantine workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
@@ -104,7 +104,7 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
         Claim(
             "C10",
             "FA is feasible for larger setups, with up to 60 workers and 14 Byzantine ones",
-            f"final accuracy {measured}; {CEILING}: {shown(ceiling)}; asked for: at most {NEAR:g} below; one"
+            f"final accuracy {measured}; {CEILING}: {shown(ceiling)}; threshold: {NEAR:g} below; one"
             f" aggregation {spent}",
             verdict(near, learned({"mean": ceiling}, chance)),
         )

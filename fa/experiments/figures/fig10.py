@@ -21,7 +21,7 @@ from fa.experiments.runs.study import Case, Names, Place, Results, Seeds, Study,
 from fa.experiments.runs.user_rules import enter, known, label, own_of, sent
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.rules import make_rule
-from fa.utils.timing import taken
+from fa.utils.timing import elapsed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ CALLS = 10  # of an aggregation that are timed
 DEARER = 1.1  # times the other's time: less is no difference between two measurements
 PARTS = {
     "compute": "the slowest worker's gradient",
-    "network": "network, and waiting",
+    "network": "network and waiting",
     "aggregation": "aggregation",
     "update": "update",
 }
@@ -85,7 +85,7 @@ def aggregations(study: Study) -> DataFrame:
     }
     for work in works.values():
         work()  # compiles, where it must
-    rounds = pandas.DataFrame({name: taken(work) for name, work in works.items()} for _ in range(CALLS))
+    rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(CALLS))
     costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
     return costs.reset_index().assign(workers=len(G), n=G.shape[1])
 
@@ -102,7 +102,7 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chanc
     _draw_ends(c, table)
     _draw_aggregations(d, spent, costs)
     figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
-    heading = f"Workers are processes, and f = {table['f'].iloc[0]} of them send {sent(table)}"
+    heading = f"Workers are processes; f = {table['f'].iloc[0]} of them send {sent(table)}"
     figure.suptitle(f"{heading}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
@@ -115,10 +115,10 @@ def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
         every = max(1, len(curve) // 8)
         axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
     for number, accuracy in enumerate(aims):
-        name = "" if number else "to be reached"
+        name = "" if number else "target accuracy"
         axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=name)
     finish(axes, "seconds")
-    axes.set_title("(a) time to an accuracy")
+    axes.set_title("(a) time to accuracy")
 
 
 def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
@@ -150,7 +150,7 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     ours = style.LOOKS["fa"]
     variants = looks(means.index)
     dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
-    dots += [(f"{row.method}, alone", row.milliseconds, ours, "none") for row in costs.itertuples()]
+    dots += [(f"{row.method}, outside of training", row.milliseconds, ours, "none") for row in costs.itertuples()]
     for place, (_, value, its, fill) in enumerate(dots):
         axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
         told = style.three_digits(value)
@@ -179,25 +179,25 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, 
         Claim(
             "C11",
             "the iteration complexity of FA is higher",
-            f"an aggregation: {each}; of the same gradients, alone: {svd}",
+            f"one aggregation during training: {each}; outside of training: {svd}",
             verdict(dearer),
         ),
         Claim(
             "C11",
-            "each iteration has a higher utility, as reflected in the time to an accuracy",
-            f"time to {told(seconds, '{:.1f} s')}; asked for: {DEARER:g} times as long",
+            "higher utility of each iteration, as reflected in time to accuracy",
+            f"time to {told(seconds, '{:.1f} s')}; threshold: {DEARER:g} times FA's time",
             verdict(won(seconds, DEARER), bool(seconds)),
         ),
         Claim(
             "C11",
-            "with more wall-clock time to spare FA converges to a better state: all iterations finished",
-            f"final accuracy, {its}",
+            "given more time FA converges to a better state (all iterations finished)",
+            f"final accuracy {its}",
             verdict([its.better(margin)], testable),
         ),
         Claim(
             "C12",
             "simultaneous improvements in communication efficiency and accuracy",
-            f"megabytes, {megabytes:.2f} an iteration, to {told(iterations, '{:.1f}', megabytes)}; final accuracy,"
+            f"megabytes ({megabytes:.2f} an iteration) to {told(iterations, '{:.1f}', megabytes)}; final accuracy"
             f" {its}",
             verdict([bool(iterations) and all(won(iterations)), its.better(margin)], testable),
         ),

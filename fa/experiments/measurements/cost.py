@@ -18,7 +18,7 @@ from torch import Tensor
 from fa import irls
 from fa.gradients.gram import measure as gram_of
 from fa.sdp.certificate import relax
-from fa.utils.timing import taken
+from fa.utils.timing import elapsed
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,12 @@ def certificate_seconds(G: Float[Tensor, "p n"], lam: float, m: int | None = Non
     """What `fa.sdp.certify` takes once the Gram matrix is known, for a = 2 and lam times the pairs."""
     gram, _ = gram_of(G)
     columns = m or irls.default_m(gram.p)
-    return least_seconds(lambda: relax(irls.pose(gram, columns, lam, 2.0)), repeats)
+    return least_seconds(lambda: relax(irls.build_problem(gram, columns, lam, 2.0)), repeats)
 
 
 def least_seconds(work: Callable[[], object], repeats: int) -> float:
     """The least seconds of several calls."""
-    return min(taken(work) for _ in range(repeats))
+    return min(elapsed(work) for _ in range(repeats))
 
 
 def _slope(sizes: Sequence[float], costs: Sequence[float]) -> float:

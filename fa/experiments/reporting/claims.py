@@ -66,7 +66,7 @@ class Lead:
         return self.margin > by and (self.p_value is None or self.p_value < level)
 
     def __str__(self) -> str:
-        return self.told("best other ")
+        return self.told("best rival ")
 
     def told(self, rival: str = "") -> str:
         """Both final accuracies; `rival` is said before the other rule's name."""
@@ -133,7 +133,7 @@ def lengths(table: DataFrame, by: str) -> tuple[bool, str]:
     counts = list(table.groupby(by)["iteration"].max())
     alike = len(set(counts)) == 1
     told = "/".join(map(str, counts)) + " iterations"
-    return alike, told if alike else f"{told}, so that {by} alone may not be the reason"
+    return alike, told if alike else f"{told}: {by} is not the only change"
 
 
 def verdict(holds: Sequence[bool], testable: bool = True) -> str:

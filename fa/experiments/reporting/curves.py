@@ -60,7 +60,7 @@ def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str,
 
 
 def draw_kinds(
-    axes: Axes, rows: DataFrame, faulty: Series[bool], column: str, labels: tuple[str, str] = ("honest", "faulty")
+    axes: Axes, rows: DataFrame, faulty: Series[bool], column: str, labels: tuple[str, str] = ("honest", "Byzantine")
 ) -> None:
     """A column against iterations, of the workers that are not `faulty` and of those that are: the mean over the
     workers of a kind, and their range as a band.

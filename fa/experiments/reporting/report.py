@@ -24,19 +24,21 @@ class Statement(NamedTuple):
 
 
 STATEMENTS = {
-    "C1": Statement("any faulty worker ruins the mean", "fig02"),
-    "C2": Statement("values of workers spike near 1 under the optimal subspace; its choice does it", "fig03"),
-    "C3": Statement("FA is more robust than six rules at f = 1, 2, 3; one faulty worker ruins Trimmed Mean", "fig04"),
+    "C1": Statement("one Byzantine worker heavily impacts the mean", "fig02"),
+    "C2": Statement("the values of workers spike near 1 under the optimal subspace, unlike the mean", "fig03"),
+    "C3": Statement("FA is more robust than others at f = 1, 2, 3; one Byzantine worker ruins Trimmed Mean", "fig04"),
     "C4": Statement("about 20% better accuracy", "fig04"),
-    "C5": Statement("clearly better at larger batches", "fig05"),
+    "C5": Statement("significantly better accuracy at larger batch sizes", "fig05"),
     "C6": Statement("under 10% packet loss a higher accuracy, in fewer iterations", "fig06a"),
     "C7": Statement("resilient as p grows with f fixed", "fig06bcd"),
     "C8": Statement("more stable with augmented data", "fig07"),
-    "C9": Statement("a range of lambda improves or does no harm; lambda interpolates Multi-Krum and Bulyan", "fig08"),
+    "C9": Statement(
+        "a range of lambda improves FA or does no harm; lambda interpolates Multi-Krum and Bulyan", "fig08"
+    ),
     "C10": Statement("feasible at p = 60, f up to 14", "fig09"),
-    "C11": Statement("dearer per iteration, O(n N (sum k_i)^2), and better in time to accuracy", "fig10, theory07"),
+    "C11": Statement("a costlier iteration, O(n N (sum k_i)^2), and a better time to accuracy", "fig10, theory07"),
     "C12": Statement("better accuracy and less communication at once", "fig10"),
-    "C13": Statement("IRLS decreases to second-order points, for any a, slower for a other than 2", "theory06"),
+    "C13": Statement("IRLS converges to second-order points, slower for a other than 2", "theory06"),
     "C14": Statement("Flag Median is the maximum likelihood estimate of Beta(1, 1/2) with a = 2", "theory02"),
     "C15": Statement("FA is a right multiplication through the Lagrange multipliers", "theory06"),
     "C16": Statement("a quantised SVD is accurate enough to offload to a switch", "theory07"),
@@ -145,14 +147,14 @@ def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
     own = [figure["figure"] for figure in figures if figure["command"] is None]
     if not own:
         return []
-    return ["", f"Of a part of the profile's runs or of other settings, and so are their verdicts: {', '.join(own)}."]
+    return ["", f"Figures with other settings, or with a part of the profile's runs: {', '.join(own)}."]
 
 
 def _claims(figures: list[dict[str, Any]]) -> list[str]:
     """A row for each tested part of a claim, and one for each claim that no figure here tests."""
     rows = _rows(figures)
     untested = {
-        number: f"| {number} | {said.words} | not by the figures here: see {said.tested_by} | | |"
+        number: f"| {number} | {said.words} | not tested at this profile: see {said.tested_by} | | |"
         for number, said in STATEMENTS.items()
     }
     return [line for number, said in untested.items() for line in rows.get(number, [said])]
@@ -182,7 +184,7 @@ def _findings(figures: list[dict[str, Any]]) -> list[str]:
     return [
         "## Beyond the paper",
         "",
-        "Statements that the paper does not make, but its claims depend on. What decides is fixed in the code too.",
+        "These statements are not the paper's, but its claims depend on them. Their rules are fixed in the code too.",
         "",
         "| | statement | measured here | figure | verdict |",
         "|---|---|---|---|---|",
@@ -212,7 +214,7 @@ def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def _section(figure: dict[str, Any]) -> list[str]:
     name, hardware = figure["figure"], "; ".join(_machine(machine) for machine in figure["hardware"])
-    command = f"`{figure['command']}`" if figure["command"] else "its notebook with parameters of one's own"
+    command = f"`{figure['command']}`" if figure["command"] else "its notebook with other parameters"
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in found.items()) for found in figure["versions"])
     settings = figure["settings"].replace("\n", "; ")
     tables = [f"{name}.csv", *figure["tables"]]

@@ -121,8 +121,8 @@ def draw(run: Diagnosis) -> Figure:
 def _title(run: Diagnosis, unweighed: bool) -> str:
     config = run.config
     options = "".join(f", {name} = {value}" for name, value in config["rule_options"].items())
-    rule = plugins.shown(config["rule"]) + options
-    faults = f"{config['byzantine']} faulty ({plugins.shown(config['attack'])})"
+    rule = plugins.display_name(config["rule"]) + options
+    faults = f"{config['byzantine']} faulty ({plugins.display_name(config['attack'])})"
     note = "\nOf whole gradients this rule tells who was used, and no weight"
     return (
         f"{rule}; {config['workers']} workers, {faults}; {config['model']} on {config['dataset']}, "

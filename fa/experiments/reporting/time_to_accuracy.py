@@ -31,9 +31,9 @@ class Race(NamedTuple):
     def told(self, form: str, times: float) -> str:
         """Both in a `form` as {:.0f}, `times` what was measured."""
         ours = "never" if self.ours is None else form.format(times * self.ours)
-        theirs = "no other"
+        theirs = "no rival"
         if self.rival is not None and self.theirs is not None:
-            theirs = f"first other {VARIANTS[self.rival].label} {form.format(times * self.theirs)}"
+            theirs = f"first rival {VARIANTS[self.rival].label} {form.format(times * self.theirs)}"
         return f"{self.accuracy:.3f}: FA {ours}, {theirs}"
 
 

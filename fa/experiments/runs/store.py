@@ -170,7 +170,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         "config": json.loads(config.to_json()),
         "data_checksum": _data_checksum(config.dataset),
         "record_version": RECORD_VERSION,
-    } | plugins.files(config.rule, config.attack)
+    } | plugins.file_checksums(config.rule, config.attack)
 
 
 @cache

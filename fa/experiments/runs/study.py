@@ -171,11 +171,11 @@ class Study:
         counts = f"p = {self._all('workers')}, B = {self._all('batch')}, lr = {self._all('lr')}"
         steps = f"{self._all('iterations')} iterations"
         several = len(seeds) > 1
-        attack = f", attack {plugins.shown(self.attack)}" if self.attack else ""
+        attack = f", attack {plugins.display_name(self.attack)}" if self.attack else ""
         shown = f"seed{'s' * several} {', '.join(map(str, seeds))}{self.spread * several}"
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.gaps.values())
-        gaps = "".join(f"\nleft out: {reason}" for reason in reasons)
-        unfinished = f"not run yet: {'; '.join(self.unfinished)}" if self.unfinished else ""
+        gaps = "".join(f"\nexcluded: {reason}" for reason in reasons)
+        unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
         return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{gaps}", *wrap(unfinished, 120)])
 
     def _all(self, setting: str) -> str:

@@ -16,9 +16,10 @@ from typing import Any
 from fa.data.registry import check_present
 from fa.experiments.runs.store import Record, RunStore, clean_up
 from fa.training.config import TrainConfig
-from fa.utils import forkserver, plugins
+from fa.utils import plugins
 from fa.utils.blas import usable_cores
-from fa.utils.malloc import keep_freed
+from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
+from fa.utils.malloc import retain_freed_memory
 from fa.utils.progress_bar import reporter
 from fa.utils.validation import check_integer
 
@@ -38,7 +39,7 @@ class Outcome:
         if self.record is not None:
             result = f"{self.record.curve[-1]['test_accuracy']:.3f}"
         options = ", ".join(f"{name} {_told(value)}" for name, value in config.options.items())
-        rule = f"{plugins.shown(config.rule)} ({options})" if options else plugins.shown(config.rule)
+        rule = f"{plugins.display_name(config.rule)} ({options})" if options else plugins.display_name(config.rule)
         return f"{rule}, f = {config.byzantine}, seed {config.seed}: {result}"
 
 
@@ -115,7 +116,7 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
 
 
 def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[Outcome]:
-    context = forkserver.context(preload="fa.experiments.runs.preload")
+    context = forkserver_context(preload="fa.experiments.runs.preload")
     waiting, running = list(configs), list[_Child]()
     try:
         while waiting or running:
@@ -156,8 +157,8 @@ def _outcome(child: _Child, root: Path) -> Outcome:
 
 def _work(config: str, root: str, answer: Connection) -> None:
     """In the child: one run into the store; a failure is told to the parent."""
-    forkserver.end_with_parent()
-    keep_freed()
+    exit_when_parent_dies()
+    retain_freed_memory()
     try:
         from fa.training import train
 

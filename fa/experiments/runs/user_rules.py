@@ -24,6 +24,7 @@ NO_RULES = {
     "fig09": "it shows FA alone, at several sizes",
     "extra01": "it varies FA's options",
     "extra04": "its detectors are ones of known rules; fa plot shows whom a rule trusted",
+    "extra07": "it compares FA with Multi-Krum and its controls",
 }
 """Figures that do not compare rules, and what they do."""
 
@@ -43,7 +44,7 @@ def enter(rules: Sequence[str] | None) -> tuple[str, ...]:
     Raises ValueError for an unknown rule, one that the figures already have, too many rules, and equal labels.
     """
     check("rules", rules, rules is None or not isinstance(rules, str), "a list of rules' names")
-    keys = tuple(dict.fromkeys(plugins.absolute(name) for name in rules or ()))
+    keys = tuple(dict.fromkeys(plugins.resolve_spec(name) for name in rules or ()))
     for key in keys:
         check("a rule", key, key not in VARIANTS, "one that the figures do not have already")
     few = f"one of {MOST} at the most, for which there are colours"
@@ -59,7 +60,7 @@ def label(key: str) -> str:
         return VARIANTS[key].label
     rule = make_rule(key)
     name = rule.name if ":" in rule.name else rule.name.replace("_", " ").capitalize()
-    return plugins.shown(key) if name in {variant.label for variant in VARIANTS.values()} else name
+    return plugins.display_name(key) if name in {variant.label for variant in VARIANTS.values()} else name
 
 
 def variant(key: str) -> Variant:
@@ -69,7 +70,7 @@ def variant(key: str) -> Variant:
 
 def replaced(attack: str) -> str:
     """The attack's name, not depending on the working directory; ValueError for one that there is not."""
-    attack = plugins.absolute(attack)
+    attack = plugins.resolve_spec(attack)
     make_attack(attack)
     return attack
 
@@ -86,4 +87,4 @@ def known(table: DataFrame) -> DataFrame:
 
 def sent(table: DataFrame) -> str:
     """What the faulty workers of a figure send, for its heading; which other attack it was, the title says."""
-    return "gradients of another attack than the paper's" if "attack" in table else "random gradients"
+    return "the gradients of another attack than in the paper" if "attack" in table else "random gradients"

@@ -18,16 +18,16 @@ from fa.training.transports.base import Cluster
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc.server import Remote, install, uninstall
 from fa.training.transports.udp import Inbox
-from fa.utils import forkserver
-from fa.utils.malloc import keep_freed
-from fa.utils.timing import Parts
+from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
+from fa.utils.malloc import retain_freed_memory
+from fa.utils.timing import PhaseTimer
 
 _LEAVE = 5.0  # seconds for workers to leave by themselves
 
 
 @contextmanager
 def serving(
-    model: nn.Module, config: TrainConfig, parameters: Tensor, measured: bool, cluster: Cluster, parts: Parts
+    model: nn.Module, config: TrainConfig, parameters: Tensor, measured: bool, cluster: Cluster, parts: PhaseTimer
 ) -> Iterator[Remote]:
     """The transport of a run whose server is this process, with its workers where `cluster` has them started here.
 
@@ -78,7 +78,7 @@ def _inbox(cluster: Cluster, workers: int, n: int) -> Iterator[Inbox | None]:
 
 def _spawn(processes: list[Any], workers: int, host: str, port: int) -> None:
     """Start the workers, each of which is among `processes` as soon as it runs."""
-    context = forkserver.context(preload="fa.training.transports.rpc.worker")
+    context = forkserver_context(preload="fa.training.transports.rpc.worker")
     for rank in range(workers):
         process = context.Process(target=_work, args=(rank, host, port), name=f"fa-{rank}", daemon=True)
         process.start()
@@ -95,8 +95,8 @@ def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
 
 def _work(rank: int, host: str, port: int) -> None:
     """In the child."""
-    forkserver.end_with_parent()
-    keep_freed()
+    exit_when_parent_dies()
+    retain_freed_memory()
     import torch
 
     from fa.training.transports.rpc.worker import work

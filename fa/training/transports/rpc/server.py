@@ -13,13 +13,13 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 from fa.attacks import make_attack
-from fa.gradients.gram import Landing
+from fa.gradients.gram import IncrementalGram
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import Cluster, Gathered
 from fa.training.transports.udp import Inbox
-from fa.utils.timing import Parts
-from fa.utils.validation import ConditionError, check
+from fa.utils.timing import PhaseTimer
+from fa.utils.validation import TooFewWorkersError, check
 
 _JOINING = 120.0  # seconds that the beginning waits for workers
 _LEAVING = 5.0  # seconds that the end waits for them to hear of it
@@ -61,7 +61,7 @@ class Remote:
         parameters: Tensor,
         cluster: Cluster,
         measured: bool = False,
-        parts: Parts | None = None,
+        parts: PhaseTimer | None = None,
         inbox: Inbox | None = None,
     ) -> None:
         """With an `inbox`, gradients come there, and workers' calls tell only that they have been sent."""
@@ -76,7 +76,7 @@ class Remote:
         self._iteration = _CLOSED
         self._over = False
         self._measured = measured
-        self._parts = parts or Parts()
+        self._parts = parts or PhaseTimer()
         self.inbox = inbox
         self._joined = Counter[int]()  # processes of each rank so far
         self._receiving: set[int] = set()  # whose gradient is being copied into its row
@@ -183,20 +183,20 @@ class Remote:
             told: Told = {answer: self._answer(rank) for rank, answer in self._asking.items()}
             self._asking.clear()
         _tell(told)
-        landing = Landing(self._G) if self._measured and not self.inbox else None  # datagrams land together
+        landing = IncrementalGram(self._G) if self._measured and not self.inbox else None  # datagrams land together
         missing = self._await(landing)
         self._parts.add("compute", max(self._computing.values(), default=0.0))
         remarks = self._collect() if self.inbox else {}
         loss = self._complete(iteration, missing)
         products = None
         if landing is not None:
-            with self._parts.of("gram"):
+            with self._parts.phase("gram"):
                 for rank in range(self.config.byzantine):
-                    landing.land(rank)
-                products = landing.products()
+                    landing.add_row(rank)
+                products = landing.matrix()
         return Gathered(self._G, loss, missing, products, remarks)
 
-    def _await(self, landing: Landing | None) -> dict[int, str]:
+    def _await(self, landing: IncrementalGram | None) -> dict[int, str]:
         """Wait for as many gradients as there must be, no longer than the deadline, and tell `landing` of the honest
         ones as they come: the faulty rows are as they stay only after the attack. Returns who is missing, and why.
         """
@@ -212,9 +212,9 @@ class Remote:
                 landed = [rank for rank in self._landed if rank >= self.config.byzantine]
                 self._landed.clear()
             if landing is not None and landed:
-                with self._parts.of("gram"):
+                with self._parts.phase("gram"):
                     for rank in landed:
-                        landing.land(rank)
+                        landing.add_row(rank)
             if closing:
                 return missing
 
@@ -227,7 +227,7 @@ class Remote:
     def join(self) -> None:
         """Wait until all workers are there, but for those that end before."""
         everybody = range(self.config.workers)
-        with self._parts.of("join"), self._changed:
+        with self._parts.phase("join"), self._changed:
             self._changed.wait_for(lambda: all(r in self._asking or r in self._gone for r in everybody), _JOINING)
             for rank in everybody:
                 if rank not in self._asking:
@@ -256,7 +256,7 @@ class Remote:
         here = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
         if not here:
             reasons = "; ".join(f"worker {rank}: {why}" for rank, why in missing.items())
-            raise ConditionError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
+            raise TooFewWorkersError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
         absent = list(missing)
         if absent and config.byzantine:  # what an attack sees of honest rows that are not there is the others' mean
             self._G[absent] = self._G[here].mean(dim=0)

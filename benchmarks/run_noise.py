@@ -1,0 +1,88 @@
+"""Measure how far equal runs end apart: the noise that the margin of docs/claims.md rests on.
+
+    python benchmarks/run_noise.py quick
+    python benchmarks/run_noise.py cpu --few
+
+FA, Multi-Krum and Bulyan (Figure 4, f = 3) are trained with two instruction sets, one and two threads, and three seeds.
+With `--few`, instruction sets and threads vary at the first seed only. The final accuracies go to
+figures/PROFILE/noise.csv. The script prints the standard deviation, pooled over the rules, and the margin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+from fa.experiments.figures import fig04
+from fa.experiments.runs.profiles import MARGIN
+
+RULES = ("fa", "multi_krum", "bulyan")
+SEEDS = (2021, 2022, 2023)
+INSTRUCTIONS = {
+    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+    "native": {},
+}
+THREADS = (1, 2)
+TRAIN = """
+import sys
+from fa.training import TrainConfig, train
+run = train(TrainConfig.from_json(sys.argv[1]), threads=int(sys.argv[2]))
+print(run.curve[-1].test_accuracy)
+"""
+
+
+def settings(few: bool) -> list[tuple[str, int, int]]:
+    """Return the (instruction set, threads, seed) of all repetitions of a run."""
+    everything = list(product(INSTRUCTIONS, THREADS, SEEDS))
+    return [one for one in everything if not few or one[2] == SEEDS[0] or one[:2] == ("native", 1)]
+
+
+def accuracy(config: str, instructions: str, threads: int) -> float:
+    """Train a configuration in a process of its own and return its final test accuracy."""
+    environment = {**os.environ, **INSTRUCTIONS[instructions]}
+    command = [sys.executable, "-c", TRAIN, config, str(threads)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def pooled_deviation(rows: list[dict[str, str]]) -> float:
+    """Return the square root of the rules' mean variance."""
+    by_rule = {rule: [float(row["test_accuracy"]) for row in rows if row["rule"] == rule] for rule in RULES}
+    return statistics.mean(statistics.variance(values) for values in by_rule.values()) ** 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profile")
+    parser.add_argument("--few", action="store_true")
+    options = parser.parse_args()
+    study = fig04.study(options.profile, seeds=SEEDS, variants=RULES, faulty=[3])
+    path = Path("figures") / options.profile / "noise.csv"
+    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    known = {(row["rule"], row["instructions"], int(row["threads"]), int(row["seed"])) for row in rows}
+    for cell in study.cells:
+        for instructions, threads, seed in settings(options.few):
+            key = (cell.variant, instructions, threads, seed)
+            if seed != cell.config.seed or key in known:
+                continue
+            reached = accuracy(cell.config.to_json(), instructions, threads)
+            names = ("rule", "instructions", "threads", "seed", "test_accuracy")
+            rows.append(dict(zip(names, (*map(str, key), f"{reached:.4f}"), strict=True)))
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, names, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+            print(json.dumps(rows[-1]), flush=True)
+    deviation = pooled_deviation(rows)
+    print(f"{options.profile}: standard deviation {deviation:.4f}, margin {max(MARGIN, 2 * deviation):.3f}")
+
+
+if __name__ == "__main__":
+    main()
