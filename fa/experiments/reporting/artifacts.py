@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections import Counter
@@ -22,6 +23,9 @@ from fa.utils.files import new_file, write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
+
+
+_COLUMNS = [field.name for field in dataclasses.fields(Claim)]
 
 
 def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim], **more: DataFrame) -> Path:
@@ -75,7 +79,7 @@ def claims_csv(claims: list[Claim], path: Path) -> None:
     """The claims as a file, for a report."""
     import pandas
 
-    _save_csv(pandas.DataFrame([vars(claim) for claim in claims]), path)
+    _save_csv(pandas.DataFrame([vars(claim) for claim in claims], columns=_COLUMNS), path)
 
 
 def provenance(results: Results) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,8 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
     import pandas
 
     names = {"number": "", "words": "the paper", "measured": "measured here"}
-    table = pandas.DataFrame([vars(claim) for claim in claims]).rename(columns=names)
+    columns = [field.name for field in dataclasses.fields(Claim)]
+    table = pandas.DataFrame([vars(claim) for claim in claims], columns=columns).rename(columns=names)
     return table.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
