@@ -14,7 +14,7 @@ from PIL import Image
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, figure_module
 from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra07, supp01
-from fa.experiments.figures.extras_common import RULES, SAME_LENGTH, compared
+from fa.experiments.figures.extras_common import RULES, SAME_LENGTH, comparison_verdict
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead
@@ -128,11 +128,13 @@ def test_a_margin_that_three_seeds_do_not_bear_out_is_not_established() -> None:
     sure = Lead("f = 3", [0.80, 0.81, 0.82], "mean", [0.70, 0.71, 0.721])
     wide = Lead("f = 3", [0.90, 0.70, 0.80], "mean", [0.60, 0.75, 0.70])
     none = Lead("f = 3", [0.70, 0.71, 0.72], "mean", [0.70, 0.70, 0.72])
-    assert compared([sure]) == HOLDS
-    assert compared([sure, wide]) == compared([sure, none]) == IN_PART
-    assert compared([wide]) == compared([wide, none]) == compared([sure], level=1e-6) == OPEN
-    assert compared([none]) == NOT
-    assert compared([wide], testable=False) == UNTESTABLE
+    assert comparison_verdict([sure]) == HOLDS
+    assert comparison_verdict([sure, wide]) == comparison_verdict([sure, none]) == IN_PART
+    assert (
+        comparison_verdict([wide]) == comparison_verdict([wide, none]) == comparison_verdict([sure], level=1e-6) == OPEN
+    )
+    assert comparison_verdict([none]) == NOT
+    assert comparison_verdict([wide], testable=False) == UNTESTABLE
 
 
 # Extra 2
@@ -420,5 +422,5 @@ def test_extras_are_swept_by_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["sweep", "extra05", "--profile", "smoke", "--out", str(tmp_path), "--why"])
     assert done.exit_code == 0
     configs = extra05.study("smoke").configs
-    why = RunStore(tmp_path).why(configs[0])  # alike for all of an empty store
+    why = RunStore(tmp_path).explain(configs[0])  # alike for all of an empty store
     assert done.output.count(why) == len(configs)

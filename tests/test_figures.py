@@ -22,7 +22,7 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.artifacts import provenance, save
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE, Lead, accuracies, lead
 from fa.experiments.reporting.curves import finish
-from fa.experiments.runs.profiles import PROFILES, sized
+from fa.experiments.runs.profiles import PROFILES, for_profile
 from fa.experiments.runs.study import Case, Results, Study, final_accuracies, last_points, make_study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 from fa.rules import make_rule
@@ -121,7 +121,7 @@ def test_figure_4_has_seven_rules_the_mean_and_the_readings_for_each_f() -> None
 def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
     study = make_study("figure", "smoke", [Case("bulyan", 3), Case("mean", 3)], workers=11)
     assert [cell.variant for cell in study.cells] == ["mean"]
-    ((case, reason),) = study.gaps.items()
+    ((case, reason),) = study.skipped.items()
     assert case == str(Case("bulyan", 3))
     with pytest.raises(TooFewWorkersError, match=re.escape(reason)):
         make_rule("bulyan", f=3).check_workers(11)
@@ -138,9 +138,9 @@ def test_given_settings_replace_the_profiles() -> None:
 
 
 def test_a_notebook_names_the_profiles_that_it_has() -> None:
-    assert sized({"smoke": 1, "quick": 2}, "quick") == 2
+    assert for_profile({"smoke": 1, "quick": 2}, "quick") == 2
     with pytest.raises(ValueError, match=r"^profile must be .*\bsmoke\b.*\bquick\b.*'cpu'"):
-        sized({"smoke": 1, "quick": 2}, "cpu")
+        for_profile({"smoke": 1, "quick": 2}, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fa.bench.cases import OURS, PAPER, TORCH, USUAL, Row
 from fa.bench.table import growth, rules, slopes
-from fa.experiments.reporting.style import Look, looks, ramp, three_digits, use
+from fa.experiments.reporting.style import Look, apply_theme, looks, sequential_colors, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ _KRUM = Look("Krum", "#fbafe4", "p")
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
     """Bars at the largest n, with 15 workers if there are such, and time against n and against p, log-log."""
-    use()
+    apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.4), layout="constrained")
@@ -42,7 +42,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     largest, p = max((row.n, row.p == USUAL, row.p) for row in rows)[::2]
     at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
-    colours = dict(zip(_WHOM, ramp(len(_WHOM)), strict=True))
+    colours = dict(zip(_WHOM, sequential_colors(len(_WHOM)), strict=True))
     for place, rule in enumerate(rules(rows)):
         drawn = [(by, at[rule, by]) for by in _WHOM if (rule, by) in at]
         drawn += [(PAPER, row) for row in at.values() if row.by == PAPER and rule == "fa"]

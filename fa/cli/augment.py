@@ -24,7 +24,7 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
 
     from fa.augment.recipes import build, read
     from fa.data import load
-    from fa.experiments.paths import recipe as find
+    from fa.experiments.paths import recipe_path as find
 
     read_recipe = read(find(recipe))
     torch.set_num_threads(1)  # the steps are so short that waiting for one another takes threads longer

@@ -50,7 +50,7 @@ def bench(
 
     from fa.bench import cases
     from fa.bench.table import summary, table
-    from fa.experiments.runs.user_rules import enter
+    from fa.experiments.runs.user_rules import register_rules
     from fa.utils.devices import find_device
 
     find_device(device)
@@ -63,7 +63,7 @@ def bench(
     chosen = cases.all_cases() if full else cases.usual_cases()
     if sizes or workers:
         chosen = [(n, p) for p in workers or (cases.USUAL,) for n in sizes or (cases.MIDDLE,)]
-    own = enter(rules)
+    own = register_rules(rules)
     console = Console(width=120)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)

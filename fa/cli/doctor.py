@@ -100,9 +100,9 @@ def _data() -> Iterator[Line]:
 
 
 def _namespaces() -> Line:
-    from fa.experiments.measurements.lossy_links import refusal
+    from fa.experiments.measurements.lossy_links import unsupported_reason
 
-    why = refusal()
+    why = unsupported_reason()
     return Line("lossy links", not why, why or "network namespaces are permitted")
 
 

@@ -32,12 +32,12 @@ def reproduce(
     An option that a notebook has no parameter for does not concern it.
     """
     from fa.experiments.notebooks import execute, find
-    from fa.experiments.paths import figures
+    from fa.experiments.paths import figures_dir
 
     check_device(device)
     paths = {path.stem: path for path in find(name)}
     names, given = concerned(list(paths), rules, attack)
-    target = figures(profile, out, custom=bool(given)).resolve()
+    target = figures_dir(profile, out, custom=bool(given)).resolve()
     for stem, own in names.items():
         path = paths[stem]
         click.echo(f"{path.stem}, profile {profile}")
@@ -48,8 +48,8 @@ def reproduce(
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             click.echo("finished runs are kept; the same command goes on from there", err=True)
             raise
-    from fa.experiments.reporting.report import drawn, write  # loads torch, for which a wrong name need not wait
+    from fa.experiments.reporting.report import figure_files, write  # loads torch, for which a wrong name need not wait
 
     click.echo(f"figures and executed notebooks are in {target}")
-    if drawn(target):
+    if figure_files(target):
         click.echo(f"what they say of the paper's claims is in {write(target)}")

@@ -9,7 +9,7 @@ import click
 
 from fa.cli.torchrun import check_device
 from fa.cli.user_rule_options import concerned, study_options
-from fa.experiments import ALL, figure_module, named
+from fa.experiments import ALL, figure_module, match_names
 from fa.utils import plugins
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def sweep(
     A run that fails is named at the end, with exit code 1; the others are done and kept.
     """
     check_device(device)
-    names, _ = concerned(named(figure or ("fig",), ALL), rules, attack)
+    names, _ = concerned(match_names(figure or ("fig",), ALL), rules, attack)
     studies = [figure_module(name).study(profile, out, device=device, **own) for name, own in names.items()]
     if why:
         for study in studies:
@@ -52,11 +52,11 @@ def sweep(
 def _run(study: Study, jobs: int | None, part: str | None) -> bool:
     """Do the runs of a study and report; whether all of them succeeded."""
     try:
-        outcomes = study.sweep(jobs, part=part)
+        outcomes = study.sweep(jobs, shard=part)
     except KeyboardInterrupt:
         click.echo("finished runs are kept; the same command goes on from there", err=True)
         raise
-    if not outcomes and study.part(part):
+    if not outcomes and study.shard(part):
         click.echo(f"{study.name}: trains when it is drawn, by fa reproduce; there is nothing to do before")
         return True
     failed = [outcome for outcome in outcomes if outcome.record is None]
@@ -71,13 +71,13 @@ def _explain(study: Study, part: str | None) -> None:
     from rich.table import Table
 
     table = Table("rule", "f", "seed", "run", "because", title=study.name)
-    for config in study.part(part):
+    for config in study.shard(part):
         finished = study.store.find(config) is not None
         options = ", ".join(f"{name}={value}" for name, value in config.options.items())
         rule = plugins.display_name(config.rule) + (f" ({options})" if options else "")
-        row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.why(config))
+        row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.explain(config))
         table.add_row(*row)
     console = Console()
     console.print(table, soft_wrap=not console.is_terminal)
-    for variant, reason in study.gaps.items():
+    for variant, reason in study.skipped.items():
         click.echo(f"{variant} is left out: {reason}")

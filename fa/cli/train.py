@@ -114,9 +114,9 @@ def _config(given: dict[str, Any]) -> TrainConfig:
     options = take(given)
     if "augmentation" in given:
         from fa.augment.recipes import read
-        from fa.experiments.paths import recipe
+        from fa.experiments.paths import recipe_path
 
-        given["augmentation"] = read(recipe(given["augmentation"])).options
+        given["augmentation"] = read(recipe_path(given["augmentation"])).options
     _check_default(given)
     return TrainConfig(rule_options=options, **given)
 

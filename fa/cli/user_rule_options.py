@@ -42,13 +42,13 @@ def concerned(
     """
     given: dict[str, Any] = {}
     if rules:
-        from fa.experiments.runs.user_rules import enter
+        from fa.experiments.runs.user_rules import register_rules
 
-        given["rules"] = list(enter(rules))
+        given["rules"] = list(register_rules(rules))
     if attack is not None:
-        from fa.experiments.runs.user_rules import replaced
+        from fa.experiments.runs.user_rules import resolve_attack
 
-        given["attack"] = replaced(attack)
+        given["attack"] = resolve_attack(attack)
     refusals = {(name, option): why for name in names for option in given if (why := _refusal(name, option))}
     for (name, option), why in refusals.items():
         click.echo(f"{name}: --{option.rstrip('s')} does not concern it: {why}", err=True)

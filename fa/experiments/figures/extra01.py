@@ -8,11 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import OUTDONE, SEEDS, best, by_label, compared, make_extra, seeds_of
+from fa.experiments.figures.extras_common import (
+    MIN_GAIN,
+    SEEDS,
+    best_label,
+    by_label,
+    comparison_verdict,
+    make_extra,
+    seed_caption,
+)
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import LEVEL, Claim, Lead, learned, mean, verdict
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Place, Seeds, Study, last_points
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ surer the first principal component is theirs; a large learning rate makes what 
 """
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
     """All the runs of the three parts; settings that are given, and not None, replace the profile's."""
     grid = [*_norms(), *_sweeps(), *_regimes(profile)]
     return make_extra(NAME, profile, grid, out, seeds, **given)
@@ -73,10 +81,10 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) ->
 
 def _norms() -> list[Case]:
     """The rules with and without the division by the norm, which share their runs with Figure 4."""
-    cases = [Case(key, FAULTY, called=name) for name, key in SINGLE_FORM.items()]
+    cases = [Case(key, FAULTY, label_override=name) for name, key in SINGLE_FORM.items()]
     for name, (off, on) in PAIRS.items():
-        cases.append(Case(off, FAULTY, called=name))
-        cases.append(Case(on, FAULTY, options={} if on == "fa_default" else EQUAL, called=equal(name)))
+        cases.append(Case(off, FAULTY, label_override=name))
+        cases.append(Case(on, FAULTY, options={} if on == "fa_default" else EQUAL, label_override=equal(name)))
     return cases
 
 
@@ -89,10 +97,10 @@ def _sweeps() -> list[Case]:
     cases = []
     for attack in ATTACKS:
         its = {"attack": attack}
-        cases.append(Case("mean", FAULTY, its, EQUAL, called=CONTROL))
+        cases.append(Case("mean", FAULTY, its, EQUAL, label_override=CONTROL))
         varied = (DEFAULT | own for values in SWEPT.values() for own in values)
         for options in {str(options): options for options in varied}.values():
-            cases.append(Case("fa_default", FAULTY, its, options, called="FA"))
+            cases.append(Case("fa_default", FAULTY, its, options, label_override="FA"))
     return cases
 
 
@@ -136,7 +144,7 @@ def leads(regimes: DataFrame) -> list[Lead]:
     found = []
     for name, rows in by_regime(regimes).items():
         reached = by_label(rows)
-        ours = best(reached, SUBSPACES)
+        ours = best_label(reached, SUBSPACES)
         found.append(Lead(name, reached[ours], CONTROL, reached[CONTROL], ours))
     return found
 
@@ -155,7 +163,7 @@ def _regime(attack: str, f: int, lr: float, batch: float = float("nan")) -> str:
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Above, the division by the norm, and the regimes; below, m, the number of steps and lambda."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     norms, sweeps, regimes = parts(table)
@@ -163,9 +171,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = halves
     left, right = above.subplots(1, 2, width_ratios=(1, 1.15))
-    _draw_norms(left, by_label(norms), seeds_of(norms))
-    _draw_regimes(right, by_regime(regimes), seeds_of(regimes))
-    below.suptitle(f"FA's options; {seeds_of(sweeps)}", fontsize=10)
+    _draw_norms(left, by_label(norms), seed_caption(norms))
+    _draw_regimes(right, by_regime(regimes), seed_caption(regimes))
+    below.suptitle(f"FA's options; {seed_caption(sweeps)}", fontsize=10)
     panels = below.subplots(1, len(SWEPT), sharey=True)
     for axes, option in zip(panels, SWEPT, strict=True):
         _draw_sweep(axes, sweeps, option)
@@ -178,7 +186,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]], seeds: str) -> None:
     names = [*PAIRS, *SINGLE_FORM]
-    equalled, unit = style.ramp(2)
+    equalled, unit = style.sequential_colors(2)
     for place, name in enumerate(names):
         if name in SINGLE_FORM:
             axes.scatter(mean(final[name]), place, s=36, color=unit, marker="D", label="norm 1")
@@ -214,7 +222,9 @@ def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> N
 
 
 def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:
-    for (attack, label), colour, marker in zip(ATTACKS.items(), style.ramp(len(ATTACKS)), "os", strict=True):
+    for (attack, label), colour, marker in zip(
+        ATTACKS.items(), style.sequential_colors(len(ATTACKS)), "os", strict=True
+    ):
         for a, dashes in ((2.0, "-"), (1.0, ":")):
             points = swept(sweeps, attack, option, a)
             places = [ticks(option).index(value) for value in points]
@@ -249,22 +259,22 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "setting all norms to their median improves every rule",
             f"f = {FAULTY}, random: "
             + ", ".join(f"{name} {gain:+.3f}" for name, gain in gains.items())
-            + f"; threshold: {OUTDONE:g}",
-            verdict([gain > OUTDONE for gain in gains.values()], testable),
+            + f"; threshold: {MIN_GAIN:g}",
+            verdict([gain > MIN_GAIN for gain in gains.values()], testable),
         ),
         Claim(
             "E1",
             "in some regime the subspace is better than the mean of gradients of equal norm",
             f"{len(found)} regimes and {len(SUBSPACES)} subspaces, p < {level:g} required: "
             + "; ".join(f"{its.told()}, lead {its.tested}" for its in found),
-            compared([decisive], testable and len(found[0].ours) > 1, level, margin),
+            comparison_verdict([decisive], testable and len(found[0].ours) > 1, level, margin),
         ),
         Claim(
             "E1",
             "FA's options matter: another m, more steps or lambda > 0 is better than the default by more than"
-            f" {OUTDONE:g}",
+            f" {MIN_GAIN:g}",
             "; ".join(f"{attack}, {option}: {told}" for (attack, option), (_, told) in moves.items()),
-            verdict([gain > OUTDONE for gain, _ in moves.values()], testable),
+            verdict([gain > MIN_GAIN for gain, _ in moves.values()], testable),
         ),
     ]
 

@@ -8,13 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import RULES, SEEDS, SHORT, compared, draw_dots, make_extra, seeds_of
+from fa.experiments.figures.extras_common import (
+    RULES,
+    SEEDS,
+    SHORT,
+    comparison_verdict,
+    draw_dots,
+    make_extra,
+    seed_caption,
+)
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, accuracies, lead, learned, mean, verdict
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Cell, Names, Place, Results, Seeds, Study
-from fa.experiments.runs.user_rules import enter, known, label, own_of, sent
+from fa.experiments.runs.study import Case, Cell, OutDir, Results, RuleNames, Seeds, Study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +37,7 @@ TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where thre
 HELD = 0.2  # of the training images, on which the rate is chosen
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
     """The runs among which to choose: a rate of the grid, evaluated on training images that were kept from training.
 
     `rules` are some that are not the paper's; settings that are given, and not None, replace the profile's. `tested`
@@ -37,7 +45,7 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
     """
     grid = [
         Case(key, FAULTY, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
-        for key in (*RULES, *enter(rules))
+        for key in (*RULES, *register_rules(rules))
         for rate in FEW.get(profile, RATES)
     ]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
@@ -47,7 +55,7 @@ def chosen(validation: DataFrame) -> dict[str, float]:
     """Each rule's rate of best mean accuracy over the seeds, the lowest of equals, of the runs of `study` alone."""
     final = accuracies(validation[validation["validation"] > 0], "lr")
     rates = sorted({rate for _, rate in final})
-    return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *own_of(validation))}
+    return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *user_rules_in(validation))}
 
 
 def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None = None) -> Study:
@@ -70,7 +78,7 @@ def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = Non
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Left the choice; right each rule at its own rate."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.4), layout="constrained")
@@ -78,11 +86,11 @@ def draw(table: DataFrame, title: str) -> Figure:
     rates = chosen(table)
     choice, test = table[table["validation"] > 0], table[table["validation"] == 0]
     _draw_choice(left, accuracies(choice, "lr"), rates)
-    left.set_title(f"selection (ring: best rate); {seeds_of(choice)}")
+    left.set_title(f"selection (ring: best rate); {seed_caption(choice)}")
     _draw_tested(right, accuracies(test), rates)
-    right.set_title(f"each rule at its best rate; {seeds_of(test)}")
+    right.set_title(f"each rule at its best rate; {seed_caption(test)}")
     figure.suptitle(
-        f"f = {FAULTY} Byzantine workers send {sent(table)}; each rule at its best learning rate; "
+        f"f = {FAULTY} Byzantine workers send {attack_heading(table)}; each rule at its best learning rate; "
         f"{style.FA_FORMULATION}\n{title}",
         fontsize=10,
     )
@@ -116,7 +124,7 @@ def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """E2: FA against the best other rule, and against its control, each at its own rate; whether they choose alike."""
-    table = known(table)
+    table = builtin_rows(table)
     rates = chosen(table)
     final = accuracies(table[table["validation"] == 0])
     testable = learned(final, chance)
@@ -129,13 +137,13 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "E2",
             "with a tuned learning rate for each rule, FA is better than every rival",
             f"test accuracy {best}; lead {best.tested}",
-            compared([best], testable, margin=margin),
+            comparison_verdict([best], testable, margin=margin),
         ),
         Claim(
             "E2",
             "with a tuned learning rate for each rule, FA is better than the mean of unit gradients",
             f"test accuracy {control.told()}; lead {control.tested}",
-            compared([control], testable, margin=margin),
+            comparison_verdict([control], testable, margin=margin),
         ),
         Claim("E2", "one learning rate suits all rules", f"tuned rates: {told}", verdict([alike], testable)),
     ]

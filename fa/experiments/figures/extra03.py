@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, make_extra
-from fa.experiments.paths import figures
+from fa.experiments.figures.extras_common import MIN_GAIN, RULES, SAME_LENGTH, SHORT, UNIT_OPTIONS, make_extra
+from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, verdict
 from fa.experiments.reporting.heatmap import draw_heat
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, last_points
-from fa.experiments.runs.user_rules import enter, known, label, own_of, replaced
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, last_points
+from fa.experiments.runs.user_rules import builtin_rows, label, register_rules, resolve_attack, user_rules_in
 from fa.experiments.runs.variants import VARIANTS
 from fa.utils import plugins
 
@@ -36,9 +36,9 @@ SEEDS = {"paper": (2021,)}  # of so many, one seed
 
 def study(
     profile: str,
-    out: Place = None,
+    out: OutDir = None,
     seeds: Seeds = None,
-    rules: Names = None,
+    rules: RuleNames = None,
     attack: str | None = None,
     **given: Any,
 ) -> Study:
@@ -46,13 +46,13 @@ def study(
     given, and not None, replace the profile's.
     """
     own, grid = SEEDS.get(profile, ()), []
-    keys = (*RULES, *enter(rules))
-    attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [replaced(attack)])))
+    keys = (*RULES, *register_rules(rules))
+    attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [resolve_attack(attack)])))
     for f in FAULTY.get(profile, (1,)):
         for sent in attacks:
             grid += [Case(key, f, {"attack": sent}, seeds=own) for key in keys]
-            grid.append(Case("fa_default", f, {"attack": sent}, UNIT, own, SAME_LENGTH))
-    folder = figures(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
+            grid.append(Case("fa_default", f, {"attack": sent}, UNIT_OPTIONS, own, SAME_LENGTH))
+    folder = figures_dir(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
     return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **given)
 
 
@@ -60,14 +60,14 @@ def cells(table: DataFrame, f: int) -> DataFrame:
     """Final test accuracy, the mean over seeds: a row for each rule, a column for each attack, NaN for a gap."""
     last = last_points(table[table["f"] == f])
     grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
-    names = [*(label(key) for key in (*RULES, *own_of(table))), SAME_LENGTH]
+    names = [*(label(key) for key in (*RULES, *user_rules_in(table))), SAME_LENGTH]
     attacks = {attack: ATTACKS.get(attack) or plugins.display_name(attack) for attack in (*ATTACKS, *table["attack"])}
     return grid.reindex(index=names, columns=list(attacks)).rename(columns=attacks)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One heat map for each f: rules down, attacks across."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     counts = sorted(set(table["f"]))
@@ -83,7 +83,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
     """E3: whose worst attack is the least bad, and how far FA is from its control."""
-    table = known(table)
+    table = builtin_rows(table)
     final = {
         (rule, attack, f): mean(values)
         for attack in ATTACKS
@@ -94,22 +94,22 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     worst = {f: _worst(final, f) for f in counts}
     least = [worst[f]["fa"][0] - max(value for rule, (value, _) in worst[f].items() if rule != "fa") for f in counts]
     gaps = [final["fa_default", attack, f] - final["mean_unit", attack, f] for attack in ATTACKS for f in counts]
-    ahead, behind = (sum(sign * gap > OUTDONE for gap in gaps) for sign in (1, -1))
+    ahead, behind = (sum(sign * gap > MIN_GAIN for gap in gaps) for sign in (1, -1))
     return [
         Claim(
             "E3",
             "FA has the highest accuracy under the worst attack",
             "accuracy under the worst attack: "
             + "; ".join(_told(f, worst[f]) for f in counts)
-            + f"; threshold: a lead of {OUTDONE:g}",
-            verdict([margin > OUTDONE for margin in least], testable),
+            + f"; threshold: a lead of {MIN_GAIN:g}",
+            verdict([margin > MIN_GAIN for margin in least], testable),
         ),
         Claim(
             "E3",
             "the subspace protects where the division by the norm alone does not",
             f"{SAME_LENGTH}, less the mean of unit gradients, {len(gaps)} cases: ahead by more than"
-            f" {OUTDONE:g} in {ahead}, behind in {behind}; differences from {min(gaps):+.3f} to {max(gaps):+.3f}",
-            verdict([gap > OUTDONE for gap in gaps] if ahead > behind else [False], testable),
+            f" {MIN_GAIN:g} in {ahead}, behind in {behind}; differences from {min(gaps):+.3f} to {max(gaps):+.3f}",
+            verdict([gap > MIN_GAIN for gap in gaps] if ahead > behind else [False], testable),
         ),
     ]
 

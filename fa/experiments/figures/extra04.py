@@ -11,8 +11,8 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, verdict
 from fa.experiments.reporting.curves import draw_kinds
 from fa.experiments.reporting.heatmap import draw_heat
-from fa.experiments.runs.recording import ENOUGH
-from fa.experiments.runs.study import Case, Place, Results, Seeds, Study
+from fa.experiments.runs.recording import MIN_MINIBATCHES
+from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study
 from fa.training.records import UNDEFINED, USED
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ COURSES = {"value": "FA's explained variance $v_i$", "share": "FA's weight, of t
 """What is drawn of FA's workers over time."""
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
     """Runs that Extra 3 has too, and one more rule; settings that are given, and not None, replace the profile's."""
     grid = [
         Case(key, FAULTY, {"attack": attack}, options, SEEDS.get(profile, ()), name)
@@ -102,7 +102,7 @@ def _named(workers: DataFrame, column: str, f: int) -> Any:
 
 def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
     """Above, FA's explained variances and weights over time, of honest and faulty workers; below, who finds them."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 9), layout="constrained")
@@ -138,7 +138,7 @@ def cells(found: DataFrame, column: str) -> DataFrame:
 
 def claims(workers: DataFrame, found: DataFrame) -> list[Claim]:
     """E4: whether FA's values and weights tell who is faulty, and whether selection does."""
-    testable = workers["iteration"].nunique() >= ENOUGH
+    testable = workers["iteration"].nunique() >= MIN_MINIBATCHES
     recall = found.set_index(["detector", "attack"])["recall"]
     guess = found.groupby("detector")["guess"].mean()
     selected = ["Multi-Krum, excluded", "Bulyan, excluded", "Krum's choice, excluded"]

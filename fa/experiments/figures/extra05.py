@@ -14,9 +14,9 @@ from fa.experiments.figures.extras_common import (
     SAME_LENGTH,
     SEEDS,
     SHORT,
-    best,
+    best_label,
     by_label,
-    compared,
+    comparison_verdict,
     draw_dots,
     make_extra,
 )
@@ -24,8 +24,8 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import LEVEL, Claim, Lead, learned
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study
-from fa.experiments.runs.user_rules import enter, known, own_of
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
+from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
 OURS = [name for name in COMBINED if "FA" in name]
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
     """Each rule alone, also `rules` that are not the paper's, and each combination; settings that are given, and not
     None, replace the profile's.
     """
     own = () if profile == "smoke" else SEEDS
-    alone, grid = (*RULES, *enter(rules)), []
+    alone, grid = (*RULES, *register_rules(rules)), []
     for attack in ATTACKS:
         grid += [Case(key, FAULTY, {"attack": attack}, seeds=own) for key in alone]
         grid += [Case(key, FAULTY, {"attack": attack}, options, own, name) for name, (key, options) in COMBINED.items()]
@@ -72,12 +72,12 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
 
 def draw(table: DataFrame, title: str) -> Figure:
     """A panel for each attack: every rule and combination, a mark for each seed."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 4.8), layout="constrained")
     panels = figure.subplots(1, len(ATTACKS), sharey=True)
-    keys = (*RULES, *own_of(table))
+    keys = (*RULES, *user_rules_in(table))
     shown = looks(keys)
     variants = {shown[key].label: shown[key] for key in keys}
     variants |= {name: style.LOOKS[key] for name, (key, _) in COMBINED.items()}
@@ -90,12 +90,13 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """E5: the best combination with FA against the best rule alone, and PAIRS."""
-    table = known(table)
+    table = builtin_rows(table)
     final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
     testable = any(learned(reached, chance) for reached in final.values())
     alone = [VARIANTS[key].label for key in RULES]
     top = {
-        attack: _lead(attack, reached, best(reached, OURS), best(reached, alone)) for attack, reached in final.items()
+        attack: _lead(attack, reached, best_label(reached, OURS), best_label(reached, alone))
+        for attack, reached in final.items()
     }
     pairs = [_lead(attack, reached, *pair) for attack, reached in final.items() for pair in PAIRS.items()]
     level = LEVEL / len(OURS)  # Bonferroni's, as one combination is enough
@@ -105,13 +106,13 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "FA combined with another rule is better than every rule alone",
             f"best of {len(OURS)} combinations, p < {level:.2g} required: "
             + "; ".join(f"{its.told()}; lead {its.tested}" for its in top.values()),
-            compared(list(top.values()), testable, level, margin),
+            comparison_verdict(list(top.values()), testable, level, margin),
         ),
         Claim(
             "E5",
             "after Krum's choice or mixing, the subspace is better than the mean of unit gradients, at equal length",
             "; ".join(f"{its.told()}; lead {its.tested}" for its in pairs),
-            compared(pairs, testable, margin=margin),
+            comparison_verdict(pairs, testable, margin=margin),
         ),
     ]
 

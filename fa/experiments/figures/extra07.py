@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import by_label, compared, make_extra
+from fa.experiments.figures.extras_common import by_label, comparison_verdict, make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, learned, shown, verdict
+from fa.experiments.reporting.claims import Claim, Lead, format_mean_range, learned, verdict
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Place, Seeds, Study
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ UNIT, CEILING = "Mean of unit gradients, p/m times the rate", "Mean, f = 0"
 FA_SLOWER, CHOSEN = "FA, this package's default, a quarter of the rate", "Krum's choice, then FA"
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
     """Return the runs of Extra 7; settings that are given, and not None, replace the profile's."""
     rate = make_extra(NAME, profile, [Case("fa", FAULTY)], out).cells[0].config.lr
     slower, longer = {"lr": SLOWER * rate}, {"lr": LONGER * rate}
@@ -57,7 +57,7 @@ LOOKS = {
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Draw one panel with all the curves."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 4.6), layout="constrained")
@@ -83,7 +83,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     final = by_label(table)
     testable = learned(final, chance)
     leads = {name: Lead("f = 3", final[FA], name, final[name]) for name in (KRUM, KRUM_SLOWER, UNIT)}
-    ceiling = f"; {CEILING} {shown(final[CEILING])}"
+    ceiling = f"; {CEILING} {format_mean_range(final[CEILING])}"
     return [
         Claim(
             "E7",
@@ -95,6 +95,6 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "E7",
             "FA is better than the mean of unit gradients with steps of the same length",
             f"final accuracy {leads[UNIT].told()}; lead {leads[UNIT].tested}",
-            compared([leads[UNIT]], testable, margin=margin),
+            comparison_verdict([leads[UNIT]], testable, margin=margin),
         ),
     ]

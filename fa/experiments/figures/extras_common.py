@@ -22,8 +22,8 @@ RULES = (*PAPER_RULES, "mean", "mean_unit")
 """The paper's seven, no defence, and the control: the mean of unit gradients."""
 
 SAME_LENGTH = "FA, factor 1/p"
-UNIT = {"preaggregators": ("unit",)}
-"""FA's subspace on unit gradients with the factor 1/p: `fa_default` with UNIT, the other half of the control.
+UNIT_OPTIONS = {"preaggregators": ("unit",)}
+"""FA's subspace on unit gradients with the factor 1/p: `fa_default` with UNIT_OPTIONS, the other half of the control.
 
 The released code's FA sums over m in place of p, so that at one learning rate its steps are p/m = 1.9 times as long as
 those of the mean of unit gradients: a difference between those two may be the length's. (Steps of rules that take
@@ -33,7 +33,7 @@ gradients as they are have the gradients' length, and are no part of this compar
 SEEDS = (2021, 2022, 2023)
 """Where a statement says "better", in a profile that has one seed."""
 
-OUTDONE = 0.05  # of accuracy: what counts as a difference where there is one seed
+MIN_GAIN = 0.05  # of accuracy: what counts as a difference where there is one seed
 
 SHORT = {"quick": {"iterations": 24, "evaluate_every": 24}}
 """Settings of the extras with the most runs, by profile: so short that all extras together take ten minutes."""
@@ -64,10 +64,12 @@ def make_extra(
 ) -> Study:
     """The study of an extra at a profile's size: see `make_study`. Its figures say themselves how they show seeds."""
     study = make_study(name, profile, grid, out, seeds, {**_OWN.get(profile, {}), **(own or {})}, **given)
-    return replace(study, spread="")
+    return replace(study, seed_caption="")
 
 
-def compared(leads: Sequence[Lead], testable: bool = True, level: float = LEVEL, margin: float = MARGIN) -> str:
+def comparison_verdict(
+    leads: Sequence[Lead], testable: bool = True, level: float = LEVEL, margin: float = MARGIN
+) -> str:
     """Return the verdict on the statement that each of `leads` is one.
 
     It is OPEN where some exceed the margin but none passes the test at `level`.
@@ -85,12 +87,12 @@ def by_label(table: DataFrame) -> dict[str, list[float]]:
     return {label: found[label] for label in dict.fromkeys(table["label"])}
 
 
-def best(final: Mapping[str, Sequence[float]], among: Iterable[str]) -> str:
+def best_label(final: Mapping[str, Sequence[float]], among: Iterable[str]) -> str:
     """Which of them has the best mean accuracy."""
     return max((name for name in among if name in final), key=lambda name: mean(final[name]))
 
 
-def seeds_of(table: DataFrame) -> str:
+def seed_caption(table: DataFrame) -> str:
     """Whose runs a panel shows, for its title: some of an extra's panels have one seed, and others three."""
     seeds = sorted(set(table["seed"]))
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"

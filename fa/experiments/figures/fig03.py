@@ -11,8 +11,8 @@ from jaxtyping import Float64
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, verdict
-from fa.experiments.runs.recording import ENOUGH, every
-from fa.experiments.runs.study import Case, Place, Results, Seeds, Study, make_study
+from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
+from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study, make_study
 from fa.experiments.runs.sweep import Outcome
 from fa.gradients.gram import Gram, Square, measure
 from fa.irls import Options, default_m, solve_gram
@@ -41,7 +41,7 @@ _LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS,
 """Colours, and by which dashes and markers honest and faulty workers are shown over time."""
 
 
-class Watched(Study):
+class LiveStudy(Study):
     """Runs that are looked at while they train: their curves would not help, so there is nothing to sweep."""
 
     def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
@@ -49,12 +49,12 @@ class Watched(Study):
         return []
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Watched:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> LiveStudy:
     """The runs of Figure 3, trained with FA; settings that are given, and not None, replace the profile's."""
-    return Watched(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **given)))
+    return LiveStudy(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **given)))
 
 
-def watch(study: Watched) -> tuple[DataFrame, Results]:
+def collect(study: LiveStudy) -> tuple[DataFrame, Results]:
     """Train each run, one after another, and look at its gradients.
 
     The table has one row for each basis, f, seed, iteration and worker, with the worker's explained variance `value`.
@@ -73,7 +73,7 @@ def _look_at(config: TrainConfig) -> tuple[list[dict[str, Any]], Run]:
     rows: list[dict[str, Any]] = []
 
     def look(progress: Progress) -> None:
-        if progress.iteration % every(config.iterations):
+        if progress.iteration % sampling_interval(config.iterations):
             return
         gram, _ = measure(progress.G)
         for basis, coefficients in _bases(gram, config.seed, progress.iteration):
@@ -111,7 +111,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     """Above the paper's histograms, one for each f, of honest workers; below, the mean over workers of either kind as
     training goes on.
     """
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 6.2), layout="constrained")
@@ -165,7 +165,7 @@ def claims(table: DataFrame) -> list[Claim]:
     Args:
         table: One row for each basis, f, seed, iteration and worker.
     """
-    testable = table["iteration"].nunique() >= ENOUGH
+    testable = table["iteration"].nunique() >= MIN_MINIBATCHES
     honest = table[~table["faulty"]].groupby(["basis", "f"])["value"]
     values = {(basis, int(f)): group for (basis, f), group in honest}
     near = {key: float((group >= SPIKE).mean()) for key, group in values.items()}

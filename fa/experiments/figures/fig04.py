@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.paths import figures
+from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import CHANCE_MARGIN, Claim, accuracies, lead, learned, mean, shown, verdict
+from fa.experiments.reporting.claims import (
+    CHANCE_MARGIN,
+    Claim,
+    accuracies,
+    format_mean_range,
+    lead,
+    learned,
+    mean,
+    verdict,
+)
 from fa.experiments.reporting.curves import draw_curves
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter, known, own_of, sent
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.utils.validation import check, check_one_of
 
@@ -28,11 +37,11 @@ MUCH = 0.15  # of the other rule's accuracy: what still counts as about 20%
 
 def study(
     profile: str,
-    out: Place = None,
+    out: OutDir = None,
     seeds: Seeds = None,
     variants: Sequence[str] | None = None,
     faulty: Sequence[int] | None = None,
-    rules: Names = None,
+    rules: RuleNames = None,
     **given: Any,
 ) -> Study:
     """The runs of Figure 4, or those of the `variants` and the numbers of `faulty` workers that are named, and of
@@ -43,10 +52,10 @@ def study(
         check_one_of("a variant", key, everything)
     for f in faulty or ():
         check("a number of faulty workers", f, f in FAULTY, "1, 2 or 3")
-    keys = (*(variants or everything), *enter(rules))
+    keys = (*(variants or everything), *register_rules(rules))
     grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or FAULTY for key in keys]
     if out is None and (variants or faulty):
-        out = figures(profile, custom=True)
+        out = figures_dir(profile, custom=True)
     return make_study(NAME, profile, grid, out, seeds, **given)
 
 
@@ -54,10 +63,10 @@ def draw(table: DataFrame, title: str) -> Figure:
     """Above the paper's arrangement, one panel for each f; below, the formulations of FA and the controls, if there are
     any.
     """
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
-    own, faulty = own_of(table), sorted(set(table["f"]))
+    own, faulty = user_rules_in(table), sorted(set(table["f"]))
     rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *own)}
     if set(table["variant"]) - {*TOP, *own}:
         rows["formulations and controls"] = style.FA_VARIANTS
@@ -70,7 +79,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()
         row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"Byzantine workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
@@ -82,7 +91,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies closer than this are equal.
     """
-    final = accuracies(known(table))
+    final = accuracies(builtin_rows(table))
     testable = learned(final, chance)
     found = [*_of_leads(final, testable, margin), *_of_trimmed_mean(final, chance, testable)]
     return sorted(found, key=lambda claim: claim.number)
@@ -127,7 +136,7 @@ def _of_trimmed_mean(final: Mapping[tuple[str, Any], Sequence[float]], chance: f
         Claim(
             "C3",
             "for Trimmed Mean, even a single Byzantine worker has a catastrophic impact",
-            f"final accuracy f = 1: {shown(reached)}; threshold: {chance + CHANCE_MARGIN:g}",
+            f"final accuracy f = 1: {format_mean_range(reached)}; threshold: {chance + CHANCE_MARGIN:g}",
             verdict([mean(reached) < chance + CHANCE_MARGIN], testable),
         )
     ]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.reporting.claims import LEARNED, Claim, Lead, accuracies, lead, lengths, mean, verdict
+from fa.experiments.reporting.claims import LEARNED, Claim, Lead, accuracies, lead, mean, same_iterations, verdict
 from fa.experiments.reporting.curves import draw_panels
 from fa.experiments.reporting.style import FA_FORMULATION
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter, known, sent
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules
 from fa.experiments.runs.variants import PAPER_RULES
 
 if TYPE_CHECKING:
@@ -29,11 +29,11 @@ SIZES = {
 }
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
     """The runs of Figure 5, and of `rules` that are not the paper's; settings that are given, and not None, replace the
     profile's.
     """
-    keys = (*PAPER_RULES, *enter(rules))
+    keys = (*PAPER_RULES, *register_rules(rules))
     sizes = SIZES.get(profile, ())  # of a profile that there is not, make_study speaks
     grid = [Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in keys]
     return make_study(NAME, profile, grid, out, seeds, **given)
@@ -41,7 +41,9 @@ def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = N
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each size, as in the paper."""
-    return draw_panels(table, "batch", "B", f"f = 3 Byzantine workers send {sent(table)}; {FA_FORMULATION}\n{title}")
+    return draw_panels(
+        table, "batch", "B", f"f = 3 Byzantine workers send {attack_heading(table)}; {FA_FORMULATION}\n{title}"
+    )
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
@@ -55,14 +57,14 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies closer than this are equal.
     """
-    table = known(table)
+    table = builtin_rows(table)
     final = accuracies(table, "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
     apart = [each for each in leads if max(mean(each.ours), mean(each.theirs)) > LEARNED * chance]
     larger = [each for each in apart if each is not leads[0]]
     grows = [after.margin > before.margin + margin for before, after in pairwise(apart)]
-    alike, counts = lengths(table, "batch")
+    alike, counts = same_iterations(table, "batch")
     few = "" if len(apart) == len(leads) else f"; above {LEARNED:g} times chance: {_named(apart)}"
     return [
         Claim(

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.reporting.curves import draw_curves
-from fa.experiments.reporting.style import FA_FORMULATION, LOOKS, use
-from fa.experiments.reporting.time_to_accuracy import races, told, won
+from fa.experiments.reporting.style import FA_FORMULATION, LOOKS, apply_theme
+from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter, known, own_of
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 
 if TYPE_CHECKING:
@@ -24,22 +24,24 @@ FAULTY = 3
 _OWN = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
     """The runs of Figure 6a, under chunk loss, and of `rules` that are not the paper's; settings that are given, and
     not None, replace the profile's.
     """
     own = {"attack": "chunk_loss", **_OWN.get(profile, {})}
-    return make_study(NAME, profile, [Case(key, FAULTY) for key in (*RULES, *enter(rules))], out, seeds, own, **given)
+    return make_study(
+        NAME, profile, [Case(key, FAULTY) for key in (*RULES, *register_rules(rules))], out, seeds, own, **given
+    )
 
 
 def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure:
     """Chunk loss: accuracy by iterations; link loss: accuracy by time, from `links` as `measured` returns it."""
-    use()
+    apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    draw_curves(left, table, (*RULES, *own_of(table)))
+    draw_curves(left, table, (*RULES, *user_rules_in(table)))
     left.set_title("chunk loss: 10% of three gradients")
     figure.legend(*left.get_legend_handles_labels(), title="rule", loc="outside right center")
     right.set_title("link loss: TCP retransmits")
@@ -72,7 +74,7 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
     """C6 in its two halves: FA's final accuracy, and the iterations to accuracies that `reaching` chooses; with what
     an iteration takes over `links`.
     """
-    table = known(table)
+    table = builtin_rows(table)
     final = accuracies(table)
     testable = learned(final, chance)
     last = lead(final, FAULTY, "f")
@@ -87,8 +89,8 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
         Claim(
             "C6",
             "FA reaches a similar accuracy in fewer iterations than other aggregators",
-            f"iterations to {told(its, '{:.0f}')}{_slower(links)}",
-            verdict(won(its), bool(its)),
+            f"iterations to {describe_races(its, '{:.0f}')}{_slower(links)}",
+            verdict(fa_first(its), bool(its)),
         ),
     ]
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, shown, verdict
+from fa.experiments.reporting.claims import Claim, accuracies, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.recording import ENOUGH, every
-from fa.experiments.runs.study import Case, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import sent
+from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
@@ -31,7 +31,7 @@ FORMULATIONS = {"released": "FA as released", "paper": "FA, this package's defau
 NEARER = 0.05  # of a cosine: less is no approach
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
     """The runs of Figure 8; settings that are given, and not None, replace the profile's."""
     grid = [Case("fa", 1, options={"lam": float(lam)}) for lam in LAMBDAS] + [Case(key, 1) for key in OTHERS]
     own = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})
@@ -59,7 +59,7 @@ def _watch(config: TrainConfig) -> list[dict[str, Any]]:
     }
 
     def look(progress: Progress) -> None:
-        if progress.iteration % every(config.iterations) or not torch.isfinite(progress.G).all():
+        if progress.iteration % sampling_interval(config.iterations) or not torch.isfinite(progress.G).all():
             return
         theirs = {name: rule(progress.G) for name, rule in others.items()}
         for (formulation, lam), rule in ours.items():
@@ -75,13 +75,13 @@ def _watch(config: TrainConfig) -> list[dict[str, Any]]:
 
 def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     """Left the curves, as in the paper; right, FA's cosine with Multi-Krum and Bulyan against lambda."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
-    for lam, colour in zip(LAMBDAS, style.ramp(len(LAMBDAS)), strict=True):
+    for lam, colour in zip(LAMBDAS, style.sequential_colors(len(LAMBDAS)), strict=True):
         draw_line(left, ours[ours["lam"] == lam], rf"FA, $\lambda$ = {lam}", colour, "o")
     for key in OTHERS:
         look = style.LOOKS[key]
@@ -89,7 +89,7 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     finish(left)
     left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     _draw_cosines(right, cosines)
-    figure.suptitle(f"f = 1 Byzantine worker sends {sent(table)}; pairwise regularizer\n{title}", fontsize=10)
+    figure.suptitle(f"f = 1 Byzantine worker sends {attack_heading(table)}; pairwise regularizer\n{title}", fontsize=10)
     return figure
 
 
@@ -117,8 +117,8 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
     harmless = [mean(final["fa", lam]) >= base - margin for lam in LAMBDAS[1:]]
     ranges = [both for both in pairwise(harmless) if all(both)]
     better = ", ".join(str(lam) for lam in LAMBDAS[1:] if mean(final["fa", lam]) > base + margin) or "none"
-    ours = ", ".join(f"{lam}: {shown(final['fa', lam])}" for lam in LAMBDAS)
-    theirs = ", ".join(f"{VARIANTS[key].label} {shown(others[key, 1])}" for key in OTHERS)
+    ours = ", ".join(f"{lam}: {format_mean_range(final['fa', lam])}" for lam in LAMBDAS)
+    theirs = ", ".join(f"{VARIANTS[key].label} {format_mean_range(others[key, 1])}" for key in OTHERS)
     released = cosines[cosines["formulation"] == "released"].groupby(["other", "lam"])["cosine"].mean()
     nears = {key: float(max(released[key][lam] for lam in LAMBDAS[1:]) - released[key][0]) for key in OTHERS}
     courses = [
@@ -138,6 +138,6 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
             "C9",
             "varying lambda can interpolate Bulyan and Multi-Krum",
             "mean cosine of FA's direction with " + "; ".join(courses) + f"; threshold: a gain of {NEARER:g}",
-            verdict([near > NEARER for near in nears.values()], cosines["iteration"].nunique() >= ENOUGH),
+            verdict([near > NEARER for near in nears.values()], cosines["iteration"].nunique() >= MIN_MINIBATCHES),
         ),
     ]

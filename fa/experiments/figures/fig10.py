@@ -14,11 +14,11 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.reporting.curves import finish
 from fa.experiments.reporting.style import looks
-from fa.experiments.reporting.time_to_accuracy import races, targets, told, won
+from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races, targets
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.study import Case, Names, Place, Results, Seeds, Study, last_points, make_study
-from fa.experiments.runs.user_rules import enter, known, label, own_of, sent
+from fa.experiments.runs.study import Case, OutDir, Results, RuleNames, Seeds, Study, last_points, make_study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.rules import make_rule
 from fa.utils.timing import elapsed
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 NAME = "fig10_wall_clock"
 RULES = (*PAPER_RULES, "mean")
 FAULTY = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
-CALLS = 10  # of an aggregation that are timed
+TIMED_CALLS = 10  # of an aggregation that are timed
 DEARER = 1.1  # times the other's time: less is no difference between two measurements
-PARTS = {
+PHASES = {
     "compute": "the slowest worker's gradient",
     "network": "network and waiting",
     "aggregation": "aggregation",
@@ -42,17 +42,17 @@ PARTS = {
 _OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
     """The runs of Figure 10, whose workers are processes, and of `rules` that are not the paper's; settings that are
     given, and not None, replace the profile's, but for the device: processes train on the processor.
     """
-    grid = [Case(key, FAULTY.get(profile, 0)) for key in (*RULES, *enter(rules))]
+    grid = [Case(key, FAULTY.get(profile, 0)) for key in (*RULES, *register_rules(rules))]
     own = make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **given | {"device": None})
-    return replace(own, processes=True)
+    return replace(own, worker_processes=True)
 
 
-def times(results: Results) -> DataFrame:
-    """Where the server's time goes: a row a run, with the seconds of an iteration by `PARTS` and those of an epoch."""
+def iteration_times(results: Results) -> DataFrame:
+    """Where the server's time goes: a row a run, with the seconds of an iteration by `PHASES` and those of an epoch."""
     import pandas
 
     rows = []
@@ -68,9 +68,10 @@ def times(results: Results) -> DataFrame:
     return pandas.DataFrame(rows)
 
 
-def aggregations(study: Study) -> DataFrame:
-    """Milliseconds of one aggregation of the gradients of a run's first iteration, the least of CALLS: FA as here, and
-    by plain torch on the n x p matrix as the released code does it, by one SVD, and as the paper has it, by five.
+def aggregation_times(study: Study) -> DataFrame:
+    """Return milliseconds of one aggregation of the first gradients of FA's run, the least of TIMED_CALLS.
+
+    Methods: FA; plain torch on the n x p matrix with one SVD, as in the released code; with five, as in the paper.
     """
     import pandas
 
@@ -85,14 +86,14 @@ def aggregations(study: Study) -> DataFrame:
     }
     for work in works.values():
         work()  # compiles, where it must
-    rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(CALLS))
+    rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(TIMED_CALLS))
     costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
     return costs.reset_index().assign(workers=len(G), n=G.shape[1])
 
 
 def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
     """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, (d) what an aggregation costs."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.5, 7.6), layout="constrained")
@@ -102,14 +103,14 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chanc
     _draw_ends(c, table)
     _draw_aggregations(d, spent, costs)
     figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
-    heading = f"Workers are processes; f = {table['f'].iloc[0]} of them send {sent(table)}"
+    heading = f"Workers are processes; f = {table['f'].iloc[0]} of them send {attack_heading(table)}"
     figure.suptitle(f"{heading}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
 def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
-    variants = looks(own_of(table))
-    for key in (*RULES, *own_of(table)):
+    variants = looks(user_rules_in(table))
+    for key in (*RULES, *user_rules_in(table)):
         its = variants[key]
         curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
         every = max(1, len(curve) // 8)
@@ -123,9 +124,9 @@ def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
 
 def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
     means = spent.groupby("variant", sort=False).mean(numeric_only=True)
-    whole = means[list(PARTS)].sum(axis=1)
+    whole = means[list(PHASES)].sum(axis=1)
     left = whole * 0
-    for (part, what), colour in zip(PARTS.items(), style.ramp(len(PARTS))[::-1], strict=True):
+    for (part, what), colour in zip(PHASES.items(), style.sequential_colors(len(PHASES))[::-1], strict=True):
         seconds = means[part] / whole * means["epoch"]
         axes.barh([label(key) for key in means.index], seconds, left=left, color=colour, label=what)
         left += seconds
@@ -165,7 +166,7 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, 
     """C11 in its three parts, and C12, where bytes are iterations times 8 p n: each worker is sent n numbers of four
     bytes, and sends as many, whatever the rule.
     """
-    table, spent = known(table), known(spent)
+    table, spent = builtin_rows(table), builtin_rows(spent)
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
@@ -185,8 +186,8 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, 
         Claim(
             "C11",
             "higher utility of each iteration, as reflected in time to accuracy",
-            f"time to {told(seconds, '{:.1f} s')}; threshold: {DEARER:g} times FA's time",
-            verdict(won(seconds, DEARER), bool(seconds)),
+            f"time to {describe_races(seconds, '{:.1f} s')}; threshold: {DEARER:g} times FA's time",
+            verdict(fa_first(seconds, DEARER), bool(seconds)),
         ),
         Claim(
             "C11",
@@ -197,8 +198,8 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, 
         Claim(
             "C12",
             "simultaneous improvements in communication efficiency and accuracy",
-            f"megabytes ({megabytes:.2f} an iteration) to {told(iterations, '{:.1f}', megabytes)}; final accuracy"
-            f" {its}",
-            verdict([bool(iterations) and all(won(iterations)), its.better(margin)], testable),
+            f"megabytes ({megabytes:.2f} an iteration) to {describe_races(iterations, '{:.1f}', megabytes)}; final"
+            f" accuracy {its}",
+            verdict([bool(iterations) and all(fa_first(iterations)), its.better(margin)], testable),
         ),
     ]

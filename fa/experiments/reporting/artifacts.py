@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import figure_module
-from fa.experiments.paths import figures, project
+from fa.experiments.paths import figures_dir, project_root
 from fa.experiments.reporting.claims import Claim
 from fa.experiments.runs.study import Results, Study
 from fa.experiments.runs.variants import VARIANTS
@@ -55,7 +55,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
     """Write NAME.claims.csv and NAME.json, of a notebook without a figure, into `out`, else the profile's folder; the
     claims are returned.
     """
-    folder = figures(profile, out)
+    folder = figures_dir(profile, out)
     folder.mkdir(parents=True, exist_ok=True)
     claims_csv(claims, folder / f"{name}.claims.csv")
     about = {
@@ -89,7 +89,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "settings": study.title(),
         "command": _command(study),
         "runs": dict(_run(results, config) for config in study.configs),
-        "gaps": study.gaps,
+        "gaps": study.skipped,
         "unfinished": list(study.unfinished),
         "seeds": _fewest_seeds(study),
         "commit": _commit(),
@@ -150,5 +150,5 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=project(), capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, text=True, check=True)
     return done.stdout.strip()

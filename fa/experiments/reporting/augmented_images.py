@@ -35,7 +35,7 @@ def pattern(side: int, channels: int = 1) -> Images:
 
 def fields(systems: Sequence[tuple[str, str, dict[str, float]]], side: int) -> Figure:
     """The vector field of each (title, system, parameters) on an image of side x side pixels, in its coordinates."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4 * len(systems), 3.4), layout="constrained")
@@ -65,7 +65,7 @@ def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]
 
 def strip(images: dict[str, Images]) -> Figure:
     """One column for each entry, titled by its key; one row for each image in it."""
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     rows = len(next(iter(images.values())))

@@ -71,7 +71,9 @@ class Lead:
     def told(self, rival: str = "") -> str:
         """Both final accuracies; `rival` is said before the other rule's name."""
         other = VARIANTS[self.rival].label if self.rival in VARIANTS else self.rival
-        return f"{self.where}: {self.name} {shown(self.ours)}, {rival}{other} {shown(self.theirs)}"
+        return (
+            f"{self.where}: {self.name} {format_mean_range(self.ours)}, {rival}{other} {format_mean_range(self.theirs)}"
+        )
 
     @property
     def tested(self) -> str:
@@ -100,7 +102,7 @@ def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[fl
     return found
 
 
-def shown(values: Sequence[float]) -> str:
+def format_mean_range(values: Sequence[float]) -> str:
     """The mean of final accuracies, with their range where there are several seeds."""
     middle = f"{mean(values):.3f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
@@ -128,7 +130,7 @@ def best_other(final: Mapping[tuple[str, Any], Sequence[float]], where: Any) -> 
     return max(others, key=lambda key: mean(final[key, where]))
 
 
-def lengths(table: DataFrame, by: str) -> tuple[bool, str]:
+def same_iterations(table: DataFrame, by: str) -> tuple[bool, str]:
     """Whether runs have as many iterations at every value of the column `by`, and their numbers in words."""
     counts = list(table.groupby(by)["iteration"].max())
     alike = len(set(counts)) == 1

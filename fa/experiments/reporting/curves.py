@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.style import looks
-from fa.experiments.runs.user_rules import own_of
+from fa.experiments.runs.user_rules import user_rules_in
 from fa.experiments.runs.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Fig
 
     A panel is titled by `symbol`, as in p = 11.
     """
-    style.use()
+    style.apply_theme()
     from matplotlib.figure import Figure
 
     values = list(dict.fromkeys(table[column]))
-    variants = (*(key for key in VARIANTS if key in set(table["variant"])), *own_of(table))
+    variants = (*(key for key in VARIANTS if key in set(table["variant"])), *user_rules_in(table))
     figure = Figure(figsize=(2 + 3 * len(values), 3.6), layout="constrained")
     panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
     for axes, value in zip(panels, values, strict=True):
@@ -66,7 +66,7 @@ def draw_kinds(
     workers of a kind, and their range as a band.
     """
     for label, its, colour, dashes in zip(
-        labels, (rows[~faulty], rows[faulty]), (style.HONEST, style.FAULTY), ("-", "--"), strict=True
+        labels, (rows[~faulty], rows[faulty]), (style.HONEST, style.BYZANTINE), ("-", "--"), strict=True
     ):
         points = its.groupby("iteration")[column].agg(["mean", "min", "max"])
         axes.plot(points.index, points["mean"], color=colour, linestyle=dashes, label=label)

@@ -48,7 +48,7 @@ FA_VARIANTS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", 
 FA_FORMULATION = "FA is the released code's formulation"
 """For the titles of figures whose "FA" is that."""
 
-HONEST, FAULTY = "#1c2833", "#8c3200"
+HONEST, BYZANTINE = "#1c2833", "#8c3200"
 """Of workers, where a figure tells the two kinds apart: no rule's colours, and told from each other by every eye."""
 
 
@@ -58,7 +58,7 @@ def looks(keys: Iterable[str]) -> dict[str, Look]:
     return LOOKS | {key: Look(label(key), *look) for key, look in zip(users, USER_LOOKS, strict=False)}
 
 
-def ramp(count: int) -> tuple[str, ...]:
+def sequential_colors(count: int) -> tuple[str, ...]:
     """So many colours for what is no rule, from dark to light: cividis, up to where it can still be read on white."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
@@ -71,7 +71,7 @@ def three_digits(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def use() -> None:
+def apply_theme() -> None:
     """matplotlib's settings for all figures."""
     import matplotlib
     import seaborn
