@@ -21,7 +21,8 @@ from fa.rules import make_rule
 from fa.training import TrainConfig
 from fa.training.optimizer import SGD
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import LOOPBACK, Cluster
+from fa.training.transports.base import LOOPBACK, RpcConfig
+from fa.training.transports.rounds import NEW
 from fa.training.transports.rpc import connection, server
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
 from fa.utils.timing import PhaseTimer, elapsed
@@ -48,12 +49,13 @@ def sender(rank: int, workers: int, n: int, rounds: int, ports: tuple[int, int])
     thread = threading.Thread(target=serve_gloo)
     thread.start()
     parameters = torch.empty(n)
-    with connection.agent(connection.reach(LOOPBACK, ports[0]), LOOPBACK, server=False):
-        iteration = server.NEW
-        while (answer := connection.ask(server.exchange, rank, iteration, gradient, torch.zeros(()), [])) is not None:
+    with connection.rpc_agent(connection.connect_store(LOOPBACK, ports[0]), LOOPBACK, server=False):
+        iteration = NEW
+        loss: torch.Tensor = torch.zeros(())
+        while (answer := connection.call_server(server.exchange, rank, iteration, gradient, loss, [])) is not None:
             iteration, sent, _ = answer
             parameters.copy_(sent)
-        connection.ask(server.leave, rank)
+        connection.call_server(server.acknowledge, rank)
     thread.join()
 
 
@@ -79,44 +81,46 @@ def main() -> None:
     model = nn.Linear(given.n, 1, bias=False)
     parameters = flatten(model)
     config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
-    rule, parts, optimizer = make_rule(given.rule), PhaseTimer(), SGD(parameters, config, epoch_length=1000)
-    remote = server.Remote(model, config, parameters, Cluster(), rule.measures, parts)
-    server.install(remote)
-    store, port = connection.serve(LOOPBACK, 0)
+    rule, timer, optimizer = make_rule(given.rule), PhaseTimer(), SGD(parameters, config, epoch_length=1000)
+    transport = server.RpcTransport(model, config, parameters, RpcConfig(), rule.measures, timer)
+    server.set_active(transport)
+    store, port = connection.create_store(LOOPBACK, 0)
     ports, seconds, by_gloo, deciding = (port, free_port()), [], [], []
     G = torch.empty(given.workers, given.n)
 
     def iterate(iteration: int) -> None:
-        with parts.phase("gather"):
-            gathered = remote.gradients(iteration, parameters)
-        with parts.phase("aggregate"):
-            direction = rule.aggregate(gathered.G, iteration, products=gathered.products).direction
-        with parts.phase("update"):
+        with timer.phase("gather"):
+            gathered = transport.gradients(iteration, parameters)
+        with timer.phase("aggregate"):
+            direction = rule.aggregate(gathered.G, iteration, products=gathered.inner_products).direction
+        with timer.phase("update"):
             optimizer.step(direction, iteration)
-        deciding.append(elapsed(lambda: rule.aggregate(gathered.G[:, :64], iteration, products=gathered.products)))
+        deciding.append(
+            elapsed(lambda: rule.aggregate(gathered.G[:, :64], iteration, products=gathered.inner_products))
+        )
 
-    with connection.agent(store, LOOPBACK, server=True):
+    with connection.rpc_agent(store, LOOPBACK, server=True):
         context = forkserver_context("fa.training.transports.rpc.worker")
         shape = (given.workers, given.n, given.rounds + 1, ports)
         processes = [context.Process(target=sender, args=(rank, *shape), daemon=True) for rank in range(given.workers)]
         for process in processes:
             process.start()
         group = gloo(ports[1], 0, given.workers)
-        remote.join()
+        transport.join()
         for iteration in range(given.rounds + 1):  # the first one compiles and connects
             if iteration == 1:
-                parts.seconds.clear()
+                timer.seconds.clear()
                 deciding.clear()
             seconds.append(elapsed(lambda: iterate(iteration)))  # noqa: B023
             by_gloo.append(elapsed(lambda: exchange_by_gloo(group, parameters, G)))
-        remote.close()
+        transport.close()
         for process in processes:
             process.join()
     ratios = sorted(one / other for one, other in zip(seconds[1:], by_gloo[1:], strict=True))
     print(f"{given.workers} workers, n = {given.n:,}, {given.rule}, {given.rounds} rounds, medians:")
     print(f"  RPC {1e3 * median(seconds[1:]):.0f} ms, gloo {1e3 * median(by_gloo[1:]):.0f} ms")
     print(f"  ratio {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
-    each = {part: 1e3 * its / given.rounds for part, its in parts.seconds.items()}
+    each = {part: 1e3 * its / given.rounds for part, its in timer.seconds.items()}
     decide = 1e3 * median(deciding)
     gram = each.get("gram", 0.0)
     print(

@@ -29,7 +29,7 @@ from fa.data import Dataset, load
 from fa.layers import accelerate
 from fa.training import TrainConfig
 from fa.training.parameter_vector import flatten
-from fa.training.transports.simulation import Simulation
+from fa.training.transports.simulation import SimulatedTransport
 from fa.utils.malloc import retain_freed_memory
 
 
@@ -90,8 +90,8 @@ def main() -> None:
     plain, last = copy.deepcopy(model), copy.deepcopy(model).to(memory_format=torch.channels_last)
     alone, fast = accelerate(copy.deepcopy(model)), accelerate(copy.deepcopy(model))
     parameters, fast_parameters = flatten(model), flatten(fast)
-    simulation = Simulation(model, dataset, config, parameters)
-    fast_simulation = Simulation(fast, dataset, dataclasses.replace(config, layers="fast"), fast_parameters)
+    simulation = SimulatedTransport(model, dataset, config, parameters)
+    fast_simulation = SimulatedTransport(fast, dataset, dataclasses.replace(config, layers="fast"), fast_parameters)
     minibatches = [worker.minibatch(0) for worker in simulation.workers]
     sides: dict[str, Callable[[], object]] = {
         "bare": bare(plain, minibatches),

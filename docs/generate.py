@@ -1,21 +1,20 @@
-"""Keep the numbers of README.md and docs/*.md those of the committed figures: `python docs/generate.py`.
+"""Write the numbers and verdicts in README.md and docs/*.md from the committed figures: `python docs/generate.py`.
 
-Two kinds of HTML comment say what is held. All other text is free.
+HTML comments mark generated text. All other text is free.
 
-`<!-- table: KIND ARGUMENTS -->` ... `<!-- /table -->` encloses a table that is rewritten:
+`<!-- table: KIND ARGUMENTS -->` ... `<!-- /table -->` encloses a table:
 
-- `claims PROFILE ...`: the paper's claims, with the verdicts of each profile.
+- `claims PROFILE ...`: the paper's claims, with the verdicts of each profile. Theory has no size; its verdicts stand in
+  the first column.
 - `accuracy PROFILE/FIGURE COLUMN`: the final test accuracy of each variant, at each value of a column.
+- `times N P`: the time of each rule in benchmarks/bench.json, and the time of other libraries as a multiple of it.
 
-`<!-- numbers: KIND ARGUMENTS; ... -->` stands in a paragraph or list item, which must quote each of these numbers, with
-two decimals or more:
+`<!-- = KIND ARGUMENTS -->` ... `<!-- /= -->` encloses a few words in a sentence:
 
-- `each PROFILE/FIGURE CONDITION`: the final test accuracies in the rows that fulfil a condition of `DataFrame.query`.
+- `verdict PROFILE CLAIM PART`: the verdict on a part of a claim, counted from 1.
+- `final PROFILE/FIGURE CONDITION`: the final test accuracies in the rows that fulfil a condition of `DataFrame.query`.
 - `range PROFILE/FIGURE CONDITION`: the least and the largest of those.
-- `behind PROFILE/FIGURE`: how far FA ends below the best other rule, in each of the figure's settings.
-- `runs PROFILE`: how many runs the figures of a profile are drawn from, a whole number.
-
-The exit code is 1 if a number is not quoted.
+- `behind PROFILE/FIGURE`: the best other rule's final test accuracy less FA's, in each of the figure's settings.
 """
 
 from __future__ import annotations
@@ -23,99 +22,97 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
 
-from fa.experiments.reporting.report import STATEMENTS
+from fa.bench.cases import OURS, PAPER
+from fa.bench.peers import LIBRARIES
+from fa.experiments.reporting.report import STATEMENTS, worded
 from fa.experiments.runs.study import last_points
 from fa.experiments.runs.variants import RIVALS
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "figures"
 TABLE = re.compile(r"(<!-- table: (\w+) (.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
-NUMBERS = re.compile(r"<!-- numbers: (.*?) -->", re.DOTALL)
-BLOCK = re.compile(r"\n\s*\n|\n(?=- )")
+INLINE = re.compile(r"(<!-- = (\w+) ([^>]*?) -->).*?(<!-- /= -->)", re.DOTALL)
+
+ORDINALS = ("first", "second", "third", "fourth")
+PARTS = {
+    "C3": ("robustness", "Trimmed Mean"),
+    "C5": ("accuracy", "growth with B"),
+    "C6": ("accuracy", "iterations"),
+    "C7": ("resilience", "more workers"),
+    "C8": ("accuracy", "stability", "values of workers"),
+    "C9": ("range of lambda", "interpolation"),
+    "C11": ("cost", "time to accuracy", "final accuracy", "complexity"),
+    "C13": ("second order", "speed"),
+    "C14": ("objective", "likelihood"),
+    "C16": ("accuracy loss", "offloading"),
+}
+"""Parts of the claims that docs/claims.md judges separately, in its order."""
+
+FIRST_PART = {("theory07", "C11"): 4}
+"""Part that a figure's first row judges, where that is not the first."""
+
+Verdicts = dict[tuple[str, int], str]
+"""Verdict by claim and part."""
 
 
-def main() -> int:
-    """Rewrite the tables, and name the numbers that are not quoted."""
-    unquoted = []
+def main() -> None:
+    """Write all documents."""
     for path in pages():
-        text = path.read_text()
-        path.write_text(generated(text))
-        unquoted += [f"{path.relative_to(ROOT)}: {line}" for line in missing(text)]
-    print(*unquoted, sep="\n", file=sys.stderr)
-    return 1 if unquoted else 0
+        path.write_text(generated(path.read_text()))
 
 
 def pages() -> list[Path]:
-    """The documents."""
+    """Return the paths of the documents."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def generated(text: str) -> str:
-    """Return a document with its tables written anew."""
-    return TABLE.sub(lambda found: found[1] + TABLES[found[2]](*found[3].split()) + found[4], text)
-
-
-def missing(text: str) -> list[str]:
-    """Return a line for each number that a document must quote and does not."""
-    lines = []
-    for block in BLOCK.split(text):
-        stated = re.findall(r"\d+(?:\.\d+)?", NUMBERS.sub("", block))
-        for query in (query for queries in NUMBERS.findall(block) for query in queries.split("; ")):
-            values = measured(" ".join(query.split()))
-            lines += [f"{value:.4g} is not quoted ({query})" for value in values if not quoted(value, stated)]
-    return lines
-
-
-def quoted(value: float, stated: list[str]) -> bool:
-    """Return whether a number is among those stated: a whole one as it is, another rounded to 2 decimals or more."""
-    if isinstance(value, int):
-        return str(value) in stated
-    rounded = [(float(text), len(text.partition(".")[2])) for text in stated]
-    return any(digits >= 2 and abs(number - value) <= 0.501 * 10.0**-digits for number, digits in rounded)
-
-
-def measured(query: str) -> list[float]:
-    """Return the numbers that a query asks for."""
-    kind, name, condition = [*query.split(" ", 2), ""][:3]
-    if kind == "runs":
-        return [
-            len({run for path in (FIGURES / name).glob("fig*.json") for run in json.loads(path.read_text())["runs"]})
-        ]
-    final = ends(name)
-    if kind == "behind":
-        settings = [column for column in final if column not in ("variant", "label", "test_accuracy")]
-        by = final.pivot_table("test_accuracy", settings, "variant")
-        return list(by[[key for key in RIVALS if key in by]].max(axis=1) - by["fa"])
-    found = list(final.query(condition)["test_accuracy"]) if condition else list(final["test_accuracy"])
-    if not found:
-        raise ValueError(f"no row of {name} fulfils {condition}")
-    return {"each": found, "range": [min(found), max(found)]}[kind]
-
-
-def ends(name: str) -> pd.DataFrame:
-    """Return the final test accuracy of each variant in each setting of a figure, the mean over seeds."""
-    last = last_points(pd.read_csv(FIGURES / f"{name}.csv"))
-    settings = list(last.columns[: list(last.columns).index("seed")])
-    return last.groupby(settings, sort=False, dropna=False)["test_accuracy"].mean().reset_index()
+    """Return a document with its marked text written anew."""
+    text = TABLE.sub(lambda match: match[1] + TABLES[match[2]](*match[3].split()) + match[4], text)
+    return INLINE.sub(lambda match: match[1] + WORDS[match[2]](*match[3].split(maxsplit=1)) + match[4], text)
 
 
 def claims(*profiles: str) -> str:
-    """Return the table of the paper's claims: what it says, and the verdicts of each profile in the report's order."""
-    verdicts: dict[tuple[str, str], list[str]] = {}
-    for profile in profiles:
-        for path in sorted((FIGURES / profile).glob("*.claims.csv")):
-            for row in csv.DictReader(path.read_text().splitlines()):
-                verdicts.setdefault((row["number"], profile), []).append(row["verdict"])
-    rows = [
-        [number, said.words, *("; ".join(verdicts.get((number, profile), [])) for profile in profiles)]
-        for number, said in STATEMENTS.items()
-    ]
-    return table(["", "the paper", *profiles], rows)
+    """Return the table of the paper's claims: a row for each claim, a column for each profile."""
+    theory = verdicts("quick", "theory*")
+    columns = [verdicts(profile, "fig*") for profile in profiles]
+    rows = []
+    for number, statement in STATEMENTS.items():
+        parts = [(number, k + 1) for k in range(len(PARTS.get(number, ("",))))]
+        cells = [_cell(parts, columns[0] | theory)]
+        cells += [_cell([part for part in parts if part not in theory], column) for column in columns[1:]]
+        rows.append([number, statement.words, cells[0] or f"not tested at the {profiles[0]}'s size", *cells[1:]])
+    return table(["", "claim of the paper", *profiles], rows)
+
+
+def verdicts(profile: str, pattern: str) -> Verdicts:
+    """Return the verdicts of a profile's figures with a name of the pattern."""
+    result = {}
+    for path in sorted((FIGURES / profile).glob(f"{pattern}.claims.csv")):
+        figure = path.name.removesuffix(".claims.csv")
+        about = json.loads((path.parent / f"{figure}.json").read_text())
+        following: dict[str, int] = {}
+        for row in csv.DictReader(path.read_text().splitlines()):
+            number = row["number"]
+            part = following.get(number, FIRST_PART.get((figure.partition("_")[0], number), 1))
+            result[number, part] = worded(row["verdict"], about)
+            following[number] = part + 1
+    return result
+
+
+def _cell(parts: list[tuple[str, int]], found: Verdicts) -> str:
+    """Return the verdicts on the parts of a claim, one per line; nothing if no part has one."""
+    if not any(part in found for part in parts):
+        return ""
+    lines = []
+    for number, part in parts:
+        name = f"{ORDINALS[part - 1]} ({PARTS[number][part - 1]}): " if number in PARTS else ""
+        lines.append(name + found.get((number, part), "not tested"))
+    return "<br>".join(lines)
 
 
 def accuracy(name: str, column: str) -> str:
@@ -128,12 +125,72 @@ def accuracy(name: str, column: str) -> str:
     return table(["rule", *(f"{column} = {value}" for value in by.columns)], rows)
 
 
+def ends(name: str) -> pd.DataFrame:
+    """Return the final test accuracy of each variant in each setting of a figure, the mean over seeds."""
+    last = last_points(pd.read_csv(FIGURES / f"{name}.csv"))
+    settings = list(last.columns[: list(last.columns).index("seed")])
+    return last.groupby(settings, sort=False, dropna=False)["test_accuracy"].mean().reset_index()
+
+
+def times(n: str, p: str) -> str:
+    """Return a table of the benchmark at one size."""
+    cases = json.loads((ROOT / "benchmarks" / "bench.json").read_text())["rows"]
+    seconds = {(row["rule"], row["by"]): row["seconds"] for row in cases if (row["n"], row["p"]) == (int(n), int(p))}
+    rows = []
+    for (rule, by), ours in seconds.items():
+        if by in (OURS, PAPER):
+            others = [seconds.get((rule, library)) for library in LIBRARIES]
+            ratios = ["" if other is None else _two_digits(other / ours) for other in others]
+            rows.append([rule, _two_digits(1e3 * ours), _two_digits(ours / seconds["mean", OURS]), *ratios])
+    return table(["rule", "ms", "x mean", *(f"{library}, x ours" for library in LIBRARIES)], rows)
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
+
+
 def table(heading: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (heading, ["---"] * len(heading), *rows))
 
 
-TABLES = {"claims": claims, "accuracy": accuracy}
+def verdict(profile: str, rest: str) -> str:
+    """Return the verdict on a part of a claim."""
+    number, part = rest.split()
+    return verdicts(profile, "*")[number, int(part)]
+
+
+def final(name: str, condition: str) -> str:
+    """Return the final test accuracies in some rows of a figure."""
+    return ", ".join(f"{value:.2f}" for value in _selected(name, condition))
+
+
+def bounds(name: str, condition: str) -> str:
+    """Return the range of the final test accuracies in some rows of a figure."""
+    values = _selected(name, condition)
+    return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _selected(name: str, condition: str) -> list[float]:
+    last = ends(name)
+    settings = [column for column in last if column not in ("variant", "label", "test_accuracy")]
+    values = list(last.sort_values(settings).query(" ".join(condition.split()))["test_accuracy"])
+    if not values:
+        raise ValueError(f"condition must be one that a row of {name} fulfils, got {condition!r}")
+    return values
+
+
+def behind(name: str) -> str:
+    """Return FA's distance to the best other rule in each setting of a figure."""
+    last = ends(name)
+    settings = [column for column in last if column not in ("variant", "label", "test_accuracy")]
+    by = last.pivot_table("test_accuracy", settings, "variant")
+    gaps = by[[key for key in RIVALS if key in by]].max(axis=1) - by["fa"]
+    return ", ".join(f"{gap:.2f}" for gap in gaps)
+
+
+TABLES = {"claims": claims, "accuracy": accuracy, "times": times}
+WORDS = {"verdict": verdict, "final": final, "range": bounds, "behind": behind}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from fa import irls
     from fa.rules import RULES, Aggregate, Decision, Rule, aggregate, make_rule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "irls", "make_rule"]
 

@@ -90,5 +90,5 @@ def test_without_tensorboard_nothing_is_trained(
     monkeypatch.setattr("fa.training.train", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(SystemExit) as ended:
         main(["train", "--tensorboard", str(tmp_path / "board")])
-    check_refusal(ended.value.code, capsys.readouterr().err, r"\btensorboard\b.*pip install tensorboard")
+    check_refusal(ended.value.code, capsys.readouterr().err, r"\btensorboard\b.*pip install .*\[tensorboard\]")
     assert list(tmp_path.iterdir()) == []

@@ -24,8 +24,9 @@ from fa.experiments.runs.sweep import sweep
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.checkpoint import read, write
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import Cluster
-from fa.training.transports.rpc.server import NEW, Remote, Sent
+from fa.training.transports.base import RpcConfig
+from fa.training.transports.rounds import NEW, GradientMessage
+from fa.training.transports.rpc.server import RpcTransport
 from tests.processes import beside, build_normed, free_port, normed_worker
 
 CONFIG = TrainConfig(
@@ -52,21 +53,21 @@ def numbers(run: Run) -> list[tuple]:
 @pytest.mark.parametrize(
     "config", [CONFIG, replace(CONFIG, momentum=0.0, worker_momentum=0.9)], ids=["server", "workers"]
 )
-@pytest.mark.parametrize("cluster", [None, Cluster()], ids=["simulate", "rpc"])
+@pytest.mark.parametrize("rpc", [None, RpcConfig()], ids=["simulate", "rpc"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
-    cluster: Cluster | None, config: TrainConfig, tmp_path: Path
+    rpc: RpcConfig | None, config: TrainConfig, tmp_path: Path
 ) -> None:
     """Whoever keeps the momentum."""
     kept = tmp_path / "kept"
     whole = train(config, threads=1)
     with pytest.raises(Stop):
-        train(config, threads=1, cluster=cluster, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+        train(config, threads=1, rpc=rpc, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
     seen = []
-    again = train(config, tmp_path / "out", seen.append, 1, cluster, kept, checkpoint_every=0)
+    again = train(config, tmp_path / "out", seen.append, 1, rpc, kept, checkpoint_every=0)
     assert [state.iteration for state in seen] == list(range(7, 13))
     assert numbers(again) == numbers(whole)
     assert set(again.seconds_of) - {"join", "compute"} == {"gather", "aggregate", "update", "evaluate"}
-    assert ("join" in again.seconds_of) == ("compute" in again.seconds_of) == (cluster is not None)
+    assert ("join" in again.seconds_of) == ("compute" in again.seconds_of) == (rpc is not None)
     assert not kept.exists()  # the run is in out
 
 
@@ -84,10 +85,10 @@ def test_batch_norm_statistics_are_each_workers_own_again(
 
     def run_until(iteration: int, kept: Path, backend: str) -> np.ndarray:
         port = free_port()
-        cluster = Cluster(port=port, spawn=False) if backend == "rpc" else None
-        workers = [beside(normed_worker, rank, port) for rank in range(CONFIG.workers if cluster else 0)]
+        rpc = RpcConfig(port=port, spawn_workers=False) if backend == "rpc" else None
+        workers = [beside(normed_worker, rank, port) for rank in range(CONFIG.workers if rpc else 0)]
         with pytest.raises(Stop):
-            train(CONFIG, None, stopped_at(iteration), 1, cluster, kept, checkpoint_every=0)
+            train(CONFIG, None, stopped_at(iteration), 1, rpc, kept, checkpoint_every=0)
         for process in workers:
             process.join(20)
         return statistics(kept)
@@ -127,29 +128,29 @@ def test_a_new_worker_process_is_given_the_batch_norm_statistics_and_the_momentu
     model = build_normed(seed=0)
     parameters = flatten(model)
     config = replace(CONFIG, workers=2, byzantine=0, worker_momentum=0.9)
-    remote = Remote(model, config, parameters, Cluster(quorum=1, deadline=30))
-    remote.statistics()[1].tensors[0].fill_(3.0)
-    fresh = [torch.zeros_like(tensor) for tensor in remote.statistics()[1].tensors]
-    remote.lose(0, "absent")
-    answer = remote.exchange(Sent(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
-    server = threading.Thread(target=remote.gradients, args=(0, parameters))
+    transport = RpcTransport(model, config, parameters, RpcConfig(quorum=1, deadline=30))
+    transport.statistics()[1].tensors[0].fill_(3.0)
+    fresh = [torch.zeros_like(tensor) for tensor in transport.statistics()[1].tensors]
+    transport.lose(0, "absent")
+    answer = transport.exchange(GradientMessage(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
+    server = threading.Thread(target=transport.gradients, args=(0, parameters))
     server.start()
     iteration, _, statistics = answer.wait()
     assert iteration == 0
     assert torch.equal(statistics[0], torch.full((784,), 3.0))
-    again = remote.exchange(Sent(1, 0, torch.ones_like(parameters), torch.ones(()), fresh))
+    again = transport.exchange(GradientMessage(1, 0, torch.ones_like(parameters), torch.ones(()), fresh))
     server.join()
-    server = threading.Thread(target=remote.gradients, args=(1, parameters))
+    server = threading.Thread(target=transport.gradients, args=(1, parameters))
     server.start()
     assert again.wait()[2] == []  # it has its own by now
-    remote.exchange(Sent(1, 1, 2 * torch.ones_like(parameters), torch.ones(()), fresh))
+    transport.exchange(GradientMessage(1, 1, 2 * torch.ones_like(parameters), torch.ones(()), fresh))
     server.join()
-    assert torch.equal(remote.momenta()[1], 2 * torch.ones_like(parameters))  # which is what it sent
-    answer = remote.exchange(Sent(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
-    server = threading.Thread(target=remote.gradients, args=(2, parameters))
+    assert torch.equal(transport.momenta()[1], 2 * torch.ones_like(parameters))  # which is what it sent
+    answer = transport.exchange(GradientMessage(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
+    server = threading.Thread(target=transport.gradients, args=(2, parameters))
     server.start()
-    assert torch.equal(answer.wait()[2][-1], remote.momenta()[1])
-    remote.exchange(Sent(1, 2, torch.ones_like(parameters), torch.ones(()), fresh))
+    assert torch.equal(answer.wait()[2][-1], transport.momenta()[1])
+    transport.exchange(GradientMessage(1, 2, torch.ones_like(parameters), torch.ones(()), fresh))
     server.join()
 
 
@@ -205,9 +206,9 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Pat
 
 def test_the_records_tell_of_every_backend_that_a_run_had(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
-    for stop, cluster in ((4, None), (6, Cluster(deadline=50.0)), (8, Cluster(deadline=50.0))):
+    for stop, rpc in ((4, None), (6, RpcConfig(deadline=50.0)), (8, RpcConfig(deadline=50.0))):
         with pytest.raises(Stop):
-            train(CONFIG, threads=1, cluster=cluster, checkpoint=kept, checkpoint_every=0, progress=stopped_at(stop))
+            train(CONFIG, threads=1, rpc=rpc, checkpoint=kept, checkpoint_every=0, progress=stopped_at(stop))
     run = train(CONFIG, threads=1, checkpoint=kept)
     assert run.backend["name"] == "simulate"
     assert [backend["name"] for backend in run.backend["earlier"]] == ["simulate", "rpc"]

@@ -29,7 +29,7 @@ def test_what_is_missing_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(os, "access", lambda *_: False)
     lines = told()
     assert lines["no-such-library"][0] == "missing"
-    assert "pip install no-such-library" in lines["no-such-library"][1]
+    assert "pip install 'flag-aggregator[theory]'" in lines["no-such-library"][1]
     assert lines["cifar10"][0] == "missing"
     assert "fa data fetch cifar10" in lines["cifar10"][1]
     assert lines["free disk"][0] == "missing"

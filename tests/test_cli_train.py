@@ -19,16 +19,16 @@ QUICK += ["--threads", "1"]
 
 TELLING = """
 from fa.cli import main
-from fa.training.transports.simulation import Simulation
+from fa.training.transports.simulation import SimulatedTransport
 
-plain = Simulation.gradients
+plain = SimulatedTransport.gradients
 
 def gradients(self, iteration, parameters):
     if iteration == 3:
         print("training", flush=True)
     return plain(self, iteration, parameters)
 
-Simulation.gradients = gradients
+SimulatedTransport.gradients = gradients
 main()
 """
 

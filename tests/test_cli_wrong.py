@@ -19,7 +19,7 @@ QUICK = "--workers 3 --byzantine 1 --iterations 1 --batch 4 --rule median --thre
 ARGUMENTS = {  # of each command, so that all but one are right
     "train": QUICK,
     "server": f"{QUICK} --listen 127.0.0.1:1",
-    "worker": "--rank 0 --master 127.0.0.1:1",
+    "worker": "--rank 0 --server 127.0.0.1:1",
     "sweep": "fig02 --profile smoke --why",
     "reproduce": "fig02 --profile smoke",
     "report": "",

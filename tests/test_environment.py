@@ -16,6 +16,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import fa
+
 ROOT = Path(__file__).parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 UNLOCKED = {"flower"}
@@ -103,4 +105,5 @@ def test_conda_takes_the_lock() -> None:
 def test_versions_agree() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"]
+    assert fa.__version__ == PROJECT["version"]
     assert citation["license"] == PROJECT["license"]

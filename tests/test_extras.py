@@ -14,10 +14,10 @@ from PIL import Image
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, figure_module
 from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra07, supp01
-from fa.experiments.figures.extras_common import RULES, SAME_LENGTH, comparison_verdict
+from fa.experiments.figures.extras_common import RULES, SAME_LENGTH
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
-from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead, comparison_verdict
 from fa.experiments.reporting.report import write
 from fa.experiments.runs.profiles import PROFILES
 from fa.experiments.runs.store import RunStore
@@ -330,7 +330,7 @@ def test_extra_7_tells_the_rate_from_the_subspace(
     assert verdicts(claims) == expected
     assert {0.8, slower} <= set(texts.numbers(claims[0].measured))
     (panel,) = extra07.draw(numbers, "title").axes
-    assert [line.get_label() for line in panel.lines] == list(extra07.LOOKS)
+    assert [line.get_label() for line in panel.lines] == list(dict.fromkeys(numbers["label"]))
     assert verdicts(extra07.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
 
 

@@ -249,17 +249,17 @@ def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:
     t = math.sqrt(3) * statistics.mean(differences) / statistics.stdev(differences)
     in_closed_form = 0.5 - t / (2 * math.sqrt(2 + t * t))  # Student's t of two degrees
     assert its.p_value == pytest.approx(in_closed_form)
-    assert its.margin == pytest.approx(0.02)
+    assert its.difference == pytest.approx(0.02)
     assert its.better()
-    assert its.where in its.tested
-    assert texts.numbers(its.tested)[1:] == [0.02, float(f"{its.p_value:.2g}")]
+    assert its.case in its.difference_text
+    assert texts.numbers(its.difference_text)[1:] == [0.02, float(f"{its.p_value:.2g}")]
     assert not Lead("", [0.9, 0.7, 0.8], "median", [0.7, 0.75, 0.75]).better()  # ahead by .067, and not in every seed
     assert not Lead("", theirs, "median", ours).better()
     alone = Lead("f = 1", [0.8], "median", [0.7])
     assert alone.p_value is None
     assert alone.better()
     assert not alone.better(0.15)
-    assert texts.numbers(alone.tested)[1:] == [0.1]  # and no p
+    assert texts.numbers(alone.difference_text)[1:] == [0.1]  # and no p
     assert Lead("", [0.8, 0.9], "median", [0.7, 0.8]).better()  # equal differences: no spread to divide by
 
 
@@ -329,7 +329,7 @@ def test_a_lead_pairs_the_rules_by_seed() -> None:
     again = rows.assign(seed=7, test_accuracy=rows["test_accuracy"] + 0.1)
     both = pd.concat([rows[rows["variant"] == "fa"], again, rows[rows["variant"] == "median"]])
     found = lead(accuracies(both), 1, "f")
-    assert (found.rival, list(found.ours), list(found.theirs)) == (
+    assert (found.rival, list(found.accuracies), list(found.rival_accuracies)) == (
         "median",
         pytest.approx([0.9, 0.8]),
         pytest.approx([0.8, 0.7]),

@@ -292,7 +292,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (64,), generator=generator)
     dataset = Dataset("noise", images, labels, images, labels, 10, (0.5,) * 3, (0.3,) * 3, False, "0" * 64)
-    monkeypatch.setattr("fa.training.loop.data_of", lambda config: dataset)
+    monkeypatch.setattr("fa.training.loop.load_dataset", lambda config: dataset)
     return dataset
 
 

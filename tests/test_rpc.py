@@ -22,9 +22,10 @@ from fa.rules.base import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.transports.base import Cluster
+from fa.training.transports.base import RpcConfig
+from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc import connection
-from fa.training.transports.rpc.server import NEW, Remote, Sent, exchange
+from fa.training.transports.rpc.server import RpcTransport, exchange
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, wait_until
 
@@ -39,16 +40,16 @@ KINDS = (
 FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
 
 
-def losses(config: TrainConfig, cluster: Cluster | None) -> tuple[Run, list[float]]:
+def losses(config: TrainConfig, rpc: RpcConfig | None) -> tuple[Run, list[float]]:
     seen: list[float] = []
-    return train(config, threads=1, cluster=cluster, progress=lambda state: seen.append(float(state.loss))), seen
+    return train(config, threads=1, rpc=rpc, progress=lambda state: seen.append(float(state.loss))), seen
 
 
 @pytest.mark.parametrize("rule", KINDS)
 def test_same_trajectory_as_the_simulation(rule: str) -> None:
     config = replace(SMALL, rule=rule, byzantine=FEWER.get(rule, 1))
     here, expected = losses(config, None)
-    there, seen = losses(config, Cluster())
+    there, seen = losses(config, RpcConfig())
     assert seen == expected  # equal bits: the same arithmetic, with one thread each
     assert there.workers == here.workers
     assert there.final_accuracy == here.final_accuracy
@@ -56,7 +57,7 @@ def test_same_trajectory_as_the_simulation(rule: str) -> None:
 
 @pytest.mark.parametrize("lost", ["zero", "previous"])
 def test_datagrams_over_loopback_lose_nothing_and_give_the_simulations_numbers(lost: str) -> None:
-    there, seen = losses(SMALL, Cluster(gradients="udp", lost=lost))
+    there, seen = losses(SMALL, RpcConfig(channel="udp", loss_fill=lost))
     here, expected = losses(SMALL, None)
     assert seen == expected
     assert there.workers == here.workers  # where a loss would be told
@@ -66,17 +67,17 @@ def test_datagrams_over_loopback_lose_nothing_and_give_the_simulations_numbers(l
 def test_mixed_precision_and_accumulated_gradients_are_the_simulations_bits() -> None:
     config = replace(SMALL, precision="bfloat16", accumulate=2)
     here, expected = losses(config, None)
-    there, seen = losses(config, Cluster())
+    there, seen = losses(config, RpcConfig())
     assert (seen, there.workers) == (expected, here.workers)
 
 
 def test_what_datagrams_need_is_told() -> None:
-    with pytest.raises(ValueError, match=r"^gradients must be .*\brpc, udp\b.*'tcp'"):
-        Cluster(gradients="tcp")
-    with pytest.raises(ValueError, match=r"^lost must be .*\bzero, previous\b.*'mean'"):
-        Cluster(gradients="udp", lost="mean")
-    with pytest.raises(ValueError, match=r"^gradients must be .*'udp'.*'previous'.*'rpc'"):
-        Cluster(lost="previous")
+    with pytest.raises(ValueError, match=r"^channel must be .*\brpc, udp\b.*'tcp'"):
+        RpcConfig(channel="tcp")
+    with pytest.raises(ValueError, match=r"^loss_fill must be .*\bzero, previous\b.*'mean'"):
+        RpcConfig(channel="udp", loss_fill="mean")
+    with pytest.raises(ValueError, match=r"^channel must be .*'udp'.*'previous'.*'rpc'"):
+        RpcConfig(loss_fill="previous")
 
 
 def at(iteration: int, act: Callable[[], None]) -> Callable[[Progress], None]:
@@ -99,7 +100,7 @@ def reasons(run: Run, worker: int) -> Counter[str]:
 
 def test_goes_on_after_a_worker_is_killed() -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1)
-    run = train(config, cluster=Cluster(), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
+    run = train(config, rpc=RpcConfig(), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
     (out,) = [status for status in reasons(run, 2) if status != USED]  # one reason, in every iteration
     assert reasons(run, 2)[out] in (14, 15)  # it may have sent its sixth gradient before it died
     assert reasons(run, 1) == {USED: 20}
@@ -114,7 +115,7 @@ def test_ends_where_too_few_are_left() -> None:
             os.kill(process(rank), signal.SIGKILL)
 
     with pytest.raises(TooFewWorkersError, match=r"\b[67]: .*\bmulti_krum\b"):
-        train(config, cluster=Cluster(), progress=at(5, kill))
+        train(config, rpc=RpcConfig(), progress=at(5, kill))
     assert not multiprocessing.active_children()
 
 
@@ -133,7 +134,7 @@ def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
             os.kill(stopped[0], signal.SIGCONT)
             threading.Event().wait(0.5)
 
-    run = train(config, cluster=Cluster(deadline=0.5), progress=act)
+    run = train(config, rpc=RpcConfig(deadline=0.5), progress=act)
     silent = [status for status in reasons(run, 3) if re.search(r"\b0\.5 s\b", status)]
     assert sum(reasons(run, 3)[status] for status in silent) >= 24
     last = [row.status for row in run.workers if row.worker == 3][-50:]
@@ -148,11 +149,11 @@ def test_a_quorum_does_not_wait_for_the_slowest() -> None:
         stopped.append(process(0))
         os.kill(stopped[0], signal.SIGSTOP)
 
-    run = train(config, cluster=Cluster(quorum=3), progress=at(2, act))
+    run = train(config, rpc=RpcConfig(quorum=3), progress=at(2, act))
     late = [status for status in reasons(run, 0) if re.search(r"\b3\b", status)]
     assert sum(reasons(run, 0)[status] for status in late) >= 17
     with pytest.raises(ValueError, match=r"^quorum must be .*\bworkers=4\b.*\b5\b"):
-        train(config, cluster=Cluster(quorum=5))
+        train(config, rpc=RpcConfig(quorum=5))
 
 
 def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again() -> None:
@@ -171,7 +172,7 @@ def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again() -> None
             raise Rejoined(state.iteration)
 
     with pytest.raises(Rejoined) as seen:
-        train(config, cluster=Cluster(port=port, deadline=30), progress=act)
+        train(config, rpc=RpcConfig(port=port, deadline=30), progress=act)
     assert seen.value.args[0] > 6
     again[0].join(10)
     assert not multiprocessing.active_children()
@@ -198,14 +199,14 @@ LIES: dict[str, Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch
 
 def lie(kind: str, rank: int, port: int) -> None:
     """In a process of its own: a worker whose gradients are changed before they are sent."""
-    ask = connection.ask
+    call = connection.call_server
 
     def lying(function: Callable, *arguments: object) -> object:
         if function is exchange and arguments[1] != NEW:
             arguments = (*arguments[:2], *LIES[kind](*arguments[2:4]), *arguments[4:])
-        return ask(function, *arguments)
+        return call(function, *arguments)
 
-    connection.ask = lying
+    connection.call_server = lying
     plain_worker(rank, port)
 
 
@@ -214,7 +215,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
     config = replace(SMALL, rule="median", workers=len(kinds), byzantine=0, iterations=3)
     port = free_port()
     others = [beside(lie if kind else honest, kind, rank, port) for rank, kind in enumerate(kinds)]
-    run = train(config, cluster=Cluster(port=port, spawn=False))
+    run = train(config, rpc=RpcConfig(port=port, spawn_workers=False))
     for other in others:
         other.join(20)
     n = 21_840
@@ -236,7 +237,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
 
 SERVER = """
 from fa.training import TrainConfig, train
-from fa.training.transports.base import Cluster
+from fa.training.transports.base import RpcConfig
 
 def tell(state):
     if state.iteration == 2:
@@ -244,7 +245,7 @@ def tell(state):
 
 if __name__ == "__main__":
     config = TrainConfig(rule="median", workers=3, byzantine=0, iterations=100000, batch=4)
-    train(config, cluster=Cluster(), progress=tell)
+    train(config, rpc=RpcConfig(), progress=tell)
 """
 
 
@@ -287,7 +288,7 @@ def test_workers_started_by_hand(tmp_path: Path) -> None:
     run = ["train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
     where = f"127.0.0.1:{free_port()}"
     out = [*run, "--threads", "1", "--out"]
-    workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--master", where]) for rank in range(2)]
+    workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--server", where]) for rank in range(2)]
     subprocess.run([*fa, *out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
     assert [worker.wait(20) for worker in workers] == [0, 0]
     with pytest.raises(SystemExit) as done:
@@ -300,15 +301,15 @@ def test_workers_started_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [-1, 2])
 def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: int) -> None:
     model = models.build("convnet", 1, 10, 28, seed=0)
-    remote = Remote(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), Cluster())
+    transport = RpcTransport(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), RpcConfig())
     with pytest.raises(ValueError, match=rf"^rank must be .*\b2\b.*{rank}\b"):
-        remote.exchange(Sent(rank, NEW, torch.ones(1), torch.ones(()), []))
+        transport.exchange(GradientMessage(rank, NEW, torch.ones(1), torch.ones(()), []))
 
 
 def test_of_two_processes_of_a_rank_the_later_stays() -> None:
     model = models.build("convnet", 1, 10, 28, seed=0)
-    remote = Remote(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), Cluster())
-    first, second = (remote.exchange(Sent(0, NEW, torch.ones(1), torch.ones(()), [])) for _ in range(2))
+    transport = RpcTransport(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), RpcConfig())
+    first, second = (transport.exchange(GradientMessage(0, NEW, torch.ones(1), torch.ones(()), [])) for _ in range(2))
     assert first.value() is None
     assert not second.done()
 
@@ -317,30 +318,30 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
     model = models.build("convnet", 1, 10, 28, seed=0)
     parameters = flatten(model)
-    remote = Remote(model, config, parameters, Cluster(), measured=True)
+    transport = RpcTransport(model, config, parameters, RpcConfig(), needs_gram=True)
 
     def send(rank: int, iteration: int, length: int) -> None:
-        remote.exchange(Sent(rank, iteration, torch.ones(length), torch.ones(()), []))
+        transport.exchange(GradientMessage(rank, iteration, torch.ones(length), torch.ones(()), []))
 
     for rank in range(2):
         send(rank, -1, 1)
     answers = [threading.Timer(0.5, send, (0, 0, len(parameters))), threading.Timer(0.6, send, (1, 0, 3))]
     for answer in answers:
         answer.start()
-    gathered = remote.gradients(0, parameters)
+    gathered = transport.gradients(0, parameters)
     assert list(gathered.missing) == [1]
     assert all(f"({length},)" in gathered.missing[1] for length in (3, len(parameters)))
     assert bool(gathered.G[1].isnan().all())
     assert bool((gathered.G[0] == 1).all())
-    assert gathered.products is not None
-    assert gathered.products[0, 0] == len(parameters)
-    assert np.isnan(gathered.products[1]).all()
+    assert gathered.inner_products is not None
+    assert gathered.inner_products[0, 0] == len(parameters)
+    assert np.isnan(gathered.inner_products[1]).all()
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"cluster": Cluster(quorum=5)}, r"^quorum must be .*\bworkers=4\b.*\b5\b"),
+        ({"rpc": RpcConfig(quorum=5)}, r"^quorum must be .*\bworkers=4\b.*\b5\b"),
         ({"checkpoint": "kept", "checkpoint_every": -1.0}, r"^checkpoint_every must be .*-1\.0\b"),
     ],
 )
@@ -348,21 +349,21 @@ def test_bad_settings_are_told_before_data_are_loaded(
     given: dict, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fa.training.loop.data_of", lambda _: pytest.fail("data are loaded"))
+    monkeypatch.setattr("fa.training.loop.load_dataset", lambda _: pytest.fail("data are loaded"))
     with pytest.raises(ValueError, match=message):
         train(SMALL, **given)
 
 
 def test_a_port_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^port must be .*\b65535\b.*\b70000\b"):
-        Cluster(port=70000)
+        RpcConfig(port=70000)
 
 
 def test_a_worker_that_finds_no_server_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("fa.training.transports.rpc.connection.WAIT", timedelta(seconds=1))
+    monkeypatch.setattr("fa.training.transports.rpc.connection.TIMEOUT", timedelta(seconds=1))
     port = free_port()
     with pytest.raises(SystemExit) as leaving:
-        cli.main(["worker", "--rank", "0", "--master", f"127.0.0.1:{port}"])
+        cli.main(["worker", "--rank", "0", "--server", f"127.0.0.1:{port}"])
     assert leaving.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"fa: .*\b127\.0\.0\.1:{port}\b.*\b1 s\b", last), last

@@ -16,9 +16,9 @@ from fa.data.batches import normalise
 from fa.data.splits import by_class, dirichlet
 from fa.training import TrainConfig, train
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import Cluster
-from fa.training.transports.simulation import Simulation
-from fa.training.worker import own_images
+from fa.training.transports.base import RpcConfig
+from fa.training.transports.simulation import SimulatedTransport
+from fa.training.worker import worker_partitions
 from tests.processes import build_normed
 
 SMALL = TrainConfig(rule="median", workers=5, byzantine=1, iterations=6, batch=4, lr=0.05, attack="sign_flip", seed=5)
@@ -91,7 +91,7 @@ def test_honest_workers_draw_from_their_own_and_faulty_ones_from_all(split: dict
     data = replace(MNIST, train_images=images, train_labels=drawn(10, size, 1))
     config = replace(SMALL, sampling=sampling, **split)
     seen = [numbers(worker.minibatch(t)[0] for t in range(600)) for worker in simulation(config, data).workers]
-    owned = own_images(config, data)
+    owned = worker_partitions(config, data)
     assert sorted(owned) == list(range(1, len(seen)))
     assert len(seen[0]) == (size if sampling == "random" else size // 5)
     assert [set(own) for own in owned.values()] == seen[1:]
@@ -105,9 +105,9 @@ def numbers(batches: Any) -> set[int]:
     return set(torch.searchsorted(all_of_them, pixels - 1e-4).tolist())
 
 
-def simulation(config: TrainConfig, data: Dataset = MNIST) -> Simulation:
+def simulation(config: TrainConfig, data: Dataset = MNIST) -> SimulatedTransport:
     model = build_normed(seed=0)
-    return Simulation(model, data, config, flatten(model))
+    return SimulatedTransport(model, data, config, flatten(model))
 
 
 @pytest.mark.parametrize(
@@ -161,12 +161,12 @@ def test_worker_momentum_is_byzfls() -> None:
 def test_over_processes_the_numbers_are_the_simulations(gradients: str) -> None:
     config = replace(SMALL, **UNEQUAL, worker_momentum=0.9 if gradients == "rpc" else 0.0)
     seen: list[list[float]] = [[], []]
-    for losses, cluster in zip(seen, (None, Cluster(gradients=gradients)), strict=True):
-        train(config, threads=1, cluster=cluster, progress=lambda state, own=losses: own.append(float(state.loss)))
+    for losses, rpc in zip(seen, (None, RpcConfig(channel=gradients)), strict=True):
+        train(config, threads=1, rpc=rpc, progress=lambda state, own=losses: own.append(float(state.loss)))
     assert seen[0] == seen[1]
 
 
 def test_momenta_do_not_come_as_datagrams() -> None:
     """What is lost on the way would be lost from the momentum that a new process of that rank goes on from."""
     with pytest.raises(ValueError, match=r"^worker_momentum must be .*\b0\.9\b"):
-        train(replace(SMALL, worker_momentum=0.9), cluster=Cluster(gradients="udp"))
+        train(replace(SMALL, worker_momentum=0.9), rpc=RpcConfig(channel="udp"))

@@ -31,8 +31,8 @@ from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import Buffers, flatten, views
 from fa.training.records import USED, Run
-from fa.training.transports.base import Gathered
-from fa.training.transports.simulation import Simulation
+from fa.training.transports.base import GatheredGradients
+from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import Worker
 from fa.utils import seeds
 from fa.utils.devices import find_device
@@ -49,10 +49,10 @@ def convnet(data: Dataset, seed: int = 0) -> nn.Module:
     return models.build("convnet", *data.shape, seed=seed)
 
 
-def simulation(config: TrainConfig, data: Dataset, model: nn.Module | None = None) -> tuple[Simulation, Tensor]:
+def simulation(config: TrainConfig, data: Dataset, model: nn.Module | None = None) -> tuple[SimulatedTransport, Tensor]:
     model = model or convnet(data, config.seed)
     parameters = flatten(model)
-    return Simulation(model, data, config, parameters), parameters
+    return SimulatedTransport(model, data, config, parameters), parameters
 
 
 # The configuration
@@ -496,7 +496,7 @@ def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, atta
 def test_what_can_be_checked_is_checked_before_the_data_are_read(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("began"))
+    monkeypatch.setattr(loop, "load_dataset", lambda config: pytest.fail("began"))
     with pytest.raises(ValueError, match=message):
         train(replace(SMALL, **settings), threads=1)
 
@@ -524,10 +524,10 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 class Scripted:
     """A transport of three workers that sends what it was given, iteration by iteration."""
 
-    def __init__(self, *sent: Gathered) -> None:
+    def __init__(self, *sent: GatheredGradients) -> None:
         self.sent = sent
 
-    def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
+    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
         return self.sent[iteration]
 
     def statistics(self) -> list[Buffers]:
@@ -542,7 +542,11 @@ def test_the_server_steps_while_enough_gradients_are_finite_whatever_the_loss_is
     inf = torch.tensor(math.inf)
     one, none = torch.ones(3, 4), torch.full((3, 4), math.nan)
     one[2] = math.nan
-    transport = Scripted(Gathered(torch.ones(3, 4), torch.tensor(1.0)), Gathered(one, inf), Gathered(none, inf))
+    transport = Scripted(
+        GatheredGradients(torch.ones(3, 4), torch.tensor(1.0)),
+        GatheredGradients(one, inf),
+        GatheredGradients(none, inf),
+    )
     config = replace(SMALL, byzantine=0, momentum=0, weight_decay=0, lr=1)
     parameters, seen = torch.zeros(4), []
     told = loop.Loop(config, make_rule("mean"), transport, parameters, 12)
@@ -560,7 +564,7 @@ def test_an_error_that_is_no_condition_is_not_taken_for_divergence(monkeypatch: 
 
     rule = make_rule("mean")
     monkeypatch.setattr(type(rule), "aggregate", wrong)
-    transport = Scripted(Gathered(torch.full((3, 4), math.nan), torch.tensor(math.nan)))
+    transport = Scripted(GatheredGradients(torch.full((3, 4), math.nan), torch.tensor(math.nan)))
     with pytest.raises(ValueError, match=r"^a bug$"):
         loop.Loop(SMALL, rule, transport, torch.zeros(4), 12).run(lambda: 0.0, None)
 
@@ -659,7 +663,7 @@ def test_what_is_there_is_not_overwritten(
     rescued = records(refused.value)
     assert sorted(path.name for path in rescued.iterdir()) == ["config.json", "curve.csv", "workers.csv"]
     shutil.rmtree(rescued)
-    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("began"))
+    monkeypatch.setattr(loop, "load_dataset", lambda config: pytest.fail("began"))
     with pytest.raises(ValueError, match=rf"^out must be .*{tmp_path / 'run'}"):
         train(SMALL, out=tmp_path / "run")
 
@@ -687,7 +691,7 @@ def test_where_nothing_can_be_written_nothing_is_trained(
     close(tmp_path / "parent")
     if os.access(tmp_path / "parent", os.W_OK) and (tmp_path / "parent").is_dir():
         pytest.skip("superuser")
-    monkeypatch.setattr(loop, "data_of", lambda config: pytest.fail("began"))
+    monkeypatch.setattr(loop, "load_dataset", lambda config: pytest.fail("began"))
     with pytest.raises(ValueError, match=r"^out must be .*/parent\b"):
         train(SMALL, out=tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["parent"]

@@ -144,7 +144,7 @@ def _scipy(module: str) -> Any:
     try:
         return importlib.import_module(f"scipy.{module}")
     except ImportError as error:
-        raise ImportError("fa.augment.flow needs scipy: pip install scipy") from error
+        raise ImportError("fa.augment.flow needs scipy: pip install 'flag-aggregator[theory]'") from error
 
 
 def check_parameters(system: str, given: Mapping[str, Any]) -> dict[str, float]:

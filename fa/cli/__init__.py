@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from fa import __version__
 from fa.utils.malloc import retain_freed_memory
 
 COMMANDS = {
@@ -33,9 +34,9 @@ COMMANDS = {
 """Each command, with its line of help. Command NAME is the click command NAME of the module fa.cli.NAME."""
 
 
-_FIGURES = "papermill nbformat ipykernel pandas matplotlib seaborn"
-OPTIONAL = dict.fromkeys([*_FIGURES.split(), "jupyter_client"], _FIGURES) | {"scipy": "scipy"}
-"""What training and aggregating do without, and what to install where it is missing."""
+_FIGURES = ("papermill", "nbformat", "ipykernel", "pandas", "matplotlib", "seaborn", "jupyter_client")
+EXTRAS = dict.fromkeys(_FIGURES, "notebooks") | {"scipy": "theory"}
+"""Extra of pyproject.toml for each optional package that a command imports."""
 
 
 class LazyGroup(click.Group):
@@ -77,7 +78,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="fa", message="%(version)s")
+@click.version_option(__version__, message="%(version)s")
 def cli() -> None:
     """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
     retain_freed_memory()
@@ -106,8 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _cure(error: ImportError) -> str:
     """What to install. An error about anything but a package that only some commands need is a bug, and goes on."""
     package = (error.name or "").partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and package in OPTIONAL:
-        return f"this needs {package}, which is not installed: pip install {OPTIONAL[package]}"
+    if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
+        return f"this command needs {package}, which is not installed: pip install 'flag-aggregator[{EXTRAS[package]}]'"
     if "pip install" in str(error):
         return str(error)
     raise error

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import click
 
+from fa import __version__
+
 _LIBRARIES = {
     "notebooks": ("jupyterlab", "papermill", "seaborn", "pandas"),
     "theory": ("cvxpy", "scipy"),
@@ -41,9 +43,10 @@ def doctor() -> None:
 
 def _lines() -> Iterator[Line]:
     yield Line("python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed")
-    yield from _packages(("fa", "torch", "torchvision", "numpy", "numba"), "pip install of this project again")
+    yield Line("fa", True, __version__)
+    yield from _packages(("torch", "torchvision", "numpy", "numba"), "pip install flag-aggregator")
     for extra, names in _LIBRARIES.items():
-        yield from _packages(names, f"for {extra}: pip install {' '.join(names)}")
+        yield from _packages(names, f"pip install 'flag-aggregator[{extra}]'")
     from fa.bench.peers import LIBRARIES
 
     for name, library in LIBRARIES.items():

@@ -18,7 +18,7 @@ from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
-    from fa.training.transports.base import Cluster
+    from fa.training.transports.base import RpcConfig
 
 _CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed once --out is written."
 _NETWORK = ("listen", "deadline", "quorum", "gradients", "lost")
@@ -90,24 +90,26 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
         raise ValueError(f"backend must be 'rpc' with --{next(iter(network))}; it is 'simulate'")
     from fa.training import train as run_training
 
-    cluster = None if backend == "simulate" else _cluster(place, **network)
-    if cluster is not None and not cluster.spawn:
-        click.echo(f"awaiting {config.workers} workers at {cluster.host}:{cluster.port}", err=True)
+    rpc = None if backend == "simulate" else _rpc_config(place, **network)
+    if rpc is not None and not rpc.spawn_workers:
+        click.echo(f"awaiting {config.workers} workers at {rpc.host}:{rpc.port}", err=True)
     with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
-        run = run_training(config, out=out, progress=progress, threads=threads, cluster=cluster, **keeping)
+        run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, **keeping)
     _report(run, out)
 
 
-def _cluster(place: Place | None, listen: str | None = None, **patience: Any) -> Cluster:
-    from fa.training.transports.base import Cluster
+def _rpc_config(place: Place | None, listen: str | None = None, **network: Any) -> RpcConfig:
+    from fa.training.transports.base import RpcConfig
 
+    fields = {"gradients": "channel", "lost": "loss_fill"}
+    settings = {fields.get(option, option): value for option, value in network.items()}
     if place is not None:
         check("listen", listen, listen is None, "left out with torchrun, which says where to listen")
-        return Cluster(place.host, place.port, spawn=False, store_kept=place.store_kept, **patience)
+        return RpcConfig(place.host, place.port, spawn_workers=False, external_store=place.store_kept, **settings)
     if listen is None:
-        return Cluster(**patience)
+        return RpcConfig(**settings)
     host, port = address("listen", listen)
-    return Cluster(host=host, port=port, spawn=False, **patience)
+    return RpcConfig(host=host, port=port, spawn_workers=False, **settings)
 
 
 def _config(given: dict[str, Any]) -> TrainConfig:

@@ -41,8 +41,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # a class of no type where Flower
     def __init__(self, rule: str | Rule = "fa", **options: Any) -> None:
         if _MISSING:
             raise ValueError(
-                f"a Flower strategy needs flwr ({_MISSING}): pip install 'flwr[simulation]', in an environment of its"
-                " own"
+                f"a Flower strategy needs flwr ({_MISSING}): pip install 'flag-aggregator[flower]' in a new environment"
             )
         super().__init__(**options)
         self.rule = make_rule(rule) if isinstance(rule, str) else rule

@@ -136,7 +136,7 @@ def _cvxpy() -> Any:
     try:
         return importlib.import_module("cvxpy")
     except ImportError as error:
-        raise ImportError("fa.sdp.solve needs cvxpy: pip install cvxpy (fa.sdp.certify does not)") from error
+        raise ImportError("fa.sdp.solve needs cvxpy: pip install 'flag-aggregator[theory]'") from error
 
 
 def _blocks(problem: Problem, X: Float64[np.ndarray, "r q"]) -> tuple[list[Any], list[tuple[int, int]]]:

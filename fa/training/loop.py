@@ -21,23 +21,23 @@ from fa.training.config import TrainConfig
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
-from fa.training.transports.base import Cluster, Gathered, Transport
-from fa.training.transports.simulation import Simulation
-from fa.training.worker import data_of, own_images, recipe_of
+from fa.training.transports.base import GatheredGradients, RpcConfig, Transport
+from fa.training.transports.simulation import SimulatedTransport
+from fa.training.worker import load_dataset, parse_recipe, worker_partitions
 from fa.utils.devices import find_device
 from fa.utils.timing import PhaseTimer
 from fa.utils.validation import TooFewWorkersError, check_integer
 
 
 class Progress(NamedTuple):
-    """What a run tells about itself after each iteration."""
+    """State of a run after an iteration, for the `progress` callback."""
 
-    iteration: int  # how many are done
+    iteration: int  # number of finished iterations
     loss: Tensor  # scalar, on the run's device: reading it waits for the device
-    accuracy: float | None  # of the last evaluation
-    G: Tensor  # (p, n), what the server was sent in that iteration; the next one overwrites it
-    workers: Sequence[WorkerRow] = ()  # what the rule made of it
-    evaluated: bool = False  # whether the accuracy is of this iteration
+    accuracy: float | None  # at the last evaluation, if any
+    G: Tensor  # (p, n), the iteration's gradients with the attack; the next iteration overwrites it
+    workers: Sequence[WorkerRow] = ()  # the rule's decision on each worker
+    evaluated: bool = False  # True if the accuracy belongs to this iteration
 
 
 def train(
@@ -45,63 +45,79 @@ def train(
     out: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     threads: int | None = None,
-    cluster: Cluster | None = None,
+    rpc: RpcConfig | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = EVERY,
 ) -> Run:
-    """Do one run, write its records to `out` if given, and return it.
+    """Train a model with p workers, some of them Byzantine.
 
-    `progress` is called after each iteration; `threads` is torch's number of threads during the run (None: as it is).
-    With a `cluster` the workers are processes of their own; without, they are simulated in this one. Equal
-    configurations with equal threads give equal bits on one machine. With a `checkpoint`, a file, the run goes on from
-    the state that is there, and puts its own there every `checkpoint_every` seconds; once `out` is written, the file is
-    removed (without `out` that is left to the caller, who has the only copy). A loss or parameters that are NaN or Inf
-    do not end a run. The server, who sees gradients and no losses, steps as long as the rule finds enough of them
-    finite; from then on no step is taken, and the records say so. Raises ValueError for bad settings, before data are
-    loaded where they do not depend on them; for an `out` that holds files or cannot be written; and when the rule's
-    condition on the number of workers does not hold, or no longer does although the honest workers' loss is finite.
+    Equal configurations with equal numbers of threads give equal bits on one machine. Losses or parameters that are
+    NaN or Inf do not end a run. If too few gradients are finite for the rule, iterations take no step, and the records
+    say so.
+
+    Args:
+        config: The run's configuration.
+        out: New folder for the records; None to write none.
+        progress: Called after each iteration.
+        threads: Torch's number of threads during the run; None leaves it unchanged.
+        rpc: Settings of worker processes; None simulates the workers in this process.
+        checkpoint: File to which the run saves its state, and from which it resumes. It is removed once `out` is
+            written. Without `out`, the caller removes it.
+        checkpoint_every: Seconds between two checkpoints.
+
+    Returns:
+        The run's curve, the rule's decisions, and the time that each phase took.
+
+    Raises:
+        ValueError: Settings are invalid, or `out` exists or cannot be written.
+        TooFewWorkersError: The rule needs more workers than there are, or than are left.
+
+    Example:
+        >>> from fa.training import TrainConfig, train
+        >>> train(TrainConfig(rule="median", workers=5, byzantine=1, iterations=2, batch=4)).curve[-1].iteration
+        2
     """
-    parts = PhaseTimer()
+    timer = PhaseTimer()
     if out is not None:
         out = make_room(out)
     with _torch_threads(threads):
         device = find_device(config.device)
-        rule = _checked(config, cluster)
-        kept = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
-        dataset = data_of(config)
-        own_images(config, dataset)
+        rule = _checked_rule(config, rpc)
+        saved = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
+        dataset = load_dataset(config)
+        worker_partitions(config, dataset)  # raises before worker processes start
         model = models.build(config.model, *dataset.shape, seed=config.seed).to(device)
         if config.layers == "fast":
             accelerate(model)
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
-        used = torch.get_num_threads()
-        backend: dict[str, object] = {"name": "simulate"} if cluster is None else cluster.description()
-        if kept is not None:
-            kept.identify(config, dataset.checksum, used, backend)
-        with _transport(model, dataset, config, parameters, rule, cluster, parts) as transport:
-            loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), parts)
+        threads_used = torch.get_num_threads()
+        backend: dict[str, object] = {"name": "simulate"} if rpc is None else rpc.description()
+        if saved is not None:
+            saved.identify(config, dataset.checksum, threads_used, backend)
+        with _transport(model, dataset, config, parameters, rule, rpc, timer) as transport:
+            loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), timer)
             honest = slice(config.byzantine, None)
-            state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, kept)
+            state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, saved)
     if state.backends[:-1]:
         backend = backend | {"earlier": state.backends[:-1]}
     curve, rows = tuple(state.curve), tuple(state.workers)
-    run = Run(config, curve, rows, parts.total, used, dataset.checksum, backend, parts.seconds)
+    run = Run(config, curve, rows, timer.total, threads_used, dataset.checksum, backend, timer.seconds)
     if out is not None:
         run.write(out)
-        if kept is not None:
-            kept.remove()
+        if saved is not None:
+            saved.remove()
     return run
 
 
-def _checked(config: TrainConfig, cluster: Cluster | None) -> Rule:
-    """The run's rule; ValueError, before any data are read, for what does not go with the configuration."""
+def _checked_rule(config: TrainConfig, rpc: RpcConfig | None) -> Rule:
+    """Create the run's rule, and check what needs no data set."""
     rule = make_rule(config.rule, f=config.rule_f, **config.options)
     rule.check_workers(config.workers)
     make_attack(config.attack)
-    recipe_of(config)
-    if cluster is not None:
-        cluster.check(config)
+    parse_recipe(config)
+    if rpc is not None:
+        rpc.check(config)
     return rule
 
 
@@ -112,20 +128,20 @@ def _transport(
     config: TrainConfig,
     parameters: Tensor,
     rule: Rule,
-    cluster: Cluster | None,
-    parts: PhaseTimer,
+    rpc: RpcConfig | None,
+    timer: PhaseTimer,
 ) -> Iterator[Transport]:
-    if cluster is None:
-        yield Simulation(model, dataset, config, parameters)
+    if rpc is None:
+        yield SimulatedTransport(model, dataset, config, parameters)
         return
-    from fa.training.transports.rpc.launch import serving
+    from fa.training.transports.rpc.launch import serve
 
-    with serving(model, config, parameters, rule.measures, cluster, parts) as remote:
-        yield remote
+    with serve(model, config, parameters, rule.measures, rpc, timer) as transport:
+        yield transport
 
 
 class Loop:
-    """Algorithm 1's outer loop: gather the gradients, aggregate them, step; evaluate now and then."""
+    """Outer loop of Algorithm 1: gather the gradients, aggregate them, step; evaluate at intervals."""
 
     def __init__(
         self,
@@ -134,14 +150,23 @@ class Loop:
         transport: Transport,
         parameters: Tensor,
         train_size: int,
-        parts: PhaseTimer | None = None,
+        timer: PhaseTimer | None = None,
     ) -> None:
-        """`parts` is told where the time goes."""
+        """Prepare a run.
+
+        Args:
+            config: The run's configuration.
+            rule: The aggregation rule.
+            transport: Source of the gradients.
+            parameters: Vector of the model's parameters (n,), updated in place.
+            train_size: Number of training images, which defines an epoch.
+            timer: Timer of the run's phases.
+        """
         self._config = config
         self._rule = rule
         self._transport = transport
         self._parameters = parameters
-        self._parts = parts or PhaseTimer()
+        self._timer = timer or PhaseTimer()
         self._epoch_length = config.epoch_length(train_size)
         self._evaluate_every = config.evaluate_every or self._epoch_length
         self._optimizer = SGD(parameters, config, self._epoch_length)
@@ -152,14 +177,21 @@ class Loop:
         progress: Callable[[Progress], None] | None,
         checkpoint: Checkpoint | None = None,
     ) -> State:
-        """All the iterations that are left, and the state after the last; `evaluate` returns the test accuracy of the
-        parameters as they are.
+        """Do the iterations that remain.
+
+        Args:
+            evaluate: Returns the test accuracy at the present parameters.
+            progress: Called after each iteration.
+            checkpoint: Checkpoint to resume from, and to write to.
+
+        Returns:
+            The state after the last iteration.
         """
         state = State()
         if checkpoint is not None:
-            kept = checkpoint.load(self._parameters, self._transport.statistics(), self._transport.momenta())
-            state, self._optimizer.velocity = kept
-        self._parts.resume(state.whole, state.seconds_of)
+            restored = checkpoint.load(self._parameters, self._transport.statistics(), self._transport.momenta())
+            state, self._optimizer.velocity = restored
+        self._timer.resume(state.whole, state.seconds_of)
         for iteration in range(state.iteration, self._config.iterations):
             before = time.perf_counter()
             gathered, rows = self._iterate(iteration)
@@ -168,52 +200,52 @@ class Loop:
             state.iteration = done = iteration + 1
             if done % self._evaluate_every == 0 or done == self._config.iterations:
                 epoch = -(-done // self._epoch_length)
-                with self._parts.phase("evaluate"):
-                    accuracy = evaluate()
-                state.curve.append(CurvePoint(done, epoch, state.seconds, float(gathered.loss), accuracy))
+                with self._timer.phase("evaluate"):
+                    point = CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate())
+                state.curve.append(point)
             if checkpoint is not None and checkpoint.due():
-                state.whole, state.seconds_of = self._parts.total, self._parts.seconds
+                state.whole, state.seconds_of = self._timer.total, self._timer.seconds
                 workers = self._transport.statistics(), self._transport.momenta()
                 checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
             if progress is not None:
                 last = state.curve[-1] if state.curve else None
-                known = None if last is None else last.test_accuracy
+                accuracy = None if last is None else last.test_accuracy
                 evaluated = last is not None and last.iteration == done
-                progress(Progress(done, gathered.loss, known, gathered.G, rows, evaluated))
+                progress(Progress(done, gathered.loss, accuracy, gathered.G, rows, evaluated))
         return state
 
-    def _iterate(self, iteration: int) -> tuple[Gathered, list[WorkerRow]]:
-        with self._parts.phase("gather"):
+    def _iterate(self, iteration: int) -> tuple[GatheredGradients, list[WorkerRow]]:
+        with self._timer.phase("gather"):
             gathered = self._transport.gradients(iteration, self._parameters)
         try:
-            with self._parts.phase("aggregate"):
-                aggregate = self._rule.aggregate(gathered.G, iteration, products=gathered.products)
+            with self._timer.phase("aggregate"):
+                aggregate = self._rule.aggregate(gathered.G, iteration, products=gathered.inner_products)
         except TooFewWorkersError as error:
             if torch.isfinite(gathered.loss):
                 raise TooFewWorkersError(f"iteration {iteration + 1}: {error}") from error
-            # The model has diverged and too few gradients are finite: no step is taken, and the records say so.
-            return gathered, _nobody(iteration + 1, self._config.workers, gathered.missing)
-        with self._parts.phase("update"):
+            # The model has diverged, and too few gradients are finite: take no step, and record it.
+            return gathered, _rows_without_step(iteration + 1, self._config.workers, gathered.missing)
+        with self._timer.phase("update"):
             self._optimizer.step(aggregate.direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
 
 
-def _rows(iteration: int, gathered: Gathered, aggregate: Aggregate) -> list[WorkerRow]:
+def _rows(iteration: int, gathered: GatheredGradients, aggregate: Aggregate) -> list[WorkerRow]:
     decision, workers = aggregate.decision, len(gathered.G)
     reasons = decision.left_out | dict(gathered.missing)
     values, weights = per_worker(decision.values, workers), per_worker(decision.weights, workers)
     selected = set(decision.selected)
 
     def status(worker: int) -> str:
-        said = USED if worker in selected else f"left out: {reasons.get(worker, 'not selected')}"
-        return f"{said}; {gathered.remarks[worker]}" if worker in gathered.remarks else said
+        text = USED if worker in selected else f"left out: {reasons.get(worker, 'not selected')}"
+        return f"{text}; {gathered.notes[worker]}" if worker in gathered.notes else text
 
     return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
 
 
-def _nobody(iteration: int, workers: int, missing: Mapping[int, str]) -> list[WorkerRow]:
-    why = {worker: missing.get(worker, "the loss is not finite") for worker in range(workers)}
-    return [WorkerRow(iteration, worker, None, None, f"left out: {reason}") for worker, reason in why.items()]
+def _rows_without_step(iteration: int, workers: int, missing: Mapping[int, str]) -> list[WorkerRow]:
+    reasons = [missing.get(worker, "the loss is not finite") for worker in range(workers)]
+    return [WorkerRow(iteration, i, None, None, f"left out: {reason}") for i, reason in enumerate(reasons)]
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fa import __version__
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
 from fa.utils import plugins
@@ -181,17 +182,11 @@ def _move(making: Path, target: Path) -> None:
 
 def versions() -> dict[str, str]:
     """The versions of what the numbers depend on."""
-    from importlib.metadata import PackageNotFoundError, version
-
     import numpy
     import torch
 
-    try:
-        own = version("fa")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        own = "unknown"
     return {
-        "fa": own,
+        "fa": __version__,
         "torch": torch.__version__,
         "numpy": numpy.__version__,
         "python": platform.python_version(),

@@ -64,7 +64,7 @@ class Board:
 def check_installed() -> None:
     """Raise ValueError, with the command that installs it, where there is no tensorboard."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise ValueError("tensorboard must be installed to log to it: pip install tensorboard")
+        raise ValueError("tensorboard must be installed to log to it: pip install 'flag-aggregator[tensorboard]'")
 
 
 def _numbers(given: Sequence[float | None]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One worker: a minibatch, a forward and a backward pass, and a gradient that lands in its row of G."""
+"""One worker: a minibatch, a forward and a backward pass, and a gradient in its row of G."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fa.utils.validation import check
 
 
 class Worker:
-    """Worker `rank` of a run, which writes its gradients into `row` (n,).
+    """Computes the gradients of one rank, and writes them into its row of G.
 
-    Its model may be shared with others: only the batch-norm statistics are its own.
+    Workers may share a model; each has its batch-norm statistics.
 
-    Everything random in a gradient (the minibatch, its augmentation, dropout) depends on (seed, rank, iteration) alone,
-    so that a worker in another process computes the same numbers. So do the augmented images that it may have in place
-    of the data set's: on the seed alone, and the recipe.
+    All random numbers of a gradient (minibatch, augmentation, dropout) depend on (seed, rank, iteration) alone. A
+    worker in another process therefore computes the same bits. Augmented images, which may replace the data set's,
+    depend on the seed and the recipe alone.
     """
 
     def __init__(
@@ -39,33 +39,47 @@ class Worker:
         dataset: Dataset,
         config: TrainConfig,
         row: Tensor,
-        own: Int64[np.ndarray, " k"] | None = None,
+        indices: Int64[np.ndarray, " k"] | None = None,
     ) -> None:
-        """`own`: which training images are its own, if not all."""
+        """Prepare a worker.
+
+        Args:
+            rank: Rank of the worker; ranks below `config.byzantine` are Byzantine.
+            model: Model at whose parameters gradients are computed.
+            dataset: The run's data set.
+            config: The run's configuration.
+            row: The worker's row of G (n,), to which gradients are written.
+            indices: Training images that the worker draws from; None for all.
+        """
         self.rank = rank
-        self.momentum = torch.zeros_like(row) if config.worker_momentum else None  # what it has sent last
+        self.momentum = torch.zeros_like(row) if config.worker_momentum else None  # of the last gradient
         self.buffers = Buffers(model)
         self._model = model
         self._row = row
         self._gradients = list(zip(model.parameters(), views(row, model), strict=True))
-        recipe = recipe_of(config) if config.augmented == "all" or rank < config.byzantine else None
-        self._own = own
+        recipe = parse_recipe(config) if config.augmented == "all" or rank < config.byzantine else None
+        self._indices = indices
         self._dataset = dataset if recipe is None else augmented(dataset, recipe, config.seed)
         self._config = config
         self._device = torch.device(config.device)
 
-    def gradient(self, iteration: int) -> Tensor:
-        """Write the gradient of iteration's minibatch, or the momentum with it, into the row and return the minibatch's
-        loss, a scalar tensor.
+    def write_gradient(self, iteration: int) -> Tensor:
+        """Write the gradient of the iteration's minibatch into the row; with worker momentum, write the momentum.
 
         The backward passes add to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
+
+        Args:
+            iteration: Iteration, from 0.
+
+        Returns:
+            Loss of the minibatch, a scalar tensor.
         """
         images, labels = self.minibatch(iteration)
         self.buffers.install()
         self._row.zero_()
         for parameter, view in self._gradients:
             parameter.grad = view
-        if not self._model.training:  # going through all the modules takes a hundredth of a small model's passes
+        if not self._model.training:  # train() visits all modules, which costs 1% of a small model's passes
             self._model.train()
         with seeds.fork_global_rng(seeds.derive_seed("dropout", self._config.seed, self.rank, iteration), self._device):
             loss = sum(map(self._backward, images.split(self._config.batch), labels.split(self._config.batch)))
@@ -77,7 +91,7 @@ class Worker:
         return torch.as_tensor(loss)
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One backward pass: its share of the minibatch's loss."""
+        """Run one backward pass, and return its share of the minibatch's loss."""
         mixed = torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bfloat16")
         with mixed:
             loss = F.cross_entropy(self._model(images), labels) / self._config.accumulate
@@ -86,11 +100,11 @@ class Worker:
 
     @property
     def state(self) -> list[Tensor]:
-        """What of it depends on earlier iterations: batch-norm statistics, and its momentum if it has one."""
+        """Tensors that depend on earlier iterations: batch-norm statistics, and the momentum if there is one."""
         return self.buffers.tensors + ([] if self.momentum is None else [self.momentum])
 
     def minibatch(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """The images, normalised float32 (B, C, H, W), and labels (B,) of an iteration, on the run's device."""
+        """Return the iteration's images, normalised float32 (B, C, H, W), and labels (B,), on the run's device."""
         config = self._config
         return minibatch(
             self._dataset,
@@ -101,42 +115,56 @@ class Worker:
             seed=config.seed,
             sampling=config.sampling,
             device=self._device,
-            own=self._own,
+            own=self._indices,
         )
 
 
-def data_of(config: TrainConfig) -> Dataset:
-    """The data set of a run, by its name or a folder that `fa augment` wrote; with a validation share, the training
-    images kept for it are the test images.
+def load_dataset(config: TrainConfig) -> Dataset:
+    """Load the data set of a run, by its name or from a folder that `fa augment` wrote.
+
+    With `config.validation`, that share of the training images replaces the test images.
     """
     written = (Path(config.dataset) / MANIFEST).is_file()
     dataset = load_built(config.dataset) if written else load(config.dataset)
     return hold_out(dataset, config.validation) if config.validation else dataset
 
 
-def own_images(config: TrainConfig, dataset: Dataset) -> dict[int, Int64[np.ndarray, " k"]]:
-    """Training images that are one worker's own, by its rank; those who are not there draw from all. ValueError where
-    an honest one has fewer than a minibatch.
+def worker_partitions(config: TrainConfig, dataset: Dataset) -> dict[int, Int64[np.ndarray, " k"]]:
+    """Partition the training images among the honest workers, as `config.split` says.
+
+    Args:
+        config: The run's configuration.
+        dataset: The run's data set.
+
+    Returns:
+        Indices of a worker's training images, by rank. Ranks that it does not have draw from all images.
+
+    Raises:
+        ValueError: An honest worker has fewer images than a minibatch.
     """
     labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.images
     if config.split == "iid":
         check_batch(batch, len(labels), config.workers, config.sampling)
         return {}
     if config.alpha is not None:
-        dealt = dirichlet(labels, honest, config.alpha, batch, config.seed)
+        parts = dirichlet(labels, honest, config.alpha, batch, config.seed)
     else:
         check_batch(batch, len(labels), honest, "cycled")
-        dealt = by_class(labels, honest)
-    return dict(enumerate(dealt, config.byzantine))
+        parts = by_class(labels, honest)
+    return dict(enumerate(parts, config.byzantine))
 
 
-def recipe_of(config: TrainConfig) -> Recipe | None:
-    """What a run's training images are augmented by, if any worker's are; ValueError for a recipe that is none, and for
-    faulty workers who would compute no gradient of their augmented images.
+def parse_recipe(config: TrainConfig) -> Recipe | None:
+    """Parse the recipe that augments a run's training images.
+
+    Returns:
+        The recipe; None without augmentation.
+
+    Raises:
+        ValueError: The recipe is invalid, or only Byzantine workers augment and their attack ignores their gradients.
     """
     if not config.augmentation:
         return None
     idle = config.augmented == "faulty" and not make_attack(config.attack).needs_own
-    needed = "none, as the faulty workers' augmented images are all that is wrong, or one made of their own gradients"
-    check("attack", config.attack, not idle, needed)
+    check("attack", config.attack, not idle, "one that reads the gradients of the augmented images, such as none")
     return Recipe.of(config.augmentation)

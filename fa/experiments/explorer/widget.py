@@ -27,10 +27,7 @@ POWERS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 
 def draw(shown: Scene) -> Figure:
     """Above, the plane as a whole and near the honest gradients; below, v_i and shares by worker, and eq. 5 by step."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 8.6), layout="constrained")
+    figure = style.new_figure(13, 8.6)
     grid = figure.add_gridspec(2, 13, height_ratios=(1.5, 1))
     whole, near, names = (figure.add_subplot(grid[0, lo:hi]) for lo, hi in ((0, 5), (5, 10), (10, 13)))
     _draw_plane(whole, shown, "everything")

@@ -13,12 +13,11 @@ from fa.experiments.figures.extras_common import (
     SEEDS,
     best_label,
     by_label,
-    comparison_verdict,
     make_extra,
     seed_caption,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEVEL, Claim, Lead, learned, mean, verdict
+from fa.experiments.reporting.claims import LEVEL, Claim, Lead, comparison_verdict, learned, mean, verdict
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
@@ -73,10 +72,10 @@ surer the first principal component is theirs; a large learning rate makes what 
 """
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """All the runs of the three parts; settings that are given, and not None, replace the profile's."""
     grid = [*_norms(), *_sweeps(), *_regimes(profile)]
-    return make_extra(NAME, profile, grid, out, seeds, **given)
+    return make_extra(NAME, profile, grid, out, seeds, **overrides)
 
 
 def _norms() -> list[Case]:
@@ -163,11 +162,8 @@ def _regime(attack: str, f: int, lr: float, batch: float = float("nan")) -> str:
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Above, the division by the norm, and the regimes; below, m, the number of steps and lambda."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
     norms, sweeps, regimes = parts(table)
-    figure = Figure(figsize=(13, 8.4), layout="constrained")
+    figure = style.new_figure(13, 8.4)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = halves
     left, right = above.subplots(1, 2, width_ratios=(1, 1.15))
@@ -251,7 +247,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     gains = {name: mean(final[equal(name)]) - mean(final[name]) for name in PAIRS}
     found = leads(regimes)
     level = LEVEL / (len(found) * len(SUBSPACES))  # Bonferroni's, as one subspace in one regime is enough
-    decisive = max(found, key=lambda its: (its.better(margin, level), its.margin))
+    decisive = max(found, key=lambda its: (its.better(margin, level), its.difference))
     moves = {(attack, option): _move(sweeps, attack, option) for attack in ATTACKS for option in SWEPT}
     return [
         Claim(
@@ -266,8 +262,8 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "E1",
             "in some regime the subspace is better than the mean of gradients of equal norm",
             f"{len(found)} regimes and {len(SUBSPACES)} subspaces, p < {level:g} required: "
-            + "; ".join(f"{its.told()}, lead {its.tested}" for its in found),
-            comparison_verdict([decisive], testable and len(found[0].ours) > 1, level, margin),
+            + "; ".join(f"{its.describe()}, lead {its.difference_text}" for its in found),
+            comparison_verdict([decisive], testable and len(found[0].accuracies) > 1, level, margin),
         ),
         Claim(
             "E1",

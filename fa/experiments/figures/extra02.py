@@ -12,13 +12,12 @@ from fa.experiments.figures.extras_common import (
     RULES,
     SEEDS,
     SHORT,
-    comparison_verdict,
     draw_dots,
     make_extra,
     seed_caption,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, accuracies, lead, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, Lead, accuracies, comparison_verdict, lead, learned, mean, verdict
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, Cell, OutDir, Results, RuleNames, Seeds, Study
@@ -37,7 +36,7 @@ TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where thre
 HELD = 0.2  # of the training images, on which the rate is chosen
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """The runs among which to choose: a rate of the grid, evaluated on training images that were kept from training.
 
     `rules` are some that are not the paper's; settings that are given, and not None, replace the profile's. `tested`
@@ -48,7 +47,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
         for key in (*RULES, *register_rules(rules))
         for rate in FEW.get(profile, RATES)
     ]
-    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
 def chosen(validation: DataFrame) -> dict[str, float]:
@@ -78,10 +77,7 @@ def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = Non
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Left the choice; right each rule at its own rate."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure = style.new_figure(13, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     rates = chosen(table)
     choice, test = table[table["validation"] > 0], table[table["validation"] == 0]
@@ -136,13 +132,13 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         Claim(
             "E2",
             "with a tuned learning rate for each rule, FA is better than every rival",
-            f"test accuracy {best}; lead {best.tested}",
+            f"test accuracy {best}; lead {best.difference_text}",
             comparison_verdict([best], testable, margin=margin),
         ),
         Claim(
             "E2",
             "with a tuned learning rate for each rule, FA is better than the mean of unit gradients",
-            f"test accuracy {control.told()}; lead {control.tested}",
+            f"test accuracy {control.describe()}; lead {control.difference_text}",
             comparison_verdict([control], testable, margin=margin),
         ),
         Claim("E2", "one learning rate suits all rules", f"tuned rates: {told}", verdict([alike], testable)),

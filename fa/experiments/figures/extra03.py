@@ -40,7 +40,7 @@ def study(
     seeds: Seeds = None,
     rules: RuleNames = None,
     attack: str | None = None,
-    **given: Any,
+    **overrides: Any,
 ) -> Study:
     """A run for each rule, attack and f, also for `rules` and an `attack` that are not the paper's; settings that are
     given, and not None, replace the profile's.
@@ -53,7 +53,7 @@ def study(
             grid += [Case(key, f, {"attack": sent}, seeds=own) for key in keys]
             grid.append(Case("fa_default", f, {"attack": sent}, UNIT_OPTIONS, own, SAME_LENGTH))
     folder = figures_dir(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
-    return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **given)
+    return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
 
 
 def cells(table: DataFrame, f: int) -> DataFrame:
@@ -67,12 +67,9 @@ def cells(table: DataFrame, f: int) -> DataFrame:
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One heat map for each f: rules down, attacks across."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
     counts = sorted(set(table["f"]))
     columns = min(3, len(counts))
-    figure = Figure(figsize=(4 + 3 * columns, 7.6), layout="constrained")
+    figure = style.new_figure(4 + 3 * columns, 7.6)
     panels = figure.subplots(-(-len(counts) // columns), columns, sharex=True, sharey=True, squeeze=False)
     for axes, f in zip(panels.flat, counts, strict=True):
         image = draw_heat(axes, cells(table, f), f"f = {f}")

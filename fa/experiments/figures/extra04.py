@@ -48,14 +48,14 @@ COURSES = {"value": "FA's explained variance $v_i$", "share": "FA's weight, of t
 """What is drawn of FA's workers over time."""
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Runs that Extra 3 has too, and one more rule; settings that are given, and not None, replace the profile's."""
     grid = [
         Case(key, FAULTY, {"attack": attack}, options, SEEDS.get(profile, ()), name)
         for attack in ATTACKS
         for name, (key, options) in CASES.items()
     ]
-    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
 def workers(results: Results) -> DataFrame:
@@ -102,10 +102,7 @@ def _named(workers: DataFrame, column: str, f: int) -> Any:
 
 def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
     """Above, FA's explained variances and weights over time, of honest and faulty workers; below, who finds them."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 9), layout="constrained")
+    figure = style.new_figure(15, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     above, below = halves
     grid = above.subplots(2, len(ATTACKS), sharex=True, sharey="row")

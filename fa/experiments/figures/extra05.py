@@ -16,12 +16,11 @@ from fa.experiments.figures.extras_common import (
     SHORT,
     best_label,
     by_label,
-    comparison_verdict,
     draw_dots,
     make_extra,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEVEL, Claim, Lead, learned
+from fa.experiments.reporting.claims import LEVEL, Claim, Lead, comparison_verdict, learned
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
@@ -58,7 +57,7 @@ COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
 OURS = [name for name in COMBINED if "FA" in name]
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """Each rule alone, also `rules` that are not the paper's, and each combination; settings that are given, and not
     None, replace the profile's.
     """
@@ -67,15 +66,12 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     for attack in ATTACKS:
         grid += [Case(key, FAULTY, {"attack": attack}, seeds=own) for key in alone]
         grid += [Case(key, FAULTY, {"attack": attack}, options, own, name) for name, (key, options) in COMBINED.items()]
-    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """A panel for each attack: every rule and combination, a mark for each seed."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    figure = style.new_figure(10.5, 4.8)
     panels = figure.subplots(1, len(ATTACKS), sharey=True)
     keys = (*RULES, *user_rules_in(table))
     shown = looks(keys)
@@ -105,13 +101,13 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "E5",
             "FA combined with another rule is better than every rule alone",
             f"best of {len(OURS)} combinations, p < {level:.2g} required: "
-            + "; ".join(f"{its.told()}; lead {its.tested}" for its in top.values()),
+            + "; ".join(f"{its.describe()}; lead {its.difference_text}" for its in top.values()),
             comparison_verdict(list(top.values()), testable, level, margin),
         ),
         Claim(
             "E5",
             "after Krum's choice or mixing, the subspace is better than the mean of unit gradients, at equal length",
-            "; ".join(f"{its.told()}; lead {its.tested}" for its in pairs),
+            "; ".join(f"{its.describe()}; lead {its.difference_text}" for its in pairs),
             comparison_verdict(pairs, testable, margin=margin),
         ),
     ]

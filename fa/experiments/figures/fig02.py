@@ -20,18 +20,15 @@ HEAVILY = 0.5  # of the accuracy without Byzantine workers: what is left where t
 _PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # the released code's settings for this figure
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """The runs of Figure 2; settings that are given, and not None, replace the profile's."""
     own = _PAPER if profile == "paper" else {}
-    return make_study(NAME, profile, [Case("mean", f) for f in FAULTY], out, seeds, own, **given)
+    return make_study(NAME, profile, [Case("mean", f) for f in FAULTY], out, seeds, own, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One line for each number of faulty workers."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = style.new_figure(6.4, 4.2)
     axes = figure.subplots()
     colours = style.sequential_colors(len(FAULTY))[::-1]
     for f, colour, marker, dashes in zip(FAULTY, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):

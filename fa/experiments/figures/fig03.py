@@ -49,9 +49,9 @@ class LiveStudy(Study):
         return []
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> LiveStudy:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> LiveStudy:
     """The runs of Figure 3, trained with FA; settings that are given, and not None, replace the profile's."""
-    return LiveStudy(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **given)))
+    return LiveStudy(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **overrides)))
 
 
 def collect(study: LiveStudy) -> tuple[DataFrame, Results]:
@@ -111,10 +111,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     """Above the paper's histograms, one for each f, of honest workers; below, the mean over workers of either kind as
     training goes on.
     """
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 6.2), layout="constrained")
+    figure = style.new_figure(9.5, 6.2)
     grid = figure.subplots(2, 2, sharey="row")
     for panels, f in zip(grid.T, FAULTY, strict=True):
         rows = table[table["f"] == f]

@@ -42,7 +42,7 @@ def study(
     variants: Sequence[str] | None = None,
     faulty: Sequence[int] | None = None,
     rules: RuleNames = None,
-    **given: Any,
+    **overrides: Any,
 ) -> Study:
     """The runs of Figure 4, or those of the `variants` and the numbers of `faulty` workers that are named, and of
     `rules` that are not the paper's; settings that are given, and not None, replace the profile's.
@@ -56,21 +56,18 @@ def study(
     grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or FAULTY for key in keys]
     if out is None and (variants or faulty):
         out = figures_dir(profile, custom=True)
-    return make_study(NAME, profile, grid, out, seeds, **given)
+    return make_study(NAME, profile, grid, out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Above the paper's arrangement, one panel for each f; below, the formulations of FA and the controls, if there are
     any.
     """
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
     own, faulty = user_rules_in(table), sorted(set(table["f"]))
     rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *own)}
     if set(table["variant"]) - {*TOP, *own}:
         rows["formulations and controls"] = style.FA_VARIANTS
-    figure = Figure(figsize=(max(7, 2 + 3 * len(faulty)), 3.3 * len(rows)), layout="constrained")
+    figure = style.new_figure(max(7, 2 + 3 * len(faulty)), 3.3 * len(rows))
     panels = figure.subplots(len(rows), len(faulty), sharex=True, sharey=True, squeeze=False)
     seeds = table.groupby("f")["seed"].nunique()
     for row, (heading, variants) in zip(panels, rows.items(), strict=True):
@@ -109,7 +106,7 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
         fails = len(holds) == len(FAULTY) and not any(holds)  # no rule that is missing could change that
         return verdict(holds, testable and (complete or fails))
 
-    large = [lead.margin >= MUCH * mean(lead.theirs) and lead.better(margin) for lead in leads]
+    large = [lead.difference >= MUCH * mean(lead.rival_accuracies) and lead.better(margin) for lead in leads]
     return [
         Claim(
             "C3",
@@ -121,7 +118,7 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
             "C4",
             "significantly (about 20%) better accuracy",
             "FA's lead over the best rival: "
-            + ", ".join(lead.tested for lead in leads)
+            + ", ".join(lead.difference_text for lead in leads)
             + f"; threshold: {MUCH:.0%} of the rival's accuracy",
             judged(large),
         ),

@@ -29,14 +29,14 @@ SIZES = {
 }
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """The runs of Figure 5, and of `rules` that are not the paper's; settings that are given, and not None, replace the
     profile's.
     """
     keys = (*PAPER_RULES, *register_rules(rules))
     sizes = SIZES.get(profile, ())  # of a profile that there is not, make_study speaks
     grid = [Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in keys]
-    return make_study(NAME, profile, grid, out, seeds, **given)
+    return make_study(NAME, profile, grid, out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -61,9 +61,9 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     final = accuracies(table, "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
-    apart = [each for each in leads if max(mean(each.ours), mean(each.theirs)) > LEARNED * chance]
+    apart = [each for each in leads if max(mean(each.accuracies), mean(each.rival_accuracies)) > LEARNED * chance]
     larger = [each for each in apart if each is not leads[0]]
-    grows = [after.margin > before.margin + margin for before, after in pairwise(apart)]
+    grows = [after.difference > before.difference + margin for before, after in pairwise(apart)]
     alike, counts = same_iterations(table, "batch")
     few = "" if len(apart) == len(leads) else f"; above {LEARNED:g} times chance: {_named(apart)}"
     return [
@@ -76,11 +76,11 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         Claim(
             "C5",
             "marginal utility of larger batch sizes: FA's lead grows with the batch size",
-            "FA's lead over the best rival: " + ", ".join(each.tested for each in leads) + f"; {counts}{few}",
+            "FA's lead over the best rival: " + ", ".join(each.difference_text for each in leads) + f"; {counts}{few}",
             verdict(grows, alike and bool(grows)),
         ),
     ]
 
 
 def _named(leads: Sequence[Lead]) -> str:
-    return ", ".join(its.where for its in leads) or "none"
+    return ", ".join(each.case for each in leads) or "none"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.reporting.curves import draw_curves
-from fa.experiments.reporting.style import FA_FORMULATION, LOOKS, apply_theme
+from fa.experiments.reporting.style import FA_FORMULATION, LOOKS
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
@@ -24,22 +25,19 @@ FAULTY = 3
 _OWN = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """The runs of Figure 6a, under chunk loss, and of `rules` that are not the paper's; settings that are given, and
     not None, replace the profile's.
     """
     own = {"attack": "chunk_loss", **_OWN.get(profile, {})}
     return make_study(
-        NAME, profile, [Case(key, FAULTY) for key in (*RULES, *register_rules(rules))], out, seeds, own, **given
+        NAME, profile, [Case(key, FAULTY) for key in (*RULES, *register_rules(rules))], out, seeds, own, **overrides
     )
 
 
 def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure:
     """Chunk loss: accuracy by iterations; link loss: accuracy by time, from `links` as `measured` returns it."""
-    apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    figure = style.new_figure(10.5, 4.2)
     left, right = figure.subplots(1, 2)
     draw_curves(left, table, (*RULES, *user_rules_in(table)))
     left.set_title("chunk loss: 10% of three gradients")

@@ -33,7 +33,7 @@ CEILING = "Mean, f = 0"
 _PAPER = {11: 1080, 13: 915, 15: 1050}  # iterations, in the released code
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """The runs of Figures 6b to 6d, and of `rules` that are not the paper's; settings that are given, and not None,
     replace the profile's.
     """
@@ -41,7 +41,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     iterations = {p: {"iterations": _PAPER[p]} if profile == "paper" else {} for p in WORKERS}
     grid = [Case(key, 2, {"workers": p} | iterations[p]) for p in WORKERS for key in keys]
     grid.append(Case("mean", 0, {"workers": 15} | iterations[15], label_override=CEILING))
-    return make_study(NAME, profile, grid, out, seeds, **given)
+    return make_study(NAME, profile, grid, out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:

@@ -44,14 +44,14 @@ LOWER = 0.02  # of a mean explained variance: less is no difference
 ENOUGH = 4  # points of a curve, to speak of its ups and downs
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """The runs of Figure 7, and of `rules` that are not the paper's; settings that are given, and not None, replace the
     profile's.
     """
     keys = (*RULES, CONTROL, *register_rules(rules))
     cases = [{"attack": "none", "augmentation": pairs} for pairs in _augmentations()]
     grid = [Case(key, FAULTY, its) for its in cases for key in keys]
-    return make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **given)
+    return make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **overrides)
 
 
 def _augmentations() -> dict[tuple[tuple[str, Any], ...], str]:
@@ -78,10 +78,7 @@ def tables(results: Results) -> tuple[DataFrame, DataFrame]:
 
 def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
     """Above, a panel for each scheme, the paper's three first; below, what FA's subspace explains of the workers."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 5.8), layout="constrained")
+    figure = style.new_figure(15, 5.8)
     grid = figure.subplots(2, len(SCHEMES), sharex=True, sharey="row")
     keys = (*RULES, CONTROL, *user_rules_in(table))
     for column, (scheme, heading) in zip(grid.T, SCHEMES.items(), strict=True):

@@ -31,11 +31,11 @@ FORMULATIONS = {"released": "FA as released", "paper": "FA, this package's defau
 NEARER = 0.05  # of a cosine: less is no approach
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """The runs of Figure 8; settings that are given, and not None, replace the profile's."""
     grid = [Case("fa", 1, options={"lam": float(lam)}) for lam in LAMBDAS] + [Case(key, 1) for key in OTHERS]
     own = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})
-    return make_study(NAME, profile, grid, out, seeds, own, **given)
+    return make_study(NAME, profile, grid, out, seeds, own, **overrides)
 
 
 def cosines(study: Study) -> DataFrame:
@@ -75,10 +75,7 @@ def _watch(config: TrainConfig) -> list[dict[str, Any]]:
 
 def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     """Left the curves, as in the paper; right, FA's cosine with Multi-Krum and Bulyan against lambda."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
     for lam, colour in zip(LAMBDAS, style.sequential_colors(len(LAMBDAS)), strict=True):

@@ -29,7 +29,7 @@ RULES = ("fa", "mean")
 CEILING = "Mean, p = 15, f = 0"
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """The runs of Figure 9; settings that are given, and not None, replace the profile's."""
     iterations = dict(zip((15, 30, 60), ITERATIONS.get(profile, (1, 1, 1)), strict=True))
     grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]
@@ -37,7 +37,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **given: Any) -
     own: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
     if profile == "paper":  # as in the released code; the paper's text does not say what the Byzantine workers do here
         own |= {"attack": "none", "augmentation": read(recipe_path("lv")).options}
-    return make_study(NAME, profile, grid, out, seeds, own, **given)
+    return make_study(NAME, profile, grid, out, seeds, own, **overrides)
 
 
 def server_times(study: Study) -> DataFrame:
@@ -64,10 +64,7 @@ def _time(rule: Any, G: Any) -> float:
 
 def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
     """Left the curves, as in the paper; right, what an aggregation costs the server."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    figure = style.new_figure(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     for (p, f), colour, marker in zip(CROWDS, style.sequential_colors(len(CROWDS)), "osD^", strict=True):
         rows = table[(table["workers"] == p) & (table["f"] == f)]

@@ -42,12 +42,12 @@ PHASES = {
 _OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **given: Any) -> Study:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """The runs of Figure 10, whose workers are processes, and of `rules` that are not the paper's; settings that are
     given, and not None, replace the profile's, but for the device: processes train on the processor.
     """
     grid = [Case(key, FAULTY.get(profile, 0)) for key in (*RULES, *register_rules(rules))]
-    own = make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **given | {"device": None})
+    own = make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **overrides | {"device": None})
     return replace(own, worker_processes=True)
 
 
@@ -93,10 +93,7 @@ def aggregation_times(study: Study) -> DataFrame:
 
 def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
     """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, (d) what an aggregation costs."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
+    figure = style.new_figure(11.5, 7.6)
     (a, b), (c, d) = figure.subplots(2, 2)
     _draw_curves(a, table, targets(table, chance))
     _draw_epochs(b, spent)

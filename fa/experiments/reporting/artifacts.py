@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments import figure_module
 from fa.experiments.paths import figures_dir, project_root
-from fa.experiments.reporting.claims import Claim
+from fa.experiments.reporting.claims import Claim, claims_frame
 from fa.experiments.runs.study import Results, Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.training.config import TrainConfig
@@ -73,9 +73,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
 
 def claims_csv(claims: list[Claim], path: Path) -> None:
     """The claims as a file, for a report."""
-    import pandas
-
-    _save_csv(pandas.DataFrame([vars(claim) for claim in claims]), path)
+    _save_csv(claims_frame(claims), path)
 
 
 def provenance(results: Results) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "settings": study.title(),
         "command": _command(study),
         "runs": dict(_run(results, config) for config in study.configs),
-        "gaps": study.skipped,
+        "skipped": study.skipped,
         "unfinished": list(study.unfinished),
         "seeds": _fewest_seeds(study),
         "commit": _commit(),

@@ -96,14 +96,11 @@ def _reason(status: str) -> str:
 
 def draw(run: RunTables) -> Figure:
     """Above, accuracy, loss, and how much the faulty workers counted; below, what the rule made of each worker."""
-    style.apply_theme()
-    from matplotlib.figure import Figure
-
     share = "weight, of the sum of sizes (a gradient counts by its weight times its norm, which is not recorded)"
     maps = {"share": share, "value": "explained variance $v_i$"}
     maps = {column: name for column, name in maps.items() if run.workers[column].notna().any()} or {"": "status"}
     height = 1 + 0.14 * run.config["workers"]
-    figure = Figure(figsize=(11, 3.4 + height * len(maps)), layout="constrained")
+    figure = style.new_figure(11, 3.4 + height * len(maps))
     parts: Any = figure.subfigures(2, 1, height_ratios=(2.4, height * len(maps)))
     above, below = parts
     _draw_curves(above.subplots(1, 3), run)

@@ -94,7 +94,7 @@ class Study:
         name: Name of the figure.
         folder: Folder of the figure and of its records.
         skipped: Cases whose rule needs more workers, with the reason.
-        worker_processes: Whether workers are processes; the records of such runs are kept apart from those of simulated workers.
+        worker_processes: Whether workers are processes, whose records are kept apart from those of simulated workers.
         seed_caption: How the figure shows several seeds.
         attack: Attack instead of the figure's.
         unfinished: Cases that are not shown because their runs are not finished.

@@ -104,12 +104,12 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
     """
     import fa.experiments.runs.preload  # noqa: F401 (what is compiled in an iteration would count as its time)
     from fa.training import train
-    from fa.training.transports.base import Cluster
+    from fa.training.transports.base import RpcConfig
 
     for config in configs:
         record, error = None, ""
         try:
-            record = store.save(train(config, threads=1, cluster=Cluster(), checkpoint=store.checkpoint(config)))
+            record = store.save(train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config)))
         except (ValueError, OSError, RuntimeError) as failure:
             error = str(failure)
         yield Outcome(config, record, error)

@@ -1,4 +1,4 @@
-"""The seam between the loop and where gradients come from."""
+"""Interface between the training loop and the source of its gradients."""
 
 from __future__ import annotations
 
@@ -16,55 +16,62 @@ from fa.training.parameter_vector import Buffers
 from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 
-class Gathered(NamedTuple):
+class GatheredGradients(NamedTuple):
     """One iteration's gradients as the server receives them."""
 
     G: Tensor
-    """(p, n) float32, faulty rows as their workers sent them; overwritten by the next iteration."""
+    """(p, n) float32, with the attack in the Byzantine workers' rows; the next iteration overwrites it."""
     loss: Tensor
     """Scalar: the mean of the honest workers' minibatch losses."""
     missing: Mapping[int, str] = MappingProxyType({})
-    """Workers whose gradients did not come, whose rows are NaN, and why."""
-    products: Float64[np.ndarray, "p p"] | None = None
-    """The rows' inner products, where they were taken while the gradients came."""
-    remarks: Mapping[int, str] = MappingProxyType({})
-    """What else the records are to say of workers' gradients."""
+    """Reason for each worker without a gradient, whose row is NaN."""
+    inner_products: Float64[np.ndarray, "p p"] | None = None
+    """G G^T, if it was computed while the gradients arrived."""
+    notes: Mapping[int, str] = MappingProxyType({})
+    """Further remarks for the records, by worker."""
 
 
 @runtime_checkable
 class Transport(Protocol):
-    """Hands the loop the p gradients of an iteration, however they come."""
+    """Source of the p gradients of an iteration."""
 
-    def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
-        """The gradients at `parameters` (n,), which all workers hold once this returns."""
+    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+        """Gather the gradients at `parameters` (n,), which are the workers' parameters from then on."""
         ...
 
     def statistics(self) -> list[Buffers]:
-        """Each worker's batch-norm statistics, by rank. Before the first iteration they may be written to, and the
-        workers then begin with those.
+        """Return each worker's batch-norm statistics, by rank.
+
+        Before the first iteration the caller may write to them: workers begin with those values.
         """
         ...
 
     def momenta(self) -> list[Tensor]:
-        """Each worker's momentum (n,), by rank, if they have one; may be written to likewise."""
+        """Return each worker's momentum (n,), by rank; empty without worker momentum. May be written to likewise."""
         ...
 
 
 LOOPBACK = "127.0.0.1"
+_UDP = "Set channel (--gradients) to 'udp' or loss_fill (--lost) to 'zero'"
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """Where the server listens, and how long it waits for workers."""
+class RpcConfig:
+    """Address of the server, and its patience with worker processes.
 
-    host: str = LOOPBACK
-    port: int = 0  # 0: any that is free
-    spawn: bool = True  # whether the workers are started here; else they are awaited
-    store_kept: bool = False  # whether somebody else keeps the store at host:port, as torchrun does
-    deadline: float = 60.0  # seconds that an iteration waits for a worker, who then is left out until it is heard again
-    quorum: int | None = None  # go on with the gradients of so many workers, the fastest; None: of all
-    gradients: str = "rpc"  # how they come: by RPC, or in datagrams (udp), which are not sent again
-    lost: str = "zero"  # what stands for lost coordinates: zero, or what came there last (previous)
+    Example:
+        >>> RpcConfig(quorum=12).description()
+        {'name': 'rpc', 'deadline': 60.0, 'quorum': 12, 'gradients': 'rpc'}
+    """
+
+    host: str = LOOPBACK  # name or address at which the server listens
+    port: int = 0  # 0: any free port
+    spawn_workers: bool = True  # False: workers are started elsewhere, and awaited
+    external_store: bool = False  # True: another process, such as torchrun, keeps the store at host:port
+    deadline: float = 60.0  # seconds that a round waits for a worker, which is then excluded until its next message
+    quorum: int | None = None  # number of gradients, the fastest, that complete a round; None: all
+    channel: str = "rpc"  # of the gradients: rpc, or udp: datagrams, which are not retransmitted
+    loss_fill: str = "zero"  # value of lost coordinates: zero, or previous: the last one received there
 
     def __post_init__(self) -> None:
         check("host", self.host, self.host != "", "a host's name or address")
@@ -74,23 +81,27 @@ class Cluster:
         check("deadline", self.deadline, self.deadline > 0, "greater than 0")
         if self.quorum is not None:
             check_integer("quorum", self.quorum, 1)
-        check_one_of("gradients", self.gradients, ("rpc", "udp"))
-        check_one_of("lost", self.lost, ("zero", "previous"))
-        said = self.gradients == "udp" or self.lost == "zero"
-        check("gradients", self.gradients, said, f"'udp' where lost is {self.lost!r}")
+        check_one_of("channel", self.channel, ("rpc", "udp"))
+        check_one_of("loss_fill", self.loss_fill, ("zero", "previous"))
+        needs_udp = self.loss_fill != "zero"
+        check("channel", self.channel, self.channel == "udp" or not needs_udp, f"'udp' with {self.loss_fill!r}", _UDP)
 
     def check(self, config: TrainConfig) -> None:
-        """Raise ValueError for a run that cannot be done over it."""
+        """Check that worker processes can do a run.
+
+        Raises:
+            ValueError: The configuration needs the simulation, other datagrams or another quorum.
+        """
         check("device", config.device, config.device == "cpu", "cpu where workers are processes")
-        # What arrives is not what a worker sent, and so not the momentum from which its successor would go on.
-        plain = self.gradients == "rpc" or not config.worker_momentum
-        check("worker_momentum", config.worker_momentum, plain, "0 where gradients come as datagrams")
+        # A new process continues with the momentum that its predecessor sent, which datagrams may have changed.
+        lossless = self.channel == "rpc" or not config.worker_momentum
+        check("worker_momentum", config.worker_momentum, lossless, "0 where gradients come as datagrams")
         if self.quorum is not None:
             check("quorum", self.quorum, self.quorum <= config.workers, f"at most workers={config.workers}")
-            # Faulty workers that compute nothing answer first.
+            # Byzantine workers may compute nothing, and then answer first.
             check("quorum", self.quorum, self.quorum > config.byzantine, f"more than byzantine={config.byzantine}")
 
     def description(self) -> dict[str, object]:
-        """What a run's numbers may depend on, for its records."""
-        said = {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum, "gradients": self.gradients}
-        return said | ({"lost": self.lost} if self.gradients == "udp" else {})
+        """Return the settings on which results depend, as the records of a run store them."""
+        settings = {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum, "gradients": self.channel}
+        return settings | ({"lost": self.loss_fill} if self.channel == "udp" else {})

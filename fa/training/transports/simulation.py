@@ -1,4 +1,4 @@
-"""The workers simulated in one process, one after another: the reference for every other transport."""
+"""All workers in one process, one after another: the reference for every other transport."""
 
 from __future__ import annotations
 
@@ -9,51 +9,61 @@ from fa.attacks import make_attack
 from fa.data import Dataset
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
-from fa.training.transports.base import Gathered
-from fa.training.worker import Worker, own_images
+from fa.training.transports.base import GatheredGradients
+from fa.training.worker import Worker, worker_partitions
 
 
-class Simulation:
+class SimulatedTransport:
     """p workers that share one model, whose parameters are the server's vector itself, and one (p, n) buffer.
 
-    A faulty worker whose attack does not need its own gradient computes none.
+    A Byzantine worker computes a gradient only if its attack reads it.
     """
 
     def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, parameters: Tensor) -> None:
+        """Create the workers.
+
+        Args:
+            model: The run's model.
+            dataset: The run's data set.
+            config: The run's configuration.
+            parameters: Vector (n,) of which the model's parameters are views.
+
+        Raises:
+            ValueError: The gradients do not fit in memory.
+        """
         self._config = config
         self._attack = make_attack(config.attack)
         self._byzantine = range(config.byzantine)
-        self._G = _memory(config.workers, parameters)
-        own = own_images(config, dataset)
-        self.workers = [Worker(rank, model, dataset, config, row, own.get(rank)) for rank, row in enumerate(self._G)]
+        self._G = _zero_gradients(config.workers, parameters)
+        parts = worker_partitions(config, dataset)
+        self.workers = [Worker(rank, model, dataset, config, row, parts.get(rank)) for rank, row in enumerate(self._G)]
 
-    def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
-        """Each worker's gradient straight into its row, then the attack on the faulty rows."""
+    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+        """Write each worker's gradient into its row, then the attack into the Byzantine rows."""
         losses = []
         for worker in self.workers:
-            faulty = worker.rank in self._byzantine
-            if not faulty or self._attack.needs_own:
-                loss = worker.gradient(iteration)
-                if not faulty:
+            byzantine = worker.rank in self._byzantine
+            if not byzantine or self._attack.needs_own:
+                loss = worker.write_gradient(iteration)
+                if not byzantine:
                     losses.append(loss)
         self._attack.apply(self._G, self._byzantine, self._config.seed, iteration)
-        return Gathered(self._G, torch.stack(losses).mean())
+        return GatheredGradients(self._G, torch.stack(losses).mean())
 
     def statistics(self) -> list[Buffers]:
-        """Each worker's batch-norm statistics, which may be written to."""
+        """Return each worker's batch-norm statistics, which the caller may write to."""
         return [worker.buffers for worker in self.workers]
 
     def momenta(self) -> list[Tensor]:
-        """Each worker's momentum, if they have one."""
+        """Return each worker's momentum, if the run has worker momentum."""
         return [worker.momentum for worker in self.workers if worker.momentum is not None]
 
 
-def _memory(workers: int, parameters: Tensor) -> Tensor:
-    """Zeros (p, n); ValueError where there is no such memory."""
+def _zero_gradients(workers: int, parameters: Tensor) -> Tensor:
+    """Allocate zeros (p, n)."""
     n = len(parameters)
     try:
         return torch.zeros(workers, n, dtype=parameters.dtype, device=parameters.device)
-    except (RuntimeError, TypeError) as error:  # no memory, or no such number
-        raise ValueError(
-            f"workers must be few enough for the memory, {workers} times {n} numbers, got {workers}"
-        ) from error
+    except (RuntimeError, TypeError) as error:  # out of memory, or an integer beyond int64
+        requirement = f"few enough that {workers} times {n} coordinates fit in memory"
+        raise ValueError(f"workers must be {requirement}, got {workers}") from error

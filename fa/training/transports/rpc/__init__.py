@@ -1,6 +1,6 @@
 """The parameter server and its workers as processes, on one host or several, over torch.distributed.rpc (TensorPipe).
 
-A star: each worker knows the server, and nobody knows anybody else. A worker asks the server, by one call, for the
-next parameters, and hands over its gradient with the same call; the server calls nobody. So a worker that dies, hangs
-or comes back concerns one connection, and no barrier or shutdown waits for it.
+Connections form a star: a worker knows the server alone, and the server calls no worker. A worker sends its gradient
+and receives the next parameters in one call. A worker that dies, hangs or returns affects one connection, and no
+barrier or shutdown waits for it.
 """

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine, from a fork server that has loaded torch; none outlives the server."""
+"""Worker processes of this machine, from a fork server that has imported torch; none outlives the server."""
 
 from __future__ import annotations
 
@@ -14,46 +14,54 @@ from typing import Any
 from torch import Tensor, nn
 
 from fa.training.config import TrainConfig
-from fa.training.transports.base import Cluster
+from fa.training.transports.base import RpcConfig
 from fa.training.transports.rpc import connection
-from fa.training.transports.rpc.server import Remote, install, uninstall
+from fa.training.transports.rpc.server import RpcTransport, clear_active, set_active
 from fa.training.transports.udp import Inbox
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
 from fa.utils.malloc import retain_freed_memory
 from fa.utils.timing import PhaseTimer
 
-_LEAVE = 5.0  # seconds for workers to leave by themselves
+_EXIT_TIMEOUT = 5.0  # seconds
 
 
 @contextmanager
-def serving(
-    model: nn.Module, config: TrainConfig, parameters: Tensor, measured: bool, cluster: Cluster, parts: PhaseTimer
-) -> Iterator[Remote]:
-    """The transport of a run whose server is this process, with its workers where `cluster` has them started here.
+def serve(
+    model: nn.Module, config: TrainConfig, parameters: Tensor, needs_gram: bool, options: RpcConfig, timer: PhaseTimer
+) -> Iterator[RpcTransport]:
+    """Serve a run from this process; the context begins once the workers have joined.
 
-    It is there once the workers have joined. `measured` is whether the rule looks at the Gram matrix; `parts` is told
-    what time is spent on.
+    Args:
+        model: The run's model.
+        config: The run's configuration.
+        parameters: Vector of the model's parameters (n,).
+        needs_gram: True if the rule needs the Gram matrix.
+        options: Address, and whether to start the workers here.
+        timer: Timer of the run's phases.
+
+    Yields:
+        The transport.
     """
     with ExitStack() as stack:
-        inbox = stack.enter_context(_inbox(cluster, config.workers, len(parameters)))
-        remote = Remote(model, config, parameters, cluster, measured, parts, inbox)
-        install(remote)
-        stack.callback(uninstall)
-        if cluster.store_kept:
-            store, port = connection.reach(cluster.host, cluster.port), cluster.port
+        inbox = stack.enter_context(_open_inbox(options, config.workers, len(parameters)))
+        transport = RpcTransport(model, config, parameters, options, needs_gram, timer, inbox)
+        set_active(transport)
+        stack.callback(clear_active)
+        if options.external_store:
+            store, port = connection.connect_store(options.host, options.port), options.port
         else:
-            store, port = connection.serve(cluster.host, cluster.port)
-        stack.enter_context(connection.agent(store, cluster.host, server=True))
+            store, port = connection.create_store(options.host, options.port)
+        stack.enter_context(connection.rpc_agent(store, options.host, server=True))
         workers: list[Any] = []
         try:
-            if cluster.spawn:
-                _spawn(workers, config.workers, cluster.host, port)
-            threading.Thread(target=_watch, args=(workers, remote.lose), daemon=True).start()
-            remote.join()
-            yield remote
-            remote.close()
+            if options.spawn_workers:
+                _spawn(workers, config.workers, options.host, port)
+            threading.Thread(target=_watch, args=(workers, transport.lose), daemon=True).start()
+            transport.join()
+            yield transport
+            transport.close()
             for process in workers:
-                process.join(_LEAVE)
+                process.join(_EXIT_TIMEOUT)
         finally:
             for process in workers:
                 process.kill()
@@ -62,14 +70,14 @@ def serving(
 
 
 @contextmanager
-def _inbox(cluster: Cluster, workers: int, n: int) -> Iterator[Inbox | None]:
-    """Where datagrams come in: at the port of that number, if one is given."""
-    if cluster.gradients != "udp":
+def _open_inbox(options: RpcConfig, workers: int, n: int) -> Iterator[Inbox | None]:
+    """Receive datagrams at the store's port number; yields None if gradients travel by RPC."""
+    if options.channel != "udp":
         yield None
         return
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        receiver.bind((cluster.host, cluster.port))
-        inbox = Inbox(receiver, workers, n, previous=cluster.lost == "previous")
+        receiver.bind((options.host, options.port))
+        inbox = Inbox(receiver, workers, n, previous=options.loss_fill == "previous")
         try:
             yield inbox
         finally:
@@ -77,7 +85,7 @@ def _inbox(cluster: Cluster, workers: int, n: int) -> Iterator[Inbox | None]:
 
 
 def _spawn(processes: list[Any], workers: int, host: str, port: int) -> None:
-    """Start the workers, each of which is among `processes` as soon as it runs."""
+    """Start the workers, and append each one as it starts: the caller kills them even if a later start fails."""
     context = forkserver_context(preload="fa.training.transports.rpc.worker")
     for rank in range(workers):
         process = context.Process(target=_work, args=(rank, host, port), name=f"fa-{rank}", daemon=True)
@@ -86,15 +94,15 @@ def _spawn(processes: list[Any], workers: int, host: str, port: int) -> None:
 
 
 def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
-    left = {process.sentinel: rank for rank, process in enumerate(processes)}
-    while left:
-        for sentinel in wait(list(left)):
-            rank = left.pop(sentinel)
-            lose(rank, "its process has ended")
+    """Report every process that ends."""
+    ranks = {process.sentinel: rank for rank, process in enumerate(processes)}
+    while ranks:
+        for sentinel in wait(list(ranks)):
+            lose(ranks.pop(sentinel), "its process has ended")
 
 
 def _work(rank: int, host: str, port: int) -> None:
-    """In the child."""
+    """Run one worker in the child process."""
     exit_when_parent_dies()
     retain_freed_memory()
     import torch

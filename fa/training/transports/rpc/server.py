@@ -1,11 +1,11 @@
-"""The server's end: a transport whose gradients come from worker processes, and go on without those that are gone."""
+"""The server's end of RPC: a transport whose gradients come from worker processes, which may end or return."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,42 +16,27 @@ from fa.attacks import make_attack
 from fa.gradients.gram import IncrementalGram
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
-from fa.training.transports.base import Cluster, Gathered
+from fa.training.transports.base import GatheredGradients, RpcConfig
+from fa.training.transports.rounds import GradientMessage, Reply, Rounds
 from fa.training.transports.udp import Inbox
 from fa.utils.timing import PhaseTimer
 from fa.utils.validation import TooFewWorkersError, check
 
-_JOINING = 120.0  # seconds that the beginning waits for workers
-_LEAVING = 5.0  # seconds that the end waits for them to hear of it
-NEW = -1  # the iteration of a worker that has no gradient yet
-_CLOSED = -2
+_JOIN_TIMEOUT = 120.0  # seconds
+_CLOSE_TIMEOUT = 5.0  # seconds
 
-Work = tuple[int, Tensor, list[Tensor]]
-"""The iteration, its parameters, and to a worker that is new the `Worker.state` of its rank."""
+Work: TypeAlias = tuple[int, Tensor, list[Tensor]]
+"""The iteration, its parameters, and the `Worker.state` of the rank if the process is new."""
 
-Answer = Future[Work | None]
-"""What a worker waits for: its next work, or None when the run is over."""
-
-Told = dict[Answer, Work | None]
-"""Answers that are due."""
+Answer: TypeAlias = Future[Work | None]
+"""A worker's next work, or None if its process must exit."""
 
 
-class Sent(NamedTuple):
-    """What a worker hands over when it asks for the next parameters."""
+class RpcTransport:
+    """A transport over worker processes, which call `exchange`; `Rounds` decides on every answer.
 
-    rank: int
-    iteration: int  # that the gradient is of; NEW where there is none yet
-    gradient: Tensor  # (n,); (0,) where it goes as datagrams, which have been sent before
-    loss: Tensor  # of the minibatch
-    statistics: list[Tensor]  # of batch norm
-    seconds: float = 0.0  # that the gradient took its worker
-
-
-class Remote:
-    """A transport. Faulty workers send their own gradients, on which the attack is put here, where all rows are known.
-
-    A gradient of another iteration than the present one is thrown away: its worker is answered with the present one.
-    Parameters are sent without a copy; who is so slow that they change meanwhile computes such a gradient.
+    Byzantine workers send their true gradients. The attack is applied here, because it depends on all rows. Parameters
+    are sent without a copy. A worker so slow that they change meanwhile computes a gradient that is discarded.
     """
 
     def __init__(
@@ -59,274 +44,203 @@ class Remote:
         model: nn.Module,
         config: TrainConfig,
         parameters: Tensor,
-        cluster: Cluster,
-        measured: bool = False,
-        parts: PhaseTimer | None = None,
+        options: RpcConfig,
+        needs_gram: bool = False,
+        timer: PhaseTimer | None = None,
         inbox: Inbox | None = None,
     ) -> None:
-        """With an `inbox`, gradients come there, and workers' calls tell only that they have been sent."""
+        """Prepare the rounds of a run; no worker has joined yet.
+
+        Args:
+            model: The run's model, whose buffers each worker has a copy of.
+            config: The run's configuration.
+            parameters: Vector of all parameters (n,), which the caller updates in place between rounds.
+            options: Deadline and quorum of a round.
+            needs_gram: True to compute the Gram matrix while gradients arrive.
+            timer: Timer of the run's phases.
+            inbox: Receiver of gradients that travel as datagrams; messages then carry none.
+        """
         self.config = config
-        self._cluster = cluster
+        self.inbox = inbox
+        self._options = options
         self._attack = make_attack(config.attack)
         self._parameters = parameters
         self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype)
+        self._rows = [row[: 0 if inbox else None] for row in self._G]  # filled by messages
         self._buffers = [Buffers(model) for _ in range(config.workers)]
         self._momenta = [torch.zeros_like(parameters) for _ in range(config.workers if config.worker_momentum else 0)]
-        self._changed = threading.Condition()
-        self._iteration = _CLOSED
-        self._over = False
-        self._measured = measured
-        self._parts = parts or PhaseTimer()
-        self.inbox = inbox
-        self._joined = Counter[int]()  # processes of each rank so far
-        self._receiving: set[int] = set()  # whose gradient is being copied into its row
-        self._losses: dict[int, Tensor] = {}
-        self._landed: list[int] = []  # rows of G that the present iteration has been sent since somebody looked
-        self._computing: dict[int, float] = {}  # seconds that the gradients took their workers
-        self._gone: dict[int, str] = {}  # who is not waited for, and why
-        self._asking: dict[int, Answer] = {}
-        self._new: set[int] = set()  # who has not been told its state yet
-        self._left: set[int] = set()  # who has heard that the run is over
+        self._needs_gram = needs_gram
+        self._timer = timer or PhaseTimer()
+        self._changed = threading.Condition()  # guards self._rounds
+        statistics = self._buffers[0].tensors
+        self._rounds = Rounds[Answer](config.workers, self._rows[0], statistics, options.quorum, options.deadline)
 
-    def exchange(self, sent: Sent) -> Answer:
-        """Take what a worker sent; its answer may come later."""
-        p = len(self._buffers)
-        check("rank", sent.rank, 0 <= sent.rank < p, f"at least 0 and less than the run's {p} workers")
+    def exchange(self, message: GradientMessage) -> Answer:
+        """Accept a worker's gradient and return the future of its next work."""
+        rank, p = message.rank, len(self._rows)
+        check("rank", rank, 0 <= rank < p, f"at least 0 and less than the run's {p} workers")
         with self._changed:
-            told = self._welcome(sent)
-            wanted = self._wants(sent)
-        if wanted:  # without the lock, so that several land at a time
-            self._row(sent.rank).copy_(sent.gradient)
+            accepted = self._rounds.offer(message)
+        if accepted:  # without the lock, so that several gradients are copied at the same time
+            self._rows[rank].copy_(message.gradient)
         answer: Answer = Future()
         with self._changed:
-            if wanted:
-                self._land(sent)
-            if self._iteration != _CLOSED and sent.rank not in self._losses and sent.rank not in self._gone:
-                told[answer] = self._answer(sent.rank)
-            elif self._over:
-                told[answer] = None
-            else:
-                self._asking[sent.rank] = answer
+            if accepted:
+                self._rounds.deliver(message)
+                for buffer, tensor in zip(self._buffers[rank].tensors, message.statistics, strict=True):
+                    buffer.copy_(tensor)
+            replies = self._rounds.request(rank, answer)
             self._changed.notify_all()
-        _tell(told)
+        self._send(replies)
         return answer
 
-    def _welcome(self, sent: Sent) -> Told:
-        """It is there, and waited for. Returns what another process of its rank is told, which is to leave."""
-        self._gone.pop(sent.rank, None)
-        if sent.iteration == NEW:
-            self._new.add(sent.rank)
-            self._joined[sent.rank] += 1
-        replaced = self._asking.pop(sent.rank, None)
-        return {} if replaced is None else {replaced: None}
-
-    def _wants(self, sent: Sent) -> bool:
-        """Whether its gradient is to go into its row, which is kept for it then; who sends a wrong one is gone."""
-        if self._iteration == _CLOSED or sent.iteration != self._iteration:
-            return False
-        if wrong := self._wrong(sent):
-            self._gone[sent.rank] = wrong
-            return False
-        if sent.rank in self._losses or sent.rank in self._receiving:
-            return False
-        self._receiving.add(sent.rank)
-        return True
-
-    def _answer(self, rank: int) -> Work:
-        state = self._buffers[rank].tensors + self._momenta[rank : rank + 1] if rank in self._new else []
-        self._new.discard(rank)
-        return self._iteration, self._parameters, state
-
-    def _row(self, rank: int) -> Tensor:
-        """What that worker's calls fill of G: nothing where gradients come as datagrams."""
-        return self._G[rank, : 0 if self.inbox else None]
-
-    def _wrong(self, sent: Sent) -> str:
-        """What is wrong with what a worker sent, or nothing."""
-        row, gradient = self._row(sent.rank), sent.gradient
-        if (gradient.shape, gradient.dtype, gradient.layout) != (row.shape, row.dtype, row.layout):
-            kind = str(gradient.dtype) + ("" if gradient.layout == row.layout else f", {gradient.layout}")
-            return f"sent {tuple(gradient.shape)} of {kind}, not {tuple(row.shape)} of {row.dtype}"
-        if sent.loss.shape != () or not sent.loss.is_floating_point():
-            return f"sent a loss of {tuple(sent.loss.shape)} of {sent.loss.dtype}, not one number"
-        if [own.shape for own in sent.statistics] != [own.shape for own in self._buffers[sent.rank].tensors]:
-            return "sent batch-norm statistics of another model"
-        return ""
-
-    def _land(self, sent: Sent) -> None:
-        """Its gradient is in its row."""
-        self._receiving.remove(sent.rank)
-        self._losses[sent.rank] = sent.loss
-        self._landed.append(sent.rank)
-        self._computing[sent.rank] = sent.seconds
-        for own, theirs in zip(self._buffers[sent.rank].tensors, sent.statistics, strict=True):
-            own.copy_(theirs)
-
-    def lose(self, rank: int, why: str) -> None:
-        """Wait for that rank's first process no longer; another one that has come is not concerned."""
+    def lose(self, rank: int, reason: str) -> None:
+        """Exclude a rank whose first process has ended."""
         with self._changed:
-            if self._joined[rank] > 1:
-                return
-            self._gone[rank] = why
-            self._asking.pop(rank, None)
+            self._rounds.lose(rank, reason)
             self._changed.notify_all()
 
-    def gradients(self, iteration: int, parameters: Tensor) -> Gathered:
-        """The gradients that came in time; the rows of the others are NaN, which rules leave out."""
+    def join(self) -> None:
+        """Wait until every worker has joined or ended."""
+        with self._timer.phase("join"), self._changed:
+            if not self._changed.wait_for(lambda: self._rounds.joined, _JOIN_TIMEOUT):
+                self._rounds.pass_joining_deadline(_JOIN_TIMEOUT)
+
+    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+        """Gather the gradients that arrive in time; the rows of the others are NaN, which rules exclude."""
         with self._changed:
-            self._iteration = iteration
             if self.inbox:
                 self.inbox.begin(iteration)
-            self._losses.clear()
-            self._landed.clear()
-            self._computing.clear()
-            told: Told = {answer: self._answer(rank) for rank, answer in self._asking.items()}
-            self._asking.clear()
-        _tell(told)
-        landing = IncrementalGram(self._G) if self._measured and not self.inbox else None  # datagrams land together
-        missing = self._await(landing)
-        self._parts.add("compute", max(self._computing.values(), default=0.0))
-        remarks = self._collect() if self.inbox else {}
-        loss = self._complete(iteration, missing)
-        products = None
-        if landing is not None:
-            with self._parts.phase("gram"):
+            replies = self._rounds.begin(iteration)
+        self._send(replies)
+        gram = IncrementalGram(self._G) if self._needs_gram and not self.inbox else None  # datagrams arrive interleaved
+        missing = self._gather(gram)
+        slots = self._rounds.slots
+        self._timer.add("compute", max(slot.seconds for slot in slots))
+        notes = self._collect_datagrams() if self.inbox else {}
+        loss = self._finish(iteration, missing)
+        inner_products = None
+        if gram is not None:
+            with self._timer.phase("gram"):
                 for rank in range(self.config.byzantine):
-                    landing.add_row(rank)
-                products = landing.matrix()
-        return Gathered(self._G, loss, missing, products, remarks)
+                    gram.add_row(rank)
+                inner_products = gram.matrix()
+        return GatheredGradients(self._G, loss, missing, inner_products, notes)
 
-    def _await(self, landing: IncrementalGram | None) -> dict[int, str]:
-        """Wait for as many gradients as there must be, no longer than the deadline, and tell `landing` of the honest
-        ones as they come: the faulty rows are as they stay only after the attack. Returns who is missing, and why.
+    def _gather(self, gram: IncrementalGram | None) -> dict[int, str]:
+        """Wait for the round's gradients, and add honest ones to `gram` as they arrive: the attack changes the others.
+
+        Returns:
+            The reason for each missing worker.
         """
-        end = time.monotonic() + self._cluster.deadline
-        while True:
+        rounds, end = self._rounds, time.monotonic() + self._options.deadline
+        ended, missing = False, dict[int, str]()
+        while not ended:
             with self._changed:
-                heard = self._changed.wait_for(lambda: bool(self._landed) or self._enough(), end - time.monotonic())
-                closing = not heard or self._enough()
-                if closing:
-                    self._iteration = _CLOSED
-                    self._changed.wait_for(lambda: not self._receiving)  # whose rows are half written
-                    missing = self._missing(in_time=self._enough())
-                landed = [rank for rank in self._landed if rank >= self.config.byzantine]
-                self._landed.clear()
-            if landing is not None and landed:
-                with self._parts.phase("gram"):
-                    for rank in landed:
-                        landing.add_row(rank)
-            if closing:
-                return missing
-
-    def _collect(self) -> dict[int, str]:
-        """The gradients that were sent as datagrams, into their rows; what is lost of them, if anything."""
-        assert self.inbox is not None
-        lost = self.inbox.collect(self._losses, self._G)
-        return {rank: f"{count} of {self.inbox.chunks} datagrams lost" for rank, count in lost.items()}
-
-    def join(self) -> None:
-        """Wait until all workers are there, but for those that end before."""
-        everybody = range(self.config.workers)
-        with self._parts.phase("join"), self._changed:
-            self._changed.wait_for(lambda: all(r in self._asking or r in self._gone for r in everybody), _JOINING)
-            for rank in everybody:
-                if rank not in self._asking:
-                    self._gone.setdefault(rank, f"has not joined within {_JOINING:g} s")
-
-    def _enough(self) -> bool:
-        quorum = self._cluster.quorum or self.config.workers
-        awaited = [r for r in range(self.config.workers) if r not in self._losses and r not in self._gone]
-        return len(self._losses) >= quorum or not awaited
-
-    def _missing(self, in_time: bool) -> dict[int, str]:
-        missing = {}
-        for rank in range(self.config.workers):
-            if rank in self._losses:
-                continue
-            if not in_time:
-                self._gone.setdefault(rank, f"no gradient within {self._cluster.deadline:g} s")
-            missing[rank] = self._gone.get(rank, f"not among the fastest {self._cluster.quorum}")
+                changed = self._changed.wait_for(lambda: rounds.arrivals or rounds.complete, end - time.monotonic())
+                ended = not changed or rounds.complete
+                if ended:
+                    rounds.end()
+                    self._changed.wait_for(lambda: not rounds.receiving)  # those rows are half written
+                    if not rounds.complete:
+                        rounds.pass_deadline()
+                    missing = rounds.missing()
+                arrivals = rounds.pop_arrivals()
+            if gram is not None and arrivals:
+                with self._timer.phase("gram"):
+                    for rank in arrivals:
+                        if rank >= self.config.byzantine:
+                            gram.add_row(rank)
         return missing
 
-    def _complete(self, iteration: int, missing: dict[int, str]) -> Tensor:
-        """Put the attack and the missing rows into G, and return the honest workers' mean loss."""
+    def _collect_datagrams(self) -> dict[int, str]:
+        """Write the gradients that came as datagrams into their rows; returns a note for each with losses."""
+        assert self.inbox is not None
+        lost = self.inbox.collect(self._rounds.delivered, self._G)
+        return {rank: f"{count} of {self.inbox.chunks} datagrams lost" for rank, count in lost.items()}
+
+    def _finish(self, iteration: int, missing: dict[int, str]) -> Tensor:
+        """Write the attack and the missing rows into G, and return the honest workers' mean loss."""
         config = self.config
-        for rank in self._losses if self._momenta else ():
-            self._momenta[rank].copy_(self._G[rank])
-        here = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
-        if not here:
-            reasons = "; ".join(f"worker {rank}: {why}" for rank, why in missing.items())
+        if self._momenta:
+            for rank in self._rounds.delivered:
+                self._momenta[rank].copy_(self._G[rank])
+        honest = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
+        if not honest:
+            reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in missing.items())
             raise TooFewWorkersError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
         absent = list(missing)
-        if absent and config.byzantine:  # what an attack sees of honest rows that are not there is the others' mean
-            self._G[absent] = self._G[here].mean(dim=0)
+        if absent and config.byzantine:  # the attack reads all honest rows: missing ones are the others' mean
+            self._G[absent] = self._G[honest].mean(dim=0)
         self._attack.apply(self._G, range(config.byzantine), config.seed, iteration)
         if absent:
             self._G[absent] = torch.nan
-        return torch.stack([self._losses[rank] for rank in here]).mean()
+        slots = self._rounds.slots
+        return torch.stack([loss for rank in honest if (loss := slots[rank].loss) is not None]).mean()
 
     def statistics(self) -> list[Buffers]:
-        """Each worker's batch-norm statistics, as last heard."""
+        """Return each worker's batch-norm statistics as it last sent them."""
         return self._buffers
 
     def momenta(self) -> list[Tensor]:
-        """Each worker's momentum, as last heard: it is what a worker sends."""
+        """Return each worker's momentum as it last sent it: it is the worker's gradient."""
         return self._momenta
 
-    def leave(self, rank: int) -> None:
-        """That worker has heard that the run is over."""
+    def acknowledge(self, rank: int) -> None:
+        """Record that a process exits after the end of the run."""
         with self._changed:
-            if self._over:  # else it is one that another process of its rank has replaced
-                self._left.add(rank)
+            self._rounds.acknowledge(rank)
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Tell the workers that the run is over, and wait until those who are there have heard it."""
+        """End the run, and wait until the present workers have acknowledged it."""
         with self._changed:
-            self._over = True
-            told: Told = dict.fromkeys(self._asking.values())
-            self._asking.clear()
-        _tell(told)
+            replies = self._rounds.close()
+        self._send(replies)
         with self._changed:
-            self._changed.wait_for(lambda: self._left | self._gone.keys() >= set(range(self.config.workers)), _LEAVING)
+            self._changed.wait_for(lambda: self._rounds.finished, _CLOSE_TIMEOUT)
+
+    def _send(self, replies: Iterable[Reply[Answer]]) -> None:
+        """Complete the futures, without the lock: their callbacks run here."""
+        for reply in replies:
+            if reply.iteration is None:
+                reply.request.set_result(None)
+                continue
+            rank = reply.rank
+            state = self._buffers[rank].tensors + self._momenta[rank : rank + 1] if reply.with_state else []
+            reply.request.set_result((reply.iteration, self._parameters, state))
 
 
-def _tell(told: Told) -> None:
-    """Without a lock: who waits for an answer may go on here."""
-    for answer, its in told.items():
-        answer.set_result(its)
+_active: list[RpcTransport] = []  # the run that this process serves, if any
 
 
-_here: list[Remote] = []  # the run that this process serves
+def set_active(transport: RpcTransport) -> None:
+    """Direct workers' calls to `transport`."""
+    _active[:] = [transport]
 
 
-def install(remote: Remote) -> None:
-    """Workers' calls go to `remote` from now on."""
-    _here[:] = [remote]
-
-
-def uninstall() -> None:
-    """The run is over, and its gradients need not be kept."""
-    _here.clear()
+def clear_active() -> None:
+    """Release the active transport and its gradients."""
+    _active.clear()
 
 
 def describe() -> str:
-    """Called by a worker: the run's configuration, as JSON."""
-    return _here[0].config.to_json()
+    """Return the run's configuration as JSON. Called by workers."""
+    return _active[0].config.to_json()
 
 
-def datagrams() -> int | None:
-    """Called by a worker: the port to which gradients go as datagrams, if they do."""
-    inbox = _here[0].inbox
+def datagram_port() -> int | None:
+    """Return the port for gradients as datagrams; None if messages carry them. Called by workers."""
+    inbox = _active[0].inbox
     return inbox.port if inbox else None
 
 
-def leave(rank: int) -> None:
-    """Called by a worker that has heard that the run is over."""
-    _here[0].leave(rank)
+def acknowledge(rank: int) -> None:
+    """Confirm the end of the run. Called by workers."""
+    _active[0].acknowledge(rank)
 
 
 @rpc.functions.async_execution  # type: ignore[untyped-decorator]
-def exchange(*sent: object) -> Answer:
-    """Called by a worker with the parts of a `Sent`; no thread waits with it for its answer."""
-    return _here[0].exchange(Sent(*sent))  # type: ignore[arg-type]
+def exchange(*message: object) -> Answer:
+    """Deliver the fields of a `GradientMessage`; no thread waits for the answer. Called by workers."""
+    return _active[0].exchange(GradientMessage(*message))  # type: ignore[arg-type]

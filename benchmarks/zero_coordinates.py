@@ -1,0 +1,49 @@
+"""Coordinates of the stock ResNet-18 whose gradient is exactly zero on 32 x 32 images, over several minibatches.
+
+    python benchmarks/zero_coordinates.py [--minibatches 5] [--batch 32] [--size 32]
+
+The images are random. A zero is exact: a weight that only multiplies padding has a sum of exact zeros as its gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from fa import models
+
+
+def main() -> None:
+    """Print a line for each module with such coordinates, then their share of all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minibatches", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--size", type=int, default=32)
+    options = parser.parse_args()
+    model = models.build("resnet18", channels=3, classes=10, size=options.size, seed=0)
+    zero = zero_coordinates(model, options.minibatches, options.batch, options.size)
+    for name, mask in zero.items():
+        if mask.any():
+            print(f"{name}: {int(mask.sum()):,} of {mask.numel():,}")
+    count, total = sum(int(mask.sum()) for mask in zero.values()), sum(mask.numel() for mask in zero.values())
+    print(f"all: {count:,} of {total:,} ({100 * count / total:.1f}%)")
+
+
+def zero_coordinates(model: torch.nn.Module, minibatches: int, batch: int, size: int) -> dict[str, torch.Tensor]:
+    """Return, by parameter, a mask of the coordinates whose gradient is zero in every minibatch."""
+    generator = torch.Generator().manual_seed(0)
+    zero = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in model.named_parameters()}
+    for _ in range(minibatches):
+        images = torch.randn(batch, 3, size, size, generator=generator)
+        labels = torch.randint(10, (batch,), generator=generator)
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            zero[name] &= parameter.grad == 0
+    return zero
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""The rounds between a server and its workers, as a state machine without sockets, locks, threads or clocks.
+
+A transport reports events to `Rounds`: a message, a lost process, a new round, a deadline. It then sends the replies
+that `Rounds` returns. The transport guards the calls with one lock, and copies gradients itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+NEW = -1
+"""The iteration of the first message of a process, which has no gradient yet."""
+
+Request = TypeVar("Request")
+"""What the transport replies to: a future, a stream."""
+
+
+class WorkerState(Enum):
+    """What the server expects from a worker."""
+
+    ABSENT = auto()  # no process of this rank has joined
+    WAITING = auto()  # its request is answered when the next round begins
+    COMPUTING = auto()  # its gradient is awaited
+    RECEIVING = auto()  # the transport copies its gradient
+    DELIVERED = auto()  # its gradient of this round has been copied
+    EXCLUDED = auto()  # no round waits for it before its next message
+    FINISHED = auto()  # it has acknowledged the end of the run
+
+
+@dataclass
+class WorkerSlot(Generic[Request]):
+    """The server's view of one rank."""
+
+    state: WorkerState = WorkerState.ABSENT
+    reason: str = ""  # why the rank is excluded, or will be once its delivered gradient has been used
+    processes: int = 0  # that have joined with this rank
+    needs_state: bool = False  # True until the newest process has been sent the `Worker.state` of its rank
+    request: Request | None = None  # pending: at most one per rank
+    loss: Tensor | None = None  # scalar, of the delivered gradient's minibatch
+    seconds: float = 0.0  # time that the worker took to compute the delivered gradient
+
+
+class GradientMessage(NamedTuple):
+    """A worker's message: a gradient, and implicitly the request for the next parameters."""
+
+    rank: int
+    iteration: int  # of the gradient; NEW if the process has none yet
+    gradient: Tensor  # (n,) float32; (0,) if the gradient travels over another channel
+    loss: Tensor  # scalar, of the minibatch
+    statistics: list[Tensor]  # of batch norm
+    seconds: float = 0.0  # time that the worker took to compute the gradient
+
+
+@dataclass(frozen=True)
+class Reply(Generic[Request]):
+    """The answer to a pending request."""
+
+    rank: int
+    request: Request
+    iteration: int | None  # to compute next; None: the process must exit
+    with_state: bool = False  # True if the process also needs the `Worker.state` of its rank
+
+
+class Rounds(Generic[Request]):
+    """State of all workers over the rounds of a run.
+
+    Example:
+        >>> import torch
+        >>> rounds = Rounds(1, gradient=torch.zeros(3), statistics=[])
+        >>> rounds.offer(GradientMessage(0, NEW, torch.zeros(3), torch.zeros(()), []))
+        False
+        >>> rounds.request(0, "first call")
+        []
+        >>> rounds.begin(0)
+        [Reply(rank=0, request='first call', iteration=0, with_state=True)]
+    """
+
+    def __init__(
+        self,
+        workers: int,
+        gradient: Tensor,
+        statistics: Sequence[Tensor],
+        quorum: int | None = None,
+        deadline: float = 60.0,
+    ) -> None:
+        """Begin without any worker, and between two rounds.
+
+        Args:
+            workers: Number of workers p; ranks are 0 to p - 1.
+            gradient: A tensor of the shape, dtype and layout of every valid gradient.
+            statistics: Tensors of the shapes of every valid message's statistics.
+            quorum: Number of gradients that complete a round; None for all p.
+            deadline: Length of a round in seconds, as reported in the reasons.
+        """
+        self.slots: list[WorkerSlot[Request]] = [WorkerSlot() for _ in range(workers)]
+        self.iteration: int | None = None  # of the open round
+        self.arrivals: list[int] = []  # ranks in the order of delivery, until `pop_arrivals`
+        self._gradient = gradient
+        self._statistics = statistics
+        self._quorum = quorum or workers
+        self._deadline = deadline
+        self._closed = False
+
+    def offer(self, message: GradientMessage) -> bool:
+        """Process a worker's message; its request follows separately, by `request`.
+
+        Returns:
+            True if the gradient is the rank's first valid one of the open round. The caller must then copy it and call
+            `deliver`. Otherwise the gradient is discarded.
+        """
+        slot = self.slots[message.rank]
+        slot.reason = ""
+        if slot.state in (WorkerState.ABSENT, WorkerState.EXCLUDED):
+            slot.state = WorkerState.COMPUTING
+        if message.iteration == NEW:
+            slot.processes += 1
+            slot.needs_state = True
+        if self.iteration is None or message.iteration != self.iteration:
+            return False
+        if error := self._error(message):
+            _exclude(slot, error)
+        if slot.state is not WorkerState.COMPUTING:
+            return False
+        slot.state = WorkerState.RECEIVING
+        return True
+
+    def deliver(self, message: GradientMessage) -> None:
+        """Record that the gradient of an accepted message has been copied."""
+        slot = self.slots[message.rank]
+        slot.state, slot.loss, slot.seconds = WorkerState.DELIVERED, message.loss, message.seconds
+        self.arrivals.append(message.rank)
+
+    def request(self, rank: int, request: Request) -> list[Reply[Request]]:
+        """Register a worker's request for its next iteration.
+
+        Returns:
+            Replies that are due: to this request if a round is open for the rank or the run is over, and to an earlier
+            request of the rank, whose process must exit.
+        """
+        slot = self.slots[rank]
+        replies = [] if slot.request is None else [Reply(rank, slot.request, None)]
+        slot.request = request
+        if self._closed:
+            replies += self._pop_request(rank, None)
+        elif self.iteration is not None and slot.state in (WorkerState.COMPUTING, WorkerState.RECEIVING):
+            replies += self._pop_request(rank, self.iteration)
+        elif slot.state is WorkerState.COMPUTING:
+            slot.state = WorkerState.WAITING
+        return replies
+
+    def lose(self, rank: int, reason: str) -> None:
+        """Exclude a rank whose first process has ended, unless another process has joined with that rank."""
+        slot = self.slots[rank]
+        if slot.processes <= 1:
+            slot.request = None
+            _exclude(slot, reason)
+
+    def begin(self, iteration: int) -> list[Reply[Request]]:
+        """Open the round of an iteration; returns the replies to all pending requests."""
+        self.iteration = iteration
+        self.arrivals.clear()
+        for slot in self.slots:
+            slot.loss, slot.seconds = None, 0.0
+            if slot.state in (WorkerState.DELIVERED, WorkerState.WAITING):
+                slot.state = WorkerState.EXCLUDED if slot.reason else WorkerState.COMPUTING
+        return self._pop_requests(iteration)
+
+    def pop_arrivals(self) -> list[int]:
+        """Return the ranks that have delivered since the last call, in order of delivery."""
+        arrivals, self.arrivals = self.arrivals, []
+        return arrivals
+
+    def end(self) -> None:
+        """Close the round: accept no further gradient. Those being received are still to be delivered."""
+        self.iteration = None
+
+    def pass_deadline(self) -> None:
+        """Exclude every rank that has not delivered."""
+        self._exclude_unless(WorkerState.DELIVERED, f"no gradient within {self._deadline:g} s")
+
+    def pass_joining_deadline(self, seconds: float) -> None:
+        """Exclude every rank that has not joined within that many seconds."""
+        self._exclude_unless(WorkerState.WAITING, f"has not joined within {seconds:g} s")
+
+    def missing(self) -> dict[int, str]:
+        """Return the reason for each rank without a gradient in the round that has ended."""
+        late = f"not among the fastest {self._quorum}"
+        delivered = self.delivered
+        return {rank: slot.reason or late for rank, slot in enumerate(self.slots) if rank not in delivered}
+
+    def close(self) -> list[Reply[Request]]:
+        """End the run; returns the replies to all pending requests."""
+        self._closed = True
+        return self._pop_requests(None)
+
+    def acknowledge(self, rank: int) -> None:
+        """Record that a process exits. Before the end of the run it is one that another process has replaced."""
+        if self._closed:
+            self.slots[rank].state = WorkerState.FINISHED
+
+    @property
+    def joined(self) -> bool:
+        """True if every rank waits for a round or is excluded."""
+        return all(slot.reason or slot.state is WorkerState.WAITING for slot in self.slots)
+
+    @property
+    def complete(self) -> bool:
+        """True if the quorum has delivered, or no other rank is awaited."""
+        ended = (WorkerState.DELIVERED, WorkerState.EXCLUDED)
+        return len(self.delivered) >= self._quorum or all(slot.state in ended for slot in self.slots)
+
+    @property
+    def receiving(self) -> bool:
+        """True while the transport copies a gradient."""
+        return any(slot.state is WorkerState.RECEIVING for slot in self.slots)
+
+    @property
+    def delivered(self) -> list[int]:
+        """Ranks whose gradients of this round have been copied."""
+        return [rank for rank, slot in enumerate(self.slots) if slot.state is WorkerState.DELIVERED]
+
+    @property
+    def finished(self) -> bool:
+        """True if every rank has acknowledged the end of the run or is excluded."""
+        return all(slot.reason or slot.state is WorkerState.FINISHED for slot in self.slots)
+
+    def _pop_request(self, rank: int, iteration: int | None) -> list[Reply[Request]]:
+        """Reply to the rank's pending request, if any."""
+        slot = self.slots[rank]
+        if slot.request is None:
+            return []
+        reply = Reply(rank, slot.request, iteration, with_state=iteration is not None and slot.needs_state)
+        slot.request = None
+        slot.needs_state = slot.needs_state and iteration is None
+        return [reply]
+
+    def _pop_requests(self, iteration: int | None) -> list[Reply[Request]]:
+        return [reply for rank in range(len(self.slots)) for reply in self._pop_request(rank, iteration)]
+
+    def _exclude_unless(self, state: WorkerState, reason: str) -> None:
+        for slot in self.slots:
+            if slot.state is not state:
+                _exclude(slot, slot.reason or reason)
+
+    def _error(self, message: GradientMessage) -> str:
+        """Describe what is wrong with a message; empty if it is valid."""
+        expected, gradient = self._gradient, message.gradient
+        if (gradient.shape, gradient.dtype, gradient.layout) != (expected.shape, expected.dtype, expected.layout):
+            kind = str(gradient.dtype) + ("" if gradient.layout == expected.layout else f", {gradient.layout}")
+            return f"sent {tuple(gradient.shape)} of {kind}, not {tuple(expected.shape)} of {expected.dtype}"
+        if message.loss.shape != () or not message.loss.is_floating_point():
+            return f"sent a loss of {tuple(message.loss.shape)} of {message.loss.dtype}, not one number"
+        if [tensor.shape for tensor in message.statistics] != [tensor.shape for tensor in self._statistics]:
+            return "sent batch-norm statistics of another model"
+        return ""
+
+
+def _exclude(slot: WorkerSlot[Request], reason: str) -> None:
+    """Wait no longer for a rank. A gradient that it has delivered remains in its round."""
+    slot.reason = reason
+    if slot.state not in (WorkerState.RECEIVING, WorkerState.DELIVERED):
+        slot.state = WorkerState.EXCLUDED
