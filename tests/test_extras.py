@@ -186,7 +186,7 @@ def test_extra_3_has_a_cell_for_every_rule_attack_and_f_and_gaps_where_bulyan_re
     numbers = table(study, 0.6)
     alone = (numbers["variant"] == "median") & (numbers["attack"] == "alie") & (numbers["f"] == 5)
     numbers.loc[alone & (numbers["iteration"] == 2), "test_accuracy"] = 0.2
-    for f in extra03.FAULTY["quick"]:
+    for f in extra03.F_BY_PROFILE["quick"]:
         grid = extra03.cells(numbers, f)
         assert grid.shape == (10, 7)
         assert list(grid.columns) == list(extra03.ATTACKS.values())
@@ -227,10 +227,10 @@ def hand_made() -> pd.DataFrame:
     """Two iterations of five workers, the first two of them faulty, under one attack."""
     common = {"attack": "alie", "seed": 1}
     values = {"FA": [[0.1, 0.9, 0.5, 0.6, 0.7], [0.1, 0.2, 0.5, 0.6, 0.7]]}
-    weights = {"FA": [[0.2, 0.3, 0.1, 0.0, 0.4], [0.0, 0.1, 0.2, 0.2, 0.2]], extra04.UNIT: [[0.2] * 5, [0.2] * 5]}
+    weights = {"FA": [[0.2, 0.3, 0.1, 0.0, 0.4], [0.0, 0.1, 0.2, 0.2, 0.2]], extra04.UNIT_MEAN: [[0.2] * 5, [0.2] * 5]}
     left_out = {"Multi-Krum": [{0, 1, 2}, {2, 3}], "Bulyan": [set(), set()], KRUM_FA: [{0, 1}, {0, 1}]}
     rows = []
-    for rule in (*values, extra04.UNIT, *left_out):
+    for rule in (*values, extra04.UNIT_MEAN, *left_out):
         for iteration in (0, 1):
             for worker in range(5):
                 out = worker in left_out.get(rule, [set(), set()])[iteration]
@@ -247,7 +247,7 @@ def test_precision_and_recall_of_a_hand_made_record() -> None:
     name = {by: label for label, by in extra04.DETECTORS.items()}
     assert found.loc[name["FA", "value"]].tolist() == [0.75, 0.75]  # 0 and 2, then 0 and 1
     assert found.loc[name["FA", "weight"]].tolist() == [0.5, 0.5]  # 3 and 2, then 0 and 1
-    assert found.loc[name[extra04.UNIT, "weight"]].tolist() == [0, 0]  # ties name the last workers
+    assert found.loc[name[extra04.UNIT_MEAN, "weight"]].tolist() == [0, 0]  # ties name the last workers
     assert found.loc[name["Multi-Krum", "status"]].tolist() == [2 / 5, 2 / 4]
     assert found.loc[name["Bulyan", "status"], "recall"] == 0
     assert np.isnan(found.loc[name["Bulyan", "status"], "precision"])  # it names no worker

@@ -34,7 +34,7 @@ def table(values):
             "value": 0.7 if w < f else value,
         }
         for basis, value in values.items()
-        for f in fig03.FAULTY
+        for f in fig03.F_VALUES
         for t in range(10)
         for w in range(5)
     ]

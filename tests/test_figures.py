@@ -45,8 +45,8 @@ def table(final: dict[tuple[str, int], float], seeds: tuple[int, ...] = (1, 2)) 
 
 
 def fig04_table(fa: float, others: float, trimmed: float) -> pd.DataFrame:
-    final = {(key, f): others for key in VARIANTS for f in fig04.FAULTY}
-    return table(final | {("fa", f): fa for f in fig04.FAULTY} | {("trimmed_mean", 1): trimmed})
+    final = {(key, f): others for key in VARIANTS for f in fig04.F_VALUES}
+    return table(final | {("fa", f): fa for f in fig04.F_VALUES} | {("trimmed_mean", 1): trimmed})
 
 
 def verdicts(claims) -> list[str]:
@@ -222,7 +222,7 @@ def test_verdicts_on_the_rules_can_go_either_way() -> None:
 
 
 def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
-    def of_two(fa: float, faulty: tuple[int, ...] = fig04.FAULTY) -> list[str]:
+    def of_two(fa: float, faulty: tuple[int, ...] = fig04.F_VALUES) -> list[str]:
         numbers = fig04_table(fa, 0.8, 0.1)
         chosen = numbers[numbers["f"].isin(faulty) & numbers["variant"].isin(["fa", "multi_krum"])]
         assert len(fig04.draw(chosen, "title").axes) == len(faulty)

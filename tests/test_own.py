@@ -147,7 +147,7 @@ def test_names_looks_and_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\brule must be .*\b4\b.*'byzfl:CAF'"):
         user_rules.register_rules([*keys, RULE, "byzfl:CAF"])
     shutil.copy(EXAMPLES / "geometric_median.py", tmp_path)
-    with pytest.raises(ValueError, match=r"\brules must be .*GeometricMedian"):
+    with pytest.raises(ValueError, match=r"\brules must be .*Geometric median"):
         user_rules.register_rules([RULE, f"{tmp_path / 'geometric_median.py'}:GeometricMedian"])
     with pytest.raises(ValueError, match=r"^rules must be .*'krum'"):
         fig04.study("smoke", rules="krum")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig03_explained_variance"
-FAULTY = (0, 3)
+F_VALUES = (0, 3)
 SPIKE = 0.9  # a value from here on is near 1
 LARGER = 0.02  # of a share, or of a mean value: less is no difference
 LABELS = {
@@ -38,7 +38,7 @@ LABELS = {
 }
 _OURS, _MEANS = style.LOOKS["fa"].colour, style.LOOKS["mean"].colour
 _LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS, "--", "v"), "any": ("black", ":", "s")}
-"""Colours, and by which dashes and markers honest and faulty workers are shown over time."""
+"""Colours, and by which dashes and markers honest and Byzantine workers are shown over time."""
 
 
 class LiveStudy(Study):
@@ -50,8 +50,8 @@ class LiveStudy(Study):
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> LiveStudy:
-    """The runs of Figure 3, trained with FA; settings that are given, and not None, replace the profile's."""
-    return LiveStudy(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **overrides)))
+    """Create the study of Figure 3; see `make_study`."""
+    return LiveStudy(**vars(make_study(NAME, profile, [Case("fa", f) for f in F_VALUES], out, seeds, **overrides)))
 
 
 def collect(study: LiveStudy) -> tuple[DataFrame, Results]:
@@ -113,7 +113,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     """
     figure = style.new_figure(9.5, 6.2)
     grid = figure.subplots(2, 2, sharey="row")
-    for panels, f in zip(grid.T, FAULTY, strict=True):
+    for panels, f in zip(grid.T, F_VALUES, strict=True):
         rows = table[table["f"] == f]
         for basis in LABELS:
             _histogram(panels[0], rows[(rows["basis"] == basis) & ~rows["faulty"]], basis)
@@ -167,7 +167,7 @@ def claims(table: DataFrame) -> list[Claim]:
     values = {(basis, int(f)): group for (basis, f), group in honest}
     near = {key: float((group >= SPIKE).mean()) for key, group in values.items()}
     mean = {key: float(group.mean()) for key, group in values.items()}
-    above = [all(number["fa", f] > number["mean", f] + LARGER for number in (near, mean)) for f in FAULTY]
+    above = [all(number["fa", f] > number["mean", f] + LARGER for number in (near, mean)) for f in F_VALUES]
     return [
         Claim(
             "C2",
@@ -181,5 +181,5 @@ def claims(table: DataFrame) -> list[Claim]:
 
 def _by_basis(numbers: dict[tuple[str, int], float]) -> str:
     names = {"fa": "optimal Y", "mean": "unit mean", "any": "random span", "fa_one": "one column"}
-    parts = [", ".join(f"{name} {numbers[key, f]:.3f}" for key, name in names.items()) for f in FAULTY]
-    return "; ".join(f"f = {f}: {part}" for f, part in zip(FAULTY, parts, strict=True))
+    parts = [", ".join(f"{name} {numbers[key, f]:.3f}" for key, name in names.items()) for f in F_VALUES]
+    return "; ".join(f"f = {f}: {part}" for f, part in zip(F_VALUES, parts, strict=True))

@@ -1,4 +1,4 @@
-"""Figure 5: the rules with f = 3 faulty workers, at three sizes of the workers' minibatches."""
+"""Figure 5: the rules with f = 3 Byzantine workers, at three sizes of the workers' minibatches."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ SIZES = {
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """The runs of Figure 5, and of `rules` that are not the paper's; settings that are given, and not None, replace the
-    profile's.
-    """
+    """Create the study of Figure 5; see `make_study`."""
     keys = (*PAPER_RULES, *register_rules(rules))
     sizes = SIZES.get(profile, ())  # of a profile that there is not, make_study speaks
     grid = [Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in keys]
@@ -55,7 +53,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
-        margin: Accuracies closer than this are equal.
+        margin: Accuracies that differ by less are equal.
     """
     table = builtin_rows(table)
     final = accuracies(table, "batch")

@@ -21,22 +21,20 @@ if TYPE_CHECKING:
 
 NAME = "fig06a_packet_loss"
 RULES = (*PAPER_RULES, "mean")
-FAULTY = 3
-_OWN = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
+F = 3
+_SETTINGS = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """The runs of Figure 6a, under chunk loss, and of `rules` that are not the paper's; settings that are given, and
-    not None, replace the profile's.
-    """
-    own = {"attack": "chunk_loss", **_OWN.get(profile, {})}
+    """Create the study of Figure 6a; see `make_study`."""
+    settings = {"attack": "chunk_loss", **_SETTINGS.get(profile, {})}
     return make_study(
-        NAME, profile, [Case(key, FAULTY) for key in (*RULES, *register_rules(rules))], out, seeds, own, **overrides
+        NAME, profile, [Case(key, F) for key in (*RULES, *register_rules(rules))], out, seeds, settings, **overrides
     )
 
 
 def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure:
-    """Chunk loss: accuracy by iterations; link loss: accuracy by time, from `links` as `measured` returns it."""
+    """Draw accuracy by iteration under chunk loss, and by time under link loss (see `load_or_measure`)."""
     figure = style.new_figure(10.5, 4.2)
     left, right = figure.subplots(1, 2)
     draw_curves(left, table, (*RULES, *user_rules_in(table)))
@@ -69,14 +67,19 @@ def _draw_links(axes: Axes, links: DataFrame) -> None:
 
 
 def claims(table: DataFrame, chance: float, links: DataFrame | None = None, margin: float = MARGIN) -> list[Claim]:
-    """C6 in its two halves: FA's final accuracy, and the iterations to accuracies that `reaching` chooses; with what
-    an iteration takes over `links`.
+    """Judge both parts of C6.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        links: Curves over lossy links, whose time is reported beside it.
+        margin: Accuracies that differ by less are equal.
     """
     table = builtin_rows(table)
     final = accuracies(table)
     testable = learned(final, chance)
-    last = lead(final, FAULTY, "f")
-    its = races(table, chance)
+    last = lead(final, F, "f")
+    iterations = races(table, chance)
     return [
         Claim(
             "C6",
@@ -87,8 +90,8 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
         Claim(
             "C6",
             "FA reaches a similar accuracy in fewer iterations than other aggregators",
-            f"iterations to {describe_races(its, '{:.0f}')}{_slower(links)}",
-            verdict(fa_first(its), bool(its)),
+            f"iterations to {describe_races(iterations, '{:.0f}')}{_slower(links)}",
+            verdict(fa_first(iterations), bool(iterations)),
         ),
     ]
 

@@ -34,9 +34,7 @@ _PAPER = {11: 1080, 13: 915, 15: 1050}  # iterations, in the released code
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """The runs of Figures 6b to 6d, and of `rules` that are not the paper's; settings that are given, and not None,
-    replace the profile's.
-    """
+    """Create the study of Figures 6b to 6d; see `make_study`."""
     keys = (*PAPER_RULES, *register_rules(rules))
     iterations = {p: {"iterations": _PAPER[p]} if profile == "paper" else {} for p in WORKERS}
     grid = [Case(key, 2, {"workers": p} | iterations[p]) for p in WORKERS for key in keys]
@@ -59,7 +57,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
-        margin: Accuracies closer than this are equal.
+        margin: Accuracies that differ by less are equal.
     """
     table = builtin_rows(table)
     ceiling = accuracies(table[table["f"] == 0], "workers")["mean", 15]

@@ -32,10 +32,10 @@ NEARER = 0.05  # of a cosine: less is no approach
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """The runs of Figure 8; settings that are given, and not None, replace the profile's."""
+    """Create the study of Figure 8; see `make_study`."""
     grid = [Case("fa", 1, options={"lam": float(lam)}) for lam in LAMBDAS] + [Case(key, 1) for key in OTHERS]
-    own = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})
-    return make_study(NAME, profile, grid, out, seeds, own, **overrides)
+    settings = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})
+    return make_study(NAME, profile, grid, out, seeds, settings, **overrides)
 
 
 def cosines(study: Study) -> DataFrame:
@@ -61,10 +61,10 @@ def _watch(config: TrainConfig) -> list[dict[str, Any]]:
     def look(progress: Progress) -> None:
         if progress.iteration % sampling_interval(config.iterations) or not torch.isfinite(progress.G).all():
             return
-        theirs = {name: rule(progress.G) for name, rule in others.items()}
+        directions = {name: rule(progress.G) for name, rule in others.items()}
         for (formulation, lam), rule in ours.items():
             d = rule(progress.G)
-            for other, direction in theirs.items():
+            for other, direction in directions.items():
                 about = {"formulation": formulation, "lam": lam, "other": other, "seed": config.seed}
                 cosine = float(torch.nn.functional.cosine_similarity(d, direction, dim=0))
                 rows.append(about | {"iteration": progress.iteration, "cosine": cosine})
@@ -107,7 +107,14 @@ def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
 
 
 def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """C9: whether FA does as well or better for some lambda above 0, and whether its direction nears both others'."""
+    """Judge both parts of C9.
+
+    Args:
+        table: The curves, one row a point.
+        cosines: Cosines of directions, as `cosines` returns them.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
     final = accuracies(table[table["variant"] == "fa"], "lam")
     others = accuracies(table[table["variant"] != "fa"])
     base = mean(final["fa", 0])
@@ -115,7 +122,7 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
     ranges = [both for both in pairwise(harmless) if all(both)]
     better = ", ".join(str(lam) for lam in LAMBDAS[1:] if mean(final["fa", lam]) > base + margin) or "none"
     ours = ", ".join(f"{lam}: {format_mean_range(final['fa', lam])}" for lam in LAMBDAS)
-    theirs = ", ".join(f"{VARIANTS[key].label} {format_mean_range(others[key, 1])}" for key in OTHERS)
+    rivals = ", ".join(f"{VARIANTS[key].label} {format_mean_range(others[key, 1])}" for key in OTHERS)
     released = cosines[cosines["formulation"] == "released"].groupby(["other", "lam"])["cosine"].mean()
     nears = {key: float(max(released[key][lam] for lam in LAMBDAS[1:]) - released[key][0]) for key in OTHERS}
     courses = [
@@ -127,7 +134,7 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
         Claim(
             "C9",
             "FA improves or performs similarly for a range of lambda",
-            f"final accuracy by lambda {ours}; {theirs}; better than at 0 by more than {margin:g}: {better};"
+            f"final accuracy by lambda {ours}; {rivals}; better than at 0 by more than {margin:g}: {better};"
             " threshold: two neighbouring lambda that lose no more",
             verdict([any(harmless), bool(ranges)], learned(final, chance)),
         ),

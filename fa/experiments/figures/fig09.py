@@ -30,14 +30,14 @@ CEILING = "Mean, p = 15, f = 0"
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """The runs of Figure 9; settings that are given, and not None, replace the profile's."""
+    """Create the study of Figure 9; see `make_study`."""
     iterations = dict(zip((15, 30, 60), ITERATIONS.get(profile, (1, 1, 1)), strict=True))
     grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]
     grid.append(Case("mean", 0, {"workers": 15, "iterations": iterations[15]}, label_override=CEILING))
-    own: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
+    settings: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
     if profile == "paper":  # as in the released code; the paper's text does not say what the Byzantine workers do here
-        own |= {"attack": "none", "augmentation": read(recipe_path("lv")).options}
-    return make_study(NAME, profile, grid, out, seeds, own, **overrides)
+        settings |= {"attack": "none", "augmentation": read(recipe_path("lv")).options}
+    return make_study(NAME, profile, grid, out, seeds, settings, **overrides)
 
 
 def server_times(study: Study) -> DataFrame:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 NAME = "fig10_wall_clock"
 RULES = (*PAPER_RULES, "mean")
-FAULTY = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
+F_BY_PROFILE = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
 TIMED_CALLS = 10  # of an aggregation that are timed
 DEARER = 1.1  # times the other's time: less is no difference between two measurements
 PHASES = {
@@ -39,16 +39,14 @@ PHASES = {
     "aggregation": "aggregation",
     "update": "update",
 }
-_OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
+_SETTINGS = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """The runs of Figure 10, whose workers are processes, and of `rules` that are not the paper's; settings that are
-    given, and not None, replace the profile's, but for the device: processes train on the processor.
-    """
-    grid = [Case(key, FAULTY.get(profile, 0)) for key in (*RULES, *register_rules(rules))]
-    own = make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **overrides | {"device": None})
-    return replace(own, worker_processes=True)
+    """Create the study of Figure 10; see `make_study`. Workers are processes, which train on the processor."""
+    grid = [Case(key, F_BY_PROFILE.get(profile, 0)) for key in (*RULES, *register_rules(rules))]
+    study = make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides | {"device": None})
+    return replace(study, worker_processes=True)
 
 
 def iteration_times(results: Results) -> DataFrame:
@@ -57,14 +55,14 @@ def iteration_times(results: Results) -> DataFrame:
 
     rows = []
     for cell in results.study.cells:
-        parts = results.record(cell).description["seconds_of"]
-        seconds = {part: its / cell.config.iterations for part, its in parts.items()}
+        phases = results.record(cell).description["seconds_of"]
+        seconds = {phase: total / cell.config.iterations for phase, total in phases.items()}
         gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
         gram = seconds.get("gram", 0.0)  # for the aggregation, while others still compute
         network = max(0.0, gather - compute - gram)
-        its = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
+        split = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
         epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * (gather + aggregate + update)
-        rows.append({"variant": cell.variant, "seed": cell.config.seed, **its, "epoch": epoch})
+        rows.append({"variant": cell.variant, "seed": cell.config.seed, **split, "epoch": epoch})
     return pandas.DataFrame(rows)
 
 
@@ -108,10 +106,10 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chanc
 def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     variants = looks(user_rules_in(table))
     for key in (*RULES, *user_rules_in(table)):
-        its = variants[key]
+        look = variants[key]
         curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
         every = max(1, len(curve) // 8)
-        axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
+        axes.plot(*curve.to_numpy().T, color=look.colour, marker=look.marker, markevery=every, label=look.label)
     for number, accuracy in enumerate(aims):
         name = "" if number else "target accuracy"
         axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=name)
@@ -136,8 +134,8 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     ends = last_points(table).groupby("variant", sort=False)[["seconds", "test_accuracy"]].mean()
     variants = looks(ends.index)
     for key, (seconds, accuracy) in ends.iterrows():
-        its = variants[key]
-        axes.scatter(seconds, accuracy, color=its.colour, marker=its.marker, s=60, label=its.label)
+        look = variants[key]
+        axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
     finish(axes, "seconds")
     axes.set_title("(c) all iterations finished")
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
@@ -149,10 +147,10 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     variants = looks(means.index)
     dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
     dots += [(f"{row.method}, outside of training", row.milliseconds, ours, "none") for row in costs.itertuples()]
-    for place, (_, value, its, fill) in enumerate(dots):
-        axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
-        told = style.three_digits(value)
-        axes.annotate(told, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
+    for place, (_, value, look, fill) in enumerate(dots):
+        axes.plot(value, place, look.marker, color=look.colour, markersize=7, fillstyle=fill)
+        text = style.three_digits(value)
+        axes.annotate(text, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
     axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
     axes.set_xlim(right=4 * max(value for _, value, *_ in dots))
@@ -160,14 +158,22 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
 
 
 def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """C11 in its three parts, and C12, where bytes are iterations times 8 p n: each worker is sent n numbers of four
-    bytes, and sends as many, whatever the rule.
+    """Judge the first three parts of C11, and C12.
+
+    An iteration transfers 8 p n bytes: each worker receives and sends n coordinates of four bytes.
+
+    Args:
+        table: The curves, one row a point.
+        spent: Seconds of an iteration by phase, as `iteration_times` returns them.
+        costs: Milliseconds of one aggregation, as `aggregation_times` returns them.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
     """
     table, spent = builtin_rows(table), builtin_rows(spent)
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
-    its, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
+    final_lead, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
     cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
     dearer = [cost["fa"] > DEARER * cost[key] for key in PAPER_RULES if key != "fa"]
     each = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
@@ -189,14 +195,14 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, 
         Claim(
             "C11",
             "given more time FA converges to a better state (all iterations finished)",
-            f"final accuracy {its}",
-            verdict([its.better(margin)], testable),
+            f"final accuracy {final_lead}",
+            verdict([final_lead.better(margin)], testable),
         ),
         Claim(
             "C12",
             "simultaneous improvements in communication efficiency and accuracy",
             f"megabytes ({megabytes:.2f} an iteration) to {describe_races(iterations, '{:.1f}', megabytes)}; final"
-            f" accuracy {its}",
-            verdict([bool(iterations) and all(fa_first(iterations)), its.better(margin)], testable),
+            f" accuracy {final_lead}",
+            verdict([bool(iterations) and all(fa_first(iterations)), final_lead.better(margin)], testable),
         ),
     ]

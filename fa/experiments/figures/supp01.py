@@ -19,16 +19,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "supp01_tiny_imagenet"
-_OWN = {"dataset": "tiny-imagenet", "lr": 0.1}
+_SETTINGS = {"dataset": "tiny-imagenet", "lr": 0.1}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """The runs, with the model and the sizes of the profile, and those of `rules` that are not the paper's; settings
-    that are given, and not None, replace them.
-    """
+    """Create the study of the supplement; see `make_study`."""
     variants = dict.fromkeys((*fig04.TOP, *style.FA_VARIANTS, *register_rules(rules)))
-    grid = [Case(key, f) for f in fig04.FAULTY for key in variants]
-    return make_study(NAME, profile, grid, out, seeds, _OWN, **overrides)
+    grid = [Case(key, f) for f in fig04.F_VALUES for key in variants]
+    return make_study(NAME, profile, grid, out, seeds, _SETTINGS, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
