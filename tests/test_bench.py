@@ -12,8 +12,8 @@ from PIL import Image
 
 import fa
 from fa.bench import peers, timing
-from fa.bench.cases import MIDDLE, OURS, PAPER, READ, SIZES, WORKERS, Row, all_cases, faulty, usual_cases
-from fa.bench.draw import _WHOM, draw
+from fa.bench.cases import DEFAULT_N, OURS, PAPER, READ, SIZES, WORKERS, Row, all_cases, default_cases, num_byzantine
+from fa.bench.draw import IMPLEMENTATIONS, draw
 from fa.bench.table import slopes, summary, table
 from fa.cli import cli, main
 from tests.texts import check_refusal, numbers
@@ -55,19 +55,19 @@ def test_a_slow_call_is_repeated_while_patience_lasts(monkeypatch: pytest.Monkey
 
 def test_peers_compute_what_our_rules_do() -> None:
     """Else the ratio would compare two different things; Multi-Krum keeps as many as the other does."""
-    p, f = 15, faulty(15)
+    p, f = 15, num_byzantine(15)
     G = torch.randn(p, 500, generator=torch.Generator().manual_seed(1))
     options = {"multi_krum": {"keep": p - f}}
-    for rule, aggregate in peers.of_library("byzfl", p, f).items():
+    for rule, aggregate in peers.library_aggregators("byzfl", p, f).items():
         ours = fa.aggregate(G, rule, f=f, **options.get(rule, {}))
         np.testing.assert_allclose(np.asarray(aggregate(G)), ours, rtol=1e-4, atol=1e-5, err_msg=rule)
-    for rule, aggregate in peers.of_torch().items():
+    for rule, aggregate in peers.torch_aggregators().items():
         found = aggregate(G)
         found = found if isinstance(found, torch.Tensor) else found.values
         np.testing.assert_allclose(found, fa.aggregate(G, rule), rtol=1e-4, atol=1e-5, err_msg=rule)
     unit = G / G.norm(dim=1, keepdim=True)
     ours = fa.irls.solve(G, tol=0.0, max_iter=5)
-    values, direction = peers.as_the_paper(5)(unit)
+    values, direction = peers.svd_flag_aggregator(5)(unit)
     np.testing.assert_allclose(values, ours.values, atol=1e-4)
     np.testing.assert_allclose(direction, fa.irls.solve(unit, tol=0.0, max_iter=5).direction(), atol=1e-4)
 
@@ -76,9 +76,9 @@ def test_byzpy_computes_what_our_rules_do() -> None:
     pytest.importorskip(
         "byzpy", reason="byzpy's own limits exclude this torch: pip install --no-deps byzpy cloudpickle"
     )
-    p, f = 15, faulty(15)
+    p, f = 15, num_byzantine(15)
     G = torch.randn(p, 500, generator=torch.Generator().manual_seed(1))
-    for rule, aggregate in peers.of_library("byzpy", p, f).items():
+    for rule, aggregate in peers.library_aggregators("byzpy", p, f).items():
         options = {"keep": p - f} if rule == "multi_krum" else {}
         ours = fa.aggregate(G, rule, f=f, **options)
         np.testing.assert_allclose(aggregate(G), ours, rtol=1e-4, atol=1e-5, err_msg=rule)
@@ -90,31 +90,31 @@ def test_a_library_that_is_not_there_is_left_out_with_how_to_get_it(monkeypatch:
 
     monkeypatch.setattr(peers.importlib, "import_module", refuse)
     with pytest.raises(peers.Missing, match=r"^byzfl\b.*pip install byzfl"):
-        peers.of_library("byzfl", 15, 3)
+        peers.library_aggregators("byzfl", 15, 3)
 
 
-def test_the_usual_cases_vary_one_size_at_a_time() -> None:
+def test_the_default_cases_vary_one_size_at_a_time() -> None:
     assert len(all_cases()) == len(SIZES) * len(WORKERS)
-    assert set(usual_cases()) < set(all_cases())
-    assert [faulty(p) for p in WORKERS] == [1, 3, 6, 14]
+    assert set(default_cases()) < set(all_cases())
+    assert [num_byzantine(p) for p in WORKERS] == [1, 3, 6, 14]
     for p in WORKERS:
-        fa.make_rule("bulyan", f=faulty(p)).check_workers(p)
+        fa.make_rule("bulyan", f=num_byzantine(p)).check_workers(p)
 
 
 def rows() -> list[Row]:
     """Rules whose time grows as n p^2, peers that take ten times as long, reading at 1 GB/s."""
     found = []
-    for n, p in usual_cases():
+    for n, p in default_cases():
         seconds = 1e-9 * n * p**2
-        found += [Row(n, p, faulty(p), rule, OURS, seconds, 1.0, 10, 1.0) for rule in fa.RULES]
-        found += [Row(n, p, faulty(p), "median", "byzfl", 10 * seconds, 1.0, 3, 10.0)]
-        found += [Row(n, p, faulty(p), "fa, 5 SVDs", PAPER, 300 * seconds, 1.0, 1, 300.0)]
-        found += [Row(n, p, faulty(p), "", READ, 4e-9 * n * p, 1.0, 10, 0.1)]
+        found += [Row(n, p, num_byzantine(p), rule, OURS, seconds, 1.0, 10, 1.0) for rule in fa.RULES]
+        found += [Row(n, p, num_byzantine(p), "median", "byzfl", 10 * seconds, 1.0, 3, 10.0)]
+        found += [Row(n, p, num_byzantine(p), "fa, 5 SVDs", PAPER, 300 * seconds, 1.0, 1, 300.0)]
+        found += [Row(n, p, num_byzantine(p), "", READ, 4e-9 * n * p, 1.0, 10, 0.1)]
     return found
 
 
 def test_the_table_gives_ratios_growth_and_bandwidth() -> None:
-    case = [row for row in rows() if (row.n, row.p) == (MIDDLE, 15)]
+    case = [row for row in rows() if (row.n, row.p) == (DEFAULT_N, 15)]
     shown = table(case)
     assert numbers(str(shown.title)) == [15, 1e6, 3, 60, 1.0]
     by_rule = {rule: cells for rule, *cells in zip(*(column.cells for column in shown.columns), strict=True)}
@@ -135,9 +135,11 @@ def test_the_picture_has_every_rule_and_every_peer() -> None:
 
 
 def test_what_was_not_measured_is_not_drawn() -> None:
-    one = [row for row in rows() if (row.n, row.p) == (MIDDLE, 15)]
+    one = [row for row in rows() if (row.n, row.p) == (DEFAULT_N, 15)]
     bars, by_n, by_p = draw(one, "title").axes
-    assert [text.get_text() for text in bars.get_legend().get_texts()] == [_WHOM[by] for by in (OURS, "byzfl", PAPER)]
+    assert [text.get_text() for text in bars.get_legend().get_texts()] == [
+        IMPLEMENTATIONS[by] for by in (OURS, "byzfl", PAPER)
+    ]
     assert not by_n.axison
     assert not by_p.axison
 

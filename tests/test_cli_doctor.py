@@ -1,4 +1,4 @@
-"""`fa doctor` tells what is here and what is not, each with what to do."""
+"""`fa doctor` lists what is installed, and how to add what is missing."""
 
 import os
 from pathlib import Path
@@ -9,25 +9,25 @@ from click.testing import CliRunner
 from fa.cli import cli, doctor
 
 
-def told() -> dict[str, tuple[str, str]]:
+def report() -> dict[str, tuple[str, str]]:
     done = CliRunner().invoke(cli, ["doctor"], catch_exceptions=False)
     assert done.exit_code == 0
     rows = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-    return {name.strip(): (state, said.strip()) for state, rest in rows for name, _, said in [rest.partition("  ")]}
+    return {name.strip(): (state, note.strip()) for state, rest in rows for name, _, note in [rest.partition("  ")]}
 
 
 def test_what_the_tests_need_is_here() -> None:
-    lines = told()
+    lines = report()
     for name in ("python", "fa", "torch", "numba", "papermill", "cvxpy", "byzfl", "mnist-mini", "cores"):
         assert lines[name][0] == "ok", lines[name]
 
 
-def test_what_is_missing_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_missing_is_listed_with_its_cure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FA_DATA", str(tmp_path))
     monkeypatch.setattr(doctor, "_LIBRARIES", {"theory": ("no-such-library",)})
-    monkeypatch.setattr(doctor, "_ENOUGH_DISK", 1e30)
+    monkeypatch.setattr(doctor, "_MIN_DISK", 1e30)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    lines = told()
+    lines = report()
     assert lines["no-such-library"][0] == "missing"
     assert "pip install 'flag-aggregator[theory]'" in lines["no-such-library"][1]
     assert lines["cifar10"][0] == "missing"
@@ -36,6 +36,6 @@ def test_what_is_missing_is_told_with_its_cure(monkeypatch: pytest.MonkeyPatch, 
     assert "NUMBA_CACHE_DIR" in lines["kernel cache"][1]
 
 
-def test_links_are_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_links_are_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fa.experiments.measurements.lossy_links.unsupported_reason", lambda: "root only")
-    assert told()["lossy links"] == ("missing", "root only")
+    assert report()["lossy links"] == ("missing", "root only")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fa import cli
-from fa.cli.torchrun import Place, from_environment
+from fa.cli.torchrun import TorchrunEnv, torchrun_env
 
 ROOT = Path(__file__).parents[1]
 SAID = {"RANK": "3", "WORLD_SIZE": "5", "MASTER_ADDR": "node0", "MASTER_PORT": "4711"}
@@ -24,9 +24,9 @@ def say(monkeypatch: pytest.MonkeyPatch, **change: str) -> None:
 
 def test_the_environment_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     say(monkeypatch)
-    assert from_environment() == Place(3, 5, "node0", 4711, store_kept=False)
+    assert torchrun_env() == TorchrunEnv(3, 5, "node0", 4711, external_store=False)
     say(monkeypatch, TORCHELASTIC_USE_AGENT_STORE="True")
-    assert from_environment().store_kept
+    assert torchrun_env().external_store
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_an_environment_that_is_not_whole_is_named(
 ) -> None:
     say(monkeypatch, **change)
     with pytest.raises(ValueError, match=message):
-        from_environment()
+        torchrun_env()
 
 
 def test_workers_that_the_world_has_not_are_refused(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -130,7 +130,7 @@ def test_the_water_level_makes_the_trace_right(alpha):
     """Also where rounding has made eigenvalues negative; against a search for the level."""
     alpha = np.array(alpha, dtype=float)
     for total in range(1, alpha.size):
-        filled = certificate._filled(alpha, total)
+        filled = certificate._water_fill(alpha, total)
         assert filled.sum() == pytest.approx(total, rel=1e-12)
         assert ((filled >= 0) & (filled <= 1)).all()
         low, high = -80.0, 40.0

@@ -1,1 +1,1 @@
-"""How long the rules take beside the mean, beside other libraries, and beside the paper's own way: `fa bench`."""
+"""Time of the rules, of other libraries, and of FA by SVDs: `fa bench`."""

@@ -1,4 +1,4 @@
-"""What is timed, at which sizes, and the rows that come of it."""
+"""Cases of the benchmark: sizes, timed calls, and the resulting rows."""
 
 from __future__ import annotations
 
@@ -10,60 +10,68 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fa.bench.peers import LIBRARIES, Aggregator, Missing, a_plain_read, as_the_paper, of_library, of_torch
+from fa.bench.peers import (
+    LIBRARIES,
+    Aggregator,
+    Missing,
+    library_aggregators,
+    read_once,
+    svd_flag_aggregator,
+    torch_aggregators,
+)
 from fa.bench.timing import Call, Timing, interleaved
 from fa.rules import RULES, make_rule
 from fa.utils.validation import check
 
 OURS, TORCH, PAPER, READ = "fa", "torch", "paper", "read"
-SIZES = (20_000, 1_000_000, 11_181_642)  # the last is that of a ResNet-18 with ten classes
+SIZES = (20_000, 1_000_000, 11_181_642)  # the last is the size of a ResNet-18 with ten classes
 WORKERS = (7, 15, 30, 60)
-USUAL = 15  # workers, of the growth with n
-MIDDLE = 1_000_000  # numbers, of the growth with p
-STEPS = (1, 5)  # of FA as the paper computes it: the released code's one, the paper's limit
+DEFAULT_P = 15  # workers where n varies
+DEFAULT_N = 1_000_000  # coordinates where p varies
+STEPS = (1, 5)  # of FA by SVDs: the released code's number, the paper's limit
 
 
 @dataclass(frozen=True)
 class Row:
-    """One median: of a rule, by whom, for p gradients of n numbers, f of them faulty."""
+    """Median time of a rule for p gradients with n coordinates, f of them Byzantine."""
 
     n: int
     p: int
     f: int
     rule: str
-    by: str  # OURS, TORCH, PAPER, READ, or a library
+    by: str  # implementation: OURS, TORCH, PAPER, READ, or a library
     seconds: float
     first: float  # the first call, which may compile
     repeats: int
-    over_mean: float  # seconds over those of this package's mean
+    over_mean: float  # seconds, as a multiple of this package's mean
 
     @property
     def gigabytes_per_second(self) -> float:
-        """Of G, if it were read once."""
+        """Size of G per second, as if G were read once."""
         return 4e-9 * self.n * self.p / self.seconds
 
 
-def usual_cases() -> list[tuple[int, int]]:
-    """(n, p): n varied at 15 workers, p at a million numbers."""
-    return [(n, USUAL) for n in SIZES] + [(MIDDLE, p) for p in WORKERS if p != USUAL]
+def default_cases() -> list[tuple[int, int]]:
+    """Return (n, p): each n with 15 workers, each p with a million coordinates."""
+    return [(n, DEFAULT_P) for n in SIZES] + [(DEFAULT_N, p) for p in WORKERS if p != DEFAULT_P]
 
 
 def all_cases() -> list[tuple[int, int]]:
-    """Every n with every p."""
+    """Return (n, p): each n with each p."""
     return [(n, p) for p in WORKERS for n in SIZES]
 
 
-def faulty(p: int) -> int:
-    """The most faulty workers that every rule can be told of: p >= 4f + 3."""
+def num_byzantine(p: int) -> int:
+    """Return the largest f that every rule accepts: p >= 4f + 3."""
     return max(0, (p - 3) // 4)
 
 
 def missing_libraries() -> list[str]:
-    """A line for each library that is not here, with how to get it."""
+    """Return a line for each missing library, with the command that installs it."""
     lines = []
     for library in LIBRARIES:
         try:
-            of_library(library, USUAL, faulty(USUAL))
+            library_aggregators(library, DEFAULT_P, num_byzantine(DEFAULT_P))
         except Missing as missing:
             lines.append(str(missing))
     return lines
@@ -77,48 +85,63 @@ def measure(
     progress: Callable[[str], None] = lambda text: None,
     rules: Sequence[str] = (),
 ) -> Iterator[list[Row]]:
-    """The rows of one case after another, also of `rules` besides RULES. Raises ValueError where one of these refuses
-    p workers.
+    """Time all implementations, case by case.
+
+    Args:
+        cases: (n, p) of each case.
+        device: Device of the gradients.
+        repeats: Number of timed calls.
+        patience: Total time after which a call is not repeated, in seconds.
+        progress: Called with a line before each first call.
+        rules: Further rules, beside `fa.RULES`.
+
+    Yields:
+        The rows of one case.
+
+    Raises:
+        ValueError: A further rule is already timed, or does not accept p workers.
     """
     for _, p in cases:
         for name in rules:
-            check("a rule", name, name not in RULES, "one that is not timed anyway")
-            make_rule(name, f=faulty(p)).check_workers(p)
+            check("a rule", name, name not in RULES, "a rule that is not timed already")
+            make_rule(name, f=num_byzantine(p)).check_workers(p)
     for n, p in cases:
         generator = torch.Generator(device=device).manual_seed(n + p)
         G = torch.randn(p, n, generator=generator, device=device)
-        calls = _calls(G, faulty(p), rules)
+        calls = _calls(G, num_byzantine(p), rules)
 
-        def tell(name: str, n: int = n, p: int = p) -> None:
+        def report(name: str, n: int = n, p: int = p) -> None:
             progress(f"p = {p}, n = {n:,}: {name}")
 
         timings = interleaved(
-            {f"{by} {rule}": call for (rule, by), call in calls.items()}, repeats, patience, device, tell
+            {f"{by} {rule}": call for (rule, by), call in calls.items()}, repeats, patience, device, report
         )
         yield _rows(n, p, list(calls), list(timings.values()))
 
 
 def _calls(G: Tensor, f: int, rules: Sequence[str]) -> dict[tuple[str, str], Call]:
-    """By (rule, by whom): our nine rules first, and then those given."""
+    """Return the calls by (rule, implementation): our nine rules first, then further ones."""
     p = len(G)
     aggregators: dict[tuple[str, str], Aggregator] = {(name, OURS): make_rule(name, f=f) for name in (*RULES, *rules)}
-    aggregators |= {(name, TORCH): aggregate for name, aggregate in of_torch().items()}
+    aggregators |= {(name, TORCH): aggregate for name, aggregate in torch_aggregators().items()}
     for library in LIBRARIES:
         with suppress(Missing):
-            aggregators |= {(name, library): aggregate for name, aggregate in of_library(library, p, f).items()}
-    aggregators |= {(f"fa, {steps} SVD{'s' * (steps > 1)}", PAPER): as_the_paper(steps) for steps in STEPS}
-    aggregators["", READ] = a_plain_read
+            aggregators |= {
+                (name, library): aggregate for name, aggregate in library_aggregators(library, p, f).items()
+            }
+    aggregators |= {(f"fa, {steps} SVD{'s' * (steps > 1)}", PAPER): svd_flag_aggregator(steps) for steps in STEPS}
+    aggregators["", READ] = read_once
     return {key: partial(aggregate, G) for key, aggregate in aggregators.items()}
 
 
 def _rows(n: int, p: int, keys: Sequence[tuple[str, str]], timings: Sequence[Timing]) -> list[Row]:
     mean = timings[keys.index(("mean", OURS))].median
     return [
-        Row(n, p, faulty(p), rule, by, timing.median, timing.first, timing.repeats, timing.median / mean)
+        Row(n, p, num_byzantine(p), rule, by, timing.median, timing.first, timing.repeats, timing.median / mean)
         for (rule, by), timing in zip(keys, timings, strict=True)
     ]
 
 
 def as_records(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """The rows for a JSON file."""
+    """Return the rows for a JSON file."""
     return [asdict(row) | {"gigabytes_per_second": round(row.gigabytes_per_second, 3)} for row in rows]

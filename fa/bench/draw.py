@@ -1,11 +1,11 @@
-"""The picture of a benchmark: what each rule costs beside the alternatives, and how that grows."""
+"""Picture of a benchmark: time of each rule and its alternatives, and its growth with n and p."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fa.bench.cases import OURS, PAPER, TORCH, USUAL, Row
+from fa.bench.cases import DEFAULT_P, OURS, PAPER, TORCH, Row
 from fa.bench.table import growth, rules, slopes
 from fa.experiments.reporting.style import Look, apply_theme, looks, sequential_colors, three_digits
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WHOM = {OURS: "this package", "byzfl": "byzfl", "byzpy": "byzpy", TORCH: "torch", PAPER: "FA by SVDs"}
+IMPLEMENTATIONS = {OURS: "this package", "byzfl": "byzfl", "byzpy": "byzpy", TORCH: "torch", PAPER: "FA by SVDs"}
 _KRUM = Look("Krum", "#fbafe4", "p")
 
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
-    """Bars at the largest n, with 15 workers if there are such, and time against n and against p, log-log."""
+    """Draw bars at the largest n (15 workers if timed), and time against n and against p, log-log."""
     apply_theme()
     from matplotlib.figure import Figure
 
@@ -40,11 +40,11 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 
 
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
-    largest, p = max((row.n, row.p == USUAL, row.p) for row in rows)[::2]
+    largest, p = max((row.n, row.p == DEFAULT_P, row.p) for row in rows)[::2]
     at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
-    colours = dict(zip(_WHOM, sequential_colors(len(_WHOM)), strict=True))
+    colours = dict(zip(IMPLEMENTATIONS, sequential_colors(len(IMPLEMENTATIONS)), strict=True))
     for place, rule in enumerate(rules(rows)):
-        drawn = [(by, at[rule, by]) for by in _WHOM if (rule, by) in at]
+        drawn = [(by, at[rule, by]) for by in IMPLEMENTATIONS if (rule, by) in at]
         drawn += [(PAPER, row) for row in at.values() if row.by == PAPER and rule == "fa"]
         height = 0.8 / len(drawn)
         for k, (by, row) in enumerate(drawn):
@@ -54,9 +54,9 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
             axes.text(
                 1e3 * row.seconds * 1.05, y, f"{three_digits(1e3 * row.seconds)}{name}", va="center", fontsize=6.5
             )
-    there = {row.by for row in at.values()}
-    for by, label in _WHOM.items():
-        if by in there:
+    timed = {row.by for row in at.values()}
+    for by, label in IMPLEMENTATIONS.items():
+        if by in timed:
             axes.barh(0, 0, color=colours[by], label=label)
     names = [variant.label for variant in _variants(rows).values()]
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
@@ -72,15 +72,13 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
         if line:
             sizes, seconds = zip(*line, strict=True)
             exponents = ", ".join(f"{found[rule]:.2f}" for found in (in_n, in_p) if rule in found)
-            its = _variants(rows)[rule]
-            label = f"{its.label} ({exponents})"
-            axes.loglog(sizes, [1e3 * s for s in seconds], color=its.colour, marker=its.marker, label=label)
+            look = _variants(rows)[rule]
+            label = f"{look.label} ({exponents})"
+            axes.loglog(sizes, [1e3 * s for s in seconds], color=look.colour, marker=look.marker, label=label)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-    held = f"p = {USUAL}" if varied == "n" else "n = 1,000,000"
-    axes.set(
-        xlabel="numbers a gradient, n" if varied == "n" else "workers, p", ylabel="time of a call (ms)", title=held
-    )
+    held = f"p = {DEFAULT_P}" if varied == "n" else "n = 1,000,000"
+    axes.set(xlabel="coordinates, n" if varied == "n" else "workers, p", ylabel="time of a call (ms)", title=held)
     if varied == "p":
         ticks = sorted({row.p for row in rows})
         axes.set_xticks(ticks, [str(p) for p in ticks])

@@ -1,4 +1,4 @@
-"""What a user could call in place of a rule: other libraries, plain torch, and FA as the paper computes it."""
+"""Alternatives to the rules: other libraries, torch, and FA by SVDs as the paper computes it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch import Tensor
 from fa.experiments.measurements.cost import svd_steps
 
 Aggregator = Callable[[Tensor], object]
-"""Takes G (p, n); what it returns is not looked at."""
+"""Takes G (p, n). Its result is not used."""
 
 
 class Library(NamedTuple):
-    """A library that has some of the rules."""
+    """A library that implements some of the rules."""
 
     install: str
     rules: Mapping[str, Callable[[Any, int, int], Aggregator]]
-    """By the rule's name here: of the module, p and f, what aggregates."""
+    """Maker of an aggregator from the library's modules, p and f, by the rule's name here."""
 
 
 def _rows(aggregator: Any) -> Aggregator:
@@ -40,7 +40,7 @@ LIBRARIES = {
             "multi_krum": lambda module, p, f: module.MultiKrum(f),
         },
     ),
-    # Its own limits exclude torch 2.6 and newer, with which these rules work nevertheless.
+    # Its requirements exclude torch 2.6 and newer, but these rules work with it.
     "byzpy": Library(
         "pip install --no-deps byzpy cloudpickle",
         {
@@ -51,42 +51,51 @@ LIBRARIES = {
         },
     ),
 }
-_PARTS = {
+_MODULES = {
     "byzfl": ("byzfl",),
     "byzpy": ("byzpy.aggregators.coordinate_wise", "byzpy.aggregators.geometric_wise"),
 }
 
 
 class Missing(ValueError):
-    """A library that is not installed; the message says how to get it."""
+    """A missing library. The message has the command that installs it."""
 
 
-def of_library(library: str, p: int, f: int) -> dict[str, Aggregator]:
-    """By the rule's name here, the library's aggregators for p workers of which f are faulty; raises Missing."""
-    module = _Parts(library)
+def library_aggregators(library: str, p: int, f: int) -> dict[str, Aggregator]:
+    """Return a library's aggregators by the rule's name here.
+
+    Args:
+        library: A key of `LIBRARIES`.
+        p: Number of workers.
+        f: Number of Byzantine workers to tolerate.
+
+    Raises:
+        Missing: The library is not installed.
+    """
+    module = _Namespace(library)
     return {rule: make(module, p, f) for rule, make in LIBRARIES[library].rules.items()}
 
 
-class _Parts:
-    """The names of several modules as one."""
+class _Namespace:
+    """The names of several modules in one namespace."""
 
     def __init__(self, library: str) -> None:
         try:
-            self._modules = [importlib.import_module(name) for name in _PARTS[library]]
+            self._modules = [importlib.import_module(name) for name in _MODULES[library]]
         except ImportError as error:
-            raise Missing(f"{library} is left out ({error}): {LIBRARIES[library].install}") from error
+            raise Missing(f"{library} is not timed ({error}): {LIBRARIES[library].install}") from error
 
     def __getattr__(self, name: str) -> Any:
         return next(getattr(module, name) for module in self._modules if hasattr(module, name))
 
 
-def of_torch() -> dict[str, Aggregator]:
-    """By the rule's name here, what torch has of itself."""
+def torch_aggregators() -> dict[str, Aggregator]:
+    """Return torch's own mean and median, by the rule's name here."""
     return {"mean": lambda G: G.mean(dim=0), "median": lambda G: G.median(dim=0)}
 
 
-def as_the_paper(steps: int) -> Aggregator:
-    """FA by an SVD of the n x p matrix at each of so many steps."""
+def svd_flag_aggregator(steps: int) -> Aggregator:
+    """Return FA by an SVD of the n x p matrix in each of `steps` steps."""
     return partial(_svd_steps, steps)
 
 
@@ -94,6 +103,6 @@ def _svd_steps(steps: int, G: Tensor) -> object:
     return svd_steps([row[None] for row in G], steps=steps)
 
 
-def a_plain_read(G: Tensor) -> Tensor:
-    """One pass over G that does nothing else worth mentioning."""
+def read_once(G: Tensor) -> Tensor:
+    """Read G once, as a lower bound on the time of any rule."""
     return torch.sum(G)

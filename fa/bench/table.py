@@ -1,4 +1,4 @@
-"""The rows of a benchmark as tables: each rule over the mean, and what one could call instead over the rule."""
+"""Tables of a benchmark: each rule as a multiple of the mean, and alternatives as multiples of the rule."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from rich.table import Table
 
-from fa.bench.cases import MIDDLE, OURS, PAPER, TORCH, USUAL, Row
+from fa.bench.cases import DEFAULT_N, DEFAULT_P, OURS, PAPER, TORCH, Row
 from fa.bench.peers import LIBRARIES
 from fa.utils import plugins
 
-_WHOM = (*LIBRARIES, TORCH)
+_OTHERS = (*LIBRARIES, TORCH)
 
 
 def table(rows: Sequence[Row]) -> Table:
     """Return the table of one case, a row for each rule, with the time of reading G alone in its title."""
     case = rows[0]
-    found = {(row.rule, row.by): row for row in rows}
+    by_key = {(row.rule, row.by): row for row in rows}
     read = next(row for row in rows if row.rule == "")
     title = (
         f"p = {case.p}, n = {case.n:,}, f = {case.f}; one read of G: "
         f"{1e3 * read.seconds:.3g} ms, {read.gigabytes_per_second:.1f} GB/s"
     )
     table = Table("rule", title=title)
-    for column in ("ms", "/ mean", "GB/s", "first ms", "calls", *(f"{by}/ours" for by in _WHOM)):
+    for column in ("ms", "/ mean", "GB/s", "first ms", "calls", *(f"{by}/ours" for by in _OTHERS)):
         table.add_column(column, justify="right")
-    ours = [found[rule, OURS] for rule in rules(rows)]
+    ours = [by_key[rule, OURS] for rule in rules(rows)]
     for row in (*ours, *(row for row in rows if row.by == PAPER)):
         numbers = f"{1e3 * row.seconds:.3g} {row.over_mean:.2f} {row.gigabytes_per_second:.1f} {1e3 * row.first:.3g}"
-        others = (_times(found.get((row.rule, by)), row) for by in _WHOM)
+        others = (_times(by_key.get((row.rule, by)), row) for by in _OTHERS)
         table.add_row(plugins.display_name(row.rule), *numbers.split(), str(row.repeats), *others)
     return table
 
 
 def rules(rows: Sequence[Row]) -> list[str]:
-    """The rules of ours that were timed, in their order."""
+    """Return our timed rules, in order."""
     return list(dict.fromkeys(row.rule for row in rows if row.by == OURS))
 
 
@@ -44,34 +44,40 @@ def _times(peer: Row | None, ours: Row) -> str:
 
 
 def slopes(rows: Sequence[Row], varied: str) -> dict[str, float]:
-    """By rule, the exponent with which our time grows in "n" (at the usual p) or in "p" (at the middle n), by least
-    squares of the logarithms; empty where fewer than two sizes were measured.
+    """Return the exponent of our time's growth by rule, by least squares of the logarithms.
+
+    Args:
+        rows: Rows of all cases.
+        varied: "n" (at the default p) or "p" (at the default n).
+
+    Returns:
+        Nothing for rules that were timed at fewer than two sizes.
     """
-    found = {}
+    exponents = {}
     for rule in rules(rows):
         line = growth(rows, rule, OURS, varied)
         if len(line) > 1:
             sizes, seconds = np.log(np.array(line)).T
-            found[rule] = float(np.polyfit(sizes, seconds, 1)[0])
-    return found
+            exponents[rule] = float(np.polyfit(sizes, seconds, 1)[0])
+    return exponents
 
 
 def growth(rows: Sequence[Row], rule: str, by: str, varied: str) -> list[tuple[int, float]]:
-    """(size, seconds) of a rule as n or p grows, the other held."""
-    held, at = ("p", USUAL) if varied == "n" else ("n", MIDDLE)
+    """Return (size, seconds) of a rule as n or p grows and the other is fixed."""
+    held, at = ("p", DEFAULT_P) if varied == "n" else ("n", DEFAULT_N)
     found = [row for row in rows if (row.rule, row.by) == (rule, by) and getattr(row, held) == at]
     return sorted((getattr(row, varied), row.seconds) for row in found)
 
 
 def summary(rows: Sequence[Row]) -> Iterator[str]:
-    """How time grows, once all cases are there."""
-    for varied, at in (("n", f"p = {USUAL}"), ("p", f"n = {MIDDLE:,}")):
+    """Yield lines on how time grows with n and p, after all cases."""
+    for varied, at in (("n", f"p = {DEFAULT_P}"), ("p", f"n = {DEFAULT_N:,}")):
         exponents = slopes(rows, varied)
         if exponents:
-            told = ", ".join(f"{plugins.display_name(rule)} {slope:.2f}" for rule, slope in exponents.items())
-            yield f"time grows as {varied} to the power of, at {at}: {told}"
-    last = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (MIDDLE, 60)}
-    usual = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (MIDDLE, USUAL)}
+            values = ", ".join(f"{plugins.display_name(rule)} {slope:.2f}" for rule, slope in exponents.items())
+            yield f"time grows as {varied} to the power of, at {at}: {values}"
+    last = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (DEFAULT_N, 60)}
+    usual = {row.rule: row.seconds for row in rows if row.by == OURS and (row.n, row.p) == (DEFAULT_N, DEFAULT_P)}
     if last and usual:
-        told = ", ".join(f"{plugins.display_name(rule)} {last[rule] / usual[rule]:.1f}" for rule in rules(rows))
-        yield f"p = 60 over p = {USUAL}, at n = {MIDDLE:,}: {told}"
+        values = ", ".join(f"{plugins.display_name(rule)} {last[rule] / usual[rule]:.1f}" for rule in rules(rows))
+        yield f"p = 60 over p = {DEFAULT_P}, at n = {DEFAULT_N:,}: {values}"

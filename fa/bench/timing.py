@@ -1,4 +1,4 @@
-"""Calls timed in turn in one process, so that what slows the machine slows all of them alike."""
+"""Calls timed in turn in one process, so a slow moment of the machine affects all of them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Call = Callable[[], object]
 
 @dataclass
 class Timing:
-    """Seconds of a call: the `first` one, which may compile, and those after it."""
+    """Seconds of the `first` call, which may compile, and of the calls after it."""
 
     first: float
     seconds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """Of the calls after the first, or the first where that took all the time there was."""
+        """Median of the calls after the first; the first if no other was timed."""
         return statistics.median(self.seconds or [self.first])
 
     @property
     def repeats(self) -> int:
-        """How many calls the median is of."""
+        """Number of calls behind the median."""
         return max(len(self.seconds), 1)
 
     @property
     def spent(self) -> float:
-        """Seconds in all."""
+        """Total seconds."""
         return self.first + sum(self.seconds)
 
 
@@ -43,8 +43,14 @@ def interleaved(
     device: str = "cpu",
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Timing]:
-    """Each call once, and then all in turn, `repeats` times; one that has taken more than `patience` seconds in all is
-    left out of the further rounds.
+    """Time each call once, then all of them in turn.
+
+    Args:
+        calls: Calls by name.
+        repeats: Number of rounds after the first call.
+        patience: Total seconds after which a call is excluded from further rounds.
+        device: Device to synchronize.
+        progress: Called with a name before its first call.
     """
     timings = {}
     for name, call in calls.items():

@@ -1,6 +1,6 @@
-"""The command line. Commands are imported when they are called, so that `fa --help` is quick.
+"""The command line. Commands are imported when they are called, so `fa --help` is quick.
 
-Whatever a user can get wrong ends as one line on stderr, `fa: ...`, and exit code 2; Ctrl-C as one line and 130.
+A user's error is one line on stderr, `fa: ...`, with exit code 2. Ctrl-C is one line, with exit code 130.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from fa import __version__
 from fa.utils.malloc import retain_freed_memory
 
 COMMANDS = {
-    "train": "Train once, with faulty workers, and print the result.",
-    "server": "Train with workers that are started on this host or others.",
-    "worker": "Compute gradients for an `fa server` on this host or another.",
-    "plot": "Draw one run, and whom its rule trusted.",
-    "sweep": "Do many runs, reusing those that are finished.",
-    "reproduce": "Draw the paper's figures from runs of this package.",
-    "report": "Write which of the paper's claims hold, from the figures drawn.",
-    "aggregate": "Aggregate gradients in files, larger than memory if they are.",
-    "certify": "Bound how far FA's subspace can be from the best one.",
-    "bench": "Time the rules beside the mean and beside other libraries.",
+    "train": "Train once, with Byzantine workers, and print the result.",
+    "server": "Train with workers that run on this host or others.",
+    "worker": "Compute gradients for `fa server`.",
+    "plot": "Draw one run and its workers' weights.",
+    "sweep": "Do the runs of figures, and reuse finished ones.",
+    "reproduce": "Draw the paper's figures.",
+    "report": "Write the verdicts on the paper's claims.",
+    "aggregate": "Aggregate gradients in files.",
+    "certify": "Bound the distance of FA's subspace to the best one.",
+    "bench": "Time the rules and those of other libraries.",
     "augment": "Write a data set with augmented training images.",
-    "data": "Fetch data sets and list those that are there.",
-    "doctor": "Say what is here, and what to do about what is not.",
+    "data": "Download and list data sets.",
+    "doctor": "List what is installed, and how to add the rest.",
 }
-"""Each command, with its line of help. Command NAME is the click command NAME of the module fa.cli.NAME."""
+"""Help of each command. Command NAME is the click command NAME of the module fa.cli.NAME."""
 
 
 _FIGURES = ("papermill", "nbformat", "ipykernel", "pandas", "matplotlib", "seaborn", "jupyter_client")
@@ -40,14 +40,14 @@ EXTRAS = dict.fromkeys(_FIGURES, "notebooks") | {"scipy": "theory"}
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command's module only when that command is wanted."""
+    """A group that imports the module of a command when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The commands' names, in the order of COMMANDS."""
+        """Return the names of the commands, in the order of COMMANDS."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, or None."""
+        """Return the command of a name, or None."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(importlib.import_module(f"fa.cli.{cmd_name}"), cmd_name)
@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does it, but a name that is none is told with those that there are."""
+        """Resolve a command, and list all commands if the name is unknown."""
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             from fa.utils.validation import check_one_of
 
@@ -64,12 +64,12 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list of commands in the help, from COMMANDS alone."""
+        """Write the list of commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; Ctrl-C is caught here because click itself would print an empty line for it."""
+        """Run the command. Ctrl-C is caught here, since click would print an empty line for it."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -82,11 +82,15 @@ class LazyGroup(click.Group):
 def cli() -> None:
     """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
     retain_freed_memory()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else connections are told of, and errors twice
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else torch logs connections, and errors twice
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The program `fa`: run `arguments` (None: those of the process) and leave with its exit code."""
+    """Run the program `fa` and exit with its exit code.
+
+    Args:
+        arguments: Command line, by default the process's.
+    """
     try:
         code = cli.main(arguments, prog_name="fa", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -94,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
-    except BrokenPipeError:  # the reader of our output has gone: nothing is left to say, and nobody to say it to
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         sys.stderr.close()
         sys.exit(1)
     except (ValueError, OSError) as error:
@@ -105,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _cure(error: ImportError) -> str:
-    """What to install. An error about anything but a package that only some commands need is a bug, and goes on."""
+    """Return a message with what to install. Any other ImportError is a bug, and is raised again."""
     package = (error.name or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
         return f"this command needs {package}, which is not installed: pip install 'flag-aggregator[{EXTRAS[package]}]'"

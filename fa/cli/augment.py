@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
+from fa.cli.data import root_option
 from fa.utils.progress_bar import reporter
 
 
 @click.command()
 @click.argument("recipe")
-@click.option("--dataset", default="mnist-mini", show_default=True, help="Data set whose training images are taken.")
+@click.option("--dataset", default="mnist-mini", show_default=True, help="Data set to augment.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the augmented data set.")
-@click.option("--seed", type=click.IntRange(min=0), default=2021, show_default=True, help="Seed of what is drawn.")
-@click.option("--root", type=click.Path(file_okay=False, path_type=Path), help="Cache folder of the data sets.")
+@click.option("--seed", type=click.IntRange(min=0), default=2021, show_default=True, help="Seed of the augmentation.")
+@root_option
 def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) -> None:
     """Write a data set whose training images are augmented by RECIPE.
 
@@ -26,8 +27,8 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
     from fa.data import load
     from fa.experiments.paths import recipe_path as find
 
-    read_recipe = read(find(recipe))
-    torch.set_num_threads(1)  # the steps are so short that waiting for one another takes threads longer
+    source = read(find(recipe))
+    torch.set_num_threads(1)  # the steps are short, and several threads would mostly wait for one another
     with reporter("images") as report:
-        made = build(read_recipe, load(dataset, root), out, seed, lambda done, total: report(done, total, str))
-    click.echo(str(made))
+        folder = build(source, load(dataset, root), out, seed, lambda done, total: report(done, total, str))
+    click.echo(str(folder))

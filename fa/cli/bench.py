@@ -1,4 +1,4 @@
-"""`fa bench`: how long the rules take."""
+"""`fa bench`: time of the rules."""
 
 from __future__ import annotations
 
@@ -19,17 +19,25 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--n", "sizes", type=click.IntRange(min=1), multiple=True, help="Numbers a gradient; may be repeated.")
-@click.option("--p", "workers", type=click.IntRange(min=1), multiple=True, help="Workers; may be repeated.")
-@click.option("--full", is_flag=True, help="Every usual n with every usual p.")
-@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="Calls that a median is of.")
+@click.option("--n", "sizes", type=click.IntRange(min=1), multiple=True, help="Number of coordinates; may be repeated.")
+@click.option("--p", "workers", type=click.IntRange(min=1), multiple=True, help="Number of workers; may be repeated.")
+@click.option("--full", is_flag=True, help="Every default n with every default p.")
 @click.option(
-    "--patience", type=float, default=10.0, show_default=True, help="Seconds after which a call is not repeated."
+    "--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="Number of timed calls per rule."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads; as many as torch takes if left out.")
+@click.option(
+    "--patience",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Total time after which a call is not repeated, in seconds.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Number of threads.  [default: torch's]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @rule_option
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for bench.json and bench.png.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder for bench.json and bench.png."
+)
 def bench(
     sizes: tuple[int, ...],
     workers: tuple[int, ...],
@@ -41,9 +49,9 @@ def bench(
     rules: tuple[str, ...],
     out: Path | None,
 ) -> None:
-    """Time each rule beside this package's mean, other libraries, torch, and FA by SVDs, all in turn in one process.
+    """Time each rule, the same rules of other libraries and of torch, and FA by SVDs, in turn in one process.
 
-    Without --n and --p: n = 20,000, 1,000,000 and 11,181,642 with 15 workers, and 7, 30 and 60 workers at 1,000,000.
+    By default n = 20,000, 1,000,000 and 11,181,642 with 15 workers, and 7, 30 and 60 workers at n = 1,000,000.
     """
     import torch
     from rich.console import Console
@@ -56,27 +64,27 @@ def bench(
     find_device(device)
     check("patience", patience, patience > 0, "greater than 0")
     if out is not None:
-        importlib.import_module("matplotlib")  # here and now: what cannot be drawn need not be measured
+        importlib.import_module("matplotlib")  # fails before the measurements if it is missing
         out.mkdir(parents=True, exist_ok=True)
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = cases.all_cases() if full else cases.usual_cases()
+    sizes_and_workers = cases.all_cases() if full else cases.default_cases()
     if sizes or workers:
-        chosen = [(n, p) for p in workers or (cases.USUAL,) for n in sizes or (cases.MIDDLE,)]
-    own = register_rules(rules)
+        sizes_and_workers = [(n, p) for p in workers or (cases.DEFAULT_P,) for n in sizes or (cases.DEFAULT_N,)]
+    user_rules = register_rules(rules)
     console = Console(width=120)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []
-    for found in cases.measure(chosen, device, repeats, patience, _tell, own):
-        rows += found
-        console.print(table(found))
+    for case in cases.measure(sizes_and_workers, device, repeats, patience, _print_progress, user_rules):
+        rows += case
+        console.print(table(case))
     click.echo("\n".join(summary(rows)))
     if out is not None:
         _write(out, rows, device)
 
 
-def _tell(text: str) -> None:
+def _print_progress(text: str) -> None:
     click.echo(text, err=True)
 
 
@@ -89,12 +97,12 @@ def _write(out: Path, rows: Sequence[Row], device: str) -> None:
     from fa.training.records import hardware, versions
 
     threads = torch.get_num_threads()
-    about: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "threads": threads}
-    write_atomically(out / "bench.json", json.dumps(about | {"rows": as_records(rows)}, indent=1) + "\n")
-    where = (
-        f"{threads} thread{'s' * (threads > 1)} of {about['hardware']['cpu']}"
+    environment: dict[str, Any] = {"hardware": hardware(device), "versions": versions(), "threads": threads}
+    write_atomically(out / "bench.json", json.dumps(environment | {"rows": as_records(rows)}, indent=1) + "\n")
+    processor = (
+        f"{threads} thread{'s' * (threads > 1)} of {environment['hardware']['cpu']}"
         if device == "cpu"
-        else about["hardware"]["device"]
+        else environment["hardware"]["device"]
     )
-    save_png(draw(rows, f"float32, medians, {where}"), out / "bench.png")
+    save_png(draw(rows, f"float32, medians, {processor}"), out / "bench.png")
     click.echo(f"{out / 'bench.json'} and {out / 'bench.png'} written")

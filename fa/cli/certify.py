@@ -1,4 +1,4 @@
-"""`fa certify`: how far FA's subspace can be from the best one, for gradients in files."""
+"""`fa certify`: a bound on the distance of FA's subspace to the best one, for gradients in files."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import click
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--m", type=int, help="Columns of the subspace; ceil((p + 1)/2) if left out.")
+@click.option("--m", type=int, help="Number of columns of the subspace.  [default: ceil((p + 1)/2)]")
 @click.option("--lam", type=float, default=0.0, show_default=True, help="Weight of the pairwise term.")
-@click.option("--a", type=float, default=2.0, show_default=True, help="The root in the objective.")
-@click.option("--max-iter", type=int, default=5, show_default=True, help="Iterations of IRLS at most.")
-@click.option("--exact", is_flag=True, help="Also solve the relaxation, by cvxpy.")
+@click.option("--a", type=float, default=2.0, show_default=True, help="Root in the objective, at least 1.")
+@click.option("--max-iter", type=int, default=5, show_default=True, help="Maximum number of IRLS iterations.")
+@click.option("--exact", is_flag=True, help="Also solve the convex relaxation with cvxpy.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def certify(
     files: tuple[Path, ...], m: int | None, lam: float, a: float, max_iter: int, exact: bool, as_json: bool
 ) -> None:
-    """Run IRLS on the gradients in FILE and bound its distance from the best subspace.
+    """Run IRLS on the gradients in FILE, and bound its distance to the best subspace.
 
-    One file, .npy or .safetensors, holds all gradients, (p, n), one worker a row; or each file holds one worker's. None
-    is read into memory at once.
+    One .npy or .safetensors file has all gradients, (p, n), one row per worker. Or each file has one worker's. Files
+    are memory-mapped.
     """
     from fa import irls, sdp
     from fa.gradients.memory_map import open_gradients
@@ -56,11 +56,11 @@ def certify(
 
 def _exact(sdp: Any, G: Any, **options: Any) -> dict[str, Any]:
     try:
-        found = sdp.solve(G, **options)
+        relaxation = sdp.solve(G, **options)
     except (ImportError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
     names = ("bound", "value", "rounded_objective", "polished_objective", "solver", "status", "seconds")
-    return {name: getattr(found, name) for name in names}
+    return {name: getattr(relaxation, name) for name in names}
 
 
 def _show(report: dict[str, Any], names: list[str]) -> None:
@@ -75,14 +75,14 @@ def _show(report: dict[str, Any], names: list[str]) -> None:
         workers.add_row(row[0], *(f"{number:.6g}" for number in row[1:]))
     console = Console()
     console.print(workers, soft_wrap=not console.is_terminal)
-    lines = [("objective", report["objective"], "of eq. 5, at IRLS' subspace")]
-    lines += [("bound", report["bound"], f"no more than {report['certifies']}")]
+    lines = [("objective", report["objective"], "eq. 5 at the subspace of IRLS")]
+    lines += [("bound", report["bound"], f"lower bound on {report['certifies']}")]
     lines += [("gap", report["gap"], "(objective - bound)/objective")]
     if "exact" in report:
         exact = report["exact"]
-        told = f"from the relaxation, {exact['solver']}, {exact['status']}, {exact['seconds']:.2f} s"
-        lines += [("exact bound", exact["bound"], told)]
-        lines += [("rounded", exact["rounded_objective"], "objective at the relaxation's own subspace")]
-        lines += [("polished", exact["polished_objective"], "objective where IRLS ends from there")]
+        origin = f"convex relaxation, {exact['solver']}, {exact['status']}, {exact['seconds']:.2f} s"
+        lines += [("exact bound", exact["bound"], origin)]
+        lines += [("rounded", exact["rounded_objective"], "objective at the subspace of the relaxation")]
+        lines += [("polished", exact["polished_objective"], "objective after IRLS from that subspace")]
     for name, number, remark in lines:
         click.echo(f"{name:<12}{number:>14.8g}  {remark}")

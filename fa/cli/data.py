@@ -1,4 +1,4 @@
-"""`fa data`: fetch data sets, and list those that are there."""
+"""`fa data`: download and list data sets."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from pathlib import Path
 
 import click
 
-_ROOT = click.option(
+root_option = click.option(
     "--root",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Cache folder; if left out FA_DATA, else the folder fa in the user's cache folder.",
+    help="Folder of the data sets.  [default: $FA_DATA, else fa in the user's cache folder]",
 )
 
 
 @click.group()
 def data() -> None:
-    """Fetch data sets and list those that are there."""
+    """Download data sets, and list those that are available."""
 
 
 @data.command()
 @click.argument("name")
-@_ROOT
-@click.option("--quiet", is_flag=True, help="Print nothing but the path.")
+@root_option
+@click.option("--quiet", is_flag=True, help="Print only the path.")
 def fetch(name: str, root: Path | None, quiet: bool) -> None:
-    """Bring the data set NAME into the cache and print its path.
+    """Download the data set NAME if it is missing, and print its path.
 
-    NAME is mnist, fashion-mnist or cifar10. A copy that is there is checked and kept.
+    NAME is mnist, fashion-mnist or cifar10. An existing copy is checked, and replaced if it is damaged.
     """
     from fa.data import fetch as fetch_data
 
@@ -33,9 +33,9 @@ def fetch(name: str, root: Path | None, quiet: bool) -> None:
 
 
 @data.command(name="list")
-@_ROOT
+@root_option
 def list_(root: Path | None) -> None:
-    """List the data sets by name, and say which are here."""
+    """List the data sets and their state."""
     from fa.data import describe
 
     for row in describe(root):

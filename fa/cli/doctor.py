@@ -1,4 +1,4 @@
-"""`fa doctor`: what is here, and what to do about what is not."""
+"""`fa doctor`: the installed parts, and how to add the missing ones."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _LIBRARIES = {
     "theory": ("cvxpy", "scipy"),
     "tensorboard": ("tensorboard",),
 }
-_ENOUGH_DISK = 8e9  # bytes: an installation, and CIFAR-10
+_MIN_DISK = 8e9  # bytes, for an installation and CIFAR-10
 
 
 class Line(NamedTuple):
-    """One thing, whether it is here, and what is said of it."""
+    """One line of the output."""
 
     name: str
-    here: bool
-    said: str
+    available: bool
+    note: str  # version, place or cure
 
 
 @click.command()
 def doctor() -> None:
-    """Say what is installed and permitted here, a line each, and what to do about what is missing."""
+    """List what is installed and permitted, and how to add what is missing."""
     lines = list(_lines())
     width = max(len(line.name) for line in lines)
     for line in lines:
-        click.echo(f"{'ok' if line.here else 'missing':8}{line.name:{width}}  {line.said}")
+        click.echo(f"{'ok' if line.available else 'missing':8}{line.name:{width}}  {line.note}")
 
 
 def _lines() -> Iterator[Line]:
-    yield Line("python", sys.version_info >= (3, 11), f"{platform.python_version()}; 3.11 or newer is needed")
+    yield Line("python", sys.version_info >= (3, 11), f"{platform.python_version()}; needs 3.11 or newer")
     yield Line("fa", True, __version__)
     yield from _packages(("torch", "torchvision", "numpy", "numba"), "pip install flag-aggregator")
     for extra, names in _LIBRARIES.items():
@@ -50,7 +50,7 @@ def _lines() -> Iterator[Line]:
     from fa.bench.peers import LIBRARIES
 
     for name, library in LIBRARIES.items():
-        yield from _packages((name,), f"for comparisons: {library.install}")
+        yield from _packages((name,), library.install)
     yield from _processor()
     yield _gpu()
     yield from _data()
@@ -63,8 +63,8 @@ def _packages(names: tuple[str, ...], cure: str) -> Iterator[Line]:
         try:
             yield Line(name, True, version(name))
         except PackageNotFoundError:
-            found = importlib.util.find_spec(name) is not None
-            yield Line(name, found, "found, without its version" if found else cure)
+            importable = importlib.util.find_spec(name) is not None
+            yield Line(name, importable, "unknown version" if importable else cure)
 
 
 def _processor() -> Iterator[Line]:
@@ -73,17 +73,13 @@ def _processor() -> Iterator[Line]:
     from fa.utils.blas import usable_cores
 
     kind, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-    yield Line("cores", True, f"{usable_cores()}, of which torch uses {threads} ({kind}); OMP_NUM_THREADS=N sets it")
+    yield Line("cores", True, f"{usable_cores()}; torch uses {threads} ({kind}), OMP_NUM_THREADS=N sets this")
     from fa.kernels import cpu
 
     cache = Path(cpu.__file__).parent / "__pycache__"
     writable = os.access(cache if cache.is_dir() else cache.parent, os.W_OK)
-    where = (
-        "the compiled loops are kept on disk"
-        if writable
-        else f"{cache} cannot be written: NUMBA_CACHE_DIR=FOLDER, or every process compiles anew"
-    )
-    yield Line("kernel cache", writable, where)
+    note = str(cache) if writable else f"{cache} is not writable, so every process compiles: set NUMBA_CACHE_DIR=FOLDER"
+    yield Line("kernel cache", writable, note)
 
 
 def _gpu() -> Line:
@@ -91,22 +87,22 @@ def _gpu() -> Line:
 
     if torch.cuda.is_available():
         return Line("CUDA device", True, f"{torch.cuda.get_device_name()}; --device cuda")
-    return Line("CUDA device", False, "all runs on the processor")
+    return Line("CUDA device", False, "runs use the CPU")
 
 
 def _data() -> Iterator[Line]:
     from fa.data import describe
 
     for row in describe():
-        here = row.status in ("embedded", "here")
-        yield Line(row.name, here, row.place if here else f"{row.status}: {row.place}")
+        available = row.status in ("embedded", "here")
+        yield Line(row.name, available, row.place if available else f"{row.status}: {row.place}")
 
 
 def _namespaces() -> Line:
     from fa.experiments.measurements.lossy_links import unsupported_reason
 
-    why = unsupported_reason()
-    return Line("lossy links", not why, why or "network namespaces are permitted")
+    reason = unsupported_reason()
+    return Line("lossy links", not reason, reason or "network namespaces are permitted")
 
 
 def _disk() -> Iterator[Line]:
@@ -116,6 +112,6 @@ def _disk() -> Iterator[Line]:
     free = shutil.disk_usage(root).free
     yield Line(
         "free disk",
-        free > _ENOUGH_DISK,
-        f"{free / 1e9:.0f} GB at {root}; {_ENOUGH_DISK / 1e9:.0f} GB hold an installation and CIFAR-10",
+        free > _MIN_DISK,
+        f"{free / 1e9:.0f} GB at {root}; {_MIN_DISK / 1e9:.0f} GB are needed for an installation and CIFAR-10",
     )

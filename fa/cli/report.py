@@ -1,4 +1,4 @@
-"""`fa report`: which of the paper's claims hold, on one page."""
+"""`fa report`: the verdicts on the paper's claims, on one page."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from fa.experiments.runs.profiles import PROFILES
+from fa.cli.user_rule_options import profile_option
 
 
 @click.command()
-@click.option("--profile", type=click.Choice(list(PROFILES)), default="quick", show_default=True, help="Size.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of figures in place of figures/PROFILE.")
+@profile_option
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the figures.  [default: figures/PROFILE]")
 def report(profile: str, out: Path | None) -> None:
-    """Write REPORT.md and REPORT.html beside the figures that fa reproduce has drawn."""
+    """Write REPORT.md and REPORT.html beside the figures of a profile."""
     from fa.experiments.paths import figures_dir
     from fa.experiments.reporting.report import write
 

@@ -1,4 +1,4 @@
-"""`fa reproduce`: the notebooks of figures and theory, executed."""
+"""`fa reproduce`: execute the notebooks of figures and theory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from fa.cli.torchrun import check_device
-from fa.cli.user_rule_options import concerned, study_options
+from fa.cli.user_rule_options import applicable_figures, study_options
 
 
 @click.command()
 @click.argument("name", nargs=-1)
 @study_options
-@click.option("--finished", is_flag=True, help="Run nothing; show the finished runs and name the others.")
+@click.option("--finished", is_flag=True, help="Draw from finished runs only, and list the missing ones.")
 def reproduce(
     name: tuple[str, ...],
     profile: str,
@@ -25,31 +25,35 @@ def reproduce(
     attack: str | None,
     out: Path | None,
 ) -> None:
-    """Execute the notebook of each NAME, such as fig02 or theory01, or all of a family: fig (if no NAME is given),
-    extra, supp or theory. Figures and executed notebooks go to figures/PROFILE; with --rule or --attack, to
-    figures/PROFILE-custom.
+    """Execute each notebook NAME, such as fig02 or theory01, or a family: fig (default), extra, supp or theory.
 
-    An option that a notebook has no parameter for does not concern it.
+    Figures and executed notebooks go to figures/PROFILE; with --rule or --attack, to figures/PROFILE-custom. Options
+    without a parameter in a notebook do not apply to it.
     """
     from fa.experiments.notebooks import execute, find
     from fa.experiments.paths import figures_dir
 
     check_device(device)
     paths = {path.stem: path for path in find(name)}
-    names, given = concerned(list(paths), rules, attack)
-    target = figures_dir(profile, out, custom=bool(given)).resolve()
-    for stem, own in names.items():
+    names, custom = applicable_figures(list(paths), rules, attack)
+    target = figures_dir(profile, out, custom=bool(custom)).resolve()
+    for stem, options in names.items():
         path = paths[stem]
         click.echo(f"{path.stem}, profile {profile}")
         try:
-            execute(path, target, profile=profile, out=str(target), jobs=jobs, device=device, finished=finished, **own)
+            execute(
+                path, target, profile=profile, out=str(target), jobs=jobs, device=device, finished=finished, **options
+            )
         except KeyboardInterrupt:
-            # The cell that was cut off is an asyncio task that nobody waits for any more: no traceback of it.
+            # The interrupted cell is an asyncio task without a waiter, which would log a traceback.
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            click.echo("finished runs are kept; the same command goes on from there", err=True)
+            click.echo("finished runs are saved; the same command resumes", err=True)
             raise
-    from fa.experiments.reporting.report import figure_files, write  # loads torch, for which a wrong name need not wait
+    from fa.experiments.reporting.report import (  # imports torch, which an invalid name must not wait for
+        figure_files,
+        write,
+    )
 
-    click.echo(f"figures and executed notebooks are in {target}")
+    click.echo(f"figures and executed notebooks: {target}")
     if figure_files(target):
-        click.echo(f"what they say of the paper's claims is in {write(target)}")
+        click.echo(f"verdicts on the paper's claims: {write(target)}")

@@ -1,4 +1,4 @@
-"""The options of the rules on the command line, for every command that takes a rule."""
+"""Options of the rules, for every command that takes a rule."""
 
 from __future__ import annotations
 
@@ -8,34 +8,31 @@ from typing import Any
 import click
 
 OPTIONS = {
-    "m": (int, "FA: columns of the subspace."),
-    "lam": (float, "FA: weight of the regularizer; around p/(m sqrt(n)) for l1, p/sqrt(n m) for rows."),
-    "a": (float, "FA: the root in the objective."),
-    "tol": (float, "FA: stop when the objective falls by less."),
-    "max_iter": (int, "FA: iterations at most."),
-    "formulation": (str, "FA: formula of the direction, 'paper' or 'released'."),
+    "m": (int, "FA: number of columns of the subspace, by default ceil((p + 1)/2)."),
+    "lam": (float, "FA: weight of the regularizer; about p/(m sqrt(n)) for l1, p/sqrt(n m) for rows."),
+    "a": (float, "FA: root in the objective, at least 1."),
+    "tol": (float, "FA: decrease of the objective below which IRLS stops."),
+    "max_iter": (int, "FA: maximum number of IRLS iterations."),
+    "formulation": (str, "FA, Bulyan: formula, 'paper' or 'released'."),
     "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'."),
-    "keep": (int, "Multi-Krum: gradients that are kept."),
-    "preaggregators": (
-        str,
-        "Pre-aggregators, separated by commas: 'unit', 'krum,median_norm', 'arc', ...; 'none' for none.",
-    ),
+    "keep": (int, "Multi-Krum: number of averaged gradients, by default p - f - 2."),
+    "preaggregators": (str, "Pre-aggregators, separated by commas: 'unit', 'krum,median_norm', ...; 'none'."),
 }
 """Type and help by name."""
 
 
 def rule_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command all the options of the rules."""
+    """Add the options of all rules to a command."""
     for name, (kind, text) in reversed(OPTIONS.items()):
         command = click.option("--" + name.replace("_", "-"), name, type=kind, default=None, help=text)(command)
     return command
 
 
-def take(given: dict[str, Any]) -> dict[str, Any]:
-    """Take the options of the rule out of what a command was given; those that were not given are left out."""
-    options = {name: given.pop(name) for name in OPTIONS if name in given}
+def pop_rule_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Remove the options of the rule from a command's arguments, and return those that are set."""
+    options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
     options = {name: value for name, value in options.items() if value is not None}
     if "preaggregators" in options:
-        steps = options["preaggregators"]
-        options["preaggregators"] = () if steps == "none" else tuple(step.strip() for step in steps.split(","))
+        names = options["preaggregators"]
+        options["preaggregators"] = () if names == "none" else tuple(name.strip() for name in names.split(","))
     return options

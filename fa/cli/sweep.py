@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fa.cli.torchrun import check_device
-from fa.cli.user_rule_options import concerned, study_options
+from fa.cli.user_rule_options import applicable_figures, study_options
 from fa.experiments import ALL, figure_module, match_names
 from fa.utils import plugins
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("figure", nargs=-1)
 @study_options
-@click.option("--shard", "part", metavar="I/K", help="Only every K-th run, from the I-th: for K machines.")
-@click.option("--why", is_flag=True, help="Say for each run why it will run or not, and run nothing.")
+@click.option("--shard", "part", metavar="I/K", help="Every K-th run, from the I-th: one of K machines.")
+@click.option("--why", is_flag=True, help="List for each run whether it will run, and the reason; run nothing.")
 def sweep(
     figure: tuple[str, ...],
     profile: str,
@@ -32,14 +32,14 @@ def sweep(
     attack: str | None,
     out: Path | None,
 ) -> None:
-    """Do the runs behind each FIGURE, such as fig02 or extra03, or all of a family: fig (if none is named), extra or
-    supp. Those that are finished are reused. With --rule or --attack, the folder is figures/PROFILE-custom.
+    """Do the runs of each FIGURE: a name such as fig02 or extra03, or a family, fig (default), extra or supp.
 
-    A run that fails is named at the end, with exit code 1; the others are done and kept.
+    Finished runs are reused. With --rule or --attack, the folder is figures/PROFILE-custom. Failed runs are listed at
+    the end, with exit code 1, and the others are saved.
     """
     check_device(device)
-    names, _ = concerned(match_names(figure or ("fig",), ALL), rules, attack)
-    studies = [figure_module(name).study(profile, out, device=device, **own) for name, own in names.items()]
+    names, _ = applicable_figures(match_names(figure or ("fig",), ALL), rules, attack)
+    studies = [figure_module(name).study(profile, out, device=device, **options) for name, options in names.items()]
     if why:
         for study in studies:
             _explain(study, part)
@@ -50,14 +50,14 @@ def sweep(
 
 
 def _run(study: Study, jobs: int | None, part: str | None) -> bool:
-    """Do the runs of a study and report; whether all of them succeeded."""
+    """Do the runs of a study, print the outcome, and return True if all succeeded."""
     try:
         outcomes = study.sweep(jobs, shard=part)
     except KeyboardInterrupt:
-        click.echo("finished runs are kept; the same command goes on from there", err=True)
+        click.echo("finished runs are saved; the same command resumes", err=True)
         raise
     if not outcomes and study.shard(part):
-        click.echo(f"{study.name}: trains when it is drawn, by fa reproduce; there is nothing to do before")
+        click.echo(f"{study.name}: trains when `fa reproduce` draws it; nothing to do")
         return True
     failed = [outcome for outcome in outcomes if outcome.record is None]
     for outcome in failed:
@@ -70,7 +70,7 @@ def _explain(study: Study, part: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("rule", "f", "seed", "run", "because", title=study.name)
+    table = Table("rule", "f", "seed", "run", "reason", title=study.name)
     for config in study.shard(part):
         finished = study.store.find(config) is not None
         options = ", ".join(f"{name}={value}" for name, value in config.options.items())
@@ -80,4 +80,4 @@ def _explain(study: Study, part: str | None) -> None:
     console = Console()
     console.print(table, soft_wrap=not console.is_terminal)
     for variant, reason in study.skipped.items():
-        click.echo(f"{variant} is left out: {reason}")
+        click.echo(f"{variant} is excluded: {reason}")

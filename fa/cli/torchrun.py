@@ -1,4 +1,4 @@
-"""Who a process is among the server and the workers of a run, where they meet, and where tensors can be."""
+"""The place of a process in a distributed run: torchrun's environment, addresses, workers, devices."""
 
 from __future__ import annotations
 
@@ -8,42 +8,53 @@ from typing import NamedTuple
 from fa.utils.validation import check
 
 
-class Place(NamedTuple):
-    """What torchrun, or who does as it does, says in the environment. Rank 0 is the server, rank i + 1 worker i."""
+class TorchrunEnv(NamedTuple):
+    """The environment that torchrun sets. Rank 0 is the server, rank i + 1 is worker i."""
 
     rank: int
-    size: int  # of all, the server among them
+    size: int  # number of processes, the server included
     host: str
     port: int
-    store_kept: bool  # whether the store at host:port is torchrun's own
+    external_store: bool  # True if torchrun serves the store at host:port
 
 
-def from_environment() -> Place:
-    """The place that RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT give; ValueError for one that is not there."""
-    size, port = _number("WORLD_SIZE"), _number("MASTER_PORT")
+def torchrun_env() -> TorchrunEnv:
+    """Read RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        ValueError: A variable is missing or invalid.
+    """
+    size, port = _integer("WORLD_SIZE"), _integer("MASTER_PORT")
     check("WORLD_SIZE", size, size >= 2, "at least 2: a server and a worker")
-    rank = _number("RANK")
+    rank = _integer("RANK")
     check("RANK", rank, rank < size, f"less than WORLD_SIZE={size}")
-    host, port = address("MASTER_ADDR:MASTER_PORT", f"{os.environ.get('MASTER_ADDR', '')}:{port}")
-    return Place(rank, size, host, port, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+    host, port = parse_address("MASTER_ADDR:MASTER_PORT", f"{os.environ.get('MASTER_ADDR', '')}:{port}")
+    return TorchrunEnv(rank, size, host, port, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
 
-def _number(name: str) -> int:
+def _integer(name: str) -> int:
     text = os.environ.get(name)
-    if text is None or not text.isdecimal():
-        raise ValueError(f"{name} must be a whole number in the environment, as torchrun sets it, got {text!r}")
-    return int(text)
+    check(name, text, text is not None and text.isdecimal(), "an integer in the environment", "torchrun sets it.")
+    return int(text or "")
 
 
-def address(name: str, text: str) -> tuple[str, int]:
-    """HOST:PORT in two parts; ValueError for what is none."""
+def parse_address(name: str, text: str) -> tuple[str, int]:
+    """Split an address.
+
+    Args:
+        name: Name of the argument, for the message.
+        text: HOST:PORT.
+
+    Raises:
+        ValueError: The host is empty or the port is no number below 65536.
+    """
     host, _, port = text.rpartition(":")
     check(name, text, host != "" and port.isdecimal() and int(port) < 1 << 16, "HOST:PORT")
     return host, int(port)
 
 
-def compute(rank: int, host: str, port: int, threads: int) -> None:
-    """Be worker `rank` of the run that is served at host:port."""
+def run_worker(rank: int, host: str, port: int, threads: int) -> None:
+    """Run a worker of the server at host:port until the run ends, with a number of torch's threads."""
     import torch
 
     from fa.training.transports.rpc.worker import work
@@ -53,7 +64,7 @@ def compute(rank: int, host: str, port: int, threads: int) -> None:
 
 
 def check_device(name: str | None) -> None:
-    """Raise ValueError for a device that is not here, before the first run fails for it."""
+    """Raise a ValueError for a missing device, before the first run would."""
     if name is not None:
         from fa.utils.devices import find_device
 

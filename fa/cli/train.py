@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.cli.rule_options import rule_options, take
-from fa.cli.torchrun import Place, address, compute, from_environment
+from fa.cli.rule_options import pop_rule_options, rule_options
+from fa.cli.torchrun import TorchrunEnv, parse_address, run_worker, torchrun_env
 from fa.training.config import TrainConfig
 from fa.utils.progress_bar import Report, reporter
 from fa.utils.validation import check
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from fa.training import Progress, Run
     from fa.training.transports.base import RpcConfig
 
-_CHECKPOINT = "File that keeps how far the run is; the same command goes on from there. Removed once --out is written."
-_NETWORK = ("listen", "deadline", "quorum", "gradients", "lost")
-_LOST = "What stands for coordinates that are lost, with udp.  [default: zero]"
-_BOARD = "Folder for TensorBoard's events: loss, accuracy, weights; with the extra `tensorboard`."
-_BACKEND = "Workers simulated in this process, or processes of their own, which are started here, or by torchrun."
+_RPC = ("listen", "deadline", "quorum", "gradients", "lost")
+_CHECKPOINT = ("checkpoint", "checkpoint_every")
+_CHECKPOINT_HELP = "Checkpoint file; the same command resumes from it. Removed when --out is written."
+_LISTEN_HELP = "Address on which to await `fa worker`, with rpc; by default workers start on this host."
+_BACKEND_HELP = "Workers: simulated in this process, processes of this host, or processes of torchrun."
 
 _TYPES = {"int": int, "Real": float}
 
@@ -36,101 +36,99 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
             continue
         choices = field.metadata["choices"]
         kind = click.Choice(choices) if choices else _TYPES.get(str(field.type).partition(" |")[0], str)
-        note = "" if field.default in (None, ()) else f"  [default: {field.default}]"
-        flag = "--" + field.name.replace("_", "-")
-        command = click.option(flag, field.name, type=kind, help=field.metadata["help"] + note)(command)
+        flag, default = "--" + field.name.replace("_", "-"), field.default
+        shown = False if default in (None, ()) else str(default)
+        command = click.option(flag, field.name, type=kind, help=field.metadata["help"], show_default=shown)(command)
     return command
 
 
 @click.command()
 @_options
 @rule_options
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch; as many as it takes if left out.")
-@click.option("--out", type=click.Path(path_type=Path), help="New directory for curve.csv, workers.csv, config.json.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT)
-@click.option("--checkpoint-every", type=float, help="Seconds from one checkpoint to the next.  [default: 300]")
-@click.option("--tensorboard", type=click.Path(path_type=Path), help=_BOARD)
+@click.option("--threads", type=click.IntRange(min=1), help="Number of torch's threads.  [default: torch's]")
+@click.option("--out", type=click.Path(path_type=Path), help="New folder for curve.csv, workers.csv and config.json.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT_HELP)
+@click.option("--checkpoint-every", type=float, show_default="300", help="Time between two checkpoints, in seconds.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option(
     "--backend",
     type=click.Choice(["simulate", "rpc", "torchrun"]),
     default="simulate",
-    help=_BACKEND + "  [default: simulate]",
+    show_default=True,
+    help=_BACKEND_HELP,
 )
-@click.option("--listen", metavar="HOST:PORT", help="With rpc: await `fa worker`s there instead of starting some here.")
-@click.option("--deadline", type=float, help="Seconds until a silent worker is left out, with rpc.  [default: 60]")
-@click.option("--quorum", type=int, help="Go on with the gradients of so many workers, the fastest, with rpc.")
-@click.option("--gradients", type=click.Choice(["rpc", "udp"]), help="How gradients come, with rpc.  [default: rpc]")
-@click.option("--lost", type=click.Choice(["zero", "previous"]), help=_LOST)
-def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path | None, **given: Any) -> None:
-    """Train once, with faulty workers, and print the result.
+@click.option("--listen", metavar="HOST:PORT", help=_LISTEN_HELP)
+@click.option("--deadline", type=float, show_default="60", help="Timeout for a silent worker, in seconds, with rpc.")
+@click.option("--quorum", type=int, help="Number of fastest workers to await, with rpc.  [default: all]")
+@click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Transport of the gradients.")
+@click.option("--lost", type=click.Choice(["zero", "previous"]), show_default="zero", help="Value of lost coordinates.")
+def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path | None, **arguments: Any) -> None:
+    """Train once, with Byzantine workers, and print the result.
 
-    The options of the rules hold for those rules that have them.
+    Each rule accepts only its own options.
     """
     from fa.training.records import make_room
 
-    place = from_environment() if backend == "torchrun" else None
+    place = torchrun_env() if backend == "torchrun" else None
     if out is not None and (place is None or place.rank == 0):
-        out = make_room(out)  # before torch is even imported
-    given = {name: value for name, value in given.items() if value is not None}
-    network = {name: given.pop(name) for name in _NETWORK if name in given}
-    keeping = {name: given.pop(name) for name in ("checkpoint", "checkpoint_every") if name in given}
-    if keeping.keys() == {"checkpoint_every"}:
-        raise ValueError("checkpoint must be given with --checkpoint-every; it is not")
-    config = _config(given if place is None else {"workers": place.size - 1} | given)
+        out = make_room(out)  # fails before torch is imported
+    settings = {name: value for name, value in arguments.items() if value is not None}
+    rpc_settings = {name: settings.pop(name) for name in _RPC if name in settings}
+    checkpoint = {name: settings.pop(name) for name in _CHECKPOINT if name in settings}
+    if checkpoint.keys() == {"checkpoint_every"}:
+        check("checkpoint", None, False, "a file with --checkpoint-every")
+    config = _config(settings if place is None else {"workers": place.size - 1} | settings)
     if place is not None:
-        workers = f"{place.size - 1}, as WORLD_SIZE={place.size} has them besides the server"
-        check("workers", config.workers, config.workers == place.size - 1, workers)
+        requirement = f"{place.size - 1} with WORLD_SIZE={place.size}, as one process is the server"
+        check("workers", config.workers, config.workers == place.size - 1, requirement)
         if place.rank:
-            return compute(place.rank - 1, place.host, place.port, threads or 1)
+            return run_worker(place.rank - 1, place.host, place.port, threads or 1)
     if tensorboard is not None:
         from fa.training.tensorboard import check_installed
 
         check_installed()
-    if backend == "simulate" and network:
-        raise ValueError(f"backend must be 'rpc' with --{next(iter(network))}; it is 'simulate'")
+    if rpc_settings:
+        check("backend", backend, backend != "simulate", f"'rpc' with --{next(iter(rpc_settings))}")
     from fa.training import train as run_training
 
-    rpc = None if backend == "simulate" else _rpc_config(place, **network)
+    rpc = None if backend == "simulate" else _rpc_config(place, **rpc_settings)
     if rpc is not None and not rpc.spawn_workers:
         click.echo(f"awaiting {config.workers} workers at {rpc.host}:{rpc.port}", err=True)
     with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
-        run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, **keeping)
+        run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, **checkpoint)
     _report(run, out)
 
 
-def _rpc_config(place: Place | None, listen: str | None = None, **network: Any) -> RpcConfig:
+def _rpc_config(place: TorchrunEnv | None, listen: str | None = None, **options: Any) -> RpcConfig:
     from fa.training.transports.base import RpcConfig
 
     fields = {"gradients": "channel", "lost": "loss_fill"}
-    settings = {fields.get(option, option): value for option, value in network.items()}
+    settings = {fields.get(option, option): value for option, value in options.items()}
     if place is not None:
-        check("listen", listen, listen is None, "left out with torchrun, which says where to listen")
-        return RpcConfig(place.host, place.port, spawn_workers=False, external_store=place.store_kept, **settings)
+        check("listen", listen, listen is None, "omitted with torchrun, which sets the address")
+        return RpcConfig(place.host, place.port, spawn_workers=False, external_store=place.external_store, **settings)
     if listen is None:
         return RpcConfig(**settings)
-    host, port = address("listen", listen)
+    host, port = parse_address("listen", listen)
     return RpcConfig(host=host, port=port, spawn_workers=False, **settings)
 
 
-def _config(given: dict[str, Any]) -> TrainConfig:
-    options = take(given)
-    if "augmentation" in given:
+def _config(settings: dict[str, Any]) -> TrainConfig:
+    options = pop_rule_options(settings)
+    if "augmentation" in settings:
         from fa.augment.recipes import read
         from fa.experiments.paths import recipe_path
 
-        given["augmentation"] = read(recipe_path(given["augmentation"])).options
-    _check_default(given)
-    return TrainConfig(rule_options=options, **given)
+        settings["augmentation"] = read(recipe_path(settings["augmentation"])).options
+    _check_default(settings)
+    return TrainConfig(rule_options=options, **settings)
 
 
-def _check_default(given: dict[str, Any]) -> None:
-    """Raise ValueError where the number of faulty workers is left to a default that so few workers cannot bear."""
-    p, f = given.get("workers", TrainConfig.workers), TrainConfig.byzantine
-    if "byzantine" not in given and isinstance(p, int) and 1 <= p <= 2 * f:
-        raise ValueError(
-            f"byzantine must be given with --workers {p}: its default is {f}, of which p > 2f does not hold; "
-            f"--byzantine {(p - 1) // 2} is the most for which it does"
-        )
+def _check_default(settings: dict[str, Any]) -> None:
+    """Raise a ValueError if the default number of Byzantine workers is too large for the number of workers."""
+    p, f = settings.get("workers", TrainConfig.workers), TrainConfig.byzantine
+    if "byzantine" not in settings and isinstance(p, int) and 1 <= p <= 2 * f:
+        check("byzantine", f, False, f"less than half of workers={p}", f"Set --byzantine {(p - 1) // 2} or less.")
 
 
 def _describe(state: Progress) -> str:
@@ -159,7 +157,7 @@ def _board(folder: Path | None, config: TrainConfig, report: Report) -> Iterator
 def _report(run: Run, out: Path | None) -> None:
     config, last = run.config, run.curve[-1]
     click.echo(
-        f"{config.rule}, {config.workers} workers, {config.byzantine} faulty ({config.attack}), "
+        f"{config.rule}, {config.workers} workers, {config.byzantine} Byzantine ({config.attack}), "
         f"{config.model} on {config.dataset}, seed {config.seed}"
     )
     kind = "validation" if config.validation else "test"

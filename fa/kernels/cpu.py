@@ -1,11 +1,8 @@
-"""The passes over a gradient matrix on the CPU: compiled loops, a few of the machine's threads each.
+"""The passes over a gradient matrix on the CPU: compiled loops on a few threads.
 
-Every pass cuts the n columns into chunks of a fixed size and lets thread t of T take chunks t, t + T, ...; what the
-chunks give is put together in their order, so that a result does not depend on the number of threads. The loops are
-plain numba functions that release the GIL and run on threads of ours: numba's own thread pool may neither be forked
-nor entered twice.
-
-``_FASTMATH`` leaves out "nnan" and "ninf": NaN and Inf keep their meaning, since finding them is part of the job.
+Every pass cuts the n columns into chunks of a fixed size, and thread t of T takes chunks t, t + T, ... The chunks'
+results are summed in order, so that a result does not depend on the number of threads. The loops are numba functions
+that release the GIL and run on Python threads. numba's thread pool can neither be forked nor entered twice.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,109 +12,119 @@ from typing import Any
 import numpy as np
 import torch
 
-from fa.kernels import cache
-from fa.kernels.llvm import BLOCK, TILE, VECTOR, pack, packed_square, packed_triangle, square, triangle
+from fa.kernels.cache import jit
+from fa.kernels.llvm import (
+    BLOCK,
+    block_products,
+    block_products_of_rows,
+    packing_addresses,
+    padded_rows,
+    row_addresses,
+)
 
-_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
 CHUNK = 16 * BLOCK  # columns a thread takes at a time
 _SPAN = 4 * BLOCK  # columns of a sum that stay in the cache while rows are added to it
-_PACKED = 24  # rows from which on it pays to copy a block where vectors are not aligned, so that they are
 _SERIAL = 1 << 19  # entries of G below which one thread is faster than several
 
-jit = cache.jit(nogil=True, fastmath=_FASTMATH, error_model="numpy")
 
+def run_on_threads(work: Callable[[int, int], Any], size: int) -> list[Any]:
+    """Call work(t, T) for t = 0 .. T - 1 on T threads.
 
-def share(work: Callable[[int, int], Any], size: int) -> list[Any]:
-    """work(t, T) for t = 0 .. T - 1 on T threads; T = 1 where G has few entries."""
+    Args:
+        work: Function that releases the GIL.
+        size: Number of entries that it reads; T = 1 if they are few.
+
+    Returns:
+        The results, in the order of t.
+    """
     threads = 1 if size < _SERIAL else torch.get_num_threads()
     if threads == 1:
         return [work(0, 1)]
     with ThreadPoolExecutor(threads - 1) as pool:
         others = [pool.submit(work, t, threads) for t in range(1, threads)]
-        first = work(0, threads)  # here, since a thread takes as long to begin as a small pass takes in all
+        first = work(0, threads)  # on this thread: starting one takes as long as a small pass
         return [first, *(other.result() for other in others)]
 
 
-def flat(G: np.ndarray) -> np.ndarray:
-    """The C-contiguous array (p, stride) in which G (p, n) lies, so that the compiled loops know the entries of a row
-    to be neighbours. What is past n may be no memory at all, and is not touched.
+def whole_rows(G: np.ndarray) -> np.ndarray:
+    """View G (p, n) as the C-contiguous array (p, stride) that it lies in.
+
+    The compiled loops then know that the entries of a row are contiguous. Columns past n may not be memory at all, so
+    the loops do not touch them.
     """
     p, n = G.shape
     stride = G.strides[0] // G.itemsize if p > 1 else n
     return np.lib.stride_tricks.as_strided(G, (p, stride), (stride * G.itemsize, G.itemsize))
 
 
+def row_factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return factors of rows in the rows' precision, or in float64 where float32 would underflow or overflow."""
+    sizes = np.abs(values[values != 0])
+    narrow = sizes.size == 0 or (sizes.min() > 1e-30 and sizes.max() < 1e30)
+    return values.astype(dtype) if narrow else values
+
+
 def gram(G: np.ndarray, precise: bool) -> np.ndarray:
-    """The upper triangle of K = G G^T, (p, p) float64, of G (p, n): products and the sums of 2,048 of them in G's
-    precision, in float64 if `precise`.
+    """Compute the upper triangle of K = G G^T, (p, p) float64.
+
+    Args:
+        G: Matrix (p, n).
+        precise: Whether all sums are in float64; else products and sums of 2,048 of them are in G's precision.
     """
-    p, n = G.shape
-    parts = np.zeros((-(-n // CHUNK), p, p))
+    p = len(G)
+    groups = _groups_of_three(range(p))
+    rows = row_addresses(G, np.array(padded_rows(list(range(p)))))
+    tiles = [first + second for i, first in enumerate(groups) for second in groups[i:]]
     zero = np.float64(0) if precise else G.dtype.type(0)
-    tiled = zero.dtype == G.dtype
-    threes = _threes(range(p))
-    tiles = np.array([a + b for i, a in enumerate(threes) for b in threes[i:]])
-    rows = addresses(G, np.minimum(np.arange(-(-p // TILE) * TILE), p - 1))
-    pays = p >= _PACKED and bool(np.any(rows % VECTOR))
-
-    none = np.empty(0, np.int64)
-
-    def work(t: int, threads: int) -> None:
-        memory = np.empty(rows.size * BLOCK * G.itemsize + VECTOR if pays else 0, np.uint8)
-        packed = _packed(rows, memory, G.itemsize)
-        _gram_chunks(flat(G), n, parts, t, threads, zero, rows, tiles, tiled, packed, none, 0)
-
-    share(work, G.size)
-    K: np.ndarray = parts.sum(axis=0)
-    return K
+    return _gram(G, G.size, zero, np.array(tiles), rows, np.empty(0, np.int64), 0)
 
 
 def gram_rows(G: np.ndarray, rows: Sequence[int], others: Sequence[int]) -> np.ndarray:
-    """Those rows of K = G G^T, (p, p) float64, in the columns `others`, and 0 elsewhere: to the bits of `gram`."""
+    """Compute some rows of K = G G^T, to the bits of the quick pass of `gram`.
+
+    Args:
+        G: Matrix (p, n).
+        rows: Rows of K.
+        others: Columns of K.
+
+    Returns:
+        K (p, p) float64, 0 elsewhere.
+    """
+    tiles = [first + second for first in _groups_of_three(rows) for second in _groups_of_three(others)]
+    first, second = padded_rows(list(rows)), padded_rows(list(others))
+    indices = np.array([*first, *second])
+    size = (len(rows) + len(others)) * G.shape[1]
+    return _gram(G, size, G.dtype.type(0), np.array(tiles), row_addresses(G, indices), indices, len(first))
+
+
+def _gram(
+    G: np.ndarray, size: int, zero: Any, tiles: np.ndarray, rows: np.ndarray, indices: np.ndarray, split: int
+) -> np.ndarray:
     p, n = G.shape
     parts = np.zeros((-(-n // CHUNK), p, p))
-    tiles = np.array([a + b for a in _threes(rows) for b in _threes(others)])
-    near = _together(rows, TILE)
-    names = np.array([*near, *_together(others, TILE)])
-    starts, zero, none = addresses(G, names), G.dtype.type(0), np.empty(0, np.int64)
+    vectors = zero.dtype == G.dtype
 
     def work(t: int, threads: int) -> None:
-        _gram_chunks(flat(G), n, parts, t, threads, zero, starts, tiles, True, none, names, len(near))
+        memory, packed = packing_addresses(rows[: 0 if split else None], G.itemsize)
+        _gram_chunks(whole_rows(G), n, parts, t, threads, zero, vectors, rows, tiles, packed, indices, split)
+        del memory  # which the addresses in `packed` point to
 
-    share(work, (len(rows) + len(others)) * n)
+    run_on_threads(work, size)
     K: np.ndarray = parts.sum(axis=0)
     return K
 
 
-def _together(rows: Sequence[int], size: int) -> list[int]:
-    """The rows, and the last one again until their number is a multiple of `size`."""
-    return [*rows, *[rows[-1]] * (-len(rows) % size)]
-
-
-def _threes(rows: Sequence[int]) -> list[list[int]]:
-    """The rows three by three, the last one again where a three is not full."""
-    whole = _together(rows, 3)
-    return [whole[first : first + 3] for first in range(0, len(whole), 3)]
-
-
-def _packed(rows: np.ndarray, memory: np.ndarray, itemsize: int) -> np.ndarray:
-    """Where the rows' first vectors go in `memory`, which is aligned to vectors then; nowhere if it is empty."""
-    start = -(-memory.ctypes.data // VECTOR) * VECTOR
-    group, k = np.divmod(np.arange(rows.size if memory.size else 0), TILE)
-    places: np.ndarray = start + group * TILE * BLOCK * itemsize + k * VECTOR
-    return places
-
-
-def addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Where these rows of G begin in memory."""
-    starts: np.ndarray = G.ctypes.data + rows.astype(np.int64) * G.strides[0]
-    return starts
+def _groups_of_three(rows: Sequence[int]) -> list[list[int]]:
+    """Split rows into groups of three, with the last row repeated if needed."""
+    padded = [*rows, *[rows[-1]] * (-len(rows) % 3)]
+    return [padded[first : first + 3] for first in range(0, len(padded), 3)]
 
 
 @jit
-def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed, names, near):
-    """The products of a block in vector registers if it is whole and `tiled`, else those in `tiles`, three by three: of
-    all rows, or, where they have `names`, of the first `near` with the others.
+def _gram_chunks(G, n, parts, first, step, zero, vectors, rows, tiles, packed, indices, split):
+    """Add the products of each chunk's blocks: of all rows or, with `split`, of the first rows with the others.
+
+    With `vectors` a whole block is multiplied in vector registers, any other by `tiles`.
     """
     p = G.shape[0]
     block = np.zeros((p, p))
@@ -125,11 +132,11 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed, nam
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
-            if tiled and hi - lo == BLOCK:
-                if near:
-                    _rows_block(G, rows, lo, names, near, block)
+            if vectors and hi - lo == BLOCK:
+                if split:
+                    block_products_of_rows(G, rows, lo, indices, split, block)
                 else:
-                    _gram_block(G, rows, lo, packed, block)
+                    block_products(G, rows, lo, packed, block)
             else:
                 for tile in tiles:
                     _gram_tile(G, tile, lo, hi, zero, block)
@@ -137,60 +144,14 @@ def _gram_chunks(G, n, parts, first, step, zero, rows, tiles, tiled, packed, nam
 
 
 @jit
-def _gram_block(G, rows, left, packed, block):
-    """block = the products of all rows over the BLOCK columns from `left` on, by tiles; each tile asks for its share of
-    the rows' next block, so that it is on its way while this one is multiplied. Rows are packed first where it pays.
-    """
-    p, start, width, one = G.shape[0], left * G.itemsize, BLOCK * G.itemsize, G.dtype.type(1)
-    sums, soon = np.empty((TILE, TILE)), np.empty(TILE, np.int64)
-    tile, tiles = 0, rows.size // TILE * (rows.size // TILE + 1) // 2
-    for i in range(0, packed.size, TILE):
-        pack(rows, i, start, one, packed)  # type: ignore[call-arg]  # the first is the compiler's
-    for i in range(0, p, TILE):
-        for j in range(i, p, TILE):
-            for k in range(TILE):
-                soon[k] = rows[min(tile * p // tiles + k, ((tile + 1) * p - 1) // tiles)] + start + width
-            tile += 1
-            if packed.size:
-                if i == j:
-                    packed_triangle(packed, i, j, 0, one, soon, sums)
-                else:
-                    packed_square(packed, i, j, 0, one, soon, sums)
-            elif i == j:
-                triangle(rows, i, j, start, one, soon, sums)
-            else:
-                square(rows, i, j, start, one, soon, sums)
-            for k in range(min(TILE, p - i)):
-                for h in range(k if i == j else 0, min(TILE, p - j)):
-                    block[i + k, j + h] = sums[k, h]
-
-
-@jit
-def _rows_block(G, rows, left, names, near, block):
-    """The block's products of the first `near` of these rows with those after them, to the bits of `_gram_block`."""
-    start, width, one = left * G.itemsize, BLOCK * G.itemsize, G.dtype.type(1)
-    sums = np.empty((TILE, TILE))
-    for i in range(0, near, TILE):
-        for j in range(near, rows.size, TILE):
-            square(rows, i, j, start, one, rows[j : j + TILE] + start + width, sums)
-            for k in range(TILE):
-                for h in range(TILE):
-                    block[names[i + k], names[j + h]] = sums[k, h]
-
-
-@jit
 def _gram_tile(G, tile, lo, hi, zero, block):
-    """The block's entries in a tile: the products of three rows with three rows."""
+    """Write the products of three rows with three rows to `block`; `+ zero` converts to float64 in a precise pass."""
     i, i1, i2, j, j1, j2 = tile[0], tile[1], tile[2], tile[3], tile[4], tile[5]
     a0, a1, a2 = G[i, lo:hi], G[i1, lo:hi], G[i2, lo:hi]
     b0, b1, b2 = G[j, lo:hi], G[j1, lo:hi], G[j2, lo:hi]
     s00 = s01 = s02 = s10 = s11 = s12 = s20 = s21 = s22 = zero
     for c in range(hi - lo):
-        x0, x1, x2 = (
-            a0[c] + zero,
-            a1[c] + zero,
-            a2[c] + zero,
-        )  # `+ zero` takes float32 to float64 in a precise pass
+        x0, x1, x2 = a0[c] + zero, a1[c] + zero, a2[c] + zero
         y0, y1, y2 = b0[c] + zero, b1[c] + zero, b2[c] + zero
         s00 += x0 * y0
         s01 += x0 * y1
@@ -207,10 +168,10 @@ def _gram_tile(G, tile, lo, hi, zero, block):
 
 
 def squared_distances(G: np.ndarray) -> np.ndarray:
-    """The upper triangle of ||g_i - g_j||^2, (p, p) float64, from differences taken in float64."""
+    """Compute the upper triangle of ||g_i - g_j||^2, (p, p) float64, from differences in float64."""
     p, n = G.shape
     parts = np.zeros((-(-n // CHUNK), p, p))
-    share(lambda t, threads: _distance_chunks(flat(G), n, parts, t, threads), G.size)
+    run_on_threads(lambda t, threads: _distance_chunks(whole_rows(G), n, parts, t, threads), G.size)
     D2: np.ndarray = parts.sum(axis=0)
     return D2
 
@@ -233,20 +194,20 @@ def _distance_chunks(G, n, parts, first, step):
 
 
 def combine(G: np.ndarray, weights: np.ndarray, d: np.ndarray) -> np.ndarray:
-    """Put the weighted sum of rows into d (n,); return which rows (p,) bool hold NaN or Inf. Rows of weight 0 are not
-    read.
+    """Write the weighted sum of rows to d.
+
+    Args:
+        G: Matrix (p, n).
+        weights: Weights (p,) float64; rows of weight 0 are not read.
+        d: Result (n,).
+
+    Returns:
+        Which rows that were read hold NaN or Inf, (p,) bool.
     """
     rows = np.flatnonzero(weights)
-    own = factors(weights[rows], G.dtype)
-    bad: np.ndarray = np.any(share(lambda t, T: _combine_chunks(flat(G), rows, own, d, t, T), G.size), axis=0)
-    return bad
-
-
-def factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Factors of rows in the rows' precision, or in float64 where float32 would lose or overflow them."""
-    sizes = np.abs(values[values != 0])
-    narrow = sizes.size == 0 or (sizes.min() > 1e-30 and sizes.max() < 1e30)
-    return values.astype(dtype) if narrow else values
+    factors = row_factors(weights[rows], G.dtype)
+    bad = run_on_threads(lambda t, T: _combine_chunks(whole_rows(G), rows, factors, d, t, T), G.size)
+    return np.any(bad, axis=0)  # type: ignore[no-any-return]
 
 
 @jit
@@ -258,13 +219,13 @@ def _combine_chunks(G, rows, weights, d, first, step):
         for lo in range(chunk * CHUNK, stop, _SPAN):
             hi = min(lo + _SPAN, stop)
             if not _combine_block(G, rows, weights, d, lo, hi):
-                mark_bad(G, rows, lo, hi, bad)
+                mark_non_finite(G, rows, lo, hi, bad)
     return bad
 
 
 @jit
 def _combine_block(G, rows, weights, d, lo, hi):
-    """d[lo:hi], eight rows at a time, then four, then one; whether all of it is finite."""
+    """Write d[lo:hi], eight rows at a time, then four, then one; return whether all of it is finite."""
     out = d[lo:hi]
     out[:] = 0
     k = 0
@@ -288,15 +249,15 @@ def _combine_block(G, rows, weights, d, lo, hi):
         for c in range(out.size):
             out[c] += w * row[c]
         k += 1
-    nought = out.dtype.type(0)
+    probe = out.dtype.type(0)  # becomes NaN with the first NaN or Inf
     for c in range(out.size):
-        nought += out[c] * out.dtype.type(0)
-    return nought == 0
+        probe += out[c] * out.dtype.type(0)
+    return probe == 0
 
 
 @jit
-def mark_bad(G, rows, lo, hi, bad):
-    """bad[i] = True for those of the rows that hold NaN or Inf in columns lo .. hi - 1."""
+def mark_non_finite(G, rows, lo, hi, bad):
+    """Set bad[i] for those of the rows that hold NaN or Inf in columns lo .. hi - 1."""
     for i in rows:
         for c in range(lo, hi):
             if not np.isfinite(G[i, c]):

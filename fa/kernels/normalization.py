@@ -6,7 +6,8 @@ so that a result does not depend on the number of threads.
 
 import numpy as np
 
-from fa.kernels.cpu import jit, share
+from fa.kernels.cache import jit
+from fa.kernels.cpu import run_on_threads
 
 _GROUP = 16  # rows that are added in float32
 _CHUNK = 64 * _GROUP  # rows a thread takes at a time
@@ -26,7 +27,7 @@ def product_sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 def affine(x: np.ndarray, shift: np.ndarray, scale: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
     """Write (x - shift) scale + bias to `out`, (N, C); the others are (C,) float32."""
-    share(lambda t, threads: _affine(x, shift, scale, bias, out, t, threads), x.size)
+    run_on_threads(lambda t, threads: _affine(x, shift, scale, bias, out, t, threads), x.size)
 
 
 def affine_pair(
@@ -39,13 +40,13 @@ def affine_pair(
     out: np.ndarray,
 ) -> None:
     """Write y scale + (x - shift) slope + bias to `out`, (N, C); x and y are (N, C), the others (C,) float32."""
-    share(lambda t, threads: _affine_pair(y, scale, x, shift, slope, bias, out, t, threads), x.size)
+    run_on_threads(lambda t, threads: _affine_pair(y, scale, x, shift, slope, bias, out, t, threads), x.size)
 
 
 def _sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray, square: bool) -> np.ndarray:
     parts = np.zeros((-(-len(x) // _CHUNK), 2, x.shape[1]))
     loop = _square_chunks if square else _product_chunks
-    share(lambda t, threads: loop(x, y, shift, parts, t, threads), x.size)
+    run_on_threads(lambda t, threads: loop(x, y, shift, parts, t, threads), x.size)
     total: np.ndarray = parts.sum(axis=0)
     return total
 

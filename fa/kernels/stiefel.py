@@ -7,7 +7,8 @@ A pass returns sums over the rows; rows of Y that are zero, and entries that are
 import numpy as np
 
 from fa.kernels import symmetric
-from fa.kernels.cpu import jit, share
+from fa.kernels.cache import jit
+from fa.kernels.cpu import run_on_threads
 
 
 def prox(
@@ -28,7 +29,7 @@ def prox(
         _prox(G, Y, T, C, t, rows, Z, products, squares, blocks, bend, thread, threads)
         return products, squares, blocks, bend
 
-    products, squares, blocks, bend = (sum(parts) for parts in zip(*share(work, Y.size), strict=True))
+    products, squares, blocks, bend = (sum(parts) for parts in zip(*run_on_threads(work, Y.size), strict=True))
     lower = np.tril_indices(m, -1)
     blocks[:, lower[0], lower[1]] = blocks[:, lower[1], lower[0]]
     return products, float(squares[0]), float(squares[1]), blocks, symmetric(bend)
@@ -92,7 +93,7 @@ def correct(Z: np.ndarray, S: np.ndarray) -> np.ndarray:
         _correct(Z, S, blocks, thread, threads)
         return blocks
 
-    blocks: np.ndarray = sum(share(work, Z.size))
+    blocks: np.ndarray = sum(run_on_threads(work, Z.size))
     lower = np.tril_indices(m, -1)
     blocks[:, lower[0], lower[1]] = blocks[:, lower[1], lower[0]]
     return blocks

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fa.layers._torch_private import accumulates, has_hooks
+
 
 def accumulator(parameter: Tensor) -> Tensor | None:
     """Return the p.grad of convolution weights if a backward pass may add to it directly, else None.
@@ -17,18 +19,7 @@ def accumulator(parameter: Tensor) -> Tensor | None:
         return None
     if gradient.dtype != parameter.dtype or not gradient.permute(0, 2, 3, 1).is_contiguous():
         return None
-    if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
-        return None
-    return gradient if _accumulates(parameter) else None
-
-
-def _accumulates(parameter: Tensor) -> bool:
-    """Return whether the running backward pass ends in p.grad."""
-    node = torch.autograd.graph.get_gradient_edge(parameter).node
-    try:
-        return bool(torch._C._will_engine_execute_node(node))
-    except RuntimeError:  # raised for leaves under torch.autograd.grad
-        return False
+    return gradient if not has_hooks(parameter) and accumulates(parameter) else None
 
 
 def refuse_create_graph() -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fa.layers._torch_private import is_transformed
+
 
 def to_rows(images: Tensor) -> Tensor:
     """View a batch (B, C, H, W) as contiguous (H, B, W, C); copy it where its memory order differs."""
@@ -38,6 +40,6 @@ def plain(*tensors: Tensor) -> bool:
     """Return whether the fast computations take these tensors: float32 on the CPU, outside of torch's transforms."""
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors):
+    if any(is_transformed(tensor) for tensor in tensors):
         return False
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)

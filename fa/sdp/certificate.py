@@ -29,12 +29,12 @@ from fa.irls import Problem, Solution, build_problem
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check
 
-USUAL, MOST = 60, 400  # steps of the convex IRLS; the second where the relaxation's value is very small
-EXACT, ENOUGH = 1e-5, 2e-3  # it stops where that value is known to this fraction: before the usual steps, and after
-LOOK = 10  # steps between two looks at the bound
-SMOOTHING, FALLING = (1e-1, 1e-9), 20  # eps in sqrt(||.||^2 + eps^2), which takes a length's place, falls in so many
-RELAXED = 1.8  # each weight takes this power of its change: up to 2 it still converges, and nearly twice as fast
-SAME = 1e-4  # what norms (of their size) and cosines may differ by and be the same gradients', in float32 too
+MIN_STEPS, MAX_STEPS = 60, 400  # of the convex IRLS; the second if the value of the relaxation is very small
+REL_TOL, REL_TOL_LATE = 1e-5, 2e-3  # relative gap at which it stops: before MIN_STEPS, and after
+CHECK_EVERY = 10  # steps between two computations of the bound
+SMOOTHING, SMOOTHING_STEPS = (1e-1, 1e-9), 20  # first and last eps of sqrt(||.||^2 + eps^2), and steps between
+OVER_RELAXATION = 1.8  # power of the change of each weight: below 2 it converges, nearly twice as fast as with 1
+MATCH_TOL = 1e-4  # difference of relative norms and of cosines that counts as equal, in float32 too
 ROUNDING = 2 * np.finfo(np.float64).eps  # per operation, twice what IEEE 754 allows
 
 Terms = Float64[np.ndarray, "r N"]
@@ -91,10 +91,10 @@ def certify(G: Any, solution: Solution) -> Certificate:
     return Certificate(solution.objective, bound, certified(solution.a))
 
 
-def _check_same(gram: Gram, its: Gram) -> None:
+def _check_same(gram: Gram, expected: Gram) -> None:
     """Raise ValueError unless these are the inner products that the solution was found from, to float32's digits."""
-    norms = np.isclose(gram.norms, its.norms, rtol=SAME, atol=0.0)
-    if not (norms.all() and np.allclose(gram.cosines, its.cosines, rtol=0.0, atol=SAME)):
+    norms = np.isclose(gram.norms, expected.norms, rtol=MATCH_TOL, atol=0.0)
+    if not (norms.all() and np.allclose(gram.cosines, expected.cosines, rtol=0.0, atol=MATCH_TOL)):
         raise ValueError("G must be the gradients that the solution was found for; their inner products are others")
 
 
@@ -117,20 +117,20 @@ def relax(problem: Problem) -> float:
     best, weights = principal(problem), s * factors
     if problem.m >= len(T):
         return best
-    falling = np.geomspace(*SMOOTHING, FALLING)
-    for count in range(1, MOST + 1):
+    smoothing = np.geomspace(*SMOOTHING, SMOOTHING_STEPS)
+    for count in range(1, MAX_STEPS + 1):
         alpha, vectors = np.linalg.eigh((T * weights) @ T.T)
-        left = (vectors * _filled(alpha, len(T) - problem.m)) @ (vectors.T @ T)
-        squares = _together(problem, np.square(left).sum(axis=0))
-        if count % LOOK == 0:
+        left = (vectors * _water_fill(alpha, len(T) - problem.m)) @ (vectors.T @ T)
+        squares = _sum_by_term(problem, np.square(left).sum(axis=0))
+        if count % CHECK_EVERY == 0:
             best = max(best, lower_bound(problem, weights * left))
-            close = EXACT if count < USUAL else ENOUGH
+            close = REL_TOL if count < MIN_STEPS else REL_TOL_LATE
             if problem.factors @ squares ** (s / 2) <= (1 + close) * best:
                 break
-        eps = falling[min(count, FALLING) - 1]
+        eps = smoothing[min(count, SMOOTHING_STEPS) - 1]
         asked = s * factors * (squares + eps**2)[problem.owner] ** (s / 2 - 1)
         change = np.divide(asked, weights, out=np.ones_like(weights), where=weights > 0)
-        weights = weights * change ** (RELAXED if s == 1 else 1.0)
+        weights = weights * change ** (OVER_RELAXATION if s == 1 else 1.0)
     return best
 
 
@@ -144,19 +144,22 @@ def lower_bound(problem: Problem, U: Terms) -> float:
     symmetric eigenvalue solver's backward error, 10 r units, and the lengths. That much is subtracted.
     """
     longest = exponent(problem.a) * problem.factors
-    lengths = np.sqrt(_together(problem, np.square(U).sum(axis=0)))
-    shares = np.divide(longest, lengths, out=np.ones_like(lengths), where=lengths > longest)
-    alike = np.where(longest > 0, shares[longest > 0].min(initial=1.0), 0.0)
-    return max(0.0, *(_proven(problem, U * each[problem.owner], lengths * each) for each in (shares, alike)))
+    lengths = np.sqrt(_sum_by_term(problem, np.square(U).sum(axis=0)))
+    scale_factors = np.divide(longest, lengths, out=np.ones_like(lengths), where=lengths > longest)
+    uniform = np.where(longest > 0, scale_factors[longest > 0].min(initial=1.0), 0.0)
+    return max(
+        0.0,
+        *(_bound_from_feasible(problem, U * each[problem.owner], lengths * each) for each in (scale_factors, uniform)),
+    )
 
 
-def _proven(problem: Problem, U: Terms, lengths: Float64[np.ndarray, " T"]) -> float:
-    """The bound from u_k of these lengths, which are in their balls."""
+def _bound_from_feasible(problem: Problem, U: Terms, lengths: Float64[np.ndarray, " T"]) -> float:
+    """Return the bound that feasible u_k of these lengths prove."""
     s = exponent(problem.a)
     longest = s * problem.factors
     slopes = np.divide(lengths, longest, out=np.zeros_like(lengths), where=longest > 0)
     conjugate = problem.factors @ slopes ** (s / (s - 1)) * (s - 1) if s > 1 else 0.0
-    return _smallest(problem, U @ problem.terms.T) - float(conjugate)
+    return _smallest_eigenvalue_sum(problem, U @ problem.terms.T) - float(conjugate)
 
 
 def exponent(a: float) -> float:
@@ -167,11 +170,11 @@ def exponent(a: float) -> float:
 def principal(problem: Problem) -> float:
     """The bound by principal components: eq. 5 with a = 1 at its best Y, which is no larger for any a."""
     T = problem.terms
-    return max(_smallest(problem, (T * problem.factors[problem.owner]) @ T.T), 0.0)
+    return max(_smallest_eigenvalue_sum(problem, (T * problem.factors[problem.owner]) @ T.T), 0.0)
 
 
-def _smallest(problem: Problem, S: Float64[np.ndarray, "r r"]) -> float:
-    """The sum of the r - m smallest eigenvalues of sym(S), less what it may be off by."""
+def _smallest_eigenvalue_sum(problem: Problem, S: Float64[np.ndarray, "r r"]) -> float:
+    """Sum the r - m smallest eigenvalues of sym(S), and subtract a bound on the rounding error."""
     r, N = problem.terms.shape
     if problem.m >= r:
         return 0.0
@@ -179,13 +182,13 @@ def _smallest(problem: Problem, S: Float64[np.ndarray, "r r"]) -> float:
     return float(np.linalg.eigvalsh((S + S.T) / 2)[: r - problem.m].sum() - rounding)
 
 
-def _together(problem: Problem, numbers: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " T"]:
-    """Per term, of its columns."""
+def _sum_by_term(problem: Problem, numbers: Float64[np.ndarray, " N"]) -> Float64[np.ndarray, " T"]:
+    """Sum over the columns of each term."""
     return np.bincount(problem.owner, numbers, minlength=problem.factors.size)
 
 
-def _filled(alpha: Float64[np.ndarray, " r"], total: int) -> Float64[np.ndarray, " r"]:
-    """min(1, theta/alpha_i), adding up to `total` < r; alpha in ascending order."""
+def _water_fill(alpha: Float64[np.ndarray, " r"], total: int) -> Float64[np.ndarray, " r"]:
+    """Return min(1, theta/alpha_i), with the theta for which they sum to `total` < r; alpha ascends."""
     inverse = 1 / np.maximum(alpha, 1e-30 * alpha[-1])  # those that rounding has made 0 or less are the first to fill
     levels = (total - np.arange(alpha.size)) / np.cumsum(inverse[::-1])[::-1]  # theta, if those before i are full
     theta = levels[np.argmax(levels * inverse <= 1)]

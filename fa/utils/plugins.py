@@ -3,7 +3,7 @@
 Three kinds of names lead to them:
 
 - "FILE.py:NAME": NAME is defined in that file.
-- "LIBRARY:NAME": the module `fa.interop.LIBRARY` wraps that library's NAME.
+- "LIBRARY:NAME": a module of `fa.interop` wraps that library's NAME.
 - a plain name: an entry point in the group "fa.rules" or "fa.attacks".
 """
 
