@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from fa.cli import cli, main
 from fa.training import TrainConfig, train
 from fa.training.records import USED, WorkerRow, faulty_share
-from fa.training.tensorboard import Board
+from fa.training.tensorboard import TensorBoardLogger
 from tests.texts import check_refusal
 
 INSTALL = "tensorboard is not installed: pip install tensorboard"
@@ -30,7 +30,7 @@ def scalars(board, tag: str) -> list[tuple[int, float]]:
 @pytest.mark.parametrize("rule", ["fa", "multi_krum", "median"])
 def test_events_are_the_records(rule: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason=INSTALL)
-    with Board(tmp_path, byzantine=1) as board:
+    with TensorBoardLogger(tmp_path, byzantine=1) as board:
         run = train(TrainConfig(rule=rule, **SHORT), progress=board)
     read = events(tmp_path)
     assert scalars(read, "accuracy/test") == [
@@ -68,7 +68,7 @@ def test_a_run_again_takes_the_place_of_the_first(tmp_path: Path) -> None:
 def test_a_file_is_no_folder_for_events(tmp_path: Path) -> None:
     (tmp_path / "board").touch()
     with pytest.raises(ValueError, match=rf"^tensorboard must be .*{re.escape(str(tmp_path / 'board'))}"):
-        Board(tmp_path / "board", 1)
+        TensorBoardLogger(tmp_path / "board", 1)
 
 
 def test_the_share_is_of_sizes_or_of_those_used() -> None:

@@ -148,7 +148,7 @@ def test_a_changed_file_is_another_run(file: Path, tmp_path: Path) -> None:
     identities = []
     for text in ("", "# changed\n"):
         file.write_text(file.read_text() + text)
-        checkpoint.identify(config, "data", 1, {"name": "simulate"})
+        checkpoint.set_identity(config, "data", 1, {"name": "simulate"})
         identities.append(checkpoint._identity)
     assert store.key(config) != before
     assert identities[0] != identities[1]

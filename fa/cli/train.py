@@ -67,11 +67,11 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
 
     Each rule accepts only its own options.
     """
-    from fa.training.records import make_room
+    from fa.training.records import prepare_output_dir
 
     place = torchrun_env() if backend == "torchrun" else None
     if out is not None and (place is None or place.rank == 0):
-        out = make_room(out)  # fails before torch is imported
+        out = prepare_output_dir(out)  # fails before torch is imported
     settings = {name: value for name, value in arguments.items() if value is not None}
     rpc_settings = {name: settings.pop(name) for name in _RPC if name in settings}
     checkpoint = {name: settings.pop(name) for name in _CHECKPOINT if name in settings}
@@ -142,9 +142,9 @@ def _board(folder: Path | None, config: TrainConfig, report: Report) -> Iterator
     with ExitStack() as stack:
         board = None
         if folder is not None:
-            from fa.training.tensorboard import Board
+            from fa.training.tensorboard import TensorBoardLogger
 
-            board = stack.enter_context(Board(folder, config.byzantine))
+            board = stack.enter_context(TensorBoardLogger(folder, config.byzantine))
 
         def show(state: Progress) -> None:
             report(state.iteration, config.iterations, lambda: _describe(state))

@@ -1,4 +1,4 @@
-"""Training with p workers, some of them faulty: one loop over a transport that hands it the gradients."""
+"""Training with p workers, some of them Byzantine: one loop over a transport that gathers the gradients."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ __all__ = ["RECORD_VERSION", "CurvePoint", "Progress", "Run", "TrainConfig", "Wo
 
 
 def __getattr__(name: str) -> Any:
-    """`train`, `Progress` and `ddp` when first used: configurations and records alone need no data sets and models."""
+    """Import `train`, `Progress` and `ddp` on first access: configurations and records need no models."""
     if name == "ddp":
         return importlib.import_module("fa.training.ddp")
     if name not in ("Progress", "train"):

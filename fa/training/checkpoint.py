@@ -1,4 +1,4 @@
-"""The state of a run between two iterations, in one file, from which a run that was killed goes on."""
+"""The state of a run between two iterations, in one file, from which the run can resume."""
 
 from __future__ import annotations
 
@@ -23,35 +23,40 @@ from fa.utils.files import new_file, temporary_path
 from fa.utils.validation import check, check_real
 
 _CHECKSUM = 32  # bytes of a SHA-256
-EVERY = 300.0  # seconds from one checkpoint to the next
+EVERY = 300.0  # seconds between two checkpoints
 
 
 @dataclass
 class State:
-    """How far a run is, and what it has recorded."""
+    """Progress of a run, and its records so far."""
 
-    iteration: int = 0  # how many are done
-    seconds: float = 0.0  # spent in them
-    whole: float = 0.0  # seconds until this state was kept, set-up and evaluations included
-    seconds_of: dict[str, float] = field(default_factory=dict)  # parts of the whole
+    iteration: int = 0  # number of finished iterations
+    seconds: float = 0.0  # time of these iterations
+    whole: float = 0.0  # seconds until this state was saved, set-up and evaluations included
+    seconds_of: dict[str, float] = field(default_factory=dict)  # time of each phase
     curve: list[CurvePoint] = field(default_factory=list)
     workers: list[WorkerRow] = field(default_factory=list)
-    backends: list[dict[str, Any]] = field(default_factory=list)  # how workers were run, one after another
+    backends: list[dict[str, Any]] = field(default_factory=list)  # descriptions of the transports used so far
 
 
 class Checkpoint:
-    """One run's checkpoint: written whole or not at all, every `every` seconds, and read back bit for bit.
-
-    Raises ValueError where `path` cannot be
-    written, its folder is not there, and for `every` < 0.
-    """
+    """One run's checkpoint file, written atomically, and read back bit for bit."""
 
     def __init__(self, path: str | Path, every: float = EVERY) -> None:
+        """Check that the file can be written.
+
+        Args:
+            path: The file.
+            every: Seconds between two checkpoints.
+
+        Raises:
+            ValueError: The file cannot be written, its folder does not exist, or `every` is negative.
+        """
         check_real("checkpoint_every", every, 0)
         self.path = Path(os.path.abspath(path))
         check("checkpoint", str(self.path), not self.path.is_dir(), "a file")
-        check("checkpoint", str(self.path), self.path.parent.is_dir(), "a file in a folder that is there")
-        trial = temporary_path(self.path.parent)  # before any work is done for which there is no place
+        check("checkpoint", str(self.path), self.path.parent.is_dir(), "a file in an existing folder")
+        trial = temporary_path(self.path.parent)  # before any work that could not be saved
         try:
             trial.touch()
             trial.unlink()
@@ -59,31 +64,46 @@ class Checkpoint:
             raise self._unwritable(error) from error
         self._every = every
         self._last = time.monotonic()
+        self._identity: dict[str, Any] = {}
+        self._backend: dict[str, Any] = {}
 
-    def identify(self, config: TrainConfig, checksum: str, threads: int, backend: dict[str, Any]) -> None:
-        """Say whose it is: the run's configuration, the data's checksum, and how many threads torch has; and how its
-        workers are run, which may change when it goes on.
+    def set_identity(self, config: TrainConfig, checksum: str, threads: int, backend: dict[str, Any]) -> None:
+        """Set what the checkpoint belongs to; call it before `load` and `save`.
+
+        Args:
+            config: The run's configuration.
+            checksum: Checksum of the data's content.
+            threads: Torch's number of threads.
+            backend: Description of the transport, which may change when the run resumes.
         """
         self._backend = backend
         self._identity = {
             **json.loads(config.to_json()),
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
-            "threads": threads,  # with another number the rest would be rounded differently
+            "threads": threads,  # another number would round differently
         } | plugins.file_checksums(config.rule, config.attack)
 
     def load(
         self, parameters: Tensor, statistics: list[Buffers], momenta: Sequence[Tensor] = ()
     ) -> tuple[State, Tensor | None]:
-        """The state at which to begin, with `parameters` (n,), `statistics` and the workers' `momenta` set to those of
-        then, and the optimizer's velocity (n,), None where it has none.
+        """Restore a run, or begin it if the file does not exist.
 
-        Where no file is, that is the beginning. Raises ValueError for one that is damaged or of another run.
+        Args:
+            parameters: Vector (n,), overwritten.
+            statistics: The workers' batch-norm statistics, overwritten.
+            momenta: The workers' momenta (n,), overwritten.
+
+        Returns:
+            The state, and the optimizer's velocity (n,), if any.
+
+        Raises:
+            ValueError: The file is damaged, or belongs to another run.
         """
         if not self.path.exists():
             return State(backends=[self._backend]), None
         content = self._read()
-        self._refuse_another(content["identity"])
+        self._check_identity(content["identity"])
         parameters.copy_(content["parameters"])
         for buffers, tensors in zip(statistics, content["statistics"], strict=True):
             for tensor, saved in zip(buffers.tensors, tensors, strict=True):
@@ -99,7 +119,7 @@ class Checkpoint:
         return state, None if velocity is None else velocity.to(parameters.device)
 
     def due(self) -> bool:
-        """Whether the time of the next one has come."""
+        """Return whether the next checkpoint should be written."""
         return time.monotonic() - self._last >= self._every
 
     def save(
@@ -110,7 +130,18 @@ class Checkpoint:
         statistics: list[Buffers],
         momenta: Sequence[Tensor] = (),
     ) -> None:
-        """Put this state in the place of the last one."""
+        """Replace the file by this state.
+
+        Args:
+            state: Progress and records.
+            parameters: Vector (n,).
+            velocity: The optimizer's velocity (n,), if any.
+            statistics: The workers' batch-norm statistics.
+            momenta: The workers' momenta (n,).
+
+        Raises:
+            ValueError: The file cannot be written.
+        """
         content = {
             "identity": self._identity,
             "state": vars(state) | {name: list(map(tuple, getattr(state, name))) for name in ("curve", "workers")},
@@ -126,7 +157,7 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def remove(self) -> None:
-        """The run is kept elsewhere by now."""
+        """Delete the file, once the run's records are written."""
         self.path.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> ValueError:
@@ -140,9 +171,9 @@ class Checkpoint:
                 f"checkpoint must be one that fa wrote; {self.path} cannot be read ({error}): remove it to begin anew"
             ) from error
 
-    def _refuse_another(self, there: dict[str, Any]) -> None:
-        names = sorted(there.keys() | self._identity.keys())
-        pairs = [(name, there.get(name), self._identity.get(name)) for name in names]
+    def _check_identity(self, saved: dict[str, Any]) -> None:
+        names = sorted(saved.keys() | self._identity.keys())
+        pairs = [(name, saved.get(name), self._identity.get(name)) for name in names]
         differ = ", ".join(f"{name} ({was!r} there, {now!r} here)" for name, was, now in pairs if was != now)
         if differ:
             raise ValueError(
@@ -151,7 +182,7 @@ class Checkpoint:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint: what torch.save writes, and its SHA-256 (32 bytes) behind it."""
+    """Write the content by torch.save, followed by its SHA-256 (32 bytes)."""
     with new_file(path) as unfinished, unfinished.open("wb+") as file:
         torch.save(content, file)
         file.seek(0)
@@ -159,7 +190,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read what `write` wrote; ValueError if a bit of the file has changed."""
+    """Read the file of `write`; raises ValueError if a bit of it has changed."""
     content = path.read_bytes()
     if hashlib.sha256(memoryview(content)[:-_CHECKSUM]).digest() != content[-_CHECKSUM:]:
         raise ValueError("its checksum differs")
@@ -168,5 +199,5 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    """A view would be written with all the memory that it looks at."""
+    """Copy to the CPU: torch.save would write a view with its whole storage."""
     return tensor.detach().cpu().clone()

@@ -1,4 +1,4 @@
-"""The frozen description of one training run: what is hashed, stored and reproduced."""
+"""Configuration of a training run: it is hashed into the record's name, stored, and reproduced."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ from fa.data.sampling import SAMPLINGS, SPLITS
 from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 RECORD_VERSION = 1
-"""Raised whenever the numbers that a given configuration leads to change, so that older records are run again."""
+"""Version of the results that a configuration gives. A change makes older records invalid."""
 
 PRECISIONS = ("float32", "bfloat16")
 LAYERS = ("torch", "fast")
 
 Option = bool | int | float | str | None | tuple["Option", ...]
-"""A rule's option: what JSON can hold, with tuples for lists so that it can be hashed."""
-
+"""A rule's option: a JSON value, with tuples for lists so that it can be hashed."""
 
 Real = float | int
-"""A setting that is a real number: an int is taken, and kept as a float."""
+"""A real setting; integers are converted to float."""
 
 
 def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
@@ -35,11 +34,18 @@ def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run of Algorithm 1: p workers, the first f of them faulty, one server with SGD.
+    """Settings of one run of Algorithm 1: p workers, the first f of them Byzantine, one server with SGD.
 
-    The defaults are the paper's settings where it states them and the released code's elsewhere, on the embedded data.
-    `rule_options` may be given as a mapping and is kept as sorted pairs; numpy's numbers are kept as Python's. Raises
-    ValueError for values out of range.
+    The defaults are the paper's settings where it states them, and those of the released code elsewhere, on the
+    embedded data. Mappings become sorted pairs, and numpy's numbers become Python's, so that a configuration can be
+    hashed.
+
+    Raises:
+        ValueError: A setting is out of range.
+
+    Example:
+        >>> TrainConfig(rule="multi_krum", workers=7, byzantine=2, rule_options={"before": "nnm"}).options
+        {'before': 'nnm'}
     """
 
     dataset: str = _setting("mnist-mini", "Data set.")
@@ -81,19 +87,19 @@ class TrainConfig:
             check(name, value, isinstance(value, str) and value != "", "a name")
         for name in ("rule_options", "augmentation"):
             object.__setattr__(self, name, _pairs(name, getattr(self, name)))
-        own = not {"f", "name"} & self.options.keys()
-        check("rule_options", self.options, own, "without f and name, which other settings give")
+        allowed = not {"f", "name"} & self.options.keys()
+        check("rule_options", self.options, allowed, "without f and name, which other settings give")
         for name, low in _LEAST_INTEGER.items():
-            self._keep(name, int, low)
+            self._normalize(name, int, low)
         if self.evaluate_every is not None:
-            self._keep("evaluate_every", int, 1)
+            self._normalize("evaluate_every", int, 1)
         for name in ("byzantine", "f"):
             value = getattr(self, name)
             if value is not None:
-                self._keep(name, int, 0)
+                self._normalize(name, int, 0)
                 check(name, value, value < self.workers, f"less than workers={self.workers}")
         for name in ("lr", "momentum", "weight_decay", "lr_decay", "validation", "worker_momentum"):
-            self._keep(name, float, 0)
+            self._normalize(name, float, 0)
         check("lr", self.lr, self.lr > 0, "greater than 0")
         for name in ("momentum", "worker_momentum", "validation"):
             check(name, getattr(self, name), getattr(self, name) < 1, "in [0, 1)")
@@ -102,58 +108,57 @@ class TrainConfig:
             if choices := field.metadata.get("choices"):
                 check_one_of(field.name, getattr(self, field.name), choices)
         self._check_alpha()
-        said = bool(self.augmentation) or self.augmented == "faulty"
-        check("augmented", self.augmented, said, "'faulty' where there is no augmentation")
+        used = bool(self.augmentation) or self.augmented == "faulty"
+        check("augmented", self.augmented, used, "'faulty' without augmentation")
 
     def _check_alpha(self) -> None:
         if self.split != "dirichlet":
             check("alpha", self.alpha, self.alpha is None, f"left out where split is {self.split!r}")
             return
         check("alpha", self.alpha, self.alpha is not None, "given where split is 'dirichlet', as 0.5 is")
-        self._keep("alpha", float, 0)
+        self._normalize("alpha", float, 0)
         check("alpha", self.alpha, self.alpha != 0, "greater than 0")
 
-    def _keep(self, name: str, kind: type[int] | type[float], least: int) -> None:
-        """Check a number, and keep it as a `kind`: an int, a float and a numpy scalar of one value give one hash."""
+    def _normalize(self, name: str, kind: type[int] | type[float], least: int) -> None:
+        """Check a number and convert it to `kind`: equal ints, floats and numpy scalars give one hash."""
         (check_integer if kind is int else check_real)(name, getattr(self, name), least)
         object.__setattr__(self, name, kind(getattr(self, name)))
 
     @property
     def options(self) -> dict[str, Option]:
-        """The rule's options as keyword arguments."""
+        """Options of the rule as keyword arguments."""
         return dict(self.rule_options)
 
     @property
     def rule_f(self) -> int:
-        """The f that the rule tolerates."""
+        """Number of Byzantine workers that the rule tolerates."""
         return self.byzantine if self.f is None else self.f
 
     @property
     def images(self) -> int:
-        """Images that go into one gradient."""
+        """Number of images in one gradient."""
         return self.batch * self.accumulate
 
     def epoch_length(self, train_size: int) -> int:
-        """Iterations in one epoch over `train_size` images: each is seen once among all the workers."""
+        """Return the iterations of an epoch, in which the workers together draw `train_size` images."""
         return max(1, train_size // (self.workers * self.images))
 
     def to_json(self) -> str:
-        """The one JSON text of this configuration: sorted keys, so that equal configurations give equal texts.
+        """Return the canonical JSON text: equal configurations give equal texts.
 
-        Without augmentation nothing is said of it, nor of whatever else in `_LATER` is as it was before there was a
-        choice, so that such a run keeps the hash it had then.
+        Settings that were added later are omitted at their defaults, so that older runs keep their hashes.
         """
         record = dataclasses.asdict(self) | {"rule_options": self.options, "augmentation": dict(self.augmentation)}
         if not self.augmentation:
             del record["augmentation"], record["augmented"]
-        for name in _LATER:
+        for name in _OMITTED_AT_DEFAULT:
             if record[name] == getattr(TrainConfig, name):
                 del record[name]
         return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
-        """The configuration that `to_json` wrote; a missing key takes its default, an unknown key is a ValueError."""
+        """Parse the text of `to_json`; missing keys take their defaults, and unknown keys raise ValueError."""
         record = json.loads(text)
         check("the configuration", record, isinstance(record, dict), "a JSON object")
         unknown = sorted(set(record) - {field.name for field in dataclasses.fields(cls)})
@@ -162,8 +167,17 @@ class TrainConfig:
         return cls(**record)
 
 
-_LATER = ("evaluate_every", "validation", "split", "alpha", "worker_momentum", "precision", "accumulate", "layers")
-"""Settings that once there were not."""
+_OMITTED_AT_DEFAULT = (
+    "evaluate_every",
+    "validation",
+    "split",
+    "alpha",
+    "worker_momentum",
+    "precision",
+    "accumulate",
+    "layers",
+)
+"""Settings added since the first records."""
 
 _LEAST_INTEGER = {"accumulate": 1, "workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
 

@@ -1,34 +1,33 @@
-"""DistributedDataParallel with a rule in place of the mean, by a communication hook.
+"""DistributedDataParallel with a rule instead of the mean, by a communication hook.
 
-DDP hands its hook the gradient in buckets, some layers each, while the backward pass still goes on; a rule decides on
-whole gradients. So:
+DDP passes the gradient to its hook in buckets of some layers each, during the backward pass. A rule decides on whole
+gradients. So:
 
-1. of each bucket as it comes, every rank starts to send the slices to the ranks that serve them, as `fa.sharded` does,
-   and the hook returns a future; the backward pass goes on meanwhile;
-2. with the last bucket, what the ranks serve of all the buckets is one matrix in parts: the Gram matrix is the sum over
-   buckets and ranks, one decision is made, and each rank applies it to its slices;
-3. the slices of d go to all ranks, into the buckets themselves, and all futures are completed.
+1. For each bucket, every rank starts to send slices to the ranks that serve them, as `fa.sharded` does. The hook
+   returns a future, and the backward pass continues.
+2. With the last bucket, the slices that the ranks serve form one matrix. Its Gram matrix is the sum over buckets and
+   ranks. One decision is made, and each rank applies it to its slices.
+3. The slices of d go to all ranks, into the buckets themselves, and all futures are completed.
 
-Half of the bytes thus move during the backward pass, where plain DDP can move nearly all; in sum they are as many.
+Half of the bytes move during the backward pass, where plain DDP can move nearly all. The total is the same.
 
-Nothing is kept of how the gradient was cut: DDP may cut it anew (it does after the first iteration). A parameter that
-is unused is 0 in its bucket, as for DDP. Parameters of several dtypes are in buckets of their own, and in one decision.
-Accumulation under `no_sync` calls no hook. Each call of the hook's last bucket is an iteration, which picks the random
-numbers of "bucketing".
+- DDP may cut the gradient differently after the first iteration: no state depends on the cut.
+- A parameter that is unused is 0 in its bucket, as in DDP.
+- Parameters of several dtypes have separate buckets, and one decision.
+- Accumulation under `no_sync` calls no hook. Each last bucket ends an iteration, which selects the random numbers of
+  "bucketing".
+- DDP copies the first parameters from rank 0, and before each forward pass the buffers (batch norm's statistics);
+  `broadcast_buffers=False` keeps each rank's buffers. `fa.sharded` describes the trust model.
 
-DDP itself still takes the first parameters, and before each forward pass the buffers (batch norm's statistics), from
-rank 0; `broadcast_buffers=False` leaves each rank its own. `fa.sharded` says what is trusted.
+At the end, delete the model, wait for all ranks (`dist.barrier`), and only then destroy the group, as examples/ddp.py
+does. If a thread of gloo is the last to release a tensor while the interpreter exits, the process aborts (5 of 13 runs
+on a busy machine; 0 of 8 with this order).
 
-On leaving, drop the model, wait for all (`dist.barrier`), and only then destroy the group, as examples/ddp.py does:
-where a thread of gloo is the last to drop a tensor while the interpreter ends, the process aborts (it did in 5 of 13
-runs on a busy machine, and in none of 8 since).
-
-FSDP is not served. There every rank keeps 1/p of the parameters, so step 3 falls away, and step 1 takes the place of
-its reduce-scatter: as many bytes. But what FSDP frees unit by unit would have to stay until the backward pass is over
-and K is known, p slices of each unit or n numbers a rank: the memory that it is there to save. Deciding unit by unit
-(another rule), or with the weights of the iteration before, would need none. The hooks (`register_comm_hook` of FSDP,
-`set_custom_reduce_scatter` of `fully_shard`) must fill a unit's shard before they return, so that the rule over all
-units also needs a place after the backward pass, before the optimizer's step.
+FSDP is not supported. There every rank stores 1/p of the parameters, so step 3 is unnecessary, and step 1 replaces the
+reduce-scatter with as many bytes. But gradients that FSDP frees unit by unit would have to stay until K is known, which
+takes the memory that FSDP saves. Deciding per unit (another rule), or with the previous iteration's weights, would
+avoid this. FSDP's hooks must also fill a unit's shard before they return, whereas a rule over all units runs after the
+backward pass.
 """
 
 import torch
@@ -43,18 +42,16 @@ from fa.utils.validation import check
 
 
 class Aggregation:
-    """What a registered rule does, and what it has decided last: `decision`, whose workers are the group's ranks (None
-    before the first backward pass).
-    """
+    """State of a registered rule."""
 
     def __init__(self, rule: Rule, shards: Shards) -> None:
-        self.decision: Decision | None = None
+        self.decision: Decision | None = None  # of the last backward pass, with the group's ranks as workers
         self._rule, self._shards = rule, shards
         self._iteration = 0
         self._pending: list[tuple[Tensor, Sent, Future[Tensor]]] = []
 
-    def take(self, bucket: GradBucket) -> Future[Tensor]:
-        """The future of a bucket, which those of all buckets complete with the last one."""
+    def add_bucket(self, bucket: GradBucket) -> Future[Tensor]:
+        """Start the exchange of a bucket, and return its future, which the last bucket completes."""
         buffer = bucket.buffer()
         future: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else [])
         self._pending.append((buffer, self._shards.send(buffer), future))
@@ -72,11 +69,20 @@ class Aggregation:
 
 
 def register(model: DistributedDataParallel, rule: Rule | str = "fa") -> Aggregation:
-    """Let `rule` (a name: with its defaults) aggregate the gradients of `model`, from the next backward pass on.
+    """Aggregate the gradients of a model by a rule, from the next backward pass on.
 
-    The workers are the ranks of the model's process group, over gloo, NCCL or what else has all-to-all. Raises
-    ValueError where the rule needs more of them, or whole gradients in one memory (regularizer "l1" or "rows"). A
-    backward pass in which too few gradients are finite raises that on all ranks.
+    The workers are the ranks of the model's process group, over gloo, NCCL or another backend with all-to-all. A
+    backward pass in which too few gradients are finite raises TooFewWorkersError on all ranks.
+
+    Args:
+        model: The wrapped model.
+        rule: A rule, or the name of one with its defaults.
+
+    Returns:
+        The hook's state, whose `decision` is that of the last backward pass.
+
+    Raises:
+        ValueError: The rule needs more workers, or whole gradients in one memory (regularizer "l1" or "rows").
     """
     check("model", type(model).__name__, isinstance(model, DistributedDataParallel), "a DistributedDataParallel")
     rule = make_rule(rule) if isinstance(rule, str) else rule
@@ -89,4 +95,4 @@ def register(model: DistributedDataParallel, rule: Rule | str = "fa") -> Aggrega
 
 
 def _hook(aggregation: Aggregation, bucket: GradBucket) -> Future[torch.Tensor]:
-    return aggregation.take(bucket)
+    return aggregation.add_bucket(bucket)

@@ -20,7 +20,7 @@ from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import flatten
-from fa.training.records import USED, CurvePoint, Run, WorkerRow, make_room
+from fa.training.records import USED, CurvePoint, Run, WorkerRow, prepare_output_dir
 from fa.training.transports.base import GatheredGradients, RpcConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import load_dataset, parse_recipe, worker_partitions
@@ -79,7 +79,7 @@ def train(
     """
     timer = PhaseTimer()
     if out is not None:
-        out = make_room(out)
+        out = prepare_output_dir(out)
     with _torch_threads(threads):
         device = find_device(config.device)
         rule = _checked_rule(config, rpc)
@@ -94,7 +94,7 @@ def train(
         threads_used = torch.get_num_threads()
         backend: dict[str, object] = {"name": "simulate"} if rpc is None else rpc.description()
         if saved is not None:
-            saved.identify(config, dataset.checksum, threads_used, backend)
+            saved.set_identity(config, dataset.checksum, threads_used, backend)
         with _transport(model, dataset, config, parameters, rule, rpc, timer) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), timer)
             honest = slice(config.byzantine, None)

@@ -1,4 +1,4 @@
-"""The parameter server: SGD on the aggregate, and the evaluation of the model it holds."""
+"""The parameter server's SGD on the aggregate, and the evaluation of its model."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from fa.training.parameter_vector import Buffers
 
 
 class SGD:
-    """torch.optim.SGD's update, as a few operations on one vector: weight decay, momentum, step.
+    """torch.optim.SGD's update as a few operations on one vector: weight decay, momentum, step.
 
-    Weight decay is added by the server to the aggregate: workers and rules see the gradients of the bare loss.
+    The server adds weight decay to the aggregate. Workers and rules see the gradients of the loss without it.
     """
 
     def __init__(self, parameters: Tensor, config: TrainConfig, epoch_length: int) -> None:
         self._parameters = parameters
         self._config = config
         self._epoch_length = epoch_length
-        self.velocity: Tensor | None = None  # what momentum has gathered
+        self.velocity: Tensor | None = None  # momentum buffer (n,)
         self._decayed = torch.empty_like(parameters) if config.weight_decay else None
 
     def rate(self, iteration: int) -> float:
-        """The learning rate at an iteration, counted from 0: times lr_decay every lr_decay_epochs."""
+        """Return the learning rate at an iteration, from 0: it is multiplied by lr_decay every lr_decay_epochs."""
         steps = iteration // self._epoch_length // self._config.lr_decay_epochs
         return self._config.lr * self._config.lr_decay**steps
 
     def step(self, direction: Tensor, iteration: int) -> None:
-        """Move the parameters (n,) in place against `direction` (n,), which is only read."""
+        """Update the parameters (n,) in place, against `direction` (n,)."""
         step = direction
         if self._decayed is not None:
             step = torch.add(direction, self._parameters, alpha=self._config.weight_decay, out=self._decayed)
@@ -44,7 +44,7 @@ class SGD:
 
 
 class Evaluation:
-    """The server's model on the test images, with the mean of the honest workers' batch-norm statistics."""
+    """Evaluates the server's model on the test images."""
 
     def __init__(self, model: nn.Module, dataset: Dataset, device: torch.device) -> None:
         self._model = model
@@ -53,13 +53,17 @@ class Evaluation:
         self._buffers = Buffers(model)
 
     def accuracy(self, statistics: list[Buffers]) -> float:
-        """The share of test images whose largest output is their label's; a NaN counts as largest, as argmax has it."""
+        """Return the test accuracy, a fraction. NaN counts as the largest output, as in torch.argmax.
+
+        Args:
+            statistics: Batch-norm statistics of the honest workers, of which the model uses the mean.
+        """
         self._buffers.set_to_mean(statistics)
         self._buffers.install()
         self._model.eval()
         with torch.inference_mode():
-            right = sum(
+            correct = sum(
                 int((self._model(images).argmax(dim=1) == labels).sum())
                 for images, labels in test_batches(self._dataset, device=self._device)
             )
-        return right / len(self._dataset.test_labels)
+        return correct / len(self._dataset.test_labels)

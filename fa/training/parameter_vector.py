@@ -1,7 +1,7 @@
-"""A model's parameters as one vector of n numbers, and rows of G as the gradients of those parameters.
+"""A model's parameters as one vector of n coordinates, and rows of G as gradients of those parameters.
 
 The n coordinates follow `model.parameters()`. Convolution weights lie in channels-last order (out, height, width, in),
-with which the CPU's convolutions are up to 1.6 times faster; the order means nothing to a rule.
+with which the CPU's convolutions are up to 1.6 times faster. Rules do not depend on the order.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def _pieces(vector: Tensor, parameters: list[nn.Parameter]) -> Iterator[Tensor]:
 
 
 def views(vector: Tensor, model: nn.Module) -> list[Tensor]:
-    """The parts of `vector` (n,) in the shapes of the model's parameters, sharing its memory."""
+    """Return views of `vector` (n,) in the shapes of the model's parameters."""
     return list(_pieces(vector, list(model.parameters())))
 
 
 def flatten(model: nn.Module) -> Tensor:
-    """Move the model's parameters into one new vector (n,), of which they are views from then on, and return it."""
+    """Move the model's parameters into one new vector (n,), of which they become views, and return it."""
     parameters = list(model.parameters())
     vector = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters)).detach()
     for parameter, view in zip(parameters, views(vector, model), strict=True):
@@ -40,7 +40,7 @@ def flatten(model: nn.Module) -> Tensor:
 
 
 class Buffers:
-    """One worker's copy of a model's buffers, which is to say of its batch-norm running statistics."""
+    """One worker's copy of a model's buffers: batch norm's running statistics."""
 
     def __init__(self, model: nn.Module) -> None:
         self._slots = [
@@ -50,7 +50,7 @@ class Buffers:
         ]
 
     def install(self) -> None:
-        """Let the model use this copy; a forward pass in training mode then updates it in place."""
+        """Make the model use this copy, which forward passes in training mode then update in place."""
         for module, name, buffer in self._slots:
             module._buffers[name] = buffer
 
@@ -60,6 +60,6 @@ class Buffers:
         return [buffer for _, _, buffer in self._slots]
 
     def set_to_mean(self, others: list[Buffers]) -> None:
-        """Each number becomes the mean over `others` (whole numbers, such as batch counts, take the first one's)."""
-        for own, *theirs in zip(self.tensors, *(other.tensors for other in others), strict=True):
-            own.copy_(torch.stack(theirs).mean(dim=0) if own.is_floating_point() else theirs[0])
+        """Set each buffer to the mean over `others`; integers, such as batch counts, to that of the first one."""
+        for buffer, *values in zip(self.tensors, *(other.tensors for other in others), strict=True):
+            buffer.copy_(torch.stack(values).mean(dim=0) if buffer.is_floating_point() else values[0])

@@ -1,4 +1,4 @@
-"""What a run leaves behind: curve.csv, workers.csv and config.json, written as one whole or not at all."""
+"""Records of a run: curve.csv, workers.csv and config.json, in a folder that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -19,65 +19,74 @@ from fa.utils import plugins
 from fa.utils.files import sync_folder, temporary_path
 from fa.utils.validation import check
 
-FILES = ("curve.csv", "workers.csv", "config.json")  # the last is written last, and stands for the whole
+FILES = ("curve.csv", "workers.csv", "config.json")
+"""Files of a record; config.json is written last, and so marks a complete one."""
 USED = "used"
 UNDEFINED = "none"
-"""What stands in workers.csv for a value or weight that the rule does not define."""
+"""Entry of workers.csv for a value or weight that the rule does not define."""
 
 
 class CurvePoint(NamedTuple):
     """The state of a run after `iteration` iterations."""
 
     iteration: int
-    epoch: int  # the epoch, counted from 1, in which that iteration lies
-    seconds: float  # spent in iterations so far: evaluations and set-up left out
-    train_loss: float  # mean over the honest workers' minibatches of that iteration; may be NaN or infinite
+    epoch: int  # of that iteration, from 1
+    seconds: float  # spent in iterations so far, without evaluations and set-up
+    train_loss: float  # mean over the honest workers' minibatches; may be NaN or infinite
     test_accuracy: float  # a fraction
 
 
 class WorkerRow(NamedTuple):
-    """What the server made of one worker's gradient."""
+    """The rule's decision on one worker's gradient."""
 
     iteration: int
     worker: int
-    value: float | None  # explained variance v_i, where the rule has them
-    weight: float | None  # weight in the aggregate, where the rule has one for a whole gradient
-    status: str  # "used", or "left out: " and the reason; where some were lost, "; 6 of 61 datagrams lost"
-
-
-PARTS = {
-    "join": "waiting for worker processes to join",
-    "gather": "from the iterations' beginnings until their gradients are there",
-    "compute": "of that, the slowest worker's own time for its gradient, where workers are processes",
-    "gram": "of that, inner products of the gradients that had come, and what was left of them after the last",
-    "aggregate": "the rule: what it decides, and the direction",
-    "update": "the optimizer's step",
-    "evaluate": "test accuracies",
-}
-"""What a run's seconds are spent on, as config.json has it. A GPU's gradients are waited for in "aggregate"."""
+    value: float | None  # explained variance v_i, if the rule defines it
+    weight: float | None  # weight in the aggregate, if the rule has one weight per gradient
+    status: str  # "used", or "left out: " and the reason; then notes, such as "; 6 of 61 datagrams lost"
 
 
 def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
-    """The share of the first `byzantine` workers in the sizes of all weights; where there are none, in those that were
-    used; 0 where nobody was.
+    """Return the Byzantine workers' share in the absolute weights of one iteration.
+
+    Args:
+        rows: The iteration's rows, by rank.
+        byzantine: Number of Byzantine workers: the first ranks.
+
+    Returns:
+        Their share in the weights; without weights, their share in the used gradients; 0 if no gradient was used.
+
+    Example:
+        >>> faulty_share([WorkerRow(1, 0, None, 0.25, USED), WorkerRow(1, 1, None, 0.75, USED)], byzantine=1)
+        0.25
     """
-    weighed = any(row.weight is not None for row in rows)
-    sizes = [abs(row.weight or 0.0) if weighed else float(row.status.startswith(USED)) for row in rows]
+    weighted = any(row.weight is not None for row in rows)
+    sizes = [abs(row.weight or 0.0) if weighted else float(row.status.startswith(USED)) for row in rows]
     return sum(sizes[:byzantine]) / (sum(sizes) or 1.0)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run."""
+    """A finished run.
+
+    Phases in `seconds_of`, where a GPU's gradients are awaited in "aggregate":
+        join: Waiting for worker processes to join.
+        gather: From the beginning of an iteration until its gradients have arrived.
+        compute: Of that, the slowest worker's time for its gradient, if workers are processes.
+        gram: Of that, inner products of gradients that had arrived, and the rest after the last one.
+        aggregate: The rule's decision, and the direction.
+        update: The optimizer's step.
+        evaluate: Test accuracies.
+    """
 
     config: TrainConfig
-    curve: tuple[CurvePoint, ...]
-    workers: tuple[WorkerRow, ...]
-    seconds: float  # the whole run, evaluations and set-up included, of all processes that did a share of it
-    threads: int
+    curve: tuple[CurvePoint, ...]  # one point per evaluation
+    workers: tuple[WorkerRow, ...]  # one row per iteration and worker
+    seconds: float  # of the whole run, evaluations, set-up and earlier processes included
+    threads: int  # of torch
     checksum: str  # of the data's content
-    backend: Mapping[str, object] = field(default_factory=lambda: {"name": "simulate"})  # how workers were run
-    seconds_of: Mapping[str, float] = field(default_factory=dict)  # parts of the whole, see `PARTS`
+    backend: Mapping[str, object] = field(default_factory=lambda: {"name": "simulate"})  # description of the transport
+    seconds_of: Mapping[str, float] = field(default_factory=dict)  # of each phase
 
     @property
     def final_accuracy(self) -> float:
@@ -85,25 +94,32 @@ class Run:
         return self.curve[-1].test_accuracy
 
     def write(self, directory: str | Path) -> Path:
-        """Make `directory` with the three files in it and return its absolute path. It appears complete, or not at all;
-        one that is there already, and empty, gets whole files one by one, config.json last.
+        """Write the records.
 
-        Raises ValueError where it cannot be written, or holds files by now: the message says where the records are.
+        Args:
+            directory: A new folder, which appears complete or not at all. An existing, empty one receives complete
+                files one by one, config.json last.
+
+        Returns:
+            Its absolute path.
+
+        Raises:
+            ValueError: It cannot be written, or holds files by now. The message names the folder of the records.
         """
         target = _absolute(directory)
-        making = _workspace(target)
+        temporary = _temp_dir(target)
         try:
-            self.write_files(making)
-            sync_folder(making)
+            self.write_files(temporary)
+            sync_folder(temporary)
         except BaseException as error:
-            shutil.rmtree(making, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, OSError):
                 raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
             raise
         try:
-            _move(making, target)
-        except (ValueError, OSError) as error:  # the work is done, and must not be lost
-            raise ValueError(f"{error}; the run is finished, and its records are in {making}") from error
+            _publish(temporary, target)
+        except (ValueError, OSError) as error:  # a finished run must not be lost
+            raise ValueError(f"{error}; the run is finished, and its records are in {temporary}") from error
         return target
 
     def write_files(self, folder: Path) -> None:
@@ -113,7 +129,7 @@ class Run:
         (folder / "config.json").write_text(json.dumps(self.description(), indent=2, sort_keys=True) + "\n")
 
     def description(self) -> dict[str, Any]:
-        """What config.json holds."""
+        """Return the content of config.json."""
         return {
             "config": json.loads(self.config.to_json()),
             "schema_version": SCHEMA_VERSION,
@@ -124,64 +140,69 @@ class Run:
             "backend": dict(self.backend),
             "threads": self.threads,
             "seconds": round(self.seconds, 3),
-            "seconds_of": {part: round(its, 6) for part, its in self.seconds_of.items()},
+            "seconds_of": {phase: round(seconds, 6) for phase, seconds in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
         } | plugins.file_checksums(self.config.rule, self.config.attack)
 
 
-def make_room(directory: str | Path) -> Path:
-    """The absolute path of `directory`, to which a run can be written: it is new or empty, and files can be made there.
+def prepare_output_dir(directory: str | Path) -> Path:
+    """Check that a run can be written to a folder, and create its parents.
 
-    Its parents are made. Raises ValueError otherwise.
+    Args:
+        directory: A new or empty folder.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        ValueError: It holds files, or none can be written there.
     """
     target = _absolute(directory)
-    _refuse_occupied(target)
-    _workspace(target).rmdir()
+    _check_unoccupied(target)
+    _temp_dir(target).rmdir()
     return target
 
 
 def _absolute(directory: str | Path) -> Path:
-    return Path(os.path.abspath(directory))  # which also takes "." and ".." out, so that the path has a name
+    return Path(os.path.abspath(directory))  # also resolves "." and "..", so that the path has a name
 
 
-def _refuse_occupied(target: Path, besides: Path | None = None) -> None:
+def _check_unoccupied(target: Path, ignored: Path | None = None) -> None:
     usable = not target.is_symlink() and (not target.exists() or target.is_dir())
     check("out", str(target), usable, "a directory, new or empty")
-    holds = target.is_dir() and any(path != besides for path in target.iterdir())
-    check("out", str(target), not holds, "empty: it holds files already")
+    occupied = target.is_dir() and any(path != ignored for path in target.iterdir())
+    check("out", str(target), not occupied, "empty: it holds files already")
 
 
-def _workspace(target: Path) -> Path:
-    """A temporary directory beside `target`, or in it where it is there: it may be mounted, or somebody's working
-    directory, and its parent need not be ours to write.
-    """
-    place = target if target.is_dir() else target.parent
+def _temp_dir(target: Path) -> Path:
+    """Create a temporary folder beside `target`, or in it if it exists: its parent may not be writable."""
+    parent = target if target.is_dir() else target.parent
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        making = temporary_path(place)
-        making.mkdir()
+        parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_path(parent)
+        temporary.mkdir()
     except OSError as error:
         raise ValueError(
-            f"out must be a directory where files can be made ({error.strerror}), got {str(target)!r}"
+            f"out must be a directory in which files can be written ({error.strerror}), got {str(target)!r}"
         ) from error
-    return making
+    return temporary
 
 
-def _move(making: Path, target: Path) -> None:
-    _refuse_occupied(target, besides=making)
-    if making.parent != target:
-        making.rename(target)
+def _publish(temporary: Path, target: Path) -> None:
+    _check_unoccupied(target, ignored=temporary)
+    if temporary.parent != target:
+        temporary.rename(target)
         return
     for name in FILES:
-        (making / name).rename(target / name)
-    making.rmdir()
+        (temporary / name).rename(target / name)
+    temporary.rmdir()
 
 
-# torch is imported where it is used: the command line refuses a bad `out` before it waits for torch.
+# torch is imported in functions: the command line checks `out` before it imports torch.
 
 
 def versions() -> dict[str, str]:
-    """The versions of what the numbers depend on."""
+    """Return the versions of the software on which results depend."""
     import numpy
     import torch
 
@@ -194,12 +215,12 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, str | int]:
-    """The processor, its cores, and the device that trained."""
+    """Return the processor, its number of cores, and the training device."""
     import torch
 
     kind = torch.device(device)
     name = torch.cuda.get_device_name(kind) if kind.type == "cuda" else device
-    instructions = torch.backends.cpu.get_cpu_capability()  # on which the last bits depend
+    instructions = torch.backends.cpu.get_cpu_capability()  # the last bits depend on it
     return {"cpu": _cpu_model(), "instructions": instructions, "cores": os.cpu_count() or 1, "device": name}
 
 
@@ -213,7 +234,7 @@ def _cpu_model() -> str:
 
 
 def _cell(value: object) -> str:
-    """Real numbers to six digits, which is all that float32 holds, and no empty cell."""
+    """Format real numbers to six digits, the precision of float32, and never as an empty cell."""
     if value is None:
         return UNDEFINED
     return f"{value:.6g}" if isinstance(value, float) else str(value)

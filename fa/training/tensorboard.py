@@ -1,4 +1,4 @@
-"""A run's course for TensorBoard, written while it goes on."""
+"""TensorBoard events of a run, written after each iteration."""
 
 from __future__ import annotations
 
@@ -17,26 +17,33 @@ if TYPE_CHECKING:
     from fa.training.loop import Progress
 
 
-class Board:
-    """Event files in a folder, to which each iteration adds: the honest workers' loss, the test accuracy where it was
-    evaluated, the faulty workers' share of the weights (or of those used, where the rule weighs no whole gradient), and
-    histograms of the weights and the explained variances, where the rule has them.
+class TensorBoardLogger:
+    """Context manager that writes event files; an instance is a `progress` callback of `train`.
 
-    A context manager; what it is called with is what `train` tells of an iteration. Events that an earlier run left
-    there, of the first iteration told and later, are purged. Raises ValueError without tensorboard.
+    Each iteration adds the honest workers' loss, the Byzantine workers' share (see `faulty_share`), and histograms of
+    the weights and explained variances that the rule defines. Evaluations add the test accuracy. Events of an earlier
+    run are purged from the first logged iteration on.
     """
 
     def __init__(self, folder: str | Path, byzantine: int) -> None:
-        """The first `byzantine` workers are the faulty ones."""
+        """Create the folder, if needed.
+
+        Args:
+            folder: Folder of the event files.
+            byzantine: Number of Byzantine workers: the first ranks.
+
+        Raises:
+            ValueError: `folder` is a file, or tensorboard is not installed.
+        """
         check_installed()
         self._folder = Path(folder)
-        taken = self._folder.exists() and not self._folder.is_dir()
-        check("tensorboard", str(folder), not taken, "a folder, which is made where there is none")
+        is_file = self._folder.exists() and not self._folder.is_dir()
+        check("tensorboard", str(folder), not is_file, "a folder, which may be new")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._byzantine = byzantine
         self._writer: Any = None
 
-    def __enter__(self) -> Board:
+    def __enter__(self) -> TensorBoardLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -44,7 +51,7 @@ class Board:
             self._writer.close()
 
     def __call__(self, progress: Progress) -> None:
-        """Add what an iteration has come to."""
+        """Log an iteration."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -53,19 +60,19 @@ class Board:
         self._writer.add_scalar("loss/honest workers", float(progress.loss), step)
         if progress.evaluated:
             self._writer.add_scalar("accuracy/test", progress.accuracy, step)
-        weights = _numbers([row.weight for row in rows])
+        weights = _defined([row.weight for row in rows])
         name = "of the weights" if weights.size else "of the workers used"
         self._writer.add_scalar(f"faulty workers/{name}", faulty_share(rows, self._byzantine), step)
-        for what, numbers in (("weights", weights), ("values", _numbers([row.value for row in rows]))):
-            if numbers.size:
-                self._writer.add_histogram(f"workers/{what}", numbers, step)
+        for tag, values in (("weights", weights), ("values", _defined([row.value for row in rows]))):
+            if values.size:
+                self._writer.add_histogram(f"workers/{tag}", values, step)
 
 
 def check_installed() -> None:
-    """Raise ValueError, with the command that installs it, where there is no tensorboard."""
+    """Raise ValueError, with the command that installs it, if tensorboard is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError("tensorboard must be installed to log to it: pip install 'flag-aggregator[tensorboard]'")
 
 
-def _numbers(given: Sequence[float | None]) -> np.ndarray:
-    return np.array([number for number in given if number is not None])
+def _defined(values: Sequence[float | None]) -> np.ndarray:
+    return np.array([value for value in values if value is not None])
