@@ -141,7 +141,7 @@ def test_numbers_out_of_range_are_taken_by_parts(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gram, "_ENTRIES", 700)
     parts, _ = gram.measure(torch.from_numpy(wide))
     np.testing.assert_allclose(parts.cosines, whole.cosines, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(parts.lengths, whole.lengths, rtol=1e-14)
+    np.testing.assert_allclose(parts.scaled_norms, whole.scaled_norms, rtol=1e-14)
 
 
 WATCH = """

@@ -51,7 +51,7 @@ def cosines(study: Study) -> DataFrame:
 
 def _watch(config: TrainConfig) -> list[dict[str, Any]]:
     f, rows = config.rule_f, []
-    others = {name: make_rule(name, f=f) for name in OTHERS}
+    others = {key: make_rule(VARIANTS[key].rule, f=f, **dict(VARIANTS[key].options)) for key in OTHERS}
     ours = {
         (formulation, lam): make_rule("fa", f=f, formulation=formulation, lam=lam)
         for formulation in FORMULATIONS
