@@ -115,7 +115,7 @@ def test_extra_1_draws_every_part_and_its_verdicts_go_either_way() -> None:
     claims = extra01.claims(numbers, 0.1)
     assert verdicts(claims) == [IN_PART, HOLDS, IN_PART]
     assert re.search(r"Bulyan\W+-0\.2", claims[0].measured)
-    assert extra01.CALLED["collude"] in claims[1].measured
+    assert extra01.REGIME_LABELS["collude"] in claims[1].measured
     assert 0.802 in texts.numbers(claims[1].measured)
     axes = extra01.draw(numbers, "title").axes
     assert [one.get_xlabel() for one in axes[2:]] == [extra01.NAMES[option] for option in extra01.SWEPT]
