@@ -13,7 +13,7 @@ from PIL import Image
 import fa
 from fa.cli import cli, main
 from fa.experiments.reporting import run_plot
-from fa.rules.base import NOT_FINITE
+from fa.rules.decision import NOT_FINITE
 from fa.training import TrainConfig, train
 from fa.training.record_schema import SCHEMA_VERSION
 from fa.training.records import USED

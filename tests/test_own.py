@@ -219,8 +219,8 @@ BAD = Attack('bad', False, write)
     ("decides", "message"),
     [
         ("1 / 0", r"\bmy_rule\.py\b.*\b5\b.*\bZeroDivisionError\b"),
-        ("fa.rules.base.Choice()", r"\bfaulty_rule\b.*\bChoice\("),
-        ("fa.rules.base.Choice(weights=gram.norms[1:])", r"\bweights\b.*\bfaulty_rule\b.*\b5\b.*\barray\("),
+        ("fa.rules.ColumnDecision()", r"\bfaulty_rule\b.*\bColumnDecision\("),
+        ("fa.rules.ColumnDecision(weights=gram.norms[1:])", r"\bweights\b.*\bfaulty_rule\b.*\b5\b.*\barray\("),
     ],
 )
 def test_what_fails_in_their_file_is_one_line_with_its_place(tmp_path: Path, decides: str, message: str) -> None:

@@ -22,8 +22,9 @@ from fa.experiments.runs.user_rules import register_rules
 from fa.experiments.runs.user_rules import resolve_variant as variant_of
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.gradients.gram import measure
-from fa.rules import make_rule, preaggregators
+from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator
+from fa.rules.preaggregators import StepContext, apply_preaggregators
 from fa.training.config import TrainConfig
 from fa.utils.validation import check_integer, check_one_of
 
@@ -216,8 +217,8 @@ def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
     which they have the same lengths and angles.
     """
     steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.formulation]
-    mixture = preaggregators.mix(measure(G)[0], steps, preaggregators.Situation(setting.f, 0, 0))
-    coordinates: Tensor = torch.linalg.qr(mixture.of(G.double()).T).R.T
+    mixed = apply_preaggregators(measure(G)[0], steps, StepContext(setting.f, 0, 0))
+    coordinates: Tensor = torch.linalg.qr(mixed.apply_to(G.double()).T).R.T
     return coordinates
 
 
