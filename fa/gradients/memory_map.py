@@ -154,7 +154,7 @@ def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
 
 
 def _names(tensors: Shapes | None) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the names and shapes of a file's tensors in order; [] for at most one tensor, whose name does not matter."""
+    """Return the names and shapes of a file's tensors in order; [] for one tensor, whose name does not matter."""
     return list(tensors.items()) if tensors is not None and len(tensors) > 1 else []
 
 
