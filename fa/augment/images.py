@@ -54,7 +54,7 @@ def warp(images: Any, system: str, t: float, interpolation: str = "nearest", **p
     check("images", type(images).__name__, isinstance(images, Tensor), "a tensor or an array")
     check("images", tuple(images.shape), images.ndim in (3, 4), "(B, C, H, W) or (B, H, W)")
     height, width = images.shape[-2:]
-    source(system, height, width, t, parameters)  # the checks, and the grid into its cache
+    source(system, height, width, t, parameters)  # This call checks the arguments and caches the grid.
     key = (system, height, width, float(t), tuple(sorted(parameters.items())), images.device)
     return _nearest(images, *key) if interpolation == "nearest" else _bilinear(images, *key)
 
