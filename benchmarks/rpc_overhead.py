@@ -88,7 +88,7 @@ def main() -> None:
     parameters = flatten(model)
     config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
     rule, timer, optimizer = make_rule(given.rule), PhaseTimer(), SGD(parameters, config, epoch_length=1000)
-    transport = server.RpcTransport(model, config, parameters, RpcConfig(), rule.measures, timer)
+    transport = server.RpcTransport(model, config, parameters, RpcConfig(), rule.needs_gram, timer)
     server.set_active(transport)
     store, port = connection.create_store(LOOPBACK, 0)
     ports, seconds, by_gloo, deciding = (port, free_port()), [], [], []
@@ -99,11 +99,11 @@ def main() -> None:
         with timer.phase("gather"):
             gathered = transport.gradients(iteration, parameters)
         with timer.phase("aggregate"):
-            direction = rule.aggregate(gathered.G, iteration, products=gathered.inner_products).direction
+            direction = rule.aggregate(gathered.G, iteration, inner_products=gathered.inner_products).direction
         with timer.phase("update"):
             optimizer.step(direction, iteration)
         deciding.append(
-            elapsed(lambda: rule.aggregate(gathered.G[:, :64], iteration, products=gathered.inner_products))
+            elapsed(lambda: rule.aggregate(gathered.G[:, :64], iteration, inner_products=gathered.inner_products))
         )
 
     with connection.rpc_agent(store, LOOPBACK, server=True):

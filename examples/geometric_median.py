@@ -10,7 +10,7 @@ import numpy as np
 
 import fa
 from fa.gradients.gram import Gram
-from fa.rules.base import Choice
+from fa.rules import ColumnDecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,13 +28,13 @@ class GeometricMedian(fa.Rule):
 
     iterations: int = 50
     name: ClassVar[str] = "geometric_median"
-    condition: ClassVar[tuple[int, int]] = (2, 1)  # p >= 2f + 1
+    min_workers: ClassVar[tuple[int, int]] = (2, 1)  # p >= 2f + 1
 
-    def decide(self, gram: Gram) -> Choice:
+    def decide(self, gram: Gram) -> ColumnDecision:
         weights = np.full(gram.p, 1 / gram.p)
         for _ in range(self.iterations):
             # Squared distances between gradients avoid cancellation; they suffice because sum w = 1.
             squares = gram.D2 @ weights - weights @ gram.D2 @ weights / 2
             inverse = 1 / np.sqrt(np.maximum(squares, 1e-24))
             weights = inverse / inverse.sum()
-        return Choice(weights=weights)
+        return ColumnDecision(weights=weights)

@@ -25,4 +25,4 @@ def write(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
         G[worker].mul_(mean.norm() / G[worker].norm()).add_(mean)
 
 
-SHIFTED = Attack("shifted", needs_own=False, write=write)
+SHIFTED = Attack("shifted", uses_own_gradient=False, write=write)
