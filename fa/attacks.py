@@ -36,10 +36,10 @@ Writer = Callable[[Tensor, Sequence[int], Streams], None]
 
 @dataclass(frozen=True)
 class Attack:
-    """A way of being faulty. `needs_own`: the faulty rows must hold those workers' own gradients beforehand."""
+    """A way of being faulty. `uses_own_gradient`: the faulty rows must hold those workers' own gradients beforehand."""
 
     name: str
-    needs_own: bool
+    uses_own_gradient: bool
     write: Writer
 
     def apply(self, G: Tensor, byzantine: Sequence[int], seed: int, iteration: int) -> None:

@@ -35,7 +35,8 @@ from torch import Tensor
 from fa.gradients import read
 from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.inputs import DTYPES
-from fa.rules.base import Aggregate, Decision, Rule, check_out
+from fa.rules import Aggregate, Decision, Rule
+from fa.rules.application import check_out
 from fa.utils.validation import check
 
 
@@ -77,7 +78,7 @@ class Shards:
         (n,) if given, which may be g. `iteration` is as in `Rule.aggregate`, and so are the errors, which all ranks
         raise. Whether the ranks' n and dtype agree is looked at when this rank first has such a gradient.
         """
-        rule.check_span("for gradients of many processes")
+        rule.check_within_span("for gradients of many processes")
         vector = self._check(g)
         if out is not None:
             check_out(out, vector[None])
@@ -102,7 +103,7 @@ class Shards:
         columns = ColumnBlocks(
             [one.received.view(self.size, -1) for one in sent], partial(self._gather, device=out[0].device)
         )
-        _, decision = rule.over(columns, iteration, places)
+        _, decision = rule.aggregate_blocks(columns, iteration, places)
         pieces = [(d[piece], r) for d, its in zip(out, slices, strict=True) for r, piece in enumerate(its)]
         for work in [self._spread(piece, r) for piece, r in pieces if len(piece)]:
             work.wait()

@@ -40,7 +40,7 @@ def test_own_gradients_matter_where_they_are_said_to(name: str, G: Tensor) -> No
     other = G.clone()
     other[list(FAULTY)] = 5.0
     same = torch.equal(attacked(name, G).nan_to_num(7.0), attacked(name, other).nan_to_num(7.0))
-    assert same != ATTACKS[name].needs_own
+    assert same != ATTACKS[name].uses_own_gradient
 
 
 @pytest.mark.parametrize("name", ["random", "random_symmetric", "random_honest_norm", "drop"])

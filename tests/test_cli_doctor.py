@@ -37,5 +37,5 @@ def test_what_is_missing_is_listed_with_its_cure(monkeypatch: pytest.MonkeyPatch
 
 
 def test_links_are_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fa.experiments.measurements.lossy_links.refusal", lambda: "root only")
+    monkeypatch.setattr("fa.experiments.measurements.lossy_links.unsupported_reason", lambda: "root only")
     assert report()["lossy links"] == ("missing", "root only")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fa.experiments.measurements.cost import METHODS, Case, Timing, exponents, in_gram_space, measure, svd_steps
+from fa.experiments.measurements.cost import METHODS, CostTiming, Workload, exponents, in_gram_space, measure, svd_steps
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -21,10 +21,10 @@ def test_an_svd_at_each_step_and_the_gram_matrix_agree(k: int, steps: int) -> No
 
 
 def test_exponents_of_a_law() -> None:
-    cases = [Case(n=n) for n in (10, 100, 1000)] + [Case(N=N) for N in (1, 8)]
+    cases = [Workload(n=n) for n in (10, 100, 1000)] + [Workload(N=N) for N in (1, 8)]
     varied = ["n"] * 3 + ["N"] * 2
     timings = [
-        Timing(**asdict(case), varied=size, method="law", seconds=case.n**1.5 * case.N**0.25)
+        CostTiming(**asdict(case), varied=size, method="law", seconds=case.n**1.5 * case.N**0.25)
         for case, size in zip(cases, varied, strict=True)
     ]
     of_n, of_steps = exponents(timings)
@@ -34,6 +34,6 @@ def test_exponents_of_a_law() -> None:
 
 
 def test_every_size_is_measured_by_both_methods() -> None:
-    timings = measure({"n": [20, 30], "k": [2]}, Case(n=25, p=3), repeats=1)
+    timings = measure({"n": [20, 30], "k": [2]}, Workload(n=25, p=3), repeats=1)
     assert [(t.varied, t.n, t.p, t.k) for t in timings[::2]] == [("n", 20, 3, 1), ("n", 30, 3, 1), ("k", 25, 3, 2)]
     assert [t.method for t in timings] == [*METHODS] * 3

@@ -70,13 +70,13 @@ def test_an_attack_in_a_file_acts() -> None:
 OWN = """\
 import numpy as np
 import fa
-from fa.rules.base import Choice
+from fa.rules import ColumnDecision
 
 class MyRule(fa.Rule):
     name = 'mine'
 
     def decide(self, gram):
-        return Choice(weights=np.full(gram.p, WEIGHT))
+        return ColumnDecision(weights=np.full(gram.p, WEIGHT))
 """
 
 

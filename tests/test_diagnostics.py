@@ -13,7 +13,7 @@ from PIL import Image
 import fa
 from fa.cli import cli, main
 from fa.experiments.reporting import run_plot
-from fa.rules.base import NOT_FINITE
+from fa.rules.decision import NOT_FINITE
 from fa.training import TrainConfig, train
 from fa.training.record_schema import SCHEMA_VERSION
 from fa.training.records import USED
@@ -23,7 +23,7 @@ SHORT = {"workers": 11, "byzantine": 2, "iterations": 3, "batch": 4, "attack": "
 KRUM = {"preaggregators": ("krum", "median_norm")}
 
 
-def run(folder: Path, rule: str, **options: object) -> run_plot.Diagnosis:
+def run(folder: Path, rule: str, **options: object) -> run_plot.RunTables:
     train(TrainConfig(rule=rule, rule_options=options, **SHORT), out=folder / "run")
     return run_plot.read(folder / "run")
 
@@ -62,11 +62,11 @@ def test_the_records_are_the_rules_decisions(
             np.testing.assert_allclose(rows["weight"], decision.weights, rtol=1e-4, atol=1e-6)
             share = np.abs(decision.weights) / np.abs(decision.weights).sum()
             np.testing.assert_allclose(rows["share"].abs(), share, rtol=1e-4, atol=1e-6)
-            part = read.on_faulty().set_index("iteration")["part"]
+            part = read.byzantine_share().set_index("iteration")["part"]
             assert part[iteration] == pytest.approx(share[:2].sum(), abs=1e-5)
         else:
             assert rows["weight"].isna().all()
-            part = read.on_faulty().set_index("iteration")["part"][iteration]
+            part = read.byzantine_share().set_index("iteration")["part"][iteration]
             assert part == len({0, 1} & set(decision.selected)) / len(decision.selected)
         assert rows["value"].notna().all() == (decision.values is not None)
 

@@ -14,10 +14,10 @@ from PIL import Image
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, figure_module
 from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra07, supp01
-from fa.experiments.figures.extras_common import RULES, SAME_LENGTH, compared
+from fa.experiments.figures.extras_common import RULES, SAME_LENGTH
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
-from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead, comparison_verdict
 from fa.experiments.reporting.report import write
 from fa.experiments.runs.profiles import PROFILES
 from fa.experiments.runs.store import RunStore
@@ -115,7 +115,7 @@ def test_extra_1_draws_every_part_and_its_verdicts_go_either_way() -> None:
     claims = extra01.claims(numbers, 0.1)
     assert verdicts(claims) == [IN_PART, HOLDS, IN_PART]
     assert re.search(r"Bulyan\W+-0\.2", claims[0].measured)
-    assert extra01.CALLED["collude"] in claims[1].measured
+    assert extra01.REGIME_LABELS["collude"] in claims[1].measured
     assert 0.802 in texts.numbers(claims[1].measured)
     axes = extra01.draw(numbers, "title").axes
     assert [one.get_xlabel() for one in axes[2:]] == [extra01.NAMES[option] for option in extra01.SWEPT]
@@ -128,11 +128,13 @@ def test_a_margin_that_three_seeds_do_not_bear_out_is_not_established() -> None:
     sure = Lead("f = 3", [0.80, 0.81, 0.82], "mean", [0.70, 0.71, 0.721])
     wide = Lead("f = 3", [0.90, 0.70, 0.80], "mean", [0.60, 0.75, 0.70])
     none = Lead("f = 3", [0.70, 0.71, 0.72], "mean", [0.70, 0.70, 0.72])
-    assert compared([sure]) == HOLDS
-    assert compared([sure, wide]) == compared([sure, none]) == IN_PART
-    assert compared([wide]) == compared([wide, none]) == compared([sure], level=1e-6) == OPEN
-    assert compared([none]) == NOT
-    assert compared([wide], testable=False) == UNTESTABLE
+    assert comparison_verdict([sure]) == HOLDS
+    assert comparison_verdict([sure, wide]) == comparison_verdict([sure, none]) == IN_PART
+    assert (
+        comparison_verdict([wide]) == comparison_verdict([wide, none]) == comparison_verdict([sure], level=1e-6) == OPEN
+    )
+    assert comparison_verdict([none]) == NOT
+    assert comparison_verdict([wide], testable=False) == UNTESTABLE
 
 
 # Extra 2
@@ -184,7 +186,7 @@ def test_extra_3_has_a_cell_for_every_rule_attack_and_f_and_gaps_where_bulyan_re
     numbers = table(study, 0.6)
     alone = (numbers["variant"] == "median") & (numbers["attack"] == "alie") & (numbers["f"] == 5)
     numbers.loc[alone & (numbers["iteration"] == 2), "test_accuracy"] = 0.2
-    for f in extra03.FAULTY["quick"]:
+    for f in extra03.F_BY_PROFILE["quick"]:
         grid = extra03.cells(numbers, f)
         assert grid.shape == (10, 7)
         assert list(grid.columns) == list(extra03.ATTACKS.values())
@@ -225,10 +227,10 @@ def hand_made() -> pd.DataFrame:
     """Two iterations of five workers, the first two of them faulty, under one attack."""
     common = {"attack": "alie", "seed": 1}
     values = {"FA": [[0.1, 0.9, 0.5, 0.6, 0.7], [0.1, 0.2, 0.5, 0.6, 0.7]]}
-    weights = {"FA": [[0.2, 0.3, 0.1, 0.0, 0.4], [0.0, 0.1, 0.2, 0.2, 0.2]], extra04.UNIT: [[0.2] * 5, [0.2] * 5]}
+    weights = {"FA": [[0.2, 0.3, 0.1, 0.0, 0.4], [0.0, 0.1, 0.2, 0.2, 0.2]], extra04.UNIT_MEAN: [[0.2] * 5, [0.2] * 5]}
     left_out = {"Multi-Krum": [{0, 1, 2}, {2, 3}], "Bulyan": [set(), set()], KRUM_FA: [{0, 1}, {0, 1}]}
     rows = []
-    for rule in (*values, extra04.UNIT, *left_out):
+    for rule in (*values, extra04.UNIT_MEAN, *left_out):
         for iteration in (0, 1):
             for worker in range(5):
                 out = worker in left_out.get(rule, [set(), set()])[iteration]
@@ -245,7 +247,7 @@ def test_precision_and_recall_of_a_hand_made_record() -> None:
     name = {by: label for label, by in extra04.DETECTORS.items()}
     assert found.loc[name["FA", "value"]].tolist() == [0.75, 0.75]  # 0 and 2, then 0 and 1
     assert found.loc[name["FA", "weight"]].tolist() == [0.5, 0.5]  # 3 and 2, then 0 and 1
-    assert found.loc[name[extra04.UNIT, "weight"]].tolist() == [0, 0]  # ties name the last workers
+    assert found.loc[name[extra04.UNIT_MEAN, "weight"]].tolist() == [0, 0]  # ties name the last workers
     assert found.loc[name["Multi-Krum", "status"]].tolist() == [2 / 5, 2 / 4]
     assert found.loc[name["Bulyan", "status"], "recall"] == 0
     assert np.isnan(found.loc[name["Bulyan", "status"], "precision"])  # it names no worker
@@ -328,7 +330,7 @@ def test_extra_7_tells_the_rate_from_the_subspace(
     assert verdicts(claims) == expected
     assert {0.8, slower} <= set(texts.numbers(claims[0].measured))
     (panel,) = extra07.draw(numbers, "title").axes
-    assert [line.get_label() for line in panel.lines] == list(extra07.LOOKS)
+    assert [line.get_label() for line in panel.lines] == list(dict.fromkeys(numbers["label"]))
     assert verdicts(extra07.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
 
 
@@ -420,5 +422,5 @@ def test_extras_are_swept_by_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["sweep", "extra05", "--profile", "smoke", "--out", str(tmp_path), "--why"])
     assert done.exit_code == 0
     configs = extra05.study("smoke").configs
-    why = RunStore(tmp_path).why(configs[0])  # alike for all of an empty store
+    why = RunStore(tmp_path).explain(configs[0])  # alike for all of an empty store
     assert done.output.count(why) == len(configs)

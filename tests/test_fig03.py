@@ -18,7 +18,7 @@ from fa.experiments.runs.recording import record
 @pytest.fixture(scope="module")
 def watched():
     study = fig03.study("smoke")
-    return study, *fig03.watch(study)
+    return study, *fig03.collect(study)
 
 
 def table(values):
@@ -34,7 +34,7 @@ def table(values):
             "value": 0.7 if w < f else value,
         }
         for basis, value in values.items()
-        for f in fig03.FAULTY
+        for f in fig03.F_VALUES
         for t in range(10)
         for w in range(5)
     ]
@@ -91,7 +91,7 @@ def test_what_is_written_is_the_same_each_time(watched, tmp_path):
     study, rows, results = watched
     digests = []
     for _ in range(2):
-        results = replace(results, study=fig03.Watched(**vars(study) | {"folder": tmp_path}))
+        results = replace(results, study=fig03.LiveStudy(**vars(study) | {"folder": tmp_path}))
         path = save(fig03.draw(rows, study.title()), rows, results, fig03.claims(rows))
         digests.append([hashlib.sha256(path.with_suffix(end).read_bytes()).hexdigest() for end in (".png", ".pdf")])
     assert digests[0] == digests[1]

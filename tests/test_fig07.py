@@ -10,7 +10,7 @@ import torch
 from fa.augment.recipes import Recipe, read
 from fa.data import load
 from fa.experiments.figures import fig07
-from fa.experiments.paths import recipe
+from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import augmented_images
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE
 
@@ -54,11 +54,11 @@ def verdicts(of: dict[str, list[float]], gap: float = 0.2) -> list[str]:
 def test_the_cases_are_eight_rules_and_a_control_under_five_recipes_whose_faulty_workers_train_honestly() -> None:
     study = fig07.study("quick")
     assert len(study.cells) == len(study.configs) == 45
-    assert not study.gaps
+    assert not study.skipped
     assert {cell.config.attack for cell in study.cells} == {"none"}
     assert {cell.config.augmented for cell in study.cells} == {"faulty"}
     recipes = {Recipe.of(cell.config.augmentation) for cell in study.cells}
-    assert recipes == {read(recipe(name)) for name in fig07.SCHEMES}
+    assert recipes == {read(recipe_path(name)) for name in fig07.SCHEMES}
     assert fig07.study("paper").configs[0].iterations == 800
 
 

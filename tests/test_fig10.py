@@ -87,7 +87,7 @@ def test_runs_are_of_processes_and_kept_apart_from_simulated_ones(tmp_path: Path
     assert record is not None
     assert record.description["backend"]["name"] == "rpc"
     assert RunStore(tmp_path / "records").find(config) is None
-    (row,) = fig10.times(results).to_dict("records")
+    (row,) = fig10.iteration_times(results).to_dict("records")
     assert 0 < row["epoch"] <= 178 / 2 * record.curve[-1]["seconds"] * 1.001  # 10,000 images, 7 workers of 8 images
     train(config, threads=1, out=tmp_path / "simulated")
     assert (record.folder / "workers.csv").read_text() == (tmp_path / "simulated" / "workers.csv").read_text()

@@ -22,7 +22,7 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.artifacts import provenance, save
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE, Lead, accuracies, lead
 from fa.experiments.reporting.curves import finish
-from fa.experiments.runs.profiles import PROFILES, sized
+from fa.experiments.runs.profiles import PROFILES, for_profile
 from fa.experiments.runs.study import Case, Results, Study, final_accuracies, last_points, make_study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 from fa.rules import make_rule
@@ -45,8 +45,8 @@ def table(final: dict[tuple[str, int], float], seeds: tuple[int, ...] = (1, 2)) 
 
 
 def fig04_table(fa: float, others: float, trimmed: float) -> pd.DataFrame:
-    final = {(key, f): others for key in VARIANTS for f in fig04.FAULTY}
-    return table(final | {("fa", f): fa for f in fig04.FAULTY} | {("trimmed_mean", 1): trimmed})
+    final = {(key, f): others for key in VARIANTS for f in fig04.F_VALUES}
+    return table(final | {("fa", f): fa for f in fig04.F_VALUES} | {("trimmed_mean", 1): trimmed})
 
 
 def verdicts(claims) -> list[str]:
@@ -121,7 +121,7 @@ def test_figure_4_has_seven_rules_the_mean_and_the_readings_for_each_f() -> None
 def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
     study = make_study("figure", "smoke", [Case("bulyan", 3), Case("mean", 3)], workers=11)
     assert [cell.variant for cell in study.cells] == ["mean"]
-    ((case, reason),) = study.gaps.items()
+    ((case, reason),) = study.skipped.items()
     assert case == str(Case("bulyan", 3))
     with pytest.raises(TooFewWorkersError, match=re.escape(reason)):
         make_rule("bulyan", f=3).check_workers(11)
@@ -138,9 +138,9 @@ def test_given_settings_replace_the_profiles() -> None:
 
 
 def test_a_notebook_names_the_profiles_that_it_has() -> None:
-    assert sized({"smoke": 1, "quick": 2}, "quick") == 2
+    assert for_profile({"smoke": 1, "quick": 2}, "quick") == 2
     with pytest.raises(ValueError, match=r"^profile must be .*\bsmoke\b.*\bquick\b.*'cpu'"):
-        sized({"smoke": 1, "quick": 2}, "cpu")
+        for_profile({"smoke": 1, "quick": 2}, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_verdicts_on_the_rules_can_go_either_way() -> None:
 
 
 def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
-    def of_two(fa: float, faulty: tuple[int, ...] = fig04.FAULTY) -> list[str]:
+    def of_two(fa: float, faulty: tuple[int, ...] = fig04.F_VALUES) -> list[str]:
         numbers = fig04_table(fa, 0.8, 0.1)
         chosen = numbers[numbers["f"].isin(faulty) & numbers["variant"].isin(["fa", "multi_krum"])]
         assert len(fig04.draw(chosen, "title").axes) == len(faulty)
@@ -249,17 +249,17 @@ def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:
     t = math.sqrt(3) * statistics.mean(differences) / statistics.stdev(differences)
     in_closed_form = 0.5 - t / (2 * math.sqrt(2 + t * t))  # Student's t of two degrees
     assert its.p_value == pytest.approx(in_closed_form)
-    assert its.margin == pytest.approx(0.02)
+    assert its.difference == pytest.approx(0.02)
     assert its.better()
-    assert its.where in its.tested
-    assert texts.numbers(its.tested)[1:] == [0.02, float(f"{its.p_value:.2g}")]
+    assert its.case in its.difference_text
+    assert texts.numbers(its.difference_text)[1:] == [0.02, float(f"{its.p_value:.2g}")]
     assert not Lead("", [0.9, 0.7, 0.8], "median", [0.7, 0.75, 0.75]).better()  # ahead by .067, and not in every seed
     assert not Lead("", theirs, "median", ours).better()
     alone = Lead("f = 1", [0.8], "median", [0.7])
     assert alone.p_value is None
     assert alone.better()
     assert not alone.better(0.15)
-    assert texts.numbers(alone.tested)[1:] == [0.1]  # and no p
+    assert texts.numbers(alone.difference_text)[1:] == [0.1]  # and no p
     assert Lead("", [0.8, 0.9], "median", [0.7, 0.8]).better()  # equal differences: no spread to divide by
 
 
@@ -329,7 +329,7 @@ def test_a_lead_pairs_the_rules_by_seed() -> None:
     again = rows.assign(seed=7, test_accuracy=rows["test_accuracy"] + 0.1)
     both = pd.concat([rows[rows["variant"] == "fa"], again, rows[rows["variant"] == "median"]])
     found = lead(accuracies(both), 1, "f")
-    assert (found.rival, list(found.ours), list(found.theirs)) == (
+    assert (found.rival, list(found.accuracies), list(found.rival_accuracies)) == (
         "median",
         pytest.approx([0.9, 0.8]),
         pytest.approx([0.8, 0.7]),

@@ -20,7 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
 import fa  # noqa: E402
 from fa.interop.flower import Strategy  # noqa: E402
-from fa.rules.base import NOT_FINITE  # noqa: E402
+from fa.rules.decision import NOT_FINITE  # noqa: E402
 from fa.utils.validation import TooFewWorkersError  # noqa: E402
 from tests.texts import numbers  # noqa: E402
 

@@ -58,7 +58,7 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ValueError 
 def test_a_rule_gives_what_the_plain_one_gives(name: str, given: Awkward, f: int) -> None:
     found = kept(given, fa.make_rule(name, f=f).aggregate)
     alive = given.values[given.finite].astype(np.longdouble)
-    times, plus = fa.rules._BY_NAME[name].condition
+    times, plus = fa.rules._BY_NAME[name].min_workers
     left = max(0, f - (len(given.values) - len(alive)))
     assert (found is None) == (len(alive) == 0 or len(alive) < times * left + plus)
     if found is not None:
@@ -252,7 +252,7 @@ def test_effects_of_formats_are_finite(given: Awkward) -> None:
 
 @given(given=gradients())
 def test_the_gram_matrix_is_that_of_float64(given: Awkward) -> None:
-    tensor = given.G if isinstance(given.G, torch.Tensor) else fa.rules.base.read(given.G).G
+    tensor = given.G if isinstance(given.G, torch.Tensor) else fa.gradients.read(given.G).G
     gram, finite = measure(tensor.detach())
     assert finite.tolist() == given.finite.tolist()
     alive = given.values[finite].astype(np.longdouble)

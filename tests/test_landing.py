@@ -43,7 +43,7 @@ def test_products_that_are_known_are_not_taken_again(monkeypatch: pytest.MonkeyP
     known = kernels.gram(G)
     expected = make_rule("fa").aggregate(G)
     monkeypatch.setattr("fa.gradients.gram.kernels.gram", lambda *_, **__: pytest.fail("a second pass"))
-    found = make_rule("fa").aggregate(G, products=known)
+    found = make_rule("fa").aggregate(G, inner_products=known)
     assert torch.equal(found.direction, expected.direction)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from fa import RULES, cli, kernels, make_rule
 from fa.gradients import memory_map
-from fa.rules.base import NOT_FINITE
+from fa.rules.decision import NOT_FINITE
 
 P, N = 7, 70_001  # three chunks of the compiled loops, the last one cut
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from fa.cli import cli
-from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, named, notebooks
+from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, match_names, notebooks
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.claims import UNTESTABLE
 from fa.experiments.runs.store import Record
@@ -42,12 +42,12 @@ def test_every_figure_has_its_notebook() -> None:
 
 def test_notebooks_are_found_by_whole_and_short_names_and_by_family() -> None:
     stems = ["fig02_mean", "fig06bcd_more", "theory01_flags", "theory02_beta"]
-    assert named(["fig"], stems) == named(["figs"], stems) == stems[:2]
-    assert named(["theory02", "fig06bcd", "theory02_beta"], stems) == ["fig06bcd_more", "theory02_beta"]
-    assert named(["theory"], stems) == stems[2:]
+    assert match_names(["fig"], stems) == match_names(["figs"], stems) == stems[:2]
+    assert match_names(["theory02", "fig06bcd", "theory02_beta"], stems) == ["fig06bcd_more", "theory02_beta"]
+    assert match_names(["theory"], stems) == stems[2:]
     for name in ("fig0", "fig02_", "theory03", "mean", ""):
         with pytest.raises(ValueError, match=rf"^name must be .*\bfig02, .*'{name}'"):
-            named([name], stems)
+            match_names([name], stems)
     assert find(["theory"]) == OF_THEORY
     assert find(["theory01"]) == OF_THEORY[:1]
     assert [path.name for path in find(["augmentation"])] == ["augmentation.ipynb"]

@@ -87,7 +87,7 @@ def test_a_rule_enters_every_figure_that_compares_rules(name: str) -> None:
     entered = [cell.config for cell in study.cells if cell.variant == RULE]
     assert [cell for cell in study.cells if cell.variant != RULE] == list(usual.cells)
     like = {"rule": RULE, "rule_options": ()}
-    median = [cell for cell in usual.cells if cell.variant == "median" and not cell.case.called]
+    median = [cell for cell in usual.cells if cell.variant == "median" and not cell.case.label_override]
     assert [vars(config) for config in entered] == [vars(cell.config) | like for cell in median]
     if name not in SUPPLEMENT:  # whose data need not be here
         command = provenance(Results(study, {}, 1.0, ()))["command"]
@@ -121,14 +121,14 @@ def test_figures_7_and_10_too() -> None:
     worth = [{"scheme": s, "augmented": a, "value": 0.5, "iteration": i} for s in fig07.SCHEMES for a in (True, False)
              for i in (1, 2)]  # fmt: skip
     values = pd.DataFrame(worth)
-    assert fig07.claims(curves, values, 0.05) == fig07.claims(user_rules.known(curves), values, 0.05)
+    assert fig07.claims(curves, values, 0.05) == fig07.claims(user_rules.builtin_rows(curves), values, 0.05)
     assert style.USER_LOOKS[0][0] in {line.get_color() for line in fig07.draw(curves, values, "").axes[0].get_lines()}
     ten = fig10.study("smoke", rules=[RULE])
-    numbers, parts = table(ten), dict.fromkeys([*fig10.PARTS, "epoch"], 0.1)
+    numbers, parts = table(ten), dict.fromkeys([*fig10.PHASES, "epoch"], 0.1)
     spent = pd.DataFrame([{"variant": cell.variant, "seed": 1, **parts} for cell in ten.cells])
     costs = pd.DataFrame([{"method": "FA", "milliseconds": 1.0, "workers": 7, "n": 100}])
     claims = fig10.claims(numbers, spent, costs, 0.05)
-    assert claims == fig10.claims(user_rules.known(numbers), user_rules.known(spent), costs, 0.05)
+    assert claims == fig10.claims(user_rules.builtin_rows(numbers), user_rules.builtin_rows(spent), costs, 0.05)
     drawn = fig10.draw(numbers, spent, costs, "", 0.1)
     assert style.USER_LOOKS[0][0] in {line.get_color() for line in drawn.axes[0].get_lines()}
     assert "Geometric median" in [text.get_text() for text in drawn.axes[1].get_yticklabels()]
@@ -137,18 +137,18 @@ def test_figures_7_and_10_too() -> None:
 def test_names_looks_and_refusals(tmp_path: Path) -> None:
     file = tmp_path / "median.py"
     file.write_text("from fa.rules import Mean\nclass A(Mean):\n    name = 'Median'\nclass B(A):\n    pass\n")
-    keys = user_rules.enter([f"{file}:A", f"{file}:B", "krum", f"{file}:A"])
+    keys = user_rules.register_rules([f"{file}:A", f"{file}:B", "krum", f"{file}:A"])
     assert keys == (f"{file}:A", f"{file}:B", "krum")
     looks = style.looks(keys)
     assert [looks[key].label for key in keys] == ["A (median.py)", "B (median.py)", "Krum"]
     assert [looks[key].colour for key in keys] == [colour for colour, _ in style.USER_LOOKS[:3]]
     with pytest.raises(ValueError, match=r"\brule must be .*'median'"):
-        user_rules.enter(["median"])
+        user_rules.register_rules(["median"])
     with pytest.raises(ValueError, match=r"\brule must be .*\b4\b.*'byzfl:CAF'"):
-        user_rules.enter([*keys, RULE, "byzfl:CAF"])
+        user_rules.register_rules([*keys, RULE, "byzfl:CAF"])
     shutil.copy(EXAMPLES / "geometric_median.py", tmp_path)
-    with pytest.raises(ValueError, match=r"\brules must be .*GeometricMedian"):
-        user_rules.enter([RULE, f"{tmp_path / 'geometric_median.py'}:GeometricMedian"])
+    with pytest.raises(ValueError, match=r"\brules must be .*Geometric median"):
+        user_rules.register_rules([RULE, f"{tmp_path / 'geometric_median.py'}:GeometricMedian"])
     with pytest.raises(ValueError, match=r"^rules must be .*'krum'"):
         fig04.study("smoke", rules="krum")
 
@@ -163,9 +163,9 @@ def test_an_attack_replaces_the_figures_and_the_figure_says_so() -> None:
     assert set(numbers["attack"]) == {ATTACK}
     heading = fig05.draw(numbers, study.title()).get_suptitle()
     usual = fig05.draw(table(fig05.study("smoke")), "").get_suptitle()
-    assert user_rules.sent(numbers) in heading
-    assert user_rules.sent(table(fig05.study("smoke"))) in usual
-    assert user_rules.sent(numbers) not in usual
+    assert user_rules.attack_heading(numbers) in heading
+    assert user_rules.attack_heading(table(fig05.study("smoke"))) in usual
+    assert user_rules.attack_heading(numbers) not in usual
     assert "f = 3" in heading
     assert fig05.study("smoke", attack="random") == fig05.study("smoke")
     command = provenance(Results(study, {}, 1.0, ()))["command"]
@@ -193,13 +193,13 @@ def test_runs_of_the_profile_serve_and_are_not_written_to(tmp_path: Path) -> Non
     assert custom.find(config) is None
     kept = profile.save(train(config))
     assert custom.find(config) == kept
-    assert custom.why(config) == profile.why(config)
+    assert custom.explain(config) == profile.explain(config)
     assert not custom.root.exists()
     study = fig04.study("quick", rules=[RULE])
-    assert study.store._beside is not None
-    assert study.store._beside.root == fig04.study("quick").store.root
-    assert fig06a.study("quick", out=tmp_path, rules=[RULE]).store._beside is None
-    assert fig10.study("quick", rules=[RULE]).store._beside is None  # times of another machine, perhaps
+    assert study.store._fallback is not None
+    assert study.store._fallback.root == fig04.study("quick").store.root
+    assert fig06a.study("quick", out=tmp_path, rules=[RULE]).store._fallback is None
+    assert fig10.study("quick", rules=[RULE]).store._fallback is None  # times of another machine, perhaps
 
 
 FAILS = """from fa.rules import Mean
@@ -219,8 +219,8 @@ BAD = Attack('bad', False, write)
     ("decides", "message"),
     [
         ("1 / 0", r"\bmy_rule\.py\b.*\b5\b.*\bZeroDivisionError\b"),
-        ("fa.rules.base.Choice()", r"\bfaulty_rule\b.*\bChoice\("),
-        ("fa.rules.base.Choice(weights=gram.norms[1:])", r"\bweights\b.*\bfaulty_rule\b.*\b5\b.*\barray\("),
+        ("fa.rules.ColumnDecision()", r"\bfaulty_rule\b.*\bColumnDecision\("),
+        ("fa.rules.ColumnDecision(weights=gram.norms[1:])", r"\bweights\b.*\bfaulty_rule\b.*\b5\b.*\barray\("),
     ],
 )
 def test_what_fails_in_their_file_is_one_line_with_its_place(tmp_path: Path, decides: str, message: str) -> None:
@@ -237,7 +237,7 @@ def test_what_fails_in_their_file_is_one_line_with_its_place(tmp_path: Path, dec
 def test_a_sweep_names_the_line_too(tmp_path: Path) -> None:
     file = tmp_path / "my_rule.py"
     file.write_text(FAILS.format("1 / 0"))
-    (key,) = user_rules.enter([f"{file}:Fails"])
+    (key,) = user_rules.register_rules([f"{file}:Fails"])
     (outcome,) = make_study("fig04", "smoke", [Case(key, 1)], tmp_path).sweep(progress=False)
     assert outcome.record is None
     assert str(outcome).startswith(f"{display_name(key)}, f = 1, seed 2021: ")

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from fa.cli import cli, main
 from fa.experiments import FIGURES, figure_module
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE
-from fa.experiments.reporting.report import ONE_RUN, REDUCED, REPRODUCED, STATEMENTS, worded, write
+from fa.experiments.reporting.report import ONE_RUN, REDUCED, REPRODUCED, STATEMENTS, verdict_text, write
 
 QUICK = Path(__file__).parents[1] / "figures" / "quick"
 
@@ -37,7 +37,9 @@ def test_every_claim_has_a_row_and_every_figure_its_section(folder: Path) -> Non
     with (folder / "fig04_byzantine_workers.claims.csv").open(newline="") as file:
         claimed = list(csv.DictReader(file))
     provenance = json.loads((folder / "fig04_byzantine_workers.json").read_text())
-    of_fig04 = [[c["number"], c["words"], c["measured"], f"**{worded(c['verdict'], provenance)}**"] for c in claimed]
+    of_fig04 = [
+        [c["number"], c["words"], c["measured"], f"**{verdict_text(c['verdict'], provenance)}**"] for c in claimed
+    ]
     assert [row[:3] + row[4:] for row in claims if "fig04" in row[3]] == of_fig04
     untested, *rest = next(row for row in claims if row[0] == "C10")[2:]
     assert rest == ["", ""]
@@ -97,7 +99,7 @@ def test_a_verdict_is_that_of_the_figure(folder: Path) -> None:
 @pytest.mark.parametrize("verdict", [HOLDS, IN_PART, NOT, UNTESTABLE])
 def test_a_verdict_says_the_size_and_the_number_of_seeds(verdict: str) -> None:
     def words(figure: str, profile: str, **about: int) -> str:
-        return worded(verdict, {"figure": figure, "profile": profile} | about)
+        return verdict_text(verdict, {"figure": figure, "profile": profile} | about)
 
     for profile in ("smoke", "quick", "cpu"):
         assert words("fig04_x", profile, seeds=3) == REDUCED[verdict]
@@ -106,7 +108,7 @@ def test_a_verdict_says_the_size_and_the_number_of_seeds(verdict: str) -> None:
     assert words("theory06_x", "quick") == REPRODUCED[verdict]  # theory has no size
     if verdict != UNTESTABLE:
         assert len({REDUCED[verdict], ONE_RUN[verdict], REPRODUCED[verdict]}) == 3
-    assert worded(OPEN, {"figure": "extra05_x", "profile": "quick"}) == OPEN
+    assert verdict_text(OPEN, {"figure": "extra05_x", "profile": "quick"}) == OPEN
 
 
 def test_the_statements_name_figures_and_notebooks_that_there_are() -> None:

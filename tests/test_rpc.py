@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from fa import cli, models
-from fa.rules.base import NOT_FINITE
+from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED

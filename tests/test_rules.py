@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fa import RULES, aggregate, make_rule
 from fa.gradients.gram import measure
-from fa.rules.base import NOT_FINITE
-from fa.rules.preaggregators import Situation, mix
+from fa.rules.decision import NOT_FINITE
+from fa.rules.preaggregators import StepContext, apply_preaggregators
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
 from tests.tensors import DEVICE
@@ -339,7 +339,7 @@ def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, pr
 @pytest.mark.parametrize("name", RULES)
 def test_a_row_that_is_not_finite_counts_against_f_where_the_condition_holds_only_then(name):
     """Whether or not the rule looks at the Gram matrix: p' = 11 and f' = 2, where 12 and 3 are too few for Bulyan."""
-    times, plus = make_rule(name).condition
+    times, plus = make_rule(name).min_workers
     f = 3
     p = times * f + plus - 1 if times else 12
     G = normal(p, 20)
@@ -390,7 +390,7 @@ def test_values_are_the_explained_variances_of_the_workers_own_gradients(preaggr
     )
     gram, _ = measure(torch.from_numpy(G))
     seen = (
-        mix(gram, preaggregators, Situation(2, 5, 4)).R.T @ G
+        apply_preaggregators(gram, preaggregators, StepContext(2, 5, 4)).R.T @ G
     )  # which tests/test_gram.py holds to the steps' definitions
     Y = reference.flag_median(seen, 3, 0.0, 2.0, 3)
     np.testing.assert_allclose(found.values, [np.sum((Y.T @ g) ** 2) / (g @ g) for g in G], atol=1e-9)
@@ -432,7 +432,7 @@ def test_the_condition_holds_after_the_steps_before_too():
     ("call", "message"),
     [
         (lambda G: aggregate(G, "fla"), r"^rule must be .*\bmean, .*'fla'.*'fa'"),
-        (lambda G: aggregate(G, "mean", m=3), r"'mean'.*'m'.*\bf, preaggregators, seed\b"),
+        (lambda G: aggregate(G, "mean", m=3), r"'mean'.*\bf, preaggregators, seed\b.*'m'"),
         (lambda G: aggregate(G, "median", f=-1), r"^f must be .*\b0\b.*-1\b"),
         (lambda G: aggregate(G, "median", preaggregators="units"), r"\bpreaggregators must be .*'units'.*'unit'"),
         (lambda G: aggregate(G, "fa", m=8), r"^m must be .*\b7\b.*\b8\b"),

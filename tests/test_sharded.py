@@ -8,7 +8,7 @@ import torch
 
 from fa import RULES, make_rule
 from fa.rules import Aggregate, Rule
-from fa.rules.base import NOT_FINITE
+from fa.rules.decision import NOT_FINITE
 from fa.sharded import Shards
 from fa.utils.validation import TooFewWorkersError
 from tests.groups import in_processes

@@ -37,13 +37,13 @@ def runs(tmp_path: Path) -> RunStore:
 
 def test_a_saved_run_is_found_and_read_back(runs: RunStore) -> None:
     assert runs.find(CONFIG) is None
-    before = runs.why(CONFIG)
+    before = runs.explain(CONFIG)
     runs.save(finished())
     record = runs.find(CONFIG)
     assert record is not None
     assert record.curve == [{"iteration": 2, "epoch": 1, "seconds": 0.5, "train_loss": 2.25, "test_accuracy": 0.125}]
     assert record.description["config"]["rule"] == "mean"
-    assert runs.why(CONFIG) not in ("", before)
+    assert runs.explain(CONFIG) not in ("", before)
     assert [path.name for path in runs.root.iterdir()] == [runs.key(CONFIG)]
 
 
@@ -68,8 +68,8 @@ def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, chang
     runs.save(finished())
     other = TrainConfig.from_json(json.dumps(json.loads(CONFIG.to_json()) | change))
     assert runs.find(other) is None
-    assert re.search(rf"\b{next(iter(change))} \(", runs.why(other))
-    assert not any(re.search(rf"\b{name} \(", runs.why(other)) for name in vars(CONFIG).keys() - change.keys())
+    assert re.search(rf"\b{next(iter(change))} \(", runs.explain(other))
+    assert not any(re.search(rf"\b{name} \(", runs.explain(other)) for name in vars(CONFIG).keys() - change.keys())
 
 
 def test_a_run_with_the_fast_layers_is_found_among_those_with_torchs_layers_and_not_the_other_way(
@@ -108,7 +108,7 @@ def test_a_damaged_record_is_named_and_makes_way(runs: RunStore, name: str, dama
     assert runs.find(CONFIG) is None
     with pytest.raises(store.DamagedRecord) as damage:
         Record(path.parent).check()
-    assert str(damage.value) in runs.why(CONFIG)
+    assert str(damage.value) in runs.explain(CONFIG)
     assert name in str(damage.value) or name == store.MANIFEST  # of which a changed sum tells against another file
     runs.save(finished())
     assert runs.find(CONFIG) is not None
@@ -148,7 +148,7 @@ def test_a_record_of_a_later_release_is_neither_read_nor_replaced(runs: RunStore
     record = runs.save(finished())
     rewritten(record, lambda described: described.update({name: 99}))
     before = (record.folder / "config.json").read_bytes()
-    for use in (runs.find, runs.why, lambda config: runs.save(finished(config))):
+    for use in (runs.find, runs.explain, lambda config: runs.save(finished(config))):
         with pytest.raises(record_schema.NewerRecord, match=rf"\b{name} 99\b"):
             use(CONFIG)
     assert (record.folder / "config.json").read_bytes() == before
@@ -204,7 +204,7 @@ def test_a_failure_in_the_middle_leaves_nothing(runs: RunStore, monkeypatch: pyt
 def test_a_strange_record_beside_it_does_not_stop_why(runs: RunStore, text: str) -> None:
     (runs.root / "other").mkdir(parents=True)
     (runs.root / "other" / "config.json").write_text(text)
-    assert runs.why(CONFIG) == RunStore(runs.root.parent / "empty").why(CONFIG)
+    assert runs.explain(CONFIG) == RunStore(runs.root.parent / "empty").explain(CONFIG)
 
 
 def test_cleaning_up_removes_what_is_old_and_bears_what_vanishes(

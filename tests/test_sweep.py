@@ -14,7 +14,7 @@ import pytest
 from fa.data import MissingDataError
 from fa.experiments.runs import sweep as sweeping
 from fa.experiments.runs.store import RunStore
-from fa.experiments.runs.sweep import Outcome, shard, sweep
+from fa.experiments.runs.sweep import Outcome, select_shard, sweep
 from fa.training import TrainConfig
 from tests.processes import alive, descendants, wait_until, worked
 
@@ -128,7 +128,7 @@ def test_jobs_that_are_none_are_named(tmp_path: Path, jobs: int) -> None:
 @pytest.mark.parametrize("parts", [1, 2, 3, 7])
 def test_shards_cover_every_run_once(parts: int) -> None:
     runs = configs(*range(10))
-    split = [shard(runs, f"{i}/{parts}") for i in range(1, parts + 1)]
+    split = [select_shard(runs, f"{i}/{parts}") for i in range(1, parts + 1)]
     assert sorted(config.seed for part in split for config in part) == list(range(10))
     assert max(map(len, split)) - min(map(len, split)) <= 1
 
@@ -136,7 +136,7 @@ def test_shards_cover_every_run_once(parts: int) -> None:
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", "1/2/3", ""])
 def test_a_shard_that_is_none_is_named(text: str) -> None:
     with pytest.raises(ValueError, match=f"^shard must be .*i/k.*{text!r}"):
-        shard(configs(1), text)
+        select_shard(configs(1), text)
 
 
 def runs_below(pid: int) -> list[int]:

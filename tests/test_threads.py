@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 import fa
-from fa.rules.base import Choice
+from fa.rules import ColumnDecision
 from fa.utils.blas import single_threaded
 
 
@@ -26,7 +26,7 @@ class Watching(fa.Rule):
 
     def decide(self, gram):
         print("rule", threads())
-        return Choice(weights=np.ones(gram.p))
+        return ColumnDecision(weights=np.ones(gram.p))
 
 
 @single_threaded

@@ -26,7 +26,7 @@ from fa.data import Dataset, load
 from fa.data.batches import normalise
 from fa.data.dataset import hold_out
 from fa.rules import make_rule
-from fa.rules.base import NOT_FINITE
+from fa.rules.decision import NOT_FINITE
 from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import Buffers, flatten, views

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fa.bench.cases import DEFAULT_P, OURS, PAPER, TORCH, Row
 from fa.bench.table import growth, rules, slopes
-from fa.experiments.reporting.style import Look, looks, ramp, three_digits, use
+from fa.experiments.reporting.style import Look, apply_theme, looks, sequential_colors, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ _KRUM = Look("Krum", "#fbafe4", "p")
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
     """Draw bars at the largest n (15 workers if timed), and time against n and against p, log-log."""
-    use()
+    apply_theme()
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.4), layout="constrained")
@@ -42,7 +42,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
 def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     largest, p = max((row.n, row.p == DEFAULT_P, row.p) for row in rows)[::2]
     at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
-    colours = dict(zip(IMPLEMENTATIONS, ramp(len(IMPLEMENTATIONS)), strict=True))
+    colours = dict(zip(IMPLEMENTATIONS, sequential_colors(len(IMPLEMENTATIONS)), strict=True))
     for place, rule in enumerate(rules(rows)):
         drawn = [(by, at[rule, by]) for by in IMPLEMENTATIONS if (rule, by) in at]
         drawn += [(PAPER, row) for row in at.values() if row.by == PAPER and rule == "fa"]

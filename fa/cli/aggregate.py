@@ -38,7 +38,7 @@ def aggregate(
     from fa.rules import make_rule
 
     aggregator = make_rule(rule, f=f, **pop_rule_options(options))
-    aggregator.check_span("for files, which are not read into memory")
+    aggregator.check_within_span("for files, which are not read into memory")
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.perf_counter()

@@ -25,7 +25,7 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
 
     from fa.augment.recipes import build, read
     from fa.data import load
-    from fa.experiments.paths import recipe as find
+    from fa.experiments.paths import recipe_path as find
 
     source = read(find(recipe))
     torch.set_num_threads(1)  # the steps are short, and several threads would mostly wait for one another

@@ -58,7 +58,7 @@ def bench(
 
     from fa.bench import cases
     from fa.bench.table import summary, table
-    from fa.experiments.runs.user_rules import enter
+    from fa.experiments.runs.user_rules import register_rules
     from fa.utils.devices import find_device
 
     find_device(device)
@@ -71,7 +71,7 @@ def bench(
     sizes_and_workers = cases.all_cases() if full else cases.default_cases()
     if sizes or workers:
         sizes_and_workers = [(n, p) for p in workers or (cases.DEFAULT_P,) for n in sizes or (cases.DEFAULT_N,)]
-    user_rules = enter(rules)
+    user_rules = register_rules(rules)
     console = Console(width=120)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)

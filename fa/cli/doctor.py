@@ -99,9 +99,9 @@ def _data() -> Iterator[Line]:
 
 
 def _namespaces() -> Line:
-    from fa.experiments.measurements.lossy_links import refusal
+    from fa.experiments.measurements.lossy_links import unsupported_reason
 
-    reason = refusal()
+    reason = unsupported_reason()
     return Line("lossy links", not reason, reason or "network namespaces are permitted")
 
 

@@ -14,7 +14,7 @@ from fa.cli.user_rule_options import profile_option
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the figures.  [default: figures/PROFILE]")
 def report(profile: str, out: Path | None) -> None:
     """Write REPORT.md and REPORT.html beside the figures of a profile."""
-    from fa.experiments.paths import figures
+    from fa.experiments.paths import figures_dir
     from fa.experiments.reporting.report import write
 
-    click.echo(write(figures(profile, out).resolve()))
+    click.echo(write(figures_dir(profile, out).resolve()))

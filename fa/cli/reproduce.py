@@ -31,12 +31,12 @@ def reproduce(
     without a parameter in a notebook do not apply to it.
     """
     from fa.experiments.notebooks import execute, find
-    from fa.experiments.paths import figures
+    from fa.experiments.paths import figures_dir
 
     check_device(device)
     paths = {path.stem: path for path in find(name)}
     names, custom = applicable_figures(list(paths), rules, attack)
-    target = figures(profile, out, custom=bool(custom)).resolve()
+    target = figures_dir(profile, out, custom=bool(custom)).resolve()
     for stem, options in names.items():
         path = paths[stem]
         click.echo(f"{path.stem}, profile {profile}")
@@ -49,8 +49,11 @@ def reproduce(
             logging.getLogger("asyncio").setLevel(logging.CRITICAL)
             click.echo("finished runs are saved; the same command resumes", err=True)
             raise
-    from fa.experiments.reporting.report import drawn, write  # imports torch, which an invalid name must not wait for
+    from fa.experiments.reporting.report import (  # imports torch, which an invalid name must not wait for
+        figure_files,
+        write,
+    )
 
     click.echo(f"figures and executed notebooks: {target}")
-    if drawn(target):
+    if figure_files(target):
         click.echo(f"verdicts on the paper's claims: {write(target)}")

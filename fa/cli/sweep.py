@@ -9,7 +9,7 @@ import click
 
 from fa.cli.torchrun import check_device
 from fa.cli.user_rule_options import applicable_figures, study_options
-from fa.experiments import ALL, figure_module, named
+from fa.experiments import ALL, figure_module, match_names
 from fa.utils import plugins
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def sweep(
     the end, with exit code 1, and the others are saved.
     """
     check_device(device)
-    names, _ = applicable_figures(named(figure or ("fig",), ALL), rules, attack)
+    names, _ = applicable_figures(match_names(figure or ("fig",), ALL), rules, attack)
     studies = [figure_module(name).study(profile, out, device=device, **options) for name, options in names.items()]
     if why:
         for study in studies:
@@ -52,11 +52,11 @@ def sweep(
 def _run(study: Study, jobs: int | None, part: str | None) -> bool:
     """Do the runs of a study, print the outcome, and return True if all succeeded."""
     try:
-        outcomes = study.sweep(jobs, part=part)
+        outcomes = study.sweep(jobs, shard=part)
     except KeyboardInterrupt:
         click.echo("finished runs are saved; the same command resumes", err=True)
         raise
-    if not outcomes and study.part(part):
+    if not outcomes and study.shard(part):
         click.echo(f"{study.name}: trains when `fa reproduce` draws it; nothing to do")
         return True
     failed = [outcome for outcome in outcomes if outcome.record is None]
@@ -71,13 +71,13 @@ def _explain(study: Study, part: str | None) -> None:
     from rich.table import Table
 
     table = Table("rule", "f", "seed", "run", "reason", title=study.name)
-    for config in study.part(part):
+    for config in study.shard(part):
         finished = study.store.find(config) is not None
         options = ", ".join(f"{name}={value}" for name, value in config.options.items())
         rule = plugins.display_name(config.rule) + (f" ({options})" if options else "")
-        row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.why(config))
+        row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.explain(config))
         table.add_row(*row)
     console = Console()
     console.print(table, soft_wrap=not console.is_terminal)
-    for variant, reason in study.gaps.items():
+    for variant, reason in study.skipped.items():
         click.echo(f"{variant} is excluded: {reason}")

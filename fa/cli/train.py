@@ -117,9 +117,9 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
     options = pop_rule_options(settings)
     if "augmentation" in settings:
         from fa.augment.recipes import read
-        from fa.experiments.paths import recipe
+        from fa.experiments.paths import recipe_path
 
-        settings["augmentation"] = read(recipe(settings["augmentation"])).options
+        settings["augmentation"] = read(recipe_path(settings["augmentation"])).options
     _check_default(settings)
     return TrainConfig(rule_options=options, **settings)
 

@@ -52,13 +52,13 @@ def applicable_figures(
     """
     options: dict[str, Any] = {}
     if rules:
-        from fa.experiments.runs.user_rules import enter
+        from fa.experiments.runs.user_rules import register_rules
 
-        options["rules"] = list(enter(rules))
+        options["rules"] = list(register_rules(rules))
     if attack is not None:
-        from fa.experiments.runs.user_rules import replaced
+        from fa.experiments.runs.user_rules import resolve_attack
 
-        options["attack"] = replaced(attack)
+        options["attack"] = resolve_attack(attack)
     if not options:
         return {name: {} for name in names}, options
     selected: dict[str, dict[str, Any]] = {}

@@ -1,7 +1,7 @@
-"""The paper's experiments: studies made of runs, a store that keeps what is finished, figures and claims.
+"""The paper's experiments: studies made of runs, the store of finished runs, figures and claims.
 
 A figure is a module with NAME, `study(profile, ...)`, `draw(table, title)` and `claims(table, ...)`, and a notebook of
-that NAME. So is an extra, which asks what the paper does not, and what the supplement adds.
+that NAME. Extras are figures beyond the paper.
 """
 
 from __future__ import annotations
@@ -38,21 +38,30 @@ ALL = FIGURES + EXTRAS + SUPPLEMENT
 
 
 def figure_module(name: str) -> Any:
-    """The module of a figure, named as `named` has it."""
-    return importlib.import_module(f"fa.experiments.figures.{_number(named([name], ALL)[0])}")
+    """Return the module of a figure, by a name that `match_names` accepts."""
+    return importlib.import_module(f"fa.experiments.figures.{_number(match_names([name], ALL)[0])}")
 
 
-def named(names: Sequence[str], all_: Sequence[str]) -> list[str]:
-    """Those that are meant, in the order of `all_`: by a whole name (fig02_mean_tolerance), by what stands before its
-    first "_" (fig02), or by the letters at its start (fig, or figs). Raises ValueError for a name that means none.
+def match_names(names: Sequence[str], all_names: Sequence[str]) -> list[str]:
+    """Select names by their short forms.
+
+    Args:
+        names: Whole names (fig02_mean_tolerance), short ones (fig02) or families (fig or figs).
+        all_names: Whole names to select from.
+
+    Returns:
+        The selected whole names, in the order of `all_names`.
+
+    Raises:
+        ValueError: A name that selects nothing.
     """
     for name in names:
-        if not any(_means(name, one) for one in all_):
-            check_one_of("name", name, [_number(one) for one in all_])
-    return [one for one in all_ if any(_means(name, one) for name in names)]
+        if not any(_matches(name, whole) for whole in all_names):
+            check_one_of("name", name, [_number(whole) for whole in all_names])
+    return [whole for whole in all_names if any(_matches(name, whole) for name in names)]
 
 
-def _means(name: str, whole: str) -> bool:
+def _matches(name: str, whole: str) -> bool:
     number = _number(whole)
     family = "".join(takewhile(str.isalpha, number))
     return name in (whole, number, family, f"{family}s")

@@ -1,4 +1,4 @@
-"""The notebooks of figures and theory: which there are, and executing one by papermill."""
+"""Finding the notebooks of figures and theory, and executing them with papermill."""
 
 from __future__ import annotations
 
@@ -7,41 +7,55 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fa.experiments import named
-from fa.experiments.paths import project
+from fa.experiments import match_names
+from fa.experiments.paths import project_root
 
 
 def find(names: Sequence[str] = ()) -> list[Path]:
-    """The notebooks of these names: whole (fig02_mean_tolerance), short (fig02), or of a family (fig, extra, supp,
-    theory, augmentation); of all figures if none is named. Raises ValueError for a name that no notebook has.
+    """Return notebooks by name.
+
+    Args:
+        names: Whole names (fig02_mean_tolerance), short ones (fig02) or families (fig, extra, supp, theory,
+            augmentation); default: all figures.
+
+    Raises:
+        ValueError: A name without a notebook.
     """
-    paths = {path.stem: path for path in sorted((project() / "notebooks").glob("*.ipynb"))}
-    return [paths[stem] for stem in named(names or ("fig",), list(paths))]
+    paths = {path.stem: path for path in sorted((project_root() / "notebooks").glob("*.ipynb"))}
+    return [paths[stem] for stem in match_names(names or ("fig",), list(paths))]
 
 
 def execute(path: Path, target: Path, **parameters: Any) -> Path:
-    """Execute a notebook with those of these parameters that it has, into `target`/notebooks; return the copy with its
-    outputs. One that has the parameter `interactive` is told that nobody is there.
+    """Execute a notebook, and print the output of its cells.
 
-    What its cells print is shown as it comes. Raises ValueError with the cell's error where one fails; the copy shows
-    how far it came.
+    Args:
+        path: The notebook.
+        target: Folder; the executed copy is written into its subfolder "notebooks".
+        **parameters: Values of the notebook's parameters. Those that it does not have are ignored. The parameter
+            "interactive" is False by default.
+
+    Returns:
+        The path of the executed copy.
+
+    Raises:
+        ValueError: A cell failed, or the copy cannot be written.
     """
     import papermill
 
     executed = target / "notebooks" / path.name
     parameters = {"interactive": False} | parameters
-    known = papermill.inspect_notebook(path)
+    accepted = papermill.inspect_notebook(path)
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
             path,
             executed,
-            parameters={name: value for name, value in parameters.items() if name in known},
+            parameters={name: value for name, value in parameters.items() if name in accepted},
             cwd=path.parent,
             kernel_name="python3",
             progress_bar=False,
             stdout_file=sys.stdout,
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own remarks, not the cells'
+            extra_arguments=["--log-level=CRITICAL"],  # messages of the kernel, not of the cells
         )
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path.name} failed with {error.ename}: {error.evalue} (see {executed})") from error

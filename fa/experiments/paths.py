@@ -1,29 +1,38 @@
-"""Where the project's figures, notebooks and recipes are, from whatever folder it is called."""
+"""Folders of the project, from any working directory."""
 
 from pathlib import Path
 
 from fa.utils.validation import check_one_of
 
 
-def project() -> Path:
-    """The checkout: the folder at or above the working directory, else around this package, that holds `notebooks`."""
-    here = Path.cwd().resolve()
-    package = Path(__file__).resolve().parents[2]
-    for folder in (here, *here.parents, package):
+def project_root() -> Path:
+    """Return the checkout at or above the working directory, or else around this package.
+
+    Raises:
+        ValueError: Neither is in a checkout.
+    """
+    cwd = Path.cwd().resolve()
+    for folder in (cwd, *cwd.parents, Path(__file__).resolve().parents[2]):
         if (folder / "notebooks").is_dir() and (folder / "fa").is_dir():
             return folder
-    raise ValueError(f"there is no checkout of the project at or above {here}: call it from inside one")
+    raise ValueError(f"the working directory must be in a checkout of the project, got {cwd}")
 
 
-def figures(profile: str, out: str | Path | None = None, custom: bool = False) -> Path:
-    """The folder of a profile's figures, or of `custom` ones, with other settings or rules: `out` if given."""
-    return Path(out) if out is not None else project() / "figures" / (f"{profile}-custom" if custom else profile)
+def figures_dir(profile: str, out: str | Path | None = None, custom: bool = False) -> Path:
+    """Return the folder of a profile's figures.
+
+    Args:
+        profile: Name of the profile.
+        out: Folder to return instead.
+        custom: Whether the figures have other settings or rules than the profile's.
+    """
+    return Path(out) if out is not None else project_root() / "figures" / (f"{profile}-custom" if custom else profile)
 
 
-def recipe(name: str) -> Path:
-    """The file of an augmentation recipe: a path that ends in .toml as it is, else NAME.toml in data_aug."""
+def recipe_path(name: str) -> Path:
+    """Return the file of an augmentation recipe: a path that ends in .toml, or NAME.toml in data_aug."""
     if name.endswith(".toml"):
         return Path(name)
-    there = {path.stem: path for path in sorted((project() / "data_aug").glob("*.toml"))}
-    check_one_of("recipe", name, tuple(there))
-    return there[name]
+    recipes = {path.stem: path for path in sorted((project_root() / "data_aug").glob("*.toml"))}
+    check_one_of("recipe", name, tuple(recipes))
+    return recipes[name]

@@ -1,7 +1,6 @@
-"""Other libraries' rules, steps and attacks as ones of this package, named LIBRARY:NAME wherever a name is taken.
+"""Rules, pre-aggregators and attacks of other libraries, under names LIBRARY:NAME; a strategy for Flower.
 
-The other way round little is needed: a `fa.Rule` takes a list of vectors and returns one, as they expect; Flower, which
-wants a strategy, has one.
+A `fa.Rule` needs no adapter in the other direction: it accepts a list of vectors and returns a vector.
 """
 
 import importlib
@@ -11,7 +10,7 @@ _LIBRARIES = ("byzfl", "flower")
 
 
 def __getattr__(name: str) -> Any:
-    """What knows a library, when it is first used."""
+    """Import the module for a library on first access."""
     if name in _LIBRARIES:
         return importlib.import_module(f"fa.interop.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,9 +1,9 @@
-"""Any ByzFL aggregator or attack by its name there: "byzfl:GeometricMedian", "byzfl:ALittleIsEnough".
+"""ByzFL's aggregators and attacks under their names there: "byzfl:GeometricMedian", "byzfl:ALittleIsEnough".
 
 Options keep their names: `make_rule("byzfl:TrMean", f=3)`, `make_rule("byzfl:GeometricMedian", nu=0.1)`.
-What ByzFL draws from global generators it draws here inside a seeded fork of them; an aggregator that keeps a state
-from call to call (CenteredClipping) begins each call without one, since rules here have none. After `register()` it
-finds this package's rules by name in turn.
+Where ByzFL draws from global generators, these are seeded for the call and restored after it. An aggregator that keeps
+a state between calls (CenteredClipping) starts each call without one, since rules are stateless.
+`register()` makes this package's rules available in ByzFL.
 """
 
 from __future__ import annotations
@@ -15,17 +15,13 @@ from dataclasses import field, fields, make_dataclass
 from functools import cache
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from fa.attacks import Attack, Streams
-from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import Gram
-from fa.rules import RULES, make_rule
-from fa.rules.base import Choice, Rule
-from fa.rules.preaggregators import Mixture
+from fa.rules import RULES, ColumnDecision, Rule, make_rule
+from fa.rules.preaggregators import MixedGradients
 from fa.utils.seeds import derive_seed, fork_global_rng
 from fa.utils.validation import check, check_one_of
 
@@ -39,59 +35,86 @@ def _library() -> Any:
 
 
 def _classes(kind: str) -> dict[str, type]:
-    """ByzFL's aggregators or attacks by their names."""
-    library = _library()
-    found = inspect.getmembers(library, inspect.isclass)
-    return {name: one for name, one in found if one.__module__ == f"byzfl.{kind}"}
+    """Return ByzFL's aggregators or attacks by name."""
+    members = inspect.getmembers(_library(), inspect.isclass)
+    return {name: member for name, member in members if member.__module__ == f"byzfl.{kind}"}
 
 
 class ByzFLRule(Rule):
-    """One of ByzFL's aggregators behind this package's `preaggregators`; it sees the gradients themselves."""
+    """An aggregator of ByzFL behind this package's pre-aggregators. It computes d from the gradients themselves."""
 
-    theirs: ClassVar[str]
+    aggregator: ClassVar[str]
 
     @property
-    def leaves_span(self) -> bool:
+    def direction_outside_span(self) -> bool:
         return True
 
-    def decide(self, gram: Gram) -> Choice:
-        raise ValueError(f"{self.name} must see the gradients in memory, of which it is told no Gram matrix")
+    def decide(self, gram: Gram) -> ColumnDecision:
+        raise ValueError(f"{self.name} needs the gradients in memory and cannot decide from their Gram matrix")
 
-    def choose(self, G: ColumnBlocks, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
-        (whole,) = G.blocks
-        mixed = mixture.of(whole[rows]) if self.steps else whole[rows]
-        found = _classes("aggregators.aggregators")[self.theirs]
-        theirs = _made(self.name, found, {option: getattr(self, option) for option in _options(found)})
-        with fork_global_rng(derive_seed("byzfl", self.seed, 0, 0), mixed.device):  # from which CAF and SMEA draw
-            direction = theirs(mixed.float() if mixed.dtype in (torch.float16, torch.bfloat16) else mixed)
-        return Choice(direction=torch.as_tensor(direction).to(mixed))
+    def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
+        columns = mixed.apply_to(G) if self.steps else G
+        aggregator = self._aggregator()
+        with fork_global_rng(
+            derive_seed("byzfl", self.seed, 0, 0), columns.device
+        ):  # CAF and SMEA draw random numbers.
+            wide = columns.float() if columns.dtype in (torch.float16, torch.bfloat16) else columns
+            direction = aggregator(wide)
+        return ColumnDecision(direction=torch.as_tensor(direction).to(columns))
+
+    def _aggregator(self) -> Any:
+        """Create ByzFL's aggregator with this rule's options; its ValueErrors name the rule."""
+        aggregator = _classes("aggregators.aggregators")[self.aggregator]
+        try:
+            return aggregator(**{option: getattr(self, option) for option in _options(aggregator)})
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
 
 
 @cache
 def rule(name: str) -> type[Rule]:
-    """The rule class of ByzFL's aggregator of that name, with its options; ValueError for a name that there is not."""
+    """Create the rule class of one of ByzFL's aggregators.
+
+    Args:
+        name: Name of the aggregator in ByzFL, whose options become the rule's.
+
+    Raises:
+        ValueError: ByzFL is not installed or has no such aggregator.
+    """
     aggregators = _classes("aggregators.aggregators")
     check_one_of("a rule of byzfl", name, sorted(aggregators))
-    taken = {known.name for known in fields(Rule)}
-    own = [
-        (key, type(value), field(default=value))
-        for key, value in _options(aggregators[name]).items()
-        if key not in taken
+    aggregator = aggregators[name]
+    inherited = {option.name for option in fields(Rule)}
+    options = [
+        (option, type(default), field(default=default))
+        for option, default in _options(aggregator).items()
+        if option not in inherited
     ]
-    body = {"name": f"byzfl:{name}", "theirs": name, "__doc__": aggregators[name].__doc__, "__module__": __name__}
-    made: type[Rule] = make_dataclass(name, own, bases=(ByzFLRule,), namespace=body, frozen=True, kw_only=True, eq=True)
-    return made
+    attributes = {
+        "name": f"byzfl:{name}",
+        "aggregator": name,
+        "__doc__": aggregator.__doc__,
+        "__module__": __name__,
+    }
+    return make_dataclass(name, options, bases=(ByzFLRule,), namespace=attributes, frozen=True, kw_only=True)
 
 
 @cache
 def attack(name: str) -> Attack:
-    """ByzFL's attack of that name, with its defaults; ValueError for a name that there is not."""
+    """Create an attack from one of ByzFL's, with its defaults.
+
+    Args:
+        name: Name of the attack in ByzFL.
+
+    Raises:
+        ValueError: ByzFL is not installed or has no such attack.
+    """
     attacks = _classes("attacks.attacks")
     check_one_of("an attack of byzfl", name, sorted(attacks))
 
     def write(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-        faulty = set(byzantine)
-        honest = G[[worker for worker in range(len(G)) if worker not in faulty]]
+        excluded = set(byzantine)
+        honest = G[[worker for worker in range(len(G)) if worker not in excluded]]
         for worker in byzantine:
             with fork_global_rng(streams(worker).initial_seed(), G.device):
                 G[worker] = torch.as_tensor(attacks[name]()(honest)).to(G)
@@ -100,25 +123,19 @@ def attack(name: str) -> Attack:
 
 
 def register() -> None:
-    """Let ByzFL's RobustAggregator, Server and benchmark find the rules of `fa.RULES`, "fa:fa", "fa:krum" and so on,
-    beside its own aggregators: `{"name": "fa:fa", "parameters": {"f": 3}}`.
+    """Add the rules of `fa.RULES` to ByzFL's aggregators, as "fa:fa", "fa:krum" and so on.
+
+    ByzFL's RobustAggregator, Server and benchmark then accept `{"name": "fa:fa", "parameters": {"f": 3}}`.
     """
     _library()
-    theirs = importlib.import_module("byzfl.aggregators.aggregators")
+    aggregators = importlib.import_module("byzfl.aggregators.aggregators")
     for name in RULES:
-        setattr(theirs, f"fa:{name}", type(make_rule(name)))
+        setattr(aggregators, f"fa:{name}", type(make_rule(name)))
 
 
-def _options(one: type) -> dict[str, Any]:
-    """The options of one of ByzFL's classes, with their defaults."""
-    parameters = list(inspect.signature(one.__init__).parameters.values())[1:]  # type: ignore[misc]
-    check("options", one.__name__, all(p.default is not p.empty for p in parameters), "ones with defaults")
+def _options(library_class: type) -> dict[str, Any]:
+    """Return the options of one of ByzFL's classes, with their defaults."""
+    parameters = list(inspect.signature(library_class.__init__).parameters.values())[1:]  # type: ignore[misc]
+    optional = all(parameter.default is not parameter.empty for parameter in parameters)
+    check("options", library_class.__name__, optional, "ones with defaults")
     return {parameter.name: parameter.default for parameter in parameters}
-
-
-def _made(name: str, theirs: type, options: dict[str, Any]) -> Any:
-    """One of theirs with these options; the ValueError for a value that they refuse says whose it is."""
-    try:
-        return theirs(**options)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error

@@ -1,11 +1,13 @@
-"""The aggregation rules by name, and the two ways to call them."""
+"""Aggregation rules: the rules by name, `make_rule` and `aggregate`, and the classes that a rule of your own needs."""
 
 from dataclasses import fields
 from typing import Any
 
-from fa.rules.base import Aggregate, Decision, Rule, per_worker
+from fa.rules.application import OrderStatistic
+from fa.rules.base import Rule
 from fa.rules.bulyan import Bulyan
 from fa.rules.coordinate import MeaMed, Median, Phocas, TrimmedMean
+from fa.rules.decision import Aggregate, ColumnDecision, Decision, per_worker
 from fa.rules.flag import FlagAggregator
 from fa.rules.krum import Krum, MultiKrum
 from fa.rules.mean import Mean
@@ -26,52 +28,84 @@ _CLASSES: tuple[type[Rule], ...] = (
 _BY_NAME = {rule.name: rule for rule in _CLASSES}
 
 RULES = tuple(_BY_NAME)
+"""Names of the rules of this package."""
 
-__all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "make_rule", "per_worker"]
+__all__ = [
+    "RULES",
+    "Aggregate",
+    "ColumnDecision",
+    "Decision",
+    "OrderStatistic",
+    "Rule",
+    "aggregate",
+    "make_rule",
+    "per_worker",
+]
 
 
 def make_rule(name: str, f: int = 0, **options: Any) -> Rule:
-    """The rule of that name, to withstand f faulty workers: one of RULES, FILE.py:CLASS for a `Rule` of the user's own,
-    or one that an installed package brings (entry point "fa.rules"). Raises ValueError for a name, option or value that
-    there is not.
+    """Create an aggregation rule.
+
+    Args:
+        name: A name in `RULES`, "FILE.py:CLASS" for a `Rule` in a file, "byzfl:NAME" for an aggregator of ByzFL, or an
+            entry point of the group "fa.rules".
+        f: Number of Byzantine workers to tolerate.
+        options: Other options of the rule, such as `preaggregators`.
+
+    Raises:
+        ValueError: The name, an option or its value is invalid.
+
+    Example:
+        >>> import fa
+        >>> fa.make_rule("multi_krum", f=1, keep=3)
+        MultiKrum(f=1, preaggregators=(), seed=0, keep=3)
     """
     return _make(name, {"f": f} | options)
 
 
 def _make(name: str, options: dict[str, Any]) -> Rule:
-    rule = _class(name)
-    known = [field.name for field in fields(rule) if field.init]
+    rule = _rule_class(name)
+    allowed = [field.name for field in fields(rule) if field.init]
     for option in options:
-        if option not in known:
-            raise ValueError(f"rule {name!r} has no option {option!r}, got {', '.join(known)}")
+        check_one_of(f"the option of rule {name!r}", option, allowed)
     return rule(**options)
 
 
-def _class(name: str) -> type[Rule]:
+def _rule_class(name: str) -> type[Rule]:
     if name in _BY_NAME:
         return _BY_NAME[name]
-    found = plugins.load("rule", name) if isinstance(name, str) else None
-    if found is None:
+    rule = plugins.load("rule", name) if isinstance(name, str) else None
+    if rule is None:
         check_one_of("rule", name, RULES, plugins.OTHER_SPECS)
-    check("rule", name, isinstance(found, type) and issubclass(found, Rule), "a class that is a fa.Rule")
-    named = isinstance(getattr(found, "name", None), str)
-    check("rule", name, named, 'a class that says how it is called, as in name: ClassVar[str] = "my_rule"')
-    lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
-    check("rule", name, not lacks, f"a class that has {lacks}")
-    return found  # type: ignore[no-any-return]
+    check("rule", name, isinstance(rule, type) and issubclass(rule, Rule), "a class that is a fa.Rule")
+    named = isinstance(getattr(rule, "name", None), str)
+    check("rule", name, named, 'a class with a name, as in name: ClassVar[str] = "my_rule"')
+    missing = ", ".join(sorted(getattr(rule, "__abstractmethods__", ())))
+    check("rule", name, not missing, f"a class that defines {missing}")
+    return rule  # type: ignore[no-any-return]
 
 
 def aggregate(G: Any, rule: str | Rule = "fa", **options: Any) -> Any:
-    """The direction d (n,) of p gradients G (p, n), one worker a row, in G's kind, dtype and device.
+    """Aggregate p gradients of n coordinates into one direction.
 
-    G is a torch tensor or numpy array, or a sequence with one entry a worker: a vector, a list of per-layer tensors
-    or a state dict; d then has that shape. `rule` is a name of `RULES`, whose options follow, or a rule. Raises
-    ValueError for bad input.
+    Args:
+        G: (p, n) torch tensor or numpy array, one worker in each row; or a sequence with one entry for each worker: a
+            vector, a list of per-layer tensors, or a state dict.
+        rule: A `Rule`, or a name as in `make_rule`.
+        options: Options of the rule, if `rule` is a name.
+
+    Returns:
+        The direction d (n,), in the format, dtype and device of G's rows.
+
+    Raises:
+        ValueError: G, the rule or an option is invalid.
+
+    Example:
+        >>> import numpy as np, fa
+        >>> fa.aggregate(np.array([[1.0, 2.0], [3.0, 2.0], [90.0, 2.0]]), "median")
+        array([3., 2.])
     """
     if isinstance(rule, Rule):
-        if options:
-            raise ValueError(
-                f"options belong to a rule's name; this rule has its own, and {', '.join(options)} came too"
-            )
+        check("options", options, not options, "options of a rule's name", "Pass them to make_rule")
         return rule(G)
     return _make(rule, options)(G)

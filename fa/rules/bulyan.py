@@ -1,4 +1,4 @@
-"""Bulyan: Krum again and again for a selection, then the values nearest the median, coordinate by coordinate.
+"""Bulyan: a selection by repeated Krum, then the mean of the values nearest the median of each coordinate.
 
 Source: El Mhamdi, Guerraoui and Rouault, The Hidden Vulnerability of Distributed Learning in Byzantium, ICML 2018;
 the paper, section 2.3; aggregators/bulyan.py in the authors' released code.
@@ -9,8 +9,10 @@ from typing import ClassVar
 
 from fa.gradients.gram import Gram
 from fa.irls import FORMULATIONS, Formulation
-from fa.rules.base import Choice, Rule, Statistic
-from fa.rules.coordinate import median
+from fa.rules.application import OrderStatistic
+from fa.rules.base import Rule
+from fa.rules.coordinate import median_range
+from fa.rules.decision import ColumnDecision
 from fa.rules.krum_scores import bulyan_selection, released_bulyan_averages
 from fa.utils.validation import check_one_of
 
@@ -20,28 +22,28 @@ class Bulyan(Rule):
     """The mean of each coordinate's values nearest the median of a selection of gradients.
 
     Attributes:
-        formulation: "paper" selects theta = p - 2f gradients one by one with Krum, and takes the theta - 2f values
-            nearest their median. "released" is what made the paper's curves: p - 2f - 2 averages of the gradients of
-            best score, of which it takes the p - 4f - 2 values nearest their lower median.
+        formulation: "paper" selects theta = p - 2f gradients one by one with Krum. It uses the theta - 2f values
+            nearest their median. "released" computes the paper's curves: p - 2f - 2 averages of the gradients of
+            lowest score. It uses the p - 4f - 2 values nearest their lower median.
     """
 
     formulation: Formulation = "paper"
 
     name: ClassVar[str] = "bulyan"
-    condition: ClassVar[tuple[int, int]] = (4, 3)
+    min_workers: ClassVar[tuple[int, int]] = (4, 3)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("formulation", self.formulation, FORMULATIONS)
 
-    def decide(self, gram: Gram) -> Choice:
+    def decide(self, gram: Gram) -> ColumnDecision:
         if self.formulation == "released":
             averages = released_bulyan_averages(gram, self.f)
             count = averages.shape[1]
             middle = (count - 1) // 2
-            statistic = Statistic(middle, middle + 1, keep=count - 2 * self.f)
-            return Choice(statistic=statistic, combinations=averages, reason="not among the best scores")
+            statistic = OrderStatistic(middle, middle + 1, nearest=count - 2 * self.f)
+            return ColumnDecision(statistic=statistic, combinations=averages, reason="not among the best scores")
         columns = bulyan_selection(gram, self.f)
         theta = len(columns)
-        statistic = Statistic(*median(theta), keep=theta - 2 * self.f)
-        return Choice(statistic=statistic, columns=columns, reason=f"not among the {theta} that Krum picked")
+        statistic = OrderStatistic(*median_range(theta), nearest=theta - 2 * self.f)
+        return ColumnDecision(statistic=statistic, columns=columns, reason=f"not among the {theta} that Krum picked")

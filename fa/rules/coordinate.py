@@ -1,36 +1,38 @@
-"""The rules that decide each coordinate apart, by a statistic of its p sorted values."""
+"""Rules that aggregate each coordinate separately, by a statistic of its p sorted values."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 from fa.gradients.gram import Gram
-from fa.rules.base import Choice, Rule, Statistic
+from fa.rules.application import OrderStatistic
+from fa.rules.base import Rule
+from fa.rules.decision import ColumnDecision
 
 
-def median(p: int) -> tuple[int, int]:
-    """Where the sorted values are whose mean is the median: the middle one, or the middle two."""
+def median_range(p: int) -> tuple[int, int]:
+    """Return the range of the sorted values whose mean is the median: the middle one, or the middle two."""
     return (p - 1) // 2, p // 2 + 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class CoordinateRule(Rule):
-    """A rule that holds while the honest workers are the majority, and that need not see the Gram matrix."""
+    """A rule that needs a majority of honest workers, and no Gram matrix."""
 
-    looks: ClassVar[bool] = False
-    condition: ClassVar[tuple[int, int]] = (2, 1)
+    reads_gram: ClassVar[bool] = False
+    min_workers: ClassVar[tuple[int, int]] = (2, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Median(CoordinateRule):
-    """The median of each coordinate; of an even count, the mean of the middle two.
+    """The median of each coordinate; for an even p, the mean of the middle two values.
 
     Source: Yin et al., Byzantine-Robust Distributed Learning, ICML 2018.
     """
 
     name: ClassVar[str] = "median"
 
-    def decide(self, gram: Gram) -> Choice:
-        return Choice(statistic=Statistic(*median(gram.p)))
+    def decide(self, gram: Gram) -> ColumnDecision:
+        return ColumnDecision(statistic=OrderStatistic(*median_range(gram.p)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +44,21 @@ class TrimmedMean(CoordinateRule):
 
     name: ClassVar[str] = "trimmed_mean"
 
-    def decide(self, gram: Gram) -> Choice:
-        return Choice(statistic=Statistic(self.f, gram.p - self.f))
+    def decide(self, gram: Gram) -> ColumnDecision:
+        return ColumnDecision(statistic=OrderStatistic(self.f, gram.p - self.f))
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeaMed(CoordinateRule):
-    """The mean around the median: of each coordinate's p - f values nearest its median.
+    """The mean around the median: the mean of each coordinate's p - f values nearest its median.
 
     Source: Xie, Koyejo and Gupta, Generalized Byzantine-Tolerant SGD, 2018.
     """
 
     name: ClassVar[str] = "meamed"
 
-    def decide(self, gram: Gram) -> Choice:
-        return Choice(statistic=Statistic(*median(gram.p), keep=gram.p - self.f))
+    def decide(self, gram: Gram) -> ColumnDecision:
+        return ColumnDecision(statistic=OrderStatistic(*median_range(gram.p), nearest=gram.p - self.f))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,5 +70,5 @@ class Phocas(CoordinateRule):
 
     name: ClassVar[str] = "phocas"
 
-    def decide(self, gram: Gram) -> Choice:
-        return Choice(statistic=Statistic(self.f, gram.p - self.f, keep=gram.p - self.f))
+    def decide(self, gram: Gram) -> ColumnDecision:
+        return ColumnDecision(statistic=OrderStatistic(self.f, gram.p - self.f, nearest=gram.p - self.f))

@@ -1,33 +1,40 @@
-"""FA, the Flag Aggregator: the mean of the gradients as the subspace Y reconstructs them.
+"""FA, the Flag Aggregator: the mean of the gradients, reconstructed in the subspace Y.
 
 Source: the paper, Algorithm 1 and eq. 5.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-import numpy as np
-from jaxtyping import Int
+from torch import Tensor
 
-from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import Gram
 from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, solve, solve_gram
 from fa.objective import values
-from fa.rules.base import Choice, Rule
-from fa.rules.preaggregators import Mixture
+from fa.rules.base import Rule
+from fa.rules.decision import ColumnDecision
+from fa.rules.preaggregators import MixedGradients
 from fa.utils.validation import check, check_one_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlagAggregator(Rule):
-    """d = (1/p) Y Y^T G 1, with Y of m columns (default ceil((p + 1)/2)) from IRLS on eq. 5.
+    """d = (1/p) Y Y^T G 1, with the basis Y from IRLS on eq. 5.
 
-    formulation="released" is what the authors' released code computes: unit gradients, one step from equal weights, d =
-    (1/m) sum_i Y Y^T g_i/||g_i||, the pairs' terms not divided by D_ij and their factor squared. The formula as
-    printed lets a gradient count by its length. `preaggregators=("median_norm",)`, the default of formulation="paper",
-    makes the rule robust; `preaggregators=()` is the formula. `max_iter` is 5 if not given, and 1 as released. With
-    regularizer="l1" or "rows" (lam > 0) Y leaves the span of the gradients: the decision has no weights
-    but the direction itself, and `max_iter` counts proximal steps.
+    With regularizer="l1" or "rows" and lam > 0, Y is outside the span of the gradients. The decision then has no
+    weights, and `max_iter` counts proximal steps.
+
+    Attributes:
+        m: Number of columns of Y. None: ceil((p + 1)/2).
+        lam: Weight of the regularizer.
+        regularizer: A name in `fa.irls.REGULARIZERS`.
+        a: Parameter of the prior in eq. 5.
+        tol: Relative tolerance of IRLS.
+        max_iter: Maximum number of IRLS steps. None: 5, or 1 with formulation="released".
+        formulation: "paper" is eq. 5, where a gradient's weight depends on its norm. It is robust with
+            `preaggregators=("median_norm",)`, its default; `preaggregators=()` is the formula as printed.
+            "released" is the authors' released code: unit gradients, one step from equal weights, and
+            d = (1/m) sum_i Y Y^T g_i/||g_i||. Its pairs' terms are not divided by D_ij; their factor is squared.
     """
 
     m: int | None = DEFAULTS.m
@@ -39,7 +46,7 @@ class FlagAggregator(Rule):
     formulation: Formulation = "paper"
 
     name: ClassVar[str] = "fa"
-    count: ClassVar[str] = "m"
+    column_count_option: ClassVar[str] = "m"
 
     def __post_init__(self) -> None:
         check_one_of("formulation", self.formulation, FORMULATIONS)
@@ -49,36 +56,28 @@ class FlagAggregator(Rule):
         super().__post_init__()
         if self.max_iter is None:
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
-        elif released and self.max_iter != 1:
-            raise ValueError(
-                f'max_iter must be 1 with formulation="released", which takes one step, got {self.max_iter}'
-            )
-        check("regularizer", self.regularizer, not (released and self.leaves_span), '"pairwise" or "group" as released')
+        check("max_iter", self.max_iter, self.max_iter == 1 or not released, '1 with formulation="released"')
+        within = not (released and self.direction_outside_span)
+        check("regularizer", self.regularizer, within, '"pairwise" or "group" with formulation="released"')
         _ = self.options  # checks them
 
     @property
     def options(self) -> Options:
-        """What IRLS is told."""
-        assert self.max_iter is not None  # once it is made
+        """Options of IRLS."""
+        assert self.max_iter is not None  # by __post_init__
         return Options(self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter)
 
     @property
-    def leaves_span(self) -> bool:
-        """With "l1" and "rows", where lam > 0."""
+    def direction_outside_span(self) -> bool:
         return self.options.leaves_span
 
-    def check_span(self, where: str) -> None:
-        check("regularizer", self.regularizer, not self.leaves_span, f"'pairwise' or 'group' {where}")
+    def check_within_span(self, where: str) -> None:
+        check("regularizer", self.regularizer, not self.direction_outside_span, f"'pairwise' or 'group' {where}")
 
-    def choose(self, G: ColumnBlocks, rows: Int[np.ndarray, " k"], mixture: Mixture) -> Choice:
-        if not self.leaves_span:
-            return self.decide(mixture.gram)
-        (whole,) = G.blocks
-        finite = whole[rows]
-        mixed, options = mixture.of(finite), self.options
-        solution = solve(mixed, options.m, options.lam, options.regularizer, options.a, options.tol, options.max_iter)
-        return Choice(direction=solution.direction(), values=values(finite, solution.Y))
+    def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
+        solution = solve(mixed.apply_to(G), **asdict(self.options))
+        return ColumnDecision(direction=solution.direction(), values=values(G, solution.Y))
 
-    def decide(self, gram: Gram) -> Choice:
+    def decide(self, gram: Gram) -> ColumnDecision:
         solution = solve_gram(gram, self.options, formulation=self.formulation)
-        return Choice(weights=solution.weights(self.formulation), coefficients=solution.coefficients)
+        return ColumnDecision(weights=solution.weights(self.formulation), coefficients=solution.coefficients)

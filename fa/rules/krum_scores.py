@@ -1,4 +1,4 @@
-"""Which gradients have the nearest neighbours: Krum's scores.
+"""Krum's scores, and what rules select by them.
 
 Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NIPS 2017.
 """
@@ -10,42 +10,60 @@ from fa.gradients.gram import Gram, Square
 
 
 def krum_scores(D2: Square, neighbours: int) -> Float64[np.ndarray, " p"]:
-    """Each gradient's sum of squared distances to its nearest `neighbours` others, (p,); p - f - 2 in the paper."""
+    """Compute each gradient's sum of squared distances to its nearest neighbours.
+
+    Args:
+        D2: Squared distances of p gradients, (p, p).
+        neighbours: Number of neighbours; p - f - 2 in the paper.
+
+    Returns:
+        The scores, (p,).
+    """
     others = D2 + np.diag(np.full(D2.shape[0], np.inf))
     scores: np.ndarray = np.sort(others, axis=1)[:, :neighbours].sum(axis=1)
     return scores
 
 
-def best_scores(gram: Gram, f: int, keep: int) -> Int[np.ndarray, " q"]:
-    """The `keep` rows of lowest Krum score in ascending order; of equal scores, the lowest row's."""
+def lowest_scores(gram: Gram, f: int, count: int) -> Int[np.ndarray, " q"]:
+    """Return the `count` rows of lowest Krum score, in ascending order. Of equal scores, the first row's is taken."""
     order = np.argsort(krum_scores(gram.D2, max(1, gram.p - f - 2)), kind="stable")
-    return np.sort(order[:keep])
+    return np.sort(order[:count])
 
 
 def bulyan_selection(gram: Gram, f: int) -> tuple[int, ...]:
-    """The p - 2f rows that Krum picks one after another, scoring anew what is left with p' - f - 2 neighbours, at
-    least one.
+    """Select p - 2f rows with Krum, one after another.
+
+    Each selection scores the p' rows that remain by their p' - f - 2 nearest neighbours, at least one.
+
+    Args:
+        gram: Gram matrix of p gradients.
+        f: Number of Byzantine workers to tolerate.
+
+    Returns:
+        The rows in ascending order.
 
     Source: El Mhamdi, Guerraoui and Rouault, The Hidden Vulnerability of Distributed Learning in Byzantium, ICML 2018.
     """
-    left = list(range(gram.p))
-    chosen: list[int] = []
+    remaining = list(range(gram.p))
+    selected: list[int] = []
     for _ in range(gram.p - 2 * f):
-        scores = krum_scores(gram.D2[np.ix_(left, left)], max(1, len(left) - f - 2))
-        chosen.append(left.pop(int(np.argmin(scores))))
-    return tuple(sorted(chosen))
+        scores = krum_scores(gram.D2[np.ix_(remaining, remaining)], max(1, len(remaining) - f - 2))
+        selected.append(remaining.pop(int(np.argmin(scores))))
+    return tuple(sorted(selected))
 
 
 def released_bulyan_averages(gram: Gram, f: int) -> Float64[np.ndarray, "p q"]:
-    """Return the averages that the released code's Bulyan takes the coordinates of, as columns of weights.
+    """Compute the averages whose coordinates the released code's Bulyan aggregates.
 
     A gradient's score is the sum of its p - f - 2 smallest distances, not squared, and is computed once. Of the
-    gradients in ascending order of score, average i (from 0) is the mean of those at places i to p - f - 3. There are
-    p - 2f - 2 averages.
+    gradients in ascending order of score, average i (from 0) is the mean of those at places i to p - f - 3.
 
     Args:
-        gram: The Gram matrix of p gradients.
+        gram: Gram matrix of p gradients.
         f: Number of Byzantine workers to tolerate; p >= 4f + 3.
+
+    Returns:
+        The p - 2f - 2 averages, as columns of weights.
 
     Source: aggregators/bulyan.py in the authors' released code, where no score is updated after a selection.
     """

@@ -1,4 +1,4 @@
-"""The mean: the rule without defence, and the yardstick of what an aggregation may cost."""
+"""The mean: the rule without defence, and the baseline for the cost of the others."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from fa.gradients.gram import Gram
-from fa.rules.base import Choice, Rule
+from fa.rules.base import Rule
+from fa.rules.decision import ColumnDecision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,7 @@ class Mean(Rule):
     """d = (1/p) sum_i g_i."""
 
     name: ClassVar[str] = "mean"
-    looks: ClassVar[bool] = False
+    reads_gram: ClassVar[bool] = False
 
-    def decide(self, gram: Gram) -> Choice:
-        return Choice(weights=np.full(gram.p, 1 / gram.p))
+    def decide(self, gram: Gram) -> ColumnDecision:
+        return ColumnDecision(weights=np.full(gram.p, 1 / gram.p))

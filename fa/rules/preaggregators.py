@@ -1,8 +1,7 @@
-"""What may be done to the gradients before a rule sees them: right multiplications G -> G R, decided and composed in
-p x p.
+"""Pre-aggregators: transformations of the gradients before a rule, computed in the p x p Gram matrix.
 
-In these formulas gradients are columns, so that step after step multiplies R (p, q) on the right; the rule after it
-sees q columns.
+In these formulas gradients are the columns of G. A pre-aggregator multiplies them on the right, G -> G R with R (p, q).
+The rule then sees q columns.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,29 +15,40 @@ from torch import Tensor
 from fa import irls
 from fa.gradients.gram import Gram, PerGradient, median_nonzero
 from fa.kernels import symmetric
-from fa.rules.krum_scores import best_scores
-from fa.utils.validation import check_one_of
+from fa.rules.krum_scores import lowest_scores
 
-BUCKET = 2  # gradients that "bucketing" averages together
+BUCKET_SIZE = 2
+"""Gradients in each average of "bucketing"."""
 
 Factor = Float64[np.ndarray, "p q"]
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """The columns G R that a rule sees, as R (p, q) and their Gram matrix."""
+class MixedGradients:
+    """The columns that a rule sees.
+
+    Attributes:
+        R: The columns are G R, with R (p, q).
+        gram: Their Gram matrix.
+    """
 
     R: Factor
     gram: Gram
 
-    def of(self, G: Float[Tensor, "p n"]) -> Float[Tensor, "q n"]:
-        """Those columns themselves, as rows, of gradients that are in memory."""
+    def apply_to(self, G: Float[Tensor, "p n"]) -> Float[Tensor, "q n"]:
+        """Compute these columns, as rows, from gradients in memory."""
         return torch.from_numpy(self.R.T).to(G) @ G
 
 
 @dataclass(frozen=True)
-class Situation:
-    """What a step may know besides the Gram matrix: f, and the random numbers of this iteration."""
+class StepContext:
+    """What a pre-aggregator may depend on besides the Gram matrix.
+
+    Attributes:
+        f: Number of Byzantine workers to tolerate.
+        seed: Seed of random numbers.
+        iteration: Iteration of the training run, which selects the random numbers.
+    """
 
     f: int
     seed: int
@@ -47,33 +57,39 @@ class Situation:
 
 @dataclass(frozen=True)
 class Step:
-    """One step: what it does, how many columns it leaves of p, and p >= times f + plus, the condition it needs."""
+    """A pre-aggregator.
 
-    apply: Callable[[Gram, Situation], tuple[Factor, Gram]]
-    columns: Callable[[int, int], int] = lambda p, f: p
-    condition: tuple[int, int] = (0, 1)
+    Attributes:
+        apply: Computes R (p, q) and the Gram matrix of G R from that of G.
+        column_count: Computes q from p and f.
+        min_workers: (times, plus): it needs p >= times f + plus.
+    """
 
-
-def mix(gram: Gram, preaggregators: Sequence[str], situation: Situation) -> Mixture:
-    """The named steps, the first one first; their conditions hold."""
-    mixture = Mixture(np.eye(gram.p), gram)
-    for name in preaggregators:
-        factor, mixed = step(name).apply(mixture.gram, situation)
-        mixture = Mixture(mixture.R @ factor, mixed)
-    return mixture
+    apply: Callable[[Gram, StepContext], tuple[Factor, Gram]]
+    column_count: Callable[[int, int], int] = lambda p, f: p
+    min_workers: tuple[int, int] = (0, 1)
 
 
-def step(name: str) -> Step:
-    """The step of that name, of STEPS."""
-    check_one_of("preaggregators", name, tuple(STEPS))
-    return STEPS[name]
+def apply_preaggregators(gram: Gram, names: Sequence[str], context: StepContext) -> MixedGradients:
+    """Apply pre-aggregators one after another.
+
+    Args:
+        gram: Gram matrix of the gradients, as many as every pre-aggregator needs.
+        names: Names in `STEPS`, the first one applied first.
+        context: What they depend on besides.
+    """
+    mixed = MixedGradients(np.eye(gram.p), gram)
+    for name in names:
+        factor, mixed_gram = STEPS[name].apply(mixed.gram, context)
+        mixed = MixedGradients(mixed.R @ factor, mixed_gram)
+    return mixed
 
 
-def columns(preaggregators: Sequence[str], p: int, f: int) -> list[int]:
-    """How many columns there are before the first of these steps, p, and after each."""
+def column_counts(names: Sequence[str], p: int, f: int) -> list[int]:
+    """Return the number of columns before the first of these pre-aggregators, p, and after each."""
     counts = [p]
-    for name in preaggregators:
-        counts.append(step(name).columns(counts[-1], f))
+    for name in names:
+        counts.append(STEPS[name].column_count(counts[-1], f))
     return counts
 
 
@@ -81,94 +97,95 @@ def _scale(gram: Gram, factors: PerGradient) -> tuple[Factor, Gram]:
     return np.diag(factors), gram.scaled(factors)
 
 
-def _over_norms(gram: Gram, length: float) -> PerGradient:
-    """length/||g_i||; 1 for a gradient that is 0 and stays so, as one does whose norm has no reciprocal."""
+def _factors_to_norm(gram: Gram, norm: float) -> PerGradient:
+    """norm/||g_i||; 1 for a zero gradient, and for one whose norm has no reciprocal."""
     with np.errstate(over="ignore"):
-        factors = np.divide(length, gram.norms, out=np.ones(gram.p), where=gram.norms > 0)
+        factors = np.divide(norm, gram.norms, out=np.ones(gram.p), where=gram.norms > 0)
     return np.where(np.isfinite(factors), factors, 1.0)
 
 
-def _unit(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
-    return _scale(gram, _over_norms(gram, 1.0))
+def _unit(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
+    return _scale(gram, _factors_to_norm(gram, 1.0))
 
 
-def _median_norm(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
-    return _scale(gram, _over_norms(gram, median_nonzero(gram.norms)))
+def _median_norm(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
+    return _scale(gram, _factors_to_norm(gram, median_nonzero(gram.norms)))
 
 
-def _clip(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
-    return _clipped(gram, median_nonzero(gram.norms))
+def _clip(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
+    return _clip_to_norm(gram, median_nonzero(gram.norms))
 
 
-def _clipped(gram: Gram, length: float) -> tuple[Factor, Gram]:
-    return _scale(gram, np.minimum(1.0, _over_norms(gram, length)))
+def _clip_to_norm(gram: Gram, norm: float) -> tuple[Factor, Gram]:
+    return _scale(gram, np.minimum(1.0, _factors_to_norm(gram, norm)))
 
 
-def _arc(gram: Gram, situation: Situation) -> tuple[Factor, Gram]:
+def _arc(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
     """Adaptive robust clipping: the k = floor(2 f/p (p - f)) largest norms are clipped to the next one.
 
     Source: Allouah et al., The Vital Role of Gradient Clipping in Byzantine-Resilient Distributed Learning, 2024.
     """
-    k = 2 * situation.f * (gram.p - situation.f) // gram.p
-    return _clipped(gram, float(np.sort(gram.norms)[gram.p - 1 - k]))
+    k = 2 * context.f * (gram.p - context.f) // gram.p
+    return _clip_to_norm(gram, float(np.sort(gram.norms)[gram.p - 1 - k]))
 
 
-def _krum(gram: Gram, situation: Situation) -> tuple[Factor, Gram]:
-    """The p - f gradients of best score."""
-    rows = best_scores(gram, situation.f, gram.p - situation.f)
+def _krum(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
+    """The p - f gradients of lowest Krum score."""
+    rows = lowest_scores(gram, context.f, gram.p - context.f)
     return np.eye(gram.p)[:, rows], gram.select(rows)
 
 
-def _nnm(gram: Gram, situation: Situation) -> tuple[Factor, Gram]:
-    """Each gradient replaced by the mean of the p - f nearest to it, itself among them.
+def _nnm(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
+    """Nearest-neighbour mixing: each gradient becomes the mean of the p - f nearest to it, including itself.
 
     Source: Allouah et al., Fixing by Mixing, AISTATS 2023.
     """
-    keep = gram.p - situation.f
-    nearest = np.argsort(gram.D2, axis=1, kind="stable")[:, :keep]
+    count = gram.p - context.f
+    nearest = np.argsort(gram.D2, axis=1, kind="stable")[:, :count]
     R = np.zeros((gram.p, gram.p))
-    R[nearest.T, np.arange(gram.p)] = 1.0 / keep
+    R[nearest.T, np.arange(gram.p)] = 1.0 / count
     return R, gram.averaged(R)
 
 
-def _bucketing(gram: Gram, situation: Situation) -> tuple[Factor, Gram]:
-    """Means of two gradients each, paired at random; the last alone where p is odd.
+def _bucketing(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
+    """Means of random pairs of gradients. If p is odd, one gradient stays alone.
 
     Source: Karimireddy, He and Jaggi, Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing, ICLR 2022.
     """
-    order = np.random.default_rng((situation.seed, situation.iteration)).permutation(gram.p)
-    R = np.zeros((gram.p, _buckets(gram.p, situation.f)))
-    R[order, np.arange(gram.p) // BUCKET] = 1.0
+    order = np.random.default_rng((context.seed, context.iteration)).permutation(gram.p)
+    R = np.zeros((gram.p, _bucket_count(gram.p, context.f)))
+    R[order, np.arange(gram.p) // BUCKET_SIZE] = 1.0
     R /= R.sum(axis=0)
     return R, gram.averaged(R)
 
 
-def _buckets(p: int, f: int) -> int:
-    return -(-p // BUCKET)
+def _bucket_count(p: int, f: int) -> int:
+    return -(-p // BUCKET_SIZE)
 
 
-def _subspace(gram: Gram, _: Situation) -> tuple[Factor, Gram]:
-    """Each gradient projected onto FA's subspace, Y Y^T g_i with IRLS' defaults: the paper's left multiplication.
+def _subspace(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
+    """Projection of each gradient onto FA's subspace, Y Y^T g_i: the paper's left multiplication, with IRLS' defaults.
 
-    Y = G C, so that Y Y^T G = G (C P) with P = Y^T G (m, p), whose columns also give the distances, exactly.
+    Y = G C, so that Y Y^T G = G (C P) with P = Y^T G (m, p). The columns of P also give the exact distances.
     """
     C = irls.solve_gram(gram).coefficients
-    assert C is not None  # as without l1 and rows Y stays in the span of G
-    lengths = gram.norms[:, None]
-    P = (lengths * (gram.cosines @ (lengths * C))).T / gram.scale
+    assert C is not None  # With the default regularizer, Y is in the span of G.
+    norms = gram.norms[:, None]
+    P = (norms * (gram.cosines @ (norms * C))).T / gram.scale
     D2 = np.square(P[:, :, None] - P[:, None, :]).sum(axis=0)
-    roots = np.linalg.norm(P, axis=0)
-    units = np.divide(P, roots, out=np.zeros_like(P), where=roots != 0)
-    return C @ (gram.scale * P), Gram(symmetric(units.T @ units), roots, D2, gram.scale)
+    lengths = np.linalg.norm(P, axis=0)
+    units = np.divide(P, lengths, out=np.zeros_like(P), where=lengths != 0)
+    return C @ (gram.scale * P), Gram(symmetric(units.T @ units), lengths, D2, gram.scale)
 
 
 STEPS: dict[str, Step] = {
     "unit": Step(_unit),
     "median_norm": Step(_median_norm),
     "clip": Step(_clip),
-    "arc": Step(_arc, condition=(1, 1)),
-    "krum": Step(_krum, columns=lambda p, f: p - f, condition=(2, 3)),
-    "nnm": Step(_nnm, condition=(2, 1)),
-    "bucketing": Step(_bucketing, columns=_buckets),
+    "arc": Step(_arc, min_workers=(1, 1)),
+    "krum": Step(_krum, column_count=lambda p, f: p - f, min_workers=(2, 3)),
+    "nnm": Step(_nnm, min_workers=(2, 1)),
+    "bucketing": Step(_bucketing, column_count=_bucket_count),
     "subspace": Step(_subspace),
 }
+"""Every pre-aggregator by its name."""

@@ -86,7 +86,7 @@ def register(model: DistributedDataParallel, rule: Rule | str = "fa") -> Aggrega
     """
     check("model", type(model).__name__, isinstance(model, DistributedDataParallel), "a DistributedDataParallel")
     rule = make_rule(rule) if isinstance(rule, str) else rule
-    rule.check_span("for gradients of many processes")
+    rule.check_within_span("for gradients of many processes")
     shards = Shards(model.process_group)
     rule.check_workers(shards.size)
     aggregation = Aggregation(rule, shards)

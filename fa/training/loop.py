@@ -136,7 +136,7 @@ def _transport(
         return
     from fa.training.transports.rpc.launch import serve
 
-    with serve(model, config, parameters, rule.measures, rpc, timer) as transport:
+    with serve(model, config, parameters, rule.needs_gram, rpc, timer) as transport:
         yield transport
 
 
@@ -219,7 +219,7 @@ class Loop:
             gathered = self._transport.gradients(iteration, self._parameters)
         try:
             with self._timer.phase("aggregate"):
-                aggregate = self._rule.aggregate(gathered.G, iteration, products=gathered.inner_products)
+                aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.inner_products)
         except TooFewWorkersError as error:
             if torch.isfinite(gathered.loss):
                 raise TooFewWorkersError(f"iteration {iteration + 1}: {error}") from error

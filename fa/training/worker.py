@@ -165,6 +165,6 @@ def parse_recipe(config: TrainConfig) -> Recipe | None:
     """
     if not config.augmentation:
         return None
-    idle = config.augmented == "faulty" and not make_attack(config.attack).needs_own
+    idle = config.augmented == "faulty" and not make_attack(config.attack).uses_own_gradient
     check("attack", config.attack, not idle, "one that reads the gradients of the augmented images, such as none")
     return Recipe.of(config.augmentation)

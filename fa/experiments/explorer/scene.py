@@ -16,14 +16,15 @@ from torch import Tensor
 
 from fa import irls, objective, sdp
 from fa.attacks import make_attack
-from fa.experiments.runs.profiles import sized
+from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.user_rules import enter
-from fa.experiments.runs.user_rules import variant as variant_of
+from fa.experiments.runs.user_rules import register_rules
+from fa.experiments.runs.user_rules import resolve_variant as variant_of
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.gradients.gram import measure
-from fa.rules import make_rule, preaggregators
+from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator
+from fa.rules.preaggregators import StepContext, apply_preaggregators
 from fa.training.config import TrainConfig
 from fa.utils.validation import check_integer, check_one_of
 
@@ -37,7 +38,7 @@ FORMULATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 OTHERS = (*PAPER_RULES[1:], "mean", "mean_unit")
 MEANS, PRINCIPAL = "honest and faulty mean", "principal directions"
 PLANES = (MEANS, PRINCIPAL)
-MOST = 30  # workers
+MAX_WORKERS = 30  # workers
 LIMIT = 100  # steps of IRLS, to see where it would end
 _SIZES = {"smoke": {"at": 2, "batch": 4}, "quick": {"at": 10, "batch": 32}}
 
@@ -64,7 +65,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Landing:
+class ProjectedDirection:
     """Where a rule's direction lands: its `point` in the plane, its cosine with the mean of the honest gradients, and
     the share of its squared length that the plane shows.
     """
@@ -89,7 +90,7 @@ class Scene:
     setting: Setting
     axes: tuple[str, str]
     points: Float64[np.ndarray, "p 2"]
-    landings: tuple[Landing, ...]
+    landings: tuple[ProjectedDirection, ...]
     values: Float64[np.ndarray, " p"]
     shares: Float64[np.ndarray, " p"]
     history: tuple[float, ...]
@@ -105,10 +106,17 @@ class Scene:
 
 
 def gradients(profile: str, seed: int = 2021) -> Float[Tensor, "p n"]:
-    """The gradients (MOST, n) of the CNN's honest workers in one iteration of a run, a while after its start."""
-    size = sized(_SIZES, profile)
+    """The gradients (MAX_WORKERS, n) of the CNN's honest workers in one iteration of a run, a while after its start."""
+    size = for_profile(_SIZES, profile)
     config = TrainConfig(
-        rule="mean", workers=MOST, byzantine=0, attack="none", batch=size["batch"], lr=0.05, momentum=0.9, seed=seed
+        rule="mean",
+        workers=MAX_WORKERS,
+        byzantine=0,
+        attack="none",
+        batch=size["batch"],
+        lr=0.05,
+        momentum=0.9,
+        seed=seed,
     )
     return record(config, at=[size["at"]])[size["at"]]
 
@@ -155,7 +163,7 @@ def _directions(G: Tensor, f: int, rules: Sequence[str]) -> tuple[dict[str, Tens
     """By variant, each other rule's direction; and by label why those that refuse do."""
     directions: dict[str, Tensor] = {}
     refused: dict[str, str] = {}
-    keys = (*OTHERS, *enter(rules))
+    keys = (*OTHERS, *register_rules(rules))
     for key in keys:
         variant = variant_of(key)
         rule = make_rule(variant.rule, f=f, **dict(variant.options))
@@ -197,11 +205,11 @@ def _principal(G: Float64[Tensor, "p n"], count: int) -> Float64[Tensor, "k n"]:
     return orthonormal
 
 
-def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> Landing:
+def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> ProjectedDirection:
     d = d.double()
     point, length = basis @ d, float(d.norm())
     cosine = float(d @ honest / (d.norm() * honest.norm())) if length > 0 else 0.0
-    return Landing(variant, point.numpy(), cosine, float(point.norm() / length) ** 2 if length > 0 else 1.0)
+    return ProjectedDirection(variant, point.numpy(), cosine, float(point.norm() / length) ** 2 if length > 0 else 1.0)
 
 
 def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
@@ -209,8 +217,8 @@ def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
     which they have the same lengths and angles.
     """
     steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.formulation]
-    mixture = preaggregators.mix(measure(G)[0], steps, preaggregators.Situation(setting.f, 0, 0))
-    coordinates: Tensor = torch.linalg.qr(mixture.of(G.double()).T).R.T
+    mixed = apply_preaggregators(measure(G)[0], steps, StepContext(setting.f, 0, 0))
+    coordinates: Tensor = torch.linalg.qr(mixed.apply_to(G.double()).T).R.T
     return coordinates
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fa.attacks import ATTACKS
-from fa.experiments.explorer.scene import FORMULATIONS, MOST, PLANES, Scene, Setting, scene
+from fa.experiments.explorer.scene import FORMULATIONS, MAX_WORKERS, PLANES, Scene, Setting, scene
 from fa.experiments.reporting import style
 from fa.experiments.reporting.style import looks
 from fa.utils.validation import check
@@ -27,10 +27,7 @@ POWERS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 
 def draw(shown: Scene) -> Figure:
     """Above, the plane as a whole and near the honest gradients; below, v_i and shares by worker, and eq. 5 by step."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 8.6), layout="constrained")
+    figure = style.new_figure(13, 8.6)
     grid = figure.add_gridspec(2, 13, height_ratios=(1.5, 1))
     whole, near, names = (figure.add_subplot(grid[0, lo:hi]) for lo, hi in ((0, 5), (5, 10), (10, 13)))
     _draw_plane(whole, shown, "everything")
@@ -70,7 +67,7 @@ def _near(shown: Scene) -> tuple[np.ndarray, np.ndarray]:
 def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray, np.ndarray] | None = None) -> None:
     f, points = shown.setting.f, shown.points
     axes.plot(points[f:, 0], points[f:, 1], "o", color=style.HONEST, markersize=4, label="honest gradients")
-    axes.plot(points[:f, 0], points[:f, 1], "x", color=style.FAULTY, markersize=6, label="faulty gradients")
+    axes.plot(points[:f, 0], points[:f, 1], "x", color=style.BYZANTINE, markersize=6, label="faulty gradients")
     variants = looks(landing.variant for landing in shown.landings)
     for landing in reversed(shown.landings):  # FA on top
         its = variants[landing.variant]
@@ -86,7 +83,7 @@ def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray,
 
 
 def _draw_workers(axes: Axes, numbers: np.ndarray, f: int, title: str) -> None:
-    axes.bar(range(f), numbers[:f], color=style.FAULTY, hatch="//", edgecolor="white")
+    axes.bar(range(f), numbers[:f], color=style.BYZANTINE, hatch="//", edgecolor="white")
     axes.bar(range(f, len(numbers)), numbers[f:], color=style.HONEST)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(title=title, xlabel="worker (hatched: faulty)")
@@ -148,7 +145,7 @@ def _widget(widgets: Any, pool: Float[Tensor, "p n"], rules: Sequence[str]) -> A
     usual = Setting()
     known = [name for name in ATTACKS if name != "nan"]  # which leaves nothing to be seen
     controls = {
-        "p": widgets.IntSlider(usual.p, 3, min(MOST, len(pool)), description="p"),
+        "p": widgets.IntSlider(usual.p, 3, min(MAX_WORKERS, len(pool)), description="p"),
         "f": widgets.IntSlider(usual.f, 0, (usual.p - 1) // 2, description="f"),
         "m": widgets.IntSlider(usual.m, 1, usual.p, description="m"),
         "lam": widgets.SelectionSlider(options=LAMBDAS, value=usual.lam, description="lambda"),

@@ -1,5 +1,6 @@
-"""Extra 1: what makes FA work: its formulations, the division by the norm, m, the number of steps, lambda; and where,
-if anywhere, its subspace is better than the plain mean of gradients that are all of one norm.
+"""Extra 1: effect of FA's formulations, of the division by the norm, of m, the number of steps and lambda.
+
+It also compares the subspace with the mean of gradients of equal norm, in several regimes.
 """
 
 from __future__ import annotations
@@ -8,11 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import OUTDONE, SEEDS, best, by_label, compared, make_extra, seeds_of
+from fa.experiments.figures.extras_common import (
+    MIN_GAIN,
+    SEEDS,
+    best_label,
+    by_label,
+    make_extra,
+    seed_caption,
+)
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEVEL, Claim, Lead, learned, mean, verdict
+from fa.experiments.reporting.claims import LEVEL, Claim, Lead, comparison_verdict, learned, mean, verdict
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Place, Seeds, Study, last_points
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:
@@ -21,30 +29,28 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra01_what_makes_fa_work"
-FAULTY = 3
+F = 3
 EQUAL = {"preaggregators": ("median_norm",)}
 PAIRS = {
     "FA, as Algorithm 1": ("fa_printed", "fa_default"),
     **{VARIANTS[key].label: (key, key) for key in (*PAPER_RULES[1:], "mean")},
 }
-"""What a rule is on the gradients as they come, and on gradients whose norms were set to their median."""
+"""Variants of each rule on the gradients, and on gradients whose norms are set to their median."""
 
-SINGLE_FORM = {"FA, as released": "fa", "Mean of unit gradients": "mean_unit"}  # what has no other form
+SINGLE_FORM = {"FA, as released": "fa", "Mean of unit gradients": "mean_unit"}  # without a second form
 DEFAULT = {"m": 8, "a": 2.0, "max_iter": 5, "lam": 0.0}
 SWEPT: dict[str, tuple[dict[str, Any], ...]] = {
     "m": (*({"m": m} for m in (1, 2, 4, 8, 15)), *({"m": m, "a": 1.0} for m in (1, 2, 8))),
     "max_iter": tuple({"max_iter": steps} for steps in (1, 2, 5, 100)),
     "lam": tuple({"lam": lam} for lam in (0.0, 1.0, 4.0, 15.0)),
 }
-"""FA's options that are varied, one at a time, from DEFAULT; m with the power 1 too, which is a = 1: principal
-components.
-"""
+"""FA's options, varied one at a time from DEFAULT; m also with a = 1, which gives principal components."""
 
 NAMES = {"m": "m, columns of Y", "max_iter": "IRLS steps", "lam": r"$\lambda$"}
 ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
-"""Of the sweeps, and their names."""
+"""Attacks of the sweeps, and their names."""
 
-CALLED = {"random": "random", "random_honest_norm": "random, honest norm", "collude": "colluding"}
+REGIME_LABELS = {"random": "random", "random_honest_norm": "random, honest norm", "collude": "colluding"}
 CONTROL = "Mean, equal norms"
 SUBSPACES: dict[str, dict[str, Any]] = {"FA, m = 1, a = 1": {"m": 1, "a": 1.0}, "FA, m = 8, a = 2": {}}
 _USUAL = (
@@ -60,23 +66,25 @@ REGIMES = {
     "cpu": (*_USUAL, ("collude", 4, {"lr": 0.05, "batch": 128, "iterations": 200})),
     "paper": _USUAL,
 }
-"""Where the subspace might pay: an attack, f, and settings. The fewer faulty workers, or the more the honest agree, the
-surer the first principal component is theirs; a large learning rate makes what is left of the others cost more.
+"""Where the subspace might help: an attack, f, and settings.
+
+The first principal component is the honest workers' with few Byzantine workers, or if honest gradients agree. With a
+large learning rate, the rest of the attack costs more.
 """
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
-    """All the runs of the three parts; settings that are given, and not None, replace the profile's."""
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Extra 1; see `make_study`."""
     grid = [*_norms(), *_sweeps(), *_regimes(profile)]
-    return make_extra(NAME, profile, grid, out, seeds, **given)
+    return make_extra(NAME, profile, grid, out, seeds, **overrides)
 
 
 def _norms() -> list[Case]:
     """The rules with and without the division by the norm, which share their runs with Figure 4."""
-    cases = [Case(key, FAULTY, called=name) for name, key in SINGLE_FORM.items()]
+    cases = [Case(key, F, label_override=name) for name, key in SINGLE_FORM.items()]
     for name, (off, on) in PAIRS.items():
-        cases.append(Case(off, FAULTY, called=name))
-        cases.append(Case(on, FAULTY, options={} if on == "fa_default" else EQUAL, called=equal(name)))
+        cases.append(Case(off, F, label_override=name))
+        cases.append(Case(on, F, options={} if on == "fa_default" else EQUAL, label_override=equal(name)))
     return cases
 
 
@@ -88,21 +96,21 @@ def equal(name: str) -> str:
 def _sweeps() -> list[Case]:
     cases = []
     for attack in ATTACKS:
-        its = {"attack": attack}
-        cases.append(Case("mean", FAULTY, its, EQUAL, called=CONTROL))
-        varied = (DEFAULT | own for values in SWEPT.values() for own in values)
+        setting = {"attack": attack}
+        cases.append(Case("mean", F, setting, EQUAL, label_override=CONTROL))
+        varied = (DEFAULT | changed for values in SWEPT.values() for changed in values)
         for options in {str(options): options for options in varied}.values():
-            cases.append(Case("fa_default", FAULTY, its, options, called="FA"))
+            cases.append(Case("fa_default", F, setting, options, label_override="FA"))
     return cases
 
 
 def _regimes(profile: str) -> list[Case]:
-    own = () if profile == "smoke" else SEEDS
+    seeds = () if profile == "smoke" else SEEDS
     cases = []
-    for attack, f, settings in REGIMES.get(profile, ()):
-        its = {"attack": attack, **settings}
-        cases.append(Case("mean", f, its, EQUAL, own, CONTROL))
-        cases += [Case("fa_default", f, its, options, own, name) for name, options in SUBSPACES.items()]
+    for attack, f, changes in REGIMES.get(profile, ()):
+        settings = {"attack": attack, **changes}
+        cases.append(Case("mean", f, settings, EQUAL, seeds, CONTROL))
+        cases += [Case("fa_default", f, settings, options, seeds, name) for name, options in SUBSPACES.items()]
     return cases
 
 
@@ -133,12 +141,12 @@ def control(sweeps: DataFrame, attack: str) -> float:
 
 def leads(regimes: DataFrame) -> list[Lead]:
     """In each regime the best of SUBSPACES against the control, a difference a seed."""
-    found = []
+    compared = []
     for name, rows in by_regime(regimes).items():
         reached = by_label(rows)
-        ours = best(reached, SUBSPACES)
-        found.append(Lead(name, reached[ours], CONTROL, reached[CONTROL], ours))
-    return found
+        ours = best_label(reached, SUBSPACES)
+        compared.append(Lead(name, reached[ours], CONTROL, reached[CONTROL], ours))
+    return compared
 
 
 def by_regime(regimes: DataFrame) -> dict[str, DataFrame]:
@@ -149,36 +157,33 @@ def by_regime(regimes: DataFrame) -> dict[str, DataFrame]:
 
 
 def _regime(attack: str, f: int, lr: float, batch: float = float("nan")) -> str:
-    own = "" if batch != batch else f", B = {batch:g}"
-    return f"{CALLED[attack]}, f = {f}, lr = {lr:g}{own}"
+    size = "" if batch != batch else f", B = {batch:g}"
+    return f"{REGIME_LABELS[attack]}, f = {f}, lr = {lr:g}{size}"
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Above, the division by the norm, and the regimes; below, m, the number of steps and lambda."""
-    style.use()
-    from matplotlib.figure import Figure
-
     norms, sweeps, regimes = parts(table)
-    figure = Figure(figsize=(13, 8.4), layout="constrained")
+    figure = style.new_figure(13, 8.4)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = halves
     left, right = above.subplots(1, 2, width_ratios=(1, 1.15))
-    _draw_norms(left, by_label(norms), seeds_of(norms))
-    _draw_regimes(right, by_regime(regimes), seeds_of(regimes))
-    below.suptitle(f"FA's options; {seeds_of(sweeps)}", fontsize=10)
+    _draw_norms(left, by_label(norms), seed_caption(norms))
+    _draw_regimes(right, by_regime(regimes), seed_caption(regimes))
+    below.suptitle(f"FA's options; {seed_caption(sweeps)}", fontsize=10)
     panels = below.subplots(1, len(SWEPT), sharey=True)
     for axes, option in zip(panels, SWEPT, strict=True):
         _draw_sweep(axes, sweeps, option)
     panels[0].set(ylabel="test accuracy (fraction)", ylim=(0, 1))
     lines = panels[0].get_legend_handles_labels()
-    panels[-1].legend(*lines, title=f"f = {FAULTY}, attack", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
+    panels[-1].legend(*lines, title=f"f = {F}, attack", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
     figure.suptitle(f"What makes FA work\n{title}", fontsize=10)
     return figure
 
 
 def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]], seeds: str) -> None:
     names = [*PAIRS, *SINGLE_FORM]
-    equalled, unit = style.ramp(2)
+    equalled, unit = style.sequential_colors(2)
     for place, name in enumerate(names):
         if name in SINGLE_FORM:
             axes.scatter(mean(final[name]), place, s=36, color=unit, marker="D", label="norm 1")
@@ -190,7 +195,7 @@ def _draw_norms(axes: Axes, final: Mapping[str, Sequence[float]], seeds: str) ->
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (fraction)", xlim=(0, 1))
-    axes.set_title(f"f = {FAULTY}, random in [0, 1): effect of the norm; {seeds}")
+    axes.set_title(f"f = {F}, random in [0, 1): effect of the norm; {seeds}")
     handles, labels = axes.get_legend_handles_labels()
     once = dict(zip(labels, handles, strict=True))
     axes.legend(once.values(), once.keys(), title="gradients", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
@@ -201,11 +206,11 @@ def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> N
     one, eight = SUBSPACES
     looks = {CONTROL: style.LOOKS["mean_unit"], one: replace(ours, marker="d"), eight: ours}
     for place, rows in enumerate(regimes.values()):
-        for shift, (name, its) in zip((-0.22, 0, 0.22), looks.items(), strict=True):
+        for shift, (name, look) in zip((-0.22, 0, 0.22), looks.items(), strict=True):
             reached = by_label(rows)[name]
             label = None if place else name
-            axes.plot(reached, [place + shift] * len(reached), its.marker, color=its.colour, alpha=0.6, label=label)
-            axes.plot(mean(reached), place + shift, "|", color=its.colour, markersize=14)
+            axes.plot(reached, [place + shift] * len(reached), look.marker, color=look.colour, alpha=0.6, label=label)
+            axes.plot(mean(reached), place + shift, "|", color=look.colour, markersize=14)
     axes.set_yticks(range(len(regimes)), list(regimes))
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1))
@@ -214,7 +219,9 @@ def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> N
 
 
 def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:
-    for (attack, label), colour, marker in zip(ATTACKS.items(), style.ramp(len(ATTACKS)), "os", strict=True):
+    for (attack, label), colour, marker in zip(
+        ATTACKS.items(), style.sequential_colors(len(ATTACKS)), "os", strict=True
+    ):
         for a, dashes in ((2.0, "-"), (1.0, ":")):
             points = swept(sweeps, attack, option, a)
             places = [ticks(option).index(value) for value in points]
@@ -228,7 +235,7 @@ def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:
 
 def ticks(option: str) -> list[float]:
     """The values of an option, evenly spaced on its axis."""
-    return sorted({float(own[option]) for own in SWEPT[option]})
+    return sorted({float(values[option]) for values in SWEPT[option]})
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
@@ -239,32 +246,32 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     final = by_label(norms)
     testable = learned(final, chance)
     gains = {name: mean(final[equal(name)]) - mean(final[name]) for name in PAIRS}
-    found = leads(regimes)
-    level = LEVEL / (len(found) * len(SUBSPACES))  # Bonferroni's, as one subspace in one regime is enough
-    decisive = max(found, key=lambda its: (its.better(margin, level), its.margin))
+    compared = leads(regimes)
+    level = LEVEL / (len(compared) * len(SUBSPACES))  # Bonferroni's, as one subspace in one regime is enough
+    decisive = max(compared, key=lambda lead: (lead.better(margin, level), lead.difference))
     moves = {(attack, option): _move(sweeps, attack, option) for attack in ATTACKS for option in SWEPT}
     return [
         Claim(
             "E1",
             "setting all norms to their median improves every rule",
-            f"f = {FAULTY}, random: "
+            f"f = {F}, random: "
             + ", ".join(f"{name} {gain:+.3f}" for name, gain in gains.items())
-            + f"; threshold: {OUTDONE:g}",
-            verdict([gain > OUTDONE for gain in gains.values()], testable),
+            + f"; threshold: {MIN_GAIN:g}",
+            verdict([gain > MIN_GAIN for gain in gains.values()], testable),
         ),
         Claim(
             "E1",
             "in some regime the subspace is better than the mean of gradients of equal norm",
-            f"{len(found)} regimes and {len(SUBSPACES)} subspaces, p < {level:g} required: "
-            + "; ".join(f"{its.told()}, lead {its.tested}" for its in found),
-            compared([decisive], testable and len(found[0].ours) > 1, level, margin),
+            f"{len(compared)} regimes and {len(SUBSPACES)} subspaces, p < {level:g} required: "
+            + "; ".join(f"{lead.describe()}, lead {lead.difference_text}" for lead in compared),
+            comparison_verdict([decisive], testable and len(compared[0].accuracies) > 1, level, margin),
         ),
         Claim(
             "E1",
             "FA's options matter: another m, more steps or lambda > 0 is better than the default by more than"
-            f" {OUTDONE:g}",
-            "; ".join(f"{attack}, {option}: {told}" for (attack, option), (_, told) in moves.items()),
-            verdict([gain > OUTDONE for gain, _ in moves.values()], testable),
+            f" {MIN_GAIN:g}",
+            "; ".join(f"{attack}, {option}: {text}" for (attack, option), (_, text) in moves.items()),
+            verdict([gain > MIN_GAIN for gain, _ in moves.values()], testable),
         ),
     ]
 
@@ -272,5 +279,5 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
 def _move(sweeps: DataFrame, attack: str, option: str) -> tuple[float, str]:
     """How much better the best value of an option is than the default, and the accuracy at every value."""
     points = swept(sweeps, attack, option)
-    told = ", ".join(f"{value:g} {reached:.3f}" for value, reached in points.items())
-    return max(points.values()) - points[DEFAULT[option]], told
+    text = ", ".join(f"{value:g} {reached:.3f}" for value, reached in points.items())
+    return max(points.values()) - points[DEFAULT[option]], text

@@ -1,6 +1,4 @@
-"""Extra 2: each rule at the best learning rate of a grid, its own, chosen on images that are neither trained on nor
-tested on.
-"""
+"""Extra 2: each rule at the best learning rate of a grid, chosen on validation images."""
 
 from __future__ import annotations
 
@@ -8,13 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import RULES, SEEDS, SHORT, compared, draw_dots, make_extra, seeds_of
+from fa.experiments.figures.extras_common import (
+    RULES,
+    SEEDS,
+    SHORT,
+    draw_dots,
+    make_extra,
+    seed_caption,
+)
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, accuracies, lead, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, Lead, accuracies, comparison_verdict, lead, learned, mean, verdict
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Cell, Names, Place, Results, Seeds, Study
-from fa.experiments.runs.user_rules import enter, known, label, own_of, sent
+from fa.experiments.runs.study import Case, Cell, OutDir, Results, RuleNames, Seeds, Study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,67 +27,64 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra02_tuned_learning_rates"
-FAULTY = 3
+F = 3
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 FEW = {"smoke": (0.05, 0.1)}  # rates, where five are too many
 TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where three are too many
 HELD = 0.2  # of the training images, on which the rate is chosen
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
-    """The runs among which to choose: a rate of the grid, evaluated on training images that were kept from training.
-
-    `rules` are some that are not the paper's; settings that are given, and not None, replace the profile's. `tested`
-    adds the runs with the rates chosen.
-    """
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
+    """Create the study of Extra 2; see `make_study`. These are the runs on validation images; see `tested`."""
     grid = [
-        Case(key, FAULTY, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
-        for key in (*RULES, *enter(rules))
+        Case(key, F, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
+        for key in (*RULES, *register_rules(rules))
         for rate in FEW.get(profile, RATES)
     ]
-    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
 def chosen(validation: DataFrame) -> dict[str, float]:
-    """Each rule's rate of best mean accuracy over the seeds, the lowest of equals, of the runs of `study` alone."""
+    """Return each rule's rate with the best mean validation accuracy over seeds; the lowest of equals."""
     final = accuracies(validation[validation["validation"] > 0], "lr")
     rates = sorted({rate for _, rate in final})
-    return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *own_of(validation))}
+    return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *user_rules_in(validation))}
 
 
 def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None = None) -> Study:
-    """`study` with the runs of each rule at its rate of `rates`, on all training images and with the test images; of
-    three seeds, or those given.
+    """Return `study` with the runs of each rule at its rate, on all training images and with the test images.
+
+    Args:
+        study: The runs on validation images.
+        rates: Learning rate by variant.
+        seeds: Seeds of the new runs; default: three.
     """
-    own = TESTED.get(study.profile, SEEDS) if seeds is None else seeds
+    seeds = TESTED.get(study.profile, SEEDS) if seeds is None else seeds
     cells = []
     for key, rate in rates.items():
         like = next(cell for cell in study.cells if cell.variant == key and cell.config.lr == rate)
         case = replace(like.case, settings={**like.case.settings, "validation": 0.0})
-        cells += [Cell(case, replace(like.config, validation=0.0, seed=seed)) for seed in own]
+        cells += [Cell(case, replace(like.config, validation=0.0, seed=seed)) for seed in seeds]
     return replace(study, cells=(*study.cells, *cells))
 
 
 def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = None) -> Results:
-    """The runs among which to choose, and then those at the rates chosen, of three seeds or those given."""
+    """Do the runs on validation images and then those at the best rates; see `tested`."""
     return tested(study, chosen(study.run(jobs).table()), seeds).run(jobs)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Left the choice; right each rule at its own rate."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    """Draw validation accuracy by learning rate (left), and test accuracy at the best rate (right)."""
+    figure = style.new_figure(13, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     rates = chosen(table)
     choice, test = table[table["validation"] > 0], table[table["validation"] == 0]
     _draw_choice(left, accuracies(choice, "lr"), rates)
-    left.set_title(f"selection (ring: best rate); {seeds_of(choice)}")
+    left.set_title(f"selection (ring: best rate); {seed_caption(choice)}")
     _draw_tested(right, accuracies(test), rates)
-    right.set_title(f"each rule at its best rate; {seeds_of(test)}")
+    right.set_title(f"each rule at its best rate; {seed_caption(test)}")
     figure.suptitle(
-        f"f = {FAULTY} Byzantine workers send {sent(table)}; each rule at its best learning rate; "
+        f"f = {F} Byzantine workers send {attack_heading(table)}; each rule at its best learning rate; "
         f"{style.FA_FORMULATION}\n{title}",
         fontsize=10,
     )
@@ -92,16 +94,16 @@ def draw(table: DataFrame, title: str) -> Figure:
 def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
     grid = sorted({rate for _, rate in final})
     for key, best in rates.items():
-        its = looks(rates)[key]
-        line: dict[str, Any] = {"color": its.colour, "marker": its.marker, "markersize": 5}
+        look = looks(rates)[key]
+        line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 5}
         axes.plot(
             grid,
             [mean(final[key, rate]) for rate in grid],
-            linestyle=(0, its.dashes) if its.dashes else "-",
-            label=its.label,
+            linestyle=(0, look.dashes) if look.dashes else "-",
+            label=look.label,
             **line,
         )
-        axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=its.colour)
+        axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
     axes.set(xlabel="learning rate", ylabel=f"validation accuracy ({HELD:.0%} of the training images)", ylim=(0, 1))
@@ -110,32 +112,38 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
 
 def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], rates: Mapping[str, float]) -> None:
     names = {f"{label(key)}, {rate:g}": key for key, rate in rates.items()}
-    reached = {name: final[key, FAULTY] for name, key in names.items()}
+    reached = {name: final[key, F] for name, key in names.items()}
     draw_dots(axes, reached, {name: looks(rates)[key] for name, key in names.items()})
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """E2: FA against the best other rule, and against its control, each at its own rate; whether they choose alike."""
-    table = known(table)
+    """Judge E2: FA against its best rival and its control at tuned rates, and whether one rate suits all.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
+    table = builtin_rows(table)
     rates = chosen(table)
     final = accuracies(table[table["validation"] == 0])
     testable = learned(final, chance)
-    best = lead(final, FAULTY, "f")
-    control = Lead(f"f = {FAULTY}", final["fa", FAULTY], "mean_unit", final["mean_unit", FAULTY])
-    told = ", ".join(f"{label(key)} {rate:g}" for key, rate in rates.items() if key != "mean")
+    best = lead(final, F, "f")
+    control = Lead(f"f = {F}", final["fa", F], "mean_unit", final["mean_unit", F])
+    text = ", ".join(f"{label(key)} {rate:g}" for key, rate in rates.items() if key != "mean")
     alike = len({rates[key] for key in RULES if key != "mean"}) == 1
     return [
         Claim(
             "E2",
             "with a tuned learning rate for each rule, FA is better than every rival",
-            f"test accuracy {best}; lead {best.tested}",
-            compared([best], testable, margin=margin),
+            f"test accuracy {best}; lead {best.difference_text}",
+            comparison_verdict([best], testable, margin=margin),
         ),
         Claim(
             "E2",
             "with a tuned learning rate for each rule, FA is better than the mean of unit gradients",
-            f"test accuracy {control.told()}; lead {control.tested}",
-            compared([control], testable, margin=margin),
+            f"test accuracy {control.describe()}; lead {control.difference_text}",
+            comparison_verdict([control], testable, margin=margin),
         ),
-        Claim("E2", "one learning rate suits all rules", f"tuned rates: {told}", verdict([alike], testable)),
+        Claim("E2", "one learning rate suits all rules", f"tuned rates: {text}", verdict([alike], testable)),
     ]

@@ -1,16 +1,16 @@
-"""Extra 3: every rule under seven attacks that the paper does not have, with f = 1 to 6 faulty workers."""
+"""Extra 3: every rule under seven attacks beyond the paper, with f = 1 to 6 Byzantine workers."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import OUTDONE, RULES, SAME_LENGTH, SHORT, UNIT, make_extra
-from fa.experiments.paths import figures
+from fa.experiments.figures.extras_common import MIN_GAIN, RULES, SAME_LENGTH, SHORT, UNIT_OPTIONS, make_extra
+from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, verdict
 from fa.experiments.reporting.heatmap import draw_heat
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, last_points
-from fa.experiments.runs.user_rules import enter, known, label, own_of, replaced
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, last_points
+from fa.experiments.runs.user_rules import builtin_rows, label, register_rules, resolve_attack, user_rules_in
 from fa.experiments.runs.variants import VARIANTS
 from fa.utils import plugins
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra03_attacks"
-FAULTY = {"smoke": (4,), "quick": (1, 2, 3, 4, 5, 6), "cpu": (1, 2, 3, 4, 5, 6), "paper": (1, 2, 3, 4, 5, 6)}
+F_BY_PROFILE = {"smoke": (4,), "quick": (1, 2, 3, 4, 5, 6), "cpu": (1, 2, 3, 4, 5, 6), "paper": (1, 2, 3, 4, 5, 6)}
 ATTACKS = {
     "random_symmetric": "random in [-1, 1)",
     "random_honest_norm": "random, honest norm",
@@ -29,50 +29,45 @@ ATTACKS = {
     "ipm": "inner product",
     "mimic": "mimic",
 }
-"""By their names in `fa.attacks`, and what the figure calls them."""
+"""Attacks by their names in `fa.attacks`, and their names in the figure."""
 
-SEEDS = {"paper": (2021,)}  # of so many, one seed
+SEEDS = {"paper": (2021,)}  # many runs with one seed
 
 
 def study(
     profile: str,
-    out: Place = None,
+    out: OutDir = None,
     seeds: Seeds = None,
-    rules: Names = None,
+    rules: RuleNames = None,
     attack: str | None = None,
-    **given: Any,
+    **overrides: Any,
 ) -> Study:
-    """A run for each rule, attack and f, also for `rules` and an `attack` that are not the paper's; settings that are
-    given, and not None, replace the profile's.
-    """
-    own, grid = SEEDS.get(profile, ()), []
-    keys = (*RULES, *enter(rules))
-    attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [replaced(attack)])))
-    for f in FAULTY.get(profile, (1,)):
-        for sent in attacks:
-            grid += [Case(key, f, {"attack": sent}, seeds=own) for key in keys]
-            grid.append(Case("fa_default", f, {"attack": sent}, UNIT, own, SAME_LENGTH))
-    folder = figures(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
-    return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **given)
+    """Create the study of Extra 3; see `make_study`."""
+    case_seeds, grid = SEEDS.get(profile, ()), []
+    keys = (*RULES, *register_rules(rules))
+    attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [resolve_attack(attack)])))
+    for f in F_BY_PROFILE.get(profile, (1,)):
+        for name in attacks:
+            grid += [Case(key, f, {"attack": name}, seeds=case_seeds) for key in keys]
+            grid.append(Case("fa_default", f, {"attack": name}, UNIT_OPTIONS, case_seeds, SAME_LENGTH))
+    folder = figures_dir(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
+    return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
 
 
 def cells(table: DataFrame, f: int) -> DataFrame:
-    """Final test accuracy, the mean over seeds: a row for each rule, a column for each attack, NaN for a gap."""
+    """Return final test accuracies: rules as rows, attacks as columns, NaN where a rule is not defined."""
     last = last_points(table[table["f"] == f])
     grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
-    names = [*(label(key) for key in (*RULES, *own_of(table))), SAME_LENGTH]
+    names = [*(label(key) for key in (*RULES, *user_rules_in(table))), SAME_LENGTH]
     attacks = {attack: ATTACKS.get(attack) or plugins.display_name(attack) for attack in (*ATTACKS, *table["attack"])}
     return grid.reindex(index=names, columns=list(attacks)).rename(columns=attacks)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """One heat map for each f: rules down, attacks across."""
-    style.use()
-    from matplotlib.figure import Figure
-
+    """Draw one heat map per f, with rules as rows and attacks as columns."""
     counts = sorted(set(table["f"]))
     columns = min(3, len(counts))
-    figure = Figure(figsize=(4 + 3 * columns, 7.6), layout="constrained")
+    figure = style.new_figure(4 + 3 * columns, 7.6)
     panels = figure.subplots(-(-len(counts) // columns), columns, sharex=True, sharey=True, squeeze=False)
     for axes, f in zip(panels.flat, counts, strict=True):
         image = draw_heat(axes, cells(table, f), f"f = {f}")
@@ -82,8 +77,8 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
-    """E3: whose worst attack is the least bad, and how far FA is from its control."""
-    table = known(table)
+    """Judge E3: which rule has the best worst case, and whether FA is better than its control."""
+    table = builtin_rows(table)
     final = {
         (rule, attack, f): mean(values)
         for attack in ATTACKS
@@ -94,28 +89,28 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     worst = {f: _worst(final, f) for f in counts}
     least = [worst[f]["fa"][0] - max(value for rule, (value, _) in worst[f].items() if rule != "fa") for f in counts]
     gaps = [final["fa_default", attack, f] - final["mean_unit", attack, f] for attack in ATTACKS for f in counts]
-    ahead, behind = (sum(sign * gap > OUTDONE for gap in gaps) for sign in (1, -1))
+    ahead, behind = (sum(sign * gap > MIN_GAIN for gap in gaps) for sign in (1, -1))
     return [
         Claim(
             "E3",
             "FA has the highest accuracy under the worst attack",
             "accuracy under the worst attack: "
-            + "; ".join(_told(f, worst[f]) for f in counts)
-            + f"; threshold: a lead of {OUTDONE:g}",
-            verdict([margin > OUTDONE for margin in least], testable),
+            + "; ".join(_describe(f, worst[f]) for f in counts)
+            + f"; threshold: a lead of {MIN_GAIN:g}",
+            verdict([margin > MIN_GAIN for margin in least], testable),
         ),
         Claim(
             "E3",
             "the subspace protects where the division by the norm alone does not",
             f"{SAME_LENGTH}, less the mean of unit gradients, {len(gaps)} cases: ahead by more than"
-            f" {OUTDONE:g} in {ahead}, behind in {behind}; differences from {min(gaps):+.3f} to {max(gaps):+.3f}",
-            verdict([gap > OUTDONE for gap in gaps] if ahead > behind else [False], testable),
+            f" {MIN_GAIN:g} in {ahead}, behind in {behind}; differences from {min(gaps):+.3f} to {max(gaps):+.3f}",
+            verdict([gap > MIN_GAIN for gap in gaps] if ahead > behind else [False], testable),
         ),
     ]
 
 
 def _worst(final: dict[tuple[str, str, int], float], f: int) -> dict[str, tuple[float, str]]:
-    """Each rule that admits f: its least accuracy, and under which attack."""
+    """The least accuracy and its attack, by rule, of rules that are defined for f."""
     return {
         rule: min((final[rule, attack, f], attack) for attack in ATTACKS)
         for rule in RULES
@@ -123,10 +118,10 @@ def _worst(final: dict[tuple[str, str, int], float], f: int) -> dict[str, tuple[
     }
 
 
-def _told(f: int, worst: dict[str, tuple[float, str]]) -> str:
+def _describe(f: int, worst: dict[str, tuple[float, str]]) -> str:
     best = max((rule for rule in worst if rule != "fa"), key=lambda rule: worst[rule])
-    ours, theirs = worst["fa"], worst[best]
+    fa, rival = worst["fa"], worst[best]
     return (
-        f"f = {f}: FA {ours[0]:.3f} ({ATTACKS[ours[1]]}), best rival {VARIANTS[best].label} {theirs[0]:.3f}"
-        f" ({ATTACKS[theirs[1]]})"
+        f"f = {f}: FA {fa[0]:.3f} ({ATTACKS[fa[1]]}), best rival {VARIANTS[best].label} {rival[0]:.3f}"
+        f" ({ATTACKS[rival[1]]})"
     )

@@ -1,4 +1,4 @@
-"""Extra 4: whom each rule trusted, worker by worker, and how well that tells the faulty ones from the honest."""
+"""Extra 4: how each rule weighs every worker, and how well that detects Byzantine workers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, verdict
 from fa.experiments.reporting.curves import draw_kinds
 from fa.experiments.reporting.heatmap import draw_heat
-from fa.experiments.runs.recording import ENOUGH
-from fa.experiments.runs.study import Case, Place, Results, Seeds, Study
+from fa.experiments.runs.recording import MIN_MINIBATCHES
+from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study
 from fa.training.records import UNDEFINED, USED
 
 if TYPE_CHECKING:
@@ -20,70 +20,76 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra04_who_was_trusted"
-FAULTY = 3
-FOUND = 0.9  # precision or recall from which the faulty workers count as found
-UNIT = "Mean of unit gradients"
+F = 3
+DETECTED = 0.9  # precision or recall from which the Byzantine workers count as detected
+UNIT_MEAN = "Mean of unit gradients"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "FA": ("fa", {}),
-    UNIT: ("mean_unit", {}),
+    UNIT_MEAN: ("mean_unit", {}),
     "Multi-Krum": ("multi_krum", {}),
     "Bulyan": ("bulyan", {}),
     "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
 }
-"""The rules that decide about whole gradients: a name, and the variant with its options."""
+"""Rules that decide about whole gradients: label, variant and options."""
 
 DETECTORS = {
     "FA, smallest v": ("FA", "value"),
     "FA, smallest weight": ("FA", "weight"),
-    f"{UNIT}, smallest weight": (UNIT, "weight"),
+    f"{UNIT_MEAN}, smallest weight": (UNIT_MEAN, "weight"),
     "Multi-Krum, excluded": ("Multi-Krum", "status"),
     "Bulyan, excluded": ("Bulyan", "status"),
     "Krum's choice, excluded": ("Krum's choice, FA", "status"),
 }
-"""Ways of naming workers as faulty in every iteration: whose decision, and by which column of workers.csv. By "value"
-and "weight" it is the f workers of the least, by "status" those left out.
+"""Detectors: a rule and a column of workers.csv.
+
+By "value" and "weight" a detector reports the f workers with the smallest; by "status" the excluded ones.
 """
 
 COURSES = {"value": "FA's explained variance $v_i$", "share": "FA's weight, of the sum of sizes"}
-"""What is drawn of FA's workers over time."""
+"""Columns that are drawn over time."""
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
-    """Runs that Extra 3 has too, and one more rule; settings that are given, and not None, replace the profile's."""
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Extra 4; see `make_study`."""
     grid = [
-        Case(key, FAULTY, {"attack": attack}, options, SEEDS.get(profile, ()), name)
+        Case(key, F, {"attack": attack}, options, SEEDS.get(profile, ()), name)
         for attack in ATTACKS
         for name, (key, options) in CASES.items()
     ]
-    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
 def workers(results: Results) -> DataFrame:
-    """Every run's workers.csv: rule, attack, seed, iteration, worker, value, weight, status; "none" is NaN."""
+    """Return the workers.csv of every run, with columns rule, attack and seed; "none" is NaN."""
     import pandas
 
     rows = []
     for cell in results.study.cells:
-        own = pandas.read_csv(results.record(cell).folder / "workers.csv", na_values=UNDEFINED)
+        rows_of_run = pandas.read_csv(results.record(cell).folder / "workers.csv", na_values=UNDEFINED)
         about = {"rule": cell.case.label, "attack": cell.config.attack, "seed": cell.config.seed}
-        rows.append(own.assign(**about)[[*about, *own.columns]])
+        rows.append(rows_of_run.assign(**about)[[*about, *rows_of_run.columns]])
     return pandas.concat(rows, ignore_index=True)
 
 
-def detection(workers: DataFrame, f: int = FAULTY) -> DataFrame:
-    """Precision and recall of each detector under each attack, over all iterations and seeds.
+def detection(workers: DataFrame, f: int = F) -> DataFrame:
+    """Return precision and recall of each detector under each attack, over all iterations and seeds.
 
-    The first f workers are the faulty ones. Precision: of those named, the share that is faulty; recall: of the faulty,
-    the share that is named; guess: the recall of naming as many at random. Of equal values the later worker is named,
-    so that ties name no one by their rank's luck.
+    Ties are broken towards the higher rank, so that they never favour a detector.
+
+    Args:
+        workers: Rows of `workers`.
+        f: Number of Byzantine workers, which have the lowest ranks.
+
+    Returns:
+        Columns detector, attack, precision, recall, and guess: the recall of reporting as many workers at random.
     """
     import pandas
 
     rows = []
     for name, (rule, column) in DETECTORS.items():
-        for attack, its in workers[workers["rule"] == rule].groupby("attack", sort=False):
-            named = _named(its, column, f)
-            faulty = its["worker"] < f
+        for attack, group in workers[workers["rule"] == rule].groupby("attack", sort=False):
+            named = _named(group, column, f)
+            faulty = group["worker"] < f
             right = int((named & faulty).sum())
             precision = right / int(named.sum()) if named.any() else float("nan")
             recall, guess = right / int(faulty.sum()), float(named.mean())
@@ -92,7 +98,7 @@ def detection(workers: DataFrame, f: int = FAULTY) -> DataFrame:
 
 
 def _named(workers: DataFrame, column: str, f: int) -> Any:
-    """Who is named as faulty, row by row."""
+    """Which rows the detector reports."""
     if column == "status":
         return workers["status"] != USED
     order = workers.sort_values([column, "worker"], ascending=[True, False], kind="stable")
@@ -101,11 +107,8 @@ def _named(workers: DataFrame, column: str, f: int) -> Any:
 
 
 def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
-    """Above, FA's explained variances and weights over time, of honest and faulty workers; below, who finds them."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 9), layout="constrained")
+    """Draw FA's explained variances and weights over time (above), and the detectors (below)."""
+    figure = style.new_figure(15, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     above, below = halves
     grid = above.subplots(2, len(ATTACKS), sharex=True, sharey="row")
@@ -115,7 +118,7 @@ def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
         size = rows["weight"].abs().groupby([rows["seed"], rows["iteration"]]).transform("sum")
         rows = rows.assign(share=rows["weight"] / size)
         for axes, (name, label) in zip(column, COURSES.items(), strict=True):
-            draw_kinds(axes, rows, rows["worker"] < FAULTY, name)
+            draw_kinds(axes, rows, rows["worker"] < F, name)
             axes.set(xlabel="iteration", ylabel=label)
             axes.label_outer()
         column[0].set_title(heading)
@@ -125,20 +128,20 @@ def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
         image = draw_heat(axes, cells(found, column), f"{column} of detecting Byzantine workers")
     below.colorbar(image, ax=below.axes, label="share")
     figure.suptitle(
-        f"f = {FAULTY} Byzantine workers of 15; guessing three has precision and recall 0.2\n{title}", fontsize=10
+        f"f = {F} Byzantine workers of 15; guessing three has precision and recall 0.2\n{title}", fontsize=10
     )
     return figure
 
 
 def cells(found: DataFrame, column: str) -> DataFrame:
-    """The detectors' precision or recall: detectors down, attacks across."""
+    """Return precision or recall, with detectors as rows and attacks as columns."""
     grid = found.pivot(index="detector", columns="attack", values=column)
     return grid.reindex(index=list(DETECTORS), columns=list(ATTACKS)).rename(columns=ATTACKS)
 
 
 def claims(workers: DataFrame, found: DataFrame) -> list[Claim]:
-    """E4: whether FA's values and weights tell who is faulty, and whether selection does."""
-    testable = workers["iteration"].nunique() >= ENOUGH
+    """Judge E4: whether values, weights and selection detect Byzantine workers."""
+    testable = workers["iteration"].nunique() >= MIN_MINIBATCHES
     recall = found.set_index(["detector", "attack"])["recall"]
     guess = found.groupby("detector")["guess"].mean()
     selected = ["Multi-Krum, excluded", "Bulyan, excluded", "Krum's choice, excluded"]
@@ -156,10 +159,10 @@ def claims(workers: DataFrame, found: DataFrame) -> list[Claim]:
 
 
 def _claim(words: str, recall: Any, guess: Any, detectors: Sequence[str], testable: bool) -> Claim:
-    told = [
+    texts = [
         f"{name} (guessing as many: {guess[name]:.2f}): "
         + ", ".join(f"{ATTACKS[attack]} {recall[name, attack]:.2f}" for attack in ATTACKS)
         for name in detectors
     ]
-    holds = [bool(recall[name, attack] >= FOUND) for name in detectors for attack in ATTACKS]
-    return Claim("E4", words, "recall " + "; ".join(told) + f"; threshold: {FOUND:g}", verdict(holds, testable))
+    holds = [bool(recall[name, attack] >= DETECTED) for name in detectors for attack in ATTACKS]
+    return Claim("E4", words, "recall " + "; ".join(texts) + f"; threshold: {DETECTED:g}", verdict(holds, testable))

@@ -1,7 +1,6 @@
-"""Extra 5: Krum's choice, mixing and FA's subspace one behind the other, against every rule alone.
+"""Extra 5: combinations of Krum's choice, mixing and FA's subspace, against every rule alone.
 
-The paper's section 2 ends with the remark that a right multiplication, such as Bulyan's, and FA's left one could be
-combined.
+Section 2 of the paper ends with the remark that right and left multiplications could be combined.
 """
 
 from __future__ import annotations
@@ -14,18 +13,17 @@ from fa.experiments.figures.extras_common import (
     SAME_LENGTH,
     SEEDS,
     SHORT,
-    best,
+    best_label,
     by_label,
-    compared,
     draw_dots,
     make_extra,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEVEL, Claim, Lead, learned
+from fa.experiments.reporting.claims import LEVEL, Claim, Lead, comparison_verdict, learned
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study
-from fa.experiments.runs.user_rules import enter, known, own_of
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
+from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra05_combined"
-FAULTY = 3
+F = 3
 ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
 PAIRS = {
     f"Krum's choice, {SAME_LENGTH}": "Krum's choice, mean of unit",
@@ -53,49 +51,53 @@ COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
     "FA's subspace, Median": ("median", {"preaggregators": ("unit", "subspace")}),
     "FA's subspace, MeaMed": ("meamed", {"preaggregators": ("unit", "subspace")}),
 }
-"""What is put together: a name, and the rule that comes last, with the steps before it."""
+"""Combinations: label, and the last rule with the steps before it."""
 
 OURS = [name for name in COMBINED if "FA" in name]
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
-    """Each rule alone, also `rules` that are not the paper's, and each combination; settings that are given, and not
-    None, replace the profile's.
-    """
-    own = () if profile == "smoke" else SEEDS
-    alone, grid = (*RULES, *enter(rules)), []
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
+    """Create the study of Extra 5; see `make_study`."""
+    case_seeds = () if profile == "smoke" else SEEDS
+    alone, grid = (*RULES, *register_rules(rules)), []
     for attack in ATTACKS:
-        grid += [Case(key, FAULTY, {"attack": attack}, seeds=own) for key in alone]
-        grid += [Case(key, FAULTY, {"attack": attack}, options, own, name) for name, (key, options) in COMBINED.items()]
-    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **given)
+        grid += [Case(key, F, {"attack": attack}, seeds=case_seeds) for key in alone]
+        grid += [
+            Case(key, F, {"attack": attack}, options, case_seeds, name) for name, (key, options) in COMBINED.items()
+        ]
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """A panel for each attack: every rule and combination, a mark for each seed."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.8), layout="constrained")
+    """Draw a panel per attack: every rule and combination, a mark for each seed."""
+    figure = style.new_figure(10.5, 4.8)
     panels = figure.subplots(1, len(ATTACKS), sharey=True)
-    keys = (*RULES, *own_of(table))
-    shown = looks(keys)
-    variants = {shown[key].label: shown[key] for key in keys}
+    keys = (*RULES, *user_rules_in(table))
+    rule_looks = looks(keys)
+    variants = {rule_looks[key].label: rule_looks[key] for key in keys}
     variants |= {name: style.LOOKS[key] for name, (key, _) in COMBINED.items()}
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
         draw_dots(axes, by_label(table[table["attack"] == attack]), variants, bold=tuple(COMBINED))
         axes.set_title(heading)
-    figure.suptitle(f"f = {FAULTY} Byzantine workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """E5: the best combination with FA against the best rule alone, and PAIRS."""
-    table = known(table)
+    """Judge E5: the best combination with FA against the best rule alone, and PAIRS.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
+    table = builtin_rows(table)
     final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
     testable = any(learned(reached, chance) for reached in final.values())
     alone = [VARIANTS[key].label for key in RULES]
     top = {
-        attack: _lead(attack, reached, best(reached, OURS), best(reached, alone)) for attack, reached in final.items()
+        attack: _lead(attack, reached, best_label(reached, OURS), best_label(reached, alone))
+        for attack, reached in final.items()
     }
     pairs = [_lead(attack, reached, *pair) for attack, reached in final.items() for pair in PAIRS.items()]
     level = LEVEL / len(OURS)  # Bonferroni's, as one combination is enough
@@ -104,17 +106,17 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "E5",
             "FA combined with another rule is better than every rule alone",
             f"best of {len(OURS)} combinations, p < {level:.2g} required: "
-            + "; ".join(f"{its.told()}; lead {its.tested}" for its in top.values()),
-            compared(list(top.values()), testable, level, margin),
+            + "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in top.values()),
+            comparison_verdict(list(top.values()), testable, level, margin),
         ),
         Claim(
             "E5",
             "after Krum's choice or mixing, the subspace is better than the mean of unit gradients, at equal length",
-            "; ".join(f"{its.told()}; lead {its.tested}" for its in pairs),
-            compared(pairs, testable, margin=margin),
+            "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in pairs),
+            comparison_verdict(pairs, testable, margin=margin),
         ),
     ]
 
 
-def _lead(attack: str, final: Mapping[str, Sequence[float]], ours: str, theirs: str) -> Lead:
-    return Lead(ATTACKS[attack], final[ours], theirs, final[theirs], ours)
+def _lead(attack: str, final: Mapping[str, Sequence[float]], name: str, rival: str) -> Lead:
+    return Lead(ATTACKS[attack], final[name], rival, final[rival], name)

@@ -1,25 +1,25 @@
-"""Extra 7: what FA's lead over Multi-Krum depends on: the learning rate, the length of a step, or the subspace."""
+"""Extra 7: whether FA's lead over Multi-Krum is due to the learning rate, the length of a step, or the subspace."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import by_label, compared, make_extra
+from fa.experiments.figures.extras_common import by_label, make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, learned, shown, verdict
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, format_mean_range, learned, verdict
 from fa.experiments.reporting.curves import draw_line, finish
-from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Place, Seeds, Study
+from fa.experiments.runs.profiles import MARGIN, profile_settings
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
 NAME = "extra07_rate_or_subspace"
-FAULTY = 3
+F = 3
 SEED = 2021
 SLOWER = 0.25  # times the profile's learning rate
-LONGER = 15 / 8  # p/m: by how much FA's released step is longer than the mean of unit gradients, at most
+LONGER = 15 / 8  # p/m: ratio of the released FA's step to that of the mean of unit gradients, at most
 
 FA, KRUM, KRUM_SLOWER = "FA", "Multi-Krum", "Multi-Krum, a quarter of the rate"
 UNIT, CEILING = "Mean of unit gradients, p/m times the rate", "Mean, f = 0"
@@ -28,26 +28,6 @@ FA_EARLIER, KRUM_EARLIER = "FA, earlier settings", "Multi-Krum, earlier settings
 
 EARLIER = {"sampling": "cycled", "attack": "random"}
 """Settings of the two runs at the paper's size that are older than the rules of judgement."""
-
-
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
-    """Return the runs of Extra 7; settings that are given, and not None, replace the profile's."""
-    rate = make_extra(NAME, profile, [Case("fa", FAULTY)], out).cells[0].config.lr
-    slower, longer = {"lr": SLOWER * rate}, {"lr": LONGER * rate}
-    cases: tuple[tuple[str, str, int, dict[str, Any], dict[str, Any]], ...] = (
-        (FA, "fa", FAULTY, {}, {}),
-        (KRUM, "multi_krum", FAULTY, {}, {}),
-        (KRUM_SLOWER, "multi_krum", FAULTY, slower, {}),
-        (UNIT, "mean_unit", FAULTY, longer, {}),
-        (CEILING, "mean", 0, {}, {}),
-        (FA_SLOWER, "fa_default", FAULTY, slower, {}),
-        (CHOSEN, "fa", FAULTY, {}, {"preaggregators": ("krum",)}),
-    )
-    if profile == "paper":
-        cases += ((FA_EARLIER, "fa", FAULTY, EARLIER, {}), (KRUM_EARLIER, "multi_krum", FAULTY, EARLIER, {}))
-    grid = [Case(key, f, settings, options, (SEED,), label) for label, key, f, settings, options in cases]
-    return make_extra(NAME, profile, grid, out, seeds, **given)
-
 
 LOOKS = {
     FA: ("fa", ()),
@@ -60,15 +40,31 @@ LOOKS = {
     FA_EARLIER: ("fa", (1, 2)),
     KRUM_EARLIER: ("multi_krum", (1, 2)),
 }
-"""The variant whose colour and marker a curve has, and its dashes."""
+"""The variant of each curve, which has its colour and marker, and the curve's dashes."""
+
+
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Extra 7; see `make_study`."""
+    rate = profile_settings(profile)["lr"]
+    settings: dict[str, dict[str, Any]] = {
+        KRUM_SLOWER: {"lr": SLOWER * rate},
+        FA_SLOWER: {"lr": SLOWER * rate},
+        UNIT: {"lr": LONGER * rate},
+        FA_EARLIER: EARLIER,
+        KRUM_EARLIER: EARLIER,
+    }
+    options: dict[str, dict[str, Any]] = {CHOSEN: {"preaggregators": ("krum",)}}
+    grid = [
+        Case(variant, 0 if name == CEILING else F, settings.get(name, {}), options.get(name, {}), (SEED,), name)
+        for name, (variant, _) in LOOKS.items()
+        if profile == "paper" or name not in (FA_EARLIER, KRUM_EARLIER)
+    ]
+    return make_extra(NAME, profile, grid, out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw one panel with all the curves."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    """Draw one panel with all curves."""
+    figure = style.new_figure(9.5, 4.6)
     axes = figure.subplots()
     for label, (key, dashes) in LOOKS.items():
         rows = table[table["label"] == label]
@@ -76,43 +72,33 @@ def draw(table: DataFrame, title: str) -> Figure:
             draw_line(axes, rows, label, style.LOOKS[key].colour, style.LOOKS[key].marker, dashes)
     finish(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"f = {FAULTY} Byzantine workers send random gradients\n{title}", fontsize=10)
+    figure.suptitle(f"f = {F} Byzantine workers send random gradients\n{title}", fontsize=10)
     return figure
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """Judge E7: whether Multi-Krum at a lower rate is level with FA, and whether FA is ahead of its control.
+    """Judge E7: whether Multi-Krum at a lower rate equals FA, and whether FA is better than its control.
 
     A statement is judged once both of its runs are finished.
 
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
-        margin: Accuracies closer than this are equal.
+        margin: Accuracies that differ by less are equal.
     """
     final = by_label(table)
     testable = learned(final, chance)
     rivals = [name for name in (KRUM, KRUM_SLOWER, UNIT) if FA in final and name in final]
-    leads = {name: Lead(f"f = {FAULTY}", final[FA], name, final[name]) for name in rivals}
-    ceiling = f"; {CEILING} {shown(final[CEILING])}" if CEILING in final else ""
-    found = []
+    leads = {name: Lead(f"f = {F}", final[FA], name, final[name]) for name in rivals}
+    ceiling = f"; {CEILING} {format_mean_range(final[CEILING])}" if CEILING in final else ""
+    krum = "; ".join(leads[name].describe() for name in (KRUM, KRUM_SLOWER) if name in leads)
+    judged = []
     if KRUM_SLOWER in leads:
-        measured = "; ".join(leads[name].told() for name in (KRUM, KRUM_SLOWER) if name in leads)
-        found.append(
-            Claim(
-                "E7",
-                "at a quarter of the learning rate Multi-Krum is equal to FA or better",
-                f"final accuracy {measured}{ceiling}",
-                verdict([leads[KRUM_SLOWER].margin < margin], testable),
-            )
-        )
+        words = "at a quarter of the learning rate Multi-Krum is equal to FA or better"
+        equal = verdict([leads[KRUM_SLOWER].difference < margin], testable)
+        judged.append(Claim("E7", words, f"final accuracy {krum}{ceiling}", equal))
     if UNIT in leads:
-        found.append(
-            Claim(
-                "E7",
-                "FA is better than the mean of unit gradients with steps of the same length",
-                f"final accuracy {leads[UNIT].told()}; lead {leads[UNIT].tested}",
-                compared([leads[UNIT]], testable, margin=margin),
-            )
-        )
-    return found
+        words = "FA is better than the mean of unit gradients with steps of the same length"
+        measured = f"final accuracy {leads[UNIT].describe()}; lead {leads[UNIT].difference_text}"
+        judged.append(Claim("E7", words, measured, comparison_verdict([leads[UNIT]], testable, margin=margin)))
+    return judged

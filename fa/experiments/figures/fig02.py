@@ -1,44 +1,41 @@
-"""Figure 2: the mean with f = 0, 1, 2, 3 faulty workers that send random gradients."""
+"""Figure 2: the mean with f = 0, 1, 2, 3 Byzantine workers that send random gradients."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, shown, verdict
+from fa.experiments.reporting.claims import Claim, accuracies, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish
-from fa.experiments.runs.study import Case, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import sent
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
 NAME = "fig02_mean_tolerance"
-FAULTY = (0, 1, 2, 3)
+F_VALUES = (0, 1, 2, 3)
 HEAVILY = 0.5  # of the accuracy without Byzantine workers: what is left where the impact is heavy
 _PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # the released code's settings for this figure
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
-    """The runs of Figure 2; settings that are given, and not None, replace the profile's."""
-    own = _PAPER if profile == "paper" else {}
-    return make_study(NAME, profile, [Case("mean", f) for f in FAULTY], out, seeds, own, **given)
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Figure 2; see `make_study`."""
+    settings = _PAPER if profile == "paper" else {}
+    return make_study(NAME, profile, [Case("mean", f) for f in F_VALUES], out, seeds, settings, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """One line for each number of faulty workers."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    """One line for each number of Byzantine workers."""
+    figure = style.new_figure(6.4, 4.2)
     axes = figure.subplots()
-    colours = style.ramp(len(FAULTY))[::-1]
-    for f, colour, marker, dashes in zip(FAULTY, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
+    colours = style.sequential_colors(len(F_VALUES))[::-1]
+    for f, colour, marker, dashes in zip(F_VALUES, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
         draw_line(axes, table[table["f"] == f], f"f = {f}", colour, marker, dashes)  # f > 0: one above another
     finish(axes)
     axes.legend(title="Byzantine workers", loc="center right")
-    figure.suptitle(f"The mean; Byzantine workers send {sent(table)}\n{title}", fontsize=9)
+    figure.suptitle(f"The mean; Byzantine workers send {attack_heading(table)}\n{title}", fontsize=9)
     return figure
 
 
@@ -50,8 +47,8 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         chance: Accuracy of guessing.
     """
     final = accuracies(table)
-    heavy = [mean(final["mean", f]) <= HEAVILY * mean(final["mean", 0]) for f in FAULTY[1:]]
-    measured = "final accuracy " + ", ".join(f"f = {f}: {shown(final['mean', f])}" for f in FAULTY)
+    heavy = [mean(final["mean", f]) <= HEAVILY * mean(final["mean", 0]) for f in F_VALUES[1:]]
+    measured = "final accuracy " + ", ".join(f"f = {f}: {format_mean_range(final['mean', f])}" for f in F_VALUES)
     return [
         Claim(
             "C1",

@@ -11,8 +11,8 @@ from jaxtyping import Float64
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, verdict
-from fa.experiments.runs.recording import ENOUGH, every
-from fa.experiments.runs.study import Case, Place, Results, Seeds, Study, make_study
+from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
+from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study, make_study
 from fa.experiments.runs.sweep import Outcome
 from fa.gradients.gram import Gram, Square, measure
 from fa.irls import Options, default_m, solve_gram
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig03_explained_variance"
-FAULTY = (0, 3)
+F_VALUES = (0, 3)
 SPIKE = 0.9  # a value from here on is near 1
 LARGER = 0.02  # of a share, or of a mean value: less is no difference
 LABELS = {
@@ -38,23 +38,23 @@ LABELS = {
 }
 _OURS, _MEANS = style.LOOKS["fa"].colour, style.LOOKS["mean"].colour
 _LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS, "--", "v"), "any": ("black", ":", "s")}
-"""Colours, and by which dashes and markers honest and faulty workers are shown over time."""
+"""Colours, and by which dashes and markers honest and Byzantine workers are shown over time."""
 
 
-class Watched(Study):
+class LiveStudy(Study):
     """Runs that are looked at while they train: their curves would not help, so there is nothing to sweep."""
 
-    def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
+    def sweep(self, jobs: int | None = None, progress: bool = True, shard: str | None = None) -> list[Outcome]:
         """None."""
         return []
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Watched:
-    """The runs of Figure 3, trained with FA; settings that are given, and not None, replace the profile's."""
-    return Watched(**vars(make_study(NAME, profile, [Case("fa", f) for f in FAULTY], out, seeds, **given)))
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> LiveStudy:
+    """Create the study of Figure 3; see `make_study`."""
+    return LiveStudy(**vars(make_study(NAME, profile, [Case("fa", f) for f in F_VALUES], out, seeds, **overrides)))
 
 
-def watch(study: Watched) -> tuple[DataFrame, Results]:
+def collect(study: LiveStudy) -> tuple[DataFrame, Results]:
     """Train each run, one after another, and look at its gradients.
 
     The table has one row for each basis, f, seed, iteration and worker, with the worker's explained variance `value`.
@@ -73,7 +73,7 @@ def _look_at(config: TrainConfig) -> tuple[list[dict[str, Any]], Run]:
     rows: list[dict[str, Any]] = []
 
     def look(progress: Progress) -> None:
-        if progress.iteration % every(config.iterations):
+        if progress.iteration % sampling_interval(config.iterations):
             return
         gram, _ = measure(progress.G)
         for basis, coefficients in _bases(gram, config.seed, progress.iteration):
@@ -111,12 +111,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     """Above the paper's histograms, one for each f, of honest workers; below, the mean over workers of either kind as
     training goes on.
     """
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 6.2), layout="constrained")
+    figure = style.new_figure(9.5, 6.2)
     grid = figure.subplots(2, 2, sharey="row")
-    for panels, f in zip(grid.T, FAULTY, strict=True):
+    for panels, f in zip(grid.T, F_VALUES, strict=True):
         rows = table[table["f"] == f]
         for basis in LABELS:
             _histogram(panels[0], rows[(rows["basis"] == basis) & ~rows["faulty"]], basis)
@@ -165,12 +162,12 @@ def claims(table: DataFrame) -> list[Claim]:
     Args:
         table: One row for each basis, f, seed, iteration and worker.
     """
-    testable = table["iteration"].nunique() >= ENOUGH
+    testable = table["iteration"].nunique() >= MIN_MINIBATCHES
     honest = table[~table["faulty"]].groupby(["basis", "f"])["value"]
     values = {(basis, int(f)): group for (basis, f), group in honest}
     near = {key: float((group >= SPIKE).mean()) for key, group in values.items()}
     mean = {key: float(group.mean()) for key, group in values.items()}
-    above = [all(number["fa", f] > number["mean", f] + LARGER for number in (near, mean)) for f in FAULTY]
+    above = [all(number["fa", f] > number["mean", f] + LARGER for number in (near, mean)) for f in F_VALUES]
     return [
         Claim(
             "C2",
@@ -184,5 +181,5 @@ def claims(table: DataFrame) -> list[Claim]:
 
 def _by_basis(numbers: dict[tuple[str, int], float]) -> str:
     names = {"fa": "optimal Y", "mean": "unit mean", "any": "random span", "fa_one": "one column"}
-    parts = [", ".join(f"{name} {numbers[key, f]:.3f}" for key, name in names.items()) for f in FAULTY]
-    return "; ".join(f"f = {f}: {part}" for f, part in zip(FAULTY, parts, strict=True))
+    parts = [", ".join(f"{name} {numbers[key, f]:.3f}" for key, name in names.items()) for f in F_VALUES]
+    return "; ".join(f"f = {f}: {part}" for f, part in zip(F_VALUES, parts, strict=True))

@@ -1,17 +1,26 @@
-"""Figure 4: the rules with f = 1, 2, 3 faulty workers that send random gradients."""
+"""Figure 4: the rules with f = 1, 2, 3 Byzantine workers that send random gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.paths import figures
+from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import CHANCE_MARGIN, Claim, accuracies, lead, learned, mean, shown, verdict
+from fa.experiments.reporting.claims import (
+    CHANCE_MARGIN,
+    Claim,
+    accuracies,
+    format_mean_range,
+    lead,
+    learned,
+    mean,
+    verdict,
+)
 from fa.experiments.reporting.curves import draw_curves
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter, known, own_of, sent
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.utils.validation import check, check_one_of
 
@@ -20,7 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig04_byzantine_workers"
-FAULTY = (1, 2, 3)
+F_VALUES = (1, 2, 3)
 TOP = (*PAPER_RULES, "mean")
 SEEDS = {("cpu", 3): (2021, 2022, 2023)}  # where a profile has one seed, by f: the paper's usual f has three
 MUCH = 0.15  # of the other rule's accuracy: what still counts as about 20%
@@ -28,40 +37,45 @@ MUCH = 0.15  # of the other rule's accuracy: what still counts as about 20%
 
 def study(
     profile: str,
-    out: Place = None,
+    out: OutDir = None,
     seeds: Seeds = None,
     variants: Sequence[str] | None = None,
     faulty: Sequence[int] | None = None,
-    rules: Names = None,
-    **given: Any,
+    rules: RuleNames = None,
+    **overrides: Any,
 ) -> Study:
-    """The runs of Figure 4, or those of the `variants` and the numbers of `faulty` workers that are named, and of
-    `rules` that are not the paper's; settings that are given, and not None, replace the profile's.
+    """Create the study of Figure 4; see `make_study`.
+
+    Args:
+        profile: Name of the profile.
+        out: Folder of the figure; default: the profile's.
+        seeds: Seeds to use instead of the profile's.
+        variants: Curves to draw; default: all.
+        faulty: Numbers of Byzantine workers; default: 1, 2 and 3.
+        rules: The user's rules to add.
+        **overrides: Settings instead of the profile's.
     """
     everything = tuple(dict.fromkeys((*TOP, *style.FA_VARIANTS)))
     for key in variants or ():
         check_one_of("a variant", key, everything)
     for f in faulty or ():
-        check("a number of faulty workers", f, f in FAULTY, "1, 2 or 3")
-    keys = (*(variants or everything), *enter(rules))
-    grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or FAULTY for key in keys]
+        check("a number of Byzantine workers", f, f in F_VALUES, "1, 2 or 3")
+    keys = (*(variants or everything), *register_rules(rules))
+    grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or F_VALUES for key in keys]
     if out is None and (variants or faulty):
-        out = figures(profile, custom=True)
-    return make_study(NAME, profile, grid, out, seeds, **given)
+        out = figures_dir(profile, custom=True)
+    return make_study(NAME, profile, grid, out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Above the paper's arrangement, one panel for each f; below, the formulations of FA and the controls, if there are
     any.
     """
-    style.use()
-    from matplotlib.figure import Figure
-
-    own, faulty = own_of(table), sorted(set(table["f"]))
-    rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *own)}
-    if set(table["variant"]) - {*TOP, *own}:
+    users, faulty = user_rules_in(table), sorted(set(table["f"]))
+    rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *users)}
+    if set(table["variant"]) - {*TOP, *users}:
         rows["formulations and controls"] = style.FA_VARIANTS
-    figure = Figure(figsize=(max(7, 2 + 3 * len(faulty)), 3.3 * len(rows)), layout="constrained")
+    figure = style.new_figure(max(7, 2 + 3 * len(faulty)), 3.3 * len(rows))
     panels = figure.subplots(len(rows), len(faulty), sharex=True, sharey=True, squeeze=False)
     seeds = table.groupby("f")["seed"].nunique()
     for row, (heading, variants) in zip(panels, rows.items(), strict=True):
@@ -70,7 +84,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()
         row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"Byzantine workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
@@ -80,41 +94,41 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
-        margin: Accuracies closer than this are equal.
+        margin: Accuracies that differ by less are equal.
     """
-    final = accuracies(known(table))
+    final = accuracies(builtin_rows(table))
     testable = learned(final, chance)
-    found = [*_of_leads(final, testable, margin), *_of_trimmed_mean(final, chance, testable)]
-    return sorted(found, key=lambda claim: claim.number)
+    judged = [*_of_leads(final, testable, margin), *_of_trimmed_mean(final, chance, testable)]
+    return sorted(judged, key=lambda claim: claim.number)
 
 
 def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, margin: float) -> list[Claim]:
     """Judge FA's leads. Where rules or numbers of Byzantine workers are missing, a claim can fail and cannot hold."""
-    rivals = {f: [key for key in PAPER_RULES[1:] if (key, f) in final] for f in FAULTY if ("fa", f) in final}
+    rivals = {f: [key for key in PAPER_RULES[1:] if (key, f) in final] for f in F_VALUES if ("fa", f) in final}
     leads = [lead(final, f, "f") for f, others in rivals.items() if others]
     if not leads:
         return []
-    complete = sum(map(len, rivals.values())) == len(FAULTY) * len(PAPER_RULES[1:])
+    complete = sum(map(len, rivals.values())) == len(F_VALUES) * len(PAPER_RULES[1:])
 
-    def judged(holds: list[bool]) -> str:
-        fails = len(holds) == len(FAULTY) and not any(holds)  # no rule that is missing could change that
+    def complete_verdict(holds: list[bool]) -> str:
+        fails = len(holds) == len(F_VALUES) and not any(holds)  # no rule that is missing could change that
         return verdict(holds, testable and (complete or fails))
 
-    large = [lead.margin >= MUCH * mean(lead.theirs) and lead.better(margin) for lead in leads]
+    large = [lead.difference >= MUCH * mean(lead.rival_accuracies) and lead.better(margin) for lead in leads]
     return [
         Claim(
             "C3",
             "FA remains more robust compared to other approaches, for f = 1, 2, 3",
             "final accuracy " + "; ".join(map(str, leads)),
-            judged([lead.better(margin) for lead in leads]),
+            complete_verdict([lead.better(margin) for lead in leads]),
         ),
         Claim(
             "C4",
             "significantly (about 20%) better accuracy",
             "FA's lead over the best rival: "
-            + ", ".join(lead.tested for lead in leads)
+            + ", ".join(lead.difference_text for lead in leads)
             + f"; threshold: {MUCH:.0%} of the rival's accuracy",
-            judged(large),
+            complete_verdict(large),
         ),
     ]
 
@@ -127,7 +141,7 @@ def _of_trimmed_mean(final: Mapping[tuple[str, Any], Sequence[float]], chance: f
         Claim(
             "C3",
             "for Trimmed Mean, even a single Byzantine worker has a catastrophic impact",
-            f"final accuracy f = 1: {shown(reached)}; threshold: {chance + CHANCE_MARGIN:g}",
+            f"final accuracy f = 1: {format_mean_range(reached)}; threshold: {chance + CHANCE_MARGIN:g}",
             verdict([mean(reached) < chance + CHANCE_MARGIN], testable),
         )
     ]

@@ -1,4 +1,4 @@
-"""Figure 5: the rules with f = 3 faulty workers, at three sizes of the workers' minibatches."""
+"""Figure 5: the rules with f = 3 Byzantine workers, at three sizes of the workers' minibatches."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.reporting.claims import LEARNED, Claim, Lead, accuracies, lead, lengths, mean, verdict
+from fa.experiments.reporting.claims import LEARNED, Claim, Lead, accuracies, lead, mean, same_iterations, verdict
 from fa.experiments.reporting.curves import draw_panels
 from fa.experiments.reporting.style import FA_FORMULATION
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter, known, sent
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules
 from fa.experiments.runs.variants import PAPER_RULES
 
 if TYPE_CHECKING:
@@ -29,19 +29,19 @@ SIZES = {
 }
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
-    """The runs of Figure 5, and of `rules` that are not the paper's; settings that are given, and not None, replace the
-    profile's.
-    """
-    keys = (*PAPER_RULES, *enter(rules))
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
+    """Create the study of Figure 5; see `make_study`."""
+    keys = (*PAPER_RULES, *register_rules(rules))
     sizes = SIZES.get(profile, ())  # of a profile that there is not, make_study speaks
     grid = [Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in keys]
-    return make_study(NAME, profile, grid, out, seeds, **given)
+    return make_study(NAME, profile, grid, out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each size, as in the paper."""
-    return draw_panels(table, "batch", "B", f"f = 3 Byzantine workers send {sent(table)}; {FA_FORMULATION}\n{title}")
+    return draw_panels(
+        table, "batch", "B", f"f = 3 Byzantine workers send {attack_heading(table)}; {FA_FORMULATION}\n{title}"
+    )
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
@@ -53,16 +53,16 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
-        margin: Accuracies closer than this are equal.
+        margin: Accuracies that differ by less are equal.
     """
-    table = known(table)
+    table = builtin_rows(table)
     final = accuracies(table, "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
-    apart = [each for each in leads if max(mean(each.ours), mean(each.theirs)) > LEARNED * chance]
+    apart = [each for each in leads if max(mean(each.accuracies), mean(each.rival_accuracies)) > LEARNED * chance]
     larger = [each for each in apart if each is not leads[0]]
-    grows = [after.margin > before.margin + margin for before, after in pairwise(apart)]
-    alike, counts = lengths(table, "batch")
+    grows = [after.difference > before.difference + margin for before, after in pairwise(apart)]
+    alike, counts = same_iterations(table, "batch")
     few = "" if len(apart) == len(leads) else f"; above {LEARNED:g} times chance: {_named(apart)}"
     return [
         Claim(
@@ -74,11 +74,11 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         Claim(
             "C5",
             "marginal utility of larger batch sizes: FA's lead grows with the batch size",
-            "FA's lead over the best rival: " + ", ".join(each.tested for each in leads) + f"; {counts}{few}",
+            "FA's lead over the best rival: " + ", ".join(each.difference_text for each in leads) + f"; {counts}{few}",
             verdict(grows, alike and bool(grows)),
         ),
     ]
 
 
 def _named(leads: Sequence[Lead]) -> str:
-    return ", ".join(its.where for its in leads) or "none"
+    return ", ".join(each.case for each in leads) or "none"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.reporting.curves import draw_curves
-from fa.experiments.reporting.style import FA_FORMULATION, LOOKS, use
-from fa.experiments.reporting.time_to_accuracy import races, told, won
+from fa.experiments.reporting.style import FA_FORMULATION, LOOKS
+from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter, known, own_of
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 
 if TYPE_CHECKING:
@@ -20,26 +21,23 @@ if TYPE_CHECKING:
 
 NAME = "fig06a_packet_loss"
 RULES = (*PAPER_RULES, "mean")
-FAULTY = 3
-_OWN = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
+F = 3
+_SETTINGS = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
-    """The runs of Figure 6a, under chunk loss, and of `rules` that are not the paper's; settings that are given, and
-    not None, replace the profile's.
-    """
-    own = {"attack": "chunk_loss", **_OWN.get(profile, {})}
-    return make_study(NAME, profile, [Case(key, FAULTY) for key in (*RULES, *enter(rules))], out, seeds, own, **given)
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
+    """Create the study of Figure 6a; see `make_study`."""
+    settings = {"attack": "chunk_loss", **_SETTINGS.get(profile, {})}
+    return make_study(
+        NAME, profile, [Case(key, F) for key in (*RULES, *register_rules(rules))], out, seeds, settings, **overrides
+    )
 
 
 def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure:
-    """Chunk loss: accuracy by iterations; link loss: accuracy by time, from `links` as `measured` returns it."""
-    use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    """Draw accuracy by iteration under chunk loss, and by time under link loss (see `load_or_measure`)."""
+    figure = style.new_figure(10.5, 4.2)
     left, right = figure.subplots(1, 2)
-    draw_curves(left, table, (*RULES, *own_of(table)))
+    draw_curves(left, table, (*RULES, *user_rules_in(table)))
     left.set_title("chunk loss: 10% of three gradients")
     figure.legend(*left.get_legend_handles_labels(), title="rule", loc="outside right center")
     right.set_title("link loss: TCP retransmits")
@@ -69,14 +67,19 @@ def _draw_links(axes: Axes, links: DataFrame) -> None:
 
 
 def claims(table: DataFrame, chance: float, links: DataFrame | None = None, margin: float = MARGIN) -> list[Claim]:
-    """C6 in its two halves: FA's final accuracy, and the iterations to accuracies that `reaching` chooses; with what
-    an iteration takes over `links`.
+    """Judge both parts of C6.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        links: Curves over lossy links, whose time is reported beside it.
+        margin: Accuracies that differ by less are equal.
     """
-    table = known(table)
+    table = builtin_rows(table)
     final = accuracies(table)
     testable = learned(final, chance)
-    last = lead(final, FAULTY, "f")
-    its = races(table, chance)
+    last = lead(final, F, "f")
+    iterations = races(table, chance)
     return [
         Claim(
             "C6",
@@ -87,8 +90,8 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
         Claim(
             "C6",
             "FA reaches a similar accuracy in fewer iterations than other aggregators",
-            f"iterations to {told(its, '{:.0f}')}{_slower(links)}",
-            verdict(won(its), bool(its)),
+            f"iterations to {describe_races(iterations, '{:.0f}')}{_slower(links)}",
+            verdict(fa_first(iterations), bool(iterations)),
         ),
     ]
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.reporting.claims import NEAR, Claim, accuracies, lead, learned, lengths, mean, shown, verdict
+from fa.experiments.reporting.claims import (
+    NEAR,
+    Claim,
+    accuracies,
+    format_mean_range,
+    lead,
+    learned,
+    mean,
+    same_iterations,
+    verdict,
+)
 from fa.experiments.reporting.curves import draw_panels
 from fa.experiments.reporting.style import FA_FORMULATION
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter, known, sent
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules
 from fa.experiments.runs.variants import PAPER_RULES
 
 if TYPE_CHECKING:
@@ -23,20 +33,20 @@ CEILING = "Mean, f = 0"
 _PAPER = {11: 1080, 13: 915, 15: 1050}  # iterations, in the released code
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
-    """The runs of Figures 6b to 6d, and of `rules` that are not the paper's; settings that are given, and not None,
-    replace the profile's.
-    """
-    keys = (*PAPER_RULES, *enter(rules))
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
+    """Create the study of Figures 6b to 6d; see `make_study`."""
+    keys = (*PAPER_RULES, *register_rules(rules))
     iterations = {p: {"iterations": _PAPER[p]} if profile == "paper" else {} for p in WORKERS}
     grid = [Case(key, 2, {"workers": p} | iterations[p]) for p in WORKERS for key in keys]
-    grid.append(Case("mean", 0, {"workers": 15} | iterations[15], called=CEILING))
-    return make_study(NAME, profile, grid, out, seeds, **given)
+    grid.append(Case("mean", 0, {"workers": 15} | iterations[15], label_override=CEILING))
+    return make_study(NAME, profile, grid, out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
     """One panel for each number of workers, as in the paper."""
-    return draw_panels(table, "workers", "p", f"f = 2 Byzantine workers send {sent(table)}; {FA_FORMULATION}\n{title}")
+    return draw_panels(
+        table, "workers", "p", f"f = 2 Byzantine workers send {attack_heading(table)}; {FA_FORMULATION}\n{title}"
+    )
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
@@ -47,9 +57,9 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
-        margin: Accuracies closer than this are equal.
+        margin: Accuracies that differ by less are equal.
     """
-    table = known(table)
+    table = builtin_rows(table)
     ceiling = accuracies(table[table["f"] == 0], "workers")["mean", 15]
     table = table[table["f"] > 0]
     final = accuracies(table, "workers")
@@ -58,20 +68,20 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     ours = [mean(final["fa", p]) for p in counts]
     keeps = [after > before - margin for before, after in pairwise(ours)]
     testable = learned(final, chance)
-    alike, iterations = lengths(table, "workers")
+    alike, iterations = same_iterations(table, "workers")
     return [
         Claim(
             "C7",
             "FA possesses strong resilience for reasonable choices of p",
-            f"final accuracy {'; '.join(map(str, leads))}; {CEILING}, p = 15: {shown(ceiling)}; threshold: {NEAR:g}"
-            " below that",
+            f"final accuracy {'; '.join(map(str, leads))}; {CEILING}, p = 15: {format_mean_range(ceiling)};"
+            f" threshold: {NEAR:g} below that",
             verdict([accuracy >= mean(ceiling) - NEAR for accuracy in ours], testable),
         ),
         Claim(
             "C7",
             "marginal utility of additional workers: FA's accuracy does not fall as p grows with f fixed",
             "FA's final accuracy: "
-            + ", ".join(f"p = {p}: {shown(final['fa', p])}" for p in counts)
+            + ", ".join(f"p = {p}: {format_mean_range(final['fa', p])}" for p in counts)
             + ("" if alike else f"; {iterations}"),
             verdict(keeps, testable and alike),
         ),

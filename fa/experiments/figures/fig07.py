@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fa.augment.recipes import read
-from fa.experiments.paths import recipe
+from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEARNED, Claim, accuracies, lead, learned, mean, shown, verdict
+from fa.experiments.reporting.claims import LEARNED, Claim, accuracies, format_mean_range, lead, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_curves, draw_kinds
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Results, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter, known, own_of
+from fa.experiments.runs.study import Case, OutDir, Results, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES, RIVALS, VARIANTS
 
 if TYPE_CHECKING:
@@ -33,30 +33,28 @@ RULES = (*PAPER_RULES, "mean")
 CONTROL = "fa_default"
 """FA whose steps are as long as gradients are, as the other rules' are; the released code's all have one length."""
 
-FAULTY = 3
+F = 3
 # Fewer than the profile's: the paper has 800 for Figure 4's 1050, and quick no time for as many as that would make.
-_OWN: dict[str, dict[str, Any]] = {
+_SETTINGS: dict[str, dict[str, Any]] = {
     "quick": {"iterations": 30, "evaluate_every": 5},
     "cpu": {"iterations": 75},
     "paper": {"iterations": 800},
 }
 LOWER = 0.02  # of a mean explained variance: less is no difference
-ENOUGH = 4  # points of a curve, to speak of its ups and downs
+MIN_POINTS = 4  # of a curve, to judge its falls
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
-    """The runs of Figure 7, and of `rules` that are not the paper's; settings that are given, and not None, replace the
-    profile's.
-    """
-    keys = (*RULES, CONTROL, *enter(rules))
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
+    """Create the study of Figure 7; see `make_study`."""
+    keys = (*RULES, CONTROL, *register_rules(rules))
     cases = [{"attack": "none", "augmentation": pairs} for pairs in _augmentations()]
-    grid = [Case(key, FAULTY, its) for its in cases for key in keys]
-    return make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **given)
+    grid = [Case(key, F, settings) for settings in cases for key in keys]
+    return make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides)
 
 
 def _augmentations() -> dict[tuple[tuple[str, Any], ...], str]:
     """Each scheme's recipe as a configuration keeps it, and the scheme's name."""
-    return {tuple(sorted(read(recipe(name)).options.items())): name for name in SCHEMES}
+    return {tuple(sorted(read(recipe_path(name)).options.items())): name for name in SCHEMES}
 
 
 def tables(results: Results) -> tuple[DataFrame, DataFrame]:
@@ -72,18 +70,15 @@ def tables(results: Results) -> tuple[DataFrame, DataFrame]:
             path = results.record(cell).folder / "workers.csv"
             rows = pandas.read_csv(path)[["iteration", "worker", "value"]]
             about = {"scheme": names[cell.case.settings["augmentation"]], "seed": cell.config.seed}
-            values.append(rows.assign(**about, augmented=rows["worker"] < FAULTY))
+            values.append(rows.assign(**about, augmented=rows["worker"] < F))
     return curves.drop(columns="attack"), pandas.concat(values, ignore_index=True)
 
 
 def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
     """Above, a panel for each scheme, the paper's three first; below, what FA's subspace explains of the workers."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(15, 5.8), layout="constrained")
+    figure = style.new_figure(15, 5.8)
     grid = figure.subplots(2, len(SCHEMES), sharex=True, sharey="row")
-    keys = (*RULES, CONTROL, *own_of(table))
+    keys = (*RULES, CONTROL, *user_rules_in(table))
     for column, (scheme, heading) in zip(grid.T, SCHEMES.items(), strict=True):
         draw_curves(column[0], table[table["scheme"] == scheme], keys)
         column[0].set_title(heading)
@@ -92,7 +87,7 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
             axes.label_outer()
     for row, heading in zip(grid, ("rule", "workers' data"), strict=True):
         row[-1].legend(title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"f = {FAULTY} workers train on augmented data; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"f = {F} workers train on augmented data; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
@@ -106,12 +101,12 @@ def _draw_values(axes: Axes, values: DataFrame) -> None:
 
 def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """C8 by the final accuracy and by the curves' falls, and what the paper takes for the quality of a worker."""
-    table = known(table)
+    table = builtin_rows(table)
     final = accuracies(table, "scheme")
     testable = learned(final, chance)
     leads = {scheme: lead(final, scheme) for scheme in SCHEMES}
     control = VARIANTS[CONTROL].label
-    parts = [f"{its}, {control} {shown(final[CONTROL, scheme])}" for scheme, its in leads.items()]
+    parts = [f"{lead}, {control} {format_mean_range(final[CONTROL, scheme])}" for scheme, lead in leads.items()]
     falls = {scheme: _falls(table[table["scheme"] == scheme]) for scheme in SCHEMES}
     rivals = {s: [key for key in RIVALS if mean(final[key, s]) > LEARNED * chance] for s in SCHEMES}
     others = {s: min((falls[s][key] for key in keys), default=0.0) for s, keys in rivals.items()}
@@ -134,7 +129,7 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
             ),
             verdict(
                 [falls[scheme]["fa"] < others[scheme] - margin for scheme in unsteady],
-                testable and bool(unsteady) and table["iteration"].nunique() >= ENOUGH,
+                testable and bool(unsteady) and table["iteration"].nunique() >= MIN_POINTS,
             ),
         ),
         Claim(

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, shown, verdict
+from fa.experiments.reporting.claims import Claim, accuracies, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.recording import ENOUGH, every
-from fa.experiments.runs.study import Case, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import sent
+from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
@@ -31,11 +31,11 @@ FORMULATIONS = {"released": "FA as released", "paper": "FA, this package's defau
 NEARER = 0.05  # of a cosine: less is no approach
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
-    """The runs of Figure 8; settings that are given, and not None, replace the profile's."""
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Figure 8; see `make_study`."""
     grid = [Case("fa", 1, options={"lam": float(lam)}) for lam in LAMBDAS] + [Case(key, 1) for key in OTHERS]
-    own = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})
-    return make_study(NAME, profile, grid, out, seeds, own, **given)
+    settings = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})
+    return make_study(NAME, profile, grid, out, seeds, settings, **overrides)
 
 
 def cosines(study: Study) -> DataFrame:
@@ -59,12 +59,12 @@ def _watch(config: TrainConfig) -> list[dict[str, Any]]:
     }
 
     def look(progress: Progress) -> None:
-        if progress.iteration % every(config.iterations) or not torch.isfinite(progress.G).all():
+        if progress.iteration % sampling_interval(config.iterations) or not torch.isfinite(progress.G).all():
             return
-        theirs = {name: rule(progress.G) for name, rule in others.items()}
+        directions = {name: rule(progress.G) for name, rule in others.items()}
         for (formulation, lam), rule in ours.items():
             d = rule(progress.G)
-            for other, direction in theirs.items():
+            for other, direction in directions.items():
                 about = {"formulation": formulation, "lam": lam, "other": other, "seed": config.seed}
                 cosine = float(torch.nn.functional.cosine_similarity(d, direction, dim=0))
                 rows.append(about | {"iteration": progress.iteration, "cosine": cosine})
@@ -75,13 +75,10 @@ def _watch(config: TrainConfig) -> list[dict[str, Any]]:
 
 def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     """Left the curves, as in the paper; right, FA's cosine with Multi-Krum and Bulyan against lambda."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
-    for lam, colour in zip(LAMBDAS, style.ramp(len(LAMBDAS)), strict=True):
+    for lam, colour in zip(LAMBDAS, style.sequential_colors(len(LAMBDAS)), strict=True):
         draw_line(left, ours[ours["lam"] == lam], rf"FA, $\lambda$ = {lam}", colour, "o")
     for key in OTHERS:
         look = style.LOOKS[key]
@@ -89,7 +86,7 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     finish(left)
     left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
     _draw_cosines(right, cosines)
-    figure.suptitle(f"f = 1 Byzantine worker sends {sent(table)}; pairwise regularizer\n{title}", fontsize=10)
+    figure.suptitle(f"f = 1 Byzantine worker sends {attack_heading(table)}; pairwise regularizer\n{title}", fontsize=10)
     return figure
 
 
@@ -110,15 +107,22 @@ def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
 
 
 def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """C9: whether FA does as well or better for some lambda above 0, and whether its direction nears both others'."""
+    """Judge both parts of C9.
+
+    Args:
+        table: The curves, one row a point.
+        cosines: Cosines of directions, as `cosines` returns them.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
     final = accuracies(table[table["variant"] == "fa"], "lam")
     others = accuracies(table[table["variant"] != "fa"])
     base = mean(final["fa", 0])
     harmless = [mean(final["fa", lam]) >= base - margin for lam in LAMBDAS[1:]]
     ranges = [both for both in pairwise(harmless) if all(both)]
     better = ", ".join(str(lam) for lam in LAMBDAS[1:] if mean(final["fa", lam]) > base + margin) or "none"
-    ours = ", ".join(f"{lam}: {shown(final['fa', lam])}" for lam in LAMBDAS)
-    theirs = ", ".join(f"{VARIANTS[key].label} {shown(others[key, 1])}" for key in OTHERS)
+    ours = ", ".join(f"{lam}: {format_mean_range(final['fa', lam])}" for lam in LAMBDAS)
+    rivals = ", ".join(f"{VARIANTS[key].label} {format_mean_range(others[key, 1])}" for key in OTHERS)
     released = cosines[cosines["formulation"] == "released"].groupby(["other", "lam"])["cosine"].mean()
     nears = {key: float(max(released[key][lam] for lam in LAMBDAS[1:]) - released[key][0]) for key in OTHERS}
     courses = [
@@ -130,7 +134,7 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
         Claim(
             "C9",
             "FA improves or performs similarly for a range of lambda",
-            f"final accuracy by lambda {ours}; {theirs}; better than at 0 by more than {margin:g}: {better};"
+            f"final accuracy by lambda {ours}; {rivals}; better than at 0 by more than {margin:g}: {better};"
             " threshold: two neighbouring lambda that lose no more",
             verdict([any(harmless), bool(ranges)], learned(final, chance)),
         ),
@@ -138,6 +142,6 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
             "C9",
             "varying lambda can interpolate Bulyan and Multi-Krum",
             "mean cosine of FA's direction with " + "; ".join(courses) + f"; threshold: a gain of {NEARER:g}",
-            verdict([near > NEARER for near in nears.values()], cosines["iteration"].nunique() >= ENOUGH),
+            verdict([near > NEARER for near in nears.values()], cosines["iteration"].nunique() >= MIN_MINIBATCHES),
         ),
     ]

@@ -6,13 +6,13 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fa.augment.recipes import read
-from fa.experiments.paths import recipe
+from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import NEAR, Claim, learned, mean, shown, verdict
+from fa.experiments.reporting.claims import NEAR, Claim, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.study import Case, Place, Seeds, Study, last_points, make_study
-from fa.experiments.runs.user_rules import sent
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points, make_study
+from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
 from fa.rules import make_rule
 from fa.utils.timing import elapsed
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
 NAME = "fig09_scaling"
 CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # p and f; the last is the text's largest f
 ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
-CALLS = 20  # of a rule that are timed
+TIMED_CALLS = 20  # of a rule that are timed
 RULES = ("fa", "mean")
 CEILING = "Mean, p = 15, f = 0"
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, **given: Any) -> Study:
-    """The runs of Figure 9; settings that are given, and not None, replace the profile's."""
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Figure 9; see `make_study`."""
     iterations = dict(zip((15, 30, 60), ITERATIONS.get(profile, (1, 1, 1)), strict=True))
     grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]
-    grid.append(Case("mean", 0, {"workers": 15, "iterations": iterations[15]}, called=CEILING))
-    own: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
+    grid.append(Case("mean", 0, {"workers": 15, "iterations": iterations[15]}, label_override=CEILING))
+    settings: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
     if profile == "paper":  # as in the released code; the paper's text does not say what the Byzantine workers do here
-        own |= {"attack": "none", "augmentation": read(recipe("lv")).options}
-    return make_study(NAME, profile, grid, out, seeds, own, **given)
+        settings |= {"attack": "none", "augmentation": read(recipe_path("lv")).options}
+    return make_study(NAME, profile, grid, out, seeds, settings, **overrides)
 
 
 def server_times(study: Study) -> DataFrame:
-    """Milliseconds that a rule takes to aggregate the gradients of a run's first iteration: the median of CALLS.
+    """Milliseconds that a rule takes to aggregate the gradients of a run's first iteration: the median of TIMED_CALLS.
 
     One row for each p, f and rule: FA, and the mean beside it. These are of the machine that draws.
     """
@@ -59,17 +59,14 @@ def server_times(study: Study) -> DataFrame:
 
 def _time(rule: Any, G: Any) -> float:
     rule(G)  # compiles, where it must
-    return 1000 * median(elapsed(lambda: rule(G)) for _ in range(CALLS))
+    return 1000 * median(elapsed(lambda: rule(G)) for _ in range(TIMED_CALLS))
 
 
 def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
     """Left the curves, as in the paper; right, what an aggregation costs the server."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    figure = style.new_figure(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
-    for (p, f), colour, marker in zip(CROWDS, style.ramp(len(CROWDS)), "osD^", strict=True):
+    for (p, f), colour, marker in zip(CROWDS, style.sequential_colors(len(CROWDS)), "osD^", strict=True):
         rows = table[(table["workers"] == p) & (table["f"] == f)]
         draw_line(left, rows, f"p = {p}, f = {f}", colour, marker)
     ceiling = style.LOOKS["mean"]
@@ -81,7 +78,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
-    figure.suptitle(f"Byzantine workers send {sent(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    figure.suptitle(f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
@@ -97,14 +94,14 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
     final = {(p, f): last["fa", p, f] for p, f in CROWDS}
     ceiling = last["mean", 15, 0]
     costs = times[times["rule"] == "fa"].set_index("workers")["milliseconds"]
-    measured = ", ".join(f"p = {p}, f = {f}: {shown(values)}" for (p, f), values in final.items())
+    measured = ", ".join(f"p = {p}, f = {f}: {format_mean_range(values)}" for (p, f), values in final.items())
     spent = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())
     near = [mean(values) >= mean(ceiling) - NEAR for values in final.values()]
     return [
         Claim(
             "C10",
             "FA is feasible for larger setups, with up to 60 workers and 14 Byzantine ones",
-            f"final accuracy {measured}; {CEILING}: {shown(ceiling)}; threshold: {NEAR:g} below; one"
+            f"final accuracy {measured}; {CEILING}: {format_mean_range(ceiling)}; threshold: {NEAR:g} below; one"
             f" aggregation {spent}",
             verdict(near, learned({"mean": ceiling}, chance)),
         )

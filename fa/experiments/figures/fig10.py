@@ -14,11 +14,11 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
 from fa.experiments.reporting.curves import finish
 from fa.experiments.reporting.style import looks
-from fa.experiments.reporting.time_to_accuracy import races, targets, told, won
+from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races, targets
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.study import Case, Names, Place, Results, Seeds, Study, last_points, make_study
-from fa.experiments.runs.user_rules import enter, known, label, own_of, sent
+from fa.experiments.runs.study import Case, OutDir, Results, RuleNames, Seeds, Study, last_points, make_study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.rules import make_rule
 from fa.utils.timing import elapsed
@@ -30,47 +30,46 @@ if TYPE_CHECKING:
 
 NAME = "fig10_wall_clock"
 RULES = (*PAPER_RULES, "mean")
-FAULTY = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
-CALLS = 10  # of an aggregation that are timed
+F_BY_PROFILE = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
+TIMED_CALLS = 10  # of an aggregation that are timed
 DEARER = 1.1  # times the other's time: less is no difference between two measurements
-PARTS = {
+PHASES = {
     "compute": "the slowest worker's gradient",
     "network": "network and waiting",
     "aggregation": "aggregation",
     "update": "update",
 }
-_OWN = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
+_SETTINGS = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
-    """The runs of Figure 10, whose workers are processes, and of `rules` that are not the paper's; settings that are
-    given, and not None, replace the profile's, but for the device: processes train on the processor.
-    """
-    grid = [Case(key, FAULTY.get(profile, 0)) for key in (*RULES, *enter(rules))]
-    own = make_study(NAME, profile, grid, out, seeds, _OWN.get(profile), **given | {"device": None})
-    return replace(own, processes=True)
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
+    """Create the study of Figure 10; see `make_study`. Workers are processes, which train on the processor."""
+    grid = [Case(key, F_BY_PROFILE.get(profile, 0)) for key in (*RULES, *register_rules(rules))]
+    study = make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides | {"device": None})
+    return replace(study, worker_processes=True)
 
 
-def times(results: Results) -> DataFrame:
-    """Where the server's time goes: a row a run, with the seconds of an iteration by `PARTS` and those of an epoch."""
+def iteration_times(results: Results) -> DataFrame:
+    """Where the server's time goes: a row a run, with the seconds of an iteration by `PHASES` and those of an epoch."""
     import pandas
 
     rows = []
     for cell in results.study.cells:
-        parts = results.record(cell).description["seconds_of"]
-        seconds = {part: its / cell.config.iterations for part, its in parts.items()}
+        phases = results.record(cell).description["seconds_of"]
+        seconds = {phase: total / cell.config.iterations for phase, total in phases.items()}
         gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
         gram = seconds.get("gram", 0.0)  # for the aggregation, while others still compute
         network = max(0.0, gather - compute - gram)
-        its = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
+        split = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
         epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * (gather + aggregate + update)
-        rows.append({"variant": cell.variant, "seed": cell.config.seed, **its, "epoch": epoch})
+        rows.append({"variant": cell.variant, "seed": cell.config.seed, **split, "epoch": epoch})
     return pandas.DataFrame(rows)
 
 
-def aggregations(study: Study) -> DataFrame:
-    """Milliseconds of one aggregation of the gradients of a run's first iteration, the least of CALLS: FA as here, and
-    by plain torch on the n x p matrix as the released code does it, by one SVD, and as the paper has it, by five.
+def aggregation_times(study: Study) -> DataFrame:
+    """Return milliseconds of one aggregation of the first gradients of FA's run, the least of TIMED_CALLS.
+
+    Methods: FA; plain torch on the n x p matrix with one SVD, as in the released code; with five, as in the paper.
     """
     import pandas
 
@@ -85,35 +84,32 @@ def aggregations(study: Study) -> DataFrame:
     }
     for work in works.values():
         work()  # compiles, where it must
-    rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(CALLS))
+    rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(TIMED_CALLS))
     costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
     return costs.reset_index().assign(workers=len(G), n=G.shape[1])
 
 
 def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
     """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, (d) what an aggregation costs."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11.5, 7.6), layout="constrained")
+    figure = style.new_figure(11.5, 7.6)
     (a, b), (c, d) = figure.subplots(2, 2)
     _draw_curves(a, table, targets(table, chance))
     _draw_epochs(b, spent)
     _draw_ends(c, table)
     _draw_aggregations(d, spent, costs)
     figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
-    heading = f"Workers are processes; f = {table['f'].iloc[0]} of them send {sent(table)}"
+    heading = f"Workers are processes; f = {table['f'].iloc[0]} of them send {attack_heading(table)}"
     figure.suptitle(f"{heading}; {style.FA_FORMULATION}\n{title}", fontsize=10)
     return figure
 
 
 def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
-    variants = looks(own_of(table))
-    for key in (*RULES, *own_of(table)):
-        its = variants[key]
+    variants = looks(user_rules_in(table))
+    for key in (*RULES, *user_rules_in(table)):
+        look = variants[key]
         curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
         every = max(1, len(curve) // 8)
-        axes.plot(*curve.to_numpy().T, color=its.colour, marker=its.marker, markevery=every, label=its.label)
+        axes.plot(*curve.to_numpy().T, color=look.colour, marker=look.marker, markevery=every, label=look.label)
     for number, accuracy in enumerate(aims):
         name = "" if number else "target accuracy"
         axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=name)
@@ -123,9 +119,9 @@ def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
 
 def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
     means = spent.groupby("variant", sort=False).mean(numeric_only=True)
-    whole = means[list(PARTS)].sum(axis=1)
+    whole = means[list(PHASES)].sum(axis=1)
     left = whole * 0
-    for (part, what), colour in zip(PARTS.items(), style.ramp(len(PARTS))[::-1], strict=True):
+    for (part, what), colour in zip(PHASES.items(), style.sequential_colors(len(PHASES))[::-1], strict=True):
         seconds = means[part] / whole * means["epoch"]
         axes.barh([label(key) for key in means.index], seconds, left=left, color=colour, label=what)
         left += seconds
@@ -138,8 +134,8 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     ends = last_points(table).groupby("variant", sort=False)[["seconds", "test_accuracy"]].mean()
     variants = looks(ends.index)
     for key, (seconds, accuracy) in ends.iterrows():
-        its = variants[key]
-        axes.scatter(seconds, accuracy, color=its.colour, marker=its.marker, s=60, label=its.label)
+        look = variants[key]
+        axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
     finish(axes, "seconds")
     axes.set_title("(c) all iterations finished")
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
@@ -151,10 +147,10 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     variants = looks(means.index)
     dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
     dots += [(f"{row.method}, outside of training", row.milliseconds, ours, "none") for row in costs.itertuples()]
-    for place, (_, value, its, fill) in enumerate(dots):
-        axes.plot(value, place, its.marker, color=its.colour, markersize=7, fillstyle=fill)
-        told = style.three_digits(value)
-        axes.annotate(told, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
+    for place, (_, value, look, fill) in enumerate(dots):
+        axes.plot(value, place, look.marker, color=look.colour, markersize=7, fillstyle=fill)
+        text = style.three_digits(value)
+        axes.annotate(text, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
     axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
     axes.set_xlim(right=4 * max(value for _, value, *_ in dots))
@@ -162,14 +158,22 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
 
 
 def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """C11 in its three parts, and C12, where bytes are iterations times 8 p n: each worker is sent n numbers of four
-    bytes, and sends as many, whatever the rule.
+    """Judge the first three parts of C11, and C12.
+
+    An iteration transfers 8 p n bytes: each worker receives and sends n coordinates of four bytes.
+
+    Args:
+        table: The curves, one row a point.
+        spent: Seconds of an iteration by phase, as `iteration_times` returns them.
+        costs: Milliseconds of one aggregation, as `aggregation_times` returns them.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
     """
-    table, spent = known(table), known(spent)
+    table, spent = builtin_rows(table), builtin_rows(spent)
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
-    its, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
+    final_lead, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
     cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
     dearer = [cost["fa"] > DEARER * cost[key] for key in PAPER_RULES if key != "fa"]
     each = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
@@ -185,20 +189,20 @@ def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, 
         Claim(
             "C11",
             "higher utility of each iteration, as reflected in time to accuracy",
-            f"time to {told(seconds, '{:.1f} s')}; threshold: {DEARER:g} times FA's time",
-            verdict(won(seconds, DEARER), bool(seconds)),
+            f"time to {describe_races(seconds, '{:.1f} s')}; threshold: {DEARER:g} times FA's time",
+            verdict(fa_first(seconds, DEARER), bool(seconds)),
         ),
         Claim(
             "C11",
             "given more time FA converges to a better state (all iterations finished)",
-            f"final accuracy {its}",
-            verdict([its.better(margin)], testable),
+            f"final accuracy {final_lead}",
+            verdict([final_lead.better(margin)], testable),
         ),
         Claim(
             "C12",
             "simultaneous improvements in communication efficiency and accuracy",
-            f"megabytes ({megabytes:.2f} an iteration) to {told(iterations, '{:.1f}', megabytes)}; final accuracy"
-            f" {its}",
-            verdict([bool(iterations) and all(won(iterations)), its.better(margin)], testable),
+            f"megabytes ({megabytes:.2f} an iteration) to {describe_races(iterations, '{:.1f}', megabytes)}; final"
+            f" accuracy {final_lead}",
+            verdict([bool(iterations) and all(fa_first(iterations)), final_lead.better(margin)], testable),
         ),
     ]

@@ -11,24 +11,22 @@ from fa.experiments.figures import fig04
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Names, Place, Seeds, Study, make_study
-from fa.experiments.runs.user_rules import enter
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.user_rules import register_rules
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
 NAME = "supp01_tiny_imagenet"
-_OWN = {"dataset": "tiny-imagenet", "lr": 0.1}
+_SETTINGS = {"dataset": "tiny-imagenet", "lr": 0.1}
 
 
-def study(profile: str, out: Place = None, seeds: Seeds = None, rules: Names = None, **given: Any) -> Study:
-    """The runs, with the model and the sizes of the profile, and those of `rules` that are not the paper's; settings
-    that are given, and not None, replace them.
-    """
-    variants = dict.fromkeys((*fig04.TOP, *style.FA_VARIANTS, *enter(rules)))
-    grid = [Case(key, f) for f in fig04.FAULTY for key in variants]
-    return make_study(NAME, profile, grid, out, seeds, _OWN, **given)
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
+    """Create the study of the supplement; see `make_study`."""
+    variants = dict.fromkeys((*fig04.TOP, *style.FA_VARIANTS, *register_rules(rules)))
+    grid = [Case(key, f) for f in fig04.F_VALUES for key in variants]
+    return make_study(NAME, profile, grid, out, seeds, _SETTINGS, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:

@@ -22,7 +22,7 @@ from fa.utils.timing import elapsed
 
 
 @dataclass(frozen=True)
-class Case:
+class Workload:
     """p workers with k gradients each, of n parameters, and N steps of IRLS."""
 
     n: int = 20_000
@@ -42,7 +42,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Timing(Case):
+class CostTiming(Workload):
     """The least `seconds` of a method for a case, in which `varied` was varied."""
 
     varied: str = "n"
@@ -79,7 +79,7 @@ def in_gram_space(
 METHODS: Mapping[str, Callable[..., object]] = {"SVD at each step": svd_steps, "Gram matrix once": in_gram_space}
 
 
-def measure(grid: Mapping[str, Sequence[int]], base: Case, repeats: int = 3, seed: int = 0) -> list[Timing]:
+def measure(grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3, seed: int = 0) -> list[CostTiming]:
     """Both methods on random float32 gradients, with each of the grid's n, p, k and N varied from the base, in turn."""
     timings = []
     for varied, sizes in grid.items():
@@ -89,11 +89,11 @@ def measure(grid: Mapping[str, Sequence[int]], base: Case, repeats: int = 3, see
             workers = list(torch.randn(case.p, case.k, case.n, generator=generator))
             for method, work in METHODS.items():
                 seconds = least_seconds(partial(work, workers, steps=case.N), repeats)
-                timings.append(Timing(**asdict(case), varied=varied, method=method, seconds=seconds))
+                timings.append(CostTiming(**asdict(case), varied=varied, method=method, seconds=seconds))
     return timings
 
 
-def exponents(timings: Sequence[Timing]) -> list[dict[str, float | str]]:
+def exponents(timings: Sequence[CostTiming]) -> list[dict[str, float | str]]:
     """A row a method and size: the exponent of the `measured` seconds, by least squares of the logarithms, and of both
     models' counts on the same cases.
     """

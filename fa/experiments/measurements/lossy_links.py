@@ -33,7 +33,7 @@ class Links:
     means: str  # of losing: netem, nftables, or nothing where no link is lossy
 
     @staticmethod
-    def inside(namespace: str, command: list[str]) -> list[str]:
+    def command_in(namespace: str, command: list[str]) -> list[str]:
         """The command, to be run in that namespace, and among processes of its own: where TensorPipe finds another
         process on its host, it copies memory and leaves the network alone.
         """
@@ -41,7 +41,7 @@ class Links:
         return ["ip", "netns", "exec", namespace, *alone, *command]
 
     @staticmethod
-    def datagrams(namespace: str) -> socket.socket:
+    def udp_socket(namespace: str) -> socket.socket:
         """A UDP socket that lives in that namespace, whatever thread of this process uses it."""
 
         def make() -> socket.socket:
@@ -53,7 +53,7 @@ class Links:
         with ThreadPoolExecutor(1) as thread:  # which is in the namespace until it ends
             return thread.submit(make).result()
 
-    def resent(self) -> int:
+    def retransmitted_segments(self) -> int:
         """Segments that TCP has sent again so far, in all the namespaces together."""
         count = 0
         for name in (self.server, *self.workers):
@@ -63,20 +63,20 @@ class Links:
         return count
 
 
-def refusal() -> str:
+def unsupported_reason() -> str:
     """Why there can be no namespaces here, or nothing."""
     name = f"fa-{os.getpid()}-try"
     try:
         _ip("netns", "add", name)
         _ip("netns", "del", name)
-        with star(1, 1):
+        with star_network(1, 1):
             return ""
     except (OSError, subprocess.CalledProcessError) as error:
         return f"no network namespaces with lossy links here: {getattr(error, 'stderr', None) or error}".strip()
 
 
 @contextmanager
-def star(workers: int, lossy: int = 0, loss: float = 0.1) -> Iterator[Links]:
+def star_network(workers: int, lossy: int = 0, loss: float = 0.1) -> Iterator[Links]:
     """A bridge at the server with a veth pair to each worker; the first `lossy` links lose the share `loss` of their
     packets, to whole per cents, in both directions. The namespaces are removed whatever happens inside, and those that
     a killed process left are removed by the next.

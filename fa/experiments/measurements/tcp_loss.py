@@ -10,8 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fa.experiments.measurements.lossy_links import SERVER, Links, refusal, star
-from fa.experiments.runs.profiles import PROFILES, sized
+from fa.experiments.measurements.lossy_links import SERVER, Links, star_network, unsupported_reason
+from fa.experiments.runs.profiles import PROFILES, for_profile
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 from fa.training.records import CurvePoint
 
@@ -28,7 +28,7 @@ _PORT = 7000  # of a namespace in which nobody else listens
 _LIMIT = 600.0  # seconds for a run
 
 
-def measured(kept: Path, profile: str) -> DataFrame:
+def load_or_measure(kept: Path, profile: str) -> DataFrame:
     """Curves of runs over links by rule and share of packets lost, with the segments that TCP sent again in the run: as
     in the file `kept`, or else measured now. No rows where the profile asks for none, or namespaces are refused.
 
@@ -39,22 +39,22 @@ def measured(kept: Path, profile: str) -> DataFrame:
 
     if kept.is_file() and len(rows := pandas.read_csv(kept)):
         return rows
-    losses = LOSSES if sized(ITERATIONS, profile) and not refusal() else ()
-    runs = [_curve(variant, loss, profile) for loss in losses for variant in sized(RULES, profile)]
+    losses = LOSSES if for_profile(ITERATIONS, profile) and not unsupported_reason() else ()
+    runs = [_curve(variant, loss, profile) for loss in losses for variant in for_profile(RULES, profile)]
     return pandas.concat(runs, ignore_index=True) if runs else pandas.DataFrame(columns=[*_ABOUT, *CurvePoint._fields])
 
 
 def _curve(variant: str, loss: float, profile: str) -> DataFrame:
     import pandas
 
-    look, iterations, usual = VARIANTS[variant], sized(ITERATIONS, profile), PROFILES["quick"]
+    look, iterations, usual = VARIANTS[variant], for_profile(ITERATIONS, profile), PROFILES["quick"]
     told = {"iterations": iterations, "evaluate-every": iterations // POINTS}
     told |= {name: usual[name] for name in ("dataset", "model", "batch", "lr", "momentum")}
     own = [f"--{name}={value}" for name, value in {**told, **dict(look.options)}.items()]
-    with star(WORKERS, LOSSY if loss else 0, loss) as links, tempfile.TemporaryDirectory() as folder:
+    with star_network(WORKERS, LOSSY if loss else 0, loss) as links, tempfile.TemporaryDirectory() as folder:
         train_over(links, Path(folder) / "run", [f"--rule={look.rule}", "--byzantine=0", "--attack=none", *own])
         curve = pandas.read_csv(Path(folder) / "run" / "curve.csv")
-        about = (variant, look.label, loss, WORKERS, LOSSY, links.means, links.resent())
+        about = (variant, look.label, loss, WORKERS, LOSSY, links.means, links.retransmitted_segments())
     return curve.assign(**dict(zip(_ABOUT, about, strict=True)))[[*_ABOUT, *curve.columns]]
 
 
@@ -79,4 +79,4 @@ def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:
 def _fa(namespace: str, device: str, arguments: list[str]) -> list[str]:
     """The command line in a namespace, where TensorPipe is told the one device that others can reach."""
     start = "import sys; from fa.cli import main; sys.exit(main())"
-    return Links.inside(namespace, ["env", f"TP_SOCKET_IFNAME={device}", sys.executable, "-c", start, *arguments])
+    return Links.command_in(namespace, ["env", f"TP_SOCKET_IFNAME={device}", sys.executable, "-c", start, *arguments])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 from collections import Counter
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments import figure_module
-from fa.experiments.paths import figures, project
-from fa.experiments.reporting.claims import Claim
+from fa.experiments.paths import figures_dir, project_root
+from fa.experiments.reporting.claims import Claim, claims_frame
 from fa.experiments.runs.study import Results, Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.training.config import TrainConfig
@@ -23,9 +22,6 @@ from fa.utils.files import new_file, write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
-
-
-_COLUMNS = [field.name for field in dataclasses.fields(Claim)]
 
 
 def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim], **more: DataFrame) -> Path:
@@ -59,7 +55,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
     """Write NAME.claims.csv and NAME.json, of a notebook without a figure, into `out`, else the profile's folder; the
     claims are returned.
     """
-    folder = figures(profile, out)
+    folder = figures_dir(profile, out)
     folder.mkdir(parents=True, exist_ok=True)
     claims_csv(claims, folder / f"{name}.claims.csv")
     about = {
@@ -77,9 +73,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
 
 def claims_csv(claims: list[Claim], path: Path) -> None:
     """The claims as a file, for a report."""
-    import pandas
-
-    _save_csv(pandas.DataFrame([vars(claim) for claim in claims], columns=_COLUMNS), path)
+    _save_csv(claims_frame(claims), path)
 
 
 def provenance(results: Results) -> dict[str, Any]:
@@ -93,7 +87,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "settings": study.title(),
         "command": _command(study),
         "runs": dict(_run(results, config) for config in study.configs),
-        "gaps": study.gaps,
+        "skipped": study.skipped,
         "unfinished": list(study.unfinished),
         "seeds": _fewest_seeds(study),
         "commit": _commit(),
@@ -154,5 +148,5 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=project(), capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", *arguments], cwd=project_root(), capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -35,10 +35,7 @@ def pattern(side: int, channels: int = 1) -> Images:
 
 def fields(systems: Sequence[tuple[str, str, dict[str, float]]], side: int) -> Figure:
     """The vector field of each (title, system, parameters) on an image of side x side pixels, in its coordinates."""
-    style.use()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4 * len(systems), 3.4), layout="constrained")
+    figure = style.new_figure(4 * len(systems), 3.4)
     panels = figure.subplots(1, len(systems), squeeze=False)[0]
     for axes, (title, system, parameters) in zip(panels, systems, strict=True):
         _draw_field(axes, system, side, parameters)
@@ -65,11 +62,8 @@ def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]
 
 def strip(images: dict[str, Images]) -> Figure:
     """One column for each entry, titled by its key; one row for each image in it."""
-    style.use()
-    from matplotlib.figure import Figure
-
     rows = len(next(iter(images.values())))
-    figure = Figure(figsize=(1.25 * len(images), 1.2 * rows + 0.35), layout="constrained")
+    figure = style.new_figure(1.25 * len(images), 1.2 * rows + 0.35)
     panels = figure.subplots(rows, len(images), squeeze=False)
     for column, (title, batch) in zip(panels.T, images.items(), strict=True):
         column[0].set_title(title, fontsize=9)

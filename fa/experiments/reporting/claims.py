@@ -1,4 +1,4 @@
-"""What the paper says against what was measured, with a verdict that follows from the numbers."""
+"""Claims of the paper, what was measured, and verdicts by the rules of docs/claims.md."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 HOLDS, IN_PART, NOT, UNTESTABLE = "holds", "in part", "does not hold", "not testable"
-OPEN = "not established"
-"""Some margins are large enough, but the test over seeds does not bear them out."""
+OPEN = "not established"  # some differences exceed the margin, but none passes the test over seeds
 
-LEARNED = 3.0  # times chance: where no run reaches it, nothing was learned, and no claim can be told
-CHANCE_MARGIN = 0.05  # accuracy above chance that still counts as none
-NEAR = 0.05  # accuracy below the mean's without Byzantine workers that still counts as near it
+LEARNED = 3.0  # times chance: where no run exceeds it, nothing was learned and accuracies cannot be compared
+CHANCE_MARGIN = 0.05  # accuracy above chance that still counts as chance
+NEAR = 0.05  # accuracy below the mean without Byzantine workers that still counts as near it
 LEVEL = 0.05  # of a test over seeds
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement of the paper: its number here, its words in short, what was measured, the verdict."""
+    """One statement of the paper.
+
+    Attributes:
+        number: Number of the claim, as in docs/claims.md.
+        words: The statement.
+        measured: What was measured.
+        verdict: HOLDS, IN_PART, NOT, UNTESTABLE or OPEN.
+    """
 
     number: str
     words: str
@@ -37,109 +43,137 @@ class Claim:
 
 @dataclass(frozen=True)
 class Lead:
-    """How far FA's final accuracy is above that of the best of the other rules, in one part of a figure."""
+    """The final accuracy of FA, or of a variant of it, beside that of a rival.
 
-    where: str  # as in f = 3
-    ours: Sequence[float]  # final accuracies, one a seed
-    rival: str  # the best other rule's variant, or what else it is called
-    theirs: Sequence[float]  # of the same seeds
-    name: str = "FA"  # of ours
+    Attributes:
+        case: Part of the figure, as in "f = 3".
+        accuracies: Final accuracies, one per seed.
+        rival: Variant of the rival, or its label.
+        rival_accuracies: The rival's final accuracies with the same seeds.
+        name: Label of the first.
+    """
+
+    case: str
+    accuracies: Sequence[float]
+    rival: str
+    rival_accuracies: Sequence[float]
+    name: str = "FA"
 
     @property
-    def margin(self) -> float:
-        """The difference of the means."""
-        return mean(self.ours) - mean(self.theirs)
+    def difference(self) -> float:
+        """Difference of the means over seeds."""
+        return mean(self.accuracies) - mean(self.rival_accuracies)
 
     @property
     def p_value(self) -> float | None:
-        """Student's paired t test over the seeds, of FA being no better; None where one seed allows none."""
+        """One-sided p-value of Student's paired t test over seeds; None for one seed, which allows no test."""
         from scipy.stats import ttest_rel
 
-        differences = [a - b for a, b in zip(self.ours, self.theirs, strict=True)]
+        differences = [a - b for a, b in zip(self.accuracies, self.rival_accuracies, strict=True)]
         if len(differences) < 2:
             return None
         if max(differences) - min(differences) < 1e-9:  # no spread to divide by
-            return 0.0 if self.margin > 0 else 1.0
-        return float(ttest_rel(self.ours, self.theirs, alternative="greater").pvalue)
+            return 0.0 if self.difference > 0 else 1.0
+        return float(ttest_rel(self.accuracies, self.rival_accuracies, alternative="greater").pvalue)
 
-    def better(self, by: float = MARGIN, level: float = LEVEL) -> bool:
-        """Whether FA leads by more than `by`, and by more than the seeds' spread explains where there are several."""
-        return self.margin > by and (self.p_value is None or self.p_value < level)
+    def better(self, margin: float = MARGIN, level: float = LEVEL) -> bool:
+        """Return whether the lead exceeds the margin and, with several seeds, passes the test at `level`."""
+        return self.difference > margin and (self.p_value is None or self.p_value < level)
 
     def __str__(self) -> str:
-        return self.told("best rival ")
+        return self.describe("best rival ")
 
-    def told(self, rival: str = "") -> str:
-        """Both final accuracies; `rival` is said before the other rule's name."""
-        other = VARIANTS[self.rival].label if self.rival in VARIANTS else self.rival
-        return f"{self.where}: {self.name} {shown(self.ours)}, {rival}{other} {shown(self.theirs)}"
+    def describe(self, prefix: str = "") -> str:
+        """Return both final accuracies, with a prefix of the rival's name."""
+        rival = VARIANTS[self.rival].label if self.rival in VARIANTS else self.rival
+        ours, theirs = format_mean_range(self.accuracies), format_mean_range(self.rival_accuracies)
+        return f"{self.case}: {self.name} {ours}, {prefix}{rival} {theirs}"
 
     @property
-    def tested(self) -> str:
-        """The margin, with the test's p where there is one."""
+    def difference_text(self) -> str:
+        """The difference, with the p-value if there is one."""
         test = "" if self.p_value is None else f" (p = {self.p_value:.2g})"
-        return f"{self.where}: {self.margin:+.3f}{test}"
+        return f"{self.case}: {self.difference:+.3f}{test}"
+
+
+def claims_frame(claims: Sequence[Claim]) -> DataFrame:
+    """Return the claims as a table, with its columns even if there are none."""
+    import pandas
+
+    columns = [field.name for field in dataclasses.fields(Claim)]
+    return pandas.DataFrame([vars(claim) for claim in claims], columns=columns)
 
 
 def claims_table(claims: Sequence[Claim]) -> Styler:
-    """The claims as a table for a notebook, its cells wrapped."""
-    import pandas
-
+    """Return the claims as a table for a notebook, with wrapped cells."""
     names = {"number": "", "words": "the paper", "measured": "measured here"}
-    columns = [field.name for field in dataclasses.fields(Claim)]
-    table = pandas.DataFrame([vars(claim) for claim in claims], columns=columns).rename(columns=names)
+    table = claims_frame(claims).rename(columns=names)
     return table.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
 def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[float]]:
-    """Final test accuracies by variant and the column `by`, one a seed, in the seeds' order; Python's own numbers."""
+    """Return final test accuracies by (variant, value of the column `by`), in the order of the seeds."""
     last = last_points(table).sort_values("seed", kind="stable")
-    found: dict[tuple[str, Any], list[float]] = {}
-    for variant, value, accuracy in zip(
-        *(last[name].tolist() for name in ("variant", by, "test_accuracy")), strict=True
-    ):
-        found.setdefault((variant, value), []).append(accuracy)
-    return found
+    final: dict[tuple[str, Any], list[float]] = {}
+    columns = (last[name].tolist() for name in ("variant", by, "test_accuracy"))
+    for variant, value, accuracy in zip(*columns, strict=True):
+        final.setdefault((variant, value), []).append(accuracy)
+    return final
 
 
-def shown(values: Sequence[float]) -> str:
-    """The mean of final accuracies, with their range where there are several seeds."""
+def format_mean_range(values: Sequence[float]) -> str:
+    """Return the mean of final accuracies, with their range over several seeds."""
     middle = f"{mean(values):.3f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
 
 
 def mean(values: Sequence[float]) -> float:
-    """The arithmetic mean."""
+    """Return the arithmetic mean."""
     return sum(values) / len(values)
 
 
 def learned(final: Mapping[Any, Sequence[float]], chance: float) -> bool:
-    """Whether any run learned enough for rules to be told apart."""
+    """Return whether some mean accuracy exceeds LEARNED times chance, so that rules can be compared."""
     return max(mean(values) for values in final.values()) > LEARNED * chance
 
 
-def lead(final: Mapping[tuple[str, Any], Sequence[float]], where: Any, name: str = "") -> Lead:
-    """FA against the best other rule at `where`, which is told as `name` = `where`."""
-    rival = best_other(final, where)
-    return Lead(f"{name} = {where}" if name else str(where), final["fa", where], rival, final[rival, where])
+def lead(final: Mapping[tuple[str, Any], Sequence[float]], value: Any, symbol: str = "") -> Lead:
+    """Compare FA with its best rival.
+
+    Args:
+        final: Final accuracies; see `accuracies`.
+        value: Value of their second key.
+        symbol: Symbol of that key for texts, as in "f".
+    """
+    rivals = [key for key in RIVALS if (key, value) in final]
+    rival = max(rivals, key=lambda key: mean(final[key, value]))
+    case = f"{symbol} = {value}" if symbol else str(value)
+    return Lead(case, final["fa", value], rival, final[rival, value])
 
 
-def best_other(final: Mapping[tuple[str, Any], Sequence[float]], where: Any) -> str:
-    """Of the paper's rules besides FA, and the mean where it was run, the one with the best accuracy at `where`."""
-    others = [key for key in RIVALS if (key, where) in final]
-    return max(others, key=lambda key: mean(final[key, where]))
-
-
-def lengths(table: DataFrame, by: str) -> tuple[bool, str]:
-    """Whether runs have as many iterations at every value of the column `by`, and their numbers in words."""
+def same_iterations(table: DataFrame, by: str) -> tuple[bool, str]:
+    """Return whether runs have the same number of iterations at each value of a column, and these in words."""
     counts = list(table.groupby(by)["iteration"].max())
-    alike = len(set(counts)) == 1
-    told = "/".join(map(str, counts)) + " iterations"
-    return alike, told if alike else f"{told}: {by} is not the only change"
+    same = len(set(counts)) == 1
+    text = "/".join(map(str, counts)) + " iterations"
+    return same, text if same else f"{text}: {by} is not the only change"
 
 
 def verdict(holds: Sequence[bool], testable: bool = True) -> str:
-    """Of a statement about several cases: whether it holds in all, some or none of them."""
+    """Return the verdict on a statement about several cases: HOLDS in all, IN_PART in some, NOT in none."""
     if not testable:
         return UNTESTABLE
     return HOLDS if all(holds) else IN_PART if any(holds) else NOT
+
+
+def comparison_verdict(
+    leads: Sequence[Lead], testable: bool = True, level: float = LEVEL, margin: float = MARGIN
+) -> str:
+    """Return the verdict on the statement that the first is better than its rival in each of `leads`.
+
+    It is OPEN if some differences exceed the margin, and none passes the test at `level`.
+    """
+    holds = [lead.better(margin, level) for lead in leads]
+    if testable and not any(holds) and any(lead.difference > margin for lead in leads):
+        return OPEN
+    return verdict(holds, testable)

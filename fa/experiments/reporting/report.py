@@ -73,7 +73,7 @@ def write(folder: Path) -> Path:
     Theory is the same at every profile: where the folder has none, that of `quick` beside it is told. Raises ValueError
     where the folder holds no figure, or one whose claims or provenance are missing or broken.
     """
-    figures = [_read(path) for path in drawn(folder)]
+    figures = [_read(path) for path in figure_files(folder)]
     check("the folder", str(folder), bool(figures), "one with figures, which fa reproduce draws")
     text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
     for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
@@ -81,7 +81,7 @@ def write(folder: Path) -> Path:
     return folder / "REPORT.md"
 
 
-def drawn(folder: Path) -> list[Path]:
+def figure_files(folder: Path) -> list[Path]:
     """The provenance of every figure in a profile's folder."""
     return [path for family in FAMILIES for path in sorted(folder.glob(f"{family}[0-9]*.json"))]
 
@@ -160,7 +160,7 @@ def _claims(figures: list[dict[str, Any]]) -> list[str]:
     return [line for number, said in untested.items() for line in rows.get(number, [said])]
 
 
-def worded(verdict: str, figure: dict[str, Any]) -> str:
+def verdict_text(verdict: str, figure: dict[str, Any]) -> str:
     """Return a verdict in the words of the size that it was reached at.
 
     Args:
@@ -205,7 +205,7 @@ def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
                 claim["words"],
                 claim["measured"],
                 link,
-                f"**{worded(claim['verdict'], figure)}**",
+                f"**{verdict_text(claim['verdict'], figure)}**",
             )
             row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
             rows.setdefault(claim["number"], []).append(row)

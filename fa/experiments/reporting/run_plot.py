@@ -32,7 +32,7 @@ _USED, _GAP = "#bcae6c", "#c8c8c8"
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class RunTables:
     """A run's records as tables: the `curve`; one row for each iteration and worker, `share` being the worker's weight
     over the sum of all weights' sizes; and the configuration.
     """
@@ -50,7 +50,7 @@ class Diagnosis:
         """A column of the workers' rows, workers down, iterations across; NaN where the rule defines none."""
         return self.workers.pivot(index="worker", columns="iteration", values=column)
 
-    def on_faulty(self) -> DataFrame:
+    def byzantine_share(self) -> DataFrame:
         """By iteration: the faulty workers' part of the weights, or of the workers that were used where none weighs."""
         import pandas
 
@@ -63,7 +63,7 @@ class Diagnosis:
         return pandas.DataFrame(parts, columns=["iteration", "part"])
 
 
-def read(folder: str | Path) -> Diagnosis:
+def read(folder: str | Path) -> RunTables:
     """The records that `fa train --out` or a sweep left in a folder; ValueError where they are not there or damaged."""
     import pandas
 
@@ -85,7 +85,7 @@ def read(folder: str | Path) -> Diagnosis:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} must hold a run's records as they were written; {error} is amiss") from error
-    return Diagnosis(curve, workers, config)
+    return RunTables(curve, workers, config)
 
 
 def _reason(status: str) -> str:
@@ -94,16 +94,13 @@ def _reason(status: str) -> str:
     return "" if said == USED else said.removeprefix("left out: ")
 
 
-def draw(run: Diagnosis) -> Figure:
+def draw(run: RunTables) -> Figure:
     """Above, accuracy, loss, and how much the faulty workers counted; below, what the rule made of each worker."""
-    style.use()
-    from matplotlib.figure import Figure
-
     share = "weight, of the sum of sizes (a gradient counts by its weight times its norm, which is not recorded)"
     maps = {"share": share, "value": "explained variance $v_i$"}
     maps = {column: name for column, name in maps.items() if run.workers[column].notna().any()} or {"": "status"}
     height = 1 + 0.14 * run.config["workers"]
-    figure = Figure(figsize=(11, 3.4 + height * len(maps)), layout="constrained")
+    figure = style.new_figure(11, 3.4 + height * len(maps))
     parts: Any = figure.subfigures(2, 1, height_ratios=(2.4, height * len(maps)))
     above, below = parts
     _draw_curves(above.subplots(1, 3), run)
@@ -118,7 +115,7 @@ def draw(run: Diagnosis) -> Figure:
     return figure
 
 
-def _title(run: Diagnosis, unweighed: bool) -> str:
+def _title(run: RunTables, unweighed: bool) -> str:
     config = run.config
     options = "".join(f", {name} = {value}" for name, value in config["rule_options"].items())
     rule = plugins.display_name(config["rule"]) + options
@@ -130,15 +127,15 @@ def _title(run: Diagnosis, unweighed: bool) -> str:
     )
 
 
-def _draw_curves(panels: Any, run: Diagnosis) -> None:
+def _draw_curves(panels: Any, run: RunTables) -> None:
     accuracy, loss, counted = panels
-    curve, part = run.curve, run.on_faulty()
+    curve, part = run.curve, run.byzantine_share()
     accuracy.plot(curve["iteration"], curve["test_accuracy"], color=style.HONEST, marker="o", markersize=4)
     accuracy.set(ylabel="test accuracy (fraction)", ylim=(0, 1))
     loss.plot(curve["iteration"], curve["train_loss"], color=style.HONEST, marker="o", markersize=4)
     wide = (curve["train_loss"] > 0).all() and curve["train_loss"].max() > 30 * curve["train_loss"].min()
     loss.set(ylabel="honest workers' training loss", yscale="log" if wide else "linear")
-    counted.plot(part["iteration"], part["part"], color=style.FAULTY)
+    counted.plot(part["iteration"], part["part"], color=style.BYZANTINE)
     counted.axhline(
         run.faulty / run.config["workers"], color="#222222", linestyle=":", label="f/p, if all counted alike"
     )
@@ -151,7 +148,7 @@ def _draw_curves(panels: Any, run: Diagnosis) -> None:
         axes.set_xlim(0, run.workers["iteration"].max() + 1)
 
 
-def _draw_map(axes: Axes, run: Diagnosis, column: str, name: str) -> None:
+def _draw_map(axes: Axes, run: RunTables, column: str, name: str) -> None:
     """Workers down, iterations across; hatched where one was left out, grey where there is no number."""
     from matplotlib.colors import ListedColormap
 
@@ -170,7 +167,7 @@ def _draw_map(axes: Axes, run: Diagnosis, column: str, name: str) -> None:
     axes.grid(visible=False)
     axes.set_yticks(range(len(numbers)), [f"{w}, faulty" if w < run.faulty else str(w) for w in reasons.index])
     for label in axes.get_yticklabels()[: run.faulty]:
-        label.set_color(style.FAULTY)
+        label.set_color(style.BYZANTINE)
     axes.tick_params(axis="y", labelsize=7, length=0)
     if 0 < run.faulty < len(numbers):
         axes.axhline(run.faulty - 0.5, color="white", linewidth=3)
@@ -195,14 +192,14 @@ def _marked(where: np.ndarray, first: int, hatch: str) -> Any:
     return PathPatch(Outline.make_compound_path(*outlines), fill=False, edgecolor="white", linewidth=0, hatch=hatch)
 
 
-def _hatches(run: Diagnosis) -> dict[str, str]:
+def _hatches(run: RunTables) -> dict[str, str]:
     """The hatch of each reason why workers were left out, the rarest sharing the last."""
     counts = Counter(run.workers["reason"])
     reasons = sorted(filter(None, counts), key=lambda reason: (-counts[reason], reason))
     return {reason: _HATCHES[min(place, len(_HATCHES) - 1)] for place, reason in enumerate(reasons)}
 
 
-def _legend(run: Diagnosis) -> list[Any]:
+def _legend(run: RunTables) -> list[Any]:
     from matplotlib.patches import Patch
 
     told: dict[str, list[str]] = {}

@@ -1,24 +1,39 @@
-"""How things look, in all figures alike: a rule keeps its colour, marker and place."""
+"""Colours, markers and theme of all figures: a rule has the same colour, marker and place everywhere."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fa.experiments.runs.user_rules import label
 from fa.experiments.runs.variants import VARIANTS
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True)
 class Look:
-    """How a figure shows a variant. The colours are seaborn's colour-blind palette."""
+    """How a figure shows a variant. The colours are seaborn's colour-blind palette.
+
+    Attributes:
+        label: Name in the legend.
+        colour: Hexadecimal colour.
+        marker: matplotlib's marker.
+        dashes: Lengths of dashes and gaps; default: a solid line.
+    """
 
     label: str
     colour: str
     marker: str
     dashes: tuple[int, ...] = ()
+
+    @property
+    def linestyle(self) -> Any:
+        """The dashes as matplotlib's line style."""
+        return (0, self.dashes) if self.dashes else "-"
 
 
 _LOOKS: dict[str, tuple[Any, ...]] = {
@@ -40,16 +55,16 @@ LOOKS = MappingProxyType({key: Look(variant.label, *_LOOKS[key]) for key, varian
 """The look of every variant, in the order of a legend."""
 
 USER_LOOKS = (("#000000", "p"), ("#882255", "x"), ("#9500ff", "d"), ("#3d2ca0", "8"))
-"""Colours and markers of user rules, in the order in which they enter a figure; distinct from `LOOKS` to every eye."""
+"""Colours and markers of user rules, in the order of a figure; distinct from `LOOKS` under any colour blindness."""
 
 FA_VARIANTS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", "mean")
-"""FA as released, as printed and by default, Bulyan as printed, and the controls that show what protects."""
+"""Formulations of FA and Bulyan, and the controls that show what protects."""
 
 FA_FORMULATION = "FA is the released code's formulation"
 """For the titles of figures whose "FA" is that."""
 
-HONEST, FAULTY = "#1c2833", "#8c3200"
-"""Of workers, where a figure tells the two kinds apart: no rule's colours, and told from each other by every eye."""
+HONEST, BYZANTINE = "#1c2833", "#8c3200"
+"""Colours of workers; distinct from all rules' and from each other under any colour blindness."""
 
 
 def looks(keys: Iterable[str]) -> dict[str, Look]:
@@ -58,23 +73,31 @@ def looks(keys: Iterable[str]) -> dict[str, Look]:
     return LOOKS | {key: Look(label(key), *look) for key, look in zip(users, USER_LOOKS, strict=False)}
 
 
-def ramp(count: int) -> tuple[str, ...]:
-    """So many colours for what is no rule, from dark to light: cividis, up to where it can still be read on white."""
+def sequential_colors(count: int) -> tuple[str, ...]:
+    """Return colours from dark to light, for anything but rules: cividis without what is too light on white."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
-    return tuple(to_hex(colormaps["cividis"](0.8 * place / max(1, count - 1))) for place in range(count))
+    return tuple(to_hex(colormaps["cividis"](0.8 * i / max(1, count - 1))) for i in range(count))
 
 
 def three_digits(x: float) -> str:
-    """Three digits, or all before the point."""
+    """Return a number with three significant digits, or all before the decimal point."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def use() -> None:
-    """matplotlib's settings for all figures."""
+def apply_theme() -> None:
+    """Set matplotlib's parameters for all figures."""
     import matplotlib
     import seaborn
 
     seaborn.set_theme(context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#e6e6e6", "font.size": 10})
     matplotlib.rcParams["pdf.fonttype"] = 42  # text stays text
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure with the theme; sizes in inches."""
+    apply_theme()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")

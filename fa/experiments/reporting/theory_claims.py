@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fa.experiments.reporting.claims import LEVEL, NOT, Claim, mean, shown, verdict
+from fa.experiments.reporting.claims import LEVEL, NOT, Claim, format_mean_range, mean, verdict
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -85,7 +85,9 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
     of_eight = errors.loc[errors["bits"] == BITS, "direction_error"]
     trained = {name: reached for name, reached in accuracy.items() if name.startswith(f"{BITS} bits")}
     close = [equivalent(reached, accuracy[exact], ALIKE) for reached in trained.values()]
-    told = ", ".join(f"{name} {shown(reached)}" for name, reached in {exact: accuracy[exact], **trained}.items())
+    told = ", ".join(
+        f"{name} {format_mean_range(reached)}" for name, reached in {exact: accuracy[exact], **trained}.items()
+    )
     return [
         Claim(
             "C16",

@@ -1,9 +1,7 @@
-"""Who is the first to reach an accuracy, and which accuracies these should be.
+"""Time to accuracy: which rule is the first to reach target accuracies.
 
-They should be some that FA and the best other rule both reach, or one of them has no time at all: so shares of the way
-from chance to the lower one's best. At the whole of it whoever ends lower is late by the choice alone, and a small
-share tells of the beginning; so there are three, and a claim that holds at some of them holds in part. An accuracy at
-which nothing is learned yet is none of them. The same accuracy is asked of all rules.
+Targets must be reached by both FA and its best rival. They are 50%, 75% and 90% of the way from chance to the lower of
+their highest accuracies. All rules have the same targets, and those at which nothing is learned yet are dropped.
 """
 
 from __future__ import annotations
@@ -18,65 +16,73 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 SHARES = (0.5, 0.75, 0.9)
+"""Targets, as shares of the way from chance to the highest accuracy that FA and a rival reach."""
 
 
 class Race(NamedTuple):
-    """When FA had reached an accuracy, and which other rule had it first, and when; None for who never did."""
+    """The times at which FA and the first of its rivals reached an accuracy.
+
+    Attributes:
+        accuracy: The target.
+        fa_time: FA's time; None if it never reached the target.
+        rival: Variant of the first rival; None if no rival reached the target.
+        rival_time: The rival's time.
+    """
 
     accuracy: float
-    ours: float | None
+    fa_time: float | None
     rival: str | None
-    theirs: float | None
+    rival_time: float | None
 
-    def told(self, form: str, times: float) -> str:
-        """Both in a `form` as {:.0f}, `times` what was measured."""
-        ours = "never" if self.ours is None else form.format(times * self.ours)
-        theirs = "no rival"
-        if self.rival is not None and self.theirs is not None:
-            theirs = f"first rival {VARIANTS[self.rival].label} {form.format(times * self.theirs)}"
-        return f"{self.accuracy:.3f}: FA {ours}, {theirs}"
-
-
-def told(races: Sequence[Race], form: str, times: float = 1.0) -> str:
-    """The races in words; in a `form` as {:.0f}, `times` what was measured."""
-    return "; ".join(race.told(form, times) for race in races) or f"no accuracy above {LEARNED:g} times chance"
+    def describe(self, form: str, factor: float) -> str:
+        """Return both times, multiplied by a factor, in a format such as "{:.0f}"."""
+        fa_time = "never" if self.fa_time is None else form.format(factor * self.fa_time)
+        rival = "no rival"
+        if self.rival is not None and self.rival_time is not None:
+            rival = f"first rival {VARIANTS[self.rival].label} {form.format(factor * self.rival_time)}"
+        return f"{self.accuracy:.3f}: FA {fa_time}, {rival}"
 
 
-def won(races: Sequence[Race], margin: float = 1.0) -> list[bool]:
-    """Whether FA was there before each of the others, in each race: they took more than `margin` times as long."""
-    return [race.ours is not None and (race.theirs is None or margin * race.ours < race.theirs) for race in races]
+def describe_races(races: Sequence[Race], form: str, factor: float = 1.0) -> str:
+    """Return all races in words; see `Race.describe`."""
+    return "; ".join(race.describe(form, factor) for race in races) or f"no accuracy above {LEARNED:g} times chance"
+
+
+def fa_first(races: Sequence[Race], factor: float = 1.0) -> list[bool]:
+    """Return for each race whether every rival took more than `factor` times as long as FA."""
+    return [
+        race.fa_time is not None and (race.rival_time is None or factor * race.fa_time < race.rival_time)
+        for race in races
+    ]
 
 
 def targets(table: DataFrame, chance: float) -> list[float]:
-    """SHARES of the way from chance to the highest accuracy that both FA and the best other rule reach, by their means
-    over seeds; those above LEARNED times chance, which may be none.
-    """
+    """Return the target accuracies, from means over seeds; none where nothing is learned."""
     best = _means(table)["test_accuracy"].groupby("variant").max()
     common = float(min(best["fa"], max(best[key] for key in RIVALS if key in best)))
-    aims = [chance + share * (common - chance) for share in SHARES]
-    return [aim for aim in aims if aim > LEARNED * chance]
+    accuracies = [chance + share * (common - chance) for share in SHARES]
+    return [accuracy for accuracy in accuracies if accuracy > LEARNED * chance]
 
 
 def races(table: DataFrame, chance: float, column: str = "iteration") -> list[Race]:
-    """One to each of the `targets`, by what `column` was when a variant was there."""
+    """Return a race to each of the `targets`, with times in a column of the table."""
     return [_race(table, accuracy, column) for accuracy in targets(table, chance)]
 
 
-def reached(table: DataFrame, accuracy: float, column: str = "iteration") -> dict[str, float]:
-    """What `column` was when a variant's mean accuracy over the seeds was first so high; by variants that were."""
+def times_to(table: DataFrame, accuracy: float, column: str = "iteration") -> dict[str, float]:
+    """Return by variant the time at which its mean over seeds reached an accuracy, if it did."""
     means = _means(table)
-    there = means[means["test_accuracy"] >= accuracy].groupby("variant").first()
-    return {str(variant): float(value) for variant, value in there[column].items()}
+    first = means[means["test_accuracy"] >= accuracy].groupby("variant").first()
+    return {str(variant): float(value) for variant, value in first[column].items()}
 
 
 def _race(table: DataFrame, accuracy: float, column: str) -> Race:
-    times = reached(table, accuracy, column)
+    times = times_to(table, accuracy, column)
     rival = min((key for key in RIVALS if key in times), key=lambda key: times[key], default=None)
-    ours = times.get("fa")
-    return Race(accuracy, ours, rival, None if rival is None else times[rival])
+    return Race(accuracy, times.get("fa"), rival, None if rival is None else times[rival])
 
 
 def _means(table: DataFrame) -> DataFrame:
-    """Over the seeds, a row for each variant and iteration, in its order, with the iteration as a column too."""
+    """Means over seeds, by variant, with the iteration as a column."""
     means: DataFrame = table.groupby(["variant", "iteration"]).mean(numeric_only=True).reset_index("iteration")
     return means

@@ -1,4 +1,4 @@
-"""The four sizes at which every experiment runs, as data: settings that all figures of a profile share.
+"""Profiles: the four sizes of every experiment, as settings that all figures of a profile share.
 
 Sources: the paper, section 3.1, and the authors' released code where the paper is silent: momentum, weight decay,
 learning rate, schedule, seeds, how workers pass through their slices of the data, and that the Byzantine workers of the
@@ -18,18 +18,16 @@ _CIFAR = {"dataset": "cifar10", "model": "resnet18", "sampling": "cycled", "mome
 
 PROFILES = MappingProxyType(
     {
-        # Every line of code, no result: a few iterations.
+        # A few iterations, to execute every line; no result.
         "smoke": {**_EMBEDDED, "batch": 8, "iterations": 4, "lr": 0.05, "seeds": (2021,)},
-        # Every rule and every f on a small problem, at one rate for all. At the paper's 0.2, with f = 3, five of six
-        # rules end lower after 80 iterations: FA .77 for .85, Bulyan .83 for .89, Multi-Krum .90 for .93, Median .43
-        # for .64, Trimmed Mean .36 for .62; only MeaMed does not (.92 for .91). An epoch is 20 iterations, so a curve
-        # has three points.
+        # Every rule and every f on a small problem, at one learning rate. At the paper's 0.2, five of six rules end
+        # lower after 80 iterations (f = 3): FA 0.77 (at 0.05: 0.85), Bulyan 0.83 (0.89), Multi-Krum 0.90 (0.93),
+        # Median 0.43 (0.64), Trimmed Mean 0.36 (0.62). An epoch is 20 iterations, so a curve has three points.
         "quick": {**_EMBEDDED, "batch": 32, "iterations": 60, "lr": 0.05, "seeds": (2021,)},
-        # The paper's model and data, with steps so few and small that a processor can do them: half an epoch. At the
-        # paper's rate and momentum so short a run ends at .21 to .26 where it ends at .39 at .05 (Multi-Krum, B = 32,
-        # 150 iterations).
+        # The paper's model and data, with few and small minibatches for a processor: half an epoch. At the paper's
+        # learning rate so short a run ends at 0.21 to 0.26 (at 0.05: 0.39; Multi-Krum, B = 32, 150 iterations).
         "cpu": {**_CIFAR, "batch": 16, "iterations": 100, "lr": 0.05, "evaluate_every": 25, "seeds": (2021,)},
-        # The paper's settings, and the released code's where the paper is silent.
+        # The paper's settings.
         "paper": {
             **_CIFAR,
             "sampling": "sequential",
@@ -50,13 +48,17 @@ MARGINS = MappingProxyType({"smoke": MARGIN, "quick": MARGIN, "cpu": MARGIN, "pa
 """The margin by profile: twice the standard deviation of the final accuracy over repetitions, and at least MARGIN."""
 
 
-def settings(profile: str, **given: Any) -> dict[str, Any]:
-    """The settings of a profile, with those that are given (not None) in their place."""
+def profile_settings(profile: str, **overrides: Any) -> dict[str, Any]:
+    """Return the settings of a profile, replaced by the `overrides` that are not None."""
     check_one_of("profile", profile, tuple(PROFILES))
-    return PROFILES[profile] | {name: value for name, value in given.items() if value is not None}
+    return PROFILES[profile] | {name: value for name, value in overrides.items() if value is not None}
 
 
-def sized(sizes: Mapping[str, Any], profile: str) -> Any:
-    """A notebook's own numbers for a profile, of those that it has; ValueError for one that it has not."""
+def for_profile(sizes: Mapping[str, Any], profile: str) -> Any:
+    """Return the entry of a profile.
+
+    Raises:
+        ValueError: There is no entry for this profile.
+    """
     check_one_of("profile", profile, tuple(sizes))
     return sizes[profile]

@@ -1,4 +1,4 @@
-"""Looking at a run's gradients while it trains: at which iterations, and what the workers sent then."""
+"""Recording the gradients of a run while it trains."""
 
 from __future__ import annotations
 
@@ -11,24 +11,32 @@ from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
 from fa.utils.validation import check_integer
 
-MINIBATCHES = 20  # of a run are looked at, evenly spread, never two in a row
-ENOUGH = 10  # of them, for a distribution
+MINIBATCHES = 20
+"""Number of iterations of a run that are recorded, evenly spaced and never two in a row."""
+
+MIN_MINIBATCHES = 10
+"""Number of recorded iterations that a distribution needs."""
 
 
-def every(iterations: int) -> int:
-    """How many iterations lie between two that are looked at."""
+def sampling_interval(iterations: int) -> int:
+    """Return the number of iterations between two recorded ones."""
     return min(iterations, max(2, iterations // MINIBATCHES))
 
 
 def record(config: TrainConfig, at: Collection[int]) -> dict[int, Tensor]:
-    """The gradient matrices G (p, n) of the iterations `at`, counted from 1; the run ends with the last of them."""
+    """Train, and return the gradient matrices G (p, n) of some iterations.
+
+    Args:
+        config: Configuration of the run.
+        at: Iterations, counted from 1. The run ends with the last one.
+    """
     for iteration in at:
         check_integer("an iteration of at", iteration, 1)
-    kept: dict[int, Tensor] = {}
+    matrices: dict[int, Tensor] = {}
 
-    def keep(progress: Progress) -> None:
-        if progress.iteration in at:
-            kept[progress.iteration] = progress.G.clone()
+    def progress(state: Progress) -> None:
+        if state.iteration in at:
+            matrices[state.iteration] = state.G.clone()
 
-    train(replace(config, iterations=max(at)), progress=keep)
-    return kept
+    train(replace(config, iterations=max(at)), progress=progress)
+    return matrices

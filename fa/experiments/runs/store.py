@@ -1,4 +1,4 @@
-"""The run store: finished runs, each in a folder named by a hash of all that decides its numbers."""
+"""The run store: finished runs, each in a folder named by a hash of everything that determines its results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -21,11 +22,11 @@ from fa.utils import plugins
 from fa.utils.files import PREFIX, new_folder
 
 MANIFEST = "manifest.json"
-_ABANDONED = 600.0  # seconds after which nobody is still writing a record
+_ABANDONED = 600.0  # seconds without a change after which a writer is dead
 
 
 class DamagedRecord(ValueError):
-    """A record whose files are not those that were written."""
+    """A record whose files differ from those that were written."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,19 @@ class Record:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """config.json: the configuration, versions, hardware, seconds."""
+        """The content of config.json: configuration, versions, hardware, seconds."""
         try:
             return record_schema.read(json.loads((self.folder / "config.json").read_text()))
         except record_schema.NewerRecord as error:
             raise record_schema.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
 
     def check(self) -> None:
-        """Raise DamagedRecord unless every file is as the manifest has it, NewerRecord where it is not ours to read."""
+        """Check every file against the manifest.
+
+        Raises:
+            DamagedRecord: A file is missing or changed.
+            NewerRecord: A later release wrote this record.
+        """
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text())
         except (OSError, ValueError):
@@ -64,20 +70,28 @@ class Record:
 
 
 class RunStore:
-    """The records below one folder; `beside` is another whose records are read too, and not written."""
+    """The records below one folder."""
 
-    def __init__(self, root: str | Path, beside: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path, fallback: str | Path | None = None) -> None:
+        """Open a store.
+
+        Args:
+            root: Folder of the records; created by the first run.
+            fallback: Folder whose records are read too, but not written.
+        """
         self.root = Path(root)
-        self._beside = None if beside is None else RunStore(beside)
+        self._fallback = None if fallback is None else RunStore(fallback)
 
     def key(self, config: TrainConfig) -> str:
-        """16 hex digits of the SHA-256 of the configuration, the data's checksum, the version of the training code, and
-        the files of a rule or attack of the user's own.
+        """Return the name of a run's folder.
+
+        It is 16 hex digits of the SHA-256 of the configuration, the data's checksum, the version of the training code,
+        and the files of a user's rule or attack.
         """
         return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
     def checkpoint(self, config: TrainConfig) -> Path:
-        """The file from which a run of this configuration goes on, in a folder that is there."""
+        """Return the checkpoint of an unfinished run, in an existing folder."""
         self.root.mkdir(parents=True, exist_ok=True)
         return self.root / f".{self.key(config)}.checkpoint"
 
@@ -88,37 +102,28 @@ class RunStore:
         """
         for same in dict.fromkeys((config, replace(config, layers="torch"))):
             record = self._whole(same)
-            if record is None and self._beside is not None:
-                record = self._beside.find(same)
+            if record is None and self._fallback is not None:
+                record = self._fallback.find(same)
             if record is not None:
                 return record
         return None
 
     def _whole(self, config: TrainConfig) -> Record | None:
         record = Record(self.root / self.key(config))
-        if not record.folder.is_dir():
-            return None
-        try:
-            record.check()
-        except DamagedRecord:
-            return None
-        return record
+        return record if record.folder.is_dir() and not _damage(record) else None
 
-    def why(self, config: TrainConfig) -> str:
-        """Why this configuration will be run, or that it need not be."""
+    def explain(self, config: TrainConfig) -> str:
+        """Return why this configuration will run, or that it is finished."""
         if self.find(config) is not None:
             return "it is finished"
         record = Record(self.root / self.key(config))
         if not record.folder.is_dir():
             return self._nearest(config)
-        try:
-            record.check()
-        except DamagedRecord as damage:
-            return f"its record is damaged: {damage}"
-        return "it is finished"  # by another process meanwhile
+        damage = _damage(record)
+        return f"its record is damaged: {damage}" if damage else "it is finished"  # by another process meanwhile
 
     def save(self, run: Run) -> Record:
-        """Keep a finished run: it appears whole or not at all, and a damaged record makes way for it."""
+        """Write a finished run atomically, in place of a damaged record."""
         target = self.root / self.key(run.config)
         try:
             with new_folder(target) as folder:
@@ -134,35 +139,32 @@ class RunStore:
         return Record(target)
 
     def _nearest(self, config: TrainConfig) -> str:
-        """In what the most similar record differs."""
-        wanted = _flat(_identity(config))
+        """The settings in which the most similar record differs."""
+        wanted = _flatten(_identity(config))
         differences = [_differences(wanted, identity) for identity in self._identities()]
         if not differences:
             return "no run is finished yet"
         nearest = min(differences, key=len)
-        shown = ", ".join(f"{name} ({there!r} there, {here!r} here)" for name, here, there in nearest[:3])
+        shown = ", ".join(f"{name} ({recorded!r} there, {value!r} here)" for name, value, recorded in nearest[:3])
         more = f" and {len(nearest) - 3} more" if len(nearest) > 3 else ""
         return f"no run with these settings is finished; the nearest differs in {shown}{more}"
 
-    def _identities(self) -> list[dict[str, Any]]:
-        found = []
+    def _identities(self) -> Iterator[dict[str, Any]]:
         for path in sorted(self.root.glob("*/config.json")):
-            try:
+            with suppress(OSError, ValueError):  # a damaged record: reported where its configuration is asked for
                 described = json.loads(path.read_text())
-            except (OSError, ValueError):  # a damaged record: named where its own configuration is asked for
-                continue
-            if not isinstance(described, dict) or described.get("schema_version") != record_schema.SCHEMA_VERSION:
-                continue
-            found.append(
-                _flat(
-                    {
-                        name: described.get(name)
-                        for name in ("config", "data_checksum", "record_version", "files")
-                        if name in described
-                    }
-                )
-            )
-        return found
+                if isinstance(described, dict) and described.get("schema_version") == record_schema.SCHEMA_VERSION:
+                    names = ("config", "data_checksum", "record_version", "files")
+                    yield _flatten({name: described[name] for name in names if name in described})
+
+
+def _damage(record: Record) -> str:
+    """What is wrong with a record, or an empty string."""
+    try:
+        record.check()
+    except DamagedRecord as damage:
+        return str(damage)
+    return ""
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
@@ -175,23 +177,21 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
 
 @cache
 def _data_checksum(dataset: str) -> str:
-    """The known checksum, which loading holds the data to, so that records are found where the data are not; of the
-    user's own data, what they are.
-    """
+    """The registered checksum, so that records are found without the data; of the user's data, their own."""
     from fa.data import load
 
-    known = REGISTRY[dataset].checksum if dataset in REGISTRY else None
-    return known or load(dataset).checksum
+    registered = REGISTRY[dataset].checksum if dataset in REGISTRY else None
+    return registered or load(dataset).checksum
 
 
-def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+def _flatten(identity: dict[str, Any]) -> dict[str, Any]:
     settings = identity["config"] if isinstance(identity["config"], dict) else {}
     return settings | {name: value for name, value in identity.items() if name != "config"}
 
 
-def _differences(wanted: dict[str, Any], there: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    names = sorted(wanted.keys() | there.keys())
-    return [(name, wanted.get(name), there.get(name)) for name in names if wanted.get(name) != there.get(name)]
+def _differences(wanted: dict[str, Any], recorded: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    names = sorted(wanted.keys() | recorded.keys())
+    return [(name, wanted.get(name), recorded.get(name)) for name in names if wanted.get(name) != recorded.get(name)]
 
 
 def _checksum(path: Path) -> str:
@@ -199,9 +199,9 @@ def _checksum(path: Path) -> str:
 
 
 def clean_up(root: Path) -> None:
-    """Remove what a killed process left half made below `root`."""
+    """Remove the unfinished files and folders of killed processes below `root`."""
     for path in root.glob(f"{PREFIX}*"):
-        with suppress(FileNotFoundError):  # another process has finished with it meanwhile
+        with suppress(FileNotFoundError):  # another process has removed it meanwhile
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 if path.is_file():
                     path.unlink()

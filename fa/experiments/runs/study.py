@@ -1,4 +1,4 @@
-"""A study: the runs behind one figure, each with what it is in that figure, and their curves as one tidy table."""
+"""Studies: the runs of one figure, and their curves as one tidy table."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from textwrap import wrap
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fa.data.registry import REGISTRY
-from fa.experiments.paths import figures
-from fa.experiments.runs.profiles import MARGINS, settings
+from fa.experiments.paths import figures_dir
+from fa.experiments.runs.profiles import MARGINS, profile_settings
 from fa.experiments.runs.store import Record, RunStore
-from fa.experiments.runs.sweep import Outcome, shard, sweep
-from fa.experiments.runs.user_rules import label, replaced
-from fa.experiments.runs.user_rules import variant as variant_of
+from fa.experiments.runs.sweep import Outcome, select_shard, sweep
+from fa.experiments.runs.user_rules import label, resolve_attack, resolve_variant
 from fa.experiments.runs.variants import DATASETS, MODELS, VARIANTS
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
@@ -25,47 +25,52 @@ from fa.utils.validation import check, check_one_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-
-Place = str | Path | None
-"""A folder for a figure; None: the profile's."""
+OutDir = str | Path | None
+"""Folder of a figure; None: the profile's."""
 
 Seeds = Sequence[int] | None
-"""In place of the profile's; None: those."""
+"""Seeds to use instead of the profile's; None: the profile's."""
 
-Names = Sequence[str] | None
-"""Of rules that are not the paper's, to enter a figure; None: none."""
+RuleNames = Sequence[str] | None
+"""The user's rules that enter a figure; None: none."""
 
 _SETTINGS = tuple(sorted({field.name for field in fields(TrainConfig)} - {"rule", "rule_options", "byzantine", "seed"}))
-"""What the runs of a study share; the rest is what its grid and its seeds are made of."""
+"""Settings that the runs of a study share; its grid and its seeds set the others."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a figure's grid asks for: a variant of `variants.VARIANTS`, or a rule that was entered, under f faulty
-    workers, with settings and rule options that are this case's own. Those that are not "iterations" become columns of
-    the table.
+    """One entry of a figure's grid: a rule with its options and settings.
+
+    Attributes:
+        variant: Key in `variants.VARIANTS`, or a rule of the user's.
+        f: Number of Byzantine workers.
+        settings: Settings instead of the figure's. Except "iterations", they become columns of the table.
+        options: Options of the rule beside the variant's; columns of the table too.
+        seeds: Seeds instead of the profile's.
+        label_override: Label instead of the variant's.
     """
 
     variant: str
     f: int
     settings: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
-    seeds: Sequence[int] = ()  # its own, in place of the profile's
-    called: str = ""  # what the table's label says, in place of the variant's
+    seeds: Sequence[int] = ()
+    label_override: str = ""
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What tells this case from others of its variant and f."""
+        """What distinguishes this case from others of its variant and f."""
         return {name: value for name, value in {**self.settings, **self.options}.items() if name != "iterations"}
 
     @property
     def label(self) -> str:
-        """What the figure calls it."""
-        return self.called or label(self.variant)
+        """Name in the figure."""
+        return self.label_override or label(self.variant)
 
     def __str__(self) -> str:
-        own = [f"{name} = {value}" for name, value in self.columns.items()]
-        return ", ".join([self.label, f"f = {self.f}", *own])
+        columns = [f"{name} = {value}" for name, value in self.columns.items()]
+        return ", ".join([self.label, f"f = {self.f}", *columns])
 
 
 @dataclass(frozen=True)
@@ -77,25 +82,33 @@ class Cell:
 
     @property
     def variant(self) -> str:
-        """The case's variant."""
+        """Variant of the case."""
         return self.case.variant
 
 
 @dataclass(frozen=True)
 class Study:
-    """The runs of the figure `name` at a profile's size, and the cases that its rules' conditions leave out, with the
-    reason.
+    """The runs of a figure at a profile's size.
+
+    Attributes:
+        name: Name of the figure.
+        folder: Folder of the figure and of its records.
+        skipped: Cases whose rule needs more workers, with the reason.
+        worker_processes: Whether workers are processes, whose records are kept apart from those of simulated workers.
+        seed_caption: How the figure shows several seeds.
+        attack: Attack instead of the figure's.
+        unfinished: Cases that are not shown because their runs are not finished.
     """
 
     name: str
     profile: str
     folder: Path
     cells: tuple[Cell, ...]
-    gaps: dict[str, str] = field(default_factory=dict)
-    processes: bool = False  # whether workers are processes of their own, else simulated; their records lie apart
-    spread: str = " (line: their mean; band: their range)"  # how several seeds are shown
-    attack: str | None = None  # what the faulty workers send, where that is not what the figure has them send
-    unfinished: tuple[str, ...] = ()  # cases that are not shown since their runs are not finished
+    skipped: dict[str, str] = field(default_factory=dict)
+    worker_processes: bool = False
+    seed_caption: str = " (line: mean, band: range)"
+    attack: str | None = None
+    unfinished: tuple[str, ...] = ()
 
     @property
     def configs(self) -> list[TrainConfig]:
@@ -104,117 +117,127 @@ class Study:
 
     @property
     def store(self) -> RunStore:
-        """Where this study's runs are kept."""
-        name = "records-rpc" if self.processes else "records"
-        # Those of the profile serve too, but for their times, which may be of another machine.
-        shared = self.folder == figures(self.profile, custom=True) and not self.processes
-        return RunStore(self.folder / name, figures(self.profile) / name if shared else None)
+        """The store of this study's runs.
 
-    def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
-        """Run what is not finished (of the `part` i/k, if given), and say what became of each run."""
-        return sweep(self.part(part), self.store, jobs, progress, self.processes)
+        A custom study also reads the profile's runs. Runs with processes are an exception: their times may be of
+        another machine.
+        """
+        name = "records-rpc" if self.worker_processes else "records"
+        shared = self.folder == figures_dir(self.profile, custom=True) and not self.worker_processes
+        return RunStore(self.folder / name, figures_dir(self.profile) / name if shared else None)
 
-    def part(self, text: str | None) -> list[TrainConfig]:
-        """The configurations of the part i/k, or all."""
-        return self.configs if text is None else shard(self.configs, text)
+    def sweep(self, jobs: int | None = None, progress: bool = True, shard: str | None = None) -> list[Outcome]:
+        """Do the runs that are not finished.
+
+        Args:
+            jobs: Number of runs at a time; default: one a core.
+            progress: Whether to show progress.
+            shard: The part i/k of the runs; default: all.
+        """
+        return sweep(self.shard(shard), self.store, jobs, progress, self.worker_processes)
+
+    def shard(self, text: str | None) -> list[TrainConfig]:
+        """Return the configurations of the shard i/k, or all."""
+        return self.configs if text is None else select_shard(self.configs, text)
 
     def run(self, jobs: int | None = None, progress: bool = True) -> Results:
-        """Run what is not finished, and give all. Raises ValueError that names the runs that failed, each with its
-        reason.
+        """Do the runs that are not finished, and return the results of all.
+
+        Raises:
+            ValueError: Some runs failed. The message has the first run of each reason.
         """
         started = time.monotonic()
         outcomes = self.sweep(jobs, progress)
         failed = [outcome for outcome in outcomes if outcome.record is None]
         if failed:
-            # Of those that failed for one reason the first is told.
-            told = {outcome.error: str(outcome) for outcome in reversed(failed)}
-            reasons = "; ".join(list(told.values())[::-1])
+            first = {outcome.error: str(outcome) for outcome in reversed(failed)}
+            reasons = "; ".join(reversed(first.values()))
             raise ValueError(f"{len(failed)} of {len(outcomes)} runs failed, the others are kept: {reasons}")
-        seconds = time.monotonic() - started
         descriptions = tuple(outcome.record.description for outcome in outcomes if outcome.record is not None)
+        seconds = time.monotonic() - started
         return Results(self, {outcome.config: outcome for outcome in outcomes}, seconds, descriptions)
 
     def finished(self) -> Study:
-        """Return the study of the runs that are finished, which names those that are not.
+        """Return the study of the finished runs, which names the others in `unfinished`.
 
         Raises:
             ValueError: No run is finished.
         """
         cells = tuple(cell for cell in self.cells if self.store.find(cell.config) is not None)
-        check("finished", True, bool(cells), f"False as long as no run is in {self.store.root}")
-        seen = {(str(cell.case), cell.config.seed) for cell in cells}
+        check("finished", True, bool(cells), f"False while no run is in {self.store.root}")
         missing: dict[str, list[int]] = {}
         for cell in self.cells:
-            if (str(cell.case), cell.config.seed) not in seen:
+            if cell not in cells:
                 missing.setdefault(str(cell.case), []).append(cell.config.seed)
         shown = {str(cell.case) for cell in cells}
-        names = [
+        names = (
             f"{case} (seed {', '.join(map(str, seeds))})" if case in shown else case for case, seeds in missing.items()
-        ]
+        )
         return replace(self, cells=cells, unfinished=tuple(names))
 
     @property
     def chance(self) -> float:
-        """The test accuracy of guessing."""
+        """Test accuracy of guessing."""
         return 1 / REGISTRY[self.cells[0].config.dataset].classes
 
     @property
     def margin(self) -> float:
-        """Accuracies of this profile that are closer than this are equal."""
+        """Accuracies that differ by less are equal."""
         return MARGINS[self.profile]
 
     def title(self) -> str:
-        """The settings that all runs share, how seeds are shown, and what is left out: for the figure's title."""
+        """Return the settings that all runs share, the seeds and the skipped cases, for the figure's title."""
         config = self.cells[0].config
         seeds = sorted({cell.config.seed for cell in self.cells})
         task = f"{MODELS.get(config.model, config.model)}, {DATASETS.get(config.dataset, config.dataset)}"
-        counts = f"p = {self._all('workers')}, B = {self._all('batch')}, lr = {self._all('lr')}"
-        steps = f"{self._all('iterations')} iterations"
+        counts = f"p = {self._values('workers')}, B = {self._values('batch')}, lr = {self._values('lr')}"
+        steps = f"{self._values('iterations')} iterations"
         several = len(seeds) > 1
         attack = f", attack {plugins.display_name(self.attack)}" if self.attack else ""
-        shown = f"seed{'s' * several} {', '.join(map(str, seeds))}{self.spread * several}"
-        reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.gaps.values())
-        gaps = "".join(f"\nexcluded: {reason}" for reason in reasons)
+        shown = f"seed{'s' * several} {', '.join(map(str, seeds))}{self.seed_caption * several}"
+        reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.skipped.values())
+        skipped = "".join(f"\nexcluded: {reason}" for reason in reasons)
         unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
-        return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{gaps}", *wrap(unfinished, 120)])
+        return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{skipped}", *wrap(unfinished, 120)])
 
-    def _all(self, setting: str) -> str:
-        """The values that the cases have of a setting, in their order, as in 64/128/192."""
+    def _values(self, setting: str) -> str:
+        """The values of a setting in the cases' order, as in 64/128/192."""
         return "/".join(dict.fromkeys(str(getattr(cell.config, setting)) for cell in self.cells))
 
 
 @dataclass(frozen=True)
 class Results:
-    """A study whose runs are all finished."""
+    """A study whose runs are all finished.
+
+    Attributes:
+        seconds: Seconds that the call took; few where the runs were finished before.
+        descriptions: The config.json of each run.
+    """
 
     study: Study
     outcomes: dict[TrainConfig, Outcome]
-    seconds: float  # that this call took: little where the runs were there
-    descriptions: tuple[dict[str, Any], ...]  # of each run, what its config.json says
+    seconds: float
+    descriptions: tuple[dict[str, Any], ...]
 
     def record(self, cell: Cell) -> Record:
-        """The record of one of the study's runs."""
+        """Return the record of one of the study's runs."""
         record = self.outcomes[cell.config].record
         assert record is not None  # a study with a failed run has no results
         return record
 
     def table(self) -> DataFrame:
-        """One row for each point of each curve: variant, label, f, the case's own columns, seed, and those of
-        curve.csv.
+        """Return one row for each point of each curve.
+
+        Columns: variant, label, f, those of the cases, seed, and those of curve.csv.
         """
         import pandas
 
+        columns = list(dict.fromkeys(name for cell in self.study.cells for name in cell.case.columns))
         rows = []
-        own = list(dict.fromkeys(name for cell in self.study.cells for name in cell.case.columns))
         for cell in self.study.cells:
-            about = {
-                "variant": cell.variant,
-                "label": cell.case.label,
-                "f": cell.config.byzantine,
-                **{name: cell.case.columns.get(name) for name in own},
-                "seed": cell.config.seed,
-            }
-            rows += [about | point for point in self.record(cell).curve]
+            settings = {name: cell.case.columns.get(name) for name in columns}
+            about = {"variant": cell.variant, "label": cell.case.label, "f": cell.config.byzantine, **settings}
+            rows += [about | {"seed": cell.config.seed} | point for point in self.record(cell).curve]
         return pandas.DataFrame(rows).astype({"iteration": int, "epoch": int})
 
 
@@ -222,52 +245,77 @@ def make_study(
     name: str,
     profile: str,
     grid: Iterable[Case],
-    out: str | Path | None = None,
-    seeds: Sequence[int] | None = None,
-    own: Mapping[str, Any] | None = None,
-    **given: Any,
+    out: OutDir = None,
+    seeds: Seeds = None,
+    figure_settings: Mapping[str, Any] | None = None,
+    **overrides: Any,
 ) -> Study:
-    """The study of a grid of cases at a profile's size, with the figure's `own` settings in that profile.
+    """Create the study of a figure at a profile's size.
 
-    A case's settings replace the profile's, and `seeds` and `given` settings that are not None replace both. Where that
-    makes them others, on whatever device, or a case's rule is the user's own, and `out` is None, the study's folder is
-    figures/PROFILE-custom: the figures of a profile are not written over. An attack that is given becomes a column of
-    the table. Raises ValueError for a name that is no setting, and for empty seeds.
+    Args:
+        name: Name of the figure.
+        profile: Name of the profile.
+        grid: Cases of the figure.
+        out: Folder of the figure; default: figures/PROFILE, or figures/PROFILE-custom where the runs differ from the
+            profile's on any device, or a rule is the user's. The figures of a profile are never overwritten.
+        seeds: Seeds to use instead of those of the cases and of the profile.
+        figure_settings: Settings of this figure, instead of the profile's.
+        **overrides: Settings that replace all others, unless they are None. An attack becomes a column of the table.
+
+    Raises:
+        ValueError: An unknown profile or setting, an invalid value, or no seeds.
     """
-    for setting in given:
+    for setting in overrides:
         check_one_of("a setting", setting, _SETTINGS)
     if seeds is not None:
         check("seeds", seeds, isinstance(seeds, Sequence) and len(seeds) > 0, "a list of one seed or more")
-    given = {name: value for name, value in given.items() if value is not None}
-    usual = settings(profile, **own or {})
-    if "attack" in given:
-        given["attack"] = replaced(given["attack"])
-        if given["attack"] == usual.get("attack", TrainConfig.attack):
-            del given["attack"]
-    attack = given.get("attack")
-    profile_seeds = usual.pop("seeds")
-    changed = False
-    cells, gaps = [], {}
-    for wanted in grid:
-        case = wanted if attack is None else replace(wanted, settings={**wanted.settings, "attack": attack})
-        usual_seeds = tuple(case.seeds or profile_seeds)
-        changed |= tuple(seeds or usual_seeds) != usual_seeds or case.variant not in VARIANTS
-        variant = variant_of(case.variant)
-        options = {**dict(variant.options), **case.options}
-        its = usual | dict(wanted.settings) | {"rule": variant.rule, "rule_options": options, "byzantine": case.f}
-        changed |= any(its.get(name, getattr(TrainConfig, name)) != given[name] for name in given.keys() - {"device"})
-        config = TrainConfig(**its | given)
-        refusal = _refusal(config)
-        if refusal:
-            gaps[str(case)] = refusal
-            continue
-        cells += [Cell(case, replace(config, seed=seed)) for seed in seeds or usual_seeds]
-    folder = figures(profile, out, custom=changed)
-    return Study(name, profile, folder, tuple(cells), gaps, attack=attack)
+    usual = profile_settings(profile, **figure_settings or {})
+    overrides = {setting: value for setting, value in overrides.items() if value is not None}
+    if "attack" in overrides:
+        overrides["attack"] = resolve_attack(overrides["attack"])
+        if overrides["attack"] == usual.get("attack", TrainConfig.attack):
+            del overrides["attack"]
+    grid = list(grid)
+    cells = configurations(grid, usual, seeds, overrides)
+    changes = {setting: value for setting, value in overrides.items() if setting != "device"}
+    custom = any(case.variant not in VARIANTS for case in grid) or (
+        (seeds is not None or bool(changes))
+        and configurations(grid, usual, seeds, changes) != configurations(grid, usual)
+    )
+    skipped = {str(cell.case): reason for cell in cells if (reason := _refusal(cell.config))}
+    kept = tuple(cell for cell in cells if str(cell.case) not in skipped)
+    folder = figures_dir(profile, out, custom)
+    return Study(name, profile, folder, kept, skipped, attack=overrides.get("attack"))
+
+
+def configurations(
+    grid: Iterable[Case],
+    settings: Mapping[str, Any],
+    seeds: Seeds = None,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Cell]:
+    """Return the run of each case with each seed.
+
+    Args:
+        grid: Cases of a figure.
+        settings: Settings of the profile and the figure, with "seeds"; those of a case replace them.
+        seeds: Seeds to use instead of those of the cases and of the settings.
+        overrides: Settings that replace all others; an attack among them becomes one of the case's.
+    """
+    common = {setting: value for setting, value in settings.items() if setting != "seeds"}
+    attack = {"attack": overrides["attack"]} if "attack" in overrides else {}
+    cells = []
+    for case in grid:
+        variant = resolve_variant(case.variant)
+        rule = {"rule": variant.rule, "rule_options": {**dict(variant.options), **case.options}, "byzantine": case.f}
+        config = TrainConfig(**{**common, **case.settings, **rule, **overrides})
+        shown = replace(case, settings={**case.settings, **attack})
+        cells += [Cell(shown, replace(config, seed=seed)) for seed in seeds or case.seeds or settings["seeds"]]
+    return cells
 
 
 def _refusal(config: TrainConfig) -> str:
-    """Why the rule cannot serve so many workers, or nothing."""
+    """Return why the rule cannot be used with this number of workers, or an empty string."""
     try:
         make_rule(config.rule, f=config.rule_f, **config.options).check_workers(config.workers)
     except ValueError as refusal:
@@ -276,16 +324,15 @@ def _refusal(config: TrainConfig) -> str:
 
 
 def last_points(table: DataFrame) -> DataFrame:
-    """The last point of every curve."""
+    """Return the last point of every curve."""
     curve = list(table.columns[: list(table.columns).index("iteration")])
-    last: DataFrame = (
-        table.sort_values("iteration", kind="stable").groupby(curve, sort=False, dropna=False).last().reset_index()
-    )
+    ordered = table.sort_values("iteration", kind="stable")
+    last: DataFrame = ordered.groupby(curve, sort=False, dropna=False).last().reset_index()
     return last
 
 
 def final_accuracies(table: DataFrame, by: str = "f") -> DataFrame:
-    """The final test accuracy by label and the column `by`: its mean, least and greatest value over the seeds."""
+    """Return mean, least and greatest final test accuracy over the seeds, by label and the column `by`."""
     over_seeds = last_points(table).groupby(["label", by], sort=False)["test_accuracy"]
     final: DataFrame = over_seeds.agg(["mean", "min", "max"])
     return final

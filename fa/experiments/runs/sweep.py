@@ -88,7 +88,7 @@ def sweep(
     return [Outcome(config, records[config], failures.get(config, "")) for config in configs]
 
 
-def shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
+def select_shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
     """The i-th of k nearly equal parts, written "i/k" with i from 1: every k-th configuration, so that slow ones are
     shared.
     """

@@ -1,4 +1,4 @@
-"""Rules and attacks of the user in the figures: which figures they may enter, and under which labels."""
+"""Rules and attacks of the user in the figures."""
 
 from __future__ import annotations
 
@@ -14,48 +14,49 @@ from fa.utils.validation import check
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-MOST = 4
-"""Number of rules that one figure can show beside its own; as many as `style.USER_LOOKS`."""
+MAX_RULES = 4
+"""Number of the user's rules that one figure can show; as many as `style.USER_LOOKS`."""
 
 NO_RULES = {
     "fig02": "it shows the mean alone",
-    "fig03": "it shows what FA's subspace explains",
+    "fig03": "it shows the explained variances of FA's subspace",
     "fig08": "it varies FA's lambda",
     "fig09": "it shows FA alone, at several sizes",
     "extra01": "it varies FA's options",
-    "extra04": "its detectors are ones of known rules; fa plot shows whom a rule trusted",
+    "extra04": "its detectors belong to certain rules; fa plot shows the decisions of any rule",
     "extra07": "it compares FA with Multi-Krum and its controls",
 }
-"""Figures that do not compare rules, and what they do."""
+"""Figures that do not compare rules, and the reason."""
 
 NO_ATTACK = {
     "fig06a": "its faults are links that lose packets",
-    "fig07": "its workers train on augmented data, and send what they have",
+    "fig07": "its workers train on augmented data and send their gradients",
     "extra01": "it compares attacks for which its regimes were chosen",
     "extra04": "it compares attacks that it has names for",
     "extra05": "it compares two attacks",
 }
-"""Figures whose attack is their subject; Extra 3, which has seven, takes one more."""
+"""Figures whose attack is their subject, and the reason. Extra 3 adds the attack to its seven."""
 
 
-def enter(rules: Sequence[str] | None) -> tuple[str, ...]:
+def register_rules(rules: Sequence[str] | None) -> tuple[str, ...]:
     """Return the keys of the user's rules in figures: names that do not depend on the working directory.
 
-    Raises ValueError for an unknown rule, one that the figures already have, too many rules, and equal labels.
+    Raises:
+        ValueError: An unknown rule, one that the figures already have, too many rules, or equal labels.
     """
     check("rules", rules, rules is None or not isinstance(rules, str), "a list of rules' names")
     keys = tuple(dict.fromkeys(plugins.resolve_spec(name) for name in rules or ()))
     for key in keys:
         check("a rule", key, key not in VARIANTS, "one that the figures do not have already")
-    few = f"one of {MOST} at the most, for which there are colours"
-    check("a rule", keys[-1] if keys else "", len(keys) <= MOST, few)
+    few = f"one of {MAX_RULES} at the most, for which there are colours"
+    check("a rule", keys[-1] if keys else "", len(keys) <= MAX_RULES, few)
     labels = [label(key) for key in keys]
     check("the names of rules", labels, len(set(labels)) == len(labels), "different from each other")
     return keys
 
 
 def label(key: str) -> str:
-    """Return a variant's name in figures; of a user's rule whose name is taken, with its file."""
+    """Return a variant's name in figures. If the name of a user's rule is a variant's, its file is added."""
     if key in VARIANTS:
         return VARIANTS[key].label
     rule = make_rule(key)
@@ -63,28 +64,32 @@ def label(key: str) -> str:
     return plugins.display_name(key) if name in {variant.label for variant in VARIANTS.values()} else name
 
 
-def variant(key: str) -> Variant:
-    """Return the variant of that key: one of `VARIANTS`, or a user's rule without options."""
+def resolve_variant(key: str) -> Variant:
+    """Return the variant of `VARIANTS` with this key, or a user's rule without options."""
     return VARIANTS[key] if key in VARIANTS else Variant(label(key), key)
 
 
-def replaced(attack: str) -> str:
-    """The attack's name, not depending on the working directory; ValueError for one that there is not."""
+def resolve_attack(attack: str) -> str:
+    """Return an attack's name, which does not depend on the working directory.
+
+    Raises:
+        ValueError: An unknown attack.
+    """
     attack = plugins.resolve_spec(attack)
     make_attack(attack)
     return attack
 
 
-def own_of(table: DataFrame) -> tuple[str, ...]:
-    """The rules of the user's own among the variants of a table, in its order."""
+def user_rules_in(table: DataFrame) -> tuple[str, ...]:
+    """Return the user's rules in a figure's table, in its order."""
     return tuple(key for key in dict.fromkeys(table["variant"]) if key not in VARIANTS)
 
 
-def known(table: DataFrame) -> DataFrame:
-    """The rows on which claims are judged: those of the rules that the figure has anyway."""
+def builtin_rows(table: DataFrame) -> DataFrame:
+    """Return the rows that claims are judged by: those without the user's rules."""
     return table[table["variant"].isin(VARIANTS)]
 
 
-def sent(table: DataFrame) -> str:
-    """What the faulty workers of a figure send, for its heading; which other attack it was, the title says."""
+def attack_heading(table: DataFrame) -> str:
+    """Return what the Byzantine workers of a figure send, for its heading. The title names another attack."""
     return "the gradients of another attack than in the paper" if "attack" in table else "random gradients"

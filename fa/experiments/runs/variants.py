@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Variant:
-    """A rule with its options, as figures name it."""
+    """A rule with its options, and its name in figures."""
 
     label: str
     rule: str
@@ -42,7 +42,7 @@ PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trim
 """The seven rules of the paper's figures."""
 
 RIVALS = (*PAPER_RULES[1:], "mean")
-"""Whom FA has to be better than: the paper's other rules, and no defence at all."""
+"""The rules that FA is compared with: the paper's other rules and the mean."""
 
 DATASETS = MappingProxyType(
     {

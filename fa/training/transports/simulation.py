@@ -43,7 +43,7 @@ class SimulatedTransport:
         losses = []
         for worker in self.workers:
             byzantine = worker.rank in self._byzantine
-            if not byzantine or self._attack.needs_own:
+            if not byzantine or self._attack.uses_own_gradient:
                 loss = worker.write_gradient(iteration)
                 if not byzantine:
                     losses.append(loss)

@@ -48,7 +48,7 @@ def _work(rank: int, host: str, sender: socket.socket) -> None:
     parameters = flatten(model)
     gradient = torch.zeros_like(parameters)
     worker = Worker(rank, model, dataset, config, gradient, worker_partitions(config, dataset).get(rank))
-    computes = rank >= config.byzantine or make_attack(config.attack).needs_own
+    computes = rank >= config.byzantine or make_attack(config.attack).uses_own_gradient
     iteration, loss, seconds = NEW, torch.zeros(()), 0.0
     port = connection.call_server(server.datagram_port)
     address = None if port is None else (socket.gethostbyname(host), port)

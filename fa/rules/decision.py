@@ -1,0 +1,167 @@
+"""What a rule decides: about the columns that it sees, and from that about the workers."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from fa.gradients.gram import Gram
+from fa.rules.application import Application, ComputedDirection, CoordinateStatistic, OrderStatistic, WeightedSum
+from fa.rules.preaggregators import MixedGradients
+from fa.utils.validation import check
+
+NOT_FINITE = "NaN or Inf"
+"""The reason to exclude a worker whose gradient is not finite."""
+
+
+@dataclass(frozen=True)
+class ColumnDecision:
+    """A rule's decision about the q columns that it sees: the p gradients, or what pre-aggregators make of them.
+
+    One of `weights`, `statistic` and `direction` is required.
+
+    Attributes:
+        weights: Weight of each column in d.
+        statistic: Statistic of each coordinate, over `columns` or `combinations`.
+        columns: Indices of the columns that the rule selects. None: all.
+        combinations: Weighted sums of columns, as k columns of weights, for the statistic.
+        reason: Why the other columns are excluded.
+        coefficients: C (q, m) of the basis Y = G^T C, for rules that have one.
+        direction: d (n,) itself, for rules whose d is outside the span of the gradients.
+        values: Explained variances of the finite workers, with `direction`.
+    """
+
+    weights: Float64[np.ndarray, " q"] | None = None
+    statistic: OrderStatistic | None = None
+    columns: tuple[int, ...] | None = None
+    combinations: Float64[np.ndarray, "q k"] | None = None
+    reason: str = ""
+    coefficients: Float64[np.ndarray, "q m"] | None = None
+    direction: Tensor | None = None
+    values: Float64[np.ndarray, " rows"] | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A rule's decision about p workers.
+
+    Attributes:
+        selected: Workers whose gradients contribute to d.
+        left_out: The other workers, with the reason to exclude each.
+        weights: d = sum_i weights_i g_i. None for a rule that does not weight gradients.
+        values: Explained variances v_i, NaN for a gradient that is not finite. None for a rule without a basis.
+        application: How d is computed from the gradients.
+    """
+
+    selected: tuple[int, ...]
+    left_out: dict[int, str]
+    weights: Float64[np.ndarray, " p"] | None
+    values: Float64[np.ndarray, " p"] | None
+    application: Application = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """The result of a rule.
+
+    Attributes:
+        direction: d, in the gradients' shape, dtype and device.
+        decision: The decision about workers that gives d.
+    """
+
+    direction: Any
+    decision: Decision
+
+
+def check_column_decision(rule: str, decided: Any, q: int) -> None:
+    """Check what a rule of this name decides about q columns."""
+    check(f"the decision of {rule}", decided, isinstance(decided, ColumnDecision), "a fa.rules.ColumnDecision")
+    weights = decided.weights
+    if weights is None:
+        complete = decided.statistic is not None or decided.direction is not None
+        check(f"the decision of {rule}", decided, complete, "weights, a statistic or a direction")
+    else:
+        fits = isinstance(weights, np.ndarray) and weights.shape == (q,)
+        check(f"the weights of {rule}", weights, fits, f"an array of {q}, one for each gradient")
+        check(f"the weights of {rule}", weights.tolist(), bool(np.isfinite(weights).all()), "finite numbers")
+
+
+def to_worker_decision(
+    gram: Gram, rows: Int[np.ndarray, " k"], mixed: MixedGradients, decided: ColumnDecision
+) -> Decision:
+    """Translate a decision about columns into one about workers.
+
+    Args:
+        gram: Gram matrix of all p gradients.
+        rows: The k workers whose gradients are finite.
+        mixed: The columns, as combinations of those k gradients.
+        decided: The decision about the columns.
+    """
+    R = np.zeros((gram.p, mixed.gram.p))
+    R[rows] = mixed.R
+    used = R if decided.columns is None else R[:, list(decided.columns)]
+    if decided.combinations is not None:
+        used = R @ decided.combinations
+    contributes: np.ndarray = np.any(used, axis=1)
+    mixed_in: np.ndarray = np.any(R, axis=1)
+    weights = None if decided.weights is None else R @ decided.weights
+    return Decision(
+        selected=tuple(int(i) for i in np.flatnonzero(contributes)),
+        left_out=_reasons(rows, mixed_in, contributes, decided.reason),
+        weights=weights,
+        values=_explained_variances(gram, rows, R, decided),
+        application=_application(decided, weights, used),
+    )
+
+
+def _reasons(rows: np.ndarray, mixed: np.ndarray, contributes: np.ndarray, reason: str) -> dict[int, str]:
+    """Why each worker that does not contribute is excluded: by its values, by a pre-aggregator, or by the rule."""
+    finite = set(rows.tolist())
+    return {
+        int(i): NOT_FINITE if i not in finite else reason if mixed[i] else "not chosen before the rule"
+        for i in np.flatnonzero(~contributes)
+    }
+
+
+def _application(decided: ColumnDecision, weights: np.ndarray | None, used: np.ndarray) -> Application:
+    if decided.direction is not None:
+        return ComputedDirection(decided.direction)
+    if weights is not None:
+        return WeightedSum(weights)
+    assert decided.statistic is not None  # by check_column_decision
+    return CoordinateStatistic(decided.statistic, used)
+
+
+def _explained_variances(
+    gram: Gram, rows: np.ndarray, R: np.ndarray, decided: ColumnDecision
+) -> Float64[np.ndarray, " p"] | None:
+    """v_i = ||Y^T g_i||^2/||g_i||^2 of every worker under Y = G^T C; 1 for a zero gradient, NaN for one not finite."""
+    values = np.full(gram.p, np.nan)
+    if decided.coefficients is not None:
+        finite = gram.select(rows)
+        C = R[rows] @ decided.coefficients
+        squares = np.square(finite.cosines @ (finite.norms[:, None] * C)).sum(axis=1)
+        values[rows] = np.where(finite.norms > 0, np.minimum(squares, 1.0), 1.0)
+    elif decided.values is not None:
+        values[rows] = decided.values
+    else:
+        return None
+    return values
+
+
+def per_worker(numbers: Float64[np.ndarray, " p"] | None, p: int) -> list[float | None]:
+    """Convert a decision's weights or values to a list.
+
+    Args:
+        numbers: `Decision.weights` or `Decision.values`.
+        p: Number of workers.
+
+    Returns:
+        One float for each worker; None for NaN, and everywhere if `numbers` is None.
+    """
+    if numbers is None:
+        return [None] * p
+    return [None if math.isnan(number) else number for number in numbers.tolist()]

@@ -1,0 +1,106 @@
+"""Options of a rule, and its conditions on p, the number of gradients, and f, the number of Byzantine workers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+from fa.rules.decision import NOT_FINITE
+from fa.rules.preaggregators import STEPS, column_counts
+from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers, check_one_of
+
+AnyRule = TypeVar("AnyRule", bound="RuleOptions")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleOptions:
+    """Options that all rules have, and what a rule's class declares.
+
+    Attributes:
+        f: Number of Byzantine workers to tolerate.
+        preaggregators: Names in `fa.rules.preaggregators.STEPS`, applied in this order. None: the rule's default.
+        seed: Seed of the pre-aggregator "bucketing".
+        name: Name of the rule.
+        min_workers: (times, plus): the rule needs p >= times f + plus.
+        reads_gram: Whether `decide` reads the Gram matrix.
+        column_count_option: Name of an option that is at most the number of columns that the rule sees. "": none.
+    """
+
+    f: int = 0
+    preaggregators: Sequence[str] | None = None
+    seed: int = 0
+
+    name: ClassVar[str]
+    min_workers: ClassVar[tuple[int, int]] = (0, 1)
+    reads_gram: ClassVar[bool] = True
+    column_count_option: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for option in ("f", "seed"):
+            check_integer(option, getattr(self, option), 0)
+        names: Any = () if self.preaggregators is None else self.preaggregators
+        check("preaggregators", names, isinstance(names, Sequence), "a sequence of names")
+        object.__setattr__(self, "preaggregators", (names,) if isinstance(names, str) else tuple(names))
+        for name in self.steps:
+            check_one_of("preaggregators", name, tuple(STEPS))
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Names of the pre-aggregators."""
+        return tuple(self.preaggregators or ())
+
+    @property
+    def needs_gram(self) -> bool:
+        """Whether the rule or one of its pre-aggregators reads the Gram matrix."""
+        return self.reads_gram or bool(self.steps)
+
+    def check_workers(self, p: int, remark: str = "") -> None:
+        """Check that p gradients are enough.
+
+        Args:
+            p: Number of gradients.
+            remark: Where the p gradients come from, in words that follow them in the message.
+
+        Raises:
+            TooFewWorkersError: p is too small for a pre-aggregator, or for the rule after them.
+            ValueError: The option of `column_count_option` is too large.
+        """
+        *counts, q = column_counts(self.steps, p, self.f)
+        for name, count in zip(self.steps, counts, strict=True):
+            check_min_workers(f'preaggregators="{name}"', count, self.f, *STEPS[name].min_workers, remark)
+        after = f" after {', '.join(self.steps)}" if q != p else ""
+        check_min_workers(self.name, q, self.f, *self.min_workers, after + remark)
+        used = self._column_count
+        if used is not None:
+            check(self.column_count_option, used, used <= q, f"at most p = {q}, the number of gradients{after}")
+
+    def accepts(self, p: int) -> bool:
+        """Return whether p gradients are enough; see `check_workers`."""
+        try:
+            self.check_workers(p)
+        except TooFewWorkersError:
+            return False
+        return True
+
+    def adjusted_for_missing(self: AnyRule, missing: int, p: int) -> AnyRule:
+        """Return the rule for p gradients that remain when `missing` workers are known to be Byzantine.
+
+        They count against f. The option of `column_count_option` is reduced to the number of columns that remain.
+
+        Raises:
+            TooFewWorkersError: p is too small for the adjusted rule.
+        """
+        if p == 0:
+            raise TooFewWorkersError("G must have a finite row; every worker's gradient holds NaN or Inf")
+        rule, remark = self, ""
+        if missing:
+            options: dict[str, Any] = {"f": max(0, self.f - missing)}
+            if self._column_count is not None:
+                q = column_counts(self.steps, p, options["f"])[-1]
+                options[self.column_count_option] = max(1, min(self._column_count, q))
+            rule, remark = replace(self, **options), f" ({missing} of {p + missing} left out: {NOT_FINITE})"
+        rule.check_workers(p, remark)
+        return rule
+
+    @property
+    def _column_count(self) -> int | None:
+        return getattr(self, self.column_count_option) if self.column_count_option else None
