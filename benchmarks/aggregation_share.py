@@ -48,6 +48,7 @@ def main() -> None:
     f = max(0, (given.workers - 3) // 4)  # Bulyan accepts no larger f.
 
     def passes() -> None:
+        """Run one forward and backward pass."""
         model.zero_grad(set_to_none=True)
         F.cross_entropy(model(images), labels).backward()
 

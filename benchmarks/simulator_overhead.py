@@ -49,6 +49,7 @@ def bare(model: nn.Module, minibatches: list[tuple[Tensor, Tensor]]) -> Callable
     """Return a function that runs forward and backward passes on the minibatches."""
 
     def passes() -> None:
+        """Run one forward and backward pass per minibatch."""
         model.train()
         for images, labels in minibatches:
             model.zero_grad(set_to_none=True)

@@ -59,7 +59,12 @@ def aggregate(
 
 
 def loss_of(model: nn.Module, text: Tensor) -> Tensor:
-    """Return the mean cross entropy of each character of the text (B, T) except the first, given those before it."""
+    """Return the mean cross entropy of each character except the first, given those before it.
+
+    Args:
+        model: The model.
+        text: Indices of characters (B, T).
+    """
     return F.cross_entropy(model(text[:, :-1]).flatten(0, 1), text[:, 1:].flatten())
 
 

@@ -32,7 +32,15 @@ def build() -> nn.Module:
 
 
 def minibatches(client: int, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a client's minibatches in a round: its own images, with unequal shares of each digit."""
+    """Yield a client's minibatches in a round, from its own images with unequal shares of each digit.
+
+    Args:
+        client: Index of the client.
+        server_round: Number of the round.
+
+    Yields:
+        Normalised images (32, 1, 28, 28) and labels (32,).
+    """
     data = load("mnist-mini")
     own = dirichlet(data.train_labels, CLIENTS, alpha=1.0, least=32, seed=0)[client]
     for step in range(STEPS):
@@ -44,7 +52,15 @@ client_app = ClientApp()
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train one client for a round. The last client sends noise."""
+    """Train one client for a round. The last client sends noise.
+
+    Args:
+        message: The server's message, with the model and the number of the round.
+        context: Context of the client, with its index.
+
+    Returns:
+        The reply, with the new model and the number of examples.
+    """
     client = int(context.node_config["partition-id"])
     server_round = message.content["config"]["server-round"]
     model = build()
@@ -63,7 +79,12 @@ def train(message: Message, context: Context) -> Message:
 
 
 def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-    """Return the test accuracy of the server's model."""
+    """Return the test accuracy of the server's model.
+
+    Args:
+        server_round: Number of the round, which Flower passes.
+        arrays: The model.
+    """
     data, model = load("mnist-mini"), build()
     model.load_state_dict(arrays.to_torch_state_dict())
     model.eval()

@@ -31,6 +31,7 @@ class GeometricMedian(fa.Rule):
     min_workers: ClassVar[tuple[int, int]] = (2, 1)  # p >= 2f + 1
 
     def decide(self, gram: Gram) -> ColumnDecision:
+        """Return the geometric median's weights on the gradients of the Gram matrix."""
         weights = np.full(gram.p, 1 / gram.p)
         for _ in range(self.iterations):
             # Squared distances between gradients avoid cancellation; they suffice because sum w = 1.

@@ -174,6 +174,7 @@ def integrate(system: str, start: Points, t: float, parameters: Mapping[str, flo
     velocity = SYSTEMS[system].velocity
 
     def derivative(_: float, state: np.ndarray) -> np.ndarray:
+        """Return t times the velocity, tapered to 0 between `limit` and 2 `limit`."""
         points = state.reshape(-1, 2)
         inside = np.clip(2 - np.abs(points).max(axis=1, keepdims=True) / limit, 0.0, 1.0)
         near = np.clip(points, -2 * limit, 2 * limit)  # A rejected step must not overflow.

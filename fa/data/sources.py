@@ -67,6 +67,7 @@ def torchvision_source(dataset: str) -> Source:
     """
 
     def take(folder: Path, report: Report) -> Arrays:
+        """Download into the folder and return the arrays."""
         report(f"torchvision's {dataset}")
         try:
             with _quiet():

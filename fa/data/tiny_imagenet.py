@@ -95,6 +95,7 @@ def _decode(files: Sequence[Path]) -> np.ndarray:
     images = np.empty((len(files), *shape), dtype=np.uint8)
 
     def place(index: int) -> None:
+        """Decode one image into its place."""
         pixels = _pixels(files[index])
         if pixels.shape != shape:
             raise ValueError(f"{files[index]} has the shape {pixels.shape}; it must be {shape} as {files[0]} is")
