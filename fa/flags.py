@@ -2,13 +2,13 @@
 
     min over Y^T Y = I of  sum_k A(Y_k),     Y_k the first m_k columns of Y,     m_1 < ... < m_K
 
-A is eq. 5. The paper (section 2.1) parametrises Y "as a nested sequence of Y_k, k = 1, ..., K where m_k < m_{k+1} <=
-p". It gives neither weights for the levels nor a solver.
+A is eq. 5. The paper (section 2.1) parametrises Y as follows: "as a nested sequence of Y_k, k = 1, ..., K where
+m_k < m_{k+1} <= p". It gives neither weights for the levels nor a solver.
 
 As in IRLS, the tangents of the powers bound the objective by -sum_k tr(Y_k^T A_k Y_k). There is no closed form for the
-minimum over all Y, but there is one for two blocks of columns. Block k has the columns that level k adds to level k -
-1; the last block is the rest of span(G). The span of two blocks j < l stays the same. Block j becomes the top
-eigenvectors of A_j + ... + A_{l-1} in that span.
+minimum over all Y, but there is one for two blocks of columns. Block k has the columns that level k adds to the
+level before it, and the last block is the rest of span(G). The span of two blocks j < l stays the same. Block j becomes
+the top eigenvectors of A_j + ... + A_{l-1} in that span.
 
 One iteration does this for every pair of blocks, with new weights for each pair. It never raises the smoothed
 objective. A point that no pair changes is stationary on the flag manifold, whose tangent space consists of these pairs.
@@ -54,27 +54,27 @@ class Flag:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Dimensions m_1 < ... < m_K of the levels."""
+        """Return the dimensions m_1 < ... < m_K of the levels."""
         return tuple(level.m for level in self.levels)
 
     @property
     def objective(self) -> float:
-        """Eq. 5, summed over the levels."""
+        """Return eq. 5, summed over the levels."""
         return sum(level.objective for level in self.levels)
 
     @property
     def history(self) -> tuple[float, ...]:
-        """Smoothed objective after each iteration, summed over the levels; it never rises."""
+        """Return the smoothed objective after each iteration, summed over the levels; it never rises."""
         return tuple(map(sum, zip(*(level.history for level in self.levels), strict=True)))
 
     @property
     def values(self) -> Float64[np.ndarray, "K p"]:
-        """Explained variances v_i of each level, (K, p) float64; they grow from level to level."""
+        """Return the explained variances v_i of each level, (K, p) float64; they grow from level to level."""
         return np.array([level.values for level in self.levels])
 
     @property
     def coefficients(self) -> Float64[np.ndarray, "q m"]:
-        """Coefficients C (q, m_K) with Y = G^T C."""
+        """Return the coefficients C (q, m_K) with Y = G^T C, float64."""
         coefficients = self.levels[-1].coefficients
         assert coefficients is not None  # A flag stays in the span of G.
         return coefficients

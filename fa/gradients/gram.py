@@ -64,6 +64,9 @@ class Gram:
         Args:
             K: Inner products (p, p), float64.
             exponents: If K is of the gradients divided by 2^exponents_i, these exponents (p,); None for 0.
+
+        Returns:
+            The Gram matrix. Gradients with norms below 2^-1000 count as zero.
         """
         powers = np.zeros(len(K)) if exponents is None else exponents
         logs = _log2(np.diag(K)) / 2 + powers
@@ -80,29 +83,32 @@ class Gram:
 
         Args:
             p: Number of gradients.
+
+        Returns:
+            The Gram matrix.
         """
         unknown = np.full((p, p), np.nan)
         return cls(unknown, np.diag(unknown), unknown, 1.0)
 
     @property
     def p(self) -> int:
-        """Number of gradients."""
+        """Return the number of gradients."""
         return len(self.scaled_norms)
 
     @property
     def norms(self) -> PerGradient:
-        """Norms ||g_i|| (p,), float64."""
+        """Return the norms ||g_i|| (p,), float64."""
         return self.scale * self.scaled_norms
 
     @property
     def K(self) -> Square:
-        """Inner products (p, p) over scale^2, with clipped norms, float64."""
+        """Return the inner products (p, p) over scale^2, with clipped norms, float64."""
         products: np.ndarray = self.cosines * np.outer(self.clipped_norms, self.clipped_norms)
         return products
 
     @property
     def clipped_norms(self) -> PerGradient:
-        """Scaled norms (p,), clipped where their squares would overflow, float64."""
+        """Return the scaled norms (p,), clipped where their squares would overflow, float64."""
         clipped: np.ndarray = np.minimum(self.scaled_norms, _FARTHEST)
         return clipped
 
@@ -124,6 +130,9 @@ class Gram:
 
         Args:
             rows: Indices (q,) of the gradients, in the new order.
+
+        Returns:
+            The Gram matrix (q, q), with the same scale.
         """
         square = np.ix_(rows, rows)
         return Gram(self.cosines[square], self.scaled_norms[rows], self.D2[square], self.scale)
@@ -136,6 +145,9 @@ class Gram:
 
         Args:
             factors: Factors (p,), at least 0.
+
+        Returns:
+            The Gram matrix (p, p), with a new scale.
         """
         norms = self.norms * factors
         scale = 2.0 ** _usual_exponent(_log2(norms))
@@ -158,6 +170,9 @@ class Gram:
 
         Args:
             R: Weights (p, q); each column sums to 1.
+
+        Returns:
+            The Gram matrix (q, q), with the same scale.
         """
         K = symmetric(R.T @ self.K @ R)
         z = R[:, :, None] - R[:, None, :]
@@ -260,6 +275,9 @@ def median_nonzero(norms: PerGradient) -> float:
 
     Args:
         norms: Norms (p,), at least 0.
+
+    Returns:
+        The median; 0 only if all norms are 0.
     """
     median = float(np.median(norms))
     return median if median > 0 or not norms.any() else float(np.median(norms[norms > 0]))

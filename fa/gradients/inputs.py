@@ -34,6 +34,9 @@ def read(G: Any) -> Gradients:
         G: Torch tensor or numpy array (p, n), or a sequence with one entry per worker. An entry is a vector, a list of
             per-layer tensors, or a state dict. The dtype is float16, bfloat16, float32 or float64.
 
+    Returns:
+        The matrix, and the function that restores the caller's format.
+
     Raises:
         ValueError: No worker, no coordinate, workers of unequal shape, or integer or complex entries.
     """
@@ -49,6 +52,7 @@ def read(G: Any) -> Gradients:
 
 
 def _matrix(G: Tensor) -> Tensor:
+    """Check a matrix (p, n), and return it with contiguous rows."""
     _check_dtype(G.dtype, "G")
     if G.layout != torch.strided:
         raise ValueError(f"G must be dense; its layout is {G.layout}: call .to_dense()")
@@ -64,11 +68,15 @@ def by_rows(G: Tensor) -> Tensor:
 
     Args:
         G: Matrix (p, n); it is copied only if its layout differs.
+
+    Returns:
+        G itself or a copy.
     """
     return G if G.stride(1) == 1 and G.stride(0) >= G.shape[1] else G.contiguous()
 
 
 def _tensor(values: Any, name: str) -> Tensor:
+    """Convert an array to a tensor, without a copy if torch supports its strides and byte order."""
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
@@ -96,6 +104,7 @@ def _described(values: Any) -> str:
 
 
 def _check_dtype(dtype: torch.dtype, name: str) -> None:
+    """Raise ValueError unless the dtype is one of `DTYPES`."""
     if dtype not in DTYPES:
         raise ValueError(
             f"{name} must be of float16, bfloat16, float32 or float64; its dtype is {str(dtype).removeprefix('torch.')}"
@@ -151,15 +160,20 @@ def is_matrix(entry: Any) -> bool:
 
     Args:
         entry: Entry of one worker.
+
+    Returns:
+        True for a tensor or array with two dimensions.
     """
     return isinstance(entry, Tensor | np.ndarray) and entry.ndim == 2
 
 
 def _same(d: Tensor) -> Tensor:
+    """Return the argument."""
     return d
 
 
 def _check_same(worker: int, what: str, first: object, other: object) -> None:
+    """Raise ValueError unless a worker has the same property as worker 0."""
     if other != first:
         raise ValueError(f"worker {worker} must have worker 0's {what} {first}, got {other}")
 
@@ -205,6 +219,7 @@ def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any
 
 
 def _tensors(entry: Any, worker: int) -> dict[Any, Tensor]:
+    """Return one worker's tensors by name or position."""
     items, _ = _entries(entry)
     return {
         name: value.detach() if isinstance(value, Tensor) else _tensor(value, f"worker {worker}, entry {name!r}")
@@ -213,10 +228,12 @@ def _tensors(entry: Any, worker: int) -> dict[Any, Tensor]:
 
 
 def _is_count(tensor: Tensor) -> bool:
+    """Return True for an integer tensor."""
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int) -> None:
+    """Raise ValueError unless two entries have tensors of the same names, shapes, dtypes and devices."""
     _check_same(worker, "entries", list(first), list(other))
     for name, tensor in first.items():
         _check_same(worker, f"entry {name!r} of shape", tuple(tensor.shape), tuple(other[name].shape))

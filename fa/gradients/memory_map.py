@@ -62,12 +62,12 @@ class Layout:
 
     @property
     def kind(self) -> str:
-        """Number and type of the coordinates, for messages."""
+        """Return the number and type of the coordinates, for messages."""
         return f"{math.prod(self.shape)} numbers of {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def bytes(self) -> int:
-        """Size of the coordinates in bytes, without the header."""
+        """Return the size of the coordinates in bytes, without the header."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -76,6 +76,9 @@ def layout(path: Path) -> Layout:
 
     Args:
         path: The file.
+
+    Returns:
+        The layout.
 
     Raises:
         ValueError: The file has another format, is truncated, or cannot be read; the message names it.
@@ -91,11 +94,13 @@ def layout(path: Path) -> Layout:
 
 
 def _check(holds: bool, path: Path, must: str, it_is: str) -> None:
+    """Raise ValueError that names the file, unless a condition holds."""
     if not holds:
         raise ValueError(f"{path} {must}; {it_is}")
 
 
 def _npy(path: Path) -> Layout:
+    """Read the layout of a .npy file."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:  # The file is truncated or contains a pickle.
@@ -107,6 +112,7 @@ def _npy(path: Path) -> Layout:
 
 
 def _safetensors(path: Path) -> Layout:
+    """Read the layout of a .safetensors file."""
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
@@ -177,6 +183,7 @@ def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
 
 
 def _as(memory: Any, begins: int, dtype: torch.dtype, shape: tuple[int, int], stride: int) -> Tensor:
+    """View a buffer as a matrix, from byte `begins` on, with `stride` coordinates between rows."""
     flat = torch.frombuffer(memory, dtype=dtype, offset=begins, count=(shape[0] - 1) * stride + shape[1])
     return flat.as_strided(shape, (stride, 1))
 
@@ -239,6 +246,7 @@ def create_output(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
 
 
 def _reserve(path: Path, head: bytes, size: int) -> None:
+    """Create the file with its header, and reserve `size` bytes on the disk."""
     with path.open("xb") as file:
         file.write(head)
         file.flush()

@@ -17,8 +17,10 @@ Formulation = Literal["paper", "released"]
 
 FLOOR = 1e-12
 """Value of 1 - v below which the power is replaced by its tangent, so that weights stay finite."""
+
 RANK = 1e-12
 """Fraction of the largest eigenvalue of the cosines below which an eigenvalue is rounding error."""
+
 # Below this ratio of squared distance to squared norms, a pair's direction is lost with the eigenvalues below RANK.
 _EQUAL = 1e-12
 
@@ -55,6 +57,9 @@ class Problem:
 
         Args:
             residuals: 1 - v of each term, (T,).
+
+        Returns:
+            The value, without a norm of Y.
         """
         return float(self.factors @ residuals ** (1 / self.a))
 
@@ -63,6 +68,9 @@ class Problem:
 
         Args:
             residuals: 1 - v of each term, (T,).
+
+        Returns:
+            The value, without a norm of Y.
         """
         floored = np.maximum(residuals, FLOOR)
         below = np.minimum(residuals - FLOOR, 0.0) * FLOOR ** (1 / self.a - 1) / self.a
@@ -76,6 +84,9 @@ class Problem:
 
         Args:
             residuals: 1 - v of each term, (T,).
+
+        Returns:
+            The bound, at least 0.
         """
         hidden = self.factors[residuals < FLOOR].sum() * FLOOR ** (1 / self.a)
         return float(hidden) + self.unresolved
@@ -120,6 +131,9 @@ def build_problem(
         a: Inverse of the power.
         formulation: "paper" for the pairs of eq. 5, "released" for those of the released code.
         counts: Number of gradients of each worker; None for one each.
+
+    Returns:
+        The terms, factors and basis, float64.
 
     Raises:
         ValueError: lam is not 0 and a worker has several gradients.

@@ -6,8 +6,8 @@ A step is a manifold proximal gradient step. D minimises <grad, D> + ||D||^2/(2t
 Y^T D + D^T Y = 0. For a symmetric multiplier T, Y + D is the norm's proximal map of Y T - t grad. A semismooth Newton
 method finds T (m x m).
 
-Y + D is then made orthonormal. For "rows" this is its polar factor. For "l1" these are Newton steps within its support,
-so that zero entries stay exactly zero.
+Y + D is then made orthonormal. For "rows", its polar factor is taken. For "l1", Newton steps correct the nonzero
+entries only, so that zero entries stay exactly zero.
 
 t is halved until the smoothed objective falls, and doubled after three steps that needed no halving. Every step
 therefore lowers the objective.
@@ -93,6 +93,9 @@ class Task:
 
         Args:
             Y: Basis (n, m) with orthonormal columns.
+
+        Returns:
+            The basis with its products, residuals and objective.
         """
         n = len(Y)
         pieces = [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)]
@@ -275,6 +278,9 @@ def task_of(problem: Problem, gram: Gram, G: Tensor, name: str, lam: float) -> T
         G: Gradients (q, n); they are moved to the CPU, and half precision is converted to float32.
         name: Norm: "l1" or "rows".
         lam: Weight of the norm.
+
+    Returns:
+        The task, whose rows are a numpy array.
     """
     scales = gram.divide_by_norms(norm_fractions(gram, problem.owner[: gram.p]))
     rows: Any = G.cpu() if G.dtype in (torch.float32, torch.float64) else G.cpu().float()

@@ -26,6 +26,9 @@ def value(name: str, Y: Float64[Tensor, "n m"]) -> float:
         name: One of `NAMES`.
         Y: Basis (n, m).
 
+    Returns:
+        The value, at least 0.
+
     Raises:
         ValueError: Unknown name.
     """

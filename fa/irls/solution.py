@@ -61,7 +61,7 @@ class Options:
 
     @property
     def leaves_span(self) -> bool:
-        """True if the regularizer's Y may leave the span of G, so that the Gram matrix does not suffice."""
+        """Return True if the regularizer's Y may leave the span of G, so that the Gram matrix does not suffice."""
         return self.lam > 0 and self.regularizer in ("l1", "rows")
 
 
@@ -110,12 +110,12 @@ class Solution:
 
     @property
     def iterations(self) -> int:
-        """Number of steps."""
+        """Return the number of steps."""
         return len(self.history)
 
     @property
     def problem(self) -> Problem:
-        """Data terms and pairs in a basis of span(G), without a norm of Y."""
+        """Return the data terms and pairs in a basis of span(G), without a norm of Y."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
         return build_problem(self.gram, self.m, lam, self.a, self.formulation, self.counts)
 

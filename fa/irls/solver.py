@@ -189,6 +189,9 @@ def solve_gram(
         start: As for `solve`.
         counts: Number of gradients of each worker; None for one each.
 
+    Returns:
+        The solution. Its `direction` needs `gradients`.
+
     Raises:
         ValueError: The regularizer is "l1" or "rows", whose Y leaves span(G), or as for `solve`.
     """
@@ -232,6 +235,9 @@ def default_m(p: int) -> int:
 
     Args:
         p: Number of workers.
+
+    Returns:
+        The number of columns.
     """
     return -(-(p + 1) // 2)
 
@@ -323,5 +329,8 @@ def terminates(before: State, after: State, tol: float) -> bool:
         before: Iterate before the step.
         after: Iterate after the step.
         tol: Tolerance.
+
+    Returns:
+        True if the change is less than tol.
     """
     return abs(before.smoothed_objective - after.smoothed_objective) < tol

@@ -24,6 +24,9 @@ def symmetric(upper: np.ndarray) -> np.ndarray:
 
     Args:
         upper: Square matrix; its entries below the diagonal are ignored.
+
+    Returns:
+        A new matrix of the same shape.
     """
     whole: np.ndarray = np.triu(upper) + np.triu(upper, 1).T
     return whole

@@ -76,10 +76,12 @@ _STAMP = _sources_stamp()
 
 
 def _write_checksum(path: str) -> None:
+    """Write the checksum of a file beside it."""
     Path(path + _SUFFIX).write_text(_checksum(path))
 
 
 def _is_intact(path: str) -> bool:
+    """Return True if the file has the checksum beside it."""
     try:
         return Path(path + _SUFFIX).read_text() == _checksum(path)
     except (OSError, UnicodeDecodeError):
@@ -87,4 +89,5 @@ def _is_intact(path: str) -> bool:
 
 
 def _checksum(path: str) -> str:
+    """Compute the SHA-256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

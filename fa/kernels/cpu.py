@@ -71,6 +71,9 @@ def row_factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     Args:
         values: Factors, float64, of any shape.
         dtype: Data type of the rows.
+
+    Returns:
+        The factors, of the same shape.
     """
     sizes = np.abs(values[values != 0])
     narrow = sizes.size == 0 or (sizes.min() > 1e-30 and sizes.max() < 1e30)
@@ -83,6 +86,9 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     Args:
         G: Matrix (p, n).
         precise: Whether all sums are in float64; else products and sums of 2,048 of them are in G's precision.
+
+    Returns:
+        K (p, p) float64; entries below the diagonal are unspecified.
     """
     p = len(G)
     groups = _groups_of_three(range(p))

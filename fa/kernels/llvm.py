@@ -75,6 +75,9 @@ def padded_rows(rows: list[int]) -> list[int]:
 
     Args:
         rows: Indices of rows, at least one.
+
+    Returns:
+        The padded indices.
     """
     return [*rows, *[rows[-1]] * (-len(rows) % _TILE)]
 
@@ -213,6 +216,7 @@ class _Vectors:
         self.zero = ir.Constant(self.kind, [0.0] * self.lanes)
 
     def _call(self, name, result, arguments, fastmath=()):
+        """Call an LLVM intrinsic on vectors."""
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         function = cgutils.get_or_insert_function(
             self.builder.module, kind, f"llvm.{name}.v{self.lanes}{self.scalar.intrinsic_name}"
@@ -275,6 +279,7 @@ class _Vectors:
 
 
 def _constant(value):
+    """Create a 64-bit integer constant."""
     return ir.Constant(_INT, value)
 
 

@@ -88,6 +88,7 @@ def _sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray, square: bool) -> np.n
 
 @jit
 def _square_chunks(x, y, shift, parts, t, threads):
+    """Sum x - shift and its square over the rows of every `threads`-th chunk."""
     N, C = x.shape
     first, second = np.empty(C, np.float32), np.empty(C, np.float32)
     for chunk in range(t, len(parts), threads):
@@ -106,6 +107,7 @@ def _square_chunks(x, y, shift, parts, t, threads):
 
 @jit
 def _product_chunks(x, y, shift, parts, t, threads):
+    """Sum y and y (x - shift) over the rows of every `threads`-th chunk."""
     N, C = x.shape
     first, second = np.empty(C, np.float32), np.empty(C, np.float32)
     for chunk in range(t, len(parts), threads):
@@ -123,6 +125,7 @@ def _product_chunks(x, y, shift, parts, t, threads):
 
 @jit
 def _affine(x, shift, scale, bias, out, t, threads):
+    """Write every `threads`-th chunk of `affine`."""
     N, C = x.shape
     for chunk in range(t, -(-N // _CHUNK), threads):
         for i in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK)):
@@ -132,6 +135,7 @@ def _affine(x, shift, scale, bias, out, t, threads):
 
 @jit
 def _affine_pair(y, scale, x, shift, slope, bias, out, t, threads):
+    """Write every `threads`-th chunk of `affine_pair`."""
     N, C = x.shape
     for chunk in range(t, -(-N // _CHUNK), threads):
         for i in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK)):

@@ -58,6 +58,7 @@ def _is_selection(R: np.ndarray) -> bool:
 
 @jit
 def _order_chunks(G, factors, starts, rows, columns, sources, addresses, merges, lo, hi, keep, d, first, step):
+    """Write every `step`-th chunk of the statistic; return which rows hold NaN or Inf."""
     p, n, q = G.shape[0], d.size, factors.shape[1]
     values = np.empty((sources.size, LANES), G.dtype)
     nearer = np.empty((q, LANES), G.dtype)
@@ -101,6 +102,7 @@ def _gather(G, factors, starts, rows, left, width, columns):
 
 @jit
 def _mean_of(values, lo, hi, d, left, width):
+    """Write the mean of the sorted values lo .. hi - 1."""
     out = d[left : left + width]
     out[:] = 0
     weight = values.dtype.type(1.0 / (hi - lo))

@@ -54,6 +54,7 @@ def prox(
 
 @jit
 def _prox(G, Y, T, C, t, rows, Z, products, squares, blocks, bend, thread, threads):
+    """Run `prox` on one thread's share of the rows, and add to the sums."""
     (n, m), q = Y.shape, G.shape[0]
     v, f = np.zeros(m), np.zeros(bend.shape[0])
     for i in range(n * thread // threads, n * (thread + 1) // threads):
@@ -124,6 +125,7 @@ def correct(Z: np.ndarray, S: np.ndarray) -> np.ndarray:
 
 @jit
 def _correct(Z, S, blocks, thread, threads):
+    """Run `correct` on one thread's share of the rows, and add to the blocks."""
     n, m = Z.shape
     z, support = np.zeros(m), np.zeros(m, dtype=np.int64)
     for i in range(n * thread // threads, n * (thread + 1) // threads):

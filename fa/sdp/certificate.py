@@ -5,8 +5,8 @@ The relaxation allows any matrix Z with 0 <= Z <= I and tr Z = m. It is convex w
 
     min  sum_k c_k ||(I - Z) t_k||^s     s = 2/min(a, 2)                                              (relaxation)
 
-Its value bounds eq. 5 from below for 1 <= a <= 2. For a > 2 it does so because r^(1/a) >= r^(1/2) on [0, 1]. The bound
-is then one for a = 2.
+Its value bounds eq. 5 from below for 1 <= a <= 2. For a > 2 it does so because r^(1/a) >= r^(1/2) on [0, 1]. The
+certificate is then one for a = 2.
 
 Any vectors u_k give a lower bound of the relaxation. Let ||u|| = c s tau^(s-1) with 0 <= tau <= 1.
 Then c ||x||^s >= <u, x> - c (s - 1) tau^s for x in the unit ball. Therefore
@@ -18,8 +18,8 @@ condition is ||u_k|| <= c_k.
 
 Since r^(1/a) >= r, there is one more bound, with S = sum_k c_k t_k t_k^T: principal components, exact for a = 1.
 
-Directions of span(G) below numerical rank are excluded. This can only lower a bound: dist(P t, P span Y) <=
-dist(t, span Y).
+Directions of span(G) below numerical rank are excluded. This can only lower a bound, since
+dist(P t, P span Y) <= dist(t, span Y).
 
 Source: Lerman et al., Robust computation of linear models by convex relaxation, 2015, with the pairs added.
 """
@@ -65,7 +65,10 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """Relative gap (objective - bound)/objective, 0 for objective 0: the optimum is at most this fraction lower."""
+        """Return the relative gap (objective - bound)/objective, 0 for objective 0.
+
+        The optimum is at most this fraction below the objective.
+        """
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
 
@@ -129,6 +132,9 @@ def certified(a: float) -> str:
 
     Args:
         a: Inverse of the power.
+
+    Returns:
+        A phrase such as "the optimum of eq. 5 with a = 2".
     """
     if a <= 2:
         return f"the optimum of eq. 5 with a = {a:g}"
@@ -144,6 +150,9 @@ def relax(problem: Problem) -> float:
 
     Args:
         problem: Terms of eq. 5.
+
+    Returns:
+        The bound, at least 0.
     """
     T, s = problem.terms, exponent(problem.a)
     factors = problem.factors[problem.owner]
@@ -180,6 +189,9 @@ def lower_bound(problem: Problem, U: Terms) -> float:
     Args:
         problem: Terms of eq. 5.
         U: Vectors u_k (r, N), in columns as the terms are.
+
+    Returns:
+        The bound, at least 0.
     """
     longest = exponent(problem.a) * problem.factors
     lengths = np.sqrt(_sum_by_term(problem, np.square(U).sum(axis=0)))
@@ -205,15 +217,21 @@ def exponent(a: float) -> float:
 
     Args:
         a: Inverse of the power in eq. 5.
+
+    Returns:
+        s, from 1 to 2.
     """
     return 2 / min(a, 2.0)
 
 
 def principal(problem: Problem) -> float:
-    """Compute the bound by principal components: the optimum of eq. 5 with a = 1, which is no larger for any other a.
+    """Compute the bound by principal components: the optimum of eq. 5 with a = 1, a lower bound for every a >= 1.
 
     Args:
         problem: Terms of eq. 5.
+
+    Returns:
+        The bound, at least 0.
     """
     T = problem.terms
     return max(_smallest_eigenvalue_sum(problem, (T * problem.factors[problem.owner]) @ T.T), 0.0)

@@ -13,6 +13,9 @@ def find_device(name: str) -> torch.device:
     Args:
         name: "cpu", "cuda" or "cuda:N".
 
+    Returns:
+        The device.
+
     Raises:
         ValueError: Another name, or a device that this machine does not have.
     """

@@ -17,6 +17,9 @@ def temporary_path(folder: Path, suffix: str = "") -> Path:
     Args:
         folder: Folder of the path.
         suffix: End of its name.
+
+    Returns:
+        The path, with the prefix `PREFIX`.
     """
     return folder / f"{PREFIX}{secrets.token_hex(8)}{suffix}"
 

@@ -37,6 +37,9 @@ def is_file_spec(name: str) -> bool:
 
     Args:
         name: Name of a rule or attack.
+
+    Returns:
+        True for FILE.py:NAME, whether or not the file exists.
     """
     return ".py:" in name
 
@@ -46,6 +49,9 @@ def is_library_spec(name: str) -> bool:
 
     Args:
         name: Name of a rule or attack.
+
+    Returns:
+        True for LIBRARY:NAME, whether or not the library is installed.
     """
     library, _, attribute = name.partition(":")
     return library in LIBRARIES and attribute != ""
@@ -56,6 +62,9 @@ def resolve_spec(name: str) -> str:
 
     Args:
         name: Name of a rule or attack.
+
+    Returns:
+        The name.
 
     Raises:
         ValueError: The file does not exist.
@@ -68,6 +77,9 @@ def display_name(name: str) -> str:
 
     Args:
         name: Name of a rule or attack.
+
+    Returns:
+        The name for a title.
 
     Example:
         >>> from fa.utils.plugins import display_name
@@ -145,6 +157,7 @@ def attribute_errors_to_plugin(kind: str) -> Iterator[None]:
 
 
 def _path(name: str) -> Path:
+    """Return the absolute path in FILE.py:NAME; raise ValueError if it is not a file."""
     path = Path(name.rpartition(":")[0]).expanduser()
     if not path.is_file():
         raise ValueError(
@@ -154,6 +167,7 @@ def _path(name: str) -> Path:
 
 
 def _checksum(path: Path) -> str:
+    """Compute the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -167,6 +181,7 @@ def _module(kind: str, name: str) -> ModuleType:
 
 
 def _run(kind: str, path: Path, module_name: str) -> ModuleType:
+    """Run the file as a module."""
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None  # It exists for every name that ends in .py.
     assert spec.loader is not None

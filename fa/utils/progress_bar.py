@@ -27,7 +27,7 @@ def reporter(unit: str, shown: bool = True) -> Iterator[Report]:
     """Report progress with the remaining time.
 
     Args:
-        unit: Plural name of a step, such as "iterations".
+        unit: Plural name of a step, such as "iterations" or "runs".
         shown: Whether to report at all.
 
     Yields:

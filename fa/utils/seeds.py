@@ -37,6 +37,9 @@ def generator(
         worker: Rank of the worker.
         iteration: Iteration of the run.
         device: Device of the generator.
+
+    Returns:
+        The generator, on `device`.
     """
     return torch.Generator(device=device).manual_seed(derive_seed(purpose, seed, worker, iteration))
 

@@ -10,6 +10,9 @@ def elapsed(work: Callable[[], object]) -> float:
 
     Args:
         work: Function without arguments.
+
+    Returns:
+        Wall-clock seconds.
     """
     started = time.perf_counter()
     work()
@@ -29,7 +32,7 @@ class PhaseTimer:
 
     @property
     def total(self) -> float:
-        """Seconds since the start, inside and outside of phases."""
+        """Return the seconds since the start, inside and outside of phases."""
         return time.perf_counter() - self._began
 
     def add(self, phase: str, seconds: float) -> None:
