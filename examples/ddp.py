@@ -29,7 +29,7 @@ def main() -> None:
     dataset = load("mnist-mini")
     model = DistributedDataParallel(models.build("convnet", channels=1, classes=10, size=28, seed=0))
     if given.rule != "ddp":
-        ddp.register(model, make_rule(given.rule, f=given.f))  # This is the only line that plain DDP does not have.
+        ddp.register(model, make_rule(given.rule, f=given.f))  # This line is the only difference from plain DDP.
     if rank == size - 1:
         for parameter in model.parameters():
             parameter.register_hook(torch.rand_like)
@@ -45,7 +45,7 @@ def main() -> None:
         with torch.no_grad():
             right = sum(int((model.module(x).argmax(dim=1) == y).sum()) for x, y in test_batches(dataset))
         print(f"{given.rule}: test accuracy {right / len(dataset.test_labels):.3f} after {given.iterations} iterations")
-    del model, optimizer  # The docstring of fa/training/ddp.py explains this order.
+    del model, optimizer  # fa/training/ddp.py explains why this order is necessary.
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

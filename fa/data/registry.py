@@ -34,7 +34,7 @@ class Entry:
     classes: int
     train: int
     test: int
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: bool
@@ -181,7 +181,7 @@ class Row(NamedTuple):
     name: str
     train: int
     test: int
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, int, int]
     classes: int
     status: str
     place: str

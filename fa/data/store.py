@@ -32,7 +32,7 @@ def read(folder: Path, mmap_mode: Literal["r"] | None = None) -> dict[str, np.nd
     """
     try:
         return {name: np.load(folder / f"{name}.npy", mmap_mode, allow_pickle=False) for name in ARRAYS}
-    except EOFError as error:  # an empty file
+    except EOFError as error:  # numpy raises it for an empty file.
         raise ValueError(str(error)) from error
 
 

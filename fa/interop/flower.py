@@ -1,8 +1,8 @@
 """A Flower strategy that aggregates with a rule of this package instead of federated averaging's mean.
 
-The rule aggregates the clients' updates, which are their models minus the model that the server distributed. Models
-would not do, since FA depends on the position of 0. The new model is the old one plus the rule's direction. All clients
-have equal weight, whatever their numbers of examples.
+The rule aggregates the clients' updates, which are their models minus the model that the server distributed. The
+models themselves are unsuitable, since FA depends on the position of 0. The new model is the old one plus the
+rule's direction. All clients have equal weight, whatever their numbers of examples.
 """
 
 from __future__ import annotations
