@@ -1,10 +1,10 @@
-"""`fa aggregate` on files of more gradients than one would hold in memory: seconds, and memory that is no file's.
+"""Measure time and memory of `fa aggregate` on gradient files larger than memory.
 
     python benchmarks/aggregate_files.py --parameters 100000000 --folder DIR
 
-writes a file a worker into DIR (15 of 400 MB) if they are not there, reads them once, and prints for each rule the
-seconds of the aggregation, beside those of one plain pass over the same bytes, and by how much the most anonymous
-memory exceeds that of an interpreter that has imported torch and fa.
+The script writes one file per worker into DIR (15 of 400 MB) unless they exist, and reads them once. For each rule it
+prints the time of the aggregation, beside the time of one plain pass over the same bytes. It also prints the peak of
+anonymous memory above that of an interpreter that has imported torch and fa.
 """
 
 import argparse
@@ -20,6 +20,7 @@ IDLE = "import time, fa.rules, fa.gradients.memory_map, fa.kernels.cpu; time.sle
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--workers", type=int, default=15)
     parser.add_argument("--parameters", type=int, default=100_000_000)
@@ -37,7 +38,16 @@ def main() -> None:
 
 
 def files(folder: Path, workers: int, parameters: int) -> list[Path]:
-    """A common direction and noise for each worker, float32."""
+    """Write missing gradient files, float32: a common direction, and noise for each worker.
+
+    Args:
+        folder: Folder of the files.
+        workers: Number of files.
+        parameters: Number of coordinates of a gradient.
+
+    Returns:
+        Paths of the files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"worker{i:02d}.npy" for i in range(workers)]
     rng = np.random.default_rng(0)
@@ -49,7 +59,7 @@ def files(folder: Path, workers: int, parameters: int) -> list[Path]:
 
 
 def plain(paths: list[Path]) -> float:
-    """Seconds to sum all the numbers, file after file."""
+    """Return the time to sum all coordinates, file after file, in seconds."""
     started = time.perf_counter()
     for path in paths:
         np.load(path, mmap_mode="r").sum()
@@ -57,7 +67,7 @@ def plain(paths: list[Path]) -> float:
 
 
 def most_anonymous(arguments: list[str]) -> tuple[float, str]:
-    """The most anonymous memory of a Python process, in MB, and what it printed."""
+    """Run a Python process and return its peak of anonymous memory, in MB, and its output."""
     process = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE, text=True)
     most = 0
     while process.poll() is None:

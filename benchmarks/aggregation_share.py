@@ -1,9 +1,10 @@
-"""The share of a training iteration that goes into aggregation: each rule beside forward and backward passes.
+"""Measure the share of a training iteration that aggregation takes, for each rule.
 
     python benchmarks/aggregation_share.py [--model resnet18] [--batch 128] [--workers 15] [--rounds 3] [--threads 2]
 
-One worker's forward and backward pass over random images of CIFAR-10's size is timed and counts p times; the rules take
-p random gradients of the model's length. All in turn in one process; medians of the rounds, after one that warms up.
+One worker's forward and backward pass is timed on random images of CIFAR-10's size, and counts p times. The rules
+aggregate p random gradients of the model's length. All run in turn in one process. The script prints medians over the
+rounds, after one warm-up round.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from fa.rules import RULES, make_rule
 
 
 def seconds(work: Callable[[], object]) -> float:
+    """Return the time of a call, in seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--batch", type=int, default=128)
@@ -42,9 +45,10 @@ def main() -> None:
     model = models.build(given.model, 3, 10, 32, seed=0).to(memory_format=torch.channels_last)
     n = sum(parameter.numel() for parameter in model.parameters())
     G = torch.randn(given.workers, n, generator=generator)
-    f = max(0, (given.workers - 3) // 4)  # the most that Bulyan admits
+    f = max(0, (given.workers - 3) // 4)  # Bulyan accepts no larger f.
 
     def passes() -> None:
+        """Run one forward and backward pass."""
         model.zero_grad(set_to_none=True)
         F.cross_entropy(model(images), labels).backward()
 

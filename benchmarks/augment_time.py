@@ -1,9 +1,9 @@
-"""How long moving images along Lotka-Volterra's flow takes, against one ODE a pixel and image as in the released code.
+"""Compare the time to warp images along Lotka-Volterra's flow with the released code's one ODE per pixel and image.
 
     python benchmarks/augment_time.py [--images 2] [--count 50000] [--side 32]
 
-One thread. The released way is timed on a few images and the ratio is a whole image's; the largest distance between
-the pixels' sources of the two ways is printed too, in pixels.
+One thread is used. The released method is timed on a few images and extrapolated to all. The script also prints the
+largest distance between the source coordinates of the two methods, in pixels.
 """
 
 from __future__ import annotations
@@ -23,12 +23,22 @@ ALPHA, BETA, GAMMA, DELTA = 2 / 3, 4 / 3, -1.0, -1.0
 
 
 def velocity(_: float, point: np.ndarray) -> list[float]:
+    """Return the velocity of Lotka-Volterra's system at a point."""
     x, y = point
     return [ALPHA * x - BETA * x * y, DELTA * x * y - GAMMA * y]
 
 
 def one_by_one(image: np.ndarray, t: float, **settings: float) -> tuple[np.ndarray, np.ndarray]:
-    """The image moved with a solve_ivp for each pixel, and the pixels' sources (side, side, 2)."""
+    """Warp an image with one solve_ivp per pixel.
+
+    Args:
+        image: Image (C, side, side).
+        t: Time.
+        **settings: Options of solve_ivp.
+
+    Returns:
+        The warped image, and the source coordinates of its pixels (side, side, 2).
+    """
     side = image.shape[-1]
     moved, sources = np.zeros_like(image), np.zeros((side, side, 2))
     centre = (side - 1) / 2
@@ -43,6 +53,7 @@ def one_by_one(image: np.ndarray, t: float, **settings: float) -> tuple[np.ndarr
 
 
 def main() -> None:
+    """Print the times and the differences."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--count", type=int, default=50_000)

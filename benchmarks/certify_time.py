@@ -1,9 +1,14 @@
-"""How long a certificate takes once the Gram matrix is known, and what cvxpy takes: of real gradients of the CNN.
+"""Measure the time of a certificate, given the Gram matrix, against cvxpy's, on gradients of the CNN.
 
     python benchmarks/certify_time.py [--workers 7 15 31 60] [--iteration 20] [--m M] [--restarts 20] [--exact]
 
-Per p and lambda (0 and p): IRLS' objective after 5 iterations and after at most 500 from the best of several starts,
-the certificate's bound and gap, its time, and, with --exact, the relaxation's bound, time and solver. One thread.
+For each p and each lambda (0 and p) the script prints:
+
+- the objective of IRLS after 5 iterations, and after at most 500 from the best of several starts,
+- bound, gap and time of the certificate,
+- with --exact, bound, time and solver of the relaxation.
+
+One thread is used.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ REPEATS = 7
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[7, 15, 31, 60])
     parser.add_argument("--iteration", type=int, default=20)
@@ -40,6 +46,7 @@ def main() -> None:
 
 
 def line(G: torch.Tensor, m: int | None, lam: float, restarts: int, exact: bool) -> str:
+    """Return one line of the table."""
     few = irls.solve(G, m=m, lam=lam)
     best = irls.solve(G, m=m, lam=lam, max_iter=500, restarts=restarts)
     found = sdp.certify(G, best)

@@ -1,10 +1,11 @@
-"""FA's time against n, p, k and N, and what the paper's model O(n N (sum k_i)^2) and this package's say of it.
+"""Measure FA's time against n, p, k and N, and compare it with two cost models.
 
     python benchmarks/cost_model.py [--n 5000 ...] [--p 4 ...] [--k 1 ...] [--steps 1 ...] [--repeats 3]
 
-Each size is varied alone. "SVD at each step" takes an SVD of the n x sum k_i matrix at each of N steps; "Gram matrix
-once" is this package. Milliseconds are the least of the repeats, one thread; exponents are fitted by least squares of
-the logarithms, to the times and to each model's count of multiplications on the same sizes.
+The models are the paper's O(n N (sum k_i)^2) and this package's. Each size is varied alone. "SVD at each step" computes
+an SVD of the n x sum k_i matrix at each of N steps. "Gram matrix once" is this package. Times are in milliseconds, the
+minimum of the repeats, on one thread. Exponents are least-squares fits of the logarithms, to the times and to each
+model's count of multiplications at the same sizes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from fa.experiments.measurements.cost import Workload, exponents, measure
 
 
 def main() -> None:
+    """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, nargs="+", default=[5_000, 10_000, 20_000, 40_000, 80_000, 160_000])
     parser.add_argument("--p", type=int, nargs="+", default=[4, 8, 16, 32, 64])

@@ -1,11 +1,13 @@
-"""An iteration of DistributedDataParallel under each rule against plain DDP, over gloo: interleaved.
+"""Compare an iteration of DistributedDataParallel under each rule with plain DDP, over gloo.
 
     python benchmarks/ddp_overhead.py [--processes 4] [--width 1600] [--batch 64] [--rounds 15]
 
-The model has two hidden layers of `width` units (n = 3.8 million at 1600) on digits' 784 inputs; an iteration is a
-forward and a backward pass. "alone" is the same without any communication. Printed are the slowest rank's times; the
-ratio of an iteration to plain DDP's in the same round, median and quartiles; and that of what communication and
-aggregation add: (iteration - alone)/(plain - alone), of medians.
+The model has two hidden layers of `width` units (n = 3.8 million at 1600) and 784 inputs. An iteration is a forward and
+a backward pass. "alone" is the same without communication. The rules take turns in each round. The script prints:
+
+- the time of the slowest rank,
+- the ratio to plain DDP in the same round, median and quartiles,
+- the ratio of the added time, (iteration - alone)/(plain - alone), from medians.
 """
 
 import argparse
@@ -25,6 +27,7 @@ PLAIN, ALONE = "plain DDP", "alone"
 
 
 def main() -> None:
+    """Run the processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--width", type=int, default=1600)
@@ -36,6 +39,7 @@ def main() -> None:
 
 
 def measure(rank: int, given: argparse.Namespace) -> None:
+    """Time all rules on one rank."""
     inputs = torch.randn(given.batch, 784, generator=torch.Generator().manual_seed(rank))
     models: dict[str, nn.Module] = {ALONE: perceptron(given.width)}
     for name in (PLAIN, *given.rules):
@@ -48,15 +52,18 @@ def measure(rank: int, given: argparse.Namespace) -> None:
 
 
 def perceptron(width: int) -> nn.Module:
+    """Build the model."""
     return nn.Sequential(nn.Linear(784, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 def iterate(model: nn.Module, inputs: torch.Tensor) -> None:
+    """Run one forward and backward pass."""
     model.zero_grad(set_to_none=False)
     model(inputs).square().mean().backward()
 
 
 def report(given: argparse.Namespace, times: dict[str, list[float]], n: int) -> None:
+    """Print the table."""
     print(f"p = {given.processes} processes, n = {n:,}, {given.batch} images, gloo, {os.cpu_count()} cores")
     medians = {name: statistics.median(own) for name, own in times.items()}
     for name, own in times.items():

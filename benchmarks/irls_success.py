@@ -1,9 +1,9 @@
-"""How often IRLS with restarts ends at the best value that pymanopt finds: on small random instances of eq. 5.
+"""Measure how often IRLS with restarts reaches pymanopt's best value, on small random instances of eq. 5.
 
     python benchmarks/irls_success.py [--instances 200] [--starts 50] [--restarts 20]
 
-An instance has p = 4 to 9 gradients of n = p to 29 parameters, m = 1 to p - 2, and with probability 1/2 an offset that
-they share. It counts as reached where IRLS' objective is at most (1 + 1e-5) times the best of pymanopt's.
+An instance has p = 4 to 9 gradients of n = p to 29 coordinates, and m = 1 to p - 2. With probability 1/2 the gradients
+share an offset. IRLS reaches the best value if its objective is at most 1 + 1e-5 times pymanopt's best.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tests.peers import best_of_pymanopt, instance
 
 
 def main() -> None:
+    """Print the failures and the totals."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--instances", type=int, default=200)
     parser.add_argument("--starts", type=int, default=50)

@@ -1,10 +1,10 @@
-"""The l1 path: ten values of lam, from the largest down, each begun at the basis found for the one before, the first at
-unit columns.
+"""Measure the l1 path: ten values of lam, from the largest down, each started at the previous basis.
 
     python benchmarks/l1_path.py --n 1000000
 
-The p gradients share a sparse signal in 2% of the coordinates, as long as the noise of each. Prints, for each lam, the
-objective, R(Y), the share of Y's entries and of its rows that are exactly 0, steps and seconds.
+The first value starts at unit columns. The p gradients share a sparse signal in 2% of the coordinates, whose norm
+equals that of each gradient's noise. For each lam the script prints the objective, R(Y), steps and seconds, and the
+shares of Y's entries and rows that are exactly 0.
 """
 
 import argparse
@@ -16,7 +16,16 @@ from fa import irls
 
 
 def gradients(p: int, n: int, seed: int) -> torch.Tensor:
-    """(p, n) float32: a common signal in 2% of the coordinates, and noise of the same length in all."""
+    """Draw gradients: a common signal in 2% of the coordinates, and noise of the same norm in all.
+
+    Args:
+        p: Number of gradients.
+        n: Number of coordinates.
+        seed: Seed of the draws.
+
+    Returns:
+        Gradients, float32 (p, n).
+    """
     generator = torch.Generator().manual_seed(seed)
     signal = torch.randn(n, generator=generator) * (torch.rand(n, generator=generator) < 0.02)
     return signal / signal.norm() + torch.randn(p, n, generator=generator) / n**0.5
@@ -32,7 +41,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=2021)
     args = parser.parse_args()
     G = gradients(args.p, args.n, args.seed)
-    irls.solve(gradients(args.p, 100, 0), m=args.m, lam=0.01, regularizer="l1", max_iter=1)  # compiles
+    irls.solve(gradients(args.p, 100, 0), m=args.m, lam=0.01, regularizer="l1", max_iter=1)  # Compile the kernels.
     unit = args.p / (args.m * args.n**0.5)
     print("lam m sqrt(n)/p  objective         R  entries 0   rows 0  steps  seconds")
     begin = time.perf_counter()

@@ -1,7 +1,8 @@
-"""An iteration over RPC against gloo moving the same bytes between the same processes, in turns.
+"""Compare an iteration over RPC with gloo, which moves the same bytes between the same processes.
 
-Workers compute nothing: an iteration is parameters out, gradients in, Gram matrix, rule, step. gloo's turn is the
-parameters out and the gradients in, and nothing else.
+The two take turns. Workers compute nothing. An RPC iteration distributes the parameters, collects the gradients,
+computes the Gram matrix, applies the rule and takes a step. gloo only distributes the parameters and collects the
+gradients.
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ from fa.utils.timing import PhaseTimer, elapsed
 
 
 def gloo(port: int, rank: int, workers: int) -> dist.ProcessGroup:
+    """Create a process's end of the gloo group."""
     store = TCPStore(LOOPBACK, port, is_master=rank == 0, wait_for_workers=False, use_libuv=False)
     return dist.ProcessGroupGloo(store, rank, workers + 1, timedelta(seconds=300))
 
 
 def sender(rank: int, workers: int, n: int, rounds: int, ports: tuple[int, int]) -> None:
-    """A worker's end of both: a thread waits for gloo's turn, and the process for RPC's."""
+    """Run a worker, which serves gloo in a thread and RPC in the process."""
     exit_when_parent_dies()
     torch.set_num_threads(1)
     gradient = torch.randn(n, generator=torch.Generator().manual_seed(rank))
     group = gloo(ports[1], rank + 1, workers)
 
     def serve_gloo() -> None:
+        """Receive parameters and send a gradient in each round."""
         parameters = torch.empty(n)
         for _ in range(rounds):
             group.recv([parameters], 0, 0).wait()
@@ -60,6 +63,7 @@ def sender(rank: int, workers: int, n: int, rounds: int, ports: tuple[int, int])
 
 
 def exchange_by_gloo(group: dist.ProcessGroup, parameters: Tensor, G: Tensor) -> None:
+    """Send the parameters to all workers and receive their gradients."""
     out = [group.send([parameters], rank + 1, 0) for rank in range(len(G))]
     back = [group.recv([row], rank + 1, 1) for rank, row in enumerate(G)]
     for work in out + back:
@@ -67,11 +71,13 @@ def exchange_by_gloo(group: dist.ProcessGroup, parameters: Tensor, G: Tensor) ->
 
 
 def free_port() -> int:
+    """Return a free port of the loopback interface."""
     with socket.create_server((LOOPBACK, 0)) as free:
         return int(free.getsockname()[1])
 
 
 def main() -> None:
+    """Print medians, ratios and the parts of an iteration."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=11_181_642)
     parser.add_argument("--workers", type=int, default=4)
@@ -89,6 +95,7 @@ def main() -> None:
     G = torch.empty(given.workers, given.n)
 
     def iterate(iteration: int) -> None:
+        """Run one iteration over RPC."""
         with timer.phase("gather"):
             gathered = transport.gradients(iteration, parameters)
         with timer.phase("aggregate"):
@@ -107,7 +114,7 @@ def main() -> None:
             process.start()
         group = gloo(ports[1], 0, given.workers)
         transport.join()
-        for iteration in range(given.rounds + 1):  # the first one compiles and connects
+        for iteration in range(given.rounds + 1):  # The first iteration compiles and connects.
             if iteration == 1:
                 timer.seconds.clear()
                 deciding.clear()

@@ -59,6 +59,7 @@ def pooled_deviation(rows: list[dict[str, str]]) -> float:
 
 
 def main() -> None:
+    """Train the missing runs, write them and print the margin."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile")
     parser.add_argument("--few", action="store_true")

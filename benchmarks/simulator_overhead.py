@@ -1,14 +1,17 @@
-"""The simulator's gradients against bare forward and backward passes on the same minibatches: paired and interleaved.
+"""Compare the simulator's gradients with bare forward and backward passes on the same minibatches.
 
     python benchmarks/simulator_overhead.py [--model convnet] [--dataset mnist-mini] [--batch 32] [--workers 15]
 
-Both sides compute every worker's gradient (attack "none"). The bare side has the model as it was built, the minibatches
-ready, and lets autograd allocate the gradients; the simulator draws its minibatches, seeds dropout, and writes into G.
-The simulator's lines come with torch's layers and with those of `fa.layers`; "fast layers" is the bare side with those.
-"bare, channels last" is the bare side with the model in the memory layout that the simulator's parameters have.
-Data set "noise" is random images of CIFAR-10's shape, which need no download. With --retain-freed-memory the process
-keeps the memory that it frees, as those of `fa train` do. Of a ratio, the median over the rounds is printed, and the
-quartiles.
+All sides compute every worker's gradient (attack "none") and take turns in each round:
+
+- "bare": the model as built, with prepared minibatches. autograd allocates the gradients.
+- "bare, channels last": the same, with the memory layout of the simulator's parameters.
+- "fast layers": the same as "bare", with the layers of `fa.layers`.
+- "simulator" and "simulator, fast layers": the simulator also draws minibatches, seeds dropout and writes into G.
+
+The data set "noise" consists of random images of CIFAR-10's shape, which need no download. With --retain-freed-memory
+the process keeps freed memory, as the processes of `fa train` do. The script prints medians, and median and quartiles
+of the ratios over the rounds.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from fa.utils.malloc import retain_freed_memory
 
 
 def noise() -> Dataset:
-    """Make a data set of random images, of the shape of CIFAR-10's."""
+    """Build a data set of random images of CIFAR-10's shape."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (50_000,), generator=generator)
@@ -43,7 +46,10 @@ def noise() -> Dataset:
 
 
 def bare(model: nn.Module, minibatches: list[tuple[Tensor, Tensor]]) -> Callable[[], None]:
+    """Return a function that runs forward and backward passes on the minibatches."""
+
     def passes() -> None:
+        """Run one forward and backward pass per minibatch."""
         model.train()
         for images, labels in minibatches:
             model.zero_grad(set_to_none=True)
@@ -53,13 +59,14 @@ def bare(model: nn.Module, minibatches: list[tuple[Tensor, Tensor]]) -> Callable
 
 
 def milliseconds(work: Callable[[], object]) -> float:
+    """Return the time of a call, in milliseconds."""
     start = time.perf_counter()
     work()
     return 1e3 * (time.perf_counter() - start)
 
 
 def report(name: str, times: dict[str, list[float]]) -> None:
-    """Print a side's median time, and its ratios to both of the bare sides."""
+    """Print a side's median time, and its ratios to both bare sides."""
     line = f"{name:22s} {statistics.median(times[name]):9.1f} ms"
     for reference in ("bare", "bare, channels last"):
         ratios = [time / other for time, other in zip(times[name], times[reference], strict=True)]
@@ -69,6 +76,7 @@ def report(name: str, times: dict[str, list[float]]) -> None:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="convnet")
     parser.add_argument("--dataset", default="mnist-mini")
@@ -104,7 +112,7 @@ def main() -> None:
     for done in range(given.rounds + 1):
         for name, work in sides.items():
             spent = milliseconds(work)
-            if done:  # the first round warms up
+            if done:  # The first round warms up.
                 times[name].append(spent)
     print(f"{given.model}, p = {given.workers}, B = {given.batch}, {given.threads} threads: one iteration's gradients")
     for name in times:

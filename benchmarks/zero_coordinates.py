@@ -1,8 +1,9 @@
-"""Coordinates of the stock ResNet-18 whose gradient is exactly zero on 32 x 32 images, over several minibatches.
+"""Count coordinates of the stock ResNet-18 whose gradient is exactly zero on 32 x 32 images.
 
     python benchmarks/zero_coordinates.py [--minibatches 5] [--batch 32] [--size 32]
 
-The images are random. A zero is exact: a weight that only multiplies padding has a sum of exact zeros as its gradient.
+The images are random. A coordinate counts if its gradient is zero in every minibatch. The zeros are exact: a weight
+that multiplies only padding has a sum of exact zeros as its gradient.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from fa import models
 
 
 def main() -> None:
-    """Print a line for each module with such coordinates, then their share of all."""
+    """Print a line for each module with such coordinates, then their share of all coordinates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minibatches", type=int, default=5)
     parser.add_argument("--batch", type=int, default=32)
@@ -31,7 +32,14 @@ def main() -> None:
 
 
 def zero_coordinates(model: torch.nn.Module, minibatches: int, batch: int, size: int) -> dict[str, torch.Tensor]:
-    """Return, by parameter, a mask of the coordinates whose gradient is zero in every minibatch."""
+    """Return a mask of the coordinates whose gradient is zero in every minibatch, by parameter.
+
+    Args:
+        model: The model.
+        minibatches: Number of minibatches.
+        batch: Number of images in a minibatch.
+        size: Side of an image, in pixels.
+    """
     generator = torch.Generator().manual_seed(0)
     zero = {name: torch.ones_like(parameter, dtype=torch.bool) for name, parameter in model.named_parameters()}
     for _ in range(minibatches):

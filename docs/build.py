@@ -1,4 +1,4 @@
-"""Build the API reference into the folder that is named: `make docs`."""
+"""Build the API reference: `python docs/build.py FOLDER`, or `make docs`."""
 
 import pkgutil
 import sys
@@ -13,10 +13,14 @@ import fa.training
 
 
 def main() -> None:
-    """Of every module; what packages name when it is first used is there beforehand.
+    """Write the pages of all modules into the folder of the command line.
 
-    A warning is an error, save of the annotations of a NamedTuple's fields, which pdoc looks up in another module than
-    they are of, and of modules named here that pdoc also finds by itself, as it does in packages without __all__.
+    Packages import some names on first access. They are imported here, so that pdoc finds them.
+
+    Warnings of pdoc are errors, with two exceptions:
+
+    - Annotations of NamedTuple fields, which pdoc looks up in the wrong module.
+    - Modules passed to pdoc that it also finds itself, as in packages without `__all__`.
     """
     warnings.filterwarnings("error", module="pdoc")
     warnings.filterwarnings("ignore", message="Error parsing type annotation", module="pdoc")

@@ -1,4 +1,4 @@
-"""DistributedDataParallel with a robust rule, and one process, the last, that sends noise in place of its gradients.
+"""Train with DistributedDataParallel and a robust rule, while the last process sends noise instead of its gradients.
 
 torchrun --nproc-per-node 4 examples/ddp.py --rule fa        # or median, meamed, ...; ddp: its own mean
 """
@@ -18,7 +18,7 @@ from fa.training import ddp
 
 
 def main() -> None:
-    """Train the CNN on the embedded digits, 32 images a process, and print the test accuracy."""
+    """Train the CNN on the embedded digits, 32 images per process, and print the test accuracy."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rule", choices=("ddp", *RULES), default="fa")
     parser.add_argument("--f", type=int, default=0)
@@ -29,12 +29,12 @@ def main() -> None:
     dataset = load("mnist-mini")
     model = DistributedDataParallel(models.build("convnet", channels=1, classes=10, size=28, seed=0))
     if given.rule != "ddp":
-        ddp.register(model, make_rule(given.rule, f=given.f))  # the one line that is not plain DDP
+        ddp.register(model, make_rule(given.rule, f=given.f))  # This line is the only difference from plain DDP.
     if rank == size - 1:
         for parameter in model.parameters():
             parameter.register_hook(torch.rand_like)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    torch.manual_seed(rank)  # of dropout, and of the noise
+    torch.manual_seed(rank)  # Each rank seeds its dropout and its noise.
     for iteration in range(given.iterations):
         images, labels = minibatch(dataset, 32, rank, size, iteration, seed=0)
         optimizer.zero_grad()
@@ -45,7 +45,7 @@ def main() -> None:
         with torch.no_grad():
             right = sum(int((model.module(x).argmax(dim=1) == y).sum()) for x, y in test_batches(dataset))
         print(f"{given.rule}: test accuracy {right / len(dataset.test_labels):.3f} after {given.iterations} iterations")
-    del model, optimizer  # see fa/training/ddp.py on leaving
+    del model, optimizer  # fa/training/ddp.py explains why this order is necessary.
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

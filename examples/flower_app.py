@@ -1,4 +1,4 @@
-"""Flower's simulation of eight clients with their own digits, one of which sends noise in place of its model.
+"""Simulate eight Flower clients with their own digits, one of which sends noise instead of its model.
 
 pip install 'flwr[simulation]>=1.42'
 python examples/flower_app.py --rule fa        # or median, multi_krum, ...; fedavg: Flower's own mean
@@ -23,16 +23,24 @@ from fa.data.splits import dirichlet
 from fa.interop.flower import Strategy
 
 CLIENTS = 8
-STEPS = 20  # of a client, in a round
+STEPS = 20  # Number of steps of a client in a round.
 
 
 def build() -> nn.Module:
-    """The CNN of the embedded digits."""
+    """Build the CNN for the embedded digits."""
     return models.build("convnet", channels=1, classes=10, size=28, seed=0)
 
 
 def minibatches(client: int, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """What a client trains on in a round: images of its own, unequal shares of each digit."""
+    """Yield a client's minibatches in a round, from its own images with unequal shares of each digit.
+
+    Args:
+        client: Index of the client.
+        server_round: Number of the round.
+
+    Yields:
+        Normalised images (32, 1, 28, 28) and labels (32,).
+    """
     data = load("mnist-mini")
     own = dirichlet(data.train_labels, CLIENTS, alpha=1.0, least=32, seed=0)[client]
     for step in range(STEPS):
@@ -44,13 +52,21 @@ client_app = ClientApp()
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """A round of a client; the last one is faulty."""
+    """Train one client for a round. The last client sends noise.
+
+    Args:
+        message: The server's message, with the model and the number of the round.
+        context: Context of the client, with its index.
+
+    Returns:
+        The reply, with the new model and the number of examples.
+    """
     client = int(context.node_config["partition-id"])
     server_round = message.content["config"]["server-round"]
     model = build()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    torch.manual_seed(CLIENTS * server_round + client)  # of dropout, and of the noise
+    torch.manual_seed(CLIENTS * server_round + client)  # Each client seeds its dropout and its noise in each round.
     for images, labels in minibatches(client, server_round):
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
@@ -63,7 +79,12 @@ def train(message: Message, context: Context) -> Message:
 
 
 def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
-    """The server's test accuracy."""
+    """Return the test accuracy of the server's model.
+
+    Args:
+        server_round: Number of the round, which Flower passes.
+        arrays: The model.
+    """
     data, model = load("mnist-mini"), build()
     model.load_state_dict(arrays.to_torch_state_dict())
     model.eval()
@@ -73,11 +94,18 @@ def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
 
 
 def serve(rule: str, f: int, rounds: int) -> ServerApp:
-    """The server, which ends by printing its accuracy."""
+    """Return the server, which prints its accuracy at the end.
+
+    Args:
+        rule: "fedavg", or a name in `fa.RULES`.
+        f: Number of Byzantine clients to tolerate.
+        rounds: Number of rounds.
+    """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        """Run the rounds and print the accuracy."""
         nodes = {"fraction_evaluate": 0.0, "min_train_nodes": CLIENTS, "min_available_nodes": CLIENTS}
         strategy = FedAvg(**nodes) if rule == "fedavg" else Strategy(make_rule(rule, f=f), **nodes)
         result = strategy.start(grid, ArrayRecord(build().state_dict()), num_rounds=rounds, evaluate_fn=evaluate)
@@ -88,7 +116,10 @@ def serve(rule: str, f: int, rounds: int) -> ServerApp:
 
 
 def main() -> None:
-    """Run the simulation: by a function that Flower calls deprecated, as `flwr run` would leave a server behind."""
+    """Run the simulation.
+
+    `run_simulation` is deprecated, but `flwr run` would leave a server process behind.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rule", choices=("fedavg", *RULES), default="fa")
     parser.add_argument("--f", type=int, default=0)

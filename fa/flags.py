@@ -1,14 +1,18 @@
-"""Flags: nested subspaces span(Y_1) < ... < span(Y_K) of given dimensions, and workers that say what is relevant.
+"""Flags, which are nested subspaces span(Y_1) < ... < span(Y_K), and hints of workers about relevant dimensions.
 
     min over Y^T Y = I of  sum_k A(Y_k),     Y_k the first m_k columns of Y,     m_1 < ... < m_K
 
-A is eq. 5. The paper (section 2.1) parametrises Y "as a nested sequence of Y_k, k = 1, ..., K where m_k < m_{k+1} <= p"
-and gives no weights to the levels, nor a solver. Here the tangents of the powers bound the objective by -sum_k tr(Y_k^T
-A_k Y_k), as in IRLS. No closed form minimises that over all of Y, but over two of the blocks that Y's columns fall into
-(those that level k adds to level k - 1; the last is the rest of span(G)) there is one: what the two span stays, so of
-blocks j < l the first becomes the top eigenvectors of A_j + ... + A_{l-1} in that span. One iteration does so for every
-pair of blocks, with weights taken anew each time; none raises the smoothed objective, and a point that no pair changes
-is stationary on the flag manifold, whose tangent space is made of these pairs. With one level it is IRLS's step.
+A is eq. 5. The paper (section 2.1) parametrises Y as follows: "as a nested sequence of Y_k, k = 1, ..., K where
+m_k < m_{k+1} <= p". It gives neither weights for the levels nor a solver.
+
+As in IRLS, the tangents of the powers bound the objective by -sum_k tr(Y_k^T A_k Y_k). There is no closed form for the
+minimum over all Y, but there is one for two blocks of columns. Block k has the columns that level k adds to the
+level before it, and the last block is the rest of span(G). The span of two blocks j < l stays the same. Block j becomes
+the top eigenvectors of A_j + ... + A_{l-1} in that span.
+
+One iteration does this for every pair of blocks, with new weights for each pair. It never raises the smoothed
+objective. A point that no pair changes is stationary on the flag manifold, whose tangent space consists of these pairs.
+With one level, this is a step of IRLS.
 
 Source: the paper, section 2.1; Ye, Wong and Lim, Optimization on flag manifolds, Mathematical Programming 2022.
 """
@@ -32,13 +36,17 @@ from fa.utils.validation import check, check_integer
 
 Square = Float64[np.ndarray, "r r"]
 
-_NAMED = 1e-10  # of a named direction's squared length, or of the largest singular value: below it is rounding
+_NAMED = 1e-10  # Squared length, or fraction of the largest singular value, below which a direction is rounding error.
 
 
 @dataclass(frozen=True)
 class Flag:
-    """What was found: for each level an irls.Solution (its part of the objective and of the history, its values, the
-    first m_k columns), from the innermost to the outermost.
+    """Result of `solve`.
+
+    Attributes:
+        levels: Solution of each level, from the innermost to the outermost. Each has its own part of the objective and
+            of the history, its explained variances, and the first m_k columns.
+        converged: True if the last iteration changed the smoothed objective by less than tol.
     """
 
     levels: tuple[irls.Solution, ...]
@@ -46,33 +54,41 @@ class Flag:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """m_1 < ... < m_K."""
+        """Return the dimensions m_1 < ... < m_K of the levels."""
         return tuple(level.m for level in self.levels)
 
     @property
     def objective(self) -> float:
-        """Eq. 5, summed over the levels."""
+        """Return eq. 5, summed over the levels."""
         return sum(level.objective for level in self.levels)
 
     @property
     def history(self) -> tuple[float, ...]:
-        """The smoothed objective, summed over the levels, after each iteration: it never rises."""
+        """Return the smoothed objective after each iteration, summed over the levels; it never rises."""
         return tuple(map(sum, zip(*(level.history for level in self.levels), strict=True)))
 
     @property
     def values(self) -> Float64[np.ndarray, "K p"]:
-        """The v_i of each level: a worker's grow from level to level."""
+        """Return the explained variances v_i of each level, (K, p) float64; they grow from level to level."""
         return np.array([level.values for level in self.levels])
 
     @property
     def coefficients(self) -> Float64[np.ndarray, "q m"]:
-        """C (q, m_K) with Y = G^T C."""
+        """Return the coefficients C (q, m_K) with Y = G^T C, float64."""
         coefficients = self.levels[-1].coefficients
-        assert coefficients is not None  # a flag stays in the span of G
+        assert coefficients is not None  # A flag stays in the span of G.
         return coefficients
 
     def direction(self, level: int = -1, formulation: irls.Formulation = "paper") -> Any:
-        """d (n,) of that level, as irls.Solution gives it."""
+        """Compute the direction d of one level, as `fa.irls.Solution.direction` does.
+
+        Args:
+            level: Index of the level; the default is the outermost.
+            formulation: "paper" or "released".
+
+        Returns:
+            d (n,), of the gradients' kind, dtype and device.
+        """
         return self.levels[level].direction(formulation)
 
 
@@ -88,11 +104,37 @@ def solve(
     restarts: int = irls.DEFAULTS.restarts,
     seed: int = irls.DEFAULTS.seed,
 ) -> Flag:
-    """The nested subspaces of the dimensions dims, m_1 < ... < m_K <= rank of G, that make eq. 5 of all levels small.
+    """Find nested subspaces that make the sum of eq. 5 over all levels small.
 
-    It begins at the subspace that `fa.irls.solve` finds for the outermost level, its columns in the order of what they
-    explain; the best of this and `restarts` random bases counts. `start` and the other arguments are as there. Raises
-    ValueError as there, and for dims that do not increase or exceed the rank of G.
+    The first start is the subspace that `fa.irls.solve` finds for the outermost level, with its columns in order of
+    their explained variance. The result is the best end from this start and from `restarts` random bases.
+
+    Args:
+        G: Gradients, as for `fa.irls.solve`.
+        dims: Dimensions m_1 < ... < m_K, at most the rank of G.
+        lam: Weight of the pairwise regularizer, at least 0.
+        a: Inverse of the power, at least 1; the paper has 2.
+        tol: Change of the smoothed objective below which the iteration stops.
+        max_iter: Largest number of iterations.
+        start: Start of the outermost level, as for `fa.irls.solve`.
+        restarts: Number of further, random starts.
+        seed: Seed of the random starts.
+
+    Returns:
+        The flag, with one solution per level.
+
+    Raises:
+        ValueError: `dims` does not increase or exceeds the rank of G, or as for `fa.irls.solve`.
+
+    Example:
+        >>> import numpy as np
+        >>> from fa import flags
+        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> flag = flags.solve(G, [1, 2])
+        >>> (flag.values > 0.5).tolist()
+        [[False, False, True], [True, True, True]]
+        >>> round(flag.objective, 4)
+        2.8944
     """
     check_integer("restarts", restarts, 0)
     gradients, counts, gram = measure_groups(G)
@@ -110,6 +152,7 @@ def solve(
 def _iterate(
     problem: irls.Problem, dims: Sequence[int], Y: Square, outer: irls.Solution, tol: float, max_iter: int
 ) -> Flag:
+    """Iterate from the basis Y until the smoothed objective changes by less than tol."""
     smoothed, converged = [_smoothed(problem, dims, Y)], False
     while len(smoothed) <= max_iter and not converged:
         Y = step(problem, dims, Y)
@@ -119,7 +162,24 @@ def _iterate(
 
 
 def step(problem: irls.Problem, dims: Sequence[int], Y: Square) -> Square:
-    """One pass over the pairs of blocks. Y is all of an orthonormal basis, its first m_K columns those of the flag."""
+    """Make one pass over the pairs of blocks.
+
+    Args:
+        problem: Terms of eq. 5, in r dimensions.
+        dims: Dimensions of the levels.
+        Y: Orthonormal basis (r, r), whose first m_K columns are those of the flag.
+
+    Returns:
+        The new basis (r, r).
+
+    Example:
+        >>> import numpy as np
+        >>> from fa import flags, irls
+        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> Y = flags.step(irls.solve(G).problem, [1, 2], np.eye(3))
+        >>> bool(np.allclose(Y.T @ Y, np.eye(3)))
+        True
+    """
     Y, edges = Y.copy(), (0, *dims, len(Y))
     for j, k in combinations(range(len(dims) + 1), 2):
         columns = np.r_[edges[j] : edges[j + 1], edges[k] : edges[k + 1]]
@@ -131,7 +191,7 @@ def step(problem: irls.Problem, dims: Sequence[int], Y: Square) -> Square:
 def _by_variance(
     problem: irls.Problem, Y: Float64[np.ndarray, "r s"], weights: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, "r s"]:
-    """Another basis of the same span: the eigenvectors of the weighted second moment there, largest first."""
+    """Rotate Y to the eigenvectors of the weighted second moment in its span, the largest first."""
     terms = Y.T @ problem.terms
     moment = (terms * (problem.factors * weights)[problem.owner]) @ terms.T
     turned: np.ndarray = Y @ np.linalg.eigh(moment)[1][:, ::-1]
@@ -139,7 +199,7 @@ def _by_variance(
 
 
 def _in_order(problem: irls.Problem, outer: irls.Solution) -> Square:
-    """A basis whose first columns span the solution's subspace, by what they explain under its weights."""
+    """Complete the solution's basis, with its first m columns in order of their explained variance."""
     unit = problem.basis.T @ (outer.gram.cosines @ (outer.gram.norms[:, None] * outer.coefficients))
     Y = np.linalg.qr(unit, mode="complete")[0]
     weights = problem.weights(problem.residuals(Y[:, outer.m :]))
@@ -147,6 +207,7 @@ def _in_order(problem: irls.Problem, outer: irls.Solution) -> Square:
 
 
 def _smoothed(problem: irls.Problem, dims: Sequence[int], Y: Square) -> list[float]:
+    """Compute the smoothed objective of each level."""
     return [problem.smoothed_objective(problem.residuals(Y[:, m:])) for m in dims]
 
 
@@ -157,7 +218,7 @@ def _levels(
     outer: irls.Solution,
     smoothed: list[list[float]],
 ) -> Iterator[irls.Solution]:
-    """Each level as a solution of its own."""
+    """Yield each level as a solution."""
     coefficients = outer.gram.divide_by_norms(problem.basis @ Y)
     for m, history in zip(dims, zip(*smoothed, strict=True), strict=True):
         residuals = problem.residuals(Y[:, m:])
@@ -173,6 +234,7 @@ def _levels(
 
 
 def _check_dims(dims: Any, q: int) -> None:
+    """Raise ValueError unless the dimensions are integers that increase and do not exceed q."""
     check("dims", dims, isinstance(dims, Sequence) and len(dims) > 0, "a sequence of one dimension at least")
     for m in dims:
         check_integer("each of dims", m, 1)
@@ -181,16 +243,32 @@ def _check_dims(dims: Any, q: int) -> None:
 
 
 def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
-    """A start for `fa.irls.solve` and `solve` from what workers name as relevant: (n, k) orthonormal, of G's kind.
+    """Compute a start for `fa.irls.solve` and `solve` from the dimensions that workers name as relevant.
 
-    relevant: an entry a worker: indices of coordinates, (k_i,) integers, or directions, (n, k_i), or None where a
-    worker names nothing. With P_i the projector on what worker i names, the start spans the k <= m dimensions (default
-    ceil((p + 1)/2)) of span(G) with the largest sum_i tr(Y^T P_i Y): fewer than m where no more are named, and where
-    none is, IRLS starts from equal weights. How long the directions are does not matter. Of G only the columns of the
-    named coordinates are taken.
+    P_i is the projector on the dimensions of worker i. The start spans the k <= m dimensions of span(G) with the
+    largest sum_i tr(Y^T P_i Y). The number k is less than m if the workers name fewer dimensions. If k = 0, IRLS starts
+    from equal weights. The length of a direction does not matter. Only the columns of named coordinates are copied.
 
-    The paper, section 2.1: workers may specify dimensions, "which may be used for smart initialization also". Raises
-    ValueError for another number of entries, an index out of range, and an entry that is empty or of another shape.
+    Args:
+        G: Gradients, as for `fa.irls.solve`.
+        relevant: One entry per worker: integer indices (k_i,) of coordinates, directions (n, k_i), or None.
+        m: Largest number of dimensions; None for ceil((p + 1)/2).
+
+    Returns:
+        An orthonormal basis (n, k), of G's kind.
+
+    Raises:
+        ValueError: Wrong number of entries, an index out of range, or an entry that is empty or has another shape.
+
+    Source: the paper, section 2.1: workers may specify dimensions, "which may be used for smart initialization also".
+
+    Example:
+        >>> import numpy as np
+        >>> from fa import flags
+        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> start = flags.hints(G, [[0], [0], None])
+        >>> abs(start).round(3).tolist()
+        [[1.0], [0.0], [0.0]]
     """
     gradients, counts, gram = measure_groups(G)
     named = _read(relevant, counts, gradients.G)
@@ -204,15 +282,34 @@ def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
 
 
 def restrict(G: Any, relevant: Any) -> Any:
-    """The gradients P_i g_i, of each worker only what it names as relevant, in the form in which G came.
+    """Project each gradient on the dimensions that its worker names as relevant: P_i g_i.
 
-    relevant and the ValueErrors: as for `hints`; None keeps all of a worker's gradient. Whatever takes gradients takes
-    these. In IRLS and flags worker i then has v_i = ||Y^T P_i g_i||^2/||P_i g_i||^2: it counts with what is relevant to
-    it alone, a worker without any of it is a zero gradient, and d is 0 outside of what the workers together name.
+    Every function that accepts gradients accepts the result. In IRLS and flags, worker i then has
+    v_i = ||Y^T P_i g_i||^2/||P_i g_i||^2. A worker without relevant coordinates has a zero gradient. d is 0 outside the
+    dimensions that the workers name together.
 
-    The paper, section 2.1, says that workers "may specify dimensions along which gradient information is relevant",
-    and no more; P_i g_i is that information. Other readings: 1 - ||Y^T P_i g_i||^2/||g_i||^2, where a worker counts by
-    how much of its gradient is relevant; or one restriction for all, Y within the span of everything that is named.
+    The paper (section 2.1) only says that workers "may specify dimensions along which gradient information is
+    relevant". Two other readings are possible:
+
+    - 1 - ||Y^T P_i g_i||^2/||g_i||^2, which weighs a worker by the relevant fraction of its gradient;
+    - one restriction for all: Y within the span of all named dimensions.
+
+    Args:
+        G: Gradients, as for `fa.irls.solve`.
+        relevant: As for `hints`; None leaves the worker's gradient unchanged.
+
+    Returns:
+        The projected gradients, in the form of G.
+
+    Raises:
+        ValueError: As for `hints`.
+
+    Example:
+        >>> import numpy as np
+        >>> from fa import flags
+        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> flags.restrict(G, [[0], [0, 1], None]).tolist()
+        [[2.0, 0.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]]
     """
     gradients, counts = read_groups(G)
     named = _read(relevant, counts, gradients.G)
@@ -223,7 +320,7 @@ def restrict(G: Any, relevant: Any) -> Any:
 
 
 def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> list[Tensor | None]:
-    """Of each worker the indices (k,) or an orthonormal basis (n, k) of what it names."""
+    """Return for each worker indices (k,), an orthonormal basis (n, k), or None."""
     listed = isinstance(relevant, Sequence) and not isinstance(relevant, str)
     check("relevant", type(relevant).__name__, listed, "a list with one entry a worker")
     check("the length of relevant", len(relevant), len(relevant) == len(counts), f"p = {len(counts)}")
@@ -231,6 +328,7 @@ def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> li
 
 
 def _named(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
+    """Return sorted indices or an orthonormal basis for one entry, after checking it."""
     n = G.shape[1]
     try:
         named = torch.as_tensor(entry if isinstance(entry, Tensor) else np.asarray(entry), device=G.device).detach()
@@ -249,7 +347,7 @@ def _named(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
 
 
 def _orthonormal(name: str, directions: Float64[Tensor, "n k"]) -> Float64[Tensor, "n r"]:
-    """A basis of the span; each direction is first divided by its largest entry, so that no length counts."""
+    """Return a basis of the span; directions are scaled by their largest entries, so lengths do not matter."""
     largest = directions.abs().amax(dim=0)
     usable = torch.isfinite(largest) & (largest > 0)
     if not usable.all():
@@ -260,11 +358,12 @@ def _orthonormal(name: str, directions: Float64[Tensor, "n k"]) -> Float64[Tenso
 
 
 def _inside(rows: Float[Tensor, "q n"], named: Tensor) -> Float[Tensor, "q k"]:
-    """The rows in an orthonormal basis of what is named."""
+    """Return the rows' coordinates in the named dimensions."""
     return torch.mm(rows.to(named.dtype), named) if named.is_floating_point() else rows.index_select(1, named)
 
 
 def _project(rows: Float[Tensor, "q n"], named: Tensor | None) -> Float[Tensor, "q n"]:
+    """Project the rows on the named dimensions."""
     if named is None:
         return rows
     inside = _inside(rows, named)

@@ -13,9 +13,15 @@ from fa.utils.validation import check_integer
 
 
 class ConvNet(nn.Module):
-    """The released code's CNN: two convolutions and two full layers; n = 21,840 for 28 x 28 images of one channel.
+    """The CNN of the released code, with n = 21,840 coordinates for 28 x 28 images of one channel.
 
-    Conv 10 (5 x 5), pool, conv 20 (5 x 5), dropout of whole maps, pool, full 50, dropout, full. The outputs are logits.
+    Layers: convolution (10 maps, 5 x 5), pooling, convolution (20 maps, 5 x 5), dropout of whole maps, pooling,
+    linear (50), dropout, linear. The outputs are logits.
+
+    Args:
+        channels: Number of channels of an image.
+        classes: Number of classes.
+        size: Side of an image, in pixels; at least 16.
     """
 
     def __init__(self, channels: int, classes: int, size: int) -> None:
@@ -35,19 +41,37 @@ class ConvNet(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b channels size size"]) -> Float[Tensor, "b classes"]:
-        """Logits of normalised images."""
+        """Return the logits (b, classes) of normalised images (b, channels, size, size)."""
         logits: Tensor = self.classifier(self.features(images))
         return logits
 
 
-_CONVNET_LEAST = 16  # pixels, below which nothing is left after the second pooling
+_CONVNET_LEAST = 16  # Smallest side, in pixels; a smaller image vanishes in the second pooling.
 
 
 def build(name: str, channels: int, classes: int, size: int, seed: int) -> nn.Module:
-    """The model "convnet", or torchvision's classifier of that name, for images (channels, size, size).
+    """Build a model with random parameters.
 
-    Its parameters are drawn from the seed, in a fork of the global random state. Raises ValueError for an unknown name
-    and for images that the model cannot take: torchvision's take 3 channels, and many have a least size.
+    Parameters are drawn from the seed, in a fork of the global random state.
+
+    Args:
+        name: "convnet", or the name of a torchvision classifier such as "resnet18".
+        channels: Number of channels of an image. torchvision's classifiers need 3.
+        classes: Number of classes.
+        size: Side of an image, in pixels. Many classifiers have a smallest size.
+        seed: Seed of the parameters.
+
+    Returns:
+        The model, on the CPU and in training mode.
+
+    Raises:
+        ValueError: Unknown name, or images that the model does not accept.
+
+    Example:
+        >>> from fa import models
+        >>> model = models.build("convnet", channels=1, classes=10, size=28, seed=0)
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        21840
     """
     for argument, value in (("channels", channels), ("classes", classes), ("size", size)):
         check_integer(argument, value, 1)
@@ -63,6 +87,7 @@ def build(name: str, channels: int, classes: int, size: int, seed: int) -> nn.Mo
 
 
 def _torchvision(name: str, channels: int, classes: int, size: int) -> nn.Module:
+    """Build a classifier of torchvision and check that it accepts the images."""
     from torchvision import models
 
     names = models.list_models(module=models)
@@ -77,14 +102,14 @@ def _torchvision(name: str, channels: int, classes: int, size: int) -> nn.Module
         model: nn.Module = models.get_model(name, weights=None, num_classes=classes, **options)
         with torch.no_grad():
             model.eval()(torch.zeros(1, channels, size, size))
-    except (RuntimeError, AssertionError, ValueError) as error:  # each family has its own way to refuse a size
+    except (RuntimeError, AssertionError, ValueError) as error:  # Each family raises its own error.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"model {name} does not take images of {size} x {size} pixels: {reason}") from error
     return model.train()
 
 
 def _options(name: str, size: int) -> dict[str, object]:
-    """What some families must be told: the size of the images, or that logits are the only output."""
+    """Return the options of families that need the image size, or that have more outputs than the logits."""
     if name.startswith("vit_"):
         return {"image_size": size}
     if name.startswith("maxvit"):

@@ -1,12 +1,16 @@
-"""Eq. 5 of the paper as it is written, of a basis Y (n, m): the data terms, the regularizer, and their gradient.
+"""Evaluate eq. 5 of the paper as written, for a basis Y (n, m): explained variances, value and gradient.
 
     A(Y) = sum_i (1 - v_i)^(1/a) + lam R(Y),     v_i = tr(Y^T X_i X_i^T Y),     X_i = g_i/||g_i||_F
 
-with a = 2 in the paper. Here everything is of size n, in float64, and nothing of what a solver does is used: this is
-what solvers are held to. 1 - v_i is the squared length of what Y leaves of X_i, and not 1 less v_i, which would cancel.
+The paper has a = 2. All arrays have size n and are float64. No step of a solver is used, so that solvers can be
+checked against this module. 1 - v_i is the squared length of X_i's residual: subtracting v_i from 1 would cancel.
 
-The regularizers are "pairwise", R = 1/(p - 1) sum over i != j of (1 - ||Y^T (g_i - g_j)||^2/D_ij^2)^(1/a), and the
-norms of `fa.irls.regularizers`. The term of a gradient that is zero, and of a pair that is equal, is 0.
+The regularizers are:
+
+- "pairwise": R = 1/(p - 1) sum over i != j of (1 - ||Y^T (g_i - g_j)||^2/D_ij^2)^(1/a).
+- "l1", "group", "rows": the norms of `fa.irls.regularizers`.
+
+The term of a zero gradient is 0, as is the term of a pair of equal gradients.
 """
 
 from collections.abc import Iterator
@@ -22,7 +26,7 @@ from fa.gradients import check_finite, read_groups
 from fa.irls import regularizers
 from fa.utils.validation import check, check_one_of, check_real
 
-ORTHONORMAL = 1e-4  # by which an entry of Y^T Y may differ from the identity's: a float32 QR of 10^6 rows has 6e-5
+ORTHONORMAL = 1e-4  # Largest accepted difference between Y^T Y and I; a float32 QR of 10^6 rows has 6e-5.
 
 Rows = Float64[Tensor, "N n"]
 Owner = Int[Tensor, " N"]
@@ -30,10 +34,17 @@ Basis = Float64[Tensor, "n m"]
 
 
 def values(G: Any, Y: Any) -> Float64[np.ndarray, " p"]:
-    """The explained variances v_i (p,) of the gradients G under the basis Y (n, m); 1 for a gradient that is zero.
+    """Compute the explained variances v_i of the gradients under a basis.
 
-    G: (p, n), one worker a row, or a list of (k_i, n) arrays, k_i gradients from worker i. Raises ValueError for rows
-    that are not finite and for columns that are not orthonormal.
+    Args:
+        G: Gradients (p, n), one worker per row, or a list of (k_i, n) arrays, k_i gradients from worker i.
+        Y: Basis (n, m) with orthonormal columns, an array or a tensor.
+
+    Returns:
+        The v_i (p,), float64; 1 for a zero gradient.
+
+    Raises:
+        ValueError: G has a row with NaN or Inf, or Y has another shape or columns that are not orthonormal.
     """
     rows, owner, basis = _read(G, Y)
     left = _left(_unit(rows, owner), owner, basis)
@@ -42,9 +53,30 @@ def values(G: Any, Y: Any) -> Float64[np.ndarray, " p"]:
 
 
 def value(G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: float = 2.0) -> float:
-    """Eq. 5 at Y, with (1 - v)^(1/a) for the square root; arguments and errors as for `values`.
+    """Evaluate eq. 5 at Y, with the power 1/a.
 
-    lam >= 0 weighs the regularizer: "pairwise", "l1", "group" or "rows". "pairwise" needs one gradient a worker.
+    Args:
+        G: Gradients, as in `values`.
+        Y: Basis (n, m), as in `values`.
+        lam: Weight of the regularizer, at least 0.
+        regularizer: "pairwise", "l1", "group" or "rows". "pairwise" needs one gradient per worker.
+        a: Inverse of the power, greater than 0; the paper has 2.
+
+    Returns:
+        The value of eq. 5.
+
+    Raises:
+        ValueError: An argument is out of range, as in `values`.
+
+    Example:
+        >>> import numpy as np
+        >>> from fa import objective
+        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> Y = np.array([[1.0], [0.0], [0.0]])
+        >>> objective.values(G, Y).round(3).tolist()
+        [0.8, 0.8, 0.0]
+        >>> round(objective.value(G, Y), 4)
+        1.8944
     """
     rows, owner, basis = _read(G, Y)
     total = sum(
@@ -59,9 +91,23 @@ def value(G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: fl
 def gradient(
     G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: float = 2.0
 ) -> Float64[Tensor, "n m"] | Float64[np.ndarray, "n m"]:
-    """The Euclidean gradient (n, m) of eq. 5 by Y, float64, a tensor where Y is one; of a norm, a subgradient.
+    """Compute the Euclidean gradient of eq. 5 with respect to Y.
 
-    Below irls.FLOOR, where the power's slope grows without bound, 1 - v counts as irls.FLOOR.
+    The slope of the power is unbounded as 1 - v tends to 0. Values of 1 - v below `fa.irls.FLOOR` are therefore
+    replaced by it. For a norm of Y, the result is a subgradient.
+
+    Args:
+        G: Gradients, as in `values`.
+        Y: Basis (n, m), as in `values`.
+        lam: Weight of the regularizer, as in `value`.
+        regularizer: Name of the regularizer, as in `value`.
+        a: Inverse of the power, as in `value`.
+
+    Returns:
+        The gradient (n, m), float64, a tensor if Y is one.
+
+    Raises:
+        ValueError: An argument is out of range, as in `value`.
     """
     rows, owner, basis = _read(G, Y)
     total = torch.zeros_like(basis)
@@ -74,7 +120,7 @@ def gradient(
 
 
 def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
-    """All gradients as rows, the worker of each, and the basis, checked."""
+    """Return all gradients as rows, the worker of each row, and the basis, after checking them."""
     gradients, counts = read_groups(G)
     rows = gradients.G.double()
     check_finite(torch.isfinite(rows).all(dim=1).tolist(), counts)
@@ -89,7 +135,7 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
 
 
 def _terms(rows: Rows, owner: Owner, lam: float, regularizer: str, a: float) -> Iterator[tuple[float, Rows, Owner]]:
-    """The data terms and then, worker by worker, the pairs': their factor, the unit rows, and the term of each."""
+    """Yield the data terms, then the pairs' terms worker by worker: a factor, unit rows, and the term of each row."""
     check_real("lam", lam, 0)
     check_one_of("regularizer", regularizer, ("pairwise", *regularizers.NAMES))
     check_real("a", a, 0)
@@ -105,9 +151,9 @@ def _terms(rows: Rows, owner: Owner, lam: float, regularizer: str, a: float) -> 
 
 
 def _unit(rows: Rows, owner: Owner) -> Rows:
-    """The rows divided so that each owner's have Frobenius norm 1 together; zeros stay so.
+    """Divide the rows so that the rows of each owner together have Frobenius norm 1; zeros stay zero.
 
-    First by the largest entry, so that no square leaves the range.
+    The rows are first divided by the largest entry, so that no square overflows or underflows.
     """
     for order in (torch.inf, 2.0):
         norms = torch.linalg.vector_norm(rows, ord=order, dim=1)
@@ -118,11 +164,11 @@ def _unit(rows: Rows, owner: Owner) -> Rows:
 
 
 def _left(rows: Rows, owner: Owner, Y: Basis) -> Float64[Tensor, " T"]:
-    """1 - v of each term: the squared length of what Y leaves of its rows."""
+    """Compute 1 - v of each term: the squared length of the residual of its rows."""
     left = rows - (rows @ Y) @ Y.T
     return _summed(left.square().sum(dim=1), owner)[: int(owner[-1]) + 1]
 
 
 def _summed(numbers: Float64[Tensor, " N"], owner: Owner) -> Float64[Tensor, " N"]:
-    """Added up by owner, of whom there are no more than numbers."""
+    """Sum by owner; the result is as long as the input."""
     return torch.zeros_like(numbers).index_add(0, owner, numbers)

@@ -1,25 +1,29 @@
-"""The rules over the processes of a group, each with a gradient of its own: no process ever holds all the gradients.
+"""The rules over the processes of a group, each with one gradient. No process holds all gradients.
 
-The n coordinates are cut into p slices, and rank r serves the r-th of them:
+The n coordinates are cut into p slices, and rank r serves slice r:
 
-1. all-to-all: every rank sends each slice of its gradient to the rank that serves it, which then has G (p, n/p);
-2. every rank multiplies out its part of the Gram matrix; all add up everybody's p^2 numbers, in one order;
-3. every rank decides, from the same bits and so alike;
-4. every rank applies the decision to its slice, which gives n/p coordinates of d;
-5. all-gather: every rank sends its slice of d to all others.
+1. all-to-all: each rank sends each slice of its gradient to the rank that serves it, which then has G (p, n/p).
+2. Each rank computes its part of the Gram matrix. All ranks sum the p^2 entries in the same order.
+3. Each rank decides. The decisions are equal, since the bits are.
+4. Each rank applies the decision to its slice, which gives n/p coordinates of d.
+5. all-gather: each rank sends its slice of d to all others.
 
-Rules that need no Gram matrix leave out 2; what step 4 meets of NaN and Inf is then agreed upon. The decision and the
-passes are those of `fa.rules`.
+Rules that need no Gram matrix skip step 2. The ranks then exchange which gradients have NaN or Inf in step 4. Decisions
+and passes are those of `fa.rules`.
 
-Cost, in numbers that a rank sends (it receives as many): (p - 1) n/p each in 1 and 5, together what a ring all-reduce
-of one gradient sends, 2 (p - 1) n/p; and (p - 1) p^2 of float64 in 2, which is 1.5 KB at p = 4, and 1.7 MB at p = 60.
-Nothing cheaper exists for a rule that looks at all pairs: K needs all gradients of a coordinate in one place, which is
-step 1, the first half of an all-reduce; once the weights are known the sum is in place, which is why no all-reduce of
-w_i g_i follows but its second half alone. (Krum's d is one rank's gradient: to broadcast that would send n, not n/p.)
+Each rank sends, and receives as many:
 
-What this protects from is a faulty gradient, not a faulty process: each serves coordinates, and could write into them
-what it likes; and a process that dies ends the run, as in any collective. For workers that are not trusted, there is
-the parameter server of `fa.training.transports.rpc`.
+- (p - 1) n/p coordinates in step 1, and again in step 5. The sum, 2 (p - 1) n/p, equals a ring all-reduce of one
+  gradient.
+- (p - 1) p^2 float64 numbers in step 2: 1.5 KB at p = 4, 1.7 MB at p = 60.
+
+No cheaper scheme exists for a rule that needs all pairs. K needs all gradients of a coordinate in one place, which is
+step 1, the first half of an all-reduce. Once the weights are known, each sum is already in place, so only the second
+half follows. Krum's d is one rank's gradient, but its broadcast would send n coordinates, not n/p.
+
+This protects from a faulty gradient, not from a faulty process: each process serves coordinates and could write
+anything into them. A process that dies ends the run, as in any collective. For workers that are not trusted, use the
+parameter server of `fa.training.transports.rpc`.
 """
 
 from collections.abc import Sequence
@@ -42,8 +46,12 @@ from fa.utils.validation import check
 
 @dataclass(frozen=True)
 class Sent:
-    """One vector on its way: `received` is the slice of all ranks' vectors that this rank serves, one after another,
-    once `work` is done.
+    """A vector in transit.
+
+    Attributes:
+        vector: The vector (n,) of this rank.
+        received: The slices of all ranks' vectors that this rank serves, concatenated. Valid once `work` is done.
+        work: Handle of the all-to-all.
     """
 
     vector: Tensor
@@ -52,14 +60,25 @@ class Sent:
 
 
 class Shards:
-    """A process group as one who aggregates: `group` (None: torch.distributed's default one), its size p, and this
-    process' rank there, by which decisions name the workers.
+    """A process group that aggregates gradients.
 
-    It keeps the memory into which others' slices came, n numbers, for the next aggregation: new memory would take a
-    quarter of an all-reduce's time to be mapped. And it keeps all tensors that it gave to collectives until then: a
-    thread of gloo's may drop them a little after the wait for them has ended, and who drops a tensor last needs the
-    interpreter, without which, at the end of a program, the process aborts. So let go of it, and let all wait for each
-    other (`dist.barrier`), before the group is destroyed.
+    Memory for received slices (n coordinates) is reused, since mapping new memory takes a quarter of an all-reduce's
+    time.
+
+    Tensors that were passed to collectives are stored until the next aggregation. A thread of gloo may release them
+    shortly after the wait for them ends. If it is the last to release a tensor while the interpreter exits, the process
+    aborts. Therefore delete this object, and wait for all ranks (`dist.barrier`), before the group is destroyed.
+
+    Args:
+        group: A process group of torch.distributed; default None, the default group.
+
+    Attributes:
+        group: The process group.
+        rank: Rank of this process in the group, the worker's index in decisions.
+        size: Number of ranks p.
+
+    Raises:
+        ValueError: torch.distributed is not initialised.
     """
 
     def __init__(self, group: Any = None) -> None:
@@ -72,11 +91,21 @@ class Shards:
         self._lent: list[Tensor] = []
 
     def aggregate(self, g: Tensor, rule: Rule, iteration: int = 0, out: Tensor | None = None) -> Aggregate:
-        """The direction d and the decision behind it, alike on all ranks, of the gradients of which this rank has g.
+        """Aggregate the gradients of all ranks.
 
-        g is (n,), of one dtype and n on all ranks, on a device that the group's backend serves; d is put into `out`
-        (n,) if given, which may be g. `iteration` is as in `Rule.aggregate`, and so are the errors, which all ranks
-        raise. Whether the ranks' n and dtype agree is looked at when this rank first has such a gradient.
+        A rank compares n and dtype with the other ranks only for its first gradient of that n and dtype.
+
+        Args:
+            g: This rank's gradient (n,), on a device that the group's backend supports. All ranks have one n and dtype.
+            rule: The rule.
+            iteration: Index of the iteration, as in `fa.Rule.aggregate`; default 0.
+            out: Tensor (n,) for the direction, which may be g; default None, a new tensor.
+
+        Returns:
+            Direction (n,) and decision, equal on all ranks.
+
+        Raises:
+            ValueError: n or dtype differ between ranks, the rule needs whole gradients, or as in `fa.Rule.aggregate`.
         """
         rule.check_within_span("for gradients of many processes")
         vector = self._check(g)
@@ -86,7 +115,14 @@ class Shards:
         return Aggregate(d, self.finish(rule, [self.send(vector)], [d], iteration))
 
     def send(self, g: Tensor) -> Sent:
-        """Start step 1 for one vector (n,)."""
+        """Start step 1 for one vector.
+
+        Args:
+            g: The vector (n,).
+
+        Returns:
+            The vector in transit, for `finish`.
+        """
         widths = [piece.stop - piece.start for piece in self._slices(len(g))]
         own = widths[self.rank]
         received = self._room(own * self.size, g)
@@ -94,7 +130,17 @@ class Shards:
         return Sent(g, received, work)
 
     def finish(self, rule: Rule, sent: Sequence[Sent], out: Sequence[Tensor], iteration: int) -> Decision:
-        """Steps 2 to 5 for vectors that together are the gradient: their directions are put into `out`."""
+        """Perform steps 2 to 5 for vectors that together are the gradient.
+
+        Args:
+            rule: The rule.
+            sent: Results of `send`.
+            out: Tensors for the directions, one for each vector.
+            iteration: Index of the iteration.
+
+        Returns:
+            The decision, equal on all ranks.
+        """
         self._lent = []
         for one in sent:
             one.work.wait()
@@ -112,7 +158,7 @@ class Shards:
         return decision
 
     def _room(self, size: int, like: Tensor) -> Tensor:
-        """Memory for so many numbers, which was used before if possible."""
+        """Return memory for `size` coordinates, reused if possible."""
         for at, room in enumerate([one.received for one in self._sent]):
             if len(room) == size and room.dtype == like.dtype and room.device == like.device:
                 del self._sent[at]
@@ -120,17 +166,18 @@ class Shards:
         return like.new_empty(size)
 
     def _slices(self, n: int) -> list[slice]:
-        """Which of n coordinates each rank serves: none, where there are fewer coordinates than ranks."""
+        """Return the coordinates that each rank serves; a slice may be empty if n < p."""
         width = -(-n // self.size)
         return [slice(min(r * width, n), min((r + 1) * width, n)) for r in range(self.size)]
 
     def _spread(self, piece: Tensor, rank: int) -> Any:
-        """A rank's slice of d to all others: broadcasts, since gloo's own all-gather copies twice what it moves."""
+        """Broadcast a rank's slice of d; gloo's all-gather would copy twice the bytes that it moves."""
         return dist.broadcast(piece, group=self.group, group_src=rank, async_op=True)
 
     def _gather(self, own: np.ndarray, device: torch.device) -> np.ndarray:
-        """A small array of every rank, (p, ...): one exchange, where an all-reduce over a ring makes 2 (p - 1), and the
-        same numbers in the same order for all.
+        """Return a small array of every rank (p, ...), in the same order on all ranks.
+
+        One all-to-all replaces the 2 (p - 1) exchanges of a ring all-reduce.
         """
         mine = torch.from_numpy(np.asarray(own, dtype=np.float64)).to(device)
         copies = mine.expand(self.size, *mine.shape).contiguous()
@@ -140,6 +187,7 @@ class Shards:
         return all_of_them.cpu().numpy()
 
     def _check(self, g: Tensor) -> Tensor:
+        """Return the gradient as a vector, and compare n and dtype with the other ranks' once."""
         check("g", getattr(g, "shape", g), isinstance(g, Tensor) and g.ndim == 1, "a tensor (n,)")
         vector = read(g[None]).G[0]
         kind = (vector.dtype, len(vector))

@@ -1,6 +1,6 @@
-"""Nonlinear augmentation of images, the paper's second threat: coordinates carried by flows and maps, and noise.
+"""Nonlinear augmentation of images, the paper's second threat: images warped by flows and maps, and noise.
 
-Which is a flow and which is a map: fa.augment.flows.
+`fa.augment.flows` and `fa.augment.maps` define the dynamical systems.
 """
 
 import importlib

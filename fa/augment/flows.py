@@ -1,8 +1,12 @@
-"""Points of the plane carried along the paper's systems of differential equations, all in one solution by LSODA.
+"""Flows: points of the plane moved along the paper's differential equations, all in one solution by LSODA.
 
-Lotka-Volterra and the rotation are flows. The cat map on the torus is no flow's time-one map; its lift to the plane
-is, and "cat" is the lift's flow, taken mod 1 at the end. The smooth cat map F is no flow either (its Jacobian vanishes
-at the origin), and "smooth_cat" is the flow of x' = F(x) - x, a choice of this package. The maps: fa.augment.maps.
+- Lotka-Volterra and the rotation are flows.
+- The cat map on the torus is not the time-one map of a flow. Its lift to the plane is: "cat" is the flow of the
+  lift, taken mod 1 at the end.
+- The smooth cat map F is not the time-one map of a flow either, since its Jacobian vanishes at the origin.
+  "smooth_cat" is the flow of x' = F(x) - x, a choice of this package.
+
+`fa.augment.maps` has the maps themselves.
 """
 
 from __future__ import annotations
@@ -20,13 +24,13 @@ from jaxtyping import Float64
 from fa.utils.validation import check, check_one_of, check_real
 
 RTOL = ATOL = 1e-8
-"""LSODA's tolerances, relative and in the units of the points."""
+"""Tolerances of LSODA: relative, and absolute in the units of the points."""
 
 FAR = 10.0
-"""How many times farther out than the farthest point given (and than 1) a trajectory starts to be stopped."""
+"""Distance at which a trajectory starts to be stopped, as a multiple of the largest start coordinate (at least 1)."""
 
 CAT = np.array([[2, 1], [1, 1]])
-"""Arnold's cat map, on (x, y)."""
+"""Matrix of Arnold's cat map, which acts on (x, y)."""
 
 
 Points = Float64[np.ndarray, "points 2"]
@@ -34,18 +38,33 @@ Points = Float64[np.ndarray, "points 2"]
 
 @dataclass(frozen=True)
 class System:
-    """x' = velocity(x, **parameters), with the parameters' defaults and the coordinates of an image that it acts on."""
+    """A system of differential equations x' = velocity(x, **parameters).
+
+    Attributes:
+        velocity: Function of points (N, 2) and the parameters that returns the velocities (N, 2).
+        parameters: Default values of the parameters.
+        pixels: True if coordinates are pixels from the image's centre; False if the image is the unit square.
+        torus: True if the end of a trajectory is taken mod 1.
+    """
 
     velocity: Callable[..., Points]
     parameters: Mapping[str, float] = field(default_factory=dict)
-    pixels: bool = False  # coordinates in pixels from the image's centre; else the image is the unit square
-    torus: bool = False  # the end of a trajectory is taken mod 1
+    pixels: bool = False
+    torus: bool = False
 
 
 def smooth_cat(points: Points, m: float) -> Points:
-    """The smooth cat map F: (a_1 s(a_1), a_2 s(a_2)), a = (2x + y, x + y), s(a) = 1/(1 + exp(-m log a)); s = 0, a <= 0.
+    """Apply the smooth cat map F, the paper's third map, to points in the unit square.
 
-    The paper's third map, in the unit square, where its a is divided by the image's side already.
+    F(x, y) = (a_1 s(a_1), a_2 s(a_2)) with a = (2x + y, x + y) and s(a) = 1/(1 + exp(-m log a)). For a <= 0, s = 0.
+    The paper divides a by the image's side; here the image has side 1.
+
+    Args:
+        points: Points (N, 2), rows (x, y).
+        m: Exponent of the sigmoid.
+
+    Returns:
+        Points (N, 2), float64.
     """
     a = np.maximum(points @ CAT.T, 0.0)
     power = a**m
@@ -53,22 +72,25 @@ def smooth_cat(points: Points, m: float) -> Points:
 
 
 def _lotka_volterra(points: Points, alpha: float, beta: float, gamma: float, delta: float) -> Points:
+    """Return (alpha x - beta x y, delta x y - gamma y)."""
     x, y = points.T
     return np.stack([alpha * x - beta * x * y, delta * x * y - gamma * y], axis=1)
 
 
 def _rotation(points: Points, omega: float) -> Points:
-    """x' = -omega y, y' = omega x."""
+    """Return (-omega y, omega x)."""
     x, y = points.T
     return np.stack([-omega * y, omega * x], axis=1)
 
 
 def _cat(points: Points) -> Points:
+    """Return the velocity of the cat map's lift."""
     lifted: np.ndarray = points @ _log_cat().T
     return lifted
 
 
 def _smooth_cat(points: Points, m: float) -> Points:
+    """Return F(x) - x."""
     velocity: np.ndarray = smooth_cat(points, m) - points
     return velocity
 
@@ -83,16 +105,41 @@ SYSTEMS: Mapping[str, System] = MappingProxyType(
         "smooth_cat": System(_smooth_cat, {"m": 0.95}),
     }
 )
-"""The systems by name, with the paper's parameters. The released code has gamma = delta = 1 in Lotka-Volterra."""
+"""The systems by name, with the paper's parameters. The released code uses gamma = delta = 1 in Lotka-Volterra."""
 
 
 def flow(system: str, points: Any, t: float, **parameters: float) -> Points:
-    """Where the points (N, 2), rows (x, y), are at time t: (N, 2) float64, never NaN; a negative t goes back in time.
+    """Move points along a flow to time t.
 
-    Systems and parameters are those of SYSTEMS: x' = alpha x - beta x y, y' = delta x y - gamma y ("lotka_volterra");
-    x' = -omega y, y' = omega x ("rotation"); the lift of the cat map mod 1 ("cat"); x' = F(x) - x with the smooth cat
-    map F of exponent m ("smooth_cat"). A trajectory that runs away is stopped between FAR and 2 FAR times the largest
-    coordinate given; on the torus none is. Raises ValueError for arguments out of range.
+    The systems:
+
+    - "lotka_volterra": x' = alpha x - beta x y, y' = delta x y - gamma y.
+    - "rotation": x' = -omega y, y' = omega x.
+    - "cat": The lift of the cat map, taken mod 1 at the end.
+    - "smooth_cat": x' = F(x) - x with the smooth cat map F of exponent m.
+
+    A diverging trajectory is stopped between FAR and 2 FAR times the largest start coordinate (at least 1). On the
+    torus no trajectory is stopped.
+
+    Args:
+        system: A name in `SYSTEMS`.
+        points: Start points (N, 2), rows (x, y), finite.
+        t: Time. A negative time integrates backward.
+        **parameters: Parameters of the system; defaults in `SYSTEMS`.
+
+    Returns:
+        End points (N, 2), float64, without NaN.
+
+    Raises:
+        ValueError: An argument is out of range.
+        ArithmeticError: LSODA fails.
+        ImportError: scipy is missing.
+
+    Example:
+        >>> import numpy as np
+        >>> from fa.augment import flow
+        >>> np.allclose(flow("rotation", [[1.0, 0.0]], np.pi / 2), [[0.0, 1.0]], atol=1e-6)
+        True
     """
     check_one_of("system", system, tuple(SYSTEMS))
     start = _points(points)
@@ -106,23 +153,38 @@ def flow(system: str, points: Any, t: float, **parameters: float) -> Points:
 
 
 def integrate(system: str, start: Points, t: float, parameters: Mapping[str, float], limit: float) -> Points:
-    """As `flow`, of arguments that are checked, with trajectories stopped between `limit` and 2 `limit`; not mod 1.
+    """Move points as `flow` does, without checks and without mod 1.
 
-    x and y are interleaved, so that the Jacobian has one band above and one below the diagonal.
+    x and y are interleaved, so the Jacobian has one band above and one below the diagonal.
+
+    Args:
+        system: A name in `SYSTEMS`.
+        start: Start points (N, 2), float64.
+        t: Time.
+        parameters: Values of all parameters.
+        limit: Coordinate at which a trajectory starts to be stopped. It ends before 2 `limit`.
+
+    Returns:
+        End points (N, 2), float64.
+
+    Raises:
+        ArithmeticError: LSODA fails.
+        ImportError: scipy is missing.
     """
     velocity = SYSTEMS[system].velocity
 
     def derivative(_: float, state: np.ndarray) -> np.ndarray:
+        """Return t times the velocity, tapered to 0 between `limit` and 2 `limit`."""
         points = state.reshape(-1, 2)
         inside = np.clip(2 - np.abs(points).max(axis=1, keepdims=True) / limit, 0.0, 1.0)
-        near = np.clip(points, -2 * limit, 2 * limit)  # a step that is tried and not taken must not overflow
+        near = np.clip(points, -2 * limit, 2 * limit)  # A rejected step must not overflow.
         tapered: np.ndarray = t * velocity(near, **parameters) * inside**2 * (3 - 2 * inside)
         return tapered.ravel()
 
     if t == 0 or len(start) == 0:
         return start.copy()
     solve_ivp = _scipy("integrate").solve_ivp
-    # Time is counted in units of t: over an interval of 5e-324 LSODA would not come to an end.
+    # Time is measured in units of t, because LSODA hangs on an interval of 5e-324.
     solution = solve_ivp(
         derivative, (0.0, 1.0), start.ravel(), "LSODA", t_eval=(1.0,), rtol=RTOL, atol=ATOL, lband=1, uband=1
     )
@@ -134,13 +196,13 @@ def integrate(system: str, start: Points, t: float, parameters: Mapping[str, flo
 
 @cache
 def _log_cat() -> np.ndarray:
-    """The cat map's generator: its flow for a unit of time is the map."""
+    """Return the cat map's generator: the flow of this matrix for a unit of time is the map."""
     generator: np.ndarray = _scipy("linalg").logm(CAT.astype(np.float64))
     return generator
 
 
 def _scipy(module: str) -> Any:
-    """Imported where trajectories are computed, so that training on images as they are needs none."""
+    """Import a module of scipy on first use, since training without augmentation does not need scipy."""
     try:
         return importlib.import_module(f"scipy.{module}")
     except ImportError as error:
@@ -148,7 +210,18 @@ def _scipy(module: str) -> Any:
 
 
 def check_parameters(system: str, given: Mapping[str, Any]) -> dict[str, float]:
-    """The system's parameters with those that are given in their places; ValueError for one unknown or not finite."""
+    """Fill in the default values of a system's parameters.
+
+    Args:
+        system: A name in `SYSTEMS`.
+        given: Values that replace the defaults, finite.
+
+    Returns:
+        Values of all parameters by name.
+
+    Raises:
+        ValueError: Unknown parameter, or a value that is not finite.
+    """
     known = SYSTEMS[system].parameters
     for name, value in given.items():
         check("parameters", name, name in known, f"of {system}: {', '.join(known) or 'it has none'}")
@@ -157,6 +230,7 @@ def check_parameters(system: str, given: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _points(points: Any) -> Points:
+    """Convert points to float64 and check shape and values."""
     array = np.asarray(points, dtype=np.float64)
     check("points", array.shape, array.ndim == 2 and array.shape[1] == 2, "(N, 2), rows of x and y")
     check("points", "not finite in places", bool(np.isfinite(array).all()), "finite")

@@ -1,4 +1,4 @@
-"""Images moved along a flow or a map, backward, and noise upon them: torch tensors of any dtype on any device."""
+"""Images warped backward along a flow or a map, and noise: torch tensors of any dtype on any device."""
 
 from __future__ import annotations
 
@@ -14,18 +14,39 @@ from fa.augment.maps import source, torus
 from fa.utils.validation import check, check_one_of
 
 INTERPOLATIONS = ("nearest", "bilinear")
+"""Names of the interpolations."""
 
 Images = Shaped[Tensor, "batch *channels height width"]
 
 
 def warp(images: Any, system: str, t: float, interpolation: str = "nearest", **parameters: float) -> Any:
-    """Images (B, C, H, W) or (B, H, W), tensor or array, moved by a system to time t: of the same shape, dtype, device.
+    """Warp images backward by a flow or a map.
 
-    Output pixel (i, j) copies the source at the point to which the system carries (i, j): the nearest pixel (the
-    paper), or the bilinear mean of four. What lies outside of the source is black (0), also where a trajectory runs
-    away; "cat" wraps round. Systems and parameters: `flow`; "cat" at a whole t is the exact permutation of the pixels
-    (negative: its inverse), "smooth_cat_map" the smooth map itself, t times. Coordinates: fa.augment.maps.source.
-    Raises ValueError for arguments out of range.
+    Output pixel (i, j) copies the source at the point to which the system moves (i, j). A pixel whose source lies
+    outside the image is black (0), also where a trajectory diverges. "cat" wraps around instead.
+    `fa.augment.source` defines the coordinates.
+
+    Args:
+        images: Images (B, C, H, W) or (B, H, W), a tensor or an array of any dtype.
+        system: A name in `fa.augment.MOVES`. For "smooth_cat_map", the map itself is applied t times.
+        t: Time. "cat" at an integer t is the exact permutation of the pixels, or its inverse for t < 0.
+        interpolation: "nearest" (default, as in the paper) or "bilinear".
+        **parameters: Parameters of the system; defaults in `fa.augment.SYSTEMS`.
+
+    Returns:
+        Images of the same shape, dtype, type and device.
+
+    Raises:
+        ValueError: An argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from fa.augment import warp
+        >>> image = torch.arange(9).view(1, 3, 3)
+        >>> warp(image, "cat", t=1)
+        tensor([[[0, 5, 7],
+                 [4, 6, 2],
+                 [8, 1, 3]]])
     """
     check_one_of("interpolation", interpolation, INTERPOLATIONS)
     if isinstance(images, np.ndarray):
@@ -33,17 +54,19 @@ def warp(images: Any, system: str, t: float, interpolation: str = "nearest", **p
     check("images", type(images).__name__, isinstance(images, Tensor), "a tensor or an array")
     check("images", tuple(images.shape), images.ndim in (3, 4), "(B, C, H, W) or (B, H, W)")
     height, width = images.shape[-2:]
-    source(system, height, width, t, parameters)  # the checks, and the grid into its cache
+    source(system, height, width, t, parameters)  # This call checks the arguments and caches the grid.
     key = (system, height, width, float(t), tuple(sorted(parameters.items())), images.device)
     return _nearest(images, *key) if interpolation == "nearest" else _bilinear(images, *key)
 
 
 def _nearest(images: Images, *key: Any) -> Images:
+    """Warp with the nearest pixel."""
     index, inside = _nearest_pixels(*key)
     return _gather(images, index, inside).view_as(images)
 
 
 def _bilinear(images: Images, *key: Any) -> Images:
+    """Warp with the bilinear mean of four pixels."""
     check("images", images.dtype, not images.dtype.is_complex and images.dtype != torch.bool, "of real numbers")
     work = torch.float64 if images.dtype == torch.float64 else torch.float32
     total = torch.zeros_like(images, dtype=work).flatten(-2)
@@ -55,9 +78,9 @@ def _bilinear(images: Images, *key: Any) -> Images:
 
 
 def _gather(images: Images, index: Int64[Tensor, " pixels"], inside: Bool[Tensor, " pixels"]) -> Tensor:
-    """The pixels of each image in the order of `index`, and 0 where they are not inside: (..., H * W)."""
+    """Return each image's pixels in the order of `index`, and 0 where not `inside`: (..., H * W)."""
     flat = images.flatten(-2)
-    moved = flat.gather(-1, index.expand_as(flat))  # an eighth of index_select's time
+    moved = flat.gather(-1, index.expand_as(flat))  # gather takes an eighth of index_select's time.
     return moved.index_fill_(-1, (~inside).nonzero().flatten(), 0)
 
 
@@ -65,6 +88,7 @@ def _gather(images: Images, index: Int64[Tensor, " pixels"], inside: Bool[Tensor
 def _nearest_pixels(
     system: str, height: int, width: int, t: float, parameters: tuple[tuple[str, float], ...], device: torch.device
 ) -> tuple[Int64[Tensor, " pixels"], Bool[Tensor, " pixels"]]:
+    """Return the nearest pixel to each source point, and True where it is inside the image."""
     grid = source(system, height, width, t, dict(parameters))
     return _flat(np.floor(grid + 0.5), height, width, torus(system), device)
 
@@ -73,7 +97,7 @@ def _nearest_pixels(
 def _corners(
     system: str, height: int, width: int, t: float, parameters: tuple[tuple[str, float], ...], device: torch.device
 ) -> list[tuple[Int64[Tensor, " pixels"], Bool[Tensor, " pixels"], Float64[Tensor, " pixels"]]]:
-    """The four pixels around each source point, with their bilinear weights."""
+    """Return the four pixels around each source point, with their bilinear weights."""
     grid = source(system, height, width, t, dict(parameters))
     low = np.floor(grid)
     part = grid - low
@@ -88,7 +112,7 @@ def _corners(
 def _flat(
     corner: Float64[np.ndarray, "height width 2"], height: int, width: int, wraps: bool, device: torch.device
 ) -> tuple[Int64[Tensor, " pixels"], Bool[Tensor, " pixels"]]:
-    """Whole columns and rows as indices into the flattened image (0 where outside), and whether they are inside."""
+    """Convert integer columns and rows to indices of the flattened image, and mark those inside the image."""
     size = np.array([width, height])
     if wraps:
         corner = corner % size
@@ -99,10 +123,21 @@ def _flat(
 
 
 def add_noise(images: Images, deviations: Shaped[Tensor, " batch"] | float, generator: torch.Generator) -> Images:
-    """Gaussian noise on images (B, ..., H, W), dtype kept: image i gets the standard deviation deviations[i].
+    """Add Gaussian noise to images.
 
-    It is a fraction of white: of 255 for uint8, whose values are rounded and clipped to [0, 255], and of 1 for
-    floating-point numbers, which are not clipped. The generator is on the images' device. ValueError for other dtypes.
+    Standard deviations are fractions of white: of 255 for uint8, and of 1 for floating point. For uint8 the result is
+    rounded and clipped to [0, 255]. Floating-point images are not clipped.
+
+    Args:
+        images: Images (B, ...), uint8 or floating point.
+        deviations: Standard deviation for each image (B,), or one for all; at least 0.
+        generator: Generator of the noise, on the images' device.
+
+    Returns:
+        Images of the same shape and dtype.
+
+    Raises:
+        ValueError: Another dtype, or a negative deviation.
     """
     floating = images.dtype.is_floating_point
     check("images", images.dtype, floating or images.dtype == torch.uint8, "uint8 or floating point")

@@ -1,7 +1,7 @@
-"""Where each pixel of a moved image comes from: the flows and the maps on the grid of an image's pixels.
+"""Source coordinates of each pixel of a warped image: flows and maps on the grid of pixels.
 
-A grid depends on the image's size, the system, the time and the parameters, and on nothing else: each is computed once.
-"cat" at a whole t, and "smooth_cat_map", are iterated maps; all else is a flow of fa.augment.flows.
+A grid depends only on the image's size, the system, the time and the parameters, so each is computed once and cached.
+"cat" at an integer t and "smooth_cat_map" are iterated maps. All others are flows of `fa.augment.flows`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,36 @@ from fa.augment.flows import CAT, SYSTEMS, check_parameters, integrate, smooth_c
 from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 MOVES = (*SYSTEMS, "smooth_cat_map")
-"""What images can be moved by: the four flows, and the smooth cat map itself."""
+"""Systems that can warp images: the four flows, and the smooth cat map itself."""
 
 LEFT = 4.0
-"""How many times farther from an image's centre than its farthest pixel a trajectory starts to be stopped."""
+"""Coordinate at which a trajectory starts to be stopped, as a multiple of a pixel's largest coordinate (at least 1)."""
 
-_CACHED = 64  # grids; one of 64 x 64 pixels takes 64 KB
+_CACHED = 64  # Number of cached grids; a grid of 64 x 64 pixels takes 64 KB.
 
 Grid = Float64[np.ndarray, "height width 2"]
-"""For each pixel the (column, row) that it copies, in pixels; any real number, outside the image too."""
+"""Source (column, row) of each pixel, in pixels. The values are real and may lie outside the image."""
 
 
 def source(system: str, height: int, width: int, t: float, parameters: Mapping[str, float] | None = None) -> Grid:
-    """The grid of a backward warp, (height, width, 2), read-only: output pixel (i, j) copies column [i, j, 0] and row
-    [i, j, 1] of the source.
+    """Return the source coordinates of each pixel of a backward warp.
 
-    x is a pixel's column and y its row, counted from the image's centre ("lotka_volterra", "rotation"), or both divided
-    by the side of a square image ("cat" and the smooth ones). On the torus columns and rows are in [0, side). Raises
-    ValueError for arguments out of range.
+    For "lotka_volterra" and "rotation", x and y are a pixel's column and row, counted from the image's centre. For
+    "cat" and the smooth systems, x and y are column and row divided by the side of a square image. On the torus,
+    columns and rows are in [0, side).
+
+    Args:
+        system: A name in `MOVES`.
+        height: Number of rows.
+        width: Number of columns.
+        t: Time, or the number of iterations of a map.
+        parameters: Parameters of the system; default None, the values in `SYSTEMS`.
+
+    Returns:
+        The grid, float64 (height, width, 2), read-only. Output pixel (i, j) copies column [i, j, 0] and row [i, j, 1].
+
+    Raises:
+        ValueError: An argument is out of range.
     """
     check_one_of("system", system, MOVES)
     check_integer("height", height, 1)
@@ -50,17 +62,18 @@ def source(system: str, height: int, width: int, t: float, parameters: Mapping[s
 
 
 def centred(system: str) -> bool:
-    """Whether the system's coordinates are pixels from the image's centre; else the image is the unit square."""
+    """Return True if coordinates are pixels from the image's centre, False if the image is the unit square."""
     return system in SYSTEMS and SYSTEMS[system].pixels
 
 
 def torus(system: str) -> bool:
-    """Whether what leaves the image on one side comes in on the other."""
+    """Return True if pixels that leave the image on one side enter it on the opposite side."""
     return system in SYSTEMS and SYSTEMS[system].torus
 
 
 @lru_cache(maxsize=_CACHED)
 def _source(system: str, height: int, width: int, t: float, parameters: tuple[tuple[str, float], ...]) -> Grid:
+    """Compute the grid and cache it."""
     rows, columns = np.mgrid[:height, :width]
     pixels = np.stack([columns, rows], axis=-1).reshape(-1, 2)
     if torus(system) and t.is_integer():
@@ -79,6 +92,7 @@ def _source(system: str, height: int, width: int, t: float, parameters: tuple[tu
 def _moved(
     system: str, points: Float64[np.ndarray, "n 2"], t: float, parameters: dict[str, float]
 ) -> Float64[np.ndarray, "n 2"]:
+    """Move points by the iterated smooth cat map, or along a flow."""
     if system == "smooth_cat_map":
         for _ in range(int(t)):
             points = smooth_cat(points, **parameters)
@@ -88,9 +102,17 @@ def _moved(
 
 
 def cat_pixels(pixels: Int64[np.ndarray, "n 2"], side: int, times: int) -> Int64[np.ndarray, "n 2"]:
-    """Arnold's cat map on the pixels (x, y) of a side x side image, `times` times: a permutation; its inverse if < 0.
+    """Apply Arnold's cat map to the pixels of a square image.
 
-    (x, y) -> (2x + y, x + y) mod side, by whole numbers only: the paper's map, which has side for its N.
+    (x, y) -> (2x + y, x + y) mod side, in integers. This is the paper's map with N = side, a permutation.
+
+    Args:
+        pixels: Pixels (n, 2), rows (x, y), int64.
+        side: Side of the image, in pixels.
+        times: Number of iterations; a negative number applies the inverse.
+
+    Returns:
+        Pixels (n, 2), int64.
     """
     step = CAT if times >= 0 else np.array([[1, -1], [-1, 2]])
     power = np.eye(2, dtype=np.int64)
@@ -102,9 +124,16 @@ def cat_pixels(pixels: Int64[np.ndarray, "n 2"], side: int, times: int) -> Int64
 
 
 def cat_period(side: int) -> int:
-    """After how many iterations every side x side image is itself again under the cat map: the period of its matrix.
+    """Return the number of iterations after which the cat map is the identity on side x side images.
 
-    Dyson and Falk, Period of a discrete cat mapping, Amer. Math. Monthly 1992: at most 3 side.
+    It is the period of the map's matrix, and at most 3 side. Source: Dyson and Falk, Period of a discrete cat mapping,
+    Amer. Math. Monthly 1992.
+
+    Args:
+        side: Side of the image, in pixels.
+
+    Raises:
+        ValueError: `side` is less than 1.
     """
     check_integer("side", side, 1)
     power, times = CAT % side, 1

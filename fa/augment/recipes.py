@@ -1,7 +1,7 @@
-"""Recipes: which of a data set's training images are moved, how, how far, and what noise is laid upon them.
+"""Recipes of augmentation: which training images are warped, how and how far, and how much noise is added.
 
-A recipe is a small TOML file (data_aug/ has the paper's schemes); an augmented data set is four .npy files with a
-manifest. What is drawn for an image depends on the seed and the data set's size alone.
+A recipe is a small TOML file; data_aug/ has the paper's schemes. An augmented data set is four .npy files with a
+manifest. The draws for an image depend only on the seed and the size of the data set.
 """
 
 from __future__ import annotations
@@ -29,26 +29,36 @@ from fa.utils.seeds import generator
 from fa.utils.validation import check, check_one_of, check_real
 
 MANIFEST = "manifest.json"
-_CHUNK = 1000  # images at a time, which also fixes the order in which noise is drawn
+"""File name of an augmented data set's manifest."""
+_CHUNK = 1000  # Images per step. It fixes the order of the noise, so another value changes results.
 
 Images = UInt8[Tensor, "n channels height width"]
 Progress = Callable[[int, int], None]
-"""Called with how many images are done, and of how many."""
+"""Function of the number of images done and the number of all images."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How training images are augmented: the keys of the TOML file, with the system's parameters among them there.
+    """A recipe of augmentation. Its fields are keys of the TOML file; the system's parameters are top-level keys there.
 
-    Raises ValueError for values out of range.
+    Attributes:
+        system: A name in `fa.augment.MOVES`; default "", no warp.
+        t: Times. One of them is drawn for each warped image.
+        parameters: Parameters of the system that differ from the defaults, as pairs of name and value.
+        interpolation: "nearest" (default) or "bilinear".
+        share: Share of the images that are warped, greater than 0 and at most 1; default 1.
+        noise: Standard deviations as fractions of white. One of them is drawn for each image, warped or not.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
-    system: str = ""  # what moves them, of fa.augment.MOVES; "": nothing
-    t: tuple[float, ...] = ()  # times; one of them is drawn for each image that is moved
-    parameters: tuple[tuple[str, float], ...] = ()  # the system's, where they are not the usual ones
+    system: str = ""
+    t: tuple[float, ...] = ()
+    parameters: tuple[tuple[str, float], ...] = ()
     interpolation: str = "nearest"
-    share: float = 1.0  # of the images, drawn at random, that are moved
-    noise: tuple[float, ...] = ()  # standard deviations in parts of white; one is drawn for each image, moved or not
+    share: float = 1.0
+    noise: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         check("noise", self.noise, all(level >= 0 for level in self.noise), "a list of numbers of at least 0")
@@ -66,9 +76,16 @@ class Recipe:
 
     @classmethod
     def of(cls, options: Any) -> Recipe:
-        """The recipe of a mapping, or of pairs, such as `options` gives; ValueError for a key or a value of no use.
+        """Create a recipe from a mapping or from pairs, such as `options` returns.
 
-        The system's parameters are keys like the others.
+        Args:
+            options: Values by key, as in the TOML file. The system's parameters are keys too.
+
+        Returns:
+            The recipe.
+
+        Raises:
+            ValueError: Unknown key, or invalid value.
         """
         given = dict(options)
         system = given.get("system", "")
@@ -82,22 +99,25 @@ class Recipe:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What differs from the defaults, for TrainConfig(augmentation=...): plain numbers, strings and tuples."""
+        """Values that differ from the defaults, for TrainConfig(augmentation=...): numbers, strings and tuples."""
         values = {name: getattr(self, name) for name in _READERS}
         return {name: value for name, value in values.items() if value != getattr(Recipe, name)} | dict(self.parameters)
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """Check a list of numbers and convert it to a tuple of floats."""
     check(name, values, isinstance(values, list | tuple), "a list of numbers")
     return tuple(_number(name, value) for value in values)
 
 
 def _number(name: str, value: Any) -> float:
+    """Check a number and convert it to a float."""
     check_real(name, value, -math.inf)
     return float(value)
 
 
 def _word(name: str, value: Any) -> str:
+    """Check a string."""
     check(name, value, isinstance(value, str), "a name")
     return str(value)
 
@@ -109,11 +129,21 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "share": _number,
     "noise": _numbers,
 }
-"""What makes a field of a value as TOML or JSON has it."""
+"""Functions that check and convert a value from TOML or JSON, by the name of the field."""
 
 
 def read(path: str | Path) -> Recipe:
-    """The recipe of a TOML file; ValueError that names the file for what is no TOML or no recipe."""
+    """Read a recipe from a TOML file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: The file is unreadable, is not TOML, or is not a recipe. The message names the file.
+    """
     try:
         return Recipe.of(tomllib.loads(Path(path).read_text()))
     except OSError as error:
@@ -123,7 +153,19 @@ def read(path: str | Path) -> Recipe:
 
 
 def augment(images: Images, recipe: Recipe, seed: int, progress: Progress | None = None) -> Images:
-    """The images (N, C, H, W) by a recipe: round(share N) of them, drawn at random, are moved; noise is laid on all."""
+    """Augment images by a recipe.
+
+    A random share of the images, round(share N), is warped. Noise is added to all.
+
+    Args:
+        images: Images, uint8 (N, C, H, W).
+        recipe: The recipe.
+        seed: Seed of all draws.
+        progress: Function called after each step; default None.
+
+    Returns:
+        New images of the same shape and dtype.
+    """
     draw = generator("recipe", seed, 0, 0)
     count = len(images)
     moved = torch.randperm(count, generator=draw) < round(recipe.share * count)
@@ -135,7 +177,7 @@ def augment(images: Images, recipe: Recipe, seed: int, progress: Progress | None
         chunk, mine = out[start : start + _CHUNK], which[start : start + _CHUNK]
         for choice, t in enumerate(recipe.t):
             rows = (mine == choice).nonzero().flatten()
-            these = chunk.index_select(0, rows)  # a tenth of the time that brackets take
+            these = chunk.index_select(0, rows)  # index_select takes a tenth of the time of brackets.
             chunk[rows] = warp(these, recipe.system, t, recipe.interpolation, **dict(recipe.parameters))
         if recipe.noise:
             chunk.copy_(add_noise(chunk, level[start : start + _CHUNK], draw))
@@ -146,21 +188,46 @@ def augment(images: Images, recipe: Recipe, seed: int, progress: Progress | None
 
 @lru_cache(maxsize=1)
 def augmented(dataset: Dataset, recipe: Recipe, seed: int) -> Dataset:
-    """The data set with its training images augmented; the last one made is kept, for all the workers of a run."""
+    """Return the data set with augmented training images.
+
+    The last result is cached, so all workers of a run share it.
+
+    Args:
+        dataset: The data set.
+        recipe: The recipe.
+        seed: Seed of all draws.
+
+    Returns:
+        A new data set, with the checksum of its content. The test images are not augmented.
+    """
     return _augmented(dataset, recipe, seed, None)
 
 
 def _augmented(dataset: Dataset, recipe: Recipe, seed: int, progress: Progress | None) -> Dataset:
+    """Return the data set with augmented training images, and report progress."""
     images = augment(dataset.train_images, recipe, seed, progress)
     arrays = {name: getattr(dataset, name).numpy() for name in ARRAYS} | {"train_images": images.numpy()}
     return replace(dataset, train_images=images, checksum=content_checksum(arrays))
 
 
 def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress: Progress | None = None) -> Path:
-    """Write the augmented data set into the new folder `out`, which appears whole or not at all, and return it.
+    """Write an augmented data set into a new folder. The folder appears whole or not at all.
 
-    Four .npy files, uint8 and int64, and a manifest: recipe, seed, checksums, and what a model needs to know. The test
-    images are not augmented. Raises ValueError where `out` exists.
+    It holds four .npy files, uint8 and int64, and a manifest with recipe, seed, checksums and the properties that a
+    model needs. The test images are not augmented.
+
+    Args:
+        recipe: The recipe.
+        dataset: The data set.
+        out: The folder, which must not exist.
+        seed: Seed of all draws.
+        progress: Function called after each step; default None.
+
+    Returns:
+        The absolute path of the folder.
+
+    Raises:
+        ValueError: `out` exists or cannot be written.
     """
     out = Path(out).absolute()
     check("out", str(out), not out.exists(), "a folder that does not exist yet")
@@ -183,7 +250,17 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
 
 
 def load_built(folder: str | Path) -> Dataset:
-    """The data set that `build` wrote, its content checked against the manifest; MissingDataError if it differs."""
+    """Load a data set that `build` wrote, and check its content against the manifest.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The data set.
+
+    Raises:
+        MissingDataError: The folder is incomplete, or its content differs from the manifest.
+    """
     folder = Path(folder)
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())

@@ -1,4 +1,7 @@
-"""Data sets by name, in memory: `load`, after `fetch` for those that are not embedded. Minibatches: fa.data.batches."""
+"""Data sets by name, held in memory.
+
+`fetch` downloads a data set once. `load` returns it as a `Dataset`. Minibatches are in `fa.data.batches`.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ _SOURCES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first access: the names of samplings alone need no torch."""
+    """Import a public name on first access, so that the names of samplings need no torch."""
     if name not in _SOURCES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_SOURCES[name]), name)

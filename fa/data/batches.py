@@ -1,4 +1,7 @@
-"""Minibatches of any iteration, drawn from the data in memory; there is no state to carry between iterations."""
+"""Minibatches of any iteration, drawn from a data set in memory.
+
+A minibatch is a function of its arguments. No state is carried between iterations.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from fa.data.sampling import SAMPLINGS
 from fa.utils import seeds
 from fa.utils.validation import check_integer, check_one_of
 
-PADDING = 4  # pixels on each side, from which the random crops are cut
+PADDING = 4  # Width of the black frame around an image before a random crop, in pixels.
 
 Images = UInt8[Tensor, "batch channels height width"]
 Normalised = Float32[Tensor, "batch channels height width"]
@@ -34,18 +37,31 @@ def minibatch(
     device: torch.device | str = "cpu",
     own: Int64[np.ndarray, " k"] | None = None,
 ) -> tuple[Normalised, Labels]:
-    """Worker `worker`'s images, normalised, and labels in an iteration; equal arguments give equal minibatches.
+    """Return a worker's minibatch in an iteration.
 
-    The samplings:
-        "random": Algorithm 1's "select a minibatch". Different images of the whole training set are drawn afresh, and
-            so are crop and flip where the data set has them.
-        "cycled": Each worker has a fixed slice, a 1/p part of the training set. It cycles through the slice in order,
-            and a minibatch may wrap around its end. Crop and flip are drawn once for each image.
-        "sequential": As "cycled", but the last minibatch of a pass holds what is left of the slice, and the next pass
-            begins at its start, as in the released code. All slices have floor(N/p) images, so that all workers have
-            the short minibatch in the same iteration.
+    Equal arguments give equal minibatches. The samplings:
 
-    A worker with images of its `own`, by their indices, has those in place of the whole set or slice.
+    - "random": Draw different images of the whole training set in every iteration, as in Algorithm 1.
+      Crop and flip, if the data set has them, are drawn in every iteration too.
+    - "cycled": Each worker has a fixed slice, 1/p of the training set, and cycles through it in order.
+      A minibatch may wrap around the end of the slice. Crop and flip are drawn once for each image.
+    - "sequential": As "cycled", but the last minibatch of a pass is the rest of the slice, as in the released code.
+      All slices have floor(N/p) images, so all workers have the short minibatch in the same iteration.
+
+    Args:
+        dataset: The data set, on the CPU.
+        batch: Number of images.
+        worker: Index of the worker, from 0.
+        workers: Number of workers p.
+        iteration: Index of the iteration, from 0.
+        seed: Seed of the run.
+        sampling: A name in `fa.data.sampling.SAMPLINGS`; default "random".
+        device: Device of the minibatch; default the CPU.
+        own: Indices (k,) of the worker's images, int64. They replace the whole set or the slice. Default: None.
+
+    Returns:
+        Normalised images, float32 (batch, C, H, W), and labels, int64 (batch,). With "sequential", the last
+        minibatch of a pass may be smaller.
 
     Raises:
         ValueError: The batch is larger than the set or slice, or an argument is out of range.
@@ -79,7 +95,17 @@ def minibatch(
 
 
 def check_batch(batch: int, size: int, workers: int, sampling: str) -> None:
-    """Raise ValueError where a worker's share of `size` training images holds fewer than `batch`."""
+    """Check that each worker has enough images for a minibatch.
+
+    Args:
+        batch: Number of images in a minibatch.
+        size: Number of training images.
+        workers: Number of workers.
+        sampling: A name in `fa.data.sampling.SAMPLINGS`.
+
+    Raises:
+        ValueError: A worker's share of the training images holds fewer than `batch`.
+    """
     if sampling == "random":
         _check_batch(batch, size, "the training set")
     else:
@@ -87,41 +113,68 @@ def check_batch(batch: int, size: int, workers: int, sampling: str) -> None:
 
 
 def _among(own: Int64[np.ndarray, " k"] | None, drawn: Int64[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
-    """Which images those are that were drawn by their places among a worker's own."""
+    """Map positions among a worker's images to indices into the training set."""
     return drawn if own is None else torch.from_numpy(own[drawn.numpy()])
 
 
 def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
-    """tensor[indices], in a tenth of the time."""
+    """Return tensor[indices] with index_select, which takes a tenth of the time."""
     return tensor.index_select(0, indices)
 
 
 def test_batches(
     dataset: Dataset, size: int = 500, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Normalised, Labels]]:
-    """The test set in order: images, normalised, and labels, `size` at a time (the last may be smaller)."""
+    """Yield the test set in order, in minibatches.
+
+    Args:
+        dataset: The data set.
+        size: Number of images in a minibatch; default 500. The last one may be smaller.
+        device: Device of the minibatches; default the CPU.
+
+    Yields:
+        Normalised images, float32 (size, C, H, W), and labels, int64 (size,).
+    """
     for images, labels in zip(dataset.test_images.split(size), dataset.test_labels.split(size), strict=True):
         yield normalise(images, dataset, device), labels.to(device)
 
 
-test_batches.__test__ = False  # type: ignore[attr-defined]  # pytest takes every test_* that a test imports
+test_batches.__test__ = False  # type: ignore[attr-defined]  # Otherwise pytest collects it in tests that import it.
 
 
 def normalise(images: Images, dataset: Dataset, device: torch.device | str = "cpu") -> Normalised:
-    """(images/255 - mean) / std, channel by channel, on `device`; what crosses to the device is bytes."""
+    """Return (images/255 - mean) / std for each channel.
+
+    Args:
+        images: Images as bytes, uint8 (batch, C, H, W). They move to the device as bytes, a quarter of float32's size.
+        dataset: The data set, for its mean and standard deviation.
+        device: Device of the result; default the CPU.
+
+    Returns:
+        Normalised images, float32 (batch, C, H, W).
+    """
     scale, shift = _affine(dataset.mean, dataset.std, torch.device(device))
     return images.to(device).to(torch.float32).mul_(scale).sub_(shift)
 
 
 @lru_cache(maxsize=16)
 def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """The factor of a byte and what is then taken off, each (channels, 1, 1), kept because copying to a GPU waits."""
+    """Return factor and offset of the normalisation, each (C, 1, 1), cached because a copy to a GPU blocks."""
     means, stds = (torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1) for numbers in (mean, std))
     return (1 / (255 * stds)).to(device, torch.float32), (means / stds).to(device, torch.float32)
 
 
 def random_crop_flip(images: Images, generator: torch.Generator, padding: int = PADDING) -> Images:
-    """Each image cut at a random place from itself in a black frame `padding` wide, and mirrored by chance (1/2)."""
+    """Crop each image at random from a black frame around it, and mirror it with probability 1/2.
+
+    Args:
+        images: Images, uint8 (batch, C, H, W).
+        generator: Generator for crop and flip.
+        padding: Width of the frame, in pixels; default `PADDING`.
+
+    Returns:
+        Images of the same shape and dtype.
+    """
     return crop_flip(images, *_draw(len(images), generator, padding), padding)
 
 
@@ -132,7 +185,18 @@ def crop_flip(
     mirrored: Bool[Tensor, " batch"],
     padding: int = PADDING,
 ) -> Images:
-    """Image i framed, cut at row top[i] and column left[i] of the frame, and then mirrored where mirrored[i]."""
+    """Crop each image from a black frame around it, and mirror it, at given places.
+
+    Args:
+        images: Images, uint8 (batch, C, H, W).
+        top: First row of each crop in the frame, int64 (batch,).
+        left: First column of each crop in the frame, int64 (batch,).
+        mirrored: True where an image is mirrored after the crop, bool (batch,).
+        padding: Width of the frame, in pixels; default `PADDING`.
+
+    Returns:
+        Images of the same shape and dtype.
+    """
     _, channels, height, width = images.shape
     framed = F.pad(images, (padding,) * 4)
     rows = top[:, None] + torch.arange(height)
@@ -144,35 +208,36 @@ def crop_flip(
 
 
 def _draw(count: int, generator: torch.Generator, padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw rows, columns and flips of `count` crops."""
     top, left = torch.randint(2 * padding + 1, (2, count), generator=generator)
     return top, left, torch.randint(2, (count,), generator=generator).bool()
 
 
 @lru_cache(maxsize=4)
 def _drawn_once(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Every training image's crop and flip: a function of the seed alone, kept because each iteration needs it."""
+    """Draw every training image's crop and flip from the seed, cached because each iteration needs them."""
     return _draw(size, seeds.generator("augmentation", seed, 0, 0), PADDING)
 
 
 def _distinct(count: int, size: int, generator: torch.Generator) -> Int64[Tensor, " count"]:
-    """`count` different indices below `size`, uniform: of independent draws the first of each, in their order."""
+    """Draw `count` different indices below `size`, uniformly and in random order."""
     _check_batch(count, size, "the training set")
     if 2 * count > size:
         return torch.randperm(size, generator=generator)[:count]
     seen: dict[int, None] = {}
     while len(seen) < count:
         seen.update(dict.fromkeys(torch.randint(size, (count,), generator=generator).tolist()))
-    return torch.from_numpy(np.array(list(seen)[:count]))  # torch takes its time over lists
+    return torch.from_numpy(np.array(list(seen)[:count]))  # torch converts lists slowly.
 
 
 def _cycled(count: int, start: int, stop: int, iteration: int) -> Int64[Tensor, " count"]:
-    """The indices of an iteration in a slice gone through in order; a minibatch may run over its end."""
+    """Return an iteration's indices in a slice that is cycled; a minibatch may wrap around the end."""
     _check_batch(count, stop - start, "a worker's slice")
     return start + (iteration * count + torch.arange(count)) % (stop - start)
 
 
 def _sequential(count: int, start: int, stop: int, iteration: int) -> Int64[Tensor, " k"]:
-    """The indices of an iteration in passes over a slice, of which the last minibatch is the rest."""
+    """Return an iteration's indices in passes over a slice; the last minibatch of a pass is the rest."""
     _check_batch(count, stop - start, "a worker's slice")
     passes = -(-(stop - start) // count)
     first = start + iteration % passes * count
@@ -180,5 +245,6 @@ def _sequential(count: int, start: int, stop: int, iteration: int) -> Int64[Tens
 
 
 def _check_batch(batch: int, size: int, what: str) -> None:
+    """Raise ValueError if `batch` is larger than `size`."""
     if batch > size:
         raise ValueError(f"batch must be at most {size}, the images of {what}, got {batch}")

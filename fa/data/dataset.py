@@ -1,4 +1,4 @@
-"""A data set in memory, and the checksum of what it holds."""
+"""A data set in memory, and the checksum of its content."""
 
 from __future__ import annotations
 
@@ -15,18 +15,32 @@ from fa.utils import seeds
 from fa.utils.validation import check
 
 Arrays = Mapping[str, np.ndarray]
-"""The four arrays of a data set by the names in ARRAYS: images uint8 (N, C, H, W), labels int64 (N,)."""
+"""The four arrays of a data set by their names in ARRAYS: images uint8 (N, C, H, W), labels int64 (N,)."""
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+"""Names of a data set's arrays, in the order of the checksum."""
 
 
 class MissingDataError(ValueError):
-    """A data set is not there, or damaged; the message is one line that says what to run."""
+    """A data set is missing or damaged. The message is one line that ends with the command to run."""
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images as bytes, and what a model needs to know of them."""
+    """A data set: images as bytes, labels, and the properties that a model needs.
+
+    Attributes:
+        name: Name of the data set.
+        train_images: Training images, uint8 (n, C, H, W).
+        train_labels: Training labels, int64 (n,).
+        test_images: Test images, uint8 (k, C, H, W).
+        test_labels: Test labels, int64 (k,).
+        classes: Number of classes.
+        mean: Mean of each channel, of images scaled to [0, 1].
+        std: Standard deviation of each channel, of images scaled to [0, 1].
+        augment: True if training images are cropped and flipped at random, as is usual for the data set.
+        checksum: `content_checksum` of the four arrays.
+    """
 
     name: str
     train_images: UInt8[Tensor, "n channels height width"]
@@ -34,20 +48,29 @@ class Dataset:
     test_images: UInt8[Tensor, "k channels height width"]
     test_labels: Int64[Tensor, " k"]
     classes: int
-    mean: tuple[float, ...]  # of each channel, of images scaled to [0, 1]
+    mean: tuple[float, ...]
     std: tuple[float, ...]
-    augment: bool  # whether training images are cropped and flipped at random, as is this data set's custom
-    checksum: str  # content_checksum of the four arrays
+    augment: bool
+    checksum: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """What a model is built for: an image's channels, the classes, and an image's side."""
+        """Number of channels, number of classes and side of an image in pixels: the arguments of `fa.models.build`."""
         _, channels, _, side = self.train_images.shape
         return channels, self.classes, side
 
 
 def content_checksum(arrays: Arrays) -> str:
-    """SHA-256 of names, dtypes, shapes and bytes: the same wherever the data came from, and however it is stored."""
+    """Return the SHA-256 of the arrays' names, dtypes, shapes and bytes.
+
+    It does not depend on the source of the data or on the format of the files.
+
+    Args:
+        arrays: The four arrays.
+
+    Returns:
+        64 hexadecimal digits.
+    """
     digest = hashlib.sha256()
     for name in ARRAYS:
         array = np.ascontiguousarray(arrays[name])
@@ -57,14 +80,22 @@ def content_checksum(arrays: Arrays) -> str:
 
 
 def tensors(arrays: Arrays) -> dict[str, Tensor]:
-    """The arrays as tensors that share their memory."""
+    """Return the arrays as tensors that share their memory."""
     return {name: torch.from_numpy(arrays[name]) for name in ARRAYS}
 
 
 def hold_out(dataset: Dataset, share: float) -> Dataset:
-    """The data set with that share of its training images in place of its test images, and the rest to train on.
+    """Split the training images into a new training set and a validation set.
 
-    Which images is the same in every run. Raises ValueError where that would leave one of the two parts empty.
+    Args:
+        dataset: The data set. Its test images are not used.
+        share: Share of the training images to hold out, between 0 and 1.
+
+    Returns:
+        A data set whose test images are the held-out training images. The split is the same in every run.
+
+    Raises:
+        ValueError: One of the two parts would be empty.
     """
     size = len(dataset.train_labels)
     count = round(share * size)

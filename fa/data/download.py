@@ -1,4 +1,4 @@
-"""Fetching a data set into the cache: from the first of its sources that has it, checked, and all at once."""
+"""Downloads of data sets into the cache. A data set appears there whole and checked, or not at all."""
 
 from __future__ import annotations
 
@@ -15,16 +15,28 @@ from fa.utils.validation import check_one_of
 
 
 class FetchError(OSError):
-    """No source has the data; the message is one line that says what was tried."""
+    """No source has the data. The message is one line with the reason of each source."""
 
 
 def fetch(name: str, root: str | Path | None = None, progress: bool = True) -> Path:
-    """Bring a data set into the cache and return its folder; `root` as for `load`.
+    """Bring a data set into the cache.
 
-    A copy that is there is taken if its content has the known checksum, and replaced if not. Otherwise the sources are
-    tried in turn: what they give is built in a temporary folder beside, read again, checked and renamed, so that an
-    interrupted call leaves no part of a data set. `progress` shows on stderr what is done. Raises ValueError for an
-    unknown name, MissingDataError for Tiny ImageNet where it is not given, FetchError where no source succeeds.
+    A copy whose checksum is right is returned; a damaged copy is replaced. Otherwise the sources are tried in
+    order. A download is built in a temporary folder, checked and renamed, so an interrupted call leaves no
+    partial data set.
+
+    Args:
+        name: A name in `NAMES`.
+        root: The cache folder, or Tiny ImageNet's folder, as in `load`; default None.
+        progress: True to report progress on stderr; default True.
+
+    Returns:
+        The folder of the data set, or the embedded file of "mnist-mini".
+
+    Raises:
+        ValueError: Unknown name.
+        MissingDataError: Tiny ImageNet's folder is not set.
+        FetchError: Every source failed.
     """
     check_one_of("dataset", name, NAMES)
     if name == "mnist-mini":
@@ -48,6 +60,7 @@ def fetch(name: str, root: str | Path | None = None, progress: bool = True) -> P
 
 
 def _first_that_has_it(name: str, space: Path, report: sources.Report) -> Arrays:
+    """Return the arrays of the first source that has them, or raise FetchError."""
     failures = []
     for source in sources.SOURCES[name]:
         place = space / source.label
@@ -65,6 +78,7 @@ def _first_that_has_it(name: str, space: Path, report: sources.Report) -> Arrays
 
 
 def _check(name: str, arrays: Arrays) -> None:
+    """Raise SourceError if the content's checksum differs from the registry's."""
     found = content_checksum(arrays)
     if found != REGISTRY[name].checksum:
         raise SourceError(f"the content's SHA-256 is {found}; it must be {REGISTRY[name].checksum}")
@@ -72,17 +86,18 @@ def _check(name: str, arrays: Arrays) -> None:
 
 @contextmanager
 def _reporter(progress: bool, root: Path) -> Iterator[Callable[[str], None]]:
-    """Lines on stderr, and on a terminal the last of them with a spinner, the bytes that have come, and the time."""
+    """Print lines on stderr; on a terminal, add a spinner, the downloaded bytes and the time."""
     from rich.console import Console
     from rich.progress import ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
     class Arrived(ProgressColumn):
-        """The size of what lies in the workspace: every source writes there, and none tells how far it is."""
+        """The size of the workspace, since every source writes there and none reports its progress."""
 
         max_refresh = 0.5
 
         def render(self, task: Task) -> Text:
+            """Return the size in MB."""
             return Text(f"{store.workspace_size(root) / 1e6:.1f} MB")
 
     console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not progress)

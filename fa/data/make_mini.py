@@ -1,4 +1,4 @@
-"""Makes mnist_mini.npz, from MNIST as `fa data fetch mnist` leaves it.
+"""Make mnist_mini.npz from MNIST in the cache, after `fa data fetch mnist`.
 
 python -m fa.data.make_mini
 """
@@ -14,7 +14,12 @@ from fa.data.dataset import Arrays
 
 
 def write(mnist: Arrays, path: Path) -> None:
-    """Write the subset of MNIST that `mnist_mini.kept` names, compressed, labels as bytes."""
+    """Write the subset of MNIST that `mnist_mini.kept` selects.
+
+    Args:
+        mnist: The arrays of MNIST.
+        path: The .npz file to write, compressed, with labels as bytes.
+    """
     arrays = {name: array.astype(np.uint8) for name, array in mnist_mini.subset(mnist).items()}
     np.savez_compressed(path, allow_pickle=False, **arrays)
 

@@ -1,6 +1,6 @@
-"""mnist-mini: 12,000 images of real MNIST inside the package, so that nothing has to be downloaded.
+"""mnist-mini: 12,000 images of MNIST inside the package, which need no download.
 
-Source and licence are in mnist_mini.txt; fa.data.make_mini made the file.
+mnist_mini.txt holds source and licence. fa.data.make_mini makes the file.
 """
 
 from __future__ import annotations
@@ -12,25 +12,34 @@ import numpy as np
 from fa.data.dataset import Arrays
 
 FILE = Path(__file__).with_name("mnist_mini.npz")
+"""The embedded arrays."""
 
 
 def kept(part: str, size: int) -> np.ndarray:
-    """Which of MNIST's images are taken, in their order; 10,000 and 2,000 of its 60,000 and 10,000.
+    """Return the indices of the MNIST images in the subset, in ascending order.
 
-    "train": two neighbours of every twelve (0, 1, 12, 13, ...). MNIST's training images come by turns from two groups
-    of writers, with a mean pixel of 0.123 at even and 0.139 at odd places: every sixth would be one group's only.
-    "test": every fifth (0, 5, 10, ...), because one half of the test set comes from one group, and one from the other.
+    - "train": Two neighbours of every twelve (0, 1, 12, 13, ...), 10,000 of 60,000. MNIST's training images
+      alternate between two groups of writers: the mean pixel is 0.123 at even places, 0.139 at odd ones.
+      Every sixth image would come from one group only.
+    - "test": Every fifth (0, 5, 10, ...), 2,000 of 10,000. Each half of the test set comes from one group.
+
+    Args:
+        part: "train" or "test".
+        size: Number of images in that part of MNIST.
+
+    Returns:
+        Indices, int64 (k,).
     """
     places = np.arange(size)
     return places[places % 12 < 2] if part == "train" else places[::5]
 
 
 def subset(mnist: Arrays) -> dict[str, np.ndarray]:
-    """The images and labels of mnist-mini from those of MNIST."""
+    """Return the arrays of mnist-mini, selected from those of MNIST."""
     return {name: array[kept(name.split("_")[0], len(array))] for name, array in mnist.items()}
 
 
 def read() -> dict[str, np.ndarray]:
-    """The embedded arrays, as in `dataset.Arrays`."""
+    """Return the embedded arrays, as in `fa.data.dataset.Arrays`."""
     with np.load(FILE, allow_pickle=False) as stored:
         return {name: stored[name].astype(np.int64 if name.endswith("labels") else np.uint8) for name in stored.files}

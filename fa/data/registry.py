@@ -1,4 +1,4 @@
-"""The data sets by name: what each holds, where it lies, and how it is loaded."""
+"""The data sets by name: content, location and loading."""
 
 from __future__ import annotations
 
@@ -18,12 +18,23 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Entry:
-    """What is known of a data set before it is loaded; `checksum` is None where it is the user's own."""
+    """Properties of a data set that are known before it is loaded.
+
+    Attributes:
+        classes: Number of classes.
+        train: Number of training images.
+        test: Number of test images.
+        shape: Shape of an image: channels, height, width.
+        mean: Mean of each channel, of images scaled to [0, 1].
+        std: Standard deviation of each channel, of images scaled to [0, 1].
+        augment: True if training images are cropped and flipped at random.
+        checksum: `content_checksum` of the arrays; None for Tiny ImageNet, whose files the user provides.
+    """
 
     classes: int
     train: int
     test: int
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: bool
@@ -52,24 +63,49 @@ REGISTRY = {
 }  # fmt: skip
 
 NAMES = tuple(REGISTRY)
+"""Names of the data sets."""
 
 
 def cache_root(root: str | Path | None = None) -> Path:
-    """Where fetched data sets lie: `root`, else FA_DATA, else the folder `fa` in the user's XDG cache folder."""
+    """Return the folder of the downloaded data sets.
+
+    Args:
+        root: The folder. Default: FA_DATA if set, else the folder `fa` in the user's XDG cache folder.
+
+    Returns:
+        An absolute path, which need not exist.
+    """
     if root is not None:
         return Path(root).expanduser().absolute()
     if given := os.environ.get("FA_DATA"):
         return Path(given).expanduser().absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # The XDG specification has relative paths ignored.
+    # The XDG specification says that relative paths must be ignored.
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "fa"
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:
-    """The data set, in memory, its content checked against the known checksum.
+    """Load a data set into memory and check its content.
 
-    `root` is the cache folder (see `cache_root`); for Tiny ImageNet, which is the user's own, it is its folder, else
-    FA_TINY_IMAGENET is. Raises ValueError for an unknown name and MissingDataError where data is missing or damaged.
+    Args:
+        name: A name in `NAMES`.
+        root: The cache folder; default as in `cache_root`. For "tiny-imagenet" its own folder; default
+            FA_TINY_IMAGENET.
+
+    Returns:
+        The data set, on the CPU.
+
+    Raises:
+        ValueError: Unknown name.
+        MissingDataError: The data set is missing or damaged.
+
+    Example:
+        >>> from fa.data import load
+        >>> digits = load("mnist-mini")
+        >>> tuple(digits.train_images.shape), digits.train_images.dtype
+        ((10000, 1, 28, 28), torch.uint8)
+        >>> digits.shape
+        (1, 10, 28)
     """
     check_one_of("dataset", name, NAMES)
     if name == "tiny-imagenet":
@@ -84,7 +120,15 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
 
 
 def check_present(name: str) -> None:
-    """Raise MissingDataError, with what to do, unless the data set is here by a look at its files' headers."""
+    """Check that a data set is present. Only the headers of its files are read.
+
+    Args:
+        name: A name in `NAMES`.
+
+    Raises:
+        ValueError: Unknown name.
+        MissingDataError: The data set is missing or damaged; the message names the cure.
+    """
     check_one_of("dataset", name, NAMES)
     status, _ = _state(name, None)
     if status not in ("embedded", "here"):
@@ -92,6 +136,7 @@ def check_present(name: str) -> None:
 
 
 def _cached(name: str, folder: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of a folder in the cache, or raise MissingDataError."""
     if not folder.exists():
         raise MissingDataError(f"{name} is not in {folder.parent}: run `fa data fetch {name}`")
     try:
@@ -101,11 +146,13 @@ def _cached(name: str, folder: Path) -> dict[str, np.ndarray]:
 
 
 def _damaged(name: str, place: Path, why: str) -> MissingDataError:
+    """Return the error for a damaged data set, with its cure."""
     cure = "install the package again" if name == "mnist-mini" else f"run `fa data fetch {name}`"
     return MissingDataError(f"{name} in {place} is damaged ({why}): {cure}")
 
 
 def _dataset(name: str, arrays: dict[str, np.ndarray], checksum: str, classes: int) -> Dataset:
+    """Build the data set from its arrays and its entry in the registry."""
     entry = REGISTRY[name]
     return Dataset(
         name=name,
@@ -119,19 +166,36 @@ def _dataset(name: str, arrays: dict[str, np.ndarray], checksum: str, classes: i
 
 
 class Row(NamedTuple):
-    """One line of `fa data list`."""
+    """One line of `fa data list`.
+
+    Attributes:
+        name: Name of the data set.
+        train: Number of training images.
+        test: Number of test images.
+        shape: Shape of an image: channels, height, width.
+        classes: Number of classes.
+        status: "embedded", "here", "not fetched", "not given" or "damaged".
+        place: Location of the data set, or the command that provides it.
+    """
 
     name: str
     train: int
     test: int
-    shape: tuple[int, int, int]  # channels, height, width
+    shape: tuple[int, int, int]
     classes: int
-    status: str  # "embedded", "here", "not fetched", "not given" or "damaged"
-    place: str  # where it lies, or what to do
+    status: str
+    place: str
 
 
 def describe(root: str | Path | None = None) -> list[Row]:
-    """What there is, and whether it is here, by a look at the files' headers only."""
+    """List all data sets and whether they are present. Only the headers of their files are read.
+
+    Args:
+        root: The cache folder; default as in `cache_root`.
+
+    Returns:
+        One row for each name in `NAMES`.
+    """
     rows = []
     for name, entry in REGISTRY.items():
         status, place = _state(name, root)
@@ -140,6 +204,7 @@ def describe(root: str | Path | None = None) -> list[Row]:
 
 
 def _state(name: str, root: str | Path | None) -> tuple[str, str]:
+    """Return status and place of a data set, as in `Row`."""
     if name == "mnist-mini":
         return "embedded", str(mnist_mini.FILE)
     if name == "tiny-imagenet":

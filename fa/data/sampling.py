@@ -1,8 +1,14 @@
-"""How workers come by their images: the names, for who must check one before torch is loaded."""
+"""Names of samplings and splits, importable without torch."""
 
 SAMPLINGS = ("random", "cycled", "sequential")
-"""Algorithm 1's fresh minibatch, a fixed slice of the data without an end, and the released code's passes over a fixed
-slice, each with a short last minibatch (see `fa.data.batches.minibatch`)."""
+"""Ways to draw minibatches, defined in `fa.data.batches.minibatch`.
+
+"random" draws afresh, as in Algorithm 1. "cycled" cycles through a fixed slice. "sequential" makes passes
+over a fixed slice, each with a short last minibatch, as in the released code.
+"""
 
 SPLITS = ("iid", "dirichlet", "classes")
-"""All workers' from the whole training set, or each honest worker's own share of it (see `fa.data.splits`)."""
+"""Ways to distribute the training images: all workers share the whole set, or each honest worker has its own part.
+
+The parts are defined in `fa.data.splits`.
+"""

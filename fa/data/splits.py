@@ -1,4 +1,4 @@
-"""The training images dealt out, so that each worker has its own: by unequal shares of each class, or by class."""
+"""Splits of the training images among workers: unequal shares of each class, or sorted by class."""
 
 from __future__ import annotations
 
@@ -10,18 +10,32 @@ from torch import Tensor
 from fa.utils import seeds
 from fa.utils.validation import check, check_real
 
-_DRAWS = 1000  # of all workers' shares, until each worker has enough
+_DRAWS = 1000  # Largest number of attempts until each worker has enough images.
 
 Split = list[Int64[np.ndarray, " k"]]
-"""Each worker's images, as indices that rise; every image is one worker's."""
+"""Ascending indices of each worker's images. Every image belongs to one worker."""
 
 
 def dirichlet(labels: Int64[Tensor, " n"], workers: int, alpha: float, least: int, seed: int) -> Split:
-    """Of each class the workers' shares are drawn from a Dirichlet distribution with parameters `alpha`.
+    """Split each class among the workers by shares from a Dirichlet distribution.
 
-    Nearly equal where alpha is large, nearly all one worker's where it is small; ByzFL's "dirichlet_niid". All are
-    drawn again while a worker has fewer than `least` images, as is usual (Li et al., Federated Learning on Non-IID Data
-    Silos: An Experimental Study, ICDE 2022). Raises ValueError where that does not end.
+    The shares are nearly equal for a large `alpha`. For a small one, a single worker has nearly all of a class.
+    This is ByzFL's "dirichlet_niid". All shares are drawn again while a worker has fewer than `least` images.
+
+    Source: Li et al., Federated Learning on Non-IID Data Silos: An Experimental Study, ICDE 2022.
+
+    Args:
+        labels: Training labels, int64 (n,).
+        workers: Number of workers.
+        alpha: Parameter of the distribution, greater than 0.
+        least: Smallest number of images for a worker.
+        seed: Seed of the split.
+
+    Returns:
+        Indices of each worker's images, int64, ascending.
+
+    Raises:
+        ValueError: `alpha` is out of range, or a worker has too few images in 1000 attempts.
     """
     check_real("alpha", alpha, 0)
     check("alpha", alpha, alpha > 0, "greater than 0")
@@ -41,5 +55,15 @@ def dirichlet(labels: Int64[Tensor, " n"], workers: int, alpha: float, least: in
 
 
 def by_class(labels: Int64[Tensor, " n"], workers: int) -> Split:
-    """Sorted by class, and cut into parts of one size, give or take an image; ByzFL's "extreme_niid"."""
+    """Sort the images by class and cut them into parts of equal size, up to one image.
+
+    This is ByzFL's "extreme_niid".
+
+    Args:
+        labels: Training labels, int64 (n,).
+        workers: Number of workers.
+
+    Returns:
+        Indices of each worker's images, int64, ascending.
+    """
     return [np.sort(part) for part in np.array_split(np.argsort(labels.numpy(), kind="stable"), workers)]

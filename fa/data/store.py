@@ -1,4 +1,4 @@
-"""The cache's folders: four plain .npy files a data set, which appear all at once or not at all."""
+"""Folders of the cache: four plain .npy files for each data set. A folder appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,20 +17,48 @@ from fa.utils.files import PREFIX, sync_folder
 
 
 def read(folder: Path, mmap_mode: Literal["r"] | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a folder; OSError where a file is missing, ValueError where one is truncated or no array."""
+    """Read the arrays of a folder.
+
+    Args:
+        folder: The folder with the four .npy files.
+        mmap_mode: "r" to map the files into memory; default None, which reads them.
+
+    Returns:
+        The arrays by name.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: A file is truncated or is not an .npy file.
+    """
     try:
         return {name: np.load(folder / f"{name}.npy", mmap_mode, allow_pickle=False) for name in ARRAYS}
-    except EOFError as error:  # an empty file
+    except EOFError as error:  # numpy raises it for an empty file.
         raise ValueError(str(error)) from error
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The arrays' shapes, read from the headers; raises as `read` does, also for a file shorter than its array."""
+    """Read the arrays' shapes from the headers.
+
+    Args:
+        folder: The folder with the four .npy files.
+
+    Returns:
+        The shapes by name.
+
+    Raises:
+        OSError: A file is missing.
+        ValueError: A file is shorter than its array or is not an .npy file.
+    """
     return {name: array.shape for name, array in read(folder, mmap_mode="r").items()}
 
 
 def write(folder: Path, arrays: Arrays) -> None:
-    """Write the arrays into a folder, flushed to the disk."""
+    """Write the arrays into a folder and flush them to the disk.
+
+    Args:
+        folder: The folder, which may exist.
+        arrays: The four arrays.
+    """
     folder.mkdir(exist_ok=True)
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", arrays[name], allow_pickle=False)
@@ -38,7 +66,12 @@ def write(folder: Path, arrays: Arrays) -> None:
 
 
 def replace(folder: Path, new: Path) -> None:
-    """Rename `new` to `folder`; a folder that is there goes first, into the directory of `new`."""
+    """Rename a new folder to its final name.
+
+    Args:
+        folder: The final name. An existing folder is first moved into the directory of `new`.
+        new: The new folder.
+    """
     if folder.is_symlink() or folder.is_file():
         folder.unlink()
     elif folder.exists():
@@ -47,7 +80,7 @@ def replace(folder: Path, new: Path) -> None:
 
 
 def workspace_size(root: Path) -> int:
-    """The bytes in the workspaces of `root`; files that vanish meanwhile do not count."""
+    """Return the size of all workspaces in `root`, in bytes. Files that vanish meanwhile count as 0."""
     size = 0
     for space in root.glob(f"{PREFIX}*"):
         for place, _, names in os.walk(space):
@@ -59,10 +92,17 @@ def workspace_size(root: Path) -> int:
 
 @contextmanager
 def workspace(root: Path, name: str) -> Iterator[Path]:
-    """A temporary directory beside the folders of `root`, removed however the work in it ends.
+    """Create a temporary folder beside the folders of `root`, and remove it at the end of the context.
 
-    Only one process at a time has a workspace in a root, others wait; so what an earlier one left, killed before it
-    could clean up, is nobody's and is removed.
+    Only one process at a time has a workspace in a root; others wait. Workspaces of killed processes are
+    therefore safe to remove here.
+
+    Args:
+        root: The cache folder, created if missing.
+        name: Name of the data set.
+
+    Yields:
+        The temporary folder.
     """
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:

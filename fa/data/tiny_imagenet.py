@@ -1,6 +1,7 @@
-"""Tiny ImageNet from the folder that its users have: wnids.txt, train/WNID/images/*.JPEG, val/val_annotations.txt.
+"""Tiny ImageNet, read from the folder of its distribution.
 
-The validation images serve as the test set, since the labels of the test images were never published.
+The folder holds wnids.txt, train/WNID/images/*.JPEG and val/val_annotations.txt. The validation images serve as
+the test set, since the labels of the test images were never published.
 """
 
 from __future__ import annotations
@@ -15,12 +16,24 @@ import numpy as np
 from fa.data.dataset import MissingDataError
 
 VARIABLE = "FA_TINY_IMAGENET"
+"""Environment variable with the folder."""
 
 Labelled = list[tuple[Path, int]]
+"""Files of images with their labels."""
 
 
 def folder(root: str | Path | None = None) -> Path:
-    """The data set's folder: `root`, else FA_TINY_IMAGENET. MissingDataError where it is not one."""
+    """Return the folder of the data set.
+
+    Args:
+        root: The folder; default FA_TINY_IMAGENET.
+
+    Returns:
+        An absolute path.
+
+    Raises:
+        MissingDataError: The folder is not set, or a file is missing in it.
+    """
     given = os.environ.get(VARIABLE) if root is None else root
     if not given:
         raise MissingDataError(f"tiny-imagenet must be given: set {VARIABLE} to the folder that holds its wnids.txt")
@@ -34,10 +47,16 @@ def folder(root: str | Path | None = None) -> Path:
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], int]:
-    """All images and labels of the folder, and the number of classes; class k is line k of wnids.txt.
+    """Read all images and labels of the folder.
 
-    Raises ValueError, with the file's name, for an image that cannot be read or has another size than the first, and
-    for an annotation that names an unknown class.
+    Args:
+        path: The folder.
+
+    Returns:
+        The four arrays by name, and the number of classes. Class k is line k of wnids.txt.
+
+    Raises:
+        ValueError: An image is unreadable or differs in size from the first, or an annotation names an unknown class.
     """
     classes = {wnid: label for label, wnid in enumerate((path / "wnids.txt").read_text().split())}
     arrays = {}
@@ -50,6 +69,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], int]:
 
 
 def _training(path: Path, classes: dict[str, int]) -> Labelled:
+    """List the training images with their labels."""
     return [
         (file, label)
         for wnid, label in classes.items()
@@ -58,10 +78,11 @@ def _training(path: Path, classes: dict[str, int]) -> Labelled:
 
 
 def _validation(path: Path, classes: dict[str, int]) -> Labelled:
+    """List the validation images with their labels."""
     labelled = []
     annotations = path / "val" / "val_annotations.txt"
     for line in annotations.read_text().splitlines():
-        name, wnid, *_ = line.split("\t")  # a bounding box follows
+        name, wnid, *_ = line.split("\t")  # The other columns are a bounding box.
         if wnid not in classes:
             raise ValueError(f"{annotations} names the class {wnid!r}, which is not in wnids.txt")
         labelled.append((path / "val" / "images" / name, classes[wnid]))
@@ -69,23 +90,25 @@ def _validation(path: Path, classes: dict[str, int]) -> Labelled:
 
 
 def _decode(files: Sequence[Path]) -> np.ndarray:
-    """The images as uint8 (N, 3, H, W); the few grey ones get three equal channels."""
+    """Decode the images as uint8 (N, 3, H, W); a few grey ones get three equal channels."""
     shape = _pixels(files[0]).shape
     images = np.empty((len(files), *shape), dtype=np.uint8)
 
     def place(index: int) -> None:
+        """Decode one image into its place."""
         pixels = _pixels(files[index])
         if pixels.shape != shape:
             raise ValueError(f"{files[index]} has the shape {pixels.shape}; it must be {shape} as {files[0]} is")
         images[index] = pixels
 
-    with ThreadPoolExecutor() as pool:  # decoding releases the interpreter's lock
+    with ThreadPoolExecutor() as pool:  # Threads help, since decoding releases the interpreter's lock.
         for _ in pool.map(place, range(len(files))):
             pass
     return images
 
 
 def _pixels(file: Path) -> np.ndarray:
+    """Decode one image as uint8 (3, H, W)."""
     from PIL import Image
 
     try:

@@ -16,7 +16,14 @@ Gather = Callable[[np.ndarray], np.ndarray]
 
 
 def local_only(array: np.ndarray) -> np.ndarray:
-    """Stack the array of a process that holds all blocks: the `Gather` of one process."""
+    """Stack the array of a process that holds all blocks: the `Gather` of one process.
+
+    Args:
+        array: Array of this process.
+
+    Returns:
+        A view with a first dimension of size 1.
+    """
     return array[None]
 
 
@@ -34,12 +41,12 @@ class ColumnBlocks:
 
     @property
     def p(self) -> int:
-        """Number of gradients."""
+        """Return the number of gradients."""
         return int(self.blocks[0].shape[0])
 
     @property
     def dtypes(self) -> set[torch.dtype]:
-        """Data types of the blocks, which may differ."""
+        """Return the data types of the blocks, which may differ."""
         return {block.dtype for block in self.blocks}
 
     def sum_over_blocks(self, one_pass: Callable[[Tensor], np.ndarray]) -> np.ndarray:
@@ -47,6 +54,9 @@ class ColumnBlocks:
 
         Args:
             one_pass: Function of a block (p, n_k); its results have one shape.
+
+        Returns:
+            The sum, of the shape of one result.
         """
         local: np.ndarray = sum((one_pass(block) for block in self.blocks), np.zeros(()))
         total: np.ndarray = self.gather(local).sum(axis=0)
@@ -57,6 +67,9 @@ class ColumnBlocks:
 
         Args:
             one_pass: Function of a block (p, n_k); its results have one shape.
+
+        Returns:
+            The maximum, of the shape of one result.
         """
         local: np.ndarray = np.max([one_pass(block) for block in self.blocks], axis=0)
         largest: np.ndarray = self.gather(local).max(axis=0)

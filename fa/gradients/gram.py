@@ -1,9 +1,13 @@
-"""The p x p Gram matrix, in which every rule decides, and what a right multiplication of the gradients does to it.
+"""The p x p Gram matrix, in which every rule decides, and its changes under a right multiplication of the gradients.
 
-The inner products <g_i, g_j> are taken in one quick pass over the coordinates. What that pass cannot give, it can tell:
-a row that leaves the arithmetic's range shows on the diagonal, and products whose smallest eigenvalue (on unit columns)
-comes near their own error would make distances out of noise. Then, and only then, a pass in float64 follows, and, where
-two gradients differ by less than float64 resolves, one over their differences.
+One quick pass over the coordinates computes the inner products <g_i, g_j>. It also shows where it is not precise
+enough:
+
+- A row that leaves the arithmetic's range shows on the diagonal.
+- If the smallest eigenvalue of the cosines is near their error, distances would be noise.
+
+Only then, a pass in float64 follows. If two gradients differ by less than float64 resolves, one more pass sums their
+squared differences.
 """
 
 from collections.abc import Iterator
@@ -23,24 +27,29 @@ from fa.kernels import symmetric
 Square = Float64[np.ndarray, "p p"]
 PerGradient = Float64[np.ndarray, " p"]
 
-QUICK_LIMIT = (
-    1e-2  # smallest eigenvalue of unit columns that a float32 pass, whose error is about 1e-6, resolves to 1e-4
-)
-CANCELLED = 1e-10  # squared distance over squared norms below which float64 products do not resolve it
-_RANGE = {torch.float32: 1e-28, torch.float64: 1e-280}  # squared norms below may have lost coordinates to underflow
-_ORDINARY = (1e-120, 1e120)  # entries between these have squares, and sums of squares, within float64
-_LARGEST_EXPONENT = 1000  # of two: norms below 2^-1000 count as 0
-_ENTRIES = 1 << 22  # of G that may be copied at a time
-_FARTHEST = 1e150  # norms above this times the usual one count as this where they are squared
+# Smallest eigenvalue of the cosines that a float32 pass, whose error is about 1e-6, resolves to a fraction of 1e-4.
+QUICK_LIMIT = 1e-2
+CANCELLED = 1e-10  # Ratio of squared distance to squared norms that float64 products do not resolve.
+_RANGE = {torch.float32: 1e-28, torch.float64: 1e-280}  # Below these squared norms, coordinates may have underflowed.
+_ORDINARY = (1e-120, 1e120)  # Between these, entries have squares, and sums of squares, within float64.
+_LARGEST_EXPONENT = 1000  # Exponent of two: norms below 2^-1000 count as 0.
+_ENTRIES = 1 << 22  # Number of entries of G that may be copied at a time.
+_FARTHEST = 1e150  # Norms above this multiple of the usual norm are clipped to it where they are squared.
 
 
 @dataclass(frozen=True)
 class Gram:
-    """What p gradients are to one another: cosines (p, p), lengths (p,), squared distances D2 (p, p).
+    """Cosines, norms and squared distances of p gradients.
 
-    The norms are scale * lengths and the squared distances scale^2 * D2, with a power of two that brings the usual
-    norm near 1: so 1e-200 and 1e200 stay apart from 0 and infinity. Cosines are 0 for a gradient that is 0. D2 is kept
-    beside the cosines since it cannot always be had from them: it would cancel where gradients nearly agree.
+    The norms are `scale` times `scaled_norms`, and the squared distances scale^2 times D2. The power of two brings the
+    usual norm near 1, so that norms such as 1e-200 and 1e200 neither underflow nor overflow. D2 is stored beside the
+    cosines: computed from them, it would cancel where gradients nearly agree.
+
+    Attributes:
+        cosines: Cosines (p, p), float64; 0 for a zero gradient.
+        scaled_norms: Norms over `scale`, (p,) float64.
+        D2: Squared distances over scale^2, (p, p) float64.
+        scale: A power of two.
     """
 
     cosines: Square
@@ -50,10 +59,18 @@ class Gram:
 
     @classmethod
     def from_inner_products(cls, K: Square, exponents: PerGradient | None = None) -> "Gram":
-        """From inner products, of the gradients over 2^exponents_i if given."""
+        """Create a Gram matrix from inner products.
+
+        Args:
+            K: Inner products (p, p), float64.
+            exponents: If K is of the gradients divided by 2^exponents_i, these exponents (p,); None for 0.
+
+        Returns:
+            The Gram matrix. Gradients with norms below 2^-1000 count as zero.
+        """
         powers = np.zeros(len(K)) if exponents is None else exponents
         logs = _log2(np.diag(K)) / 2 + powers
-        vanished = logs < -_LARGEST_EXPONENT  # 1/||g_i|| would leave the range
+        vanished = logs < -_LARGEST_EXPONENT  # Otherwise 1/||g_i|| would overflow.
         K = np.where(vanished[:, None] | vanished, 0.0, K)
         roots, exponent = np.sqrt(np.diag(K)), _usual_exponent(np.where(vanished, -np.inf, logs))
         factors = np.exp2(np.clip(powers - exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
@@ -62,48 +79,75 @@ class Gram:
 
     @classmethod
     def unmeasured(cls, p: int) -> "Gram":
-        """For a rule that decides without looking: only the number of gradients is known."""
+        """Create a Gram matrix of NaN, for a rule that needs only the number of gradients.
+
+        Args:
+            p: Number of gradients.
+
+        Returns:
+            The Gram matrix.
+        """
         unknown = np.full((p, p), np.nan)
         return cls(unknown, np.diag(unknown), unknown, 1.0)
 
     @property
     def p(self) -> int:
-        """The number of gradients."""
+        """Return the number of gradients."""
         return len(self.scaled_norms)
 
     @property
     def norms(self) -> PerGradient:
-        """||g_i||, (p,)."""
+        """Return the norms ||g_i|| (p,), float64."""
         return self.scale * self.scaled_norms
 
     @property
     def K(self) -> Square:
-        """Inner products of the gradients over `scale`, (p, p)."""
+        """Return the inner products (p, p) over scale^2, with clipped norms, float64."""
         products: np.ndarray = self.cosines * np.outer(self.clipped_norms, self.clipped_norms)
         return products
 
     @property
     def clipped_norms(self) -> PerGradient:
-        """The lengths, cut where their squares would leave the range, (p,)."""
+        """Return the scaled norms (p,), clipped where their squares would overflow, float64."""
         clipped: np.ndarray = np.minimum(self.scaled_norms, _FARTHEST)
         return clipped
 
     def divide_by_norms(self, numbers: Float64[np.ndarray, "p *k"]) -> Float64[np.ndarray, "p *k"]:
-        """Coefficients on the unit gradients as those on the gradients: over ||g_i||, 0 for a gradient that is 0."""
+        """Convert coefficients on the unit gradients to coefficients on the gradients.
+
+        Args:
+            numbers: Coefficients (p,) or (p, k).
+
+        Returns:
+            The coefficients over ||g_i||, of the same shape; 0 for a zero gradient.
+        """
         norms = self.norms.reshape(-1, *[1] * (numbers.ndim - 1))
         divided: np.ndarray = np.divide(numbers, norms, out=np.zeros(numbers.shape), where=norms > 0)
         return divided
 
     def select(self, rows: Int[np.ndarray, " q"]) -> "Gram":
-        """Of the named gradients only, in that order."""
+        """Return the Gram matrix of some of the gradients.
+
+        Args:
+            rows: Indices (q,) of the gradients, in the new order.
+
+        Returns:
+            The Gram matrix (q, q), with the same scale.
+        """
         square = np.ix_(rows, rows)
         return Gram(self.cosines[square], self.scaled_norms[rows], self.D2[square], self.scale)
 
     def scaled(self, factors: PerGradient) -> "Gram":
-        """Of the gradients factors_i g_i.
+        """Return the Gram matrix of the gradients factors_i g_i.
 
-        ||a x - b y||^2 = a b ||x - y||^2 + (a - b)(a ||x||^2 - b ||y||^2) cancels nothing for equal factors, and
-        loses everything for very unequal ones: there the cosines give the distance.
+        For distances, ||a x - b y||^2 = a b ||x - y||^2 + (a - b)(a ||x||^2 - b ||y||^2). For equal factors nothing
+        cancels. For very unequal factors everything does, and the cosines give the distance instead.
+
+        Args:
+            factors: Factors (p,), at least 0.
+
+        Returns:
+            The Gram matrix (p, p), with a new scale.
         """
         norms = self.norms * factors
         scale = 2.0 ** _usual_exponent(_log2(norms))
@@ -112,16 +156,23 @@ class Gram:
         squares = np.square(self.clipped_norms)[:, None]
         plain = replace(self, scaled_norms=scaled_norms).K
         of_products = _distances(plain)
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not taken
+        with np.errstate(over="ignore", invalid="ignore"):  # The comparison below rejects entries that overflow.
             first, second = a * a.T * self.D2, (a - a.T) * (a * squares - (a * squares).T)
             better = np.abs(first) + np.abs(second) < np.add.outer(np.diag(plain), np.diag(plain))
             D2 = np.where(better, np.maximum(first + second, 0.0), of_products)
         return Gram(self.cosines, scaled_norms, D2, scale)
 
     def averaged(self, R: Float64[np.ndarray, "p q"]) -> "Gram":
-        """Of the q averages G^T R, each column of R summing to 1.
+        """Return the Gram matrix of q averages of the gradients, G^T R.
 
-        Then -z^T D2 z / 2 is the squared distance of two, z = r_a - r_b: what they share cancels before it is rounded.
+        The squared distance of two averages is -z^T D2 z / 2 with z = r_a - r_b. Their common part cancels before any
+        rounding.
+
+        Args:
+            R: Weights (p, q); each column sums to 1.
+
+        Returns:
+            The Gram matrix (q, q), with the same scale.
         """
         K = symmetric(R.T @ self.K @ R)
         z = R[:, :, None] - R[:, None, :]
@@ -131,8 +182,13 @@ class Gram:
 
 
 class IncrementalGram:
-    """K of rows of G (p, n) that land one after another, three rows of it at a time: a pass over three costs what one
-    over one does. After the last row at most a third of the work is left, and less the more rows there are.
+    """Inner products of rows of G (p, n) that arrive one after another.
+
+    Three rows are multiplied at a time, since a pass over three costs as much as a pass over one. After the last row,
+    at most a third of the work remains, and less for more rows.
+
+    Args:
+        G: Matrix (p, n), whose rows are filled in any order.
     """
 
     def __init__(self, G: Float[Tensor, "p n"]) -> None:
@@ -142,18 +198,23 @@ class IncrementalGram:
         self._waiting: list[int] = []
 
     def add_row(self, row: int) -> None:
-        """That row of G is there, and stays as it is."""
+        """Add a row that has arrived.
+
+        Args:
+            row: Index of the row in G, which does not change any more.
+        """
         self._waiting.append(row)
         if len(self._waiting) == 3:
             self._take()
 
     def matrix(self) -> Square:
-        """K, to the bits of one pass over G: NaN in the rows that have not landed."""
+        """Return the inner products (p, p), with the bits of one pass over G; NaN in rows that have not arrived."""
         if self._waiting:
             self._take()
         return self._K
 
     def _take(self) -> None:
+        """Multiply the waiting rows with all rows so far."""
         rows, self._waiting = self._waiting, []
         self._taken += rows
         found = kernels.gram_rows(self._G, rows, self._taken)
@@ -162,9 +223,14 @@ class IncrementalGram:
 
 
 def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> tuple[Gram, Bool[np.ndarray, " p"]]:
-    """The Gram matrix of the rows of G, and which of them (p,) are finite; it is NaN at those that are not.
+    """Compute the Gram matrix of the rows of G, in as many passes as its precision needs.
 
-    K has the inner products of a quick pass, where they are known already.
+    Args:
+        G: Gradients (p, n), or their blocks of columns.
+        K: Inner products (p, p) from a quick pass; None to compute them.
+
+    Returns:
+        The Gram matrix, NaN at rows that are not finite, and which rows are finite, (p,) bool.
     """
     columns = ColumnBlocks((by_rows(G),)) if isinstance(G, Tensor) else G
     K = columns.sum_over_blocks(kernels.gram) if K is None else K.copy()
@@ -187,9 +253,16 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
 
 
 def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
-    """What solvers work with: `fa.gradients.read_groups` of G, and the Gram matrix of all rows.
+    """Read gradients and compute the Gram matrix of all rows, for a solver.
 
-    Raises ValueError as that does, and for rows with NaN or Inf.
+    Args:
+        G: Gradients, as for `fa.gradients.read_groups`.
+
+    Returns:
+        The gradients, the number of gradients of each worker, and the Gram matrix.
+
+    Raises:
+        ValueError: G is invalid, as for `fa.gradients.read_groups`, or a row has NaN or Inf.
     """
     gradients, counts = read_groups(G)
     gram, finite = measure(gradients.G)
@@ -198,30 +271,39 @@ def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
 
 
 def median_nonzero(norms: PerGradient) -> float:
-    """The median of the norms; where that is 0, of those that are not."""
+    """Return the median of the norms or, if it is 0, the median of the nonzero ones.
+
+    Args:
+        norms: Norms (p,), at least 0.
+
+    Returns:
+        The median; 0 only if all norms are 0.
+    """
     median = float(np.median(norms))
     return median if median > 0 or not norms.any() else float(np.median(norms[norms > 0]))
 
 
 def _log2(numbers: PerGradient) -> PerGradient:
-    """-inf where 0."""
+    """Compute the logarithm to base 2, -inf for 0."""
     logs: np.ndarray = np.log2(numbers, out=np.full(len(numbers), -np.inf), where=numbers != 0)
     return logs
 
 
 def _usual_exponent(logs: PerGradient) -> float:
-    """The power of two below the usual norm, of their logarithms; gradients that are 0 or not finite do not count."""
+    """Return the exponent of two below the median norm; gradients that are 0 or not finite do not count."""
     known = logs[np.isfinite(logs)]
     return float(np.clip(np.floor(np.median(known)), -_LARGEST_EXPONENT, _LARGEST_EXPONENT)) if known.size else 0.0
 
 
 def _cosines(K: Square, roots: PerGradient) -> Square:
+    """Divide inner products by the norms, with 0 for a zero norm."""
     scale = np.divide(1.0, roots, out=np.zeros_like(roots), where=roots != 0)
     cosines: np.ndarray = K * np.outer(scale, scale)
     return cosines
 
 
 def _distances(K: Square) -> Square:
+    """Compute squared distances from inner products."""
     squares = np.diag(K)
     D2: np.ndarray = np.maximum(squares[:, None] + squares[None, :] - 2 * K, 0.0)
     np.fill_diagonal(D2, 0.0)
@@ -229,9 +311,7 @@ def _distances(K: Square) -> Square:
 
 
 def _finite_rows(G: ColumnBlocks, K: Square) -> Bool[np.ndarray, " p"]:
-    """Only rows whose square is not finite are looked at again: they may have left float32's range, not the
-    numbers'.
-    """
+    """Return which rows are finite; only rows with a non-finite square, which may be an overflow, are read again."""
     finite = np.isfinite(np.diag(K))
     doubtful = np.flatnonzero(~finite)
     if doubtful.size:
@@ -241,10 +321,12 @@ def _finite_rows(G: ColumnBlocks, K: Square) -> Bool[np.ndarray, " p"]:
 
 
 def _is_finite(row: Tensor) -> bool:
+    """Return True if all entries are finite."""
     return all(bool(torch.isfinite(piece).all()) for piece in row.split(_ENTRIES))
 
 
 def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
+    """Return True if the quick pass has neither left its range nor lost small eigenvalues."""
     squares = np.diag(K)
     wide = dtypes == {torch.float64}
     if not np.isfinite(K).all() or squares.min() < _RANGE[torch.float64 if wide else torch.float32]:
@@ -255,7 +337,7 @@ def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
 
 
 def _exponents(G: ColumnBlocks, finite: Bool[np.ndarray, " p"]) -> PerGradient:
-    """By which power of two each row must be divided so that its square stays within float64: 0 if all stay so."""
+    """Return the exponents of two by which rows must be divided, so that squares stay within float64; 0 if all do."""
     largest = np.zeros(len(finite))
     rows = np.flatnonzero(finite)
     largest[rows] = G.max_over_blocks(lambda part: np.array([_largest(part[row]) for row in rows]))
@@ -264,23 +346,24 @@ def _exponents(G: ColumnBlocks, finite: Bool[np.ndarray, " p"]) -> PerGradient:
 
 
 def _largest(row: Tensor) -> float:
+    """Return the largest absolute value of a row."""
     return max((float(piece.abs().max()) for piece in row.split(_ENTRIES) if len(piece)), default=0.0)
 
 
 def _precise(G: Tensor, exponents: PerGradient) -> Square:
-    """The inner products in float64, of row i of G over 2^exponents_i."""
+    """Compute the inner products in float64, of row i of G over 2^exponents_i."""
     if not exponents.any():
         return kernels.gram(G, precise=True)
     return sum((kernels.gram(_divided(part, exponents), precise=True) for part in _parts(G)), np.zeros(()))
 
 
 def _parts(G: Tensor) -> Iterator[Tensor]:
-    """G by parts of its columns, small enough to be copied."""
+    """Yield parts of the columns of G that are small enough to copy."""
     yield from G.split(max(1, _ENTRIES // len(G)), dim=1)
 
 
 def _divided(G: Tensor, exponents: PerGradient) -> Tensor:
-    """Row i of G over 2^exponents_i, in two steps since one power may leave the range."""
+    """Divide row i of G by 2^exponents_i, in two steps since one power may overflow."""
     half = np.floor(exponents / 2)
     for part in (half, exponents - half):
         G = G * torch.from_numpy(np.exp2(-part)).to(G.device)[:, None]
@@ -288,6 +371,7 @@ def _divided(G: Tensor, exponents: PerGradient) -> Tensor:
 
 
 def _exact_distances(G: Tensor, scale: float, divide: bool) -> Square:
+    """Compute squared distances over scale^2 from differences in float64."""
     if divide:
         return sum((kernels.squared_distances(part / scale) for part in _parts(G)), np.zeros(()))
     distances: np.ndarray = kernels.squared_distances(G) * (1 / scale) ** 2
@@ -295,7 +379,7 @@ def _exact_distances(G: Tensor, scale: float, divide: bool) -> Square:
 
 
 def _cancelled(gram: Gram, K: Square) -> bool:
-    """Whether two gradients that are not equal, bit for bit as far as K tells, are closer than K resolves."""
+    """Return True if two gradients are closer than K resolves; pairs that K shows as equal do not count."""
     squares = np.square(gram.clipped_norms)
     equal = (np.diag(K)[:, None] == K) & (np.diag(K)[None, :] == K)
     return bool(((gram.D2 < CANCELLED * np.add.outer(squares, squares)) & ~equal).any())

@@ -1,6 +1,4 @@
-"""The border: whatever a caller holds gradients in becomes one matrix G (p, n), one worker a row, and goes back as it
-came.
-"""
+"""Convert callers' gradients to one matrix G (p, n), one worker per row, and directions back to the callers' format."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +11,16 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Data types of gradients."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradient matrix G (p, n), and `restore`, which gives a direction (n,) the shape, dtype and kind the
-    gradients had.
+    """The gradient matrix, and the way back to the caller's format.
+
+    Attributes:
+        G: Gradients (p, n), with contiguous rows.
+        restore: Function that gives a direction (n,) the shape, dtype and kind of the caller's gradients.
     """
 
     G: Tensor
@@ -26,13 +28,17 @@ class Gradients:
 
 
 def read(G: Any) -> Gradients:
-    """The gradients of p workers as a matrix, its rows contiguous; no copy where they are one already.
+    """Read the gradients of p workers as a matrix with contiguous rows, without a copy if they already are one.
 
-    G is a (p, n) torch tensor or numpy array, or a sequence with one entry a worker: a vector, a list of per-layer
-    tensors, or a state dict. float16, bfloat16, float32 or float64.
+    Args:
+        G: Torch tensor or numpy array (p, n), or a sequence with one entry per worker. An entry is a vector, a list of
+            per-layer tensors, or a state dict. The dtype is float16, bfloat16, float32 or float64.
 
-    Raises ValueError that names what was wrong: no worker, no coordinate, workers of unequal shape, integer or
-    complex numbers.
+    Returns:
+        The matrix, and the function that restores the caller's format.
+
+    Raises:
+        ValueError: No worker, no coordinate, workers of unequal shape, or integer or complex entries.
     """
     if isinstance(G, Tensor):
         return Gradients(_matrix(G), lambda d: d)
@@ -46,6 +52,7 @@ def read(G: Any) -> Gradients:
 
 
 def _matrix(G: Tensor) -> Tensor:
+    """Check a matrix (p, n), and return it with contiguous rows."""
     _check_dtype(G.dtype, "G")
     if G.layout != torch.strided:
         raise ValueError(f"G must be dense; its layout is {G.layout}: call .to_dense()")
@@ -57,11 +64,19 @@ def _matrix(G: Tensor) -> Tensor:
 
 
 def by_rows(G: Tensor) -> Tensor:
-    """G, with the numbers of a row one after another and no row within another, as the compiled loops read it."""
+    """Return G in a layout that the compiled loops read: contiguous rows that do not overlap.
+
+    Args:
+        G: Matrix (p, n); it is copied only if its layout differs.
+
+    Returns:
+        G itself or a copy.
+    """
     return G if G.stride(1) == 1 and G.stride(0) >= G.shape[1] else G.contiguous()
 
 
 def _tensor(values: Any, name: str) -> Tensor:
+    """Convert an array to a tensor, without a copy if torch supports its strides and byte order."""
     if isinstance(values, Tensor):
         return values.detach()
     array = np.asarray(values)
@@ -73,14 +88,14 @@ def _tensor(values: Any, name: str) -> Tensor:
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides):
-        array = array.copy()  # np.ascontiguousarray would leave the stride of a dimension of one as it is
-    with warnings.catch_warnings():  # a read-only memory map is never written to here
+        array = array.copy()  # np.ascontiguousarray keeps the negative stride of a dimension of size 1.
+    with warnings.catch_warnings():  # Read-only memory maps are allowed: nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         return torch.from_numpy(array)
 
 
 def _described(values: Any) -> str:
-    """What is no array, and what to do about it where that is plain."""
+    """Describe a value that is not an array, with a cure if one is obvious."""
     if values is None:
         return "None, as is the gradient of a parameter that has none"
     if isinstance(values, Iterator):
@@ -89,6 +104,7 @@ def _described(values: Any) -> str:
 
 
 def _check_dtype(dtype: torch.dtype, name: str) -> None:
+    """Raise ValueError unless the dtype is one of `DTYPES`."""
     if dtype not in DTYPES:
         raise ValueError(
             f"{name} must be of float16, bfloat16, float32 or float64; its dtype is {str(dtype).removeprefix('torch.')}"
@@ -96,9 +112,16 @@ def _check_dtype(dtype: torch.dtype, name: str) -> None:
 
 
 def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
-    """As `read`, where a worker may also hold k_i gradients, (k_i, n): all of them as rows, and the k_i.
+    """Read gradients as `read` does, where a worker may also hold several.
 
-    Raises ValueError as `read` does.
+    Args:
+        G: Gradients as for `read`, or a sequence with vectors (n,) and matrices (k_i, n).
+
+    Returns:
+        All gradients as rows, and the number k_i of gradients of each worker.
+
+    Raises:
+        ValueError: As for `read`.
     """
     if not isinstance(G, Sequence) or not any(is_matrix(entry) for entry in G):
         gradients = read(G)
@@ -113,7 +136,15 @@ def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
 
 
 def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
-    """Raises ValueError that names the rows that are not finite; of a worker with several, which of its gradients."""
+    """Check that all rows are finite.
+
+    Args:
+        finite: Whether each row is finite, in the order of the rows.
+        counts: Number of rows of each worker.
+
+    Raises:
+        ValueError: Rows are not finite; the message names them, and for a worker with several rows the gradient.
+    """
     places = [(worker, k) for worker, count in enumerate(counts) for k in range(count)]
     bad = [place for place, whole in zip(places, finite, strict=True) if not whole]
     if not bad:
@@ -125,24 +156,33 @@ def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
 
 
 def is_matrix(entry: Any) -> bool:
-    """Whether a worker's entry holds several gradients, (k_i, n), for `read_groups`."""
+    """Return True if a worker's entry for `read_groups` holds several gradients, (k_i, n).
+
+    Args:
+        entry: Entry of one worker.
+
+    Returns:
+        True for a tensor or array with two dimensions.
+    """
     return isinstance(entry, Tensor | np.ndarray) and entry.ndim == 2
 
 
 def _same(d: Tensor) -> Tensor:
+    """Return the argument."""
     return d
 
 
 def _check_same(worker: int, what: str, first: object, other: object) -> None:
+    """Raise ValueError unless a worker has the same property as worker 0."""
     if other != first:
         raise ValueError(f"worker {worker} must have worker 0's {what} {first}, got {other}")
 
 
 def _read_workers(workers: Sequence[Any]) -> Gradients:
-    """One entry a worker, whose layers become one row of a new matrix.
+    """Read one entry per worker, with its layers as one row of a new matrix.
 
-    The whole numbers among a mapping's entries, such as the batch counts of a state dict, are no coordinates: each
-    comes back as the median over the workers.
+    Integer entries of a mapping, such as the batch counts of a state dict, are not coordinates. `restore` returns their
+    median over the workers.
     """
     if not workers:
         raise ValueError("G must hold at least one worker; it is an empty sequence")
@@ -167,8 +207,9 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
 
 
 def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
-    """One worker's tensors by name, or by position, and how to make such an entry of new ones; a plain vector is its
-    one tensor.
+    """Return one worker's tensors by name or position, and a function that builds such an entry from new tensors.
+
+    A plain vector is the only tensor of its entry.
     """
     if isinstance(entry, Mapping):
         return dict(entry), dict
@@ -178,6 +219,7 @@ def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any
 
 
 def _tensors(entry: Any, worker: int) -> dict[Any, Tensor]:
+    """Return one worker's tensors by name or position."""
     items, _ = _entries(entry)
     return {
         name: value.detach() if isinstance(value, Tensor) else _tensor(value, f"worker {worker}, entry {name!r}")
@@ -186,10 +228,12 @@ def _tensors(entry: Any, worker: int) -> dict[Any, Tensor]:
 
 
 def _is_count(tensor: Tensor) -> bool:
+    """Return True for an integer tensor."""
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int) -> None:
+    """Raise ValueError unless two entries have tensors of the same names, shapes, dtypes and devices."""
     _check_same(worker, "entries", list(first), list(other))
     for name, tensor in first.items():
         _check_same(worker, f"entry {name!r} of shape", tuple(tensor.shape), tuple(other[name].shape))
@@ -198,7 +242,7 @@ def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int
 
 
 def _like(entry: Any, layers: dict[Any, Tensor], medians: dict[Any, Tensor], d: Tensor) -> Any:
-    """The direction d (n,) in the shape of one worker's entry, dtype by dtype, arrays where it has arrays."""
+    """Give the direction d (n,) the form of one worker's entry, with its dtypes and arrays."""
     items, pack = _entries(entry)
     pieces = dict(zip(layers, d.split([layer.numel() for layer in layers.values()]), strict=True))
     shaped: dict[Any, Any] = {}

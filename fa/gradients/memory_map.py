@@ -1,8 +1,8 @@
-"""Gradients in files as one matrix G (p, n) that is never read into memory, and a direction written into a file.
+"""Map gradients in files as one matrix G (p, n) without reading them into memory, and write a direction into a file.
 
-Files are .npy, as numpy.save writes them, or .safetensors, whose tensors, in the order in which they lie there, are one
-gradient. The files of p workers are mapped at equal distances, so that they are the rows of one matrix and every rule
-and solver runs on them as on memory.
+Files are .npy, as numpy.save writes them, or .safetensors. The tensors of a .safetensors file form one gradient, in the
+order of their data. The files of p workers are mapped at equal distances. They are then the rows of one matrix, and
+every rule and solver runs on them as on memory.
 """
 
 from __future__ import annotations
@@ -34,34 +34,55 @@ from fa.utils.validation import check
 _NPY = b"\x93NUMPY"
 _SAFETENSORS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _NUMPY = {np.dtype(f"float{bits}"): getattr(torch, f"float{bits}") for bits in (16, 32, 64)}
-_MAP_FIXED, _MAP_NORESERVE = 0x10, 0x4000 if sys.platform == "linux" else 0x40  # which the module mmap does not name
+_MAP_FIXED, _MAP_NORESERVE = (
+    0x10,
+    0x4000 if sys.platform == "linux" else 0x40,
+)  # Missing in module mmap.
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file says of the numbers in it: where they begin, of what type they are, and their shape."""
+    """Position, type and shape of the coordinates in a file.
+
+    Attributes:
+        path: The file.
+        offset: Position of the first coordinate, in bytes.
+        dtype: Data type of the coordinates.
+        shape: (n,) or (p, n).
+        tensors: Shapes of the tensors of a .safetensors file by name, in the order of their data; None for .npy.
+    """
 
     path: Path
-    offset: int  # bytes
+    offset: int
     dtype: torch.dtype
-    shape: tuple[int, ...]  # (n,) or (p, n)
-    tensors: Shapes | None = None  # shapes in a .safetensors file, in the order in which the tensors lie there
+    shape: tuple[int, ...]
+    tensors: Shapes | None = None
 
     @property
     def kind(self) -> str:
-        """How many numbers, and of what type."""
+        """Return the number and type of the coordinates, for messages."""
         return f"{math.prod(self.shape)} numbers of {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def bytes(self) -> int:
-        """Of the numbers alone."""
+        """Return the size of the coordinates in bytes, without the header."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def layout(path: Path) -> Layout:
-    """The layout of a .npy or .safetensors file; ValueError that names it where it is neither, or cut short."""
+    """Read the layout of a .npy or .safetensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The layout.
+
+    Raises:
+        ValueError: The file has another format, is truncated, or cannot be read; the message names it.
+    """
     try:
         with path.open("rb") as file:
             npy = file.read(len(_NPY)) == _NPY
@@ -73,14 +94,16 @@ def layout(path: Path) -> Layout:
 
 
 def _check(holds: bool, path: Path, must: str, it_is: str) -> None:
+    """Raise ValueError that names the file, unless a condition holds."""
     if not holds:
         raise ValueError(f"{path} {must}; {it_is}")
 
 
 def _npy(path: Path) -> Layout:
+    """Read the layout of a .npy file."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:  # cut short, or a pickle inside
+    except (ValueError, EOFError) as error:  # The file is truncated or contains a pickle.
         why = "it is cut short" if "mmap length" in str(error) else str(error)
         raise ValueError(f"{path} cannot be read: {why}") from error
     _check(array.dtype in _NUMPY, path, "must be of float16, float32 or float64", f"its dtype is {array.dtype}")
@@ -89,6 +112,7 @@ def _npy(path: Path) -> Layout:
 
 
 def _safetensors(path: Path) -> Layout:
+    """Read the layout of a .safetensors file."""
     try:
         with safe_open(path, "pt") as file:
             slices = {name: file.get_slice(name) for name in file.offset_keys()}
@@ -101,18 +125,26 @@ def _safetensors(path: Path) -> Layout:
     shapes = list(tensors.values())
     shape = shapes[0] if len(shapes) == 1 and len(shapes[0]) == 2 else (sum(map(math.prod, shapes)),)
     with path.open("rb") as raw:
-        length = int.from_bytes(raw.read(8), "little")  # of the header, which the numbers follow
+        length = int.from_bytes(raw.read(8), "little")  # Length of the header, which precedes the coordinates.
     return Layout(path, 8 + length, _SAFETENSORS[kinds.pop()], shape, tensors)
 
 
 def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
-    """The gradient matrix G (p, n) in files, one (p, n) or a (n,) of each worker, and the first one's layout.
+    """Map gradients in files as one matrix.
 
-    What is written to G stays in memory and does not reach the files, which must not become shorter while G lives.
-    Raises ValueError for files that do not hold gradients of one length and dtype.
+    Writing to G changes memory only, not the files. The files must not be truncated while G exists.
+
+    Args:
+        files: One file (p, n), or one file (n,) per worker.
+
+    Returns:
+        G (p, n), and the layout of the first file.
+
+    Raises:
+        ValueError: The files do not hold gradients of one length and dtype.
     """
     layouts = [layout(path) for path in files]
-    if len(layouts) > 1:  # a worker's only layer may be a matrix
+    if len(layouts) > 1:  # The only layer of a worker may be a matrix.
         layouts = [replace(each, shape=(math.prod(each.shape),)) if each.tensors else each for each in layouts]
     first = layouts[0]
     if len(layouts) == 1 and len(first.shape) == 2:
@@ -128,15 +160,15 @@ def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
 
 
 def _names(tensors: Shapes | None) -> list[tuple[str, tuple[int, ...]]]:
-    """The names and shapes of a file's tensors, in their order; a file with one tensor is like one without names."""
+    """Return the names and shapes of a file's tensors in order; [] for one tensor, whose name does not matter."""
     return list(tensors.items()) if tensors is not None and len(tensors) > 1 else []
 
 
 def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
-    """The files, mapped at equal distances, as (p, n)."""
+    """Map the files at equal distances, as a matrix (p, n)."""
     page = mmap.ALLOCATIONGRANULARITY
     first = layouts[0]
-    for other in layouts:  # rows begin at equal distances where files, mapped page by page, begin alike
+    for other in layouts:  # Files are mapped by pages, so rows need equal offsets within a page.
         aligned = (other.offset - first.offset) % page == 0 and other.offset % other.dtype.itemsize == 0
         must = f"must have a header as long as that of {first.path}, {first.offset} bytes"
         _check(aligned, other.path, must, f"its own has {other.offset}")
@@ -151,18 +183,19 @@ def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
 
 
 def _as(memory: Any, begins: int, dtype: torch.dtype, shape: tuple[int, int], stride: int) -> Tensor:
+    """View a buffer as a matrix, from byte `begins` on, with `stride` coordinates between rows."""
     flat = torch.frombuffer(memory, dtype=dtype, offset=begins, count=(shape[0] - 1) * stride + shape[1])
     return flat.as_strided(shape, (stride, 1))
 
 
 def _mapped(paths: list[Path], starts: list[int], length: int, distance: int) -> Any:
-    """A buffer in which file i, from byte starts_i on, lies at i * distance. Python's mmap cannot say where."""
+    """Map file i, from byte starts_i on, at i * distance of one buffer; Python's mmap cannot choose the address."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_int64)
     libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
     total = distance * len(paths)
-    access = mmap.PROT_READ | mmap.PROT_WRITE  # of pages of our own once they are written to
+    access = mmap.PROT_READ | mmap.PROT_WRITE  # MAP_PRIVATE copies a page when it is written to.
 
     def place(address: int | None, size: int, flags: int, descriptor: int, start: int) -> int:
         found: int = libc.mmap(address, size, access, mmap.MAP_PRIVATE | _MAP_NORESERVE | flags, descriptor, start)
@@ -172,7 +205,7 @@ def _mapped(paths: list[Path], starts: list[int], length: int, distance: int) ->
 
     base = place(None, total, mmap.MAP_ANONYMOUS, -1, 0)
     memory = (ctypes.c_char * total).from_address(base)
-    weakref.finalize(memory, libc.munmap, base, total).atexit = False  # a thread may still read it then
+    weakref.finalize(memory, libc.munmap, base, total).atexit = False  # At exit, a thread may still read it.
     for i, (path, start) in enumerate(zip(paths, starts, strict=True)):
         with path.open("rb") as file:
             place(base + i * distance, length, _MAP_FIXED, file.fileno(), start)
@@ -181,11 +214,21 @@ def _mapped(paths: list[Path], starts: list[int], length: int, distance: int) ->
 
 @contextmanager
 def create_output(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
-    """A direction d (n,) of `like`'s dtype that is the file `path` once the block has ended well: .npy, or .safetensors
-    with the tensors that `like` has.
+    """Yield a direction that becomes a file when the block ends without an error.
 
-    Its room on the disk is taken first, so that none is lacking later. If the block fails nothing is left of it.
-    Raises ValueError for another suffix, a dtype that it does not know, a folder that cannot be written, a full disk.
+    The disk space is reserved first, so that the disk cannot become full later. If the block fails, no file remains.
+
+    Args:
+        path: File to create, .npy or .safetensors.
+        like: Layout of the gradients, for the dtype and, in .safetensors, the tensors.
+        n: Number of coordinates.
+
+    Yields:
+        d (n,), mapped to the file.
+
+    Raises:
+        ValueError: Another suffix, a dtype that the format does not have, a folder that is not writable, or a full
+            disk.
     """
     head = _head(path, like, n)
     check("the name of the result", str(path), not path.is_dir(), "that of a file; there is a folder of that name")
@@ -203,6 +246,7 @@ def create_output(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
 
 
 def _reserve(path: Path, head: bytes, size: int) -> None:
+    """Create the file with its header, and reserve `size` bytes on the disk."""
     with path.open("xb") as file:
         file.write(head)
         file.flush()
@@ -213,7 +257,7 @@ def _reserve(path: Path, head: bytes, size: int) -> None:
 
 
 def _head(path: Path, like: Layout, n: int) -> bytes:
-    """What comes before the numbers in the file."""
+    """Return the file's header."""
     check("the name of the result", str(path), path.suffix in (".npy", ".safetensors"), "one in .npy or .safetensors")
     if path.suffix == ".npy":
         known = like.dtype in _NUMPY.values()

@@ -1,4 +1,4 @@
-"""Rules, pre-aggregators and attacks of other libraries, under names LIBRARY:NAME; a strategy for Flower.
+"""Rules and attacks of other libraries, under names LIBRARY:NAME, and a strategy for Flower.
 
 A `fa.Rule` needs no adapter in the other direction: it accepts a list of vectors and returns a vector.
 """

@@ -27,6 +27,7 @@ from fa.utils.validation import check, check_one_of
 
 
 def _library() -> Any:
+    """Import ByzFL, or raise ValueError with the command that installs it."""
     try:
         import byzfl
     except ImportError as error:
@@ -41,23 +42,40 @@ def _classes(kind: str) -> dict[str, type]:
 
 
 class ByzFLRule(Rule):
-    """An aggregator of ByzFL behind this package's pre-aggregators. It computes d from the gradients themselves."""
+    """An aggregator of ByzFL behind this package's pre-aggregators. It computes d from the gradients themselves.
+
+    Attributes:
+        aggregator: Name of the aggregator in ByzFL.
+    """
 
     aggregator: ClassVar[str]
 
     @property
     def direction_outside_span(self) -> bool:
+        """True, since an aggregator need not return a combination of the gradients."""
         return True
 
     def decide(self, gram: Gram) -> ColumnDecision:
+        """Raise ValueError, because ByzFL's aggregators need the gradients."""
         raise ValueError(f"{self.name} needs the gradients in memory and cannot decide from their Gram matrix")
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
+        """Apply the aggregator to the mixed gradients.
+
+        Args:
+            G: Gradients (p, n).
+            mixed: The pre-aggregators' mixture of the rows.
+
+        Returns:
+            The direction, of the gradients' dtype. Half precision is computed in float32.
+
+        Raises:
+            ValueError: ByzFL rejects an option.
+        """
         columns = mixed.apply_to(G) if self.steps else G
         aggregator = self._aggregator()
-        with fork_global_rng(
-            derive_seed("byzfl", self.seed, 0, 0), columns.device
-        ):  # CAF and SMEA draw random numbers.
+        # CAF and SMEA draw from the global generators.
+        with fork_global_rng(derive_seed("byzfl", self.seed, 0, 0), columns.device):
             wide = columns.float() if columns.dtype in (torch.float16, torch.bfloat16) else columns
             direction = aggregator(wide)
         return ColumnDecision(direction=torch.as_tensor(direction).to(columns))
@@ -77,6 +95,9 @@ def rule(name: str) -> type[Rule]:
 
     Args:
         name: Name of the aggregator in ByzFL, whose options become the rule's.
+
+    Returns:
+        A subclass of `fa.Rule`.
 
     Raises:
         ValueError: ByzFL is not installed or has no such aggregator.
@@ -106,6 +127,9 @@ def attack(name: str) -> Attack:
     Args:
         name: Name of the attack in ByzFL.
 
+    Returns:
+        The attack, which passes the honest gradients to ByzFL's.
+
     Raises:
         ValueError: ByzFL is not installed or has no such attack.
     """
@@ -113,6 +137,7 @@ def attack(name: str) -> Attack:
     check_one_of("an attack of byzfl", name, sorted(attacks))
 
     def write(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+        """Write the Byzantine workers' gradients into G."""
         excluded = set(byzantine)
         honest = G[[worker for worker in range(len(G)) if worker not in excluded]]
         for worker in byzantine:
@@ -126,6 +151,9 @@ def register() -> None:
     """Add the rules of `fa.RULES` to ByzFL's aggregators, as "fa:fa", "fa:krum" and so on.
 
     ByzFL's RobustAggregator, Server and benchmark then accept `{"name": "fa:fa", "parameters": {"f": 3}}`.
+
+    Raises:
+        ValueError: ByzFL is not installed.
     """
     _library()
     aggregators = importlib.import_module("byzfl.aggregators.aggregators")

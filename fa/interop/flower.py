@@ -1,7 +1,8 @@
-"""A Flower strategy that aggregates with a rule of this package: federated averaging, but for the average.
+"""A Flower strategy that aggregates with a rule of this package instead of federated averaging's mean.
 
-What goes through the rule are the clients' updates, their models less the one they were sent, since FA minds where 0
-is; the new model is the old one plus the rule's direction. Clients count alike, whatever numbers of examples they name.
+The rule aggregates the clients' updates, which are their models minus the model that the server distributed. The
+models themselves are unsuitable, since FA depends on the position of 0. The new model is the old one plus the
+rule's direction. All clients have equal weight, whatever their numbers of examples.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fa.rules import Rule, make_rule
 try:
     from flwr.app import Array, ArrayRecord
     from flwr.serverapp.strategy import FedAvg
-except ImportError as error:  # told when a strategy is made
+except ImportError as error:  # The constructor of Strategy reports it.
     FedAvg, _MISSING = object, str(error)
 else:
     _MISSING = ""
@@ -27,15 +28,24 @@ else:
 _MALFORMED = "sent other records, or arrays of other names, shapes or dtypes, than it was asked for"
 
 Update = Mapping[str, Tensor]
-"""By array: of real numbers how they changed, of whole numbers (batch norm's counts) what they are."""
+"""A client's update by array: the change of a floating-point one, the value of an integer one (batch norm's counts)."""
 
 
-class Strategy(FedAvg):  # type: ignore[misc]  # a class of no type where Flower is not installed
-    """Flower's FedAvg with `rule` in place of its mean: a rule, or the name of one with its defaults.
+class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
+    """Flower's FedAvg with a robust rule instead of its mean.
 
-    `options` are FedAvg's. A reply that is none, or of NaN or Inf, counts as a faulty client's, and is left out.
-    `left_out` says for each round which nodes were, and why. Raises ValueError where Flower is not installed, and in a
-    round in which too few clients replied for the rule's f.
+    A malformed reply, or one with NaN or Inf, counts as that of a Byzantine client and is excluded.
+
+    Args:
+        rule: A rule, or the name of one with its default options; default "fa".
+        **options: Options of FedAvg.
+
+    Attributes:
+        rule: The rule.
+        left_out: Reasons for the exclusion of nodes, by round and node.
+
+    Raises:
+        ValueError: Flower is not installed. A round raises it, too, if too few clients reply for the rule's f.
     """
 
     def __init__(self, rule: str | Rule = "fa", **options: Any) -> None:
@@ -49,14 +59,35 @@ class Strategy(FedAvg):  # type: ignore[misc]  # a class of no type where Flower
         self._sent: dict[str, Tensor] = {}
 
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
-        """As FedAvg does; the arrays are kept, from which the updates are counted."""
+        """Configure a round as FedAvg does, and store the model as the reference of the updates.
+
+        Args:
+            server_round: Number of the round, from 1.
+            arrays: The model.
+            config: Configuration of the clients.
+            grid: Flower's connection to the nodes.
+
+        Returns:
+            The messages to the clients.
+        """
         self._sent = _tensors(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
-        """The model of the next round, and the clients' metrics averaged as FedAvg does; None where nobody replied."""
+        """Aggregate the replies of a round.
+
+        Args:
+            server_round: Number of the round, from 1.
+            replies: The clients' replies.
+
+        Returns:
+            The next model, and the clients' metrics averaged as FedAvg does. Both are None without a valid reply.
+
+        Raises:
+            ValueError: Too few clients replied for the rule's f.
+        """
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
-        valid.sort(key=lambda reply: reply.metadata.src_node_id)  # not as they happen to come
+        valid.sort(key=lambda reply: reply.metadata.src_node_id)  # The result must not depend on the order of arrival.
         nodes = [reply.metadata.src_node_id for reply in valid]
         updates = [self._update(reply.content) for reply in valid]
         whole = [reply.content for reply, update in zip(valid, updates, strict=True) if update is not None]
@@ -72,7 +103,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # a class of no type where Flower
         return self._moved(result.direction), self.train_metrics_aggr_fn(whole, self.weighted_by_key)
 
     def _update(self, content: Any) -> Update | None:
-        """A reply's update; None where it is not what was asked for."""
+        """Return a reply's update, or None for a malformed reply."""
         arrays, metrics = list(content.array_records.values()), list(content.metric_records.values())
         if len(arrays) != 1 or len(metrics) != 1 or not _weighs(metrics[0].get(self.weighted_by_key)):
             return None
@@ -84,13 +115,14 @@ class Strategy(FedAvg):  # type: ignore[misc]  # a class of no type where Flower
         }
 
     def _nothing(self) -> Update:
-        """In the place of an update that is none: one that rules leave out."""
+        """Return an update of NaN for a malformed reply, which rules exclude."""
         return {
             name: torch.full_like(own, torch.nan) if own.is_floating_point() else own
             for name, own in self._sent.items()
         }
 
     def _moved(self, direction: Update) -> Any:
+        """Return the model plus the direction."""
         moved = {
             name: own + direction[name] if own.is_floating_point() else direction[name]
             for name, own in self._sent.items()
@@ -99,12 +131,15 @@ class Strategy(FedAvg):  # type: ignore[misc]  # a class of no type where Flower
 
 
 def _tensors(arrays: Any) -> dict[str, Tensor]:
+    """Copy Flower's arrays into tensors."""
     return {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
+    """Return True for equal shapes and dtypes."""
     return one.shape == other.shape and one.dtype == other.dtype
 
 
 def _weighs(weight: Any) -> bool:
+    """Return True for a positive number."""
     return isinstance(weight, int | float) and weight > 0

@@ -1,4 +1,4 @@
-"""Solver of eq. 5: FlagIRLS in the Gram matrix, with proximal steps for the regularizers outside it."""
+"""Solve eq. 5: FlagIRLS in the Gram matrix, and proximal steps for the regularizers whose Y leaves span(G)."""
 
 from fa.irls.problem import FLOOR, Formulation, Problem, build_problem
 from fa.irls.solution import DEFAULTS, FORMULATIONS, REGULARIZERS, Options, Solution

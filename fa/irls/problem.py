@@ -1,5 +1,6 @@
-"""The terms of eq. 5 in an orthonormal basis of span(G), of p dimensions at the most: what IRLS and the certificates
-work with.
+"""The terms of eq. 5 in an orthonormal basis of span(G), which has at most p dimensions.
+
+IRLS, nested subspaces and certificates work with these terms only.
 """
 
 from collections.abc import Sequence
@@ -14,19 +15,32 @@ from fa.utils.validation import check
 
 Formulation = Literal["paper", "released"]
 
-FLOOR = 1e-12  # of 1 - v: below it the power is replaced by its tangent there, so that weights stay finite
-RANK = 1e-12  # eigenvalues of the cosines below this fraction of the largest are rounding, not directions
-_EQUAL = 1e-12  # squared distance over squared norms below which a pair's direction is lost with those eigenvalues
+FLOOR = 1e-12
+"""Value of 1 - v below which the power is replaced by its tangent, so that weights stay finite."""
+
+RANK = 1e-12
+"""Fraction of the largest eigenvalue of the cosines below which an eigenvalue is rounding error."""
+
+# Below this ratio of squared distance to squared norms, a pair's direction is lost with the eigenvalues below RANK.
+_EQUAL = 1e-12
 
 
 @dataclass(frozen=True)
 class Problem:
     """Eq. 5 in an orthonormal basis Q of span(G): r dimensions, N columns, T terms, p workers.
 
-    `basis` (q, r) holds the coefficients of Q in the q unit gradients; `terms` (r, N) the columns of the t_k, `owner`
-    (N,) the term that each belongs to, and `factors` (T,) the c_k. The p workers' terms come first. A gradient that is
-    zero has a zero column, and c = 0 where it is all that a worker has. `unresolved` is what pairs that differ, but are
-    too close for their direction to be known, could add to the objective.
+    The workers' terms come first, then the pairs' terms. A zero gradient has a zero column, with factor 0 if the worker
+    has no other gradient.
+
+    Attributes:
+        basis: Coefficients (q, r) of Q in the q unit gradients.
+        terms: Columns (r, N) of the terms t_k, in the basis Q.
+        owner: Index (N,) of the term that each column belongs to.
+        factors: Factors c_k (T,) of the terms.
+        p: Number of workers.
+        m: Number of columns of Y.
+        a: Inverse of the power.
+        unresolved: Upper bound on the terms of pairs that differ, but are too close for a direction.
     """
 
     basis: Float64[np.ndarray, "q r"]
@@ -39,29 +53,67 @@ class Problem:
     unresolved: float = 0.0
 
     def objective(self, residuals: Float64[np.ndarray, " T"]) -> float:
-        """Eq. 5 with (1 - v)^(1/a) for the square root, of the residuals 1 - v."""
+        """Evaluate eq. 5 with the power 1/a.
+
+        Args:
+            residuals: 1 - v of each term, (T,).
+
+        Returns:
+            The value, without a norm of Y.
+        """
         return float(self.factors @ residuals ** (1 / self.a))
 
     def smoothed_objective(self, residuals: Float64[np.ndarray, " T"]) -> float:
-        """The objective with the power's tangent at FLOOR below FLOOR: what every step lowers."""
+        """Evaluate eq. 5 with the power replaced by its tangent below FLOOR; every step of IRLS lowers this value.
+
+        Args:
+            residuals: 1 - v of each term, (T,).
+
+        Returns:
+            The value, without a norm of Y.
+        """
         floored = np.maximum(residuals, FLOOR)
         below = np.minimum(residuals - FLOOR, 0.0) * FLOOR ** (1 / self.a - 1) / self.a
         return float(self.factors @ (floored ** (1 / self.a) + below))
 
     def objective_error_bound(self, residuals: Float64[np.ndarray, " T"]) -> float:
-        """What the objective may be off by: the terms below FLOOR may hide FLOOR^(1/a) each, a close pair all it is."""
+        """Bound the error of the objective.
+
+        A term with a residual below FLOOR may be wrong by c_k FLOOR^(1/a). A pair that is too close for a direction
+        counts with its largest possible term.
+
+        Args:
+            residuals: 1 - v of each term, (T,).
+
+        Returns:
+            The bound, at least 0.
+        """
         hidden = self.factors[residuals < FLOOR].sum() * FLOOR ** (1 / self.a)
         return float(hidden) + self.unresolved
 
     def weights(self, residuals: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
-        """w_k = (1 - v_k)^(1/a - 1), the tangents' slopes up to the factor 1/a."""
+        """Compute the weights w_k = (1 - v_k)^(1/a - 1): the slopes of the tangents, up to the factor 1/a.
+
+        Args:
+            residuals: 1 - v of each term, (T,); values below FLOOR count as FLOOR.
+
+        Returns:
+            The weights (T,), float64.
+        """
         weights: np.ndarray = np.maximum(residuals, FLOOR) ** (1 / self.a - 1)
         return weights
 
     def residuals(self, complement: Float64[np.ndarray, "r s"]) -> Float64[np.ndarray, " T"]:
-        """1 - v_k of each term under the subspace whose orthogonal complement in span(G) has this basis.
+        """Compute the residuals 1 - v_k of the terms under a subspace.
 
-        Lengths in the complement, and not 1 less the length in the subspace, which would cancel.
+        They are squared lengths in the orthogonal complement. Subtracting the length in the subspace from 1 would
+        cancel.
+
+        Args:
+            complement: Orthonormal basis (r, s) of the subspace's orthogonal complement in span(G).
+
+        Returns:
+            The residuals (T,), float64.
         """
         lengths = np.square(complement.T @ self.terms).sum(axis=0)
         return np.bincount(self.owner, lengths, minlength=self.factors.size)
@@ -70,7 +122,22 @@ class Problem:
 def build_problem(
     gram: Gram, m: int, lam: float, a: float, formulation: Formulation = "paper", counts: Sequence[int] | None = None
 ) -> Problem:
-    """Eq. 5 for these gradients, of which worker i has counts_i (None: one), in an orthonormal basis of their span."""
+    """Write eq. 5 for some gradients in an orthonormal basis of their span.
+
+    Args:
+        gram: Gram matrix of the q gradients.
+        m: Number of columns of Y.
+        lam: Weight of the pairwise regularizer; 0 leaves the pairs out.
+        a: Inverse of the power.
+        formulation: "paper" for the pairs of eq. 5, "released" for those of the released code.
+        counts: Number of gradients of each worker; None for one each.
+
+    Returns:
+        The terms, factors and basis, float64.
+
+    Raises:
+        ValueError: lam is not 0 and a worker has several gradients.
+    """
     counts = (1,) * gram.p if counts is None else tuple(counts)
     check("lam", lam, lam == 0 or len(counts) == gram.p, "0 where a worker has several gradients, which form no pairs")
     lengths, vectors = np.linalg.eigh(gram.cosines)
@@ -92,7 +159,15 @@ def build_problem(
 
 
 def norm_fractions(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:
-    """||g_ik|| over the Frobenius norm of all that worker i sent: 1 for an only gradient, 0 for one that is 0."""
+    """Divide each gradient's norm by the Frobenius norm of all gradients of the same worker.
+
+    Args:
+        gram: Gram matrix of the q gradients.
+        owner: Worker of each gradient, (q,).
+
+    Returns:
+        The fractions (q,): 1 for a worker's only gradient, and 0 for a zero gradient.
+    """
     together = np.sqrt(np.bincount(owner, np.square(gram.clipped_norms)))[owner]
     alone = np.bincount(owner)[owner] == 1
     several = np.divide(gram.clipped_norms, together, out=np.zeros(gram.p), where=together > 0)
@@ -100,13 +175,20 @@ def norm_fractions(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarr
 
 
 def complement(Y: Float64[np.ndarray, "r m"]) -> Float64[np.ndarray, "r s"]:
-    """An orthonormal basis of what the orthonormal columns of Y leave."""
+    """Compute an orthonormal basis of an orthogonal complement.
+
+    Args:
+        Y: Matrix (r, m) with orthonormal columns.
+
+    Returns:
+        The basis (r, r - m) of the complement of its span.
+    """
     rest: np.ndarray = np.linalg.svd(Y, full_matrices=True)[0][:, Y.shape[1] :]
     return rest
 
 
 def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
-    """Which pairs are far enough from each other for the direction of their difference."""
+    """Return which pairs are far enough from each other for the direction of their difference."""
     i, j = np.triu_indices(gram.p, 1)
     squares = np.square(gram.clipped_norms)
     apart: np.ndarray = gram.D2[i, j] > _EQUAL * (squares[i] + squares[j])
@@ -114,7 +196,7 @@ def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
 
 
 def _unresolved(gram: Gram, lam: float, formulation: Formulation) -> float:
-    """How much the pairs that differ, but are not far enough apart, could add to the objective."""
+    """Bound the contribution of the pairs that differ, but are too close for a direction."""
     if lam == 0 or gram.p == 1 or formulation == "released":
         return 0.0
     different = gram.D2[np.triu_indices(gram.p, 1)] > 0
@@ -124,10 +206,11 @@ def _unresolved(gram: Gram, lam: float, formulation: Formulation) -> float:
 def _pairs(
     gram: Gram, lam: float, formulation: Formulation
 ) -> tuple[Float64[np.ndarray, "p N"], Float64[np.ndarray, " N"]]:
-    """The pairs' terms as coefficients of the unit gradients (p, N), and their factors c (N,); none with lam = 0.
+    """Return the pairs' terms as coefficients of the unit gradients (p, N), and their factors c (N,); N = 0 if lam = 0.
 
-    "paper": (g_i - g_j)/D_ij, each pair twice, over p - 1. "released": x_i - x_j, not divided, in columns that carry
-    the factor lam/(p(p - 1)), which is therefore squared in the matrix whose eigenvectors are taken.
+    - "paper": (g_i - g_j)/D_ij, each pair twice, divided by p - 1.
+    - "released": x_i - x_j, not divided by its length, in columns with the factor lam/(p(p - 1)). The eigenvectors are
+      those of the columns' second moment, so the factor is squared here.
     """
     p = gram.p
     if lam == 0 or p == 1:

@@ -1,24 +1,33 @@
-"""Eq. 5 with a norm of Y for a regularizer, over all Y^T Y = I and not only those in span(G).
+"""Minimise eq. 5 with a norm of Y as regularizer, over all Y^T Y = I and not only those in span(G).
 
     min over Y^T Y = I of  sum_k c_k (1 - ||Y^T t_k||^2)^(1/a) + lam R(Y),     R "l1" or "rows"
 
-A step is one of the manifold proximal gradient method: D minimises <grad, D> + ||D||^2/(2t) + lam R(Y + D) among the
-tangents, Y^T D + D^T Y = 0. With a symmetric multiplier T, Y + D is the norm's proximal map of Y T - t grad, and a
-semismooth Newton method finds T (m x m). Y + D is then made orthonormal: for "rows" by its polar factor, and for "l1"
-by Newton steps within its support, so that entries that are 0 stay exactly 0. t is halved until the smoothed objective
-falls, and doubled after three steps in which it fell at once: every step lowers it.
+A step is a manifold proximal gradient step. D minimises <grad, D> + ||D||^2/(2t) + lam R(Y + D) among the tangents,
+Y^T D + D^T Y = 0. For a symmetric multiplier T, Y + D is the norm's proximal map of Y T - t grad. A semismooth Newton
+method finds T (m x m).
 
-The data terms are concave in v, and of unbounded slope where Y reproduces a gradient. There, as at the solution for
-lam = 0, steps are very short, and R hardly falls.
+Y + D is then made orthonormal. For "rows", its polar factor is taken. For "l1", Newton steps correct the nonzero
+entries only, so that zero entries stay exactly zero.
 
-Where lam matters: R is at least m (each column has sum |Y_j| >= ||Y_j|| = 1), and about m sqrt(2n/pi) at a dense "l1"
-basis, sqrt(n m) at a dense one by "rows"; the data terms are at most p. So what changes with lam changes around p/(m
-sqrt(n)) for "l1", and p/sqrt(n m) for "rows".
+t is halved until the smoothed objective falls, and doubled after three steps that needed no halving. Every step
+therefore lowers the objective.
 
-Everything of size n is in memory, on the CPU, in float64: Y and two more of its size.
+The data terms are concave in v, with unbounded slope where Y reproduces a gradient. Near such a Y, as at the solution
+for lam = 0, steps are very short and R hardly falls.
+
+The useful range of lam follows from three sizes:
+
+- R is at least m, since each column has sum |Y_j| >= ||Y_j|| = 1.
+- At a dense basis, R is about m sqrt(2n/pi) for "l1" and sqrt(n m) for "rows".
+- The data terms are at most p.
+
+The solution therefore changes around lam = p/(m sqrt(n)) for "l1", and lam = p/sqrt(n m) for "rows".
+
+Y and two more arrays of its size are in memory, on the CPU, in float64.
 
 Source: Chen, Ma, So and Zhang, Proximal Gradient Method for Nonsmooth Optimization over the Stiefel Manifold, SIAM
-Journal on Optimization 30 (2020). There, the polar factor is taken, and the length of D is halved and not t.
+Journal on Optimization 30 (2020). Unlike here, they take the polar factor for every norm and halve the length of D
+instead of t.
 """
 
 from dataclasses import dataclass
@@ -33,10 +42,10 @@ from fa.gradients.gram import Gram
 from fa.irls import regularizers
 from fa.irls.problem import Problem, norm_fractions
 
-_CHUNK = 1 << 14  # coordinates taken to float64 at a time
-_HALVINGS = 25  # of t, after which no step lowers the objective by more than rounding
-_NEWTON = 20
-_ORTHONORMAL = 1e-13  # by which an entry of Y^T Y may differ from the identity's
+_CHUNK = 1 << 14  # Number of coordinates converted to float64 at a time.
+_HALVINGS = 25  # Halvings of t after which no step lowers the objective by more than rounding.
+_NEWTON = 20  # Largest number of Newton steps for the multiplier T.
+_ORTHONORMAL = 1e-13  # Largest accepted difference between an entry of Y^T Y and of the identity.
 
 Basis = Float64[np.ndarray, "n m"]
 Square = Float64[np.ndarray, "m m"]
@@ -44,7 +53,15 @@ Square = Float64[np.ndarray, "m m"]
 
 @dataclass(frozen=True)
 class Point:
-    """A basis Y, the products t_k^T Y (q, m) with all gradients, the residuals 1 - v, R(Y), and the objective."""
+    """A basis Y and the quantities of eq. 5 at it.
+
+    Attributes:
+        Y: Basis (n, m), float64, with orthonormal columns.
+        products: Products t_k^T Y (q, m) with all gradients.
+        residuals: 1 - v of each term, (T,).
+        norm: R(Y).
+        smoothed_objective: Smoothed data terms plus lam R(Y).
+    """
 
     Y: Basis
     products: Float64[np.ndarray, "q m"]
@@ -55,7 +72,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Task:
-    """Eq. 5 with lam times the norm of this name: `rows` (q, n) times `scales` (q,) are the columns of the terms."""
+    """Eq. 5 with lam times a norm of Y.
+
+    Attributes:
+        problem: Data terms of eq. 5.
+        rows: Gradients (q, n), float32 or float64.
+        scales: Factors (q,); `rows` times `scales` are the columns of the terms.
+        name: Norm: "l1" or "rows".
+        lam: Weight of the norm.
+    """
 
     problem: Problem
     rows: np.ndarray
@@ -64,7 +89,14 @@ class Task:
     lam: float
 
     def at(self, Y: Basis) -> Point:
-        """What is known of Y, in two passes."""
+        """Evaluate eq. 5 at a basis, in two passes over the gradients.
+
+        Args:
+            Y: Basis (n, m) with orthonormal columns.
+
+        Returns:
+            The basis with its products, residuals and objective.
+        """
         n = len(Y)
         pieces = [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)]
         raw = sum((self.rows[:, piece].astype(np.float64) @ Y[piece] for piece in pieces), np.zeros((1, 1)))
@@ -78,7 +110,16 @@ class Task:
         return Point(Y, raw * self.scales[:, None], residuals, norm, smoothed)
 
     def units(self, m: int) -> Basis:
-        """Unit columns for the m coordinates that hold most of the terms. R is at its least, m, as for large lam."""
+        """Build a start of unit columns, at the m coordinates with the largest sums of squared terms.
+
+        R has its minimum m there, which is the solution for large lam.
+
+        Args:
+            m: Number of columns.
+
+        Returns:
+            The basis (n, m).
+        """
         pieces = range(0, self.rows.shape[1], _CHUNK)
         held = [np.square(self.rows[:, k : k + _CHUNK] * self.scales[:, None]).sum(axis=0) for k in pieces]
         Y = np.zeros((self.rows.shape[1], m))
@@ -86,13 +127,30 @@ class Task:
         return Y
 
     def combined(self, coefficients: Float64[np.ndarray, "q m"]) -> Basis:
-        """The gradients' combinations with these coefficients."""
+        """Combine the gradients linearly.
+
+        Args:
+            coefficients: Coefficients (q, m) of the gradients.
+
+        Returns:
+            The combinations (n, m), float64.
+        """
         pieces = range(0, self.rows.shape[1], _CHUNK)
         return np.vstack([self.rows[:, k : k + _CHUNK].astype(np.float64).T @ coefficients for k in pieces])
 
 
 def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tuple[float, ...], bool]:
-    """The last point, the objective after each step, and whether the last changed it by less than tol."""
+    """Minimise the objective by proximal steps.
+
+    Args:
+        task: Terms and norm.
+        Y: Start (n, m); its polar factor is taken.
+        tol: Change of the smoothed objective below which the iteration has converged.
+        max_iter: Largest number of steps.
+
+    Returns:
+        The last point, the smoothed objective after each step, and True if the last step changed it by less than tol.
+    """
     point = task.at(orthonormal(Y))
     history: list[float] = []
     steepest = (task.problem.factors * task.problem.weights(point.residuals)).max()
@@ -111,8 +169,9 @@ def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tu
 
 
 def _lower(task: Task, point: Point, t: float, T: Square) -> tuple[Point, float, Square]:
-    """The point after the first step, with t halved until then, that lowers the objective; the same point if none does,
-    as where Y has no column.
+    """Halve t until a step lowers the objective, and return the new point, t and T.
+
+    The same point is returned if no step does, or if Y has no column.
     """
     for _ in range(_HALVINGS if point.Y.size else 0):
         Z, T = proximal_step(task, point, t, T)
@@ -123,7 +182,17 @@ def _lower(task: Task, point: Point, t: float, T: Square) -> tuple[Point, float,
 
 
 def proximal_step(task: Task, point: Point, t: float, T: Square) -> tuple[Basis | None, Square]:
-    """Y + D for this t, made orthonormal (None where that fails), and the multiplier; T is where Newton begins."""
+    """Take one proximal step, by a semismooth Newton method for the multiplier.
+
+    Args:
+        task: Terms and norm.
+        point: Current point.
+        t: Step size.
+        T: Symmetric multiplier (m, m) at which Newton's method starts.
+
+    Returns:
+        Y + D made orthonormal, or None if that fails, and the multiplier.
+    """
     from fa.kernels import stiefel
 
     problem, Y = task.problem, point.Y
@@ -146,20 +215,27 @@ def proximal_step(task: Task, point: Point, t: float, T: Square) -> tuple[Basis 
     if task.name == "l1":
         return _within_support(Z), T
     Z = orthonormal(Z)
-    full = np.abs(Z.T @ Z - eye).max() < _ORTHONORMAL  # not where a column was drawn to 0
+    full = np.abs(Z.T @ Z - eye).max() < _ORTHONORMAL  # The norm may have shrunk a whole column to 0.
     return (Z if full else None), T
 
 
 def orthonormal(Z: Basis) -> Basis:
-    """The polar factor of Z, the nearest matrix with orthonormal columns: rows that are 0 stay so."""
-    for _ in range(2):  # the second time mends what the squares in Z^T Z lose
+    """Compute the polar factor, which is the nearest matrix with orthonormal columns; zero rows stay zero.
+
+    Args:
+        Z: Matrix (n, m) of rank m.
+
+    Returns:
+        The polar factor (n, m).
+    """
+    for _ in range(2):  # The second pass corrects the rounding error of Z^T Z.
         lengths, vectors = np.linalg.eigh(Z.T @ Z)
         Z = Z @ ((vectors / np.sqrt(np.maximum(lengths, 1e-100))) @ vectors.T)
     return Z
 
 
 def _within_support(Z: Basis) -> Basis | None:
-    """The entries of Z that are not 0, corrected until Z^T Z = I; None where they cannot be."""
+    """Correct the nonzero entries of Z until Z^T Z = I; return None if that fails."""
     from fa.kernels import stiefel
 
     S, columns = np.zeros((Z.shape[1], Z.shape[1])), np.arange(Z.shape[1])
@@ -175,11 +251,14 @@ def _within_support(Z: Basis) -> Basis | None:
 
 
 def _symmetric_solution(blocks: np.ndarray, bend: np.ndarray | None, right: Square) -> Square:
-    """The symmetric S for which the symmetric part of [blocks_j S_j]_j, and of what `bend` adds, is `right`'s."""
+    """Solve for a symmetric S.
+
+    The symmetric part of [blocks_j S_j]_j, plus the contribution of `bend`, equals the symmetric part of `right`.
+    """
     m = len(right)
     upper = np.triu_indices(m)
     unknown = np.arange(upper[0].size)
-    spread = np.zeros((m, m, unknown.size))  # [j, a, s]: the entry (a, j) of the symmetric matrix of s
+    spread = np.zeros((m, m, unknown.size))  # Entry [j, a, s] is entry (a, j) of the s-th symmetric unit matrix.
     spread[upper[0], upper[1], unknown] = spread[upper[1], upper[0], unknown] = 1.0
     system = (spread.transpose(0, 2, 1) @ (blocks @ spread)).sum(axis=0)
     if bend is not None:
@@ -191,7 +270,18 @@ def _symmetric_solution(blocks: np.ndarray, bend: np.ndarray | None, right: Squa
 
 
 def task_of(problem: Problem, gram: Gram, G: Tensor, name: str, lam: float) -> Task:
-    """The task of gradients (q, n) in memory, in float32 or float64."""
+    """Build the task for gradients in memory.
+
+    Args:
+        problem: Data terms of eq. 5.
+        gram: Gram matrix of the gradients.
+        G: Gradients (q, n); they are moved to the CPU, and half precision is converted to float32.
+        name: Norm: "l1" or "rows".
+        lam: Weight of the norm.
+
+    Returns:
+        The task, whose rows are a numpy array.
+    """
     scales = gram.divide_by_norms(norm_fractions(gram, problem.owner[: gram.p]))
     rows: Any = G.cpu() if G.dtype in (torch.float32, torch.float64) else G.cpu().float()
     return Task(problem, rows.numpy(), scales, name, lam)

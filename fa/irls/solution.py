@@ -1,4 +1,4 @@
-"""What the solvers of eq. 5 can be told, and what they find: options and solutions."""
+"""Options and solutions of the solvers of eq. 5."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,29 @@ from fa.irls.problem import Formulation, Problem, build_problem
 from fa.utils.validation import check_integer, check_one_of, check_real
 
 FORMULATIONS = ("paper", "released")
+"""Names of the formulations: that of the paper, and that of the released code."""
+
 REGULARIZERS = ("pairwise", *regularizers.NAMES)
+"""Names of the regularizers."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `solve` can be told; raises ValueError for a value that no problem admits."""
+    """Options of `solve` that do not depend on the gradients.
+
+    Attributes:
+        m: Number of columns of Y; None for ceil((p + 1)/2).
+        lam: Weight of the regularizer, at least 0.
+        regularizer: One of `REGULARIZERS`.
+        a: Inverse of the power, at least 1, where (1 - v)^(1/a) is concave in v.
+        tol: Change of the smoothed objective below which the iteration has converged.
+        max_iter: Largest number of steps.
+        restarts: Number of further, random starts.
+        seed: Seed of the random starts.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
 
     m: int | None = None
     lam: float = 0.0
@@ -44,24 +61,35 @@ class Options:
 
     @property
     def leaves_span(self) -> bool:
-        """Whether the regularizer is one whose Y leaves the span of G, which no p x p matrix tells."""
+        """Return True if the regularizer's Y may leave the span of G, so that the Gram matrix does not suffice."""
         return self.lam > 0 and self.regularizer in ("l1", "rows")
 
 
 DEFAULTS = Options()
+"""Default options."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What was found: `objective` is eq. 5 at Y, `history` the smoothed objective after each step, `values` the v_i
-    (p,).
+    """Result of a solver of eq. 5.
 
-    `coefficients` C (q, min(m, rank G)) give Y = G^T C. `objective_error_bound` is what the objective may be off by:
-    the terms below FLOOR, which the smoothing cannot tell from FLOOR, can hide their number times FLOOR^(1/a), and of a
-    pair too close for its direction to be known the whole term is left out. `formulation` tells whose pairs it has, the
-    paper's or the released code's. `gram` is of all q gradients, of which worker i has counts_i. With "l1" and "rows"
-    Y leaves the span of G: `coefficients` are None, and `Y` (n, m) is of the gradients' dtype (float32 for halves), a
-    tensor where G is one.
+    Attributes:
+        objective: Eq. 5 at Y.
+        objective_error_bound: Bound on the error of `objective`, from `Problem.objective_error_bound`.
+        history: Smoothed objective after each step.
+        converged: True if the last step changed the smoothed objective by less than tol.
+        values: Explained variances v_i (p,), float64.
+        coefficients: C (q, min(m, rank G)) with Y = G^T C; None with "l1" and "rows", for which Y leaves span(G).
+        m: Number of columns of Y.
+        lam: Weight of the regularizer.
+        a: Inverse of the power.
+        regularizer: One of `REGULARIZERS`.
+        formulation: "paper" for the pairs of eq. 5, "released" for those of the released code.
+        gram: Gram matrix of all q gradients.
+        counts: Number of gradients of each worker.
+        gradients: The gradients; None if the solver had only their Gram matrix.
+        Y: Basis (n, m) with "l1" and "rows", in the gradients' dtype (float32 for halves); a tensor if G is one.
+            Otherwise None.
     """
 
     objective: float
@@ -82,18 +110,31 @@ class Solution:
 
     @property
     def iterations(self) -> int:
-        """The number of steps taken."""
+        """Return the number of steps."""
         return len(self.history)
 
     @property
     def problem(self) -> Problem:
-        """The data terms and pairs that were posed, in a basis of span(G): a norm of Y is no part of them."""
+        """Return the data terms and pairs in a basis of span(G), without a norm of Y."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
         return build_problem(self.gram, self.m, lam, self.a, self.formulation, self.counts)
 
     def weights(self, formulation: Formulation = "paper") -> Float64[np.ndarray, " q"]:
-        """The direction's coefficients on the gradients, (q,): "paper" (1/p) Y Y^T G 1, "released" (1/m) sum_i Y Y^T
-        g_i/||g_i||. Of a worker with several gradients it is their mean that counts.
+        """Compute the direction's coefficients on the gradients.
+
+        - "paper": (1/p) Y Y^T G 1.
+        - "released": (1/m) sum_i Y Y^T g_i/||g_i||.
+
+        A worker with several gradients counts with their mean.
+
+        Args:
+            formulation: "paper" or "released".
+
+        Returns:
+            The coefficients (q,), float64.
+
+        Raises:
+            ValueError: The regularizer is "l1" or "rows", or ratios of norms leave the range of float64.
         """
         if self.coefficients is None:
             raise ValueError(f'with regularizer="{self.regularizer}" the direction is no combination of the gradients')
@@ -110,13 +151,23 @@ class Solution:
         return weights
 
     def _shares(self, formulation: Formulation) -> Float64[np.ndarray, " q"]:
-        """The coefficients on the unit gradients of what Y Y^T is applied to."""
+        """Return the coefficients on the unit gradients of the vector that Y Y^T projects."""
         check_one_of("formulation", formulation, FORMULATIONS)
         norms, each = self.gram.norms, np.repeat(1 / np.array(self.counts), self.counts)
         return each * (norms / len(self.counts) if formulation == "paper" else (norms > 0) / self.m)
 
     def direction(self, formulation: Formulation = "paper") -> Any:
-        """d (n,), of the gradients' kind, dtype and device."""
+        """Compute the direction d, with the formulas of `weights`.
+
+        Args:
+            formulation: "paper" or "released".
+
+        Returns:
+            d (n,), of the gradients' kind, dtype and device.
+
+        Raises:
+            ValueError: The solution comes from a Gram matrix alone, or as for `weights`.
+        """
         if self.gradients is None:
             raise ValueError(
                 "this solution was found from a Gram matrix alone: take .weights() and combine the gradients with them"

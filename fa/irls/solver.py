@@ -1,15 +1,20 @@
-"""FlagIRLS in the Gram matrix: the subspace Y that minimises eq. 5 by iteratively reweighted least squares.
+"""Minimise eq. 5 by iteratively reweighted least squares (FlagIRLS) in the Gram matrix.
 
     min over Y^T Y = I of  sum_k c_k (1 - ||Y^T t_k||^2)^(1/a)
 
-The terms t_k are the unit gradients x_i = g_i/||g_i|| (c = 1) and, with lam > 0, the unit differences (g_i -
-g_j)/D_ij of every pair (c = 2 lam/(p - 1), since eq. 5 counts each pair twice). The power is concave in ||Y^T
-t_k||^2, so its tangent bounds it above and the tangent's minimiser, the top m eigenvectors of sum_k c_k w_k t_k t_k^T
-with w = (1 - v)^(1/a - 1), does not raise the objective. Everything is written in an orthonormal basis of span(G), of
-p dimensions at the most: nothing of size n is built. A worker with k_i gradients has one term of k_i columns, of
-Frobenius norm 1 together.
+The terms t_k are:
 
-The problem is not convex: where IRLS ends depends on where it starts, from equal weights if nothing else is said.
+- the unit gradients x_i = g_i/||g_i||, with c = 1;
+- with lam > 0, the unit differences (g_i - g_j)/D_ij of every pair, with c = 2 lam/(p - 1): eq. 5 counts each pair
+  twice.
+
+The power is concave in ||Y^T t_k||^2, so its tangent bounds it from above. The minimiser of the tangents is the top m
+eigenvectors of sum_k c_k w_k t_k t_k^T, with w = (1 - v)^(1/a - 1). A step to it does not raise the objective.
+
+All matrices are in an orthonormal basis of span(G), of at most p dimensions, so no array has size n. A worker with k_i
+gradients has one term of k_i columns, with Frobenius norm 1 together.
+
+The problem is not convex: the solution depends on the start. The default start has equal weights.
 
 Source: the paper, sections 2.2 and 2.3; Mankovich et al., The Flag Median and FlagIRLS, CVPR 2022.
 """
@@ -33,11 +38,18 @@ from fa.utils.validation import check, check_one_of
 __all__ = ["State", "check_m", "default_m", "solve", "solve_gram", "step", "terminates"]
 
 STARTS = ("equal", "data", "random")
+"""Names of starts of `solve`."""
 
 
 @dataclass(frozen=True)
 class State:
-    """One iterate: Y in the basis (r, min(m, r)), the residuals 1 - v_k it leaves (T,), its smoothed objective."""
+    """One iterate of IRLS.
+
+    Attributes:
+        Y: Basis (r, min(m, r)), in the basis of the problem.
+        residuals: 1 - v of each term, (T,).
+        smoothed_objective: Smoothed objective at Y.
+    """
 
     Y: Float64[np.ndarray, "r m"]
     residuals: Float64[np.ndarray, " T"]
@@ -56,21 +68,51 @@ def solve(
     restarts: int = DEFAULTS.restarts,
     seed: int = DEFAULTS.seed,
 ) -> Solution:
-    """The subspace of m dimensions (default ceil((p + 1)/2)) that IRLS finds for eq. 5.
+    """Find a subspace of m dimensions that makes eq. 5 small.
 
-    G: (p, n), one worker a row, or what `fa.aggregate` takes, or a list of (k_i, n) arrays, k_i gradients from worker
-    i. lam weighs the regularizer, a is the power's inverse. It stops when the smoothed objective changes by less than
-    tol, or after max_iter steps.
+    The result is the best end of the iterations from `start` and from `restarts` random starts.
 
-    start: "equal" weights, the "data" (the span of the first m gradients), a "random" subspace, or the workers' hints,
-    (n, k) vectors whose span is taken. The best of that start and `restarts` random ones counts; these draw from
-    `seed`. Raises ValueError for values out of range and for rows with NaN or Inf.
+    With "group", the regularizer is the constant m where Y^T Y = I, so the solution is that for lam = 0.
 
-    "group" is constant, m, on Y^T Y = I: what is found is the solution for lam = 0. With "l1" and "rows" (see
-    `fa.irls.proximal`, and there for the size of lam) the steps are proximal ones, and more than 5 of them are worth
-    their time. There, "equal" and "data" take the best end of three runs, from the solution for lam = 0, from its
-    first step, and from unit columns; "random" and the restarts begin at a random Y; and an array (n, m) is the Y to
-    begin with, such as the solution for the lam before on a path.
+    With "l1" and "rows", the steps are those of `fa.irls.proximal`, and more than 5 of them pay off. That module also
+    describes useful values of lam. The starts then are:
+
+    - "equal" and "data": the best end of three runs. They start at the solution for lam = 0, its first step, and unit
+      columns.
+    - "random" and the restarts: a random Y.
+    - an array (n, m): that Y, such as the solution for the previous lam on a path.
+
+    Args:
+        G: Gradients (p, n), one worker per row, or any form that `fa.aggregate` accepts. A list of (k_i, n) arrays
+            holds k_i gradients of worker i.
+        m: Number of columns of Y; None for ceil((p + 1)/2).
+        lam: Weight of the regularizer, at least 0.
+        regularizer: "pairwise", "l1", "group" or "rows".
+        a: Inverse of the power, at least 1; the paper has 2.
+        tol: Change of the smoothed objective below which the iteration stops.
+        max_iter: Largest number of steps.
+        start: "equal" for equal weights, "data" for the span of the first m gradients, "random" for a random subspace.
+            An array (n, k) starts at its span, as with the workers' hints.
+        restarts: Number of further, random starts.
+        seed: Seed of the random starts.
+
+    Returns:
+        The solution, of which `direction` and `weights` give the paper's or the released code's aggregate.
+
+    Raises:
+        ValueError: An argument is out of range, or a row has NaN or Inf.
+
+    Example:
+        >>> import numpy as np
+        >>> from fa import irls
+        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> solution = irls.solve(G, m=1)
+        >>> (solution.values > 0.5).tolist()
+        [True, True, False]
+        >>> round(solution.objective, 4)
+        1.8944
+
+    Source: the paper, eq. 5 and sections 2.2 and 2.3.
     """
     options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
     gradients, counts, gram = measure_groups(G)
@@ -82,7 +124,7 @@ def solve(
 def _solve_outside(
     gram: Gram, options: Options, gradients: Gradients, start: Any, counts: tuple[int, ...], tensor: bool
 ) -> Solution:
-    """The solution for a norm whose Y leaves span(G); `tensor`: whether its Y is to be one."""
+    """Solve with a norm whose Y leaves span(G); Y is a tensor if `tensor`."""
     plain = replace(options, lam=0.0, restarts=0)
     word = start if isinstance(start, str) and start != "random" else "equal"
     whole = solve_gram(gram, plain, gradients, start=word, counts=counts)
@@ -110,7 +152,7 @@ def _solve_outside(
 def _bases(
     task: proximal.Task, plain: tuple[Solution, ...], start: Any, options: Options
 ) -> Iterator[Float64[np.ndarray, "n m"]]:
-    """The bases to begin with: of the start that is asked for, then random ones."""
+    """Yield the bases of the chosen start, then random ones."""
     n, m = task.rows.shape[1], min(plain[0].m, len(task.problem.terms))
     generator = np.random.default_rng(options.seed)
     if not isinstance(start, str):
@@ -121,7 +163,7 @@ def _bases(
         yield generator.standard_normal((n, m))
     else:
         for solution in plain:
-            assert solution.coefficients is not None  # with lam = 0
+            assert solution.coefficients is not None  # The runs have lam = 0, so Y is in span(G).
             yield task.combined(solution.coefficients)
         yield task.units(m)
     for _ in range(options.restarts):
@@ -137,7 +179,22 @@ def solve_gram(
     start: Any = "equal",
     counts: Sequence[int] | None = None,
 ) -> Solution:
-    """As `solve`, from the Gram matrix; formulation="released" takes the pairs as the released code does."""
+    """Solve as `solve` does, from the Gram matrix.
+
+    Args:
+        gram: Gram matrix of the q gradients.
+        options: Options that do not depend on the gradients.
+        gradients: The gradients, for the solution's direction and for hints; None if only the Gram matrix is available.
+        formulation: "paper" for the pairs of eq. 5, "released" for those of the released code.
+        start: As for `solve`.
+        counts: Number of gradients of each worker; None for one each.
+
+    Returns:
+        The solution. Its `direction` needs `gradients`.
+
+    Raises:
+        ValueError: The regularizer is "l1" or "rows", whose Y leaves span(G), or as for `solve`.
+    """
     if options.leaves_span:
         raise ValueError(
             'regularizer must be "pairwise" or "group" where only the Gram matrix is known; it is '
@@ -174,19 +231,34 @@ def solve_gram(
 
 
 def default_m(p: int) -> int:
-    """ceil((p + 1)/2), the paper's number of columns of Y."""
+    """Return ceil((p + 1)/2), the paper's number of columns of Y.
+
+    Args:
+        p: Number of workers.
+
+    Returns:
+        The number of columns.
+    """
     return -(-(p + 1) // 2)
 
 
 def check_m(m: int, q: int) -> None:
-    """m columns of Y for q gradients; ValueError where there are fewer."""
+    """Check that there are enough gradients for m columns of Y.
+
+    Args:
+        m: Number of columns of Y.
+        q: Number of gradients.
+
+    Raises:
+        ValueError: m is larger than q.
+    """
     check("m", m, m <= q, f"at most p = {q}, the number of gradients")
 
 
 def _starts(
     problem: Problem, gram: Gram, gradients: Gradients | None, start: Any, options: Options
 ) -> Iterator[Float64[np.ndarray, " T"]]:
-    """The weights of the first step: of the start that is asked for, then of random ones."""
+    """Yield the weights of the first step: for the chosen start, then for random ones."""
     generator = np.random.default_rng(options.seed)
     r = len(problem.terms)
     if not isinstance(start, str):
@@ -204,14 +276,14 @@ def _starts(
 
 
 def _weights_of(problem: Problem, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, " T"]:
-    """The weights at the subspace that these vectors span."""
+    """Compute the weights at the subspace that these vectors span."""
     left, sizes, _ = np.linalg.svd(vectors, full_matrices=True)
     rank = int((sizes > RANK * max(sizes.max(initial=0.0), 1e-300)).sum())
     return problem.weights(problem.residuals(left[:, min(rank, problem.m) :]))
 
 
 def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any) -> Float64[np.ndarray, "r k"]:
-    """The projections on span(G) of vectors (n, k), in the problem's basis."""
+    """Project vectors (n, k) on span(G), in the problem's basis."""
     if gradients is None:
         raise ValueError("start must be one of its words where only the Gram matrix is known; it is an array")
     G = gradients.G.double()
@@ -224,6 +296,7 @@ def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any
 def _iterate(
     problem: Problem, weights: Float64[np.ndarray, " T"], tol: float, max_iter: int
 ) -> tuple[list[State], bool]:
+    """Iterate from these weights; return the iterates and True if the last two agree within tol."""
     states = [step(problem, weights)]
     while len(states) < max_iter:
         states.append(step(problem, problem.weights(states[-1].residuals)))
@@ -233,7 +306,15 @@ def _iterate(
 
 
 def step(problem: Problem, weights: Float64[np.ndarray, " T"]) -> State:
-    """The top m eigenvectors of the weighted terms' second moment, and what they leave of each term."""
+    """Take one step of IRLS: the top m eigenvectors of the terms' weighted second moment.
+
+    Args:
+        problem: Terms of eq. 5.
+        weights: Weight w_k of each term, (T,).
+
+    Returns:
+        The new iterate.
+    """
     moment = (problem.terms * (problem.factors * weights)[problem.owner]) @ problem.terms.T
     _, vectors = np.linalg.eigh(moment)
     split = max(vectors.shape[0] - problem.m, 0)
@@ -242,5 +323,14 @@ def step(problem: Problem, weights: Float64[np.ndarray, " T"]) -> State:
 
 
 def terminates(before: State, after: State, tol: float) -> bool:
-    """Whether the last step changed the smoothed objective by less than tol."""
+    """Return True if the last step changed the smoothed objective by less than tol.
+
+    Args:
+        before: Iterate before the step.
+        after: Iterate after the step.
+        tol: Tolerance.
+
+    Returns:
+        True if the change is less than tol.
+    """
     return abs(before.smoothed_objective - after.smoothed_objective) < tol

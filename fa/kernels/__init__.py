@@ -1,8 +1,7 @@
-"""The passes over the n coordinates of a gradient matrix G (p, n), on whatever device it lies.
+"""Passes over the n coordinates of a gradient matrix G (p, n), on any device.
 
-On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`torch_fallback`); half precision is taken to
-float32 by chunks. What comes back besides a direction is which rows hold NaN or Inf: noticed on the way, not in a pass
-of its own.
+On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`torch_fallback`). Half precision is converted to
+float32 by chunks. A pass that computes a direction also returns which rows hold NaN or Inf, without a pass of its own.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,24 +13,37 @@ from torch import Tensor
 from fa.kernels import torch_fallback
 
 _HALF = (torch.float16, torch.bfloat16)
-_WIDTH = 1 << 24  # columns of a piece, between which Ctrl-C is heard
-_WIDENED = 1 << 22  # entries of half precision that are taken to float32 at a time
+_WIDTH = 1 << 24  # Number of columns of a piece; Ctrl-C takes effect between two pieces.
+_WIDENED = 1 << 22  # Number of entries of half precision that are converted to float32 at a time.
 
 Pass = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def symmetric(upper: np.ndarray) -> np.ndarray:
-    """The symmetric matrix with this upper triangle."""
+    """Return the symmetric matrix with a given upper triangle.
+
+    Args:
+        upper: Square matrix; its entries below the diagonal are ignored.
+
+    Returns:
+        A new matrix of the same shape.
+    """
     whole: np.ndarray = np.triu(upper) + np.triu(upper, 1).T
     return whole
 
 
 def gram(G: Tensor, precise: bool = False) -> np.ndarray:
-    """K = G G^T, (p, p) float64 and exactly symmetric.
+    """Compute K = G G^T.
 
-    A row that holds NaN or Inf, or whose squares leave the range of the arithmetic, shows on the diagonal. The quick
-    pass multiplies in G's precision (float32 for half) and adds 2,048 products before it goes over to float64;
-    `precise` does all of it in float64.
+    A row that holds NaN or Inf, or whose squares leave the range of the arithmetic, shows on the diagonal.
+
+    Args:
+        G: Matrix (p, n).
+        precise: Use float64 throughout. The quick pass multiplies in G's precision (float32 for halves) and converts to
+            float64 after sums of 2,048 products. Other devices than the CPU always use float64.
+
+    Returns:
+        K (p, p), float64 and exactly symmetric.
     """
     if G.device.type != "cpu":
         return symmetric(torch_fallback.gram(G).cpu().numpy())
@@ -44,8 +56,15 @@ def gram(G: Tensor, precise: bool = False) -> np.ndarray:
 
 
 def gram_rows(G: Tensor, rows: Sequence[int], others: Sequence[int]) -> np.ndarray:
-    """Those rows of K = G G^T in the columns `others`, (rows, others) float64: on the CPU to the bits of the quick
-    pass of `gram`.
+    """Compute some entries of K = G G^T, on the CPU with the bits of the quick pass of `gram`.
+
+    Args:
+        G: Matrix (p, n).
+        rows: Rows of K.
+        others: Columns of K.
+
+    Returns:
+        The entries (len(rows), len(others)), float64.
     """
     if G.device.type != "cpu":
         return torch_fallback.gram(G)[rows][:, others].cpu().numpy()
@@ -58,7 +77,14 @@ def gram_rows(G: Tensor, rows: Sequence[int], others: Sequence[int]) -> np.ndarr
 
 
 def squared_distances(G: Tensor) -> np.ndarray:
-    """||g_i - g_j||^2, (p, p) float64, from differences taken in float64: exact where K would cancel."""
+    """Compute ||g_i - g_j||^2 from differences in float64, which do not cancel as K does.
+
+    Args:
+        G: Matrix (p, n).
+
+    Returns:
+        Squared distances (p, p), float64.
+    """
     if G.device.type != "cpu":
         return symmetric(torch_fallback.squared_distances(G).cpu().numpy())
     from fa.kernels import cpu
@@ -70,9 +96,15 @@ def squared_distances(G: Tensor) -> np.ndarray:
 
 
 def combine(G: Tensor, weights: np.ndarray, out: Tensor | None = None) -> tuple[Tensor, np.ndarray]:
-    """sum_i weights_i g_i, (n,) in G's dtype and on its device, and the rows (p,) bool that hold NaN or Inf.
+    """Compute the weighted sum of rows.
 
-    Rows of weight 0 are not read. The sum is put into `out` if given.
+    Args:
+        G: Matrix (p, n).
+        weights: Weights (p,) float64; rows of weight 0 are not read.
+        out: Tensor (n,) for the result; None to allocate one.
+
+    Returns:
+        The sum (n,), in G's dtype and on its device, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     if G.device.type != "cpu":
         d, bad = torch_fallback.combine(G, torch.from_numpy(weights).to(G.device))
@@ -85,12 +117,20 @@ def combine(G: Tensor, weights: np.ndarray, out: Tensor | None = None) -> tuple[
 def order_statistic(
     G: Tensor, R: np.ndarray, lo: int, hi: int, keep: int, out: Tensor | None = None
 ) -> tuple[Tensor, np.ndarray]:
-    """A statistic of every coordinate's q sorted values of G^T R, (n,), and the rows (p,) bool of G that hold NaN or
-    Inf.
+    """Compute a statistic of the q sorted values of each coordinate of G^T R.
 
-    R is (p, q) float64; rows of G at which R is zero are not read. The centre is the mean of the sorted values lo ..
-    hi - 1; with keep = 0 it is the result, else the mean of the `keep` values nearest the centre is (ties take the
-    smaller value). The result is put into `out` if given.
+    The centre is the mean of the sorted values lo .. hi - 1.
+
+    Args:
+        G: Matrix (p, n).
+        R: Factors (p, q) float64; rows of G at which R is zero are not read.
+        lo: First sorted value of the centre.
+        hi: Index after the last one.
+        keep: 0 for the centre, else the mean of the `keep` values nearest the centre; a tie takes the smaller value.
+        out: Tensor (n,) for the result; None to allocate one.
+
+    Returns:
+        The statistic (n,), in G's dtype and on its device, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     if G.device.type != "cpu":
         d, bad = torch_fallback.order_statistic(G, torch.from_numpy(R).to(G.device), lo, hi, keep)
@@ -101,12 +141,14 @@ def order_statistic(
 
 
 def _placed(d: Tensor, out: Tensor | None) -> Tensor:
+    """Copy the result to `out`, if there is one."""
     return d if out is None else out.copy_(d)
 
 
 def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
-    """G by pieces of its columns, as numpy arrays of float32 or float64: views, or where it is of half precision copies
-    that follow one another in the same memory.
+    """Yield G by pieces of its columns, as float32 or float64 numpy arrays.
+
+    They are views, except for half precision: then each piece is a copy in the same memory as the previous one.
     """
     p, n = G.shape
     half = G.dtype in _HALF
@@ -119,6 +161,7 @@ def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, np.ndarray]:
+    """Run a pass on each piece of the columns, and collect the rows with NaN or Inf."""
     d = _empty(G.shape[1], G.dtype) if out is None else out
     bad = np.zeros(G.shape[0], dtype=bool)
     for columns, piece in _pieces(G):
@@ -131,7 +174,5 @@ def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, n
 
 
 def _empty(n: int, dtype: torch.dtype) -> Tensor:
-    """A new tensor (n,) in numpy's memory: numpy asks the system for huge pages, of which it takes a five-hundredth of
-    the time to hand out as many as of small ones.
-    """
+    """Allocate a tensor (n,) with numpy, which requests huge pages: the system provides them 500 times faster."""
     return torch.from_numpy(np.empty(n * dtype.itemsize, dtype=np.uint8)).view(dtype)

@@ -21,11 +21,20 @@ import numba
 from numba.core import caching
 
 _SUFFIX = ".sha256"
-_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}  # not "nnan" and "ninf": the loops have to detect NaN and Inf
+_FASTMATH = {"reassoc", "contract", "nsz", "arcp"}  # Without "nnan" and "ninf": the loops must detect NaN and Inf.
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a function on its first call; it releases the GIL, and its machine code is kept on disk."""
+    """Compile a function on its first call, and store its machine code on disk.
+
+    The compiled function releases the GIL.
+
+    Args:
+        function: Function in the subset of Python that numba compiles.
+
+    Returns:
+        The compiled function.
+    """
     dispatcher: Any = numba.njit(cache=True, nogil=True, fastmath=_FASTMATH, error_model="numpy")(function)
     cache = dispatcher._cache
     cache._cache_file = _CheckedFiles(cache.cache_path, cache._impl.filename_base, _STAMP)
@@ -33,13 +42,13 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _CheckedFiles(caching.IndexDataCacheFile):
-    """numba's index and data files, of which damaged ones count as missing."""
+    """Store numba's index and data files with checksums; damaged files count as missing."""
 
     def _load_index(self) -> Any:
         return super()._load_index() if _is_intact(self._index_path) else {}
 
     def save(self, key: Any, data: Any) -> None:
-        with suppress(OSError):  # on a full disk, the compiled code is used now and compiled again the next time
+        with suppress(OSError):  # On a full disk, the code is used now and compiled again in the next process.
             super().save(key, data)
 
     def _save_index(self, overloads: Any) -> None:
@@ -49,7 +58,7 @@ class _CheckedFiles(caching.IndexDataCacheFile):
     def _load_data(self, name: str) -> Any:
         path = self._data_path(name)
         if not _is_intact(path):
-            raise FileNotFoundError(path)  # which numba handles by compiling again
+            raise FileNotFoundError(path)  # numba then compiles again.
         return super()._load_data(name)
 
     def _save_data(self, name: str, data: Any) -> None:
@@ -58,7 +67,7 @@ class _CheckedFiles(caching.IndexDataCacheFile):
 
 
 def _sources_stamp() -> tuple[tuple[str, int, int], ...]:
-    """Name, time of change (ns) and size of each source file in this folder."""
+    """Return the name, time of change (ns) and size of each source file in this folder."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
@@ -67,10 +76,12 @@ _STAMP = _sources_stamp()
 
 
 def _write_checksum(path: str) -> None:
+    """Write the checksum of a file beside it."""
     Path(path + _SUFFIX).write_text(_checksum(path))
 
 
 def _is_intact(path: str) -> bool:
+    """Return True if the file has the checksum beside it."""
     try:
         return Path(path + _SUFFIX).read_text() == _checksum(path)
     except (OSError, UnicodeDecodeError):
@@ -78,4 +89,5 @@ def _is_intact(path: str) -> bool:
 
 
 def _checksum(path: str) -> str:
+    """Compute the SHA-256 of a file."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -22,9 +22,11 @@ from fa.kernels.llvm import (
     row_addresses,
 )
 
-CHUNK = 16 * BLOCK  # columns a thread takes at a time
-_SPAN = 4 * BLOCK  # columns of a sum that stay in the cache while rows are added to it
-_SERIAL = 1 << 19  # entries of G below which one thread is faster than several
+CHUNK = 16 * BLOCK
+"""Number of columns that a thread processes at a time."""
+
+_SPAN = 4 * BLOCK  # Number of columns of a sum that stay in the cache while rows are added to it.
+_SERIAL = 1 << 19  # Number of entries of G below which one thread is faster than several.
 
 
 def run_on_threads(work: Callable[[int, int], Any], size: int) -> list[Any]:
@@ -42,15 +44,21 @@ def run_on_threads(work: Callable[[int, int], Any], size: int) -> list[Any]:
         return [work(0, 1)]
     with ThreadPoolExecutor(threads - 1) as pool:
         others = [pool.submit(work, t, threads) for t in range(1, threads)]
-        first = work(0, threads)  # on this thread: starting one takes as long as a small pass
+        first = work(0, threads)  # Starting one more thread would take as long as a small pass.
         return [first, *(other.result() for other in others)]
 
 
 def whole_rows(G: np.ndarray) -> np.ndarray:
-    """View G (p, n) as the C-contiguous array (p, stride) that it lies in.
+    """View a matrix as the C-contiguous array that contains it.
 
-    The compiled loops then know that the entries of a row are contiguous. Columns past n may not be memory at all, so
-    the loops do not touch them.
+    The compiled loops then use the fact that the entries of a row are contiguous. Columns past n may lie outside the
+    allocated memory, so the loops do not read them.
+
+    Args:
+        G: Matrix (p, n) with contiguous rows.
+
+    Returns:
+        A view (p, stride).
     """
     p, n = G.shape
     stride = G.strides[0] // G.itemsize if p > 1 else n
@@ -58,7 +66,15 @@ def whole_rows(G: np.ndarray) -> np.ndarray:
 
 
 def row_factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return factors of rows in the rows' precision, or in float64 where float32 would underflow or overflow."""
+    """Return factors of rows in the rows' precision, or in float64 where float32 would underflow or overflow.
+
+    Args:
+        values: Factors, float64, of any shape.
+        dtype: Data type of the rows.
+
+    Returns:
+        The factors, of the same shape.
+    """
     sizes = np.abs(values[values != 0])
     narrow = sizes.size == 0 or (sizes.min() > 1e-30 and sizes.max() < 1e30)
     return values.astype(dtype) if narrow else values
@@ -70,6 +86,9 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     Args:
         G: Matrix (p, n).
         precise: Whether all sums are in float64; else products and sums of 2,048 of them are in G's precision.
+
+    Returns:
+        K (p, p) float64; entries below the diagonal are unspecified.
     """
     p = len(G)
     groups = _groups_of_three(range(p))
@@ -100,6 +119,7 @@ def gram_rows(G: np.ndarray, rows: Sequence[int], others: Sequence[int]) -> np.n
 def _gram(
     G: np.ndarray, size: int, zero: Any, tiles: np.ndarray, rows: np.ndarray, indices: np.ndarray, split: int
 ) -> np.ndarray:
+    """Compute K with the given tiles of rows; `split` is the number of first rows, 0 for all pairs."""
     p, n = G.shape
     parts = np.zeros((-(-n // CHUNK), p, p))
     vectors = zero.dtype == G.dtype
@@ -107,7 +127,7 @@ def _gram(
     def work(t: int, threads: int) -> None:
         memory, packed = packing_addresses(rows[: 0 if split else None], G.itemsize)
         _gram_chunks(whole_rows(G), n, parts, t, threads, zero, vectors, rows, tiles, packed, indices, split)
-        del memory  # which the addresses in `packed` point to
+        del memory  # The addresses in `packed` point to it.
 
     run_on_threads(work, size)
     K: np.ndarray = parts.sum(axis=0)
@@ -168,7 +188,14 @@ def _gram_tile(G, tile, lo, hi, zero, block):
 
 
 def squared_distances(G: np.ndarray) -> np.ndarray:
-    """Compute the upper triangle of ||g_i - g_j||^2, (p, p) float64, from differences in float64."""
+    """Compute the upper triangle of ||g_i - g_j||^2 from differences in float64.
+
+    Args:
+        G: Matrix (p, n).
+
+    Returns:
+        Squared distances (p, p), float64; 0 below the diagonal.
+    """
     p, n = G.shape
     parts = np.zeros((-(-n // CHUNK), p, p))
     run_on_threads(lambda t, threads: _distance_chunks(whole_rows(G), n, parts, t, threads), G.size)
@@ -178,6 +205,7 @@ def squared_distances(G: np.ndarray) -> np.ndarray:
 
 @jit
 def _distance_chunks(G, n, parts, first, step):
+    """Add the squared distances of every `step`-th chunk to `parts`."""
     p = G.shape[0]
     for chunk in range(first, parts.shape[0], step):
         stop = min((chunk + 1) * CHUNK, n)
@@ -212,6 +240,7 @@ def combine(G: np.ndarray, weights: np.ndarray, d: np.ndarray) -> np.ndarray:
 
 @jit
 def _combine_chunks(G, rows, weights, d, first, step):
+    """Write every `step`-th chunk of the sum; return which rows hold NaN or Inf."""
     p, n = G.shape[0], d.size
     bad = np.zeros(p, np.bool_)
     for chunk in range(first, -(-n // CHUNK), step):
@@ -249,7 +278,7 @@ def _combine_block(G, rows, weights, d, lo, hi):
         for c in range(out.size):
             out[c] += w * row[c]
         k += 1
-    probe = out.dtype.type(0)  # becomes NaN with the first NaN or Inf
+    probe = out.dtype.type(0)  # The first NaN or Inf makes it NaN.
     for c in range(out.size):
         probe += out[c] * out.dtype.type(0)
     return probe == 0
@@ -257,7 +286,15 @@ def _combine_block(G, rows, weights, d, lo, hi):
 
 @jit
 def mark_non_finite(G, rows, lo, hi, bad):
-    """Set bad[i] for those of the rows that hold NaN or Inf in columns lo .. hi - 1."""
+    """Set bad[i] for each of the rows that holds NaN or Inf in columns lo .. hi - 1.
+
+    Args:
+        G: Matrix (p, n).
+        rows: Indices of the rows to read.
+        lo: First column.
+        hi: Index after the last column.
+        bad: Result (p,) bool; other entries stay.
+    """
     for i in rows:
         for c in range(lo, hi):
             if not np.isfinite(G[i, c]):

@@ -1,21 +1,31 @@
 """Two inner loops in the processor's vector registers: products of rows, and sorting of columns.
 
-numba compiles Python by translating it to LLVM's intermediate language. `numba.extending.intrinsic` lets a
-function emit that language directly. Such a function has two stages. At compile time, `generate` runs in Python and
-appends instructions through llvmlite's `builder`; a Python loop over rows is thereby unrolled. At run time, only the
-appended instructions run. An intrinsic is called from compiled functions only, and numba supplies its first argument.
+numba compiles Python by translating it to LLVM's intermediate language. `numba.extending.intrinsic` lets a function
+emit that language directly. Such a function has two stages:
 
-A register holds a vector of up to 16 float32. numba vectorizes a plain loop over one row, but it stores its values
-to memory after each comparison or product. Measured on one core (AVX-512, float32) against plain numba loops, the
-product of 15 to 60 rows takes 1.2 to 1.3 times as long without this module, and the median of 15 or 60 rows 2 to 3
-times as long. Of that, prefetching accounts for 1.05 to 1.2, and packing unaligned rows for 1.1 to 1.4 at 60 rows.
+- At compile time, `generate` runs in Python and appends instructions through llvmlite's `builder`. A Python loop over
+  rows is thereby unrolled.
+- At run time, only the appended instructions run.
 
-The interface of compiled loops: `block_products`, `block_products_of_rows`, `sort_rows`. They take addresses of rows
-whose entries are contiguous. The constants and `padded_rows`, `packing_addresses` and `sort_plan` prepare their
-arguments. All else is private.
+An intrinsic is called from compiled functions only, and numba supplies its first argument.
 
-Of numba it uses `numba.extending.intrinsic`, the low-level builder functions `numba.core.cgutils`, and a context's
-`make_array`, `get_value_type` and `get_abi_sizeof`. Tested with numba 0.61 to 0.68 and llvmlite 0.44 to 0.50.
+A register holds a vector of up to 16 float32. numba also vectorizes a plain loop over one row. Such a loop stores its
+values to memory after each comparison or product.
+
+The times without this module, relative to the times with it, are from one core (AVX-512, float32) with plain numba
+loops:
+
+- product of 15 to 60 rows: 1.2 to 1.3;
+- median of 15 or 60 rows: 2 to 3;
+- of these, prefetching accounts for 1.05 to 1.2, and packing unaligned rows for 1.1 to 1.4 at 60 rows.
+
+The interface of compiled loops is `block_products`, `block_products_of_rows` and `sort_rows`. They use addresses of
+rows with contiguous entries. The constants and `padded_rows`, `packing_addresses` and `sort_plan` prepare their
+arguments. Everything else is private.
+
+The module uses `numba.extending.intrinsic` and the low-level builder functions `numba.core.cgutils`. Of a numba
+context, it uses `make_array`, `get_value_type` and `get_abi_sizeof`. Tested with numba 0.61 to 0.68 and llvmlite 0.44
+to 0.50.
 """
 
 import llvmlite.binding
@@ -27,30 +37,48 @@ from numba.extending import intrinsic
 from fa.kernels.cache import jit
 from fa.kernels.sorting_network import sorting_network
 
-BLOCK = 2048  # columns that stay in the cache while all pairs of rows are multiplied
-LANES = 256  # columns that are sorted together
+BLOCK = 2048
+"""Number of columns that stay in the cache while all pairs of rows are multiplied."""
+
+LANES = 256
+"""Number of columns that are sorted together."""
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
-_VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16  # bytes of a register
-_TILE = 3 if _FEATURES.get("sse2") and not _FEATURES.get("avx512f") else 5  # its square of sums must fit the registers
-_MIN_PACKED = 24  # rows from which it pays to copy a block whose rows are not aligned to vectors
-_FEW, _MANY = 8, 16  # rows that are sorted within the registers
-_AHEAD = 1024  # bytes between what is sorted and what is prefetched: hardware prefetching ends at each page
+_VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16  # Bytes of a register.
+_TILE = 3 if _FEATURES.get("sse2") and not _FEATURES.get("avx512f") else 5  # The _TILE^2 sums must fit the registers.
+_MIN_PACKED = 24  # From this number of rows on, copying a block of unaligned rows pays.
+_FEW, _MANY = 8, 16  # Numbers of rows that are sorted within the registers.
+_AHEAD = 1024  # Distance of prefetching in bytes; hardware prefetching ends at each page.
 
 _INT, _BYTE = ir.IntType(64), ir.IntType(8).as_pointer()
 
 
-# What callers prepare.
+# Functions with which callers prepare arguments.
 
 
 def row_addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return the addresses of the first entries of these rows of G."""
+    """Return the addresses of the first entries of some rows.
+
+    Args:
+        G: Matrix (p, n).
+        rows: Indices of the rows.
+
+    Returns:
+        The addresses, int64, of the shape of `rows`.
+    """
     starts: np.ndarray = G.ctypes.data + rows.astype(np.int64) * G.strides[0]
     return starts
 
 
 def padded_rows(rows: list[int]) -> list[int]:
-    """Repeat the last row until the number of rows is a multiple of a tile's."""
+    """Repeat the last row until the number of rows is a multiple of a tile's.
+
+    Args:
+        rows: Indices of rows, at least one.
+
+    Returns:
+        The padded indices.
+    """
     return [*rows, *[rows[-1]] * (-len(rows) % _TILE)]
 
 
@@ -75,6 +103,9 @@ def packing_addresses(rows: np.ndarray, itemsize: int) -> tuple[np.ndarray, np.n
 def sort_plan(q: int) -> tuple[int, np.ndarray]:
     """Plan `sort_rows` for q rows.
 
+    Args:
+        q: Number of rows.
+
     Returns:
         The number of rows after padding, and the merges (N, 2) of groups of rows.
     """
@@ -83,7 +114,7 @@ def sort_plan(q: int) -> tuple[int, np.ndarray]:
     return groups * group, group * sorting_network(groups)
 
 
-# What compiled loops call.
+# Functions that compiled loops call.
 
 
 @jit
@@ -159,7 +190,7 @@ def sort_rows(sources, merges, values):
     Returns:
         True if all entries are finite.
     """
-    probe = values.dtype.type(0)  # becomes NaN with the first NaN or Inf
+    probe = values.dtype.type(0)  # The first NaN or Inf makes it NaN.
     if sources.size == _FEW:
         probe += _sort_few(sources, 0, values)
     else:
@@ -185,6 +216,7 @@ class _Vectors:
         self.zero = ir.Constant(self.kind, [0.0] * self.lanes)
 
     def _call(self, name, result, arguments, fastmath=()):
+        """Call an LLVM intrinsic on vectors."""
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         function = cgutils.get_or_insert_function(
             self.builder.module, kind, f"llvm.{name}.v{self.lanes}{self.scalar.intrinsic_name}"
@@ -204,7 +236,7 @@ class _Vectors:
         return self._call("fmuladd", self.kind, [x, y, z])
 
     def compare_exchange(self, x, pairs):
-        """For each pair in turn, move the smaller of x[i] and x[j] to i and the larger to j."""
+        """Move the smaller of x[i] and x[j] to i and the larger to j, for each pair in turn."""
         for i, j in pairs:
             both = [x[i], x[j]]
             x[i] = self._call("minnum", self.kind, both, fastmath=("nnan", "nsz"))
@@ -236,7 +268,7 @@ class _Vectors:
         return [self.builder.add(start, _constant(k * width)) for k in range(count)]
 
     def loop(self, first, stop, step):
-        """Open a loop; of the pair that it yields, the first is the loop's variable, in bytes."""
+        """Open a loop; the first item of the pair that it yields is the loop variable, in bytes."""
         return cgutils.for_range_slice(self.builder, _constant(first), _constant(stop), _constant(step))
 
     def sort_and_store(self, x, network, rows, at):
@@ -247,6 +279,7 @@ class _Vectors:
 
 
 def _constant(value):
+    """Create a 64-bit integer constant."""
     return ir.Constant(_INT, value)
 
 
@@ -259,7 +292,7 @@ def _products(diagonal, packed):
 
     @intrinsic
     def products(typing, rows, i, j, left, kind, upcoming, sums):
-        """sums[k, h] = row i + k times row j + h, over BLOCK columns from byte `left` on.
+        """Compute sums[k, h]: row i + k times row j + h, over BLOCK columns from byte `left` on.
 
         `rows` are addresses. As many bytes from the addresses `upcoming` are prefetched.
         """
@@ -269,13 +302,13 @@ def _products(diagonal, packed):
             vectors = _Vectors(context, builder, kind)
             first, second = (vectors.integers(signature.args[0], rows, index, _TILE) for index in (i, j))
             first, second = ([builder.add(row, left) for row in group] for group in (first, second))
-            if packed:  # with constant distances, LLVM needs one address for a group
+            if packed:  # With constant distances, LLVM needs only one address for a group.
                 first, second = (
                     [builder.add(group[0], _constant(k * _VECTOR)) for k in range(_TILE)] for group in (first, second)
                 )
             next_rows = vectors.integers(signature.args[5], upcoming, _constant(0), _TILE)
             totals = [dict.fromkeys(pairs), dict.fromkeys(pairs)]
-            for half, total in enumerate(totals):  # every other vector: sums of half the length are more precise
+            for half, total in enumerate(totals):  # Every other vector: shorter sums are more precise.
                 for pair in pairs:
                     total[pair] = cgutils.alloca_once_value(builder, vectors.zero)
                 with vectors.loop(half * _VECTOR, BLOCK * vectors.size, 2 * _VECTOR) as (at, _):
@@ -327,7 +360,7 @@ def _sort(count):
 
     @intrinsic
     def sort(typing, rows, first, values):
-        """values[first : first + count] = LANES columns of the rows at these addresses, sorted.
+        """Write LANES sorted columns of the rows at these addresses to values[first : first + count].
 
         The result is 0 if all entries are finite, and NaN otherwise.
         """
@@ -358,10 +391,10 @@ _sort_few, _sort_many = _sort(_FEW), _sort(_MANY)
 
 @intrinsic
 def _merge(typing, values, low, high):
-    """Merge two sorted groups of _MANY rows, at `low` and `high`: the first becomes the lower half.
+    """Merge two sorted groups of _MANY rows, at `low` and `high`; the first becomes the lower half.
 
-    One group upwards and the other downwards form a sequence that rises and then falls. After one comparison of
-    opposite rows, both halves do the same (or the reverse), and four rounds sort each.
+    The first group upwards and the second downwards form a sequence that rises and then falls. After one comparison of
+    opposite rows, each half is such a sequence or its reverse. Four rounds then sort each half.
 
     Source: K. E. Batcher (1968), bitonic sorters.
     """

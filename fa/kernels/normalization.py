@@ -1,4 +1,4 @@
-"""Batch normalisation on the CPU: compiled loops over a matrix (N, C) of images' pixels by channels.
+"""Batch normalisation on the CPU: compiled loops over a matrix (N, C), pixels of all images by channels.
 
 Sums over the N rows are float32 within groups of rows and float64 over the groups. Groups and chunks have fixed sizes,
 so that a result does not depend on the number of threads.
@@ -9,24 +9,48 @@ import numpy as np
 from fa.kernels.cache import jit
 from fa.kernels.cpu import run_on_threads
 
-_GROUP = 16  # rows that are added in float32
-_CHUNK = 64 * _GROUP  # rows a thread takes at a time
+_GROUP = 16  # Number of rows that are added in float32.
+_CHUNK = 64 * _GROUP  # Number of rows that a thread processes at a time.
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance (divided by N) of each column of x (N, C), float64."""
-    shift = x[0].copy()  # near the mean, which saves the variance from cancellation
+    """Compute the mean and the variance of each column.
+
+    Args:
+        x: Matrix (N, C), float32.
+
+    Returns:
+        Mean (C,) and variance (C,), divided by N, float64.
+    """
+    shift = x[0].copy()  # A shift near the mean prevents cancellation in the variance.
     sums = _sums(x, x, shift, True) / len(x)
     return shift + sums[0], np.maximum(sums[1] - sums[0] ** 2, 0)
 
 
 def product_sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return the sums over rows of y and of y (x - shift), (2, C) float64, of x and y (N, C) and shift (C,)."""
+    """Sum y and y (x - shift) over the rows.
+
+    Args:
+        x: Matrix (N, C), float32.
+        y: Matrix (N, C), float32.
+        shift: Vector (C,), float32.
+
+    Returns:
+        Both sums, (2, C) float64.
+    """
     return _sums(x, y, shift, False)
 
 
 def affine(x: np.ndarray, shift: np.ndarray, scale: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
-    """Write (x - shift) scale + bias to `out`, (N, C); the others are (C,) float32."""
+    """Write (x - shift) scale + bias to `out`.
+
+    Args:
+        x: Matrix (N, C), float32.
+        shift: Vector (C,), float32.
+        scale: Vector (C,), float32.
+        bias: Vector (C,), float32.
+        out: Result (N, C), float32.
+    """
     run_on_threads(lambda t, threads: _affine(x, shift, scale, bias, out, t, threads), x.size)
 
 
@@ -39,11 +63,22 @@ def affine_pair(
     bias: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """Write y scale + (x - shift) slope + bias to `out`, (N, C); x and y are (N, C), the others (C,) float32."""
+    """Write y scale + (x - shift) slope + bias to `out`.
+
+    Args:
+        y: Matrix (N, C), float32.
+        scale: Vector (C,), float32.
+        x: Matrix (N, C), float32.
+        shift: Vector (C,), float32.
+        slope: Vector (C,), float32.
+        bias: Vector (C,), float32.
+        out: Result (N, C), float32.
+    """
     run_on_threads(lambda t, threads: _affine_pair(y, scale, x, shift, slope, bias, out, t, threads), x.size)
 
 
 def _sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray, square: bool) -> np.ndarray:
+    """Sum, over the rows, x - shift and its square if `square`, else y and y (x - shift)."""
     parts = np.zeros((-(-len(x) // _CHUNK), 2, x.shape[1]))
     loop = _square_chunks if square else _product_chunks
     run_on_threads(lambda t, threads: loop(x, y, shift, parts, t, threads), x.size)
@@ -53,6 +88,7 @@ def _sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray, square: bool) -> np.n
 
 @jit
 def _square_chunks(x, y, shift, parts, t, threads):
+    """Sum x - shift and its square over the rows of every `threads`-th chunk."""
     N, C = x.shape
     first, second = np.empty(C, np.float32), np.empty(C, np.float32)
     for chunk in range(t, len(parts), threads):
@@ -71,6 +107,7 @@ def _square_chunks(x, y, shift, parts, t, threads):
 
 @jit
 def _product_chunks(x, y, shift, parts, t, threads):
+    """Sum y and y (x - shift) over the rows of every `threads`-th chunk."""
     N, C = x.shape
     first, second = np.empty(C, np.float32), np.empty(C, np.float32)
     for chunk in range(t, len(parts), threads):
@@ -88,6 +125,7 @@ def _product_chunks(x, y, shift, parts, t, threads):
 
 @jit
 def _affine(x, shift, scale, bias, out, t, threads):
+    """Write every `threads`-th chunk of `affine`."""
     N, C = x.shape
     for chunk in range(t, -(-N // _CHUNK), threads):
         for i in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK)):
@@ -97,6 +135,7 @@ def _affine(x, shift, scale, bias, out, t, threads):
 
 @jit
 def _affine_pair(y, scale, x, shift, slope, bias, out, t, threads):
+    """Write every `threads`-th chunk of `affine_pair`."""
     N, C = x.shape
     for chunk in range(t, -(-N // _CHUNK), threads):
         for i in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK)):

@@ -1,7 +1,7 @@
-"""Order statistics of every coordinate on the CPU, by sorting networks on many coordinates at a time.
+"""Order statistics of each coordinate on the CPU, by sorting networks on many coordinates at a time.
 
-Up to 8 rows, or 16, are sorted within the processor's registers. More rows are sorted in groups of 16, which are then
-merged two at a time, in the order of a sorting network.
+Up to 8 rows, or 16, are sorted within the processor's registers. More rows are sorted in groups of 16. Pairs of groups
+are then merged in the order of a sorting network.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ def order_statistic(G: np.ndarray, R: np.ndarray, lo: int, hi: int, keep: int, d
 
     def work(t: int, threads: int) -> np.ndarray:
         columns = np.zeros((q + 1, LANES), G.dtype)
-        columns[q] = np.finfo(G.dtype).max  # pads the rows, and is sorted to the end
+        columns[q] = np.finfo(G.dtype).max  # Padding rows have the largest value, so they are sorted to the end.
         sources = np.full(size, row_addresses(columns, np.array([q]))[0])
         sources[:q] = row_addresses(columns, np.arange(q))
         bad: np.ndarray = _order_chunks(
@@ -52,12 +52,13 @@ def _sparse_columns(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _is_selection(R: np.ndarray) -> bool:
-    """Return whether every column of G^T R is a row of G as it is."""
+    """Return True if every column of G^T R is an unchanged row of G."""
     return bool(np.all((R == 0) | (R == 1)) and np.all(R.sum(axis=0) == 1))
 
 
 @jit
 def _order_chunks(G, factors, starts, rows, columns, sources, addresses, merges, lo, hi, keep, d, first, step):
+    """Write every `step`-th chunk of the statistic; return which rows hold NaN or Inf."""
     p, n, q = G.shape[0], d.size, factors.shape[1]
     values = np.empty((sources.size, LANES), G.dtype)
     nearer = np.empty((q, LANES), G.dtype)
@@ -101,6 +102,7 @@ def _gather(G, factors, starts, rows, left, width, columns):
 
 @jit
 def _mean_of(values, lo, hi, d, left, width):
+    """Write the mean of the sorted values lo .. hi - 1."""
     out = d[left : left + width]
     out[:] = 0
     weight = values.dtype.type(1.0 / (hi - lo))

@@ -1,4 +1,4 @@
-"""Sorting networks: comparisons that sort any p values, whatever they are."""
+"""Sorting networks: fixed sequences of comparisons that sort any q values."""
 
 from functools import lru_cache
 
@@ -7,7 +7,13 @@ import numpy as np
 
 @lru_cache(maxsize=128)
 def sorting_network(q: int) -> np.ndarray:
-    """Batcher's odd-even merge sort for q values: compare-exchanges (i, j), i < j, as an (N, 2) array.
+    """Build Batcher's odd-even merge sort for q values.
+
+    Args:
+        q: Number of values.
+
+    Returns:
+        Compare-exchanges (i, j), i < j, as an (N, 2) int64 array.
 
     Source: K. E. Batcher, Sorting networks and their applications (1968); Knuth, TAOCP 3, 5.2.2, algorithm M.
     """

@@ -1,7 +1,7 @@
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
-"""The passes over a basis Y (n, m) that a proximal step on Y^T Y = I makes, compiled; the rows are shared by threads.
+"""Compiled passes over a basis Y (n, m) for a proximal step on Y^T Y = I.
 
-A pass returns sums over the rows; rows of Y that are zero, and entries that are, cost next to nothing.
+Threads share the rows, and a pass returns sums over them. Zero rows and zero entries of Y cost almost nothing.
 """
 
 import numpy as np
@@ -14,11 +14,28 @@ from fa.kernels.cpu import run_on_threads
 def prox(
     G: np.ndarray, Y: np.ndarray, T: np.ndarray, C: np.ndarray, t: float, rows: bool, Z: np.ndarray
 ) -> tuple[np.ndarray, float, float, np.ndarray, np.ndarray]:
-    """Z (n, m) := the proximal map, with threshold t, of V = Y T + G^T C, of the entries or, if `rows`, of the rows.
+    """Write the proximal map of V = Y T + G^T C to Z, with sums for Newton's method.
 
-    Returns Y^T Z (m, m), ||Z||^2, ||Z - Y||^2, and what the Hessian of ||Z||^2/2 by a symmetric T is made of: blocks
-    (m, m, m), sum over i of c_ij Y_ia Y_ib at [j, a, b], and bend, sum of d_i f_i f_i^T with f_i the coefficients of
-    v_i^T T y_i in the upper triangle of T. c and d are the derivative of the map: c Id + d v v^T.
+    The derivative of the map at row i is c_i Id + d_i v_i v_i^T. The Hessian of ||Z||^2/2 with respect to a symmetric T
+    consists of `blocks` and `bend`.
+
+    Args:
+        G: Gradients (q, n).
+        Y: Basis (n, m), float64.
+        T: Multiplier (m, m), float64.
+        C: Coefficients (q, m), float64.
+        t: Threshold of the map.
+        rows: Apply the map to rows rather than to entries.
+        Z: Result (n, m), float64.
+
+    Returns:
+        A tuple of five sums over the rows i:
+
+        - Y^T Z (m, m);
+        - ||Z||^2;
+        - ||Z - Y||^2;
+        - blocks (m, m, m), the sum of c_ij Y_ia Y_ib at [j, a, b];
+        - bend, the sum of d_i f_i f_i^T, with f_i the coefficients of v_i^T T y_i in the upper triangle of T.
     """
     m = Y.shape[1]
     half = m * (m + 1) // 2
@@ -37,6 +54,7 @@ def prox(
 
 @jit
 def _prox(G, Y, T, C, t, rows, Z, products, squares, blocks, bend, thread, threads):
+    """Run `prox` on one thread's share of the rows, and add to the sums."""
     (n, m), q = Y.shape, G.shape[0]
     v, f = np.zeros(m), np.zeros(bend.shape[0])
     for i in range(n * thread // threads, n * (thread + 1) // threads):
@@ -83,8 +101,14 @@ def _prox(G, Y, T, C, t, rows, Z, products, squares, blocks, bend, thread, threa
 
 
 def correct(Z: np.ndarray, S: np.ndarray) -> np.ndarray:
-    """Z (n, m) := Z + Z S where Z is not 0, and of the new Z the blocks (m, m, m): sum over the rows where Z_ij is not
-    0 of Z_ia Z_ib, at [j, a, b].
+    """Replace Z by Z + Z S where Z is not 0, in place.
+
+    Args:
+        Z: Matrix (n, m), float64.
+        S: Symmetric matrix (m, m), float64.
+
+    Returns:
+        Blocks (m, m, m) of the new Z. Entry [j, a, b] is the sum of Z_ia Z_ib over the rows i where Z_ij is not 0.
     """
     m = Z.shape[1]
 
@@ -101,6 +125,7 @@ def correct(Z: np.ndarray, S: np.ndarray) -> np.ndarray:
 
 @jit
 def _correct(Z, S, blocks, thread, threads):
+    """Run `correct` on one thread's share of the rows, and add to the blocks."""
     n, m = Z.shape
     z, support = np.zeros(m), np.zeros(m, dtype=np.int64)
     for i in range(n * thread // threads, n * (thread + 1) // threads):

@@ -1,7 +1,7 @@
-"""The passes over a gradient matrix in plain torch: for CUDA and every other device, and as the check of the compiled
-ones.
+"""Passes over a gradient matrix in plain torch, for CUDA and every other device; tests compare the compiled loops with
+them.
 
-Products are taken in float64, so that no setting of the device (TF32) touches what a rule decides.
+Products are float64, so that a device setting such as TF32 does not change the decision of a rule.
 """
 
 from collections.abc import Iterator
@@ -9,21 +9,30 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_ENTRIES = 1 << 26  # of a chunk of G: 512 MB as float64
+_ENTRIES = 1 << 26  # Number of entries in a chunk of G: 512 MB as float64.
 
 
 def _chunks(G: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield chunks of the columns of G, each with its first column."""
     width = max(1, _ENTRIES // G.shape[0])
     for left in range(0, G.shape[1], width):
         yield left, G[:, left : left + width]
 
 
 def _not_finite(X: Tensor) -> Tensor:
+    """Return which rows hold NaN or Inf."""
     return ~torch.isfinite(X).all(dim=1)
 
 
 def gram(G: Tensor) -> Tensor:
-    """K = G G^T, (p, p) float64, of G (p, n)."""
+    """Compute K = G G^T.
+
+    Args:
+        G: Matrix (p, n).
+
+    Returns:
+        K (p, p), float64.
+    """
     K = torch.zeros(G.shape[0], G.shape[0], dtype=torch.float64, device=G.device)
     for _, chunk in _chunks(G):
         X = chunk.double()
@@ -32,7 +41,14 @@ def gram(G: Tensor) -> Tensor:
 
 
 def squared_distances(G: Tensor) -> Tensor:
-    """||g_i - g_j||^2, (p, p) float64, from differences taken in float64."""
+    """Compute ||g_i - g_j||^2 from differences in float64.
+
+    Args:
+        G: Matrix (p, n).
+
+    Returns:
+        Squared distances (p, p), float64.
+    """
     total = torch.zeros(G.shape[0], G.shape[0], dtype=torch.float64, device=G.device)
     for _, chunk in _chunks(G):
         X = chunk.double()
@@ -42,8 +58,14 @@ def squared_distances(G: Tensor) -> Tensor:
 
 
 def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The weighted sum of rows, (n,) in G's dtype, and which rows (p,) bool hold NaN or Inf; rows of weight 0 are not
-    read.
+    """Compute the weighted sum of rows.
+
+    Args:
+        G: Matrix (p, n).
+        weights: Weights (p,) float64; rows of weight 0 are not read.
+
+    Returns:
+        The sum (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     rows = torch.nonzero(weights).flatten()
     bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
@@ -56,7 +78,18 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[Tensor, Tensor]:
-    """As `fa.kernels.order_statistics.order_statistic`, for tensors on one device."""
+    """Compute a statistic of each coordinate, as `fa.kernels.order_statistic` does.
+
+    Args:
+        G: Matrix (p, n).
+        R: Factors (p, q) float64, on G's device.
+        lo: First sorted value of the centre.
+        hi: Index after the last one.
+        keep: 0 for the centre, else the number of values nearest the centre.
+
+    Returns:
+        The statistic (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
+    """
     rows = torch.nonzero(R.any(dim=1)).flatten()
     bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     d = torch.empty(G.shape[1], dtype=G.dtype, device=G.device)
@@ -69,6 +102,7 @@ def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[
 
 
 def _statistic(ordered: Tensor, lo: int, hi: int, keep: int) -> Tensor:
+    """Compute the statistic of sorted values (q, n)."""
     centre = ordered[lo:hi].mean(dim=0)
     q = ordered.shape[0]
     if keep == 0:

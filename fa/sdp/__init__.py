@@ -1,4 +1,4 @@
-"""The convex relaxation of eq. 5, solved by cvxpy, and the certificate that needs no solver."""
+"""The convex relaxation of eq. 5 by cvxpy, and the certificate that needs no solver."""
 
 from fa.sdp.certificate import Certificate, certify
 from fa.sdp.relaxation import Relaxation, solve

@@ -1,21 +1,27 @@
-"""How far a subspace can be from the best one: a lower bound on eq. 5 that trusts no solver.
+"""Bound the distance of a subspace from the best one: a lower bound on eq. 5 that does not depend on a solver.
 
-For the projector Z = Y Y^T, (1 - v_k)^(1/a) = ||(I - Z) t_k||^(2/a), with the terms t_k and factors c_k of
-`fa.irls`. Let Z be any matrix with 0 <= Z <= I and tr Z = m, and what is left is convex while 2/a >= 1:
+For the projector Z = Y Y^T, (1 - v_k)^(1/a) = ||(I - Z) t_k||^(2/a), with the terms t_k and factors c_k of `fa.irls`.
+The relaxation allows any matrix Z with 0 <= Z <= I and tr Z = m. It is convex while 2/a >= 1:
 
     min  sum_k c_k ||(I - Z) t_k||^s     s = 2/min(a, 2)                                              (relaxation)
 
-Its value bounds eq. 5 from below: as it stands for 1 <= a <= 2, and for a > 2 since r^(1/a) >= r^(1/2) on [0, 1], so
-that what is certified there is the value at a = 2. Every u_k bounds the relaxation from below, whatever it came from,
-because c ||x||^s >= <u, x> - c (s - 1) tau^s on the unit ball with ||u|| = c s tau^(s-1), 0 <= tau <= 1:
+Its value bounds eq. 5 from below for 1 <= a <= 2. For a > 2 it does so because r^(1/a) >= r^(1/2) on [0, 1]. The
+certificate is then one for a = 2.
+
+Any vectors u_k give a lower bound of the relaxation. Let ||u|| = c s tau^(s-1) with 0 <= tau <= 1.
+Then c ||x||^s >= <u, x> - c (s - 1) tau^s for x in the unit ball. Therefore
 
     sum_{i <= r-m} lambda_i(S) - sum_k c_k (s - 1) tau_k^s,     S = sym(sum_k u_k t_k^T)              (bound)
 
-the sum of S's r - m smallest eigenvalues being <S, I - Z>'s minimum; with a >= 2, s = 1, only ||u_k|| <= c_k is asked.
-r^(1/a) >= r gives one more bound, that of S = sum_k c_k t_k t_k^T: principal components, exact for a = 1. Directions
-of span(G) that are left out, below numerical rank, only lower a bound: dist(P t, P span Y) <= dist(t, span Y).
+The sum of the r - m smallest eigenvalues of S is the minimum of <S, I - Z>. With a >= 2, s = 1, and the only
+condition is ||u_k|| <= c_k.
 
-(The relaxation of Lerman et al., Robust computation of linear models by convex relaxation, 2015, with the pairs.)
+Since r^(1/a) >= r, there is one more bound, with S = sum_k c_k t_k t_k^T: principal components, exact for a = 1.
+
+Directions of span(G) below numerical rank are excluded. This can only lower a bound, since
+dist(P t, P span Y) <= dist(t, span Y).
+
+Source: Lerman et al., Robust computation of linear models by convex relaxation, 2015, with the pairs added.
 """
 
 from dataclasses import dataclass
@@ -29,23 +35,28 @@ from fa.irls import Problem, Solution, build_problem
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check
 
-MIN_STEPS, MAX_STEPS = 60, 400  # of the convex IRLS; the second if the value of the relaxation is very small
-REL_TOL, REL_TOL_LATE = 1e-5, 2e-3  # relative gap at which it stops: before MIN_STEPS, and after
-CHECK_EVERY = 10  # steps between two computations of the bound
-SMOOTHING, SMOOTHING_STEPS = (1e-1, 1e-9), 20  # first and last eps of sqrt(||.||^2 + eps^2), and steps between
-OVER_RELAXATION = 1.8  # power of the change of each weight: below 2 it converges, nearly twice as fast as with 1
-MATCH_TOL = 1e-4  # difference of relative norms and of cosines that counts as equal, in float32 too
-ROUNDING = 2 * np.finfo(np.float64).eps  # per operation, twice what IEEE 754 allows
+MIN_STEPS, MAX_STEPS = 60, 400  # Steps of the convex IRLS; very small values of the relaxation need many steps.
+REL_TOL, REL_TOL_LATE = 1e-5, 2e-3  # Relative gap at which the convex IRLS stops: before MIN_STEPS, and after.
+CHECK_EVERY = 10  # Steps between two computations of the bound.
+SMOOTHING, SMOOTHING_STEPS = (1e-1, 1e-9), 20  # First and last eps of sqrt(||.||^2 + eps^2), and steps between them.
+OVER_RELAXATION = 1.8  # Power of the change of each weight: below 2 it converges, nearly twice as fast as with 1.
+MATCH_TOL = 1e-4  # Difference of relative norms and of cosines that counts as equal, also in float32.
+ROUNDING = 2 * np.finfo(np.float64).eps  # Rounding error per operation: twice the bound of IEEE 754.
 
 Terms = Float64[np.ndarray, "r N"]
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """`bound` <= eq. 5 at every Y, and `objective` at the solution. `certifies` says what the bound is one of.
+    """Lower bound on eq. 5, beside the objective of a solution.
 
-    What the bound's own arithmetic may be off by has been subtracted. It holds for the Gram matrix as
-    `fa.gradients.gram` measured it: of float32 gradients to about 1e-6, of float64 ones to 1e-13.
+    The rounding error of the bound has been subtracted. The bound holds for the Gram matrix that `fa.gradients.gram`
+    measured. Its relative error is about 1e-6 for float32 gradients, and 1e-13 for float64.
+
+    Attributes:
+        objective: Eq. 5 at the solution.
+        bound: Lower bound on eq. 5 at every Y.
+        certifies: The optimum that the bound holds for.
     """
 
     objective: float
@@ -54,18 +65,36 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """(objective - bound)/objective: the optimum is at most this fraction below; 0 where the objective is 0."""
+        """Return the relative gap (objective - bound)/objective, 0 for objective 0.
+
+        The optimum is at most this fraction below the objective.
+        """
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
 
 @single_threaded
 def certify(G: Any, solution: Solution) -> Certificate:
-    """How far `solution` can be from the best subspace of its m dimensions for the gradients G, without a solver.
+    """Bound the distance of a solution from the best subspace of its m dimensions.
 
-    G: what `fa.irls.solve` was given. Raises ValueError where `solution` is of other gradients, as their inner
-    products tell, where G is not finite, and with lam > 0 for the formulation "released", whose pairs are not eq. 5's,
-    and for the regularizers "l1", "group" and "rows", for which no bound of this kind is known ("l1" and "rows" leave
-    span(G); "group" is a constant: take lam = 0).
+    Args:
+        G: The gradients that `fa.irls.solve` had, in the same form.
+        solution: Its solution.
+
+    Returns:
+        The lower bound, beside the objective of the solution.
+
+    Raises:
+        ValueError: G has NaN or Inf, or its inner products are not those of the solution. With lam > 0, the formulation
+            must be "paper" and the regularizer "pairwise". For "group", which is constant, use lam = 0. No bound of
+            this kind is available for "l1" and "rows".
+
+    Example:
+        >>> import numpy as np
+        >>> from fa import irls, sdp
+        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> certificate = sdp.certify(G, irls.solve(G, m=1))
+        >>> round(certificate.objective, 2), round(certificate.bound, 2), round(certificate.gap, 2)
+        (1.89, 1.74, 0.08)
     """
     check(
         "the solution's formulation",
@@ -92,25 +121,38 @@ def certify(G: Any, solution: Solution) -> Certificate:
 
 
 def _check_same(gram: Gram, expected: Gram) -> None:
-    """Raise ValueError unless these are the inner products that the solution was found from, to float32's digits."""
+    """Raise ValueError unless the inner products agree with the solution's, within the precision of float32."""
     norms = np.isclose(gram.norms, expected.norms, rtol=MATCH_TOL, atol=0.0)
     if not (norms.all() and np.allclose(gram.cosines, expected.cosines, rtol=0.0, atol=MATCH_TOL)):
         raise ValueError("G must be the gradients that the solution was found for; their inner products are others")
 
 
 def certified(a: float) -> str:
-    """What a bound for this a is a bound of."""
+    """Describe the optimum that a bound holds for.
+
+    Args:
+        a: Inverse of the power.
+
+    Returns:
+        A phrase such as "the optimum of eq. 5 with a = 2".
+    """
     if a <= 2:
         return f"the optimum of eq. 5 with a = {a:g}"
     return f"the optimum of eq. 5 with a = 2, and so that with a = {a:g}, which is no smaller"
 
 
 def relax(problem: Problem) -> float:
-    """A lower bound on eq. 5 near the relaxation's value, by IRLS on Z.
+    """Compute a lower bound on eq. 5 near the relaxation's value, by IRLS on Z.
 
-    sum_k w_k ||W t_k||^2, W = I - Z, has its minimum over 0 <= W <= I, tr W = r - m where W shares the eigenvectors of
-    A = sum_k w_k t_k t_k^T and has the eigenvalues min(1, theta/alpha_i): the water level theta makes the trace right.
-    The last weights give the bound its u_k = w_k W t_k.
+    With W = I - Z, each step minimises sum_k w_k ||W t_k||^2 over 0 <= W <= I, tr W = r - m. The minimiser has the
+    eigenvectors of A = sum_k w_k t_k t_k^T and the eigenvalues min(1, theta/alpha_i). The water level theta makes the
+    trace right. The last weights give the bound its u_k = w_k W t_k.
+
+    Args:
+        problem: Terms of eq. 5.
+
+    Returns:
+        The bound, at least 0.
     """
     T, s = problem.terms, exponent(problem.a)
     factors = problem.factors[problem.owner]
@@ -135,13 +177,21 @@ def relax(problem: Problem) -> float:
 
 
 def lower_bound(problem: Problem, U: Terms) -> float:
-    """The bound that the u_k, columns as the terms' are, prove for eq. 5.
+    """Compute the lower bound on eq. 5 that vectors u_k prove.
 
-    Those too long are brought into their balls in two ways, of which the better counts: each cut to its own, or all
-    shortened alike, which keeps what cancels in S where the value is far below the number of terms.
+    Vectors that are too long are shortened in two ways, and the better bound counts. The first shortens each vector to
+    its own limit. The second shortens all by one factor, which preserves cancellation in S. This matters where the
+    value is far below the number of terms.
 
-    In floating point the value is off by less than ROUNDING (r - m) (N + 10 r + 10) sum c_k: products of N terms, the
-    symmetric eigenvalue solver's backward error, 10 r units, and the lengths. That much is subtracted.
+    The rounding error is less than ROUNDING (r - m) (N + 10 r + 10) sum c_k, and is subtracted. It has three parts:
+    products of N terms, the backward error of the symmetric eigenvalue solver (10 r units), and the lengths.
+
+    Args:
+        problem: Terms of eq. 5.
+        U: Vectors u_k (r, N), in columns as the terms are.
+
+    Returns:
+        The bound, at least 0.
     """
     longest = exponent(problem.a) * problem.factors
     lengths = np.sqrt(_sum_by_term(problem, np.square(U).sum(axis=0)))
@@ -154,7 +204,7 @@ def lower_bound(problem: Problem, U: Terms) -> float:
 
 
 def _bound_from_feasible(problem: Problem, U: Terms, lengths: Float64[np.ndarray, " T"]) -> float:
-    """Return the bound that feasible u_k of these lengths prove."""
+    """Compute the bound that feasible u_k of these lengths prove."""
     s = exponent(problem.a)
     longest = s * problem.factors
     slopes = np.divide(lengths, longest, out=np.zeros_like(lengths), where=longest > 0)
@@ -163,12 +213,26 @@ def _bound_from_feasible(problem: Problem, U: Terms, lengths: Float64[np.ndarray
 
 
 def exponent(a: float) -> float:
-    """s, the power of the length in the relaxation."""
+    """Return s = 2/min(a, 2), the power of the length in the relaxation.
+
+    Args:
+        a: Inverse of the power in eq. 5.
+
+    Returns:
+        s, from 1 to 2.
+    """
     return 2 / min(a, 2.0)
 
 
 def principal(problem: Problem) -> float:
-    """The bound by principal components: eq. 5 with a = 1 at its best Y, which is no larger for any a."""
+    """Compute the bound by principal components: the optimum of eq. 5 with a = 1, a lower bound for every a >= 1.
+
+    Args:
+        problem: Terms of eq. 5.
+
+    Returns:
+        The bound, at least 0.
+    """
     T = problem.terms
     return max(_smallest_eigenvalue_sum(problem, (T * problem.factors[problem.owner]) @ T.T), 0.0)
 
@@ -189,8 +253,8 @@ def _sum_by_term(problem: Problem, numbers: Float64[np.ndarray, " N"]) -> Float6
 
 def _water_fill(alpha: Float64[np.ndarray, " r"], total: int) -> Float64[np.ndarray, " r"]:
     """Return min(1, theta/alpha_i), with the theta for which they sum to `total` < r; alpha ascends."""
-    inverse = 1 / np.maximum(alpha, 1e-30 * alpha[-1])  # those that rounding has made 0 or less are the first to fill
-    levels = (total - np.arange(alpha.size)) / np.cumsum(inverse[::-1])[::-1]  # theta, if those before i are full
+    inverse = 1 / np.maximum(alpha, 1e-30 * alpha[-1])  # Rounding may leave eigenvalues <= 0; they fill first.
+    levels = (total - np.arange(alpha.size)) / np.cumsum(inverse[::-1])[::-1]  # Theta if all before i are full.
     theta = levels[np.argmax(levels * inverse <= 1)]
     filled: np.ndarray = np.minimum(theta * inverse, 1.0)
     return filled

@@ -1,7 +1,8 @@
-"""The convex relaxation of eq. 5 as a semidefinite program of cvxpy, p x p whatever n is.
+"""The convex relaxation of eq. 5 as a semidefinite program of cvxpy, p x p for any n.
 
-`certify`, of `fa.sdp.certificate`, needs no solver; this is what checks it, and what comes closer. The relaxation is
-described there; here it may be smoothed, which makes the loss differentiable, as the paper's convergence argument asks.
+`fa.sdp.certificate` describes the relaxation. Its `certify` needs no solver; this module checks it and comes closer to
+the relaxation's value. The lengths may be smoothed here, which makes the loss differentiable, as the paper's
+convergence argument requires.
 """
 
 import importlib
@@ -23,22 +24,30 @@ from fa.utils.validation import check_one_of, check_real
 __all__ = ["Relaxation", "solve"]
 
 SOLVERS = ("CLARABEL", "SCS")
-LARGEST_FOR_CLARABEL = 15  # dimensions: to 1e-8 in 0.5 s; with 31 it takes 3 to 4 s, SCS to 1e-6 one or less
+# Dimensions. Clarabel solves 15 to 1e-8 in 0.5 s. At 31 it takes 3 to 4 s, and SCS to 1e-6 one second or less.
+LARGEST_FOR_CLARABEL = 15
 _ACCURACY: dict[str, dict[str, Any]] = {"CLARABEL": {}, "SCS": {"eps": 1e-6, "max_iters": 20_000}}
-_NOISE = 1e-10  # coefficients below count as zero; the bound is taken with the terms themselves
-_POLISHING = 200  # steps of IRLS from the rounded point, at most
+_NOISE = 1e-10  # Smaller coefficients count as zero; the bound uses the terms themselves.
+_POLISHING = 200  # Largest number of IRLS steps from the rounded point.
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """What the relaxation tells of eq. 5.
+    """Result of the relaxation of eq. 5.
 
-    `bound` <= eq. 5 at every Y, proven from the solver's dual values and not by its word (or by principal components,
-    where a < 2 and these prove more); `certifies` says what it is a bound of. `value` is the relaxation's (smoothed
-    with eps > 0) as the solver has it. `Z` (r, r) is in the orthonormal basis G^T `basis` of span(G), `basis` (q, r)
-    for q gradients. `rounded_objective` is eq. 5 at the eigenspace of Z's m largest eigenvalues; IRLS started there
-    ends at `polished_objective`, with Y = G^T `coefficients` (q, min(m, r)). `solver`, its `status` and `seconds`,
-    cvxpy's own work included.
+    Attributes:
+        bound: Lower bound on eq. 5 at every Y, proven from the solver's dual values. If a < 2 and principal components
+            prove more, their bound.
+        certifies: The optimum that the bound holds for.
+        value: Value of the relaxation, smoothed if eps > 0, as the solver reports it.
+        rounded_objective: Eq. 5 at the eigenspace of Z's m largest eigenvalues.
+        polished_objective: Eq. 5 at the end of IRLS from that eigenspace.
+        coefficients: C (q, min(m, r)) with Y = G^T C, for `polished_objective`.
+        Z: Relaxed projector (r, r), in the orthonormal basis G^T `basis` of span(G).
+        basis: Coefficients (q, r) of that basis in the q gradients.
+        solver: Name of the solver.
+        status: Status that it reports.
+        seconds: Wall-clock time in seconds, cvxpy's preparation included.
     """
 
     bound: float
@@ -57,15 +66,33 @@ class Relaxation:
 def solve(
     G: Any, m: int | None = None, lam: float = 0.0, a: float = 2.0, eps: float = 0.0, solver: str | None = None
 ) -> Relaxation:
-    """The relaxation of eq. 5 for m dimensions (default ceil((p + 1)/2)), with pairs if lam > 0.
+    """Solve the relaxation of eq. 5.
 
-    G: what `fa.irls.solve` takes. For 1 <= a <= 2 it is a's own relaxation, for a > 2 that of a = 2, whose bound holds
-    there too. eps > 0 smooths the lengths ||x|| to sqrt(||x||^2 + eps^2), which raises the value by at most eps sum
-    c_k where a >= 2; the bound stays one of eq. 5. solver: "CLARABEL" or "SCS"; by default the first up to 15
-    dimensions and the second above, and the other where it gives up.
+    Args:
+        G: Gradients, as for `fa.irls.solve`.
+        m: Number of dimensions; None for ceil((p + 1)/2).
+        lam: Weight of the pairwise regularizer, at least 0.
+        a: Inverse of the power, at least 1. For a > 2 the relaxation is that of a = 2, whose bound also holds there.
+        eps: Smoothing of the lengths ||x|| to sqrt(||x||^2 + eps^2). For a >= 2 it raises the value by at most eps sum
+            c_k. The bound remains one of eq. 5.
+        solver: "CLARABEL" or "SCS". None takes Clarabel for at most 15 dimensions and SCS for more, then the other one
+            if the first fails.
 
-    Raises ValueError for values out of range and rows that are not finite, ImportError without cvxpy, RuntimeError
-    where no solver finds an answer.
+    Returns:
+        The relaxation's value and bound, and eq. 5 at the rounded and the polished point.
+
+    Raises:
+        ValueError: An argument is out of range, or a row has NaN or Inf.
+        ImportError: cvxpy is not installed.
+        RuntimeError: No solver finds a solution.
+
+    Example:
+        >>> import numpy as np
+        >>> from fa import sdp
+        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+        >>> relaxation = sdp.solve(G, m=1)
+        >>> round(relaxation.bound, 3), round(relaxation.polished_objective, 3)
+        (1.742, 1.894)
     """
     options = Options(m=m, lam=lam, a=a)
     check_real("eps", eps, 0)
@@ -100,7 +127,10 @@ def solve(
 def _program(
     cp: Any, problem: Problem, eps: float, solver: str | None
 ) -> tuple[Float64[np.ndarray, "r r"], Float64[np.ndarray, "r N"], float, str, str]:
-    """I - Z, the u_k of the bound, the value, the solver and its status; no solver where Y spans all of G."""
+    """Return I - Z, the u_k of the bound, the value, the solver's name and its status.
+
+    No solver runs if Y spans all of span(G).
+    """
     r, N = problem.terms.shape
     count = problem.factors.size
     s = exponent(problem.a)
@@ -109,19 +139,23 @@ def _program(
     X = problem.terms[:, problem.owner < problem.p]
     blocks, place = _blocks(problem, X)
 
-    # minimise    sum_k c_k tau_k^s                      s = 1 for a >= 2
-    # subject to  ||(W t_k, eps)|| <= tau_k              W = I - Z
-    #             0 <= W <= I,  tr W = r - m
-    # with V = W X apart, X the unit gradients: a pair's t_k = X b_k, and W t_k = V b_k has two gradients instead of r
+    # The program, with s = 1 for a >= 2 and W = I - Z:
+    #
+    #     minimise    sum_k c_k tau_k^s
+    #     subject to  ||(W t_k, eps)|| <= tau_k
+    #                 0 <= W <= I,  tr W = r - m
+    #
+    # V = W X is a separate variable, with X the unit gradients. A pair's t_k is X b_k.
+    # W t_k = V b_k then has two columns of V instead of r.
     W, V, tau = cp.Variable((r, r), symmetric=True), cp.Variable(X.shape), cp.Variable(count)
     rows = [V @ block for block in blocks] + ([np.full((1, count), eps)] if eps > 0 else [])
     cones = cp.SOC(tau, cp.vstack(rows), axis=0)
     loss = cp.Minimize(problem.factors @ (tau if s == 1 else cp.power(tau, s)))
     program = cp.Problem(loss, [cones, V == W @ X, W >> 0, np.eye(r) - W >> 0, cp.trace(W) == r - problem.m])
-    with warnings.catch_warnings():  # an inaccurate solution is told by the status, and its bound is no less proven
+    with warnings.catch_warnings():  # The status shows an inaccurate solution, and its bound is still proven.
         warnings.simplefilter("ignore")
         for used in (solver,) if solver else SOLVERS if r <= LARGEST_FOR_CLARABEL else SOLVERS[::-1]:
-            with suppress(cp.error.SolverError):  # then there is no value
+            with suppress(cp.error.SolverError):  # W then has no value.
                 program.solve(solver=used, **_ACCURACY[used])
             if W.value is not None:
                 break
@@ -133,6 +167,7 @@ def _program(
 
 
 def _cvxpy() -> Any:
+    """Import cvxpy, or raise ImportError with the command that installs it."""
     try:
         return importlib.import_module("cvxpy")
     except ImportError as error:
@@ -140,21 +175,25 @@ def _cvxpy() -> Any:
 
 
 def _blocks(problem: Problem, X: Float64[np.ndarray, "r q"]) -> tuple[list[Any], list[tuple[int, int]]]:
-    """The terms' first columns, their second columns, ..., each as coefficients of X (q, T), sparse, zero where a term
-    has none; and of each column of `problem.terms` its term and which of the term's columns it is.
+    """Split the terms by columns: their first columns, their second columns, and so on.
+
+    Returns:
+        Each block as sparse coefficients of X (q, T), zero for a term without such a column. For each column of
+        `problem.terms`, also its term and its index within the term.
     """
     coefficients = np.linalg.lstsq(X, problem.terms)[0]
     coefficients[np.abs(coefficients) < _NOISE] = 0.0
     owner = problem.owner
-    within = np.arange(owner.size) - np.searchsorted(owner, owner)  # columns of one term stand together
+    within = np.arange(owner.size) - np.searchsorted(owner, owner)  # The columns of a term are adjacent.
     blocks = [np.zeros((X.shape[1], problem.factors.size)) for _ in range(1 + within.max())]
     for column, (term, j) in enumerate(zip(owner, within, strict=True)):
         blocks[j][:, term] = coefficients[:, column]
-    sparse = importlib.import_module("scipy.sparse")  # comes with cvxpy
+    sparse = importlib.import_module("scipy.sparse")  # scipy is a dependency of cvxpy.
     return [sparse.csc_array(block) for block in blocks], list(zip(owner.tolist(), within.tolist(), strict=True))
 
 
 def _polished(problem: Problem, residuals: Float64[np.ndarray, " T"]) -> irls.State:
+    """Run IRLS from these residuals until it converges, for at most _POLISHING steps."""
     state = irls.step(problem, problem.weights(residuals))
     for _ in range(_POLISHING):
         before, state = state, irls.step(problem, problem.weights(state.residuals))

@@ -1,4 +1,4 @@
-"""What the theory notebooks measure; no other module of fa imports it."""
+"""Computations of the theory notebooks. No other module of fa imports this package."""
 
 import importlib
 from typing import Any

@@ -1,8 +1,8 @@
-"""Line 5 of Algorithm 1 as the paper prints it, G + lam grad R(Y) 1^T, for comparison with `fa.irls.proximal`.
+"""Line 5 of Algorithm 1 as printed in the paper, G + lam grad R(Y) 1^T, for comparison with `fa.irls.proximal`.
 
-It is read so: s (n,), the sum of the columns of a subgradient of R at Y, times lam is added to every gradient, and the
-IRLS step that follows sees those. s and -s span one line, which Y is drawn towards with either sign. Neither is a
-descent on eq. 5.
+We read the line as follows. Let s (n,) be the sum of the columns of a subgradient of R at Y. lam s is added to every
+gradient, and the next IRLS step uses the shifted gradients. s and -s span the same line, so Y is drawn towards it with
+either sign. Neither sign is a descent direction of eq. 5.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,13 @@ from fa.irls import regularizers
 
 @dataclass(frozen=True)
 class Path:
-    """The last Y (n, m), and, at the start and after each step, eq. 5's value and R(Y)."""
+    """A sequence of line-5 steps.
+
+    Attributes:
+        Y: Basis after the last step, float64 (n, m).
+        objectives: Value of eq. 5 at the start and after each step.
+        norms: Value of R(Y) at the start and after each step.
+    """
 
     Y: Float64[np.ndarray, "n m"]
     objectives: tuple[float, ...]
@@ -27,14 +33,27 @@ class Path:
 
     @property
     def rises(self) -> int:
-        """The steps in which eq. 5 rose, by more than rounding."""
+        """Number of steps in which eq. 5 rose by more than rounding."""
         return int((np.diff(self.objectives) > 1e-9 * np.abs(self.objectives[1:])).sum())
 
 
 def path(G: Any, name: str, lam: float, m: int | None = None, a: float = 2.0, steps: int = 20, sign: int = 1) -> Path:
-    """`steps` steps of line 5 from the plain solution of `irls.solve`, lam s added or, with sign = -1, taken away.
+    """Take steps of line 5 from the plain solution of `fa.irls.solve`.
 
-    G (p, n) of rank m at least; name "l1" or "rows". Raises ValueError as `irls.solve` does.
+    Args:
+        G: Gradients (p, n) of rank at least m.
+        name: Regularizer R: "l1" or "rows".
+        lam: Weight of the regularizer.
+        m: Number of columns of Y; default None, as in `fa.irls.solve`.
+        a: Power 1/a of eq. 5; default 2.
+        steps: Number of steps; default 20.
+        sign: 1 (default) to add lam s, -1 to subtract it.
+
+    Returns:
+        The last basis, and objective and norm along the way.
+
+    Raises:
+        ValueError: An argument is out of range, as in `fa.irls.solve`.
     """
     rows = read(G).G.double()
     Y = _basis(rows, irls.solve(rows, m=m, a=a))
@@ -49,6 +68,7 @@ def path(G: Any, name: str, lam: float, m: int | None = None, a: float = 2.0, st
 
 
 def _basis(rows: torch.Tensor, solution: irls.Solution) -> torch.Tensor:
-    assert solution.coefficients is not None  # with lam = 0 it is in the span
+    """Return an orthonormal basis of a solution's Y."""
+    assert solution.coefficients is not None  # With lam = 0, Y lies in the span of G.
     Y: torch.Tensor = torch.linalg.qr(rows.T @ torch.from_numpy(solution.coefficients)).Q
     return Y

@@ -1,25 +1,31 @@
-"""When FA can be fooled: a tight minority against a loose majority.
+"""Breakdown of FA: a tight Byzantine minority against a loose honest majority.
 
-The model: h honest unit gradients with mutual cosine c, f faulty ones with mutual cosine r, the groups orthogonal. What
-eq. 5 then prefers, at power 1/a:
+The model has h honest unit gradients with mutual cosine c and f Byzantine ones with mutual cosine r. The two groups
+are orthogonal. This module computes which group eq. 5 prefers at power 1/a.
 
-Without pairs (lam = 0) the objective is a concave function of Z = Y Y^T, and reflecting one group changes no value. So
-it is no higher at some projector that does not mix the groups, for any m and a: each of the m columns belongs to a
-group, and the groups add. Within a group of k with cosine c, what j columns cost has two candidates: j members held
-entirely, or j - 1 of them and the mean of the other s = k - j + 1. They leave each other member
+Without pairs (lam = 0), the objective is a concave function of Z = Y Y^T, and a reflection of one group does not change
+its value. So some minimizer does not mix the groups, for any m and a: each of the m columns belongs to one group, and
+the costs of the groups add. In a group of k with cosine c, there are two candidates for the best j columns:
 
-    1 - v = (1 - c)(1 + j c)/(1 + (j - 1) c)     and     1 - v = (1 - c)(1 - 1/s),
+- j members of the group,
+- j - 1 members, and the mean of the other s = k - j + 1.
 
-so the mean is the better one exactly where (1 + j c)/(1 + (j - 1) c) > (s/(s - 1))^(a - 1). For m = 1 the Lagrange
-conditions leave only directions whose value is the same for all members, or for all but one. That between these two
-the ends are best, and the whole statement for m > 1, is verified and not proved: in 1,200 random cases (h <= 8, f <= 4,
-m <= 4; a = 1, 2, 2.5, 3, 4, 5; cosines up to 0.95) IRLS from 30 starts found nothing lower. For 1 < a < 2 it is wrong:
-a direction between a member and the mean is better, and such an a is refused here.
+The residuals of the members outside these are, respectively,
 
-With pairs (lam > 0) the sign of one group against the other counts, and the optimum mixes them; see `direction`.
+    1 - v = (1 - c)(1 + j c)/(1 + (j - 1) c)     and     1 - v = (1 - c)(1 - 1/s).
 
-What the objective prefers, IRLS need not find: from equal weights it starts at the principal components (a = 1), whose
-threshold on c is lower, and mostly stays with the group they choose.
+The mean is better exactly if (1 + j c)/(1 + (j - 1) c) > (s/(s - 1))^(a - 1). For m = 1, the Lagrange conditions leave
+only directions with one value for all members, or for all members except one.
+
+Two statements are verified numerically, not proved: that no direction between the two candidates is better, and the
+case m > 1. In 1,200 random cases, IRLS from 30 starts found no lower value. The cases had h <= 8, f <= 4, m <= 4,
+a in {1, 2, 2.5, 3, 4, 5} and cosines up to 0.95. For 1 < a < 2 the first statement is false: a direction between a
+member and the mean is better. Such values of a raise ValueError.
+
+With pairs (lam > 0), the relative sign of the groups matters and the optimum mixes them; see `direction`.
+
+IRLS need not find the optimum. From equal weights, it starts at the principal components (a = 1). Their threshold on c
+is lower, and IRLS mostly stays with the group that they choose.
 """
 
 from collections.abc import Collection
@@ -33,20 +39,26 @@ from fa.irls import Options, Problem, build_problem
 from fa.irls.problem import complement
 from fa.utils.validation import check, check_integer, check_real
 
-_ANGLES, _ROUNDS = 181, 5  # of the search for the angle: to 1e-8 of a turn
-_STEPS = 200  # of IRLS, at most
-_ABSENT = 1e-6  # length of a unit gradient's part in a subspace below which it has no direction there
+_ANGLES, _ROUNDS = 181, 5  # Grid and refinements of the search for the angle: 1e-8 of a turn.
+_STEPS = 200  # Largest number of IRLS steps.
+_ABSENT = 1e-6  # A unit gradient with a shorter projection on a subspace has no direction there.
 
 KINDS = ("mean", "honest", "faulty", "cross")
+"""Kinds of directions: the means' plane, an honest member, a Byzantine member, the difference of a cross pair."""
 Cosines = float | Float64[np.ndarray, "..."]
 Vectors = Float64[np.ndarray, "r k"]
 
 
 @dataclass(frozen=True)
 class Direction:
-    """A direction, m = 1: its `kind` (in the means' plane, one honest or faulty member, a cross pair's difference), eq.
-    5's `objective` there, and the explained variances of the `honest` and of the `faulty` mean. `angle`, in degrees, is
-    that of its parts along the two: 0 is the honest mean, -90 the faulty one.
+    """A direction u, for m = 1.
+
+    Attributes:
+        kind: A name in `KINDS`.
+        objective: Value of eq. 5 at u.
+        honest: Explained variance of the honest mean.
+        faulty: Explained variance of the Byzantine mean.
+        angle: Angle of u's projection on the means' plane, in degrees: 0 is the honest mean, -90 the Byzantine one.
     """
 
     kind: str
@@ -57,7 +69,20 @@ class Direction:
 
 
 def two_groups(h: int, f: int, c: float, r: float) -> Gram:
-    """The model's Gram matrix, the f faulty gradients first; c and r in [0, 1]."""
+    """Build the model's Gram matrix. The Byzantine gradients come first.
+
+    Args:
+        h: Number of honest gradients, at least 1.
+        f: Number of Byzantine gradients.
+        c: Mutual cosine of the honest gradients, in [0, 1].
+        r: Mutual cosine of the Byzantine gradients, in [0, 1].
+
+    Returns:
+        The Gram matrix of the f + h gradients.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
     _check(h, f, c, r)
     K = np.zeros((f + h, f + h))
     K[:f, :f], K[f:, f:] = r, c
@@ -66,7 +91,19 @@ def two_groups(h: int, f: int, c: float, r: float) -> Gram:
 
 
 def gradients(gram: Gram, n: int, seed: int) -> Float64[np.ndarray, "p n"]:
-    """Gradients with these inner products, in directions drawn from `seed`; for large n nearly Gaussian coordinates."""
+    """Draw gradients with the given inner products. For large n, their coordinates are nearly Gaussian.
+
+    Args:
+        gram: Gram matrix of the p gradients.
+        n: Number of coordinates, at least p.
+        seed: Seed of the directions.
+
+    Returns:
+        Gradients, float64 (p, n).
+
+    Raises:
+        ValueError: n is less than p.
+    """
     check_integer("n", n, gram.p)
     lengths, vectors = np.linalg.eigh(gram.K)
     axes = np.linalg.qr(np.random.default_rng(seed).standard_normal((n, gram.p)))[0]
@@ -75,27 +112,58 @@ def gradients(gram: Gram, n: int, seed: int) -> Float64[np.ndarray, "p n"]:
 
 
 def faulty_weight(d: Float[np.ndarray, " n"], G: Float[np.ndarray, "p n"], f: int) -> float:
-    """The share of the first f gradients in d, of the weights sum_i w_i on all: 0 none, f/p as in the mean, 1 all.
+    """Return the share of the Byzantine gradients in d = sum_i w_i g_i.
 
-    By the parts of d along the two groups' means, for gradients of the model, where a rule treats a group's alike.
+    The share is 0 for none, f/p for the mean and 1 for all. It is computed from d's components along the two groups'
+    means. This is exact for the model's gradients if the rule treats a group's members alike.
+
+    Args:
+        d: Direction (n,).
+        G: Gradients (p, n), the Byzantine ones first.
+        f: Number of Byzantine gradients.
     """
     faulty, honest = (float(d @ mean / (mean @ mean)) for mean in (G[:f].mean(axis=0), G[f:].mean(axis=0)))
     return faulty / (faulty + honest)
 
 
 def faulty_columns(h: int, f: int, c: Cosines, r: Cosines, m: int = 1, a: float = 2.0) -> Int[np.ndarray, "..."]:
-    """How many of Y's m columns eq. 5 without pairs gives to the faulty group: of equally good choices, the fewest.
+    """Return the number of Y's columns that eq. 5 without pairs assigns to the Byzantine group. Ties give the fewest.
 
-    c and r are numbers in [0, 1] or arrays of them, which broadcast. a is 1 or at least 2.
+    Args:
+        h: Number of honest gradients.
+        f: Number of Byzantine gradients.
+        c: Mutual cosines of the honest gradients in [0, 1]: a number, or an array that broadcasts with r.
+        r: Mutual cosines of the Byzantine gradients in [0, 1], likewise.
+        m: Number of columns; default 1.
+        a: Power 1/a of eq. 5: 1, or at least 2; default 2.
+
+    Returns:
+        Numbers of columns, an integer array of the common shape of c and r.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
     return np.asarray(np.round(_choices(h, f, c, r, m, a), 12).argmin(axis=0) + max(0, m - h))
 
 
 def threshold(h: int, f: int, r: float, a: float = 2.0) -> float:
-    """The honest cosine c above which eq. 5 with m = 1 and no pairs picks the honest group.
+    """Return the honest cosine c above which eq. 5 with m = 1 and no pairs picks the honest group.
 
-    Either honest direction must cost less than h - f + group_cost(f, r, 1, a). a = 1 is the principal component; with a
-    -> infinity, the logarithm of eq. 3, the threshold tends to the square root of 1 - (1 - r^2)^((f - 1)/(h - 1)).
+    Above it, some honest direction costs less than h - f + group_cost(f, r, 1, a). a = 1 is the principal component.
+    For a -> infinity, the logarithm of eq. 3, the threshold tends to the square root of
+    1 - (1 - r^2)^((f - 1)/(h - 1)).
+
+    Args:
+        h: Number of honest gradients.
+        f: Number of Byzantine gradients.
+        r: Mutual cosine of the Byzantine gradients, in [0, 1].
+        a: Power 1/a of eq. 5: 1, or at least 2; default 2.
+
+    Returns:
+        The threshold, in [0, 1].
+
+    Raises:
+        ValueError: An argument is out of range.
     """
     _check(h, f, 0.0, r)
     left = h - f + float(group_cost(f, r, 1, a)) if f else float(h)
@@ -108,7 +176,20 @@ def threshold(h: int, f: int, r: float, a: float = 2.0) -> float:
 
 
 def group_cost(k: int, c: Cosines, j: int, a: float = 2.0) -> Float64[np.ndarray, "..."]:
-    """What a group of k with mutual cosine c leaves of eq. 5, sum_i (1 - v_i)^(1/a), at the best j columns in it."""
+    """Return a group's share of eq. 5, sum_i (1 - v_i)^(1/a), with the best j columns in the group.
+
+    Args:
+        k: Number of members.
+        c: Mutual cosines of the members, a number or an array.
+        j: Number of columns.
+        a: Power 1/a of eq. 5: 1, or at least 2; default 2.
+
+    Returns:
+        The cost, float64, of the shape of c.
+
+    Raises:
+        ValueError: a is out of range.
+    """
     check("a", a, a == 1 or a >= 2, "1 or at least 2, since between these neither a member nor the mean is best")
     c = np.asarray(c, dtype=np.float64)
     if j == 0 or j >= k:
@@ -120,29 +201,48 @@ def group_cost(k: int, c: Cosines, j: int, a: float = 2.0) -> Float64[np.ndarray
 
 
 def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2.0) -> Direction:
-    """The best of these for m = 1: the plane of the two means, one member, the difference of two from either group.
+    """Find the best direction for m = 1 among these: the plane of the two means, a member, a difference of two members.
 
-    At equal norms g_i - g_j is orthogonal to g_i + g_j, so no pair gains from what its two gradients share: the pairs
-    of a group give nothing to u = cos t u_H + sin t u_F, where with R_k = (1 + (k - 1) cosine)/k
+    At equal norms, g_i - g_j is orthogonal to g_i + g_j, so no pair explains what its two gradients share. The pairs
+    within a group therefore have v = 0 at u = cos t u_H + sin t u_F. With R_k = (1 + (k - 1) cosine)/k, eq. 5 is
+    the sum of
 
         data  = h (1 - cos^2 t R_h)^(1/a) + f (1 - sin^2 t R_f)^(1/a)
         pairs = lam/(p - 1) [h(h-1) + f(f-1) + 2hf (1 - (cos t sqrt R_h - sin t sqrt R_f)^2/2)^(1/a)]
 
-    With lam -> infinity u is the difference of the means, tan^2 t = R_f/R_h, and explains R_h/(R_h + R_f) of the honest
-    mean: the less, the looser the honest. In about 300 random cases (f <= 5, h <= 12, lam up to 60, a = 1, 2, 4) IRLS
-    from 41 starts found a lower direction in 7, six of them near this plane with one faulty member ahead of its group.
+    For lam -> infinity, u is the difference of the means, with tan^2 t = R_f/R_h. It explains R_h/(R_h + R_f) of the
+    honest mean, which is less for looser honest gradients.
+
+    The candidates are not proved complete. We ran IRLS from 41 starts in about 300 random cases (f <= 5, h <= 12, lam
+    up to 60, a = 1, 2, 4). It found a lower direction in 7. Six of them were near this plane, with one Byzantine
+    member ahead of its group.
+
+    Args:
+        h: Number of honest gradients.
+        f: Number of Byzantine gradients, at least 1.
+        c: Mutual cosine of the honest gradients, in [0, 1].
+        r: Mutual cosine of the Byzantine gradients, in [0, 1].
+        lam: Weight of the pairs; default 0.
+        a: Power 1/a of eq. 5; default 2.
+
+    Returns:
+        The best direction.
+
+    Raises:
+        ValueError: An argument is out of range.
     """
     check_integer("f", f, 1)
-    Options(1, lam=lam, a=a)  # checks them
+    Options(1, lam=lam, a=a)  # The constructor checks the options.
     problem = build_problem(two_groups(h, f, c, r), 1, lam, a)
     faulty, honest = problem.terms[:, :f], problem.terms[:, f : f + h]
     means = np.column_stack([group.mean(axis=1) / np.linalg.norm(group.mean(axis=1)) for group in (honest, faulty)])
 
     def objectives(U: Vectors) -> Float64[np.ndarray, " k"]:
+        """Return eq. 5 at each column of U."""
         values: np.ndarray = problem.factors @ np.maximum(1 - (problem.terms.T @ U) ** 2, 0.0) ** (1 / a)
         return values
 
-    low, high = -np.pi / 2, 0.0  # the pairs want the means apart, and the data do not mind
+    low, high = -np.pi / 2, 0.0  # The pairs favour opposite signs, and the data terms are even in t.
     for _ in range(_ROUNDS):
         angles = np.linspace(low, high, _ANGLES)
         plane = means @ np.stack([np.cos(angles), np.sin(angles)])
@@ -157,24 +257,48 @@ def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2
 
 
 def krum_threshold(h: int, f: int, r: float) -> float:
-    """The honest cosine above which Krum picks an honest gradient: its p - f - 2 neighbours are honest then.
+    """Return the honest cosine above which Krum picks an honest gradient.
 
-    An honest score is (p - f - 2) 2 (1 - c), a faulty one (f - 1) 2 (1 - r) + (p - 2f - 1) 2.
+    The p - f - 2 neighbours of an honest gradient are then honest, too.
+    An honest score is (p - f - 2) 2 (1 - c), a Byzantine one (f - 1) 2 (1 - r) + (p - 2f - 1) 2.
+
+    Args:
+        h: Number of honest gradients.
+        f: Number of Byzantine gradients.
+        r: Mutual cosine of the Byzantine gradients.
+
+    Returns:
+        The threshold, at least 0.
     """
     neighbours = h - 2
     return max(0.0, 1 - ((f - 1) * (1 - r) + neighbours - f + 1) / neighbours)
 
 
 def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float = 2.0) -> float:
-    """By how much eq. 5 grows if one of the m columns is given to the suspected gradients rather than to the others.
+    """Return the increase of eq. 5 if one of the m columns moves from the other gradients to the suspected ones.
 
-    K (p, p) are inner products of real gradients. Both alternatives are found by IRLS from several starts: m columns in
-    the span of the others, against one in the span of the suspected and m - 1 in the span of the others. Above 0 eq. 5
-    has no reason to follow the suspected; below 0 it prefers them. For lam = 0 only: with pairs the best columns are
-    differences of the two groups, and belong to neither. Raises ValueError where either group is empty.
+    A positive margin means that eq. 5 prefers the others; a negative one, that it prefers the suspected gradients. Both
+    alternatives are computed by IRLS from several starts:
+
+    - m columns in the span of the others,
+    - one column in the span of the suspected gradients and m - 1 in the span of the others.
+
+    The margin holds for lam = 0 only. With pairs, the best columns are differences of the groups and belong to neither.
+
+    Args:
+        K: Inner products of the gradients (p, p).
+        suspected: Indices of the suspected gradients.
+        m: Number of columns; default 1.
+        a: Power 1/a of eq. 5; default 2.
+
+    Returns:
+        The margin, in units of eq. 5.
+
+    Raises:
+        ValueError: One of the two groups is empty, or an argument is out of range.
     """
     gram = Gram.from_inner_products(np.asarray(K, dtype=np.float64))
-    Options(m, a=a)  # checks them
+    Options(m, a=a)  # The constructor checks the options.
     rows = np.zeros(gram.p, dtype=bool)
     rows[list(suspected)] = True
     check("suspected", sorted(suspected), 0 < int(rows.sum()) < gram.p, f"some, and not all, of {gram.p} gradients")
@@ -187,7 +311,7 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
 
 
 def _choices(h: int, f: int, c: Cosines, r: Cosines, m: int, a: float) -> Float64[np.ndarray, "choice ..."]:
-    """Eq. 5 for each number of columns that the faulty group may get, from max(0, m - h) to min(m, f)."""
+    """Return eq. 5 for each possible number of Byzantine columns, from max(0, m - h) to min(m, f)."""
     _check(h, f, c, r)
     check_integer("m", m, 1)
     check("m", m, m <= h + f, f"at most h + f = {h + f}")
@@ -196,6 +320,7 @@ def _choices(h: int, f: int, c: Cosines, r: Cosines, m: int, a: float) -> Float6
 
 
 def _check(h: int, f: int, c: Cosines, r: Cosines) -> None:
+    """Check the sizes and the cosines of the groups."""
     check_integer("h", h, 1)
     check_integer("f", f, 0)
     for name, cosines in (("c", c), ("r", r)):
@@ -204,17 +329,21 @@ def _check(h: int, f: int, c: Cosines, r: Cosines) -> None:
 
 
 def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Float64[np.ndarray, "r m"]:
-    """The best m columns in `span`, beside those that are `there`, of IRLS from equal weights and from each worker's
-    own direction: with a > 1 that may be the optimum, of which IRLS from equal weights knows nothing.
+    """Return the best m columns in `span`, beside the columns `there`.
+
+    IRLS starts from equal weights and from each worker's own direction. For a > 1 the latter may be the optimum, which
+    IRLS from equal weights can miss.
     """
     if m == 0:
         return span[:, :0]
     inside = span.T @ problem.terms
 
     def weights(Y: Vectors) -> Float64[np.ndarray, " T"]:
+        """Return the weights of IRLS at Y."""
         return problem.weights(problem.residuals(complement(np.hstack([there, Y]))))
 
     def limit(start: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r m"]:
+        """Return the columns at which IRLS ends."""
         for _ in range(_STEPS):
             Y: np.ndarray = span @ np.linalg.eigh((inside * (problem.factors * start)) @ inside.T)[1][:, -m:]
             before, start = start, weights(Y)
@@ -228,10 +357,12 @@ def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Floa
 
 
 def _value(problem: Problem, Y: Vectors) -> float:
+    """Return eq. 5 at Y."""
     return problem.objective(problem.residuals(complement(Y)))
 
 
 def _orthonormal(vectors: Vectors) -> Float64[np.ndarray, "r s"]:
+    """Return an orthonormal basis of the columns' span."""
     left, sizes, _ = np.linalg.svd(vectors, full_matrices=False)
     spanning: np.ndarray = left[:, sizes > 1e-9 * sizes.max(initial=0.0)]
     return spanning

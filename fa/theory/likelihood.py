@@ -1,14 +1,13 @@
-"""The Beta likelihood behind eq. 5: eq. 2 to 4 of the paper for any alpha, beta > 0, and the basis that it favours.
+"""The Beta likelihood behind eq. 5: eq. 2 to 4 of the paper for any alpha, beta > 0, and the most likely basis.
 
     -log prod_i P(v_i) = -(alpha - 1) sum_i l(v_i) - (beta - 1) sum_i l(1 - v_i) + constant
 
-where l is the logarithm, or, in eq. 4, l(x) = a x^(1/a) - a, which tends to it as a grows: a = inf is the logarithm
-itself. alpha = 1, beta = 1/2 and a = 2 give sum_i sqrt(1 - v_i) - p, the Flag Median's objective.
+In eq. 3, l is the logarithm. In eq. 4, l(x) = a x^(1/a) - a, which tends to the logarithm for a -> infinity; a = inf
+selects the logarithm itself. alpha = 1, beta = 1/2 and a = 2 give sum_i sqrt(1 - v_i) - p, the Flag Median's objective.
 
-With the logarithm and beta < 1 there is no most likely basis: the sum falls to minus infinity wherever span(Y) holds
-a gradient, and since every regularizer of eq. 5 is bounded on Y^T Y = I, no lam changes that. With alpha < 1 the same
-holds where Y is orthogonal to one. `fit` then ends at the floor irls.FLOOR of v and 1 - v. In eq. 4 l is bounded by
--a from below.
+With the logarithm and beta < 1, a most likely basis does not exist: the sum tends to minus infinity if span(Y) contains
+a gradient. Every regularizer of eq. 5 is bounded on Y^T Y = I, so no lam changes this. With alpha < 1, the same holds
+if Y is orthogonal to a gradient. `fit` then ends at the floor irls.FLOOR of v and 1 - v. In eq. 4, l is at least -a.
 """
 
 import math
@@ -23,8 +22,8 @@ from fa.gradients import Gradients
 from fa.gradients.gram import measure_groups
 from fa.utils.validation import check, check_real
 
-_DESCENT = 1e-4  # of the first-order decrease: what a step of the line search must reach
-_TRIES = 30  # of the line search, each a quarter as long as the one before
+_DESCENT = 1e-4  # Share of the first-order decrease that a step of the line search must reach.
+_TRIES = 30  # Number of steps of the line search; each is a quarter of the previous one.
 
 Numbers = Float64[np.ndarray, "..."]
 Columns = Float64[np.ndarray, "d m"]
@@ -34,8 +33,15 @@ Moment = Float64[np.ndarray, "d d"]
 
 @dataclass(frozen=True)
 class Beta:
-    """Beta(alpha, beta) as the law of the explained variances, its logarithms taken in the form `a` of eq. 4 (inf:
-    exact).
+    """Beta distribution of the explained variances, with logarithms in the form of eq. 4.
+
+    Attributes:
+        alpha: First parameter, greater than 0; default 1.
+        beta: Second parameter, greater than 0; default 1/2.
+        a: Parameter of l in eq. 4, greater than 0; default inf, the exact logarithm.
+
+    Raises:
+        ValueError: A parameter is out of range.
     """
 
     alpha: float = 1.0
@@ -50,46 +56,73 @@ class Beta:
             check(name, number, number > 0, "greater than 0")
 
     def density(self, v: Numbers) -> Numbers:
-        """Eq. 2: v^(alpha - 1) (1 - v)^(beta - 1)/B(alpha, beta) for v in (0, 1), elementwise."""
+        """Return eq. 2, v^(alpha - 1) (1 - v)^(beta - 1)/B(alpha, beta), elementwise.
+
+        Args:
+            v: Explained variances in (0, 1), of any shape.
+        """
         log_constant = math.lgamma(self.alpha) + math.lgamma(self.beta) - math.lgamma(self.alpha + self.beta)
         density: np.ndarray = v ** (self.alpha - 1) * (1 - v) ** (self.beta - 1) * math.exp(-log_constant)
         return density
 
     def log(self, x: Numbers) -> Numbers:
-        """l(x), elementwise."""
+        """Return l(x), elementwise."""
         with np.errstate(divide="ignore"):
             logs: np.ndarray = np.log(x) if self.a == math.inf else self.a * (x ** (1 / self.a) - 1)
         return logs
 
     def negative_log_likelihood(self, v: Numbers) -> float:
-        """Eq. 3 and 4, negative, constants left out: each factor that is 0 takes no logarithm."""
+        """Return the negative log-likelihood of eq. 3 or 4, without constants.
+
+        Terms whose factor is 0 are omitted, so they cannot be infinite.
+
+        Args:
+            v: Explained variances in [0, 1], of any shape.
+        """
         sides = ((1 - self.alpha, v), (1 - self.beta, 1 - v))
         return sum(float(factor * self.log(x).sum()) for factor, x in sides if factor)
 
     def smoothed(self, v: Numbers, left: Numbers) -> Numbers:
-        """Each term of the negative log-likelihood of v and 1 - v, with l's tangent at irls.FLOOR below irls.FLOOR."""
+        """Return each term of the negative log-likelihood, with l replaced by its tangent below irls.FLOOR.
+
+        Args:
+            v: Explained variances.
+            left: Residuals 1 - v, of the same shape.
+        """
         both: np.ndarray = (1 - self.alpha) * self._floored(v) + (1 - self.beta) * self._floored(left)
         return both
 
     def slopes(self, v: Numbers, left: Numbers) -> Numbers:
-        """Their derivatives by v."""
+        """Return the derivatives of `smoothed` by v.
+
+        Args:
+            v: Explained variances.
+            left: Residuals 1 - v, of the same shape.
+        """
         both: np.ndarray = (1 - self.alpha) * self._slope(v) - (1 - self.beta) * self._slope(left)
         return both
 
     def _floored(self, x: Numbers) -> Numbers:
+        """Return l, with its tangent below irls.FLOOR."""
         floored: np.ndarray = self.log(np.maximum(x, irls.FLOOR)) + np.minimum(x - irls.FLOOR, 0.0) * self._slope(0 * x)
         return floored
 
     def _slope(self, x: Numbers) -> Numbers:
+        """Return the derivative of `_floored`."""
         slope: np.ndarray = np.maximum(x, irls.FLOOR) ** (1 / self.a - 1)
         return slope
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What `fit` found: the smoothed `objective`, its `history`, the explained `values` (p,) and the basis Y (n, m).
+    """Result of `fit`.
 
-    `at_floor` tells that some worker's v or 1 - v is below irls.FLOOR, where the exact likelihood is infinite.
+    Attributes:
+        objective: Smoothed objective at Y.
+        history: Smoothed objective at the start and after each step.
+        values: Explained variances (p,); 1 for a gradient of zeros.
+        at_floor: True if some v or 1 - v is below irls.FLOOR, where the exact likelihood is infinite.
+        Y: The basis, float64 (n, m).
     """
 
     objective: float
@@ -101,19 +134,19 @@ class Fit:
 
 @dataclass(frozen=True)
 class _Task:
-    """The smoothed objective as a function of Y, in an orthonormal basis of span(G) and of as many directions outside
-    it as Y has columns, to which it can turn away from the gradients.
+    """The smoothed objective as a function of Y.
 
-    `terms` are those of the problem there; `present` is 0 for a worker that sent nothing but zeros.
+    Y is expressed in an orthonormal basis of span(G) and of up to m directions outside it. The latter let Y turn away
+    from the gradients. `terms` are the problem's terms in this basis. `present` is 0 for a gradient of zeros.
     """
 
-    pairs: irls.Problem  # whose factors are 0 for the workers' own terms
+    pairs: irls.Problem  # The factors are 0 for the workers' own terms.
     present: Float64[np.ndarray, " p"]
     terms: Terms
     law: Beta
 
     def explained(self, Y: Columns) -> tuple[Float64[np.ndarray, " T"], Float64[np.ndarray, " T"]]:
-        """v and 1 - v of each term, neither as 1 less the other."""
+        """Return v and 1 - v of each term, each summed on its own to avoid cancellation."""
         pairs, inside = self.pairs, Y.T @ self.terms
         v, left = (
             np.bincount(pairs.owner, np.square(columns).sum(axis=0), minlength=pairs.factors.size)
@@ -122,7 +155,7 @@ class _Task:
         return v, left
 
     def evaluate(self, Y: Columns) -> tuple[float, Moment]:
-        """The objective, and its derivative by Y Y^T."""
+        """Return the objective and its derivative by Y Y^T."""
         pairs, p = self.pairs, self.present.size
         v, left = self.explained(Y)
         slopes = -pairs.factors * pairs.weights(left) / pairs.a
@@ -141,14 +174,29 @@ def fit(
     restarts: int = 10,
     seed: int = 0,
 ) -> Fit:
-    """The basis Y (n, m) of the highest likelihood found: from equal weights and from `restarts` random starts.
+    """Fit the most likely basis by descent from several starts.
 
-    G as for `fa.irls.solve`; lam weighs eq. 5's pairwise regularizer with the law's power (2 where it is exact). A step
-    goes to the eigenvectors of the tangent, as IRLS does, which cannot rise where all terms are concave in v; where
-    that lowers nothing, it goes along the Riemannian gradient with backtracking, so that it never rises. It ends when
-    the objective falls by less than tol, or after max_iter steps. For small problems. Raises ValueError as it does.
+    The starts are equal weights and `restarts` random bases. A step moves to the eigenvectors of the tangent, as IRLS
+    does. It cannot rise where all terms are concave in v. If it does not lower the objective, the step follows the
+    Riemannian gradient with backtracking. The method is meant for small problems.
+
+    Args:
+        G: Gradients (p, n), as for `fa.irls.solve`.
+        law: Distribution of the explained variances.
+        m: Number of columns of Y; default None, as in `fa.irls.solve`.
+        lam: Weight of eq. 5's pairwise regularizer; default 0. Its power is the law's, or 2 for the exact logarithm.
+        tol: Decrease of the objective at which the descent ends; default 1e-10.
+        max_iter: Largest number of steps; default 500.
+        restarts: Number of random starts; default 10.
+        seed: Seed of the starts; default 0.
+
+    Returns:
+        The fit with the lowest objective.
+
+    Raises:
+        ValueError: An argument is out of range, as in `fa.irls.solve`.
     """
-    irls.Options(m, lam, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)  # checks them
+    irls.Options(m, lam, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)  # Check the options.
     gradients, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if m is None else m
     irls.check_m(m, gram.p)
@@ -179,7 +227,7 @@ def _directions(
     outside: int,
     generator: np.random.Generator,
 ) -> Float64[np.ndarray, "n d"]:
-    """The problem's basis of span(G), then as many directions outside it, as vectors of n coordinates."""
+    """Return the problem's basis of span(G), then directions outside it, as vectors of n coordinates."""
     G = gradients.G.double().cpu().numpy()
     Q = G.T @ (problem.basis / np.where(norms > 0, norms, 1.0)[:, None])
     others = generator.standard_normal((len(Q), outside))
@@ -187,12 +235,13 @@ def _directions(
 
 
 def _lowest(moment: Moment, m: int) -> Columns:
-    """The m eigenvectors of the lowest eigenvalues."""
+    """Return the m eigenvectors of the lowest eigenvalues."""
     vectors: np.ndarray = np.linalg.eigh(moment)[1][:, :m]
     return vectors
 
 
 def _descend(task: _Task, Y: Columns, tol: float, max_iter: int) -> tuple[list[float], Columns]:
+    """Return history and basis of a descent from Y."""
     objective, moment = task.evaluate(Y)
     history, length, slope = [objective], 1.0, _riemannian(Y, moment)
     for _ in range(max_iter):
@@ -206,7 +255,7 @@ def _descend(task: _Task, Y: Columns, tol: float, max_iter: int) -> tuple[list[f
         history.append(objective)
         before, slope = slope, _riemannian(following, moment)
         moved, turned = following - Y, slope - before
-        length = float(np.vdot(moved, moved) / max(abs(np.vdot(moved, turned)), 1e-300))  # Barzilai and Borwein's
+        length = float(np.vdot(moved, moved) / max(abs(np.vdot(moved, turned)), 1e-300))  # Barzilai-Borwein
         Y = following
         if history[-2] - history[-1] < tol:
             break
@@ -214,15 +263,13 @@ def _descend(task: _Task, Y: Columns, tol: float, max_iter: int) -> tuple[list[f
 
 
 def _riemannian(Y: Columns, moment: Moment) -> Columns:
-    """The gradient on the Grassmann manifold, from the derivative by Y Y^T."""
+    """Return the gradient on the Grassmann manifold, from the derivative by Y Y^T."""
     slope: np.ndarray = 2 * (moment @ Y - Y @ (Y.T @ moment @ Y))
     return slope
 
 
 def _line_search(task: _Task, Y: Columns, slope: Columns, objective: float, length: float) -> Columns:
-    """The first of ever shorter steps against the slope, each made orthonormal by QR, that lowers the objective
-    enough; Y where none does.
-    """
+    """Return the first of ever shorter steps that lowers the objective enough, or Y if none does."""
     squared = float(np.vdot(slope, slope))
     for _ in range(_TRIES):
         tried: np.ndarray = np.linalg.qr(Y - length * slope)[0]
@@ -233,7 +280,7 @@ def _line_search(task: _Task, Y: Columns, slope: Columns, objective: float, leng
 
 
 def _nearest_rotation(square: Float64[np.ndarray, "m m"]) -> Float64[np.ndarray, "m m"]:
-    """The polar factor: Y's columns in the order and orientation of those before, so that steps can be compared."""
+    """Return the polar factor, which aligns Y's columns with those of the previous step."""
     left, _, right = np.linalg.svd(square)
     rotation: np.ndarray = left @ right
     return rotation

@@ -1,19 +1,19 @@
-"""What IRLS has found where it stops: FA as a right multiplication, first and second order, and how fast it came there.
+"""Optimality of an IRLS solution: FA as a right multiplication, first and second order, and rate of convergence.
 
-With A = sum_k c_k w_k t_k t_k^T = G^T M G (G (p, n), one worker a row) the weighted second moment of eq. 5's terms at
-Y's own weights, Y is stationary when A Y = Y Lambda: Lambda (m, m) holds the Lagrange multipliers of Y^T Y = I, up to
-the factor that the square root's slope brings. Then Y = A Y Lambda^-1, and the reconstruction is a right
-multiplication of the gradients, as Bulyan's selection is one (section 2.3 of the paper):
+Let A = sum_k c_k w_k t_k t_k^T = G^T M G be the weighted second moment of eq. 5's terms at Y's own weights. G is
+(p, n) with one worker in a row. Y is stationary if A Y = Y Lambda. Up to the factor from the square root's slope,
+Lambda (m, m) holds the Lagrange multipliers of Y^T Y = I. Then Y = A Y Lambda^-1, and the reconstruction is a right
+multiplication of the gradients, as Bulyan's selection is (section 2.3 of the paper):
 
     Y Y^T G^T = G^T R,     R = M G Y Lambda^-1 Y^T G^T     (p, p)
 
-The objective's second derivative on the Grassmann manifold, along Y's geodesic with velocity Z B (Z an orthonormal
-basis of what Y leaves, z_k = Y^T t_k, b_k = Z^T t_k, phi(r) = r^(1/a) of the residual r = 1 - v), is
+For the second order, let Z be an orthonormal basis of the complement of Y. Let z_k = Y^T t_k and b_k = Z^T t_k, and
+phi(r) = r^(1/a) with the residual r = 1 - v. Along Y's geodesic with velocity Z B, the objective's second derivative is
 
     sum_k c_k [4 phi''(r_k) (b_k^T B z_k)^2 - 2 phi'(r_k) (||B^T b_k||^2 - ||B z_k||^2)]
 
-A direction outside span(G) has b_k = 0: the curvature there is 2 tr(B Y^T A' Y B^T), A' with phi' for w, which is
-never negative, and no part of Y is better sought there.
+A direction outside span(G) has b_k = 0. Its curvature is 2 tr(B Y^T A' Y B^T), with phi' instead of w in A'. This is
+never negative, so to second order Y gains nothing outside span(G).
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,12 @@ Columns = Float64[np.ndarray, "r m"]
 
 @dataclass(frozen=True)
 class RightMultiplication:
-    """Y Y^T G^T = G^T R: `R` (q, q) for q gradients, the multipliers `Lambda` (m, m), and the largest `violation`,
-    ||Y Y^T g_i - G^T R_i||/||g_i|| over the gradients i.
+    """FA as a right multiplication, Y Y^T G^T = G^T R.
+
+    Attributes:
+        R: The matrix (q, q), for q gradients.
+        Lambda: Lagrange multipliers (m, m).
+        violation: Largest ||Y Y^T g_i - G^T R_i||/||g_i|| over the gradients i.
     """
 
     R: Float64[np.ndarray, "q q"]
@@ -41,9 +45,12 @@ class RightMultiplication:
 
 @dataclass(frozen=True)
 class SecondOrder:
-    """The Riemannian `gradient_norm` of the smoothed objective, and its Riemannian Hessian's eigenvalues in ascending
-    order: `eigenvalues` inside span(G), `outside` (m,) for each direction outside it. Of the objective, per radian that
-    Y turns.
+    """Riemannian gradient and Hessian of the smoothed objective, per radian of Y's rotation.
+
+    Attributes:
+        gradient_norm: Norm of the gradient.
+        eigenvalues: Eigenvalues of the Hessian inside span(G) (k,), in ascending order.
+        outside: Eigenvalues (m,) for each direction outside span(G), in ascending order.
     """
 
     gradient_norm: float
@@ -52,36 +59,56 @@ class SecondOrder:
 
     @property
     def smallest(self) -> float:
-        """The smallest eigenvalue; at a second-order point it is not negative. Outside span(G) none is, and where all
-        gradients are 0 there is none: 0.
+        """Smallest eigenvalue, which is not negative at a second-order point.
+
+        Eigenvalues outside span(G) are never negative. If all gradients are 0, the value is 0.
         """
         return float(min(self.eigenvalues if self.eigenvalues.size else self.outside, default=0.0))
 
 
 def right_multiplication(solution: Solution) -> RightMultiplication:
-    """R from the multipliers at Y's own weights; the violation is 0 where Y is stationary.
+    """Compute R from the multipliers at Y's own weights.
 
-    Raises ValueError for a solution whose Y leaves span(G).
+    Args:
+        solution: A solution of `fa.irls.solve`.
+
+    Returns:
+        R, the multipliers and the violation, which is 0 if Y is stationary.
+
+    Raises:
+        ValueError: Y leaves span(G).
     """
     problem, unit, Y = _posed(solution)
     residuals = problem.residuals(complement(Y))
     moment = _moment(problem, problem.factors * problem.weights(residuals))
     Lambda = Y.T @ moment @ Y
-    R = problem.basis @ (moment @ Y @ np.linalg.solve(Lambda, Y.T @ unit))  # of the unit gradients
+    R = problem.basis @ (moment @ Y @ np.linalg.solve(Lambda, Y.T @ unit))  # For the unit gradients.
     violation = np.linalg.norm(Y @ (Y.T @ unit) - unit @ R, axis=0).max()
     gram = solution.gram
     return RightMultiplication(gram.divide_by_norms(R) * gram.norms, Lambda, float(violation))
 
 
 def selection_matrix(rows: Sequence[int], p: int) -> Float64[np.ndarray, "p q"]:
-    """S (p, q) of the paper's section 2.3: G^T S are the gradients that a rule such as Bulyan selects."""
+    """Return S (p, q) of the paper's section 2.3: the columns of G^T S are the gradients that a rule selects.
+
+    Args:
+        rows: Indices of the q selected gradients.
+        p: Number of gradients.
+    """
     return np.eye(p)[:, list(rows)]
 
 
 def second_order(solution: Solution) -> SecondOrder:
-    """The smoothed objective's Riemannian gradient and Hessian at a solution.
+    """Compute the smoothed objective's Riemannian gradient and Hessian at a solution.
 
-    Raises ValueError for a solution whose Y leaves span(G).
+    Args:
+        solution: A solution of `fa.irls.solve`.
+
+    Returns:
+        Norm of the gradient and eigenvalues of the Hessian.
+
+    Raises:
+        ValueError: Y leaves span(G).
     """
     problem, _, Y = _posed(solution)
     Z = complement(Y)
@@ -100,8 +127,15 @@ def second_order(solution: Solution) -> SecondOrder:
 
 
 def rate(history: Sequence[float]) -> float:
-    """The factor by which the decrease of the objective shrinks from step to step, in the end: the median of the last
-    ten ratios above rounding; NaN where there is none. Below 1 it is linear convergence, the smaller the faster.
+    """Return the factor by which the objective's decrease shrinks per step, at the end of a run.
+
+    It is the median of the last ten ratios above rounding. A value below 1 means linear convergence.
+
+    Args:
+        history: Objective after each step.
+
+    Returns:
+        The factor, or NaN if there are too few decreases.
     """
     decreases = -np.diff(history)
     kept = decreases[decreases > 1e-13 * abs(history[0])]
@@ -109,7 +143,7 @@ def rate(history: Sequence[float]) -> float:
 
 
 def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Columns]:
-    """The problem again, and in its basis of span(G) the unit gradients and Y."""
+    """Return the problem, and the unit gradients and Y in its basis of span(G)."""
     if solution.coefficients is None:
         raise ValueError(f'with regularizer="{solution.regularizer}" Y leaves the span of G: take "pairwise"')
     gram, problem = solution.gram, solution.problem
@@ -118,7 +152,7 @@ def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Col
 
 
 def _moment(problem: Problem, weights: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r r"]:
-    """sum_k weights_k t_k t_k^T."""
+    """Return sum_k weights_k t_k t_k^T."""
     moment: np.ndarray = (problem.terms * weights[problem.owner]) @ problem.terms.T
     return moment
 
@@ -126,7 +160,7 @@ def _moment(problem: Problem, weights: Float64[np.ndarray, " T"]) -> Float64[np.
 def _hessian(
     problem: Problem, Y: Columns, Z: Float64[np.ndarray, "r s"], residuals: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, "k k"]:
-    """The part with phi'', which is 0 below FLOOR, where the smoothed power is straight."""
+    """Return the part with phi'', which is 0 below FLOOR, where the smoothed power is linear."""
     inverse = 1 / problem.a
     bent = np.where(residuals > FLOOR, np.maximum(residuals, FLOOR) ** (inverse - 2), 0.0) * inverse * (inverse - 1)
     columns = (Z.T @ problem.terms)[:, None] * (Y.T @ problem.terms)

@@ -1,15 +1,19 @@
-"""Gradients as integers, for hardware without floating point: what they lose, and their Gram matrix in integers alone.
+"""Quantized gradients, for hardware without floating point: the loss of accuracy, and an integer Gram matrix.
 
-A number is a mantissa of b bits, from -L to L with L = 2^(b-1) - 1, times the step that it shares with its block of
-coordinates. "integer" (int8, int4 and so on) takes for the step the block's largest number over L, one float a block;
-"block_float" (block floating point) the next power of two, one exponent a block. Nearest rounding is off by half a
-step at the most; stochastic rounding by less than one, and by nothing on average.
+A coordinate is an integer mantissa times a step. The mantissa has b bits and lies in [-L, L], with L = 2^(b-1) - 1.
+The coordinates of a block share one step:
 
-The Gram matrix then needs products, sums and shifts of integers only, so a switch can hold it: float is what the p x p
-result is turned into.
+- "integer" (int8, int4 and so on): the block's largest magnitude divided by L, one float per block.
+- "block_float" (block floating point): the next power of two, one exponent per block.
 
-Source: the paper, section 4 ("quantization approaches for SVD calculation with some accuracy loss"), and its reference
-62, Song et al., Computation error analysis of block floating point arithmetic, AAAI 2018.
+The error of nearest rounding is at most half a step. That of stochastic rounding is less than one step, and 0 on
+average.
+
+The integer Gram matrix needs only products, sums and shifts of integers, so a switch can compute it. Only the final
+p x p result is converted to float.
+
+Source: the paper, section 4 ("quantization approaches for SVD calculation with some accuracy loss"). Its reference 62
+is Song et al., Computation error analysis of block floating point arithmetic, AAAI 2018.
 """
 
 from collections.abc import Sequence
@@ -28,15 +32,24 @@ from fa.gradients.gram import Gram
 from fa.utils.validation import check, check_integer, check_one_of
 
 KINDS = ("integer", "block_float")
+"""Kinds of steps."""
 ROUNDINGS = ("nearest", "stochastic")
+"""Names of the roundings."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """How numbers are sent: mantissas of 2 to 16 bits, and one step for each `block` coordinates (None: all of them).
+    """A number format for gradients.
 
-    `shared` steps are those of the worker with the largest number, as sums of mantissas inside a network need; others
-    are each worker's own. Raises ValueError for what does not exist.
+    Attributes:
+        kind: "integer" (default) or "block_float".
+        bits: Bits of a mantissa, 2 to 16; default 8.
+        block: Number of coordinates that share a step; default None, all of them.
+        rounding: "nearest" (default) or "stochastic".
+        shared: True if all workers use the largest worker's steps, as sums inside a network need; default False.
+
+    Raises:
+        ValueError: A value is out of range.
     """
 
     kind: str = "integer"
@@ -55,8 +68,14 @@ class Format:
 
 @dataclass(frozen=True)
 class Quantised:
-    """Gradients as they go over the wire: integer `mantissas` (p, n), int8 or int16, of `width` bits each, and float64
-    `steps` (p, blocks), 0 for a block of zeros, of `step_bits` bits each.
+    """Quantized gradients, as they are sent.
+
+    Attributes:
+        mantissas: Integer mantissas (p, n), int8 or int16.
+        steps: Steps (p, blocks), float64; 0 for a block of zeros.
+        block: Number of coordinates in a block.
+        width: Bits of a mantissa.
+        step_bits: Bits of a step.
     """
 
     mantissas: Int[Tensor, "p n"]
@@ -67,20 +86,24 @@ class Quantised:
 
     @property
     def bits(self) -> float:
-        """Bits a coordinate, the steps' included."""
+        """Bits per coordinate, steps included."""
         p, n = self.mantissas.shape
         return self.width + self.step_bits * self.steps.shape[1] / n
 
     def dequantise(self) -> Float64[Tensor, "p n"]:
-        """The numbers that the mantissas stand for, on their device."""
+        """Return mantissas times steps, float64 (p, n), on the same device."""
         steps = self.steps.repeat_interleave(self.block, dim=1)
         return self.mantissas * steps[:, : self.mantissas.shape[1]]
 
 
 @dataclass(frozen=True)
 class IntegerGram:
-    """<g_i, g_j> = integers_ij steps_i steps_j, exactly: `integers` (p, p), int64 or, where that is too narrow,
-    Python's own. Registers of `width` bits, sign included, hold every partial sum.
+    """An exact Gram matrix in integers: <g_i, g_j> = integers_ij steps_i steps_j.
+
+    Attributes:
+        integers: Integers (p, p), int64, or Python integers if int64 is too narrow.
+        steps: Steps (p,), float64.
+        width: Register width that holds every partial sum, in bits, sign included.
     """
 
     integers: Shaped[np.ndarray, "p p"]
@@ -89,7 +112,7 @@ class IntegerGram:
 
     @property
     def gram(self) -> Gram:
-        """What a rule decides by, and `irls.solve_gram` takes; the first and only arithmetic in float."""
+        """The Gram matrix that rules and `fa.irls.solve_gram` use. This is the only floating-point arithmetic."""
         halves = np.array([int(square).bit_length() // 2 for square in np.diag(self.integers)])
         powers = np.array([[1 << int(i + j) for j in halves] for i in halves], dtype=object)
         fractions, exponents = np.frexp(self.steps)
@@ -99,12 +122,16 @@ class IntegerGram:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect(Format):
-    """What FA makes of gradients in this format, beside what it makes of the gradients themselves.
+    """Effect of a format on FA, compared with FA on the original gradients. Fields of `Format` are included.
 
-    `wire_bits` a coordinate. `direction_error` is ||d_q - d||/||d|| and `cosine` that of d_q and d; `decision_error` is
-    the first one again where the weights, found from quantised gradients, are applied to the gradients themselves.
-    `value_error` is the largest |v_i| apart, `objective_rise` by how much eq. 5, of the gradients themselves, is larger
-    at the subspace found, `weights_error` the relative error of the p weights.
+    Attributes:
+        wire_bits: Bits per coordinate, steps included.
+        direction_error: Relative error of the direction, ||d_q - d||/||d||.
+        cosine: Cosine of d_q and d.
+        decision_error: Relative error of the direction if the weights are applied to the original gradients.
+        value_error: Largest error of an explained variance |v_i|.
+        objective_rise: Increase of eq. 5 of the original gradients at the subspace of the quantized ones.
+        weights_error: Relative error of the p weights.
     """
 
     wire_bits: float
@@ -117,11 +144,21 @@ class Effect(Format):
 
 
 def quantise(G: Any, format: Format, seed: int | torch.Generator = 0) -> Quantised:
-    """The gradients G (p, n), or what `fa.aggregate` takes, in this format; on their device.
+    """Quantize gradients.
 
-    Stochastic rounding draws from the generator, or from one with this seed. A step is a float32 number or power of
-    two, of float64 gradients a float64 one, and never below the smallest normal number of that type. Raises ValueError
-    for rows with NaN or Inf.
+    Steps are float32 numbers or powers of two (float64 for float64 gradients). They are never below the smallest
+    normal number of that type.
+
+    Args:
+        G: Gradients (p, n), or another input of `fa.aggregate`.
+        format: The number format.
+        seed: Seed or generator of the stochastic rounding; default 0.
+
+    Returns:
+        The quantized gradients, on the gradients' device.
+
+    Raises:
+        ValueError: A gradient contains NaN or Inf.
     """
     matrix = read(G).G
     p, n = matrix.shape
@@ -144,16 +181,32 @@ def quantise(G: Any, format: Format, seed: int | torch.Generator = 0) -> Quantis
 
 
 def longest_chunk(bits: int) -> int:
-    """The most products of two mantissas that int32 holds for certain: C (2^(b-1) - 1)^2 < 2^31."""
+    """Return the largest number C of mantissa products that int32 can sum: C (2^(b-1) - 1)^2 < 2^31.
+
+    Args:
+        bits: Bits b of a mantissa, 2 to 16.
+
+    Raises:
+        ValueError: `bits` is out of range.
+    """
     return (2**31 - 1) // _largest(bits) ** 2
 
 
 def integer_gram(quantised: Quantised, chunk: int | None = None) -> IntegerGram:
-    """K in integers: chunks of columns (default: as long as can be) into int32 sums, which are shifted by their blocks'
-    exponents and added up over the chunks; on the CPU.
+    """Compute the Gram matrix of quantized gradients in integers, on the CPU.
 
-    With S the most bits that a row's exponents lie apart, no sum exceeds n L^2 4^S. Raises ValueError for a chunk that
-    int32 may not hold, and for rows with several steps that are not powers of two apart.
+    Chunks of columns are summed in int32. The sums are shifted by the blocks' exponents and added up. If the exponents
+    of a row differ by at most S bits, no sum exceeds n L^2 4^S.
+
+    Args:
+        quantised: The quantized gradients.
+        chunk: Number of columns in a chunk; default None, `longest_chunk`.
+
+    Returns:
+        The integers, the steps and the register width.
+
+    Raises:
+        ValueError: The chunk is too long for int32, or a row's steps differ by a factor that is not a power of two.
     """
     longest = longest_chunk(quantised.width)
     chunk = longest if chunk is None else chunk
@@ -176,8 +229,15 @@ def integer_gram(quantised: Quantised, chunk: int | None = None) -> IntegerGram:
 
 
 def switch_bytes(p: int, bits: int, chunk: int, register: int = 64) -> int:
-    """The memory of `integer_gram`: p(p + 1)/2 sums over a chunk (int32) and in all (`register` bits), and p chunks of
-    mantissas, which wait for the last worker's.
+    """Return the memory that `integer_gram` needs on a switch, in bytes.
+
+    It holds p(p + 1)/2 sums over a chunk (int32), as many totals, and p chunks of mantissas.
+
+    Args:
+        p: Number of workers.
+        bits: Bits of a mantissa.
+        chunk: Number of columns in a chunk.
+        register: Bits of a total; default 64.
     """
     pairs = p * (p + 1) // 2
     return pairs * 4 + -(-pairs * register // 8) + -(-p * chunk * bits // 8)
@@ -190,10 +250,22 @@ def effects(
     formulation: irls.Formulation = "paper",
     seed: int = 0,
 ) -> list[Effect]:
-    """What each format does to FA's direction, decision, values and objective on the gradients G (p, n).
+    """Measure the effect of number formats on FA.
 
-    d is `irls.Solution.direction(formulation)`; relative to a d of 0, errors are NaN or infinite. Raises ValueError as
-    `quantise` and `irls.solve` do, and where a format makes all of G 0.
+    d is `fa.irls.Solution.direction`. If d is 0, relative errors are NaN or infinite.
+
+    Args:
+        G: Gradients (p, n).
+        formats: Number formats.
+        options: Options of `fa.irls.solve`; default `fa.irls.DEFAULTS`.
+        formulation: "paper" (default) or "released".
+        seed: Seed of the stochastic rounding; default 0.
+
+    Returns:
+        One effect for each format.
+
+    Raises:
+        ValueError: Invalid gradients or options, or a format that turns all of G into 0.
     """
     matrix = read(G).G.double()
     exact = irls.solve(matrix, **asdict(options))
@@ -210,6 +282,7 @@ def _effect(
     formulation: irls.Formulation,
     seed: int,
 ) -> Effect:
+    """Measure the effect of one format."""
     quantised = quantise(G, format, seed)
     Q = quantised.dequantise()
     check("G", "0 throughout in this format", bool(Q.any()), "of numbers that the format keeps apart from 0")
@@ -230,24 +303,25 @@ def _effect(
 
 
 def _relative(found: Float64[Tensor, " k"], exact: Float64[Tensor, " k"]) -> float:
-    largest = exact.abs().max()  # whose square may leave the range
+    """Return the relative error of a vector."""
+    largest = exact.abs().max()  # The square of this number may overflow.
     return float(((found - exact) / largest).norm() / (exact / largest).norm())
 
 
 def _largest(bits: int) -> int:
-    """L, the largest mantissa of this many bits."""
+    """Return L, the largest mantissa."""
     check_integer("bits", bits, 2)
     check("bits", bits, bits <= 16, "at most 16")
     return (1 << int(bits) - 1) - 1
 
 
 def _blocks(row: Float[Tensor, " n"], block: int) -> Float64[Tensor, "blocks block"]:
-    """In float64, the last one filled up with zeros."""
+    """Return a row in float64, cut into blocks and padded with zeros."""
     return F.pad(row.double(), (0, -len(row) % block)).view(-1, block)
 
 
 def _steps(highest: Float64[Tensor, "p blocks"], kind: str, largest: int, double: bool) -> Float64[Tensor, "p blocks"]:
-    """The steps, rounded up, so that no mantissa exceeds the largest."""
+    """Return the steps, rounded up so that no mantissa exceeds the largest."""
     least = highest / largest
     if kind == "block_float":
         fraction, _ = torch.frexp(least)
@@ -262,14 +336,14 @@ def _steps(highest: Float64[Tensor, "p blocks"], kind: str, largest: int, double
 
 
 def _either_way(ratios: Float64[Tensor, "blocks block"], generator: torch.Generator) -> Float64[Tensor, "blocks block"]:
-    """Up with the probability that makes the mean right; drawn where the generator is, alike for every device."""
+    """Round up or down at random with the right mean; the draws do not depend on the gradients' device."""
     draws = torch.rand(ratios.shape, generator=generator, dtype=torch.float64, device=generator.device)
     whole = ratios.floor()
     return whole + (draws.to(ratios.device) < ratios - whole)
 
 
 def _shifts(steps: Float64[np.ndarray, "p blocks"]) -> tuple[Int[np.ndarray, "p blocks"], Float64[np.ndarray, " p"]]:
-    """By how many bits each block's step is above the row's smallest (0 for a block of zeros), and that step."""
+    """Return the bits by which each block's step exceeds the row's smallest (0 for a block of zeros), and that step."""
     fractions, exponents = np.frexp(steps)
     used = steps > 0
     fraction = fractions.max(axis=1, keepdims=True)

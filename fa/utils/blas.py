@@ -1,7 +1,7 @@
 """One BLAS thread for p x p matrices.
 
-By default numpy's BLAS wakes all its threads for them. On a busy machine these wait for one another for longer than the
-work takes, and their number may change the last bits of a result.
+By default, numpy's BLAS starts all its threads for them. On a busy machine, waiting for threads takes longer than the
+work itself. The number of threads may also change the last bits of a result.
 """
 
 import os
@@ -28,7 +28,14 @@ def _blas() -> ThreadpoolController:
 
 
 def single_threaded(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Decorate a function so that BLAS has one thread while it runs."""
+    """Decorate a function so that BLAS has one thread while it runs.
+
+    Args:
+        function: Function to decorate.
+
+    Returns:
+        A function with the same arguments and result.
+    """
 
     @wraps(function)
     def limited(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

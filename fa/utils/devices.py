@@ -13,13 +13,16 @@ def find_device(name: str) -> torch.device:
     Args:
         name: "cpu", "cuda" or "cuda:N".
 
+    Returns:
+        The device.
+
     Raises:
         ValueError: Another name, or a device that this machine does not have.
     """
     try:
         device = torch.device(name)
     except RuntimeError:
-        device = torch.device("meta")  # not supported either, so that one message serves both
+        device = torch.device("meta")  # Meta is not supported either, so one message serves both cases.
     check("device", name, device.type in ("cpu", "cuda"), "cpu, or cuda, cuda:0 and so on")
     if device.type == "cuda":
         check("device", name, torch.cuda.is_available(), "cpu here, where torch finds no CUDA device")

@@ -8,20 +8,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = ".making-"
-"""What the names of unfinished files and folders begin with."""
+"""Prefix of the names of unfinished files and folders."""
 
 
 def temporary_path(folder: Path, suffix: str = "") -> Path:
-    """Return a path in `folder` that does not exist."""
+    """Return a path that does not exist yet.
+
+    Args:
+        folder: Folder of the path.
+        suffix: End of its name.
+
+    Returns:
+        The path, with the prefix `PREFIX`.
+    """
     return folder / f"{PREFIX}{secrets.token_hex(8)}{suffix}"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file, or leave the old one as it was.
+    """Write a file completely, or leave the old one unchanged.
 
     Args:
         path: File, in a folder that exists.
-        content: The whole of the file; text is written as UTF-8.
+        content: Complete content; text is written as UTF-8.
     """
     with new_file(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -29,7 +37,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`, with its suffix, which replaces `path` when the block ends without an error."""
+    """Yield a path beside `path`, which replaces `path` when the block ends without an error.
+
+    Args:
+        path: File to create or overwrite.
+
+    Yields:
+        A path with the suffix of `path`, at which the block creates the file.
+    """
     unfinished = temporary_path(path.parent, path.suffix)
     try:
         yield unfinished
@@ -44,7 +59,14 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder beside `path`, which is renamed to `path` when the block ends without an error.
 
-    Parents of `path` are created; a non-empty folder at `path` raises OSError.
+    Args:
+        path: Folder to create; its parents are created too.
+
+    Yields:
+        An empty folder.
+
+    Raises:
+        OSError: `path` is a folder that is not empty.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = temporary_path(path.parent)
@@ -59,14 +81,22 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder and the files in it to the disk, so that a power cut leaves no empty files."""
+    """Flush a folder and its files to the disk, so that a power cut leaves no empty files.
+
+    Args:
+        folder: Folder without subfolders.
+    """
     for path in folder.iterdir():
         sync(path)
     sync(folder)
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
+    """Flush a file, or the entries of a folder, to the disk.
+
+    Args:
+        path: File or folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

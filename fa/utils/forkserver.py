@@ -1,6 +1,6 @@
-"""Processes from a fork server that has loaded what they need; none outlives the process that started them.
+"""Processes from a fork server that has already imported their modules; none outlives the process that started them.
 
-It uses the private `multiprocessing.forkserver._forkserver._forkserver_alive_fd`. Tested with Python 3.11.
+The module uses the private `multiprocessing.forkserver._forkserver._forkserver_alive_fd`. Tested with Python 3.11.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def forkserver_context(preload: str) -> Any:
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    resource_tracker.ensure_running()  # first, since it unblocks SIGINT when it starts
+    resource_tracker.ensure_running()  # It must start first, since it unblocks SIGINT when it starts.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()

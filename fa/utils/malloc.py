@@ -2,10 +2,10 @@
 
 import ctypes
 
-# glibc's names and numbers in malloc.h. By default it returns freed memory to the system above a threshold that it
-# learns from the sizes of blocks. The next layer's backward pass then faults the same pages in again.
+# Names and values of glibc's malloc.h. By default, glibc returns freed memory to the system above a threshold, which it
+# adapts to the sizes of blocks. The next layer's backward pass then faults the same pages in again.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
-_SETTINGS = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**25}  # bytes; 2**25 is the largest allowed
+_SETTINGS = {_TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: 2**26, _MMAP_THRESHOLD: 2**25}  # In bytes; 2**25 is the limit.
 
 
 def retain_freed_memory() -> bool:

@@ -1,4 +1,4 @@
-"""Rules and attacks from outside this package: in a file of the user, in a supported library, in an installed package.
+"""Rules and attacks from outside this package: a user's file, a supported library, or an installed package.
 
 Three kinds of names lead to them:
 
@@ -27,24 +27,44 @@ LIBRARIES = ("byzfl",)
 """Libraries whose rules and attacks `fa.interop` wraps."""
 
 OTHER_SPECS = "or FILE.py:NAME for one of your own, or byzfl:NAME"
-"""The names of plugins, in words that end a list of built-in names."""
+"""Description of plugin names, as the end of a list of built-in names."""
 
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 
 
 def is_file_spec(name: str) -> bool:
-    """Return whether a name has the form FILE.py:NAME."""
+    """Return True if a name has the form FILE.py:NAME.
+
+    Args:
+        name: Name of a rule or attack.
+
+    Returns:
+        True for FILE.py:NAME, whether or not the file exists.
+    """
     return ".py:" in name
 
 
 def is_library_spec(name: str) -> bool:
-    """Return whether a name has the form LIBRARY:NAME, of a library in `LIBRARIES`."""
+    """Return True if a name has the form LIBRARY:NAME, with a library in `LIBRARIES`.
+
+    Args:
+        name: Name of a rule or attack.
+
+    Returns:
+        True for LIBRARY:NAME, whether or not the library is installed.
+    """
     library, _, attribute = name.partition(":")
     return library in LIBRARIES and attribute != ""
 
 
 def resolve_spec(name: str) -> str:
     """Return FILE.py:NAME with the file's absolute path, and any other name unchanged.
+
+    Args:
+        name: Name of a rule or attack.
+
+    Returns:
+        The name.
 
     Raises:
         ValueError: The file does not exist.
@@ -54,6 +74,12 @@ def resolve_spec(name: str) -> str:
 
 def display_name(name: str) -> str:
     """Return the name for a title: "NAME (FILE.py)" if it is in a file.
+
+    Args:
+        name: Name of a rule or attack.
+
+    Returns:
+        The name for a title.
 
     Example:
         >>> from fa.utils.plugins import display_name
@@ -131,6 +157,7 @@ def attribute_errors_to_plugin(kind: str) -> Iterator[None]:
 
 
 def _path(name: str) -> Path:
+    """Return the absolute path in FILE.py:NAME; raise ValueError if it is not a file."""
     path = Path(name.rpartition(":")[0]).expanduser()
     if not path.is_file():
         raise ValueError(
@@ -140,6 +167,7 @@ def _path(name: str) -> Path:
 
 
 def _checksum(path: Path) -> str:
+    """Compute the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -153,14 +181,15 @@ def _module(kind: str, name: str) -> ModuleType:
 
 
 def _run(kind: str, path: Path, module_name: str) -> ModuleType:
+    """Run the file as a module."""
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None  # always found for a name that ends in .py
+    assert spec is not None  # It exists for every name that ends in .py.
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look up their annotations there
+    sys.modules[module_name] = module  # Dataclasses resolve their annotations in sys.modules.
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # of any type: the user's file may raise anything
+    except Exception as error:  # The user's file may raise an error of any type.
         del sys.modules[module_name]
         raise ValueError(f"{kind} cannot be loaded: {_place(error, path)}: {type(error).__name__}: {error}") from error
     return module

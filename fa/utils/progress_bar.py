@@ -1,4 +1,4 @@
-"""How far a long task is, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of a long task on stderr: a bar on a terminal, else a line at intervals."""
 
 from __future__ import annotations
 
@@ -15,13 +15,24 @@ if TYPE_CHECKING:
 Report = Callable[[int, int, Callable[[], str]], None]
 """Called with the number of finished steps, their total number, and a function that describes the last one."""
 
-REFRESH = 0.2  # seconds between two changes of a bar: a description may have to wait for a GPU
-LINES = 30.0  # seconds between two lines where stderr is no terminal
+REFRESH = 0.2
+"""Seconds between two changes of a bar; a description may have to wait for a GPU."""
+
+LINES = 30.0
+"""Seconds between two lines if stderr is not a terminal."""
 
 
 @contextmanager
 def reporter(unit: str, shown: bool = True) -> Iterator[Report]:
-    """Report progress in `unit`s, with the time left; nothing unless `shown`."""
+    """Report progress with the remaining time.
+
+    Args:
+        unit: Plural name of a step, such as "iterations" or "runs".
+        shown: Whether to report at all.
+
+    Yields:
+        A function to call after each step.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
@@ -35,7 +46,7 @@ def reporter(unit: str, shown: bool = True) -> Iterator[Report]:
         def report(done: int, total: int, describe: Callable[[], str] = str) -> None:
             nonlocal started, last, first
             now = time.monotonic()
-            if first is None:  # compiling makes the first step longer than the others, and a resumed task begins later
+            if first is None:  # The first step compiles, and a resumed run starts late.
                 first, started = done, now
             elif shown and now - last >= (LINES if progress.disable else REFRESH):
                 last, described = now, describe()
@@ -50,15 +61,21 @@ def reporter(unit: str, shown: bool = True) -> Iterator[Report]:
 
 @contextmanager
 def bar(*columns: ProgressColumn, console: Console, shown: bool = True) -> Iterator[Progress]:
-    """Show a bar with these columns until the block ends; `disable`d unless `shown` and the console is a terminal.
+    """Show a bar until the block ends, if `shown` and the console is a terminal.
 
-    Tasks may be added and updated in either case.
+    Args:
+        *columns: Columns of the bar.
+        console: Console that shows it.
+        shown: Whether to show it.
+
+    Yields:
+        The bar. Tasks may be added and updated even if it is disabled.
     """
     from rich.progress import Progress
 
-    # Rich itself takes any file for a terminal under FORCE_COLOR, which notebooks set for the processes they start.
+    # Under FORCE_COLOR, which notebooks set for their child processes, rich treats any file as a terminal.
     progress = Progress(*columns, console=console, transient=True, disable=not (shown and console.file.isatty()))
-    if progress.disable:  # entering it would print an empty line in releases of rich before 15
+    if progress.disable:  # Before release 15, rich prints an empty line on entry.
         yield progress
         return
     with progress:

@@ -1,4 +1,4 @@
-"""Random numbers that depend on (purpose, seed, worker, iteration) only, so that any process can draw them again."""
+"""Random numbers that depend only on (purpose, seed, worker, iteration), so that any process can reproduce them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def derive_seed(purpose: str, seed: int, worker: int, iteration: int) -> int:
     """Derive a 64-bit seed, different for each combination of the arguments.
 
     Args:
-        purpose: What the numbers are for, such as "minibatch".
+        purpose: Use of the random numbers, such as "minibatch".
         seed: Seed of the run.
         worker: Rank of the worker.
         iteration: Iteration of the run.
@@ -29,16 +29,29 @@ def derive_seed(purpose: str, seed: int, worker: int, iteration: int) -> int:
 def generator(
     purpose: str, seed: int, worker: int, iteration: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
-    """Create a torch generator on `device`, seeded by `derive_seed` of the other arguments."""
+    """Create a torch generator, seeded by `derive_seed`.
+
+    Args:
+        purpose: Use of the random numbers, such as "minibatch".
+        seed: Seed of the run.
+        worker: Rank of the worker.
+        iteration: Iteration of the run.
+        device: Device of the generator.
+
+    Returns:
+        The generator, on `device`.
+    """
     return torch.Generator(device=device).manual_seed(derive_seed(purpose, seed, worker, iteration))
 
 
 @contextmanager
 def fork_global_rng(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's global generators within the block, and restore their states afterwards; dropout draws from them.
+    """Seed torch's global generators within the block, and restore their states afterwards.
+
+    Dropout, among others, draws from the global generators.
 
     Args:
-        seed: Seed of the generator of the CPU, and of that of `device`.
+        seed: Seed of the CPU's generator, and of the generator of `device`.
         device: Device of the computation.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

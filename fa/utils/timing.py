@@ -1,4 +1,4 @@
-"""Wall-clock seconds of one call, and of the phases of a run."""
+"""Wall-clock time of one call, and of the phases of a run, in seconds."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -6,14 +6,21 @@ from contextlib import contextmanager
 
 
 def elapsed(work: Callable[[], object]) -> float:
-    """Call `work` and return the seconds that it takes."""
+    """Call a function and return its duration in seconds.
+
+    Args:
+        work: Function without arguments.
+
+    Returns:
+        Wall-clock seconds.
+    """
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 class PhaseTimer:
-    """Seconds since the timer was created, and their sum for each phase.
+    """Timer of a run and of its phases, started when it is created.
 
     Attributes:
         seconds: Seconds of each phase, by its name.
@@ -25,15 +32,20 @@ class PhaseTimer:
 
     @property
     def total(self) -> float:
-        """Seconds since the start, inside and outside of phases."""
+        """Return the seconds since the start, inside and outside of phases."""
         return time.perf_counter() - self._began
 
     def add(self, phase: str, seconds: float) -> None:
-        """Add seconds to a phase."""
+        """Add seconds to a phase.
+
+        Args:
+            phase: Name of the phase.
+            seconds: Seconds to add.
+        """
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def resume(self, total: float, seconds: Mapping[str, float]) -> None:
-        """Add the times of an earlier process that did the first part of the same run.
+        """Add the times of an earlier process that ran the first part of the same run.
 
         Args:
             total: Its total seconds.
@@ -45,7 +57,11 @@ class PhaseTimer:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time of the block to the phase `name`."""
+        """Add the time of the block to a phase.
+
+        Args:
+            name: Name of the phase.
+        """
         started = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Checks of arguments. Each raises a ValueError of one form: `<argument> must be <requirement>, got <value>`."""
+"""Checks of arguments, which raise ValueErrors of one form: `<argument> must be <requirement>, got <value>`."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class TooFewWorkersError(ValueError):
-    """Too few gradients for a rule or a pre-aggregator."""
+    """Error for too few gradients for a rule or a pre-aggregator."""
 
 
 def check(name: str, value: object, condition: bool, must_be: str, cure: str = "") -> None:
@@ -19,8 +19,8 @@ def check(name: str, value: object, condition: bool, must_be: str, cure: str = "
         name: Name of the argument.
         value: Its value, for the message.
         condition: Whether the argument is valid.
-        must_be: The requirement, for the message.
-        cure: What to do, as a sentence with its full stop.
+        must_be: Requirement, for the message.
+        cure: Sentence that describes a cure, with its full stop.
 
     Raises:
         ValueError: `condition` is false.
@@ -38,7 +38,7 @@ def check_min_workers(name: str, p: int, f: int, times: int, plus: int, remark: 
         f: Number of Byzantine workers to tolerate.
         times: Factor of f in the condition.
         plus: Summand of the condition.
-        remark: Where the p gradients come from, in words that follow them.
+        remark: Origin of the p gradients, as text that follows them in the message.
 
     Raises:
         TooFewWorkersError: The condition does not hold.
@@ -51,13 +51,32 @@ def check_min_workers(name: str, p: int, f: int, times: int, plus: int, remark: 
 
 
 def check_integer(name: str, value: Any, least: int) -> None:
-    """Check that a value is an integer of at least `least`; a bool is none."""
+    """Check that a value is an integer of at least `least`.
+
+    Args:
+        name: Name of the argument.
+        value: Its value; a bool does not count as an integer.
+        least: Smallest valid value.
+
+    Raises:
+        ValueError: The value is not such an integer.
+    """
     integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     check(name, value, integer and bool(value >= least), f"an integer of at least {least}")
 
 
 def check_real(name: str, value: Any, least: float, why: str = "") -> None:
-    """Check that a value is a finite number of at least `least`; `why` follows the requirement in the message."""
+    """Check that a value is a finite number of at least `least`.
+
+    Args:
+        name: Name of the argument.
+        value: Its value; a bool does not count as a number.
+        least: Smallest valid value.
+        why: Text that follows the requirement in the message.
+
+    Raises:
+        ValueError: The value is not such a number.
+    """
     number = isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
     check(
         name,
@@ -68,16 +87,16 @@ def check_real(name: str, value: Any, least: float, why: str = "") -> None:
 
 
 def check_one_of(name: str, value: Any, allowed: Sequence[str], others: str = "") -> None:
-    """Check that a value is one of a few words; a near miss is suggested.
+    """Check that a value is one of a few words, and suggest the closest word otherwise.
 
     Args:
         name: Name of the argument.
         value: Its value.
-        allowed: The words.
-        others: Further possibilities, in words that end the list in the message.
+        allowed: Valid words.
+        others: Description of further valid values, for the end of the list in the message.
 
     Raises:
-        ValueError: The value is none of the words.
+        ValueError: The value is not one of the words.
     """
     if value in allowed:
         return

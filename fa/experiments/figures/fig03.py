@@ -44,7 +44,7 @@ _LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS,
 class LiveStudy(Study):
     """Runs that are looked at while they train: their curves would not help, so there is nothing to sweep."""
 
-    def sweep(self, jobs: int | None = None, progress: bool = True, part: str | None = None) -> list[Outcome]:
+    def sweep(self, jobs: int | None = None, progress: bool = True, shard: str | None = None) -> list[Outcome]:
         """None."""
         return []
 
