@@ -28,7 +28,7 @@ import pandas as pd
 
 from fa.bench.cases import OURS, PAPER
 from fa.bench.peers import LIBRARIES
-from fa.experiments.reporting.report import STATEMENTS, worded
+from fa.experiments.reporting.report import STATEMENTS, verdict_text
 from fa.experiments.runs.study import last_points
 from fa.experiments.runs.variants import RIVALS
 
@@ -99,7 +99,7 @@ def verdicts(profile: str, pattern: str) -> Verdicts:
         for row in csv.DictReader(path.read_text().splitlines()):
             number = row["number"]
             part = following.get(number, FIRST_PART.get((figure.partition("_")[0], number), 1))
-            result[number, part] = worded(row["verdict"], about)
+            result[number, part] = verdict_text(row["verdict"], about)
             following[number] = part + 1
     return result
 
