@@ -193,7 +193,7 @@ class Shards:
         kind = (vector.dtype, len(vector))
         if kind not in self._met:
             kinds = self._gather(np.array([len(vector), DTYPES.index(vector.dtype)]), vector.device)
-            told = [f"{int(n)} of {str(DTYPES[int(code)]).removeprefix('torch.')}" for n, code in kinds]
-            check("g", told, len(set(told)) == 1, "of one n and dtype on all ranks")
+            kinds_by_rank = [f"{int(n)} of {str(DTYPES[int(code)]).removeprefix('torch.')}" for n, code in kinds]
+            check("g", kinds_by_rank, len(set(kinds_by_rank)) == 1, "of one n and dtype on all ranks")
             self._met.add(kind)
         return vector
