@@ -55,9 +55,9 @@ def _curve(variant: str, loss: float, profile: str) -> DataFrame:
     import pandas
 
     look, iterations, usual = VARIANTS[variant], for_profile(ITERATIONS, profile), PROFILES["quick"]
-    told = {"iterations": iterations, "evaluate-every": iterations // POINTS}
-    told |= {name: usual[name] for name in ("dataset", "model", "batch", "lr", "momentum")}
-    own = [f"--{name}={value}" for name, value in {**told, **dict(look.options)}.items()]
+    settings = {"iterations": iterations, "evaluate-every": iterations // POINTS}
+    settings |= {name: usual[name] for name in ("dataset", "model", "batch", "lr", "momentum")}
+    own = [f"--{name}={value}" for name, value in {**settings, **dict(look.options)}.items()]
     with star_network(WORKERS, LOSSY if loss else 0, loss) as links, tempfile.TemporaryDirectory() as folder:
         train_over(links, Path(folder) / "run", [f"--rule={look.rule}", "--byzantine=0", "--attack=none", *own])
         curve = pandas.read_csv(Path(folder) / "run" / "curve.csv")

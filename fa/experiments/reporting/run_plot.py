@@ -217,12 +217,13 @@ def _hatches(run: RunTables) -> dict[str, str]:
 def _legend(run: RunTables) -> list[Any]:
     from matplotlib.patches import Patch
 
-    told: dict[str, list[str]] = {}
+    reasons_by_hatch: dict[str, list[str]] = {}
     for reason, hatch in _hatches(run).items():
-        told.setdefault(hatch, []).append(reason)
+        reasons_by_hatch.setdefault(hatch, []).append(reason)
     weighed = run.workers[["share", "value"]].notna().any().any()
     look: dict[str, Any] = {"facecolor": "#414d6b" if weighed else _GAP, "edgecolor": "white"}
     used = [] if weighed else [Patch(facecolor=_USED, label="used")]
     return used + [
-        Patch(**look, hatch=hatch, label="left out: " + "; ".join(reasons[:2])) for hatch, reasons in told.items()
+        Patch(**look, hatch=hatch, label="left out: " + "; ".join(reasons[:2]))
+        for hatch, reasons in reasons_by_hatch.items()
     ]

@@ -52,7 +52,7 @@ def convergence(problems: DataFrame, trap: float, real: DataFrame) -> list[Claim
     saddles = int((problems["smallest / largest"] < CURVED).sum())
     steps = {"real": _steps(real), "random": _steps(problems)}
     slower = [bool(found[a] > found[2.0]) for found in steps.values() for a in found.index if a != 2.0]
-    told = "; ".join(
+    median_steps = "; ".join(
         f"{where} " + ", ".join(f"a = {a:g}: {count:g}" for a, count in found.items()) for where, found in steps.items()
     )
     return [
@@ -63,7 +63,7 @@ def convergence(problems: DataFrame, trap: float, real: DataFrame) -> list[Claim
             f" the limit of a counterexample with p = 3: {trap:.2f}",
             verdict([not saddles and trap >= 0]),
         ),
-        Claim("C13", "slower for a other than 2", f"median steps to 1e-10: {told}", verdict(slower)),
+        Claim("C13", "slower for a other than 2", f"median steps to 1e-10: {median_steps}", verdict(slower)),
     ]
 
 
@@ -101,14 +101,14 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
     of_eight = errors.loc[errors["bits"] == BITS, "direction_error"]
     trained = {name: reached for name, reached in accuracy.items() if name.startswith(f"{BITS} bits")}
     close = [equivalent(reached, accuracy[exact], ALIKE) for reached in trained.values()]
-    told = ", ".join(
+    test_accuracies = ", ".join(
         f"{name} {format_mean_range(reached)}" for name, reached in {exact: accuracy[exact], **trained}.items()
     )
     return [
         Claim(
             "C16",
             "a quantised SVD costs some accuracy loss",
-            f"{BITS} bits change d by {of_eight.min():.1%} to {of_eight.max():.1%}; test accuracy {told}",
+            f"{BITS} bits change d by {of_eight.min():.1%} to {of_eight.max():.1%}; test accuracy {test_accuracies}",
             verdict(close, bool(trained) and len(accuracy[exact]) > 1),
         ),
         Claim(
@@ -150,14 +150,14 @@ def cost(exponents: DataFrame) -> list[Claim]:
     bounds = {"n": 1.0, "p": 2.0, "k": 2.0, "N": 1.0}
     methods = list(dict.fromkeys(exponents["method"]))
     found = {m: dict(exponents.loc[exponents["method"] == m, ["varied", "measured"]].to_numpy()) for m in methods}
-    told = "; ".join(f"{m}: " + ", ".join(f"{x} {found[m][x]:.2f}" for x in bounds) for m in methods)
+    measured_exponents = "; ".join(f"{m}: " + ", ".join(f"{x} {found[m][x]:.2f}" for x in bounds) for m in methods)
     # The margin 0.25 is for the noise of a fit over a few sizes.
     within = [bool(found[methods[0]][x] <= bound + 0.25) for x, bound in bounds.items()]
     return [
         Claim(
             "C11",
             "an SVD at each of N iterations: O(n N (sum k_i)^2)",
-            f"exponents of the measured time: {told}",
+            f"exponents of the measured time: {measured_exponents}",
             verdict(within),
         )
     ]

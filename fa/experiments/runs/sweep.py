@@ -147,8 +147,8 @@ def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[
             while waiting and len(running) < jobs:
                 running.append(_start(context, waiting.pop(0), root))
             # A dying child closes its pipe too. A child with a long message cannot exit before it is read.
-            told = wait([child.answer for child in running])
-            for child in [child for child in running if child.answer in told]:
+            ready = wait([child.answer for child in running])
+            for child in [child for child in running if child.answer in ready]:
                 running.remove(child)
                 yield _outcome(child, root)
     finally:
