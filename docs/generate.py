@@ -184,7 +184,7 @@ def behind(name: str) -> str:
     """Return FA's distance to the best other rule in each setting of a figure."""
     last = ends(name)
     settings = [column for column in last if column not in ("variant", "label", "test_accuracy")]
-    by = last.pivot_table("test_accuracy", settings, "variant")
+    by = last.pivot_table("test_accuracy", settings, "variant").dropna(subset="fa")  # runs that are no rival's
     gaps = by[[key for key in RIVALS if key in by]].max(axis=1) - by["fa"]
     return ", ".join(f"{gap:.2f}" for gap in gaps)
 

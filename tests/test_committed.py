@@ -14,7 +14,7 @@ from fa.experiments.runs import sweep
 from fa.experiments.runs.study import Study
 
 FIGURES = Path(__file__).parents[1] / "figures"
-DRAWN = sorted(path for profile in ("cpu", "paper") for path in (FIGURES / profile).glob("fig*.claims.csv"))
+DRAWN = sorted(path for profile in ("cpu", "paper") for path in (FIGURES / profile).glob("*.claims.csv"))
 QUICK = sorted((FIGURES / "quick").glob("fig*.claims.csv")) + sorted((FIGURES / "quick").glob("extra*.claims.csv"))
 TRUSTED = "extra04"  # judges by all runs' workers.csv, which are not kept
 WATCHED = "fig03"  # looks at gradients while it trains: its table is itself the record
@@ -50,7 +50,7 @@ def test_a_committed_figure_comes_from_committed_records(path: Path, tmp_path: P
     if tables["table"] is not drawn:
         tables["table"].to_csv(tmp_path / "again.csv", index=False, lineterminator="\n")
         assert (tmp_path / "again.csv").read_text() == (path.parent / f"{name}.csv").read_text()
-    assert stated(path) == judged(module, path, tables, study.chance)
+    assert stated(path) == judged(module, path, tables, study)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_what_is_claimed_at_quick_follows_from_the_tables_beside_it(path: Path) 
     """Its records are remade in minutes and not kept, but the tables and the judgement are."""
     module = figure_module(path.name.removesuffix(".claims.csv"))
     drawn = pd.read_csv(path.with_name(path.name.replace(".claims", "")))
-    assert stated(path) == judged(module, path, {"table": drawn}, module.study("quick").chance)
+    assert stated(path) == judged(module, path, {"table": drawn}, module.study("quick"))
 
 
 def stated(path: Path) -> list[Claim]:
@@ -68,19 +68,22 @@ def stated(path: Path) -> list[Claim]:
     return [Claim(**row) for row in pd.read_csv(path).to_dict("records")]
 
 
-def judged(module: Any, path: Path, tables: dict[str, Any], chance: float) -> list[Claim]:
-    """The claims as the module judges by these tables and by those that lie beside the figure."""
+def judged(module: Any, path: Path, tables: dict[str, Any], study: Study) -> list[Claim]:
+    """Judge the claims by these tables and by those that lie beside the figure."""
     name, takes = path.name.removesuffix(".claims.csv"), inspect.signature(module.claims).parameters
+    settings = {argument: getattr(study, argument) for argument in ("chance", "margin") if argument in takes}
     for argument in takes:
-        if argument not in tables and argument != "chance":
+        if argument not in tables and argument not in settings:
             tables[argument] = pd.read_csv(path.parent / f"{name}.{BESIDE.get(argument, argument)}.csv")
-    return module.claims(**tables, **({"chance": chance} if "chance" in takes else {}))
+    return module.claims(**tables, **settings)
 
 
 def study_of(module: Any, folder: Path, name: str, drawn: pd.DataFrame) -> Study:
     """The figure's study, or the part of it that was drawn."""
     whole = module.study(folder.name, folder)
     about = json.loads((folder / f"{name}.json").read_text())
+    if about["unfinished"]:
+        return whole.finished()
     if about["command"] is not None:
         return whole
     chosen = {"variants": list(dict.fromkeys(drawn["variant"])), "faulty": sorted(set(drawn["f"]))}

@@ -632,17 +632,17 @@ def test_normalised_images_follow_the_formula(coloured: Dataset) -> None:
 @pytest.mark.parametrize("kind", ["digits", "coloured"])
 def test_a_minibatch_can_be_drawn_again(request: pytest.FixtureRequest, kind: str, sampling: str) -> None:
     dataset: Dataset = request.getfixturevalue(kind)
-    images, labels = draw(dataset, sampling=sampling)
-    draw(dataset, sampling=sampling, iteration=4)
-    again, same = draw(dataset, sampling=sampling)
+    images, labels = draw(dataset, batch=5, sampling=sampling)
+    draw(dataset, batch=5, sampling=sampling, iteration=4)
+    again, same = draw(dataset, batch=5, sampling=sampling)
     assert torch.equal(images, again)
     assert torch.equal(labels, same)
-    assert images.shape == (8, *dataset.train_images.shape[1:])
+    assert images.shape == (5, *dataset.train_images.shape[1:])
     assert images.dtype == torch.float32
     for changes in ({"worker": 2}, {"iteration": 2}):
-        assert not torch.equal(draw(dataset, sampling=sampling, **changes)[0], images)
+        assert not torch.equal(draw(dataset, batch=5, sampling=sampling, **changes)[0], images)
     seed_counts = dataset.augment or sampling == "random"
-    assert torch.equal(draw(dataset, sampling=sampling, seed=8)[0], images) != seed_counts
+    assert torch.equal(draw(dataset, batch=5, sampling=sampling, seed=8)[0], images) != seed_counts
 
 
 def numbered(count: int, augment: bool = False) -> Dataset:

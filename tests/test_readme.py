@@ -40,7 +40,7 @@ def test_documents_hold_what_the_figures_say(generate: dict[str, Any]) -> None:
 
 
 def test_stale_text_is_written_anew(generate: dict[str, Any]) -> None:
-    name = "paper/fig04_byzantine_workers"
+    name = "cpu/fig02_mean_tolerance"
     accuracies = generate["ends"](name).query("f == 3")["test_accuracy"]
     stale = f"a\n\n<!-- table: accuracy {name} f -->\n| 1 |\n<!-- /table -->\nb\n"
     table = generate["generated"](stale)

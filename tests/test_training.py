@@ -210,13 +210,13 @@ def test_faulty_workers_compute_only_what_their_attack_needs(
     data: Dataset, monkeypatch: pytest.MonkeyPatch, attack: str, computed: list[int]
 ) -> None:
     ranks = []
-    gradient = Worker.gradient
+    gradient = Worker.write_gradient
 
     def counted(self: Worker, iteration: int) -> Tensor:
         ranks.append(self.rank)
         return gradient(self, iteration)
 
-    monkeypatch.setattr(Worker, "gradient", counted)
+    monkeypatch.setattr(Worker, "write_gradient", counted)
     transport, parameters = simulation(replace(SMALL, attack=attack), data)
     transport.gradients(0, parameters)
     assert ranks == computed

@@ -34,7 +34,7 @@ COMMANDS = {
 """Help of each command. Command NAME is the click command NAME of the module fa.cli.NAME."""
 
 
-_FIGURES = ("papermill", "nbformat", "ipykernel", "pandas", "matplotlib", "seaborn", "jupyter_client")
+_FIGURES = ("papermill", "nbformat", "ipykernel", "pandas", "matplotlib", "seaborn", "jupyter_client", "mistune")
 EXTRAS = dict.fromkeys(_FIGURES, "notebooks") | {"scipy": "theory"}
 """Extra of pyproject.toml for each optional package that a command imports."""
 
