@@ -1,4 +1,11 @@
-"""fa: the Flag Aggregator and the rules it is compared with, for distributed training with faulty workers."""
+"""fa: the Flag Aggregator and rival aggregation rules, for distributed training with Byzantine workers.
+
+Example:
+    >>> import numpy as np, fa
+    >>> G = np.array([[1.0, 2.0], [1.0, 4.0], [1.0, 3.0], [1.0, 3.0], [9.0, -9.0]])
+    >>> fa.aggregate(G, "multi_krum", f=1)
+    array([1., 3.])
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -32,7 +39,7 @@ _ROOMS = (
 
 
 def __getattr__(name: str) -> Any:
-    """What is named, when it is first used, so that the command line need not wait for torch to print its help."""
+    """Import public names on first access, so that `fa --help` does not import torch."""
     if name in _ROOMS:
         return importlib.import_module(f"fa.{name}")
     if name in __all__:

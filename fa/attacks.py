@@ -1,7 +1,7 @@
-"""What faulty workers send instead of their gradients.
+"""Attacks: vectors that Byzantine workers send instead of their gradients.
 
-An attack writes the faulty rows of the gradient matrix in place, after the honest rows are there. Its random numbers
-come from generators of (seed, worker, iteration), one a faulty worker, on the device of the matrix.
+An attack overwrites the Byzantine rows of the gradient matrix, after the honest rows are complete. Its random numbers
+come from one generator per Byzantine worker, seeded by (seed, worker, iteration), on the device of the matrix.
 """
 
 from __future__ import annotations
@@ -19,31 +19,47 @@ from fa.utils.seeds import generator
 from fa.utils.validation import check, check_one_of
 
 DROPPED = 0.1
-"""The share of its coordinates, or of its chunks, that a worker under "drop", or "chunk_loss", loses."""
+"""Probability that "drop" loses a coordinate, and that "chunk_loss" loses a chunk."""
 
 CHUNK = 360
 """Coordinates, of four bytes, in a datagram: with its headers it fits into the 1500 bytes of an Ethernet frame."""
 
 OPPOSED = 0.1
-"""By how much the "ipm" attack shortens the honest mean that it turns round: short enough for distances to trust it."""
+"""Length of the "ipm" vector, relative to the honest mean. It is short, so that rules based on distances accept it."""
 
 Streams = Callable[[int], torch.Generator]
-"""A faulty worker's rank to its generator for this iteration."""
+"""Maps a Byzantine worker's rank to its generator for this iteration."""
 
 Writer = Callable[[Tensor, Sequence[int], Streams], None]
-"""Fills the rows of G (p, n) that belong to the faulty workers; all the other rows are honest."""
+"""Fills the rows of G (p, n) that belong to the Byzantine workers; all other rows are honest."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A way of being faulty. `uses_own_gradient`: the faulty rows must hold those workers' own gradients beforehand."""
+    """Describe an attack.
+
+    Attributes:
+        name: Name of the attack.
+        uses_own_gradient: True if the Byzantine rows must first hold those workers' own gradients.
+        write: Function that fills the Byzantine rows.
+    """
 
     name: str
     uses_own_gradient: bool
     write: Writer
 
     def apply(self, G: Tensor, byzantine: Sequence[int], seed: int, iteration: int) -> None:
-        """Overwrite the rows `byzantine` of G (p, n) in place; equal arguments write equal rows."""
+        """Overwrite the Byzantine rows of G in place; equal arguments write equal rows.
+
+        Args:
+            G: Gradient matrix (p, n).
+            byzantine: Ranks of the Byzantine workers.
+            seed: Seed of the run.
+            iteration: Iteration of the run.
+
+        Raises:
+            ValueError: A user's attack has changed an honest row.
+        """
         of_ours = ATTACKS.get(self.name) is self
         honest = [] if of_ours else [worker for worker in range(len(G)) if worker not in byzantine]
         before = [_sum_of_bytes(G[worker]) for worker in honest]
@@ -55,13 +71,25 @@ class Attack:
 
 
 def _sum_of_bytes(row: Tensor) -> int:
-    """What a row's being written to changes, NaN or not, unless the same numbers change places."""
+    """Sum the bytes of a row, to detect changes, also in NaN. A permutation of its bytes is not detected."""
     return int(row.contiguous().view(torch.uint8).sum(dtype=torch.int64))
 
 
 def make_attack(name: str) -> Attack:
-    """The attack of that name: one of ATTACKS, FILE.py:NAME for an `Attack` of the user's own, or one that an installed
-    package brings (entry point "fa.attacks"). ValueError where there is none.
+    """Return an attack.
+
+    Args:
+        name: A name in `ATTACKS`, "FILE.py:NAME" for a user's `Attack`, or an entry point of the group "fa.attacks".
+
+    Raises:
+        ValueError: Unknown name, or not an `Attack`.
+
+    Example:
+        >>> import torch
+        >>> G = torch.ones(3, 2)
+        >>> make_attack("ipm").apply(G, byzantine=[0], seed=0, iteration=1)
+        >>> G[0]
+        tensor([-0.1000, -0.1000])
     """
     if name in ATTACKS:
         return ATTACKS[name]
@@ -73,15 +101,15 @@ def make_attack(name: str) -> Attack:
 
 
 def _random(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Each coordinate uniform in [0, 1): the paper's attack."""
+    """Draw each coordinate uniformly from [0, 1): the paper's attack."""
     for worker in byzantine:
         G[worker].uniform_(0, 1, generator=streams(worker))
 
 
 def _random_shared(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """One vector, uniform in [0, 1), from all Byzantine workers: the released code's attack.
+    """Draw one vector uniformly from [0, 1) for all Byzantine workers: the released code's attack.
 
-    Its Byzantine processes draw from generators with one seed that they use alike, so that their vectors are equal.
+    There, all Byzantine processes draw from generators with the same seed, and send equal vectors.
     """
     if byzantine:
         first = byzantine[0]
@@ -90,20 +118,20 @@ def _random_shared(G: Tensor, byzantine: Sequence[int], streams: Streams) -> Non
 
 
 def _random_symmetric(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Each coordinate uniform in [-1, 1)."""
+    """Draw each coordinate uniformly from [-1, 1)."""
     for worker in byzantine:
         G[worker].uniform_(-1, 1, generator=streams(worker))
 
 
 def _random_honest_norm(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """A direction uniform on the sphere with the honest gradients' median norm, which no check of norms can see."""
+    """Draw a direction uniformly, with the honest gradients' median norm: checks of norms cannot detect it."""
     length = _honest_norm(G, byzantine)
     for worker in byzantine:
         _sphere(G[worker], length, streams(worker))
 
 
 def _collude(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """As "random_honest_norm", but all faulty workers send the same vector."""
+    """Draw as "random_honest_norm", with the same vector for all Byzantine workers."""
     if byzantine:
         first = byzantine[0]
         _sphere(G[first], _honest_norm(G, byzantine), streams(first))
@@ -111,10 +139,10 @@ def _collude(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 
 
 def _alie(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """The honest mean less z standard deviations, in each coordinate: near enough to hide among the honest.
+    """Send the honest mean minus z standard deviations in each coordinate, which is close to honest gradients.
 
-    With z so that s honest gradients, whom the faulty ones need to be a majority, are expected to lie farther out; 0
-    where s is more than half of them. Baruch et al., A Little Is Enough, NeurIPS 2019, algorithm 3.
+    Byzantine workers need s honest gradients for a majority. z is chosen such that s of them are expected to lie
+    farther out, or 0 if s exceeds half of them. Baruch et al., A Little Is Enough, NeurIPS 2019, algorithm 3.
     """
     honest = _honest(G, byzantine)
     needed = len(G) // 2 + 1 - len(byzantine)
@@ -124,7 +152,7 @@ def _alie(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 
 
 def _ipm(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """The honest mean, turned round and shortened: inner product manipulation.
+    """Send the honest mean, negated and shortened: inner product manipulation.
 
     Xie et al., Fall of Empires, UAI 2019.
     """
@@ -132,19 +160,19 @@ def _ipm(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 
 
 def _mimic(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """The first honest worker's gradient, which then counts f + 1 times: Karimireddy et al., ICLR 2022."""
+    """Copy the first honest worker's gradient, which then counts f + 1 times: Karimireddy et al., ICLR 2022."""
     _all_send(_honest(G, byzantine)[0], G, byzantine)
 
 
 def _drop(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """The worker's own gradient with each coordinate set to zero with probability 0.1."""
+    """Set each coordinate of the worker's own gradient to zero with probability 0.1."""
     for worker in byzantine:
         lost = torch.rand(G.shape[1], device=G.device, generator=streams(worker)) < DROPPED
         G[worker].masked_fill_(lost, 0)
 
 
 def _chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """The worker's own gradient over a link that loses datagrams: each chunk is zero with probability 0.1."""
+    """Set each chunk of the worker's own gradient to zero with probability 0.1, as a link that loses datagrams."""
     n = G.shape[1]
     for worker in byzantine:
         lost = torch.rand(-(-n // CHUNK), device=G.device, generator=streams(worker)) < DROPPED
@@ -152,7 +180,7 @@ def _chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 
 
 def _sign_flip(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """The worker's own gradient, negated."""
+    """Negate the worker's own gradient."""
     for worker in byzantine:
         G[worker].neg_()
 
@@ -163,14 +191,14 @@ def _all_send(vector: Tensor, G: Tensor, byzantine: Sequence[int]) -> None:
 
 
 def _honest(G: Tensor, byzantine: Sequence[int]) -> Tensor:
-    """The honest rows of G; a view where the faulty ones are the first."""
+    """Return the honest rows of G; a view if the Byzantine rows come first."""
     if tuple(byzantine) == tuple(range(len(byzantine))):
         return G[len(byzantine) :]
     return G[[worker for worker in range(len(G)) if worker not in byzantine]]
 
 
 def _honest_norm(G: Tensor, byzantine: Sequence[int]) -> Tensor:
-    """The median of the honest gradients' norms, a float64 scalar."""
+    """Return the median of the honest gradients' norms, a float64 scalar."""
     norms = torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in _honest(G, byzantine)])
     return norms.quantile(0.5)
 
@@ -190,7 +218,7 @@ def _constant(value: float) -> Writer:
 
 
 def _nothing(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """The worker's own gradient: faulty in name only."""
+    """Leave the worker's own gradient unchanged: an honest worker in fact."""
 
 
 ATTACKS = MappingProxyType(
@@ -214,4 +242,4 @@ ATTACKS = MappingProxyType(
         )
     }
 )
-"""Every attack by its name."""
+"""All built-in attacks by name."""

@@ -1,7 +1,7 @@
 """The paper's experiments: studies made of runs, the store of finished runs, figures and claims.
 
-A figure is a module with NAME, `study(profile, ...)`, `draw(table, title)` and `claims(table, ...)`, and a notebook of
-that NAME. Extras are figures beyond the paper.
+A figure is a module with NAME, `study(profile, ...)`, `draw(table, title)` and `claims(table, ...)`, and a notebook
+with the same name. Extras are figures beyond the paper.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Finding the notebooks of figures and theory, and executing them with papermill."""
+"""Find the notebooks of figures and theory, and execute them with papermill."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
             kernel_name="python3",
             progress_bar=False,
             stdout_file=sys.stdout,
-            extra_arguments=["--log-level=CRITICAL"],  # messages of the kernel, not of the cells
+            extra_arguments=["--log-level=CRITICAL"],  # Only the output of the cells, without messages of the kernel.
         )
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path.name} failed with {error.ename}: {error.evalue} (see {executed})") from error

@@ -24,13 +24,20 @@ def figures_dir(profile: str, out: str | Path | None = None, custom: bool = Fals
     Args:
         profile: Name of the profile.
         out: Folder to return instead.
-        custom: Whether the figures have other settings or rules than the profile's.
+        custom: True if the figures have other settings or rules than the profile's.
     """
     return Path(out) if out is not None else project_root() / "figures" / (f"{profile}-custom" if custom else profile)
 
 
 def recipe_path(name: str) -> Path:
-    """Return the file of an augmentation recipe: a path that ends in .toml, or NAME.toml in data_aug."""
+    """Return the file of an augmentation recipe.
+
+    Args:
+        name: A path that ends in .toml, or NAME for data_aug/NAME.toml.
+
+    Raises:
+        ValueError: Unknown recipe.
+    """
     if name.endswith(".toml"):
         return Path(name)
     recipes = {path.stem: path for path in sorted((project_root() / "data_aug").glob("*.toml"))}

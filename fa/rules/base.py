@@ -30,11 +30,18 @@ class Rule(RuleOptions, ABC):
 
     @property
     def direction_outside_span(self) -> bool:
-        """Whether d may be outside the span of the gradients, which must then be in memory."""
+        """True if d may lie outside the span of the gradients, which must then be in memory."""
         return False
 
     def check_within_span(self, where: str) -> None:
-        """Check that d is in the span of gradients that are not in one memory; `where` ends the message."""
+        """Check that d lies in the span of the gradients, because they are not in one memory.
+
+        Args:
+            where: End of the error message.
+
+        Raises:
+            ValueError: `direction_outside_span` is true.
+        """
         check("rule", self.name, not self.direction_outside_span, f"one that decides in the Gram matrix {where}")
 
     @abstractmethod
@@ -46,11 +53,11 @@ class Rule(RuleOptions, ABC):
         """
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
-        """Decide from gradients in memory, where `direction_outside_span` holds.
+        """Decide from gradients in memory; called if `direction_outside_span` is true.
 
         Args:
             G: The finite gradients, before pre-aggregators.
-            mixed: What the pre-aggregators make of them, which are the columns that the rule sees.
+            mixed: The columns that the rule sees: the output of the pre-aggregators.
         """
         return self.decide(mixed.gram)
 
@@ -119,7 +126,7 @@ class Rule(RuleOptions, ABC):
             TooFewWorkersError: p is too small for f.
         """
         places = [None] * len(G.blocks) if out is None else out
-        # A rule that p gradients are too few for may accept the finite ones, since f is smaller among them.
+        # A rule that rejects p gradients may accept the finite ones, because excluded workers count against f.
         if self.needs_gram or not self.accepts(G.p):
             gram, finite = measure(G, inner_products)
         else:

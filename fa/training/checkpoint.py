@@ -56,7 +56,7 @@ class Checkpoint:
         self.path = Path(os.path.abspath(path))
         check("checkpoint", str(self.path), not self.path.is_dir(), "a file")
         check("checkpoint", str(self.path), self.path.parent.is_dir(), "a file in an existing folder")
-        trial = temporary_path(self.path.parent)  # before any work that could not be saved
+        trial = temporary_path(self.path.parent)  # Fail before any work is done that could not be saved.
         try:
             trial.touch()
             trial.unlink()

@@ -20,8 +20,8 @@ Half of the bytes move during the backward pass, where plain DDP can move nearly
   `broadcast_buffers=False` keeps each rank's buffers. `fa.sharded` describes the trust model.
 
 At the end, delete the model, wait for all ranks (`dist.barrier`), and only then destroy the group, as examples/ddp.py
-does. If a thread of gloo is the last to release a tensor while the interpreter exits, the process aborts (5 of 13 runs
-on a busy machine; 0 of 8 with this order).
+does. Otherwise a thread of gloo may be the last to release a tensor while the interpreter exits, which aborts the
+process. On a busy machine 5 of 13 runs aborted (with this order: 0 of 8).
 
 FSDP is not supported. There every rank stores 1/p of the parameters, so step 3 is unnecessary, and step 1 replaces the
 reduce-scatter with as many bytes. But gradients that FSDP frees unit by unit would have to stay until K is known, which

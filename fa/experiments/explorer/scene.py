@@ -1,6 +1,6 @@
-"""One iteration to play with: real gradients, an attack and FA's settings, and what every rule makes of them.
+"""Scene of the explorer: real gradients under an attack, and the directions of all rules.
 
-The honest gradients are those of one iteration of a training run; the first f are then overwritten by the attack.
+The honest gradients are those of one iteration of a training run. The attack overwrites the first f of them.
 """
 
 from __future__ import annotations
@@ -33,19 +33,31 @@ FORMULATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "default": ("fa_default", {}),
     "printed": ("fa_printed", {"preaggregators": ()}),
 }
-"""FA's formulations by name: the variant of `variants.VARIANTS`, and its options."""
+"""FA's formulations by name: variant in `variants.VARIANTS`, and options."""
 
 OTHERS = (*PAPER_RULES[1:], "mean", "mean_unit")
 MEANS, PRINCIPAL = "honest and faulty mean", "principal directions"
 PLANES = (MEANS, PRINCIPAL)
-MAX_WORKERS = 30  # workers
-LIMIT = 100  # steps of IRLS, to see where it would end
+MAX_WORKERS = 30
+LIMIT = 100  # Steps of IRLS, enough to show its limit.
 _SIZES = {"smoke": {"at": 2, "batch": 4}, "quick": {"at": 10, "batch": 32}}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What can be chosen: p workers, f of them faulty, what these send; FA's m, lambda, a, formulation; the plane."""
+    """The explorer's settings.
+
+    Attributes:
+        p: Number of workers.
+        f: Number of Byzantine workers.
+        attack: Name of the attack.
+        m: Columns of FA's Y.
+        lam: Weight lambda of FA's pairwise term.
+        a: FA's exponent.
+        formulation: Key in `FORMULATIONS`.
+        plane: One of `PLANES`.
+        seed: Seed of the attack.
+    """
 
     p: int = 15
     f: int = 3
@@ -55,7 +67,7 @@ class Setting:
     a: float = 2.0
     formulation: str = "default"
     plane: str = MEANS
-    seed: int = 2021  # of the attack
+    seed: int = 2021
 
     def __post_init__(self) -> None:
         check_one_of("formulation", self.formulation, tuple(FORMULATIONS))
@@ -66,8 +78,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class ProjectedDirection:
-    """Where a rule's direction lands: its `point` in the plane, its cosine with the mean of the honest gradients, and
-    the share of its squared length that the plane shows.
+    """The direction of a rule, projected onto the plane.
+
+    Attributes:
+        variant: Variant of the rule.
+        point: Coordinates in the plane (2,).
+        cosine: Cosine with the mean of the honest gradients.
+        inside: Share of the squared length that lies in the plane.
     """
 
     variant: str
@@ -78,13 +95,21 @@ class ProjectedDirection:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a setting comes to.
+    """The result of a setting.
 
-    `points` (p, 2) are the gradients, and the first landing is FA's; `refused` says which rules do not serve so many
-    workers, and why. `values` (p,) are FA's v_i, `shares` (p,) its weights times the norms, over the sum of their
-    sizes. `history` is eq. 5, smoothed, after each step of IRLS, of which FA takes `steps`; `objective` is eq. 5 at
-    FA's Y (off that course for the released formulation with lam > 0, which weighs the pairs in another way), and
-    `bound` what no Y goes below.
+    Attributes:
+        setting: The setting.
+        axes: Names of the plane's axes.
+        points: The gradients in the plane (p, 2).
+        landings: The directions of the rules, FA's first.
+        values: FA's explained variances v_i (p,).
+        shares: FA's weights times the gradients' norms (p,), divided by the sum of their absolute values.
+        history: Smoothed objective (eq. 5) after each step of IRLS.
+        steps: Number of steps that FA takes.
+        objective: Eq. 5 at FA's Y. It is not on the curve of `history` for the released formulation with lam > 0, which
+            weighs the pairs differently.
+        bound: Lower bound of eq. 5 over all Y.
+        refused: Rules that reject this number of workers, with the reason.
     """
 
     setting: Setting
@@ -101,12 +126,20 @@ class Scene:
 
     @property
     def gap(self) -> float:
-        """How far FA's objective can be from the best, relative to it; 0 where it is 0."""
+        """Upper bound of FA's relative distance from the optimum; 0 if the objective is 0."""
         return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
 
 
 def gradients(profile: str, seed: int = 2021) -> Float[Tensor, "p n"]:
-    """The gradients (MAX_WORKERS, n) of the CNN's honest workers in one iteration of a run, a while after its start."""
+    """Compute honest gradients of the CNN in one iteration of a run, a few iterations after its start.
+
+    Args:
+        profile: Name of the profile, which sets the iteration and the batch size.
+        seed: Seed of the run.
+
+    Returns:
+        The gradients (MAX_WORKERS, n).
+    """
     size = for_profile(_SIZES, profile)
     config = TrainConfig(
         rule="mean",
@@ -122,10 +155,15 @@ def gradients(profile: str, seed: int = 2021) -> Float[Tensor, "p n"]:
 
 
 def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] = ()) -> Scene:
-    """What the setting comes to on the first p gradients of the pool; `rules` are some that are not the paper's.
+    """Compute the scene of a setting.
 
-    Raises ValueError for settings that FA does not take, for more workers than the pool has, and for gradients that
-    are not finite.
+    Args:
+        pool: Honest gradients; the first p are used.
+        setting: The setting.
+        rules: The user's rules, in addition to the paper's.
+
+    Raises:
+        ValueError: FA rejects the setting, the pool has fewer than p gradients, or a gradient is not finite.
     """
     check_integer("workers in the pool", len(pool), setting.p)
     G = pool[: setting.p].clone()
@@ -160,7 +198,7 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
 
 
 def _directions(G: Tensor, f: int, rules: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """By variant, each other rule's direction; and by label why those that refuse do."""
+    """Return the other rules' directions by variant, and the reasons of rules that reject the workers, by label."""
     directions: dict[str, Tensor] = {}
     refused: dict[str, str] = {}
     keys = (*OTHERS, *register_rules(rules))
@@ -177,10 +215,10 @@ def _directions(G: Tensor, f: int, rules: Sequence[str]) -> tuple[dict[str, Tens
 
 
 def _plane(G: Float64[Tensor, "p n"], setting: Setting) -> tuple[Float64[Tensor, "2 n"], tuple[str, str]]:
-    """Two orthonormal directions, and what they are called.
+    """Return two orthonormal directions and their names.
 
-    Where there is no faulty mean, or it is along the honest one, the second is what the honest gradients differ in
-    most.
+    Without a Byzantine mean that differs in direction from the honest mean, the second is the honest gradients'
+    principal direction orthogonal to their mean.
     """
     if setting.plane == PRINCIPAL:
         return _principal(G, 2), ("first principal direction", "second principal direction")
@@ -197,7 +235,7 @@ def _plane(G: Float64[Tensor, "p n"], setting: Setting) -> tuple[Float64[Tensor,
 
 
 def _principal(G: Float64[Tensor, "p n"], count: int) -> Float64[Tensor, "k n"]:
-    """The first principal directions of the gradients, each divided by its norm, about the origin."""
+    """Return the first principal directions of the gradients, divided by their norms and not centred."""
     unit = G / G.norm(dim=1, keepdim=True).clamp_min(1e-300)
     lengths, vectors = torch.linalg.eigh(unit @ unit.T)
     directions = (vectors[:, -count:].flip(1) / lengths[-count:].flip(0).clamp_min(1e-300).sqrt()).T @ unit
@@ -213,9 +251,7 @@ def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> Projecte
 
 
 def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
-    """The gradients as FA's formulation scales them, on which the pairs of eq. 5 depend, in k <= p coordinates, with
-    which they have the same lengths and angles.
-    """
+    """Return the gradients as FA's formulation scales them, in k <= p coordinates that preserve lengths and angles."""
     steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.formulation]
     mixed = apply_preaggregators(measure(G)[0], steps, StepContext(setting.f, 0, 0))
     coordinates: Tensor = torch.linalg.qr(mixed.apply_to(G.double()).T).R.T
@@ -223,7 +259,7 @@ def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
 
 
 def _objective(seen: Float64[Tensor, "p k"], rule: FlagAggregator) -> float:
-    """Eq. 5 at the rule's Y."""
+    """Return eq. 5 at the rule's Y."""
     solution = irls.solve_gram(measure(seen)[0], rule.options, formulation=rule.formulation)
     assert solution.coefficients is not None  # FA's Y is in the span
     return objective.value(seen, seen.T @ torch.from_numpy(solution.coefficients), rule.lam, a=rule.a)

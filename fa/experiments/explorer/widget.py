@@ -1,4 +1,4 @@
-"""The explorer's picture of a scene, and the sliders that choose one."""
+"""The explorer's figure of a scene, and the widget whose sliders select the setting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POWERS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 
 
 def draw(shown: Scene) -> Figure:
-    """Above, the plane as a whole and near the honest gradients; below, v_i and shares by worker, and eq. 5 by step."""
+    """Draw the plane, whole and near the honest gradients (above), and v_i, shares and eq. 5 by step (below)."""
     figure = style.new_figure(13, 8.6)
     grid = figure.add_gridspec(2, 13, height_ratios=(1.5, 1))
     whole, near, names = (figure.add_subplot(grid[0, lo:hi]) for lo, hi in ((0, 5), (5, 10), (10, 13)))
@@ -55,7 +55,7 @@ def _title(shown: Scene) -> str:
 
 
 def _near(shown: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of a square around the origin, the honest gradients, and the directions that are not far from it."""
+    """Return the corners of a square around the origin, the honest gradients, and the directions close to them."""
     inside = np.vstack([shown.points[shown.setting.f :], np.zeros(2)])
     far = 2 * float(np.linalg.norm(inside, axis=1).max())
     inside = np.vstack([inside, *(its.point for its in shown.landings if np.linalg.norm(its.point) <= far)])
@@ -69,7 +69,7 @@ def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray,
     axes.plot(points[f:, 0], points[f:, 1], "o", color=style.HONEST, markersize=4, label="honest gradients")
     axes.plot(points[:f, 0], points[:f, 1], "x", color=style.BYZANTINE, markersize=6, label="faulty gradients")
     variants = looks(landing.variant for landing in shown.landings)
-    for landing in reversed(shown.landings):  # FA on top
+    for landing in reversed(shown.landings):  # FA is drawn last, on top.
         its = variants[landing.variant]
         axes.plot(*np.array([[0, 0], landing.point]).T, color=its.colour, linewidth=1, alpha=0.7)
         label = f"{its.label}: {landing.cosine:.2f}, {landing.inside:.0%}"
@@ -101,8 +101,14 @@ def _draw_course(axes: Axes, shown: Scene) -> None:
 
 
 def show(pool: Float[Tensor, "p n"], interactive: Any = True, rules: Sequence[str] = ()) -> Any:
-    """The explorer as a widget for the notebook; where ipywidgets is not installed, or it is not to be `interactive`,
-    the pictures of SETTINGS in its place.
+    """Return the explorer as a widget for the notebook.
+
+    Without ipywidgets, or with `interactive=False`, display the figures of `SETTINGS` instead.
+
+    Args:
+        pool: Honest gradients (p, n).
+        interactive: True for the widget.
+        rules: The user's rules, in addition to the paper's.
     """
     check("interactive", interactive, isinstance(interactive, bool), "True or False, written so for papermill too")
     if not interactive:
@@ -122,11 +128,16 @@ SETTINGS = (
     Setting(attack="ipm", f=5, formulation="released"),
     Setting(p=30, f=6, m=16, lam=8.0),
 )
-"""What is shown without sliders."""
+"""Settings that are displayed without sliders."""
 
 
 def static(pool: Float[Tensor, "p n"], rules: Sequence[str] = ()) -> None:
-    """Display the picture of each of SETTINGS."""
+    """Display the figure of each setting in `SETTINGS`.
+
+    Args:
+        pool: Honest gradients (p, n).
+        rules: The user's rules, in addition to the paper's.
+    """
     from IPython.display import Image, display
 
     for setting in SETTINGS:
@@ -134,16 +145,16 @@ def static(pool: Float[Tensor, "p n"], rules: Sequence[str] = ()) -> None:
 
 
 def picture(figure: Figure) -> bytes:
-    """A figure as PNG."""
+    """Return a figure as PNG."""
     kept = BytesIO()
     figure.savefig(kept, format="png", dpi=100)
     return kept.getvalue()
 
 
 def _widget(widgets: Any, pool: Float[Tensor, "p n"], rules: Sequence[str]) -> Any:
-    """The controls beside what they choose."""
+    """Create the controls with their figure."""
     usual = Setting()
-    known = [name for name in ATTACKS if name != "nan"]  # which leaves nothing to be seen
+    known = [name for name in ATTACKS if name != "nan"]  # Gradients that are NaN cannot be drawn.
     controls = {
         "p": widgets.IntSlider(usual.p, 3, min(MAX_WORKERS, len(pool)), description="p"),
         "f": widgets.IntSlider(usual.f, 0, (usual.p - 1) // 2, description="f"),
@@ -158,7 +169,7 @@ def _widget(widgets: Any, pool: Float[Tensor, "p n"], rules: Sequence[str]) -> A
         control.continuous_update = False
     image = widgets.Image(format="png", layout=widgets.Layout(width="100%", max_width="1300px"))
     message = widgets.HTML()
-    drawn: list[Setting] = []  # the last one: a limit that moves a slider must not draw twice
+    drawn: list[Setting] = []  # The last setting: a new limit that moves another slider must not draw twice.
 
     def update(_: object = None) -> None:
         controls["f"].max = (controls["p"].value - 1) // 2

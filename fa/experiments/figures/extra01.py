@@ -37,7 +37,7 @@ PAIRS = {
 }
 """Variants of each rule on the gradients, and on gradients whose norms are set to their median."""
 
-SINGLE_FORM = {"FA, as released": "fa", "Mean of unit gradients": "mean_unit"}  # without a second form
+SINGLE_FORM = {"FA, as released": "fa", "Mean of unit gradients": "mean_unit"}  # Rules without a second form.
 DEFAULT = {"m": 8, "a": 2.0, "max_iter": 5, "lam": 0.0}
 SWEPT: dict[str, tuple[dict[str, Any], ...]] = {
     "m": (*({"m": m} for m in (1, 2, 4, 8, 15)), *({"m": m, "a": 1.0} for m in (1, 2, 8))),
@@ -80,7 +80,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def _norms() -> list[Case]:
-    """The rules with and without the division by the norm, which share their runs with Figure 4."""
+    """Return the cases with and without the division by the norm, which share their runs with Figure 4."""
     cases = [Case(key, F, label_override=name) for name, key in SINGLE_FORM.items()]
     for name, (off, on) in PAIRS.items():
         cases.append(Case(off, F, label_override=name))
@@ -89,7 +89,7 @@ def _norms() -> list[Case]:
 
 
 def equal(name: str) -> str:
-    """What a rule is called where all norms were set to their median."""
+    """Return the label of a rule whose input gradients all have the median norm."""
     return f"{name}, equal norms"
 
 
@@ -115,8 +115,9 @@ def _regimes(profile: str) -> list[Case]:
 
 
 def parts(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
-    """The last points of the norms', the sweeps' and the regimes' runs: the last have a learning rate of their own, the
-    first no attack but the profile's.
+    """Return the last points of the runs on norms, on options and on regimes.
+
+    Runs of regimes have a learning rate of their own. Runs on norms have the profile's attack.
     """
     last = last_points(table)
     regimes = last["lr"].notna()
@@ -125,7 +126,14 @@ def parts(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
 
 
 def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[float, float]:
-    """FA's final accuracy, the mean over seeds, by the values of one option, all others as DEFAULT has them."""
+    """Return FA's final accuracy, the mean over seeds, by the values of one option.
+
+    Args:
+        sweeps: Last points of the sweeps.
+        attack: The attack.
+        option: The option; all others are those of DEFAULT.
+        a: FA's exponent.
+    """
     rows = sweeps[(sweeps["label"] == "FA") & (sweeps["attack"] == attack)]
     for name, value in (DEFAULT | {"a": a}).items():
         if name != option:
@@ -134,13 +142,13 @@ def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[f
 
 
 def control(sweeps: DataFrame, attack: str) -> float:
-    """The control's final accuracy beside FA's: the mean over seeds."""
+    """Return the control's final accuracy under an attack, the mean over seeds."""
     rows = sweeps[(sweeps["label"] == CONTROL) & (sweeps["attack"] == attack)]
     return float(rows["test_accuracy"].mean())
 
 
 def leads(regimes: DataFrame) -> list[Lead]:
-    """In each regime the best of SUBSPACES against the control, a difference a seed."""
+    """Compare the best of SUBSPACES with the control in each regime, with one difference per seed."""
     compared = []
     for name, rows in by_regime(regimes).items():
         reached = by_label(rows)
@@ -150,7 +158,7 @@ def leads(regimes: DataFrame) -> list[Lead]:
 
 
 def by_regime(regimes: DataFrame) -> dict[str, DataFrame]:
-    """The rows of each regime, by its name."""
+    """Return the rows of each regime by its name."""
     sized = [name for name in ("batch",) if name in regimes]
     groups = regimes.groupby(["attack", "f", "lr", *sized], sort=False, dropna=False)
     return {_regime(attack, int(f), *rest): rows for (attack, f, *rest), rows in groups}
@@ -162,7 +170,7 @@ def _regime(attack: str, f: int, lr: float, batch: float = float("nan")) -> str:
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Above, the division by the norm, and the regimes; below, m, the number of steps and lambda."""
+    """Draw the division by the norm and the regimes (above); m, the number of steps and lambda (below)."""
     norms, sweeps, regimes = parts(table)
     figure = style.new_figure(13, 8.4)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
@@ -234,20 +242,24 @@ def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:
 
 
 def ticks(option: str) -> list[float]:
-    """The values of an option, evenly spaced on its axis."""
+    """Return the values of an option, which are evenly spaced on its axis."""
     return sorted({float(values[option]) for values in SWEPT[option]})
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """E1: what equal norms do for each rule; whether the subspace is better than they alone; whether FA's options
-    help.
+    """Judge E1: the effect of equal norms on each rule, the subspace against equal norms alone, and FA's options.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
     """
     norms, sweeps, regimes = parts(table)
     final = by_label(norms)
     testable = learned(final, chance)
     gains = {name: mean(final[equal(name)]) - mean(final[name]) for name in PAIRS}
     compared = leads(regimes)
-    level = LEVEL / (len(compared) * len(SUBSPACES))  # Bonferroni's, as one subspace in one regime is enough
+    level = LEVEL / (len(compared) * len(SUBSPACES))  # Bonferroni correction: one subspace in one regime is enough.
     decisive = max(compared, key=lambda lead: (lead.better(margin, level), lead.difference))
     moves = {(attack, option): _move(sweeps, attack, option) for attack in ATTACKS for option in SWEPT}
     return [
@@ -277,7 +289,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
 
 
 def _move(sweeps: DataFrame, attack: str, option: str) -> tuple[float, str]:
-    """How much better the best value of an option is than the default, and the accuracy at every value."""
+    """Return the lead of the best value of an option over the default, and the accuracies of all values."""
     points = swept(sweeps, attack, option)
     text = ", ".join(f"{value:g} {reached:.3f}" for value, reached in points.items())
     return max(points.values()) - points[DEFAULT[option]], text

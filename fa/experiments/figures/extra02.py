@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 NAME = "extra02_tuned_learning_rates"
 F = 3
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
-FEW = {"smoke": (0.05, 0.1)}  # rates, where five are too many
-TESTED = {"smoke": (2021,)}  # seeds of the runs at the rates chosen, where three are too many
-HELD = 0.2  # of the training images, on which the rate is chosen
+FEW = {"smoke": (0.05, 0.1)}  # Learning rates of profiles that are too small for five.
+TESTED = {"smoke": (2021,)}  # Seeds at the best rates, in profiles too small for three.
+HELD = 0.2  # Share of the training images that are used for validation.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Extra 2; see `make_study`. These are the runs on validation images; see `tested`."""
+    """Create the study of Extra 2, whose runs use validation images; see `make_study` and `tested`."""
     grid = [
         Case(key, F, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
         for key in (*RULES, *register_rules(rules))

@@ -29,9 +29,9 @@ ATTACKS = {
     "ipm": "inner product",
     "mimic": "mimic",
 }
-"""Attacks by their names in `fa.attacks`, and their names in the figure."""
+"""Attacks: names in `fa.attacks`, and names in the figure."""
 
-SEEDS = {"paper": (2021,)}  # many runs with one seed
+SEEDS = {"paper": (2021,)}  # One seed, because there are many runs.
 
 
 def study(
@@ -110,7 +110,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
 
 
 def _worst(final: dict[tuple[str, str, int], float], f: int) -> dict[str, tuple[float, str]]:
-    """The least accuracy and its attack, by rule, of rules that are defined for f."""
+    """Return the least accuracy and its attack by rule, for rules that are defined for f."""
     return {
         rule: min((final[rule, attack, f], attack) for attack in ATTACKS)
         for rule in RULES

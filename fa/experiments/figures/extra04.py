@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "extra04_who_was_trusted"
 F = 3
-DETECTED = 0.9  # precision or recall from which the Byzantine workers count as detected
+DETECTED = 0.9  # Precision or recall from which Byzantine workers count as detected.
 UNIT_MEAN = "Mean of unit gradients"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "FA": ("fa", {}),
@@ -98,7 +98,7 @@ def detection(workers: DataFrame, f: int = F) -> DataFrame:
 
 
 def _named(workers: DataFrame, column: str, f: int) -> Any:
-    """Which rows the detector reports."""
+    """Return a mask of the rows that the detector reports."""
     if column == "status":
         return workers["status"] != USED
     order = workers.sort_values([column, "worker"], ascending=[True, False], kind="stable")

@@ -37,7 +37,7 @@ PAIRS = {
     f"Krum's choice, {SAME_LENGTH}": "Krum's choice, mean of unit",
     f"mixing, {SAME_LENGTH}": "mixing, mean of unit",
 }
-"""A combination with FA's subspace, and the same without it, at one length of step."""
+"""Combinations with FA's subspace, and their counterparts without it, with steps of equal length."""
 
 COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
     "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
@@ -100,7 +100,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         for attack, reached in final.items()
     }
     pairs = [_lead(attack, reached, *pair) for attack, reached in final.items() for pair in PAIRS.items()]
-    level = LEVEL / len(OURS)  # Bonferroni's, as one combination is enough
+    level = LEVEL / len(OURS)  # Bonferroni correction: one combination is enough.
     return [
         Claim(
             "E5",

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 NAME = "extra07_rate_or_subspace"
 F = 3
 SEED = 2021
-SLOWER = 0.25  # times the profile's learning rate
-LONGER = 15 / 8  # p/m: ratio of the released FA's step to that of the mean of unit gradients, at most
+SLOWER = 0.25  # Factor of the profile's learning rate.
+LONGER = 15 / 8  # p/m: largest ratio of the released FA's step to that of the mean of unit gradients.
 
 FA, KRUM, KRUM_SLOWER = "FA", "Multi-Krum", "Multi-Krum, a quarter of the rate"
 UNIT, CEILING = "Mean of unit gradients, p/m times the rate", "Mean, f = 0"

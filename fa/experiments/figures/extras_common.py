@@ -28,7 +28,7 @@ UNIT_OPTIONS = {"preaggregators": ("unit",)}
 SEEDS = (2021, 2022, 2023)
 """Seeds of statements that a rule is better, in profiles with one seed."""
 
-MIN_GAIN = 0.05  # of accuracy: what counts as a difference with one seed
+MIN_GAIN = 0.05  # Least difference between accuracies that counts with one seed.
 
 SHORT = {"quick": {"iterations": 24, "evaluate_every": 24}}
 """Settings, by profile, of the extras with the most runs."""

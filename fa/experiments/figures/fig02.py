@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 NAME = "fig02_mean_tolerance"
 F_VALUES = (0, 1, 2, 3)
-HEAVILY = 0.5  # of the accuracy without Byzantine workers: what is left where the impact is heavy
-_PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # the released code's settings for this figure
+HEAVILY = 0.5  # Share of the accuracy without Byzantine workers: at or below it, the impact is heavy.
+_PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # The released code's settings for this figure.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
@@ -27,12 +27,12 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """One line for each number of Byzantine workers."""
+    """Draw one line for each number of Byzantine workers."""
     figure = style.new_figure(6.4, 4.2)
     axes = figure.subplots()
     colours = style.sequential_colors(len(F_VALUES))[::-1]
     for f, colour, marker, dashes in zip(F_VALUES, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
-        draw_line(axes, table[table["f"] == f], f"f = {f}", colour, marker, dashes)  # f > 0: one above another
+        draw_line(axes, table[table["f"] == f], f"f = {f}", colour, marker, dashes)  # Lines of f > 0 coincide.
     finish(axes)
     axes.legend(title="Byzantine workers", loc="center right")
     figure.suptitle(f"The mean; Byzantine workers send {attack_heading(table)}\n{title}", fontsize=9)

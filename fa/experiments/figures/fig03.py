@@ -1,4 +1,4 @@
-"""Figure 3: how much of each worker's gradient the optimal subspace explains, and how much the mean gradient does."""
+"""Figure 3: variance of each worker's gradient that the optimal subspace and the mean gradient explain."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 NAME = "fig03_explained_variance"
 F_VALUES = (0, 3)
-SPIKE = 0.9  # a value from here on is near 1
-LARGER = 0.02  # of a share, or of a mean value: less is no difference
+SPIKE = 0.9  # Explained variances from this value on are near 1.
+LARGER = 0.02  # Least difference that counts between shares or mean values.
 LABELS = {
     "fa": "optimal Y, m = ceil((p + 1)/2)",
     "mean": "unit mean gradient",
@@ -38,14 +38,14 @@ LABELS = {
 }
 _OURS, _MEANS = style.LOOKS["fa"].colour, style.LOOKS["mean"].colour
 _LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS, "--", "v"), "any": ("black", ":", "s")}
-"""Colours, and by which dashes and markers honest and Byzantine workers are shown over time."""
+"""Colours, dashes of honest workers, and markers of Byzantine workers."""
 
 
 class LiveStudy(Study):
-    """Runs that are looked at while they train: their curves would not help, so there is nothing to sweep."""
+    """Study whose runs are recorded during training; their curves are not used, and a sweep does nothing."""
 
     def sweep(self, jobs: int | None = None, progress: bool = True, shard: str | None = None) -> list[Outcome]:
-        """None."""
+        """Return no outcomes."""
         return []
 
 
@@ -55,10 +55,14 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def collect(study: LiveStudy) -> tuple[DataFrame, Results]:
-    """Train each run, one after another, and look at its gradients.
+    """Train each run, one after another, and measure explained variances of its gradients.
 
-    The table has one row for each basis, f, seed, iteration and worker, with the worker's explained variance `value`.
-    Nothing goes to the run store.
+    Args:
+        study: The study; its runs are not written to the run store.
+
+    Returns:
+        A table with one row for each basis, f, seed, iteration and worker, with the explained variance `value`; and
+        the results.
     """
     import pandas
 
@@ -81,16 +85,16 @@ def _look_at(config: TrainConfig) -> tuple[list[dict[str, Any]], Run]:
             for worker, value in enumerate(explained(gram.cosines, coefficients)):
                 rows.append(about | {"worker": worker, "faulty": worker < config.byzantine, "value": value})
 
-    run = train(config, progress=look, threads=1)  # as in a sweep
+    run = train(config, progress=look, threads=1)  # As in a sweep.
     return rows, run
 
 
 def _bases(gram: Gram, seed: int, iteration: int) -> Iterator[tuple[str, Float64[np.ndarray, "p q"]]]:
-    """Each basis as coefficients on the unit gradients."""
+    """Yield each basis as coefficients on the unit gradients."""
     m = default_m(gram.p)
     for name, columns in (("fa", m), ("fa_one", 1)):
         solution = solve_gram(gram, Options(m=columns))
-        assert solution.coefficients is not None  # with lam = 0, Y lies in the span
+        assert solution.coefficients is not None  # Y lies in the span, since lam = 0.
         yield name, gram.norms[:, None] * solution.coefficients
     yield "mean", gram.scaled_norms[:, None]
     drawn = np.random.default_rng(derive_seed("fig03", seed, 0, iteration)).permutation(gram.p)[:m]
@@ -98,7 +102,12 @@ def _bases(gram: Gram, seed: int, iteration: int) -> Iterator[tuple[str, Float64
 
 
 def explained(cosines: Square, coefficients: Float64[np.ndarray, "p q"]) -> Float64[np.ndarray, " p"]:
-    """v_i (p,) under the span of the q vectors with these coefficients on the unit gradients."""
+    """Return explained variances v_i (p,) under the span of q vectors.
+
+    Args:
+        cosines: Cosines of the gradients (p, p).
+        coefficients: Coefficients of the vectors on the unit gradients (p, q).
+    """
     products = cosines @ coefficients
     lengths, vectors = np.linalg.eigh(coefficients.T @ products)
     kept = lengths > 1e-12 * lengths[-1]
@@ -108,9 +117,7 @@ def explained(cosines: Square, coefficients: Float64[np.ndarray, "p q"]) -> Floa
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Above the paper's histograms, one for each f, of honest workers; below, the mean over workers of either kind as
-    training goes on.
-    """
+    """Draw histograms of honest workers for each f, as in the paper (above), and means by iteration (below)."""
     figure = style.new_figure(9.5, 6.2)
     grid = figure.subplots(2, 2, sharey="row")
     for panels, f in zip(grid.T, F_VALUES, strict=True):
@@ -145,7 +152,7 @@ def _histogram(axes: Axes, rows: DataFrame, basis: str) -> None:
 
 
 def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
-    """Honest workers as a line, faulty ones, where there are any, as marks."""
+    """Draw honest workers as a line, and Byzantine workers, if any, as marks."""
     colour, dashes, marker = _LOOKS[basis]
     honest = rows[~rows["faulty"]].groupby("iteration")["value"].mean()
     faulty = rows[rows["faulty"]].groupby("iteration")["value"].mean()
@@ -153,11 +160,11 @@ def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
     axes.plot(honest.index, honest, linestyle=dashes, **look)
     if len(faulty):
         axes.plot(faulty.index, faulty, marker, **look)
-    axes.plot([], [], linestyle=dashes, marker=marker, label=LABELS[basis], **look)  # the legend's
+    axes.plot([], [], linestyle=dashes, marker=marker, label=LABELS[basis], **look)  # The entry of the legend.
 
 
 def claims(table: DataFrame) -> list[Claim]:
-    """Judge C2 by the honest workers. The span of m workers drawn at random is a control, and decides nothing.
+    """Judge C2 by the honest workers. The span of m random workers is a control, without influence on the verdict.
 
     Args:
         table: One row for each basis, f, seed, iteration and worker.

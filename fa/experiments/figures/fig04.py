@@ -31,8 +31,9 @@ if TYPE_CHECKING:
 NAME = "fig04_byzantine_workers"
 F_VALUES = (1, 2, 3)
 TOP = (*PAPER_RULES, "mean")
-SEEDS = {("cpu", 3): (2021, 2022, 2023)}  # where a profile has one seed, by f: the paper's usual f has three
-MUCH = 0.15  # of the other rule's accuracy: what still counts as about 20%
+# By profile and f: three seeds for the paper's usual f, in a profile with one.
+SEEDS = {("cpu", 3): (2021, 2022, 2023)}
+MUCH = 0.15  # Relative lead over the best rival that still counts as about 20%.
 
 
 def study(
@@ -68,9 +69,7 @@ def study(
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Above the paper's arrangement, one panel for each f; below, the formulations of FA and the controls, if there are
-    any.
-    """
+    """Draw one panel for each f, as in the paper (above); formulations of FA and controls, if any (below)."""
     users, faulty = user_rules_in(table), sorted(set(table["f"]))
     rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *users)}
     if set(table["variant"]) - {*TOP, *users}:
@@ -103,7 +102,10 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
 
 
 def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, margin: float) -> list[Claim]:
-    """Judge FA's leads. Where rules or numbers of Byzantine workers are missing, a claim can fail and cannot hold."""
+    """Judge FA's leads.
+
+    If rules or numbers of Byzantine workers are missing, a claim can fail but not hold.
+    """
     rivals = {f: [key for key in PAPER_RULES[1:] if (key, f) in final] for f in F_VALUES if ("fa", f) in final}
     leads = [lead(final, f, "f") for f, others in rivals.items() if others]
     if not leads:
@@ -111,7 +113,7 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
     complete = sum(map(len, rivals.values())) == len(F_VALUES) * len(PAPER_RULES[1:])
 
     def complete_verdict(holds: list[bool]) -> str:
-        fails = len(holds) == len(F_VALUES) and not any(holds)  # no rule that is missing could change that
+        fails = len(holds) == len(F_VALUES) and not any(holds)  # A missing rule could not change that.
         return verdict(holds, testable and (complete or fails))
 
     large = [lead.difference >= MUCH * mean(lead.rival_accuracies) and lead.better(margin) for lead in leads]

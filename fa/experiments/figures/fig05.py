@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig05_batch_size"
-# Images of a worker's minibatch, and iterations: fewer of larger minibatches, as in the released code. Its numbers are
-# those of the profile paper; the other profiles keep its proportions of about 3 to 2 to 1.
+# Images of a worker's minibatch, and iterations: fewer with larger minibatches, as in the released code. The profile
+# paper has its numbers. The other profiles keep its proportions of about 3 to 2 to 1.
 SIZES = {
     "smoke": ((4, 4), (8, 4), (16, 4)),
     "quick": ((16, 90), (32, 60), (64, 30)),
@@ -32,23 +32,23 @@ SIZES = {
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """Create the study of Figure 5; see `make_study`."""
     keys = (*PAPER_RULES, *register_rules(rules))
-    sizes = SIZES.get(profile, ())  # of a profile that there is not, make_study speaks
+    sizes = SIZES.get(profile, ())  # `make_study` reports an unknown profile.
     grid = [Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in keys]
     return make_study(NAME, profile, grid, out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """One panel for each size, as in the paper."""
+    """Draw one panel for each batch size, as in the paper."""
     return draw_panels(
         table, "batch", "B", f"f = 3 Byzantine workers send {attack_heading(table)}; {FA_FORMULATION}\n{title}"
     )
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """Judge C5: FA's lead over the best other rule with larger minibatches, and whether it grows with them.
+    """Judge C5: FA's lead over the best rival with larger minibatches, and its growth with the batch size.
 
-    Sizes at which neither learned anything have no lead. Where the numbers of iterations differ, the size is not the
-    only change, and growth cannot be tested.
+    Sizes at which neither FA nor the rival learned are excluded. If the numbers of iterations differ, the batch size is
+    not the only change, and growth is not testable.
 
     Args:
         table: The curves, one row a point.

@@ -1,4 +1,4 @@
-"""Figure 6a: three links that lose a tenth of their packets."""
+"""Figure 6a: three links that lose 10% of their packets."""
 
 from __future__ import annotations
 
@@ -34,7 +34,13 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure:
-    """Draw accuracy by iteration under chunk loss, and by time under link loss (see `load_or_measure`)."""
+    """Draw accuracy by iteration under chunk loss, and by time under link loss.
+
+    Args:
+        table: The curves under chunk loss.
+        title: Settings, for the figure's title.
+        links: The curves over lossy links; see `load_or_measure`.
+    """
     figure = style.new_figure(10.5, 4.2)
     left, right = figure.subplots(1, 2)
     draw_curves(left, table, (*RULES, *user_rules_in(table)))
@@ -72,7 +78,7 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
-        links: Curves over lossy links, whose time is reported beside it.
+        links: Curves over lossy links, whose times are added to the text.
         margin: Accuracies that differ by less are equal.
     """
     table = builtin_rows(table)
@@ -99,7 +105,7 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
 def _slower(links: DataFrame | None) -> str:
     if links is None or not len(links):
         return ""
-    # From one evaluation to another: in the first iterations the server also gets ready.
+    # Measure between evaluations: the first iterations include the preparation of the server.
     curves = links[links["variant"] == "fa"].groupby("loss")[["seconds", "iteration"]]
     steps = curves.last() - curves.first()
     times = 1000 * steps["seconds"] / steps["iteration"]

@@ -1,4 +1,4 @@
-"""Figures 6b to 6d: more and more workers, f = 2 of them faulty."""
+"""Figures 6b to 6d: p = 11, 13 and 15 workers, f = 2 of them Byzantine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 NAME = "fig06bcd_more_workers"
 WORKERS = (11, 13, 15)
 CEILING = "Mean, f = 0"
-_PAPER = {11: 1080, 13: 915, 15: 1050}  # iterations, in the released code
+_PAPER = {11: 1080, 13: 915, 15: 1050}  # Iterations in the released code.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
@@ -43,7 +43,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """One panel for each number of workers, as in the paper."""
+    """Draw one panel for each number of workers, as in the paper."""
     return draw_panels(
         table, "workers", "p", f"f = 2 Byzantine workers send {attack_heading(table)}; {FA_FORMULATION}\n{title}"
     )
@@ -52,7 +52,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """Judge C7: whether FA stays near the mean without Byzantine workers at every p, and loses nothing as p grows.
 
-    As in Figure 5, the second cannot be tested where the numbers of iterations differ.
+    As in Figure 5, the second part is not testable if the numbers of iterations differ.
 
     Args:
         table: The curves, one row a point.

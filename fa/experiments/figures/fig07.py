@@ -27,21 +27,21 @@ SCHEMES = {
     "cat": "cat map",
     "smooth_cat": "smooth cat map",
 }
-"""The recipes of data_aug, and their titles."""
+"""Augmentation schemes: recipes in data_aug, and titles."""
 
 RULES = (*PAPER_RULES, "mean")
 CONTROL = "fa_default"
-"""FA whose steps are as long as gradients are, as the other rules' are; the released code's all have one length."""
+"""FA with steps as long as gradients, like those of other rules. All steps of the released code have one length."""
 
 F = 3
-# Fewer than the profile's: the paper has 800 for Figure 4's 1050, and quick no time for as many as that would make.
+# Fewer iterations than in the profile: the paper has 800 (Figure 4: 1050), and quick has no time for that proportion.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "quick": {"iterations": 30, "evaluate_every": 5},
     "cpu": {"iterations": 75},
     "paper": {"iterations": 800},
 }
-LOWER = 0.02  # of a mean explained variance: less is no difference
-MIN_POINTS = 4  # of a curve, to judge its falls
+LOWER = 0.02  # Least difference between mean explained variances that counts.
+MIN_POINTS = 4  # Least number of points of a curve for a verdict on its falls.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
@@ -53,12 +53,12 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def _augmentations() -> dict[tuple[tuple[str, Any], ...], str]:
-    """Each scheme's recipe as a configuration keeps it, and the scheme's name."""
+    """Return names of schemes by their recipes, in the form of a configuration."""
     return {tuple(sorted(read(recipe_path(name)).options.items())): name for name in SCHEMES}
 
 
 def tables(results: Results) -> tuple[DataFrame, DataFrame]:
-    """The curves, with a column `scheme`; and FA's explained variances by scheme, seed, iteration and worker."""
+    """Return the curves with a column `scheme`, and FA's explained variances by scheme, seed, iteration and worker."""
     import pandas
 
     names = _augmentations()
@@ -75,7 +75,13 @@ def tables(results: Results) -> tuple[DataFrame, DataFrame]:
 
 
 def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
-    """Above, a panel for each scheme, the paper's three first; below, what FA's subspace explains of the workers."""
+    """Draw a panel of curves for each scheme, the paper's three first (above), and explained variances (below).
+
+    Args:
+        table: The curves, with a column `scheme`.
+        values: FA's explained variances; see `tables`.
+        title: Settings, for the figure's title.
+    """
     figure = style.new_figure(15, 5.8)
     grid = figure.subplots(2, len(SCHEMES), sharex=True, sharey="row")
     keys = (*RULES, CONTROL, *user_rules_in(table))
@@ -92,7 +98,7 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
 
 
 def _draw_values(axes: Axes, values: DataFrame) -> None:
-    """v_i of the workers of each kind; iterations are put together to some 40 points."""
+    """Draw v_i of both kinds of workers, with iterations grouped to about 40 points."""
     step = max(1, int(values["iteration"].max()) // 40)
     values = values.assign(iteration=-(-values["iteration"] // step) * step)
     draw_kinds(axes, values, values["augmented"], "value", ("clean", "augmented"))
@@ -100,7 +106,14 @@ def _draw_values(axes: Axes, values: DataFrame) -> None:
 
 
 def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """C8 by the final accuracy and by the curves' falls, and what the paper takes for the quality of a worker."""
+    """Judge C8 by final accuracies, by falls of the curves, and by the explained variances of both kinds of workers.
+
+    Args:
+        table: The curves, with a column `scheme`.
+        values: FA's explained variances; see `tables`.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
     table = builtin_rows(table)
     final = accuracies(table, "scheme")
     testable = learned(final, chance)
@@ -110,7 +123,8 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
     falls = {scheme: _falls(table[table["scheme"] == scheme]) for scheme in SCHEMES}
     rivals = {s: [key for key in RIVALS if mean(final[key, s]) > LEARNED * chance] for s in SCHEMES}
     others = {s: min((falls[s][key] for key in keys), default=0.0) for s, keys in rivals.items()}
-    unsteady = [scheme for scheme in SCHEMES if others[scheme] > margin]  # elsewhere no fall could be smaller
+    # In the other schemes no fall could be smaller.
+    unsteady = [scheme for scheme in SCHEMES if others[scheme] > margin]
     worth = values.groupby(["scheme", "augmented"])["value"].mean()
     gaps = {scheme: float(worth[scheme, False] - worth[scheme, True]) for scheme in SCHEMES}
     return [
@@ -144,7 +158,7 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
 
 
 def _falls(table: DataFrame) -> dict[str, float]:
-    """Each rule's largest fall of accuracy from one point of a curve to the next, of all seeds; 0 if it only rises."""
+    """Return each rule's largest fall of accuracy between consecutive points, over all seeds; 0 without a fall."""
     curves = table.sort_values("iteration").groupby(["variant", "seed"])["test_accuracy"]
     falls = curves.apply(lambda curve: max(0.0, float((-curve.diff()).max()))).groupby("variant").max()
     return {str(rule): float(fall) for rule, fall in falls.items()}

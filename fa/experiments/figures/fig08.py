@@ -1,4 +1,4 @@
-"""Figure 8: what the pairwise regularizer's weight lambda does to FA, with p = 7 workers and f = 1 of them faulty."""
+"""Figure 8: effect of the pairwise regularizer's weight lambda on FA, with p = 7 workers and f = 1 Byzantine worker."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NAME = "fig08_lambda"
 LAMBDAS = (0, 1, 2, 4, 8, 16, 32, 64)
 OTHERS = ("multi_krum", "bulyan")
 FORMULATIONS = {"released": "FA as released", "paper": "FA, this package's default"}
-NEARER = 0.05  # of a cosine: less is no approach
+NEARER = 0.05  # Least gain of a cosine that counts.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
@@ -39,9 +39,15 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def cosines(study: Study) -> DataFrame:
-    """The cosine between FA's direction and each of OTHERS', for each lambda, on the gradients of FA's run at lambda 0.
+    """Compute cosines between FA's direction and those of OTHERS, for each lambda.
 
-    One row for each formulation of FA, lambda, other rule, seed and iteration looked at.
+    All directions use the gradients of FA's run with lambda = 0.
+
+    Args:
+        study: The study of this figure.
+
+    Returns:
+        One row for each formulation of FA, lambda, other rule, seed and recorded iteration.
     """
     import pandas
 
@@ -74,7 +80,7 @@ def _watch(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
-    """Left the curves, as in the paper; right, FA's cosine with Multi-Krum and Bulyan against lambda."""
+    """Draw the curves, as in the paper (left), and FA's cosine with Multi-Krum and Bulyan by lambda (right)."""
     figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]

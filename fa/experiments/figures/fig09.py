@@ -1,4 +1,4 @@
-"""Figure 9: FA with up to 60 workers, 14 of them faulty, on the MNIST CNN, and what the server's part costs."""
+"""Figure 9: FA with up to 60 workers, 14 of them Byzantine, on the MNIST CNN, and the time of an aggregation."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig09_scaling"
-CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # p and f; the last is the text's largest f
+CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # Pairs (p, f); the last has the largest f of the paper's text.
 ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
-TIMED_CALLS = 20  # of a rule that are timed
+TIMED_CALLS = 20  # Number of timed calls per rule.
 RULES = ("fa", "mean")
 CEILING = "Mean, p = 15, f = 0"
 
@@ -35,15 +35,19 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]
     grid.append(Case("mean", 0, {"workers": 15, "iterations": iterations[15]}, label_override=CEILING))
     settings: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
-    if profile == "paper":  # as in the released code; the paper's text does not say what the Byzantine workers do here
+    if profile == "paper":  # As in the released code: the paper's text does not state the attack of this figure.
         settings |= {"attack": "none", "augmentation": read(recipe_path("lv")).options}
     return make_study(NAME, profile, grid, out, seeds, settings, **overrides)
 
 
 def server_times(study: Study) -> DataFrame:
-    """Milliseconds that a rule takes to aggregate the gradients of a run's first iteration: the median of TIMED_CALLS.
+    """Measure the time of one aggregation on this machine, with the gradients of a run's first iteration.
 
-    One row for each p, f and rule: FA, and the mean beside it. These are of the machine that draws.
+    Args:
+        study: The study of this figure.
+
+    Returns:
+        One row for each number of workers and rule (FA and the mean), with the median of TIMED_CALLS in milliseconds.
     """
     import pandas
 
@@ -58,12 +62,18 @@ def server_times(study: Study) -> DataFrame:
 
 
 def _time(rule: Any, G: Any) -> float:
-    rule(G)  # compiles, where it must
+    rule(G)  # The first call may compile.
     return 1000 * median(elapsed(lambda: rule(G)) for _ in range(TIMED_CALLS))
 
 
 def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
-    """Left the curves, as in the paper; right, what an aggregation costs the server."""
+    """Draw the curves, as in the paper (left), and the time of an aggregation (right).
+
+    Args:
+        table: The curves, one row a point.
+        times: Milliseconds of one aggregation; see `server_times`.
+        title: Settings, for the figure's title.
+    """
     figure = style.new_figure(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     for (p, f), colour, marker in zip(CROWDS, style.sequential_colors(len(CROWDS)), "osD^", strict=True):
@@ -87,7 +97,7 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
 
     Args:
         table: The curves, one row a point.
-        times: Milliseconds of an aggregation by number of workers and rule, which are reported beside it.
+        times: Milliseconds of one aggregation by number of workers and rule, which are added to the text.
         chance: Accuracy of guessing.
     """
     last = last_points(table).groupby(["variant", "workers", "f"])["test_accuracy"].apply(list)

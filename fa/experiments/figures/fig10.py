@@ -1,4 +1,4 @@
-"""Figure 10: wall-clock time, between processes: to an accuracy, of an epoch, and until all iterations are finished."""
+"""Figure 10: wall-clock time with worker processes: to an accuracy, of an epoch, and of all iterations."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 NAME = "fig10_wall_clock"
 RULES = (*PAPER_RULES, "mean")
 F_BY_PROFILE = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
-TIMED_CALLS = 10  # of an aggregation that are timed
-DEARER = 1.1  # times the other's time: less is no difference between two measurements
+TIMED_CALLS = 10  # Number of timed calls per method.
+DEARER = 1.1  # Least ratio of two measured times that counts.
 PHASES = {
     "compute": "the slowest worker's gradient",
     "network": "network and waiting",
@@ -43,14 +43,14 @@ _SETTINGS = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Figure 10; see `make_study`. Workers are processes, which train on the processor."""
+    """Create the study of Figure 10, whose workers are processes on the CPU; see `make_study`."""
     grid = [Case(key, F_BY_PROFILE.get(profile, 0)) for key in (*RULES, *register_rules(rules))]
     study = make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides | {"device": None})
     return replace(study, worker_processes=True)
 
 
 def iteration_times(results: Results) -> DataFrame:
-    """Where the server's time goes: a row a run, with the seconds of an iteration by `PHASES` and those of an epoch."""
+    """Return one row per run: seconds of an iteration by `PHASES`, and seconds of an epoch."""
     import pandas
 
     rows = []
@@ -58,7 +58,7 @@ def iteration_times(results: Results) -> DataFrame:
         phases = results.record(cell).description["seconds_of"]
         seconds = {phase: total / cell.config.iterations for phase, total in phases.items()}
         gather, compute, aggregate, update = (seconds[part] for part in ("gather", "compute", "aggregate", "update"))
-        gram = seconds.get("gram", 0.0)  # for the aggregation, while others still compute
+        gram = seconds.get("gram", 0.0)  # Belongs to the aggregation, but runs while others compute.
         network = max(0.0, gather - compute - gram)
         split = {"compute": compute, "network": network, "aggregation": gram + aggregate, "update": update}
         epoch = cell.config.epoch_length(len(load(cell.config.dataset).train_labels)) * (gather + aggregate + update)
@@ -67,9 +67,9 @@ def iteration_times(results: Results) -> DataFrame:
 
 
 def aggregation_times(study: Study) -> DataFrame:
-    """Return milliseconds of one aggregation of the first gradients of FA's run, the least of TIMED_CALLS.
+    """Measure one aggregation of the first gradients of FA's run, as the least of TIMED_CALLS in milliseconds.
 
-    Methods: FA; plain torch on the n x p matrix with one SVD, as in the released code; with five, as in the paper.
+    The methods are FA, and plain torch on the n x p matrix with one SVD (released code) or five (paper).
     """
     import pandas
 
@@ -83,14 +83,22 @@ def aggregation_times(study: Study) -> DataFrame:
         "FA by 5 SVDs": partial(svd_steps, workers, steps=5),
     }
     for work in works.values():
-        work()  # compiles, where it must
+        work()  # The first call may compile.
     rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(TIMED_CALLS))
     costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
     return costs.reset_index().assign(workers=len(G), n=G.shape[1])
 
 
 def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
-    """(a) accuracy by seconds, (b) an epoch's time, (c) where all iterations end, (d) what an aggregation costs."""
+    """Draw (a) accuracy by seconds, (b) an epoch, (c) the ends of all runs, (d) the time of an aggregation.
+
+    Args:
+        table: The curves, one row a point.
+        spent: Seconds by phase; see `iteration_times`.
+        costs: Milliseconds of one aggregation; see `aggregation_times`.
+        title: Settings, for the figure's title.
+        chance: Accuracy of guessing.
+    """
     figure = style.new_figure(11.5, 7.6)
     (a, b), (c, d) = figure.subplots(2, 2)
     _draw_curves(a, table, targets(table, chance))

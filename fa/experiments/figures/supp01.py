@@ -1,6 +1,4 @@
-"""The supplement's experiment on Tiny ImageNet: Figure 4's rules at its learning rate, 0.1, on a folder that the user
-has.
-"""
+"""The supplement's experiment: Figure 4's rules at learning rate 0.1 on the user's folder of Tiny ImageNet."""
 
 from __future__ import annotations
 
@@ -30,12 +28,18 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """As Figure 4."""
+    """Draw Figure 4 for these runs."""
     return fig04.draw(table, title)
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """As Figure 4's, said to be of these images."""
+    """Judge Figure 4's claims for these runs, and name the data set in them.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
     return [
         replace(claim, measured=f"Tiny ImageNet, {claim.measured}") for claim in fig04.claims(table, chance, margin)
     ]

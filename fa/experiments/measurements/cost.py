@@ -1,7 +1,7 @@
-"""What FA costs as n, p, k and the steps N grow, measured and as two models count it, and what a certificate costs.
+"""Cost of FA as n, p, k and the steps N grow, measured and by two models, and cost of a certificate.
 
-The paper's section 4 has O(n N (sum k_i)^2): an SVD of the n x sum k_i matrix at each of the N steps. In Gram space
-the n coordinates are read for K and for d, and a step is an eigenproblem: n (sum k_i)^2 + N (sum k_i)^3.
+Section 4 of the paper has O(n N (sum k_i)^2): an SVD of the n x sum k_i matrix at each of the N steps. In Gram space
+the n coordinates are read only for K and for d, and a step is an eigenproblem: n (sum k_i)^2 + N (sum k_i)^3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ from fa.utils.timing import elapsed
 
 @dataclass(frozen=True)
 class Workload:
-    """p workers with k gradients each, of n parameters, and N steps of IRLS."""
+    """A size of the problem.
+
+    Attributes:
+        n: Number of coordinates.
+        p: Number of workers.
+        k: Number of gradients per worker.
+        N: Number of steps of IRLS.
+    """
 
     n: int = 20_000
     p: int = 12
@@ -32,18 +39,24 @@ class Workload:
 
     @property
     def per_step(self) -> int:
-        """The paper's model, in multiplications up to a constant."""
+        """Number of multiplications in the paper's model, up to a constant."""
         return self.n * self.N * (self.p * self.k) ** 2
 
     @property
     def in_gram_space(self) -> int:
-        """This package's."""
+        """Number of multiplications in this package's model, up to a constant."""
         return self.n * (self.p * self.k) ** 2 + self.N * (self.p * self.k) ** 3
 
 
 @dataclass(frozen=True)
 class CostTiming(Workload):
-    """The least `seconds` of a method for a case, in which `varied` was varied."""
+    """The measured time of a method.
+
+    Attributes:
+        varied: Name of the size that is varied.
+        method: Name in `METHODS`.
+        seconds: The least time, in seconds.
+    """
 
     varied: str = "n"
     method: str = ""
@@ -53,9 +66,15 @@ class CostTiming(Workload):
 def svd_steps(
     workers: Sequence[Float[Tensor, "k n"]], m: int | None = None, steps: int = 5
 ) -> tuple[Float64[np.ndarray, " p"], Float[Tensor, " n"]]:
-    """FlagIRLS as the paper costs it, by an SVD of the n x sum k_i matrix at each step: the values v_i and d.
+    """Run FlagIRLS as in the paper's cost model, with an SVD of the n x sum k_i matrix at each step.
 
-    The steps and the columns are those of `irls.solve` at lam = 0; a worker's gradients count by their mean in d.
+    Args:
+        workers: The gradients (k, n) of each worker.
+        m: Columns of Y; default: that of `irls.solve`.
+        steps: Number of steps.
+
+    Returns:
+        The explained variances (p,) and d (n,), for lam = 0. In d a worker counts by the mean of its gradients.
     """
     columns = [worker.T / worker.norm() for worker in workers]
     weights = [1.0] * len(columns)
@@ -71,7 +90,16 @@ def svd_steps(
 def in_gram_space(
     workers: Sequence[Float[Tensor, "k n"]], m: int | None = None, steps: int = 5
 ) -> tuple[Float64[np.ndarray, " p"], Float[Tensor, " n"]]:
-    """The same from the Gram matrix: all the steps, whether they change anything or not."""
+    """Compute the result of `svd_steps` from the Gram matrix, with all steps, even after convergence.
+
+    Args:
+        workers: The gradients (k, n) of each worker.
+        m: Columns of Y; default: that of `irls.solve`.
+        steps: Number of steps.
+
+    Returns:
+        The explained variances (p,) and d (n,).
+    """
     solution = irls.solve(workers, m=m, tol=0.0, max_iter=steps)
     return solution.values, solution.direction()
 
@@ -80,7 +108,14 @@ METHODS: Mapping[str, Callable[..., object]] = {"SVD at each step": svd_steps, "
 
 
 def measure(grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3, seed: int = 0) -> list[CostTiming]:
-    """Both methods on random float32 gradients, with each of the grid's n, p, k and N varied from the base, in turn."""
+    """Time both methods on random float32 gradients.
+
+    Args:
+        grid: Values of n, p, k and N, which are varied one at a time.
+        base: The other sizes.
+        repeats: Number of timed calls.
+        seed: Seed of the gradients.
+    """
     timings = []
     for varied, sizes in grid.items():
         for size in sizes:
@@ -94,8 +129,13 @@ def measure(grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3,
 
 
 def exponents(timings: Sequence[CostTiming]) -> list[dict[str, float | str]]:
-    """A row a method and size: the exponent of the `measured` seconds, by least squares of the logarithms, and of both
-    models' counts on the same cases.
+    """Fit exponents of cost by least squares of logarithms.
+
+    Args:
+        timings: Results of `measure`.
+
+    Returns:
+        One row per method and varied size, with the exponents of the measured seconds and of both models' counts.
     """
     rows: list[dict[str, float | str]] = []
     for method, varied in dict.fromkeys((timing.method, timing.varied) for timing in timings):
@@ -114,14 +154,24 @@ def exponents(timings: Sequence[CostTiming]) -> list[dict[str, float | str]]:
 
 
 def certificate_seconds(G: Float[Tensor, "p n"], lam: float, m: int | None = None, repeats: int = 3) -> float:
-    """What `fa.sdp.certify` takes once the Gram matrix is known, for a = 2 and lam times the pairs."""
+    """Time `fa.sdp.certify` for a = 2, without the computation of the Gram matrix.
+
+    Args:
+        G: Gradients (p, n).
+        lam: Weight of the pairwise term.
+        m: Columns of Y; default: that of `irls.solve`.
+        repeats: Number of timed calls.
+
+    Returns:
+        The least time, in seconds.
+    """
     gram, _ = gram_of(G)
     columns = m or irls.default_m(gram.p)
     return least_seconds(lambda: relax(irls.build_problem(gram, columns, lam, 2.0)), repeats)
 
 
 def least_seconds(work: Callable[[], object], repeats: int) -> float:
-    """The least seconds of several calls."""
+    """Return the least time of several calls, in seconds."""
     return min(elapsed(work) for _ in range(repeats))
 
 

@@ -1,6 +1,6 @@
-"""Network namespaces of this machine in a star, one for the server and one a worker, whose links may lose packets.
+"""Network namespaces of this machine in a star: one for the server and one per worker. Links may lose packets.
 
-Loss is by netem where the kernel has it, else by nftables. Needs root, Linux, iproute2, and one of the two.
+netem drops packets if the kernel has it; otherwise nftables does. Linux, iproute2 and root are required.
 """
 
 from __future__ import annotations
@@ -26,23 +26,34 @@ _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
 @dataclass(frozen=True)
 class Links:
-    """The namespaces while they are there."""
+    """The namespaces, while they exist.
+
+    Attributes:
+        server: Namespace of the server.
+        workers: Namespaces of the workers.
+        means: Mechanism of loss: netem, nftables, or "nothing" without lossy links.
+    """
 
     server: str
     workers: tuple[str, ...]
-    means: str  # of losing: netem, nftables, or nothing where no link is lossy
+    means: str
 
     @staticmethod
     def command_in(namespace: str, command: list[str]) -> list[str]:
-        """The command, to be run in that namespace, and among processes of its own: where TensorPipe finds another
-        process on its host, it copies memory and leaves the network alone.
+        """Return a command that runs in a namespace, isolated from other processes.
+
+        If TensorPipe finds another process on its host, it copies memory and bypasses the network.
+
+        Args:
+            namespace: The namespace.
+            command: The command to run there.
         """
         alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
         return ["ip", "netns", "exec", namespace, *alone, *command]
 
     @staticmethod
     def udp_socket(namespace: str) -> socket.socket:
-        """A UDP socket that lives in that namespace, whatever thread of this process uses it."""
+        """Create a UDP socket in a namespace, usable from any thread of this process."""
 
         def make() -> socket.socket:
             with (_NAMES / namespace).open() as file:
@@ -50,11 +61,11 @@ class Links:
                     raise OSError(ctypes.get_errno(), f"entering the namespace {namespace}")
             return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 
-        with ThreadPoolExecutor(1) as thread:  # which is in the namespace until it ends
+        with ThreadPoolExecutor(1) as thread:  # Only this thread enters the namespace.
             return thread.submit(make).result()
 
     def retransmitted_segments(self) -> int:
-        """Segments that TCP has sent again so far, in all the namespaces together."""
+        """Return the number of segments that TCP has retransmitted in all namespaces."""
         count = 0
         for name in (self.server, *self.workers):
             said = _run("ip", "netns", "exec", name, "cat", "/proc/net/snmp")
@@ -64,7 +75,7 @@ class Links:
 
 
 def unsupported_reason() -> str:
-    """Why there can be no namespaces here, or nothing."""
+    """Return why namespaces with lossy links are unavailable; empty if they are available."""
     name = f"fa-{os.getpid()}-try"
     try:
         _ip("netns", "add", name)
@@ -77,11 +88,19 @@ def unsupported_reason() -> str:
 
 @contextmanager
 def star_network(workers: int, lossy: int = 0, loss: float = 0.1) -> Iterator[Links]:
-    """A bridge at the server with a veth pair to each worker; the first `lossy` links lose the share `loss` of their
-    packets, to whole per cents, in both directions. The namespaces are removed whatever happens inside, and those that
-    a killed process left are removed by the next.
+    """Create a bridge at the server with a veth pair to each worker.
 
-    Raises ValueError for numbers out of range, OSError or CalledProcessError where the system refuses.
+    All namespaces are removed at the end, also after an error. Those of a killed process are removed by the next call.
+
+    Args:
+        workers: Number of workers.
+        lossy: Number of lossy links: those of the first workers.
+        loss: Share of packets that these lose in both directions, rounded to whole per cents.
+
+    Raises:
+        ValueError: A number is out of range.
+        OSError: The system refuses the network.
+        CalledProcessError: A command of the system failed.
     """
     check_integer("workers", workers, 1)
     check_integer("lossy", lossy, 0)
@@ -112,7 +131,7 @@ def _address(rank: int) -> str:
 
 
 def _join(server: str, name: str, rank: int) -> None:
-    """The worker's namespace, and its link to the hub, which carries one packet at a time as a wire does."""
+    """Create the worker's namespace, and its link to the hub, which carries one packet at a time like a wire."""
     _ip("netns", "add", name)
     _ip("-n", server, "link", "add", f"w{rank}", "type", "veth", "peer", "name", "eth0", "netns", name)
     _ip("-n", server, "link", "set", f"w{rank}", "master", "hub", "gso_max_segs", "1", "up")
@@ -123,7 +142,10 @@ def _join(server: str, name: str, rank: int) -> None:
 
 
 def _lose(server: str, name: str, rank: int, percent: int) -> str:
-    """Lose packets on the worker's link; by what. Dropped where they come in: the sender must not hear of it."""
+    """Drop packets on the worker's link, and return the mechanism.
+
+    They are dropped at the receiver, because the sender must not notice.
+    """
     ends = ((server, f"w{rank}"), (name, "eth0"))
     try:
         for where, device in ends:

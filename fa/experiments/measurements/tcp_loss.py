@@ -1,4 +1,4 @@
-"""Training between real processes whose links lose packets: what that costs where TCP sends again."""
+"""Training between processes whose links lose packets: the cost of TCP's retransmissions."""
 
 from __future__ import annotations
 
@@ -22,18 +22,25 @@ WORKERS, LOSSY = 4, 3
 LOSSES = (0.0, 0.1)
 ITERATIONS = {"smoke": 0, "quick": 20, "cpu": 60, "paper": 60}
 RULES = {"smoke": (), "quick": ("fa",), "cpu": (*PAPER_RULES, "mean"), "paper": (*PAPER_RULES, "mean")}
-POINTS = 10  # of a curve
+POINTS = 10  # Points of a curve.
 _ABOUT = ("variant", "label", "loss", "workers", "lossy", "means", "resent")
-_PORT = 7000  # of a namespace in which nobody else listens
-_LIMIT = 600.0  # seconds for a run
+_PORT = 7000  # The namespace has no other listener.
+_LIMIT = 600.0  # Timeout of a run, in seconds.
 
 
 def load_or_measure(kept: Path, profile: str) -> DataFrame:
-    """Curves of runs over links by rule and share of packets lost, with the segments that TCP sent again in the run: as
-    in the file `kept`, or else measured now. No rows where the profile asks for none, or namespaces are refused.
+    """Return curves of runs over lossy links, from a file or measured now.
 
-    The rules are told of no faulty worker: TCP brings every gradient whole. At every profile the model, the data and
-    the rate are those of quick.
+    The rules use f = 0, since TCP delivers every gradient complete. The model, the data and the learning rate are those
+    of quick at every profile.
+
+    Args:
+        kept: File of earlier results, used if it has rows.
+        profile: Name of the profile.
+
+    Returns:
+        Points by rule and loss, with the number of retransmitted segments. Empty if the profile has no such runs, or
+        namespaces are unavailable.
     """
     import pandas
 
@@ -48,9 +55,9 @@ def _curve(variant: str, loss: float, profile: str) -> DataFrame:
     import pandas
 
     look, iterations, usual = VARIANTS[variant], for_profile(ITERATIONS, profile), PROFILES["quick"]
-    told = {"iterations": iterations, "evaluate-every": iterations // POINTS}
-    told |= {name: usual[name] for name in ("dataset", "model", "batch", "lr", "momentum")}
-    own = [f"--{name}={value}" for name, value in {**told, **dict(look.options)}.items()]
+    settings = {"iterations": iterations, "evaluate-every": iterations // POINTS}
+    settings |= {name: usual[name] for name in ("dataset", "model", "batch", "lr", "momentum")}
+    own = [f"--{name}={value}" for name, value in {**settings, **dict(look.options)}.items()]
     with star_network(WORKERS, LOSSY if loss else 0, loss) as links, tempfile.TemporaryDirectory() as folder:
         train_over(links, Path(folder) / "run", [f"--rule={look.rule}", "--byzantine=0", "--attack=none", *own])
         curve = pandas.read_csv(Path(folder) / "run" / "curve.csv")
@@ -59,8 +66,15 @@ def _curve(variant: str, loss: float, profile: str) -> DataFrame:
 
 
 def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:
-    """`fa train` with these arguments, its server and each of its workers a process in a namespace of `links`; the
-    records are in `out`. Raises RuntimeError where it fails.
+    """Run `fa train` with its server and each worker as processes in the namespaces.
+
+    Args:
+        links: The namespaces.
+        out: Folder of the records.
+        arguments: Arguments of `fa train`.
+
+    Raises:
+        RuntimeError: The run failed.
     """
     where = f"{SERVER}:{_PORT}"
     run = ["train", "--backend=rpc", f"--workers={len(links.workers)}", f"--listen={where}", f"--out={out}"]
@@ -77,6 +91,6 @@ def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:
 
 
 def _fa(namespace: str, device: str, arguments: list[str]) -> list[str]:
-    """The command line in a namespace, where TensorPipe is told the one device that others can reach."""
+    """Return the command in a namespace, with TensorPipe restricted to the device that others can reach."""
     start = "import sys; from fa.cli import main; sys.exit(main())"
     return Links.command_in(namespace, ["env", f"TP_SOCKET_IFNAME={device}", sys.executable, "-c", start, *arguments])

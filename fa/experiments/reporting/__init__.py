@@ -1,1 +1,1 @@
-"""How results are shown: style, curves, claims, saved artifacts and the report."""
+"""Presentation of results: style, curves, claims, saved artifacts and the report."""

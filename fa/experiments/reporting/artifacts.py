@@ -1,4 +1,4 @@
-"""Saving a figure with all that is needed to trust it and to draw it again."""
+"""Save a figure with its tables, claims and provenance."""
 
 from __future__ import annotations
 
@@ -25,8 +25,19 @@ if TYPE_CHECKING:
 
 
 def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim], **more: DataFrame) -> Path:
-    """Write NAME.png, NAME.pdf, NAME.csv (the tidy table), NAME.claims.csv and NAME.json (provenance), and each of
-    `more` tables as NAME.KEYWORD.csv; return the PNG's path.
+    """Write a figure with its table, claims and provenance.
+
+    The files are NAME.png, NAME.pdf, NAME.csv, NAME.claims.csv, NAME.json and NAME.KEYWORD.csv for each further table.
+
+    Args:
+        figure: The figure.
+        table: Its tidy table.
+        results: The runs that it shows.
+        claims: Its claims.
+        **more: Further tables by keyword.
+
+    Returns:
+        The path of the PNG.
     """
     study = results.study
     study.folder.mkdir(parents=True, exist_ok=True)
@@ -42,7 +53,7 @@ def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure, without the version of the library that drew it."""
+    """Write a figure without the version of matplotlib, so that equal figures give equal files."""
     with new_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150, metadata={"Software": None})
 
@@ -52,8 +63,16 @@ def _save_csv(table: DataFrame, path: Path) -> None:
 
 
 def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | None = None) -> list[Claim]:
-    """Write NAME.claims.csv and NAME.json, of a notebook without a figure, into `out`, else the profile's folder; the
-    claims are returned.
+    """Write NAME.claims.csv and NAME.json of a notebook without a figure.
+
+    Args:
+        name: Name of the notebook.
+        profile: Name of the profile.
+        claims: Its claims.
+        out: Folder; default: the profile's.
+
+    Returns:
+        The claims.
     """
     folder = figures_dir(profile, out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,13 +91,14 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
 
 
 def claims_csv(claims: list[Claim], path: Path) -> None:
-    """The claims as a file, for a report."""
+    """Write the claims to a file, for a report."""
     _save_csv(claims_frame(claims), path)
 
 
 def provenance(results: Results) -> dict[str, Any]:
-    """Which runs a figure shows, with what versions and hardware they were done (lists, since runs may differ), and by
-    what code and when it was drawn.
+    """Return the runs that a figure shows, their versions and hardware, and the commit and time of drawing.
+
+    Versions and hardware are lists, because runs may differ.
     """
     study = results.study
     return {
@@ -102,19 +122,20 @@ def provenance(results: Results) -> dict[str, Any]:
 def _run(results: Results, config: TrainConfig) -> tuple[str, dict[str, Any]]:
     """Return the key and the configuration of the run that a figure shows for a configuration."""
     outcome = results.outcomes.get(config)
-    if outcome is None or outcome.record is None:  # its run is not kept
+    if outcome is None or outcome.record is None:  # The run has no record.
         return results.study.store.key(config), json.loads(config.to_json())
     return outcome.record.folder.name, outcome.record.description["config"]
 
 
 def _fewest_seeds(study: Study) -> int:
-    """The number of seeds of the case that has fewest."""
+    """Return the number of seeds of the case with the fewest."""
     return min(Counter(str(cell.case) for cell in study.cells).values())
 
 
 def _command(study: Study) -> str | None:
-    """What draws this figure again; None where the profile's runs are not among its own (which may be more, where some
-    follow from others' results).
+    """Return the command that draws this figure again, or None if the figure lacks some of the profile's runs.
+
+    The figure may have more runs than the profile, if some depend on the results of others.
     """
     module = figure_module(study.name)
     rules = [key for key in dict.fromkeys(cell.variant for cell in study.cells) if key not in VARIANTS]
@@ -137,9 +158,7 @@ def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _commit() -> str:
-    """The checkout's commit, with "+" where tracked files other than figures differ from it; "unknown" outside of
-    git.
-    """
+    """Return the commit, with "+" if tracked files except figures differ from it; "unknown" outside of git."""
     try:
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)figures")
         return _git("rev-parse", "HEAD") + ("+" if changed else "")

@@ -1,4 +1,4 @@
-"""Pictures of the augmentation: the flows as vector fields, images moved step by step, and sample grids of recipes."""
+"""Figures of the augmentation: vector fields of the flows, images at several times, and sample grids of recipes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Images = UInt8[Tensor, "batch channels side side"]
-STRENGTHS = 5  # columns of a sample grid for the times, evenly chosen of the recipe's
+STRENGTHS = 5  # Maximal number of times in a sample grid, evenly selected from the recipe's.
 
 
 def pattern(side: int, channels: int = 1) -> Images:
-    """A white frame with a white lattice on grey: an image that shows where each pixel goes."""
+    """Return an image (1, channels, side, side) of a white lattice on grey, which shows where each pixel moves."""
     lines = torch.arange(side) % 4 == 0
     lines[-1] = True
     grid = torch.where(lines[:, None] | lines, 255, 70).to(torch.uint8)
@@ -34,7 +34,12 @@ def pattern(side: int, channels: int = 1) -> Images:
 
 
 def fields(systems: Sequence[tuple[str, str, dict[str, float]]], side: int) -> Figure:
-    """The vector field of each (title, system, parameters) on an image of side x side pixels, in its coordinates."""
+    """Draw the vector fields of dynamical systems.
+
+    Args:
+        systems: Title, name in `SYSTEMS` and parameters of each system.
+        side: Side of the image in pixels, whose coordinates the axes use.
+    """
     figure = style.new_figure(4 * len(systems), 3.4)
     panels = figure.subplots(1, len(systems), squeeze=False)[0]
     for axes, (title, system, parameters) in zip(panels, systems, strict=True):
@@ -44,7 +49,7 @@ def fields(systems: Sequence[tuple[str, str, dict[str, float]]], side: int) -> F
 
 
 def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]) -> None:
-    """Arrows of one length, coloured by the speed's decimal logarithm."""
+    """Draw arrows of equal length, coloured by the decimal logarithm of the speed."""
     pixels = centred(system)
     ticks = np.linspace(-(side - 1) / 2, (side - 1) / 2, 14) if pixels else np.linspace(0.02, 0.98, 14)
     points = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
@@ -61,7 +66,7 @@ def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]
 
 
 def strip(images: dict[str, Images]) -> Figure:
-    """One column for each entry, titled by its key; one row for each image in it."""
+    """Draw one column for each entry, with its key as title, and one row for each image."""
     rows = len(next(iter(images.values())))
     figure = style.new_figure(1.25 * len(images), 1.2 * rows + 0.35)
     panels = figure.subplots(rows, len(images), squeeze=False)
@@ -74,7 +79,13 @@ def strip(images: dict[str, Images]) -> Figure:
 
 
 def samples(recipe: Recipe, images: Images, seed: int) -> Figure:
-    """A recipe's grid: a row for each image, the lattice first; a column for each strength of movement and noise."""
+    """Draw a recipe's grid: one row for each image, the lattice first, and one column for each time and noise level.
+
+    Args:
+        recipe: The recipe.
+        images: Images (B, C, side, side).
+        seed: Seed of the noise.
+    """
     batch = torch.cat([pattern(images.shape[-1], images.shape[1]), images])
     columns = {"as it is": batch}
     for t in evenly(recipe.t, STRENGTHS):
@@ -85,16 +96,22 @@ def samples(recipe: Recipe, images: Images, seed: int) -> Figure:
 
 
 def evenly(values: Sequence[float], count: int) -> list[float]:
-    """At most `count` of the values, evenly chosen, the first and the last among them."""
+    """Return at most `count` of the values, evenly selected, with the first and the last."""
     places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
     return [values[place] for place in places]
 
 
 def displacements(recipes: dict[str, Recipe], images: Images) -> DataFrame:
-    """How far each recipe's system moves the pixels of images (B, C, side, side) at each of its times.
+    """Measure how far each recipe's system moves pixels, at each of its times.
 
-    Columns: recipe, t, mean and largest distance of a pixel's source (in pixels; on the torus the shorter way), the
-    share of pixels that are black because their source lies outside, and the share of images that stay as they were.
+    Args:
+        recipes: Recipes by name.
+        images: Images (B, C, side, side).
+
+    Returns:
+        One row for each recipe and t. The columns "mean distance" and "largest" hold the distance between a pixel and
+        its source, in pixels. On the torus it is the shorter way. "black" is the share of pixels whose source lies
+        outside. "images unchanged" is a share of the images.
     """
     import pandas
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 HOLDS, IN_PART, NOT, UNTESTABLE = "holds", "in part", "does not hold", "not testable"
-OPEN = "not established"  # some differences exceed the margin, but none passes the test over seeds
+OPEN = "not established"  # Some differences exceed the margin, but none passes the test over seeds.
 
-LEARNED = 3.0  # times chance: where no run exceeds it, nothing was learned and accuracies cannot be compared
-CHANCE_MARGIN = 0.05  # accuracy above chance that still counts as chance
-NEAR = 0.05  # accuracy below the mean without Byzantine workers that still counts as near it
-LEVEL = 0.05  # of a test over seeds
+LEARNED = 3.0  # Factor of chance: if no run exceeds it, no rule learned, and accuracies cannot be compared.
+CHANCE_MARGIN = 0.05  # Accuracy above chance that still counts as chance.
+NEAR = 0.05  # Accuracy below the mean without Byzantine workers that still counts as near it.
+LEVEL = 0.05  # Significance level of tests over seeds.
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,12 @@ class Lead:
         differences = [a - b for a, b in zip(self.accuracies, self.rival_accuracies, strict=True)]
         if len(differences) < 2:
             return None
-        if max(differences) - min(differences) < 1e-9:  # no spread to divide by
+        if max(differences) - min(differences) < 1e-9:  # The t statistic would divide by zero.
             return 0.0 if self.difference > 0 else 1.0
         return float(ttest_rel(self.accuracies, self.rival_accuracies, alternative="greater").pvalue)
 
     def better(self, margin: float = MARGIN, level: float = LEVEL) -> bool:
-        """Return whether the lead exceeds the margin and, with several seeds, passes the test at `level`."""
+        """Return True if the lead exceeds the margin and, with several seeds, passes the test at `level`."""
         return self.difference > margin and (self.p_value is None or self.p_value < level)
 
     def __str__(self) -> str:
@@ -133,7 +133,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def learned(final: Mapping[Any, Sequence[float]], chance: float) -> bool:
-    """Return whether some mean accuracy exceeds LEARNED times chance, so that rules can be compared."""
+    """Return True if some mean accuracy exceeds LEARNED times chance, so that rules can be compared."""
     return max(mean(values) for values in final.values()) > LEARNED * chance
 
 
@@ -152,7 +152,15 @@ def lead(final: Mapping[tuple[str, Any], Sequence[float]], value: Any, symbol: s
 
 
 def same_iterations(table: DataFrame, by: str) -> tuple[bool, str]:
-    """Return whether runs have the same number of iterations at each value of a column, and these in words."""
+    """Compare the numbers of iterations of runs.
+
+    Args:
+        table: The curves, one row a point.
+        by: Column that is varied.
+
+    Returns:
+        True if all values of the column have the same number of iterations, and these numbers in words.
+    """
     counts = list(table.groupby(by)["iteration"].max())
     same = len(set(counts)) == 1
     text = "/".join(map(str, counts)) + " iterations"

@@ -53,7 +53,7 @@ def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str,
     every = max(1, len(points) // 8)
     line = (0, dashes) if dashes else "-"
     look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "linestyle": line, "label": label}
-    axes.plot(points.index, points["mean"], markevery=every, markerfacecolor="none", **look)  # lines may coincide
+    axes.plot(points.index, points["mean"], markevery=every, markerfacecolor="none", **look)  # Lines may coincide.
     if rows["seed"].nunique() > 1:
         axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
 

@@ -1,4 +1,4 @@
-"""Tables of numbers in [0, 1] as heat maps, drawn alike in all figures: a cell says its number, a gap is hatched."""
+"""Heat maps of tables with values in [0, 1]: each cell shows its value, and gaps are hatched."""
 
 from __future__ import annotations
 
@@ -11,13 +11,19 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
     from pandas import DataFrame
 
-_DARK = 0.6  # of the colour scale: numbers on what is darker are white
+_DARK = 0.6  # Value below which cells are dark and have white text.
 
 
 def draw_heat(axes: Axes, cells: DataFrame, title: str) -> AxesImage:
-    """One cell for each row and column of `cells`, NaN where there is a gap; the image is for a colour bar.
+    """Draw one cell for each row and column, in cividis, which is readable under colour blindness.
 
-    The colours are cividis, made to be told apart by everybody.
+    Args:
+        axes: Axes to draw on.
+        cells: Values in [0, 1]; NaN for a gap.
+        title: Title of the axes.
+
+    Returns:
+        The image, for a colour bar.
     """
     from matplotlib.patches import Rectangle
 

@@ -1,6 +1,6 @@
-"""One page for a profile: which of the paper's claims hold, and every figure with its settings and where it comes from.
+"""Report of a profile: verdicts on the paper's claims, and every figure with its settings and provenance.
 
-It is written from what the notebooks left in the profile's folder, and from nothing else.
+It is generated only from the files that the notebooks have written to the profile's folder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from fa.utils.validation import check
 
 
 class Statement(NamedTuple):
-    """A claim of the paper in short, and what tests it: short names of figures and theory notebooks."""
+    """A claim of the paper.
+
+    Attributes:
+        words: The claim in short.
+        tested_by: Short names of the figures and theory notebooks that test it.
+    """
 
     words: str
     tested_by: str
@@ -43,10 +48,10 @@ STATEMENTS = {
     "C15": Statement("FA is a right multiplication through the Lagrange multipliers", "theory06"),
     "C16": Statement("a quantised SVD is accurate enough to offload to a switch", "theory07"),
 }
-"""The paper's claims, numbered as in the figures' own tables."""
+"""The paper's claims, with the numbers of the figures' tables."""
 
 REPRODUCED = {HOLDS: "reproduced", IN_PART: "in part", NOT: "not reproduced", UNTESTABLE: "not testable"}
-"""A verdict on theory, or on three seeds of the paper's size."""
+"""Verdicts on theory, and on three seeds at the paper's size."""
 
 ONE_RUN = {
     HOLDS: "one run: holds",
@@ -54,7 +59,7 @@ ONE_RUN = {
     NOT: "one run: does not hold",
     UNTESTABLE: "not testable",
 }
-"""A verdict on one seed of the paper's size."""
+"""Verdicts on one seed at the paper's size."""
 
 REDUCED = {
     HOLDS: "holds here",
@@ -62,16 +67,24 @@ REDUCED = {
     NOT: "does not hold here",
     UNTESTABLE: "not testable here",
 }
-"""A verdict on runs that are smaller than the paper's, which can neither reproduce a claim nor fail to."""
+"""Verdicts on runs smaller than the paper's, which can neither reproduce nor refute a claim."""
 
-FAMILIES = ("fig", "supp", "extra")  # in this order: what the paper has, what its supplement adds, what we asked
+FAMILIES = ("fig", "supp", "extra")  # In the order of the report: the paper, its supplement, our extras.
 
 
 def write(folder: Path) -> Path:
-    """Write REPORT.md and REPORT.html into a profile's folder; return the path of the first.
+    """Write REPORT.md and REPORT.html into a profile's folder.
 
-    Theory is the same at every profile: where the folder has none, that of `quick` beside it is told. Raises ValueError
-    where the folder holds no figure, or one whose claims or provenance are missing or broken.
+    Theory does not depend on the profile. If the folder has no theory notebooks, the report uses those of `quick`.
+
+    Args:
+        folder: Folder of the profile's figures.
+
+    Returns:
+        The path of REPORT.md.
+
+    Raises:
+        ValueError: The folder has no figure, or the claims or provenance of one are missing or damaged.
     """
     figures = [_read(path) for path in figure_files(folder)]
     check("the folder", str(folder), bool(figures), "one with figures, which fa reproduce draws")
@@ -82,7 +95,7 @@ def write(folder: Path) -> Path:
 
 
 def figure_files(folder: Path) -> list[Path]:
-    """The provenance of every figure in a profile's folder."""
+    """Return the provenance file of every figure in a profile's folder."""
     return [path for family in FAMILIES for path in sorted(folder.glob(f"{family}[0-9]*.json"))]
 
 
@@ -91,7 +104,7 @@ def _theory(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A figure's provenance with its claims."""
+    """Read a figure's provenance and claims."""
     try:
         about: dict[str, Any] = json.loads(path.read_text())
         with path.with_suffix(".claims.csv").open(newline="") as file:
@@ -104,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _tables(path: Path) -> list[str]:
-    """The files beside a figure's first table that its claims are judged by too."""
+    """Return the names of a figure's further tables, on which its claims also depend."""
     return sorted(its.name for its in path.parent.glob(f"{path.stem}.*.csv") if not its.name.endswith(".claims.csv"))
 
 
@@ -143,7 +156,7 @@ def _about_size(profile: str) -> list[str]:
 
 
 def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
-    """A warning where some figures are not those of the profile."""
+    """Return a warning if some figures have other settings than the profile."""
     own = [figure["figure"] for figure in figures if figure["command"] is None]
     if not own:
         return []
@@ -151,7 +164,7 @@ def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def _claims(figures: list[dict[str, Any]]) -> list[str]:
-    """A row for each tested part of a claim, and one for each claim that no figure here tests."""
+    """Return a row for each tested part of a claim, and one for each claim without a test."""
     rows = _rows(figures)
     untested = {
         number: f"| {number} | {said.words} | not tested at this profile: see {said.tested_by} | | |"
@@ -177,7 +190,7 @@ def verdict_text(verdict: str, figure: dict[str, Any]) -> str:
 
 
 def _findings(figures: list[dict[str, Any]]) -> list[str]:
-    """The extras' own statements, which are none of the paper's, as a table below its claims; nothing without any."""
+    """Return the extras' own statements as a table; empty if there are none."""
     lines = [line for number, rows in _rows(figures).items() if number not in STATEMENTS for line in rows]
     if not lines:
         return []
@@ -194,7 +207,7 @@ def _findings(figures: list[dict[str, Any]]) -> list[str]:
 
 
 def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Of each number, the rows that the figures have for it."""
+    """Return the rows of all figures by number of the claim."""
     rows: dict[str, list[str]] = {}
     for figure in figures:
         name = figure["figure"]
@@ -235,14 +248,14 @@ def _heading(name: str) -> list[str]:
 
 
 def _short_section(notebook: dict[str, Any]) -> list[str]:
-    """Of a theory notebook, whose pictures are in itself."""
+    """Return the section of a theory notebook, which holds its own pictures."""
     name, hardware = notebook["figure"], "; ".join(_machine(machine) for machine in notebook["hardware"])
     about = f"executed {notebook['drawn']} at commit {notebook['commit']}, by `{notebook['command']}`, on {hardware}"
     return [*_heading(name), f"- notebooks/{name}.ipynb, {about}", ""]
 
 
 def _machine(hardware: dict[str, Any]) -> str:
-    kind = f", {hardware['instructions']}" if "instructions" in hardware else ""  # of which older records do not tell
+    kind = f", {hardware['instructions']}" if "instructions" in hardware else ""  # Older records lack it.
     return f"{hardware['cores']} cores of {hardware['cpu']} ({hardware['device']}{kind})"
 
 

@@ -1,8 +1,8 @@
-"""One run looked at: its accuracy and loss, and what its rule made of every worker, iteration by iteration.
+"""Figure of one run: accuracy, loss, and the rule's decision about every worker by iteration.
 
-What a rule decides about whole gradients is in a run's workers.csv: a status for every rule, weights for rules that
-weigh (the mean, Krum, Multi-Krum, FA), explained variances for FA. Rules that decide each coordinate apart (Median,
-Trimmed Mean, MeaMed, Phocas, and Bulyan once it has selected) weigh no whole gradient, and have no weights there.
+workers.csv has the decision about whole gradients: a status for every rule, weights for rules that weigh gradients (the
+mean, Krum, Multi-Krum, FA), and explained variances for FA. Rules that decide on each coordinate separately (Median,
+Trimmed Mean, MeaMed, Phocas, and Bulyan after its selection) have no weights there.
 """
 
 from __future__ import annotations
@@ -27,14 +27,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-_HATCHES = ("////", "xxxx", "....")  # by the reason why a worker was left out, the most frequent first
+_HATCHES = ("////", "xxxx", "....")  # By reason of exclusion, the most frequent first.
 _USED, _GAP = "#bcae6c", "#c8c8c8"
 
 
 @dataclass(frozen=True)
 class RunTables:
-    """A run's records as tables: the `curve`; one row for each iteration and worker, `share` being the worker's weight
-    over the sum of all weights' sizes; and the configuration.
+    """The records of a run as tables.
+
+    Attributes:
+        curve: The rows of curve.csv.
+        workers: One row for each iteration and worker. `share` is the weight over the sum of all absolute weights.
+        config: The configuration.
     """
 
     curve: DataFrame
@@ -43,15 +47,18 @@ class RunTables:
 
     @property
     def faulty(self) -> int:
-        """How many workers are: the first ranks."""
+        """Number of Byzantine workers: the first ranks."""
         return int(self.config["byzantine"])
 
     def grid(self, column: str) -> DataFrame:
-        """A column of the workers' rows, workers down, iterations across; NaN where the rule defines none."""
+        """Return a column of the workers' table by worker (rows) and iteration (columns); NaN if undefined."""
         return self.workers.pivot(index="worker", columns="iteration", values=column)
 
     def byzantine_share(self) -> DataFrame:
-        """By iteration: the faulty workers' part of the weights, or of the workers that were used where none weighs."""
+        """Return the Byzantine workers' share of the weights by iteration.
+
+        Without weights it is their share of the used workers.
+        """
         import pandas
 
         columns = (self.workers[name].tolist() for name in ("iteration", "worker", "weight", "status"))
@@ -64,7 +71,15 @@ class RunTables:
 
 
 def read(folder: str | Path) -> RunTables:
-    """The records that `fa train --out` or a sweep left in a folder; ValueError where they are not there or damaged."""
+    """Read the records of a run.
+
+    Args:
+        folder: Folder written by `fa train --out` or a sweep.
+
+    Raises:
+        ValueError: A file is missing or damaged.
+        NewerRecord: A later release wrote the records.
+    """
     import pandas
 
     folder = Path(folder)
@@ -89,13 +104,13 @@ def read(folder: str | Path) -> RunTables:
 
 
 def _reason(status: str) -> str:
-    """Why a worker was left out; nothing for one that was used."""
+    """Return the reason why a worker was excluded; empty if it was used."""
     said = status.partition(";")[0]
     return "" if said == USED else said.removeprefix("left out: ")
 
 
 def draw(run: RunTables) -> Figure:
-    """Above, accuracy, loss, and how much the faulty workers counted; below, what the rule made of each worker."""
+    """Draw accuracy, loss and the Byzantine workers' share (above), and the decision about each worker (below)."""
     share = "weight, of the sum of sizes (a gradient counts by its weight times its norm, which is not recorded)"
     maps = {"share": share, "value": "explained variance $v_i$"}
     maps = {column: name for column, name in maps.items() if run.workers[column].notna().any()} or {"": "status"}
@@ -149,7 +164,7 @@ def _draw_curves(panels: Any, run: RunTables) -> None:
 
 
 def _draw_map(axes: Axes, run: RunTables, column: str, name: str) -> None:
-    """Workers down, iterations across; hatched where one was left out, grey where there is no number."""
+    """Draw workers by iteration: excluded ones are hatched, missing values are grey."""
     from matplotlib.colors import ListedColormap
 
     reasons = run.grid("reason")
@@ -177,7 +192,7 @@ def _draw_map(axes: Axes, run: RunTables, column: str, name: str) -> None:
 
 
 def _marked(where: np.ndarray, first: int, hatch: str) -> Any:
-    """All cells that are true as one hatched patch."""
+    """Return all true cells as one hatched patch."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path as Outline
 
@@ -193,7 +208,7 @@ def _marked(where: np.ndarray, first: int, hatch: str) -> Any:
 
 
 def _hatches(run: RunTables) -> dict[str, str]:
-    """The hatch of each reason why workers were left out, the rarest sharing the last."""
+    """Return the hatch of each reason of exclusion; the rarest reasons share the last hatch."""
     counts = Counter(run.workers["reason"])
     reasons = sorted(filter(None, counts), key=lambda reason: (-counts[reason], reason))
     return {reason: _HATCHES[min(place, len(_HATCHES) - 1)] for place, reason in enumerate(reasons)}
@@ -202,12 +217,13 @@ def _hatches(run: RunTables) -> dict[str, str]:
 def _legend(run: RunTables) -> list[Any]:
     from matplotlib.patches import Patch
 
-    told: dict[str, list[str]] = {}
+    reasons_by_hatch: dict[str, list[str]] = {}
     for reason, hatch in _hatches(run).items():
-        told.setdefault(hatch, []).append(reason)
+        reasons_by_hatch.setdefault(hatch, []).append(reason)
     weighed = run.workers[["share", "value"]].notna().any().any()
     look: dict[str, Any] = {"facecolor": "#414d6b" if weighed else _GAP, "edgecolor": "white"}
     used = [] if weighed else [Patch(facecolor=_USED, label="used")]
     return used + [
-        Patch(**look, hatch=hatch, label="left out: " + "; ".join(reasons[:2])) for hatch, reasons in told.items()
+        Patch(**look, hatch=hatch, label="left out: " + "; ".join(reasons[:2]))
+        for hatch, reasons in reasons_by_hatch.items()
     ]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Look:
-    """How a figure shows a variant. The colours are seaborn's colour-blind palette.
+    """Appearance of a variant in figures. The colours are seaborn's colour-blind palette.
 
     Attributes:
         label: Name in the legend.
@@ -61,7 +61,7 @@ FA_VARIANTS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", 
 """Formulations of FA and Bulyan, and the controls that show what protects."""
 
 FA_FORMULATION = "FA is the released code's formulation"
-"""For the titles of figures whose "FA" is that."""
+"""Note in the titles of figures whose "FA" is the released formulation."""
 
 HONEST, BYZANTINE = "#1c2833", "#8c3200"
 """Colours of workers; distinct from all rules' and from each other under any colour blindness."""
@@ -74,7 +74,7 @@ def looks(keys: Iterable[str]) -> dict[str, Look]:
 
 
 def sequential_colors(count: int) -> tuple[str, ...]:
-    """Return colours from dark to light, for anything but rules: cividis without what is too light on white."""
+    """Return colours from dark to light for anything except rules: cividis without its lightest part."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -92,7 +92,7 @@ def apply_theme() -> None:
     import seaborn
 
     seaborn.set_theme(context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#e6e6e6", "font.size": 10})
-    matplotlib.rcParams["pdf.fonttype"] = 42  # text stays text
+    matplotlib.rcParams["pdf.fonttype"] = 42  # Embed fonts, so that text remains searchable.
 
 
 def new_figure(width: float, height: float) -> Figure:

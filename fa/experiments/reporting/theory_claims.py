@@ -1,4 +1,4 @@
-"""What the theory notebooks say of the paper's claims, from the numbers that they measure."""
+"""Claims that the theory notebooks test, judged by the numbers that they measure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from fa.experiments.reporting.claims import LEVEL, NOT, Claim, format_mean_range
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-EXACT = 1e-8  # of an identity in float64: more is no rounding
-IDENTITY = 1e-5  # of one that holds in the limit of IRLS, relative
-CURVED = -1e-8  # smallest over largest eigenvalue below which a point is no minimum
+EXACT = 1e-8  # Largest rounding error of an identity in float64.
+IDENTITY = 1e-5  # Largest relative error of an identity in IRLS' limit.
+CURVED = -1e-8  # Smallest over largest eigenvalue: a point below it is not a minimum.
 BITS = 8
-ALIKE = 0.03  # of accuracy after a short run: the bound of the equivalence test
+ALIKE = 0.03  # Bound of the equivalence test for accuracies after a short run.
 
 
 def maximum_likelihood(difference: float, exact_at_floor: bool) -> list[Claim]:
-    """C14, from the largest difference of eq. 4 + p and eq. 5 at a = 2, and whether a fit of the exact Beta(1, 1/2) ran
-    into the floor of 1 - v.
+    """Judge C14.
+
+    Args:
+        difference: Largest difference between eq. 4 + p and eq. 5 at a = 2.
+        exact_at_floor: True if a fit of the exact Beta(1, 1/2) ended at the floor of 1 - v.
     """
     unbounded = "is unbounded (its fit ends at the floor of 1 - v)" if exact_at_floor else "has a minimum"
     return [
@@ -39,13 +42,17 @@ def maximum_likelihood(difference: float, exact_at_floor: bool) -> list[Claim]:
 
 
 def convergence(problems: DataFrame, trap: float, real: DataFrame) -> list[Claim]:
-    """C13, from random problems (a, "smallest / largest" eigenvalue, "steps to 1e-10"), the smallest eigenvalue at the
-    limit of a problem made to stop IRLS, and the steps that real gradients took (a, "steps to 1e-10").
+    """Judge C13.
+
+    Args:
+        problems: Random problems, with columns a, "smallest / largest" (eigenvalue) and "steps to 1e-10".
+        trap: Smallest eigenvalue at the limit of a problem constructed to stop IRLS.
+        real: Steps for real gradients, with columns a and "steps to 1e-10".
     """
     saddles = int((problems["smallest / largest"] < CURVED).sum())
     steps = {"real": _steps(real), "random": _steps(problems)}
     slower = [bool(found[a] > found[2.0]) for found in steps.values() for a in found.index if a != 2.0]
-    told = "; ".join(
+    median_steps = "; ".join(
         f"{where} " + ", ".join(f"a = {a:g}: {count:g}" for a, count in found.items()) for where, found in steps.items()
     )
     return [
@@ -56,18 +63,23 @@ def convergence(problems: DataFrame, trap: float, real: DataFrame) -> list[Claim
             f" the limit of a counterexample with p = 3: {trap:.2f}",
             verdict([not saddles and trap >= 0]),
         ),
-        Claim("C13", "slower for a other than 2", f"median steps to 1e-10: {told}", verdict(slower)),
+        Claim("C13", "slower for a other than 2", f"median steps to 1e-10: {median_steps}", verdict(slower)),
     ]
 
 
 def _steps(table: DataFrame) -> Series:
-    """The median number of steps by a."""
+    """Return the median number of steps by a."""
     steps: Series = table.groupby("a")["steps to 1e-10"].median()
     return steps
 
 
 def right_multiplication(violation: float, after_one_step: float) -> list[Claim]:
-    """C15, from the largest ||Y Y^T g_i - G R_i|| / ||g_i|| at IRLS' limits, and the least after one step."""
+    """Judge C15.
+
+    Args:
+        violation: Largest ||Y Y^T g_i - G R_i|| / ||g_i|| at IRLS' limits.
+        after_one_step: Least such ratio after one step.
+    """
     return [
         Claim(
             "C15",
@@ -79,20 +91,24 @@ def right_multiplication(violation: float, after_one_step: float) -> list[Claim]
 
 
 def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact: str) -> list[Claim]:
-    """C16, from the errors at each number of bits (bits, direction_error, gradients rounded to the nearest), and test
-    accuracies over seeds by format, of which `exact` is that of gradients as they are.
+    """Judge C16.
+
+    Args:
+        errors: Errors of d, with columns bits and direction_error, for gradients rounded to the nearest value.
+        accuracy: Test accuracies, one per seed, by number format.
+        exact: Format of unrounded gradients.
     """
     of_eight = errors.loc[errors["bits"] == BITS, "direction_error"]
     trained = {name: reached for name, reached in accuracy.items() if name.startswith(f"{BITS} bits")}
     close = [equivalent(reached, accuracy[exact], ALIKE) for reached in trained.values()]
-    told = ", ".join(
+    test_accuracies = ", ".join(
         f"{name} {format_mean_range(reached)}" for name, reached in {exact: accuracy[exact], **trained}.items()
     )
     return [
         Claim(
             "C16",
             "a quantised SVD costs some accuracy loss",
-            f"{BITS} bits change d by {of_eight.min():.1%} to {of_eight.max():.1%}; test accuracy {told}",
+            f"{BITS} bits change d by {of_eight.min():.1%} to {of_eight.max():.1%}; test accuracy {test_accuracies}",
             verdict(close, bool(trained) and len(accuracy[exact]) > 1),
         ),
         Claim(
@@ -105,11 +121,20 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
 
 
 def equivalent(ours: Sequence[float], theirs: Sequence[float], bound: float) -> bool:
-    """Return whether two one-sided paired t tests at LEVEL place the mean difference within the bound."""
+    """Test whether two sets of accuracies are equivalent, by two one-sided paired t tests at LEVEL.
+
+    Args:
+        ours: Accuracies, one per seed.
+        theirs: Accuracies with the same seeds.
+        bound: Largest mean difference that counts as equivalent.
+
+    Returns:
+        True if the mean difference is within the bound.
+    """
     from scipy.stats import ttest_1samp
 
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if len(differences) < 2 or max(differences) - min(differences) < 1e-9:  # no spread to divide by
+    if len(differences) < 2 or max(differences) - min(differences) < 1e-9:  # The t statistic would divide by zero.
         return abs(mean(differences)) < bound
     above = ttest_1samp(differences, -bound, alternative="greater").pvalue
     below = ttest_1samp(differences, bound, alternative="less").pvalue
@@ -117,17 +142,22 @@ def equivalent(ours: Sequence[float], theirs: Sequence[float], bound: float) -> 
 
 
 def cost(exponents: DataFrame) -> list[Claim]:
-    """C11's cost model, from the exponents of time (method, varied, measured) with an SVD at each step and without."""
+    """Judge C11's cost model.
+
+    Args:
+        exponents: Exponents of time, with columns method, varied and measured, with an SVD at each step and without.
+    """
     bounds = {"n": 1.0, "p": 2.0, "k": 2.0, "N": 1.0}
     methods = list(dict.fromkeys(exponents["method"]))
     found = {m: dict(exponents.loc[exponents["method"] == m, ["varied", "measured"]].to_numpy()) for m in methods}
-    told = "; ".join(f"{m}: " + ", ".join(f"{x} {found[m][x]:.2f}" for x in bounds) for m in methods)
-    within = [bool(found[methods[0]][x] <= bound + 0.25) for x, bound in bounds.items()]  # a noisy fit over few sizes
+    measured_exponents = "; ".join(f"{m}: " + ", ".join(f"{x} {found[m][x]:.2f}" for x in bounds) for m in methods)
+    # The margin 0.25 is for the noise of a fit over a few sizes.
+    within = [bool(found[methods[0]][x] <= bound + 0.25) for x, bound in bounds.items()]
     return [
         Claim(
             "C11",
             "an SVD at each of N iterations: O(n N (sum k_i)^2)",
-            f"exponents of the measured time: {told}",
+            f"exponents of the measured time: {measured_exponents}",
             verdict(within),
         )
     ]

@@ -83,6 +83,6 @@ def _race(table: DataFrame, accuracy: float, column: str) -> Race:
 
 
 def _means(table: DataFrame) -> DataFrame:
-    """Means over seeds, by variant, with the iteration as a column."""
+    """Return means over seeds by variant, with the iteration as a column."""
     means: DataFrame = table.groupby(["variant", "iteration"]).mean(numeric_only=True).reset_index("iteration")
     return means

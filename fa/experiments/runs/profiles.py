@@ -1,8 +1,8 @@
 """Profiles: the four sizes of every experiment, as settings that all figures of a profile share.
 
-Sources: the paper, section 3.1, and the authors' released code where the paper is silent: momentum, weight decay,
-learning rate, schedule, seeds, how workers pass through their slices of the data, and that the Byzantine workers of the
-profile paper send one and the same random vector.
+The source is section 3.1 of the paper. Where it is silent, the authors' released code gives momentum, weight decay,
+learning rate, schedule, seeds and the order of a worker's data. There all Byzantine workers send the same random
+vector, as in the profile paper.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PROFILES = MappingProxyType(
 
 
 MARGIN = 0.02
-"""The least margin: accuracies closer than this are equal. docs/claims.md says how the margins were measured."""
+"""The least margin: accuracies closer than this are equal. docs/claims.md describes how the margins were measured."""
 
 MARGINS = MappingProxyType({"smoke": MARGIN, "quick": MARGIN, "cpu": MARGIN, "paper": 0.04})
 """The margin by profile: twice the standard deviation of the final accuracy over repetitions, and at least MARGIN."""
@@ -57,8 +57,12 @@ def profile_settings(profile: str, **overrides: Any) -> dict[str, Any]:
 def for_profile(sizes: Mapping[str, Any], profile: str) -> Any:
     """Return the entry of a profile.
 
+    Args:
+        sizes: Entries by profile.
+        profile: Name of the profile.
+
     Raises:
-        ValueError: There is no entry for this profile.
+        ValueError: Unknown profile.
     """
     check_one_of("profile", profile, tuple(sizes))
     return sizes[profile]

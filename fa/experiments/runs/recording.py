@@ -1,4 +1,4 @@
-"""Recording the gradients of a run while it trains."""
+"""Record gradients of a run during its training."""
 
 from __future__ import annotations
 

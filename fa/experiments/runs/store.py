@@ -22,7 +22,7 @@ from fa.utils import plugins
 from fa.utils.files import PREFIX, new_folder
 
 MANIFEST = "manifest.json"
-_ABANDONED = 600.0  # seconds without a change after which a writer is dead
+_ABANDONED = 600.0  # A writer is dead after this many seconds without a change.
 
 
 class DamagedRecord(ValueError):
@@ -83,10 +83,10 @@ class RunStore:
         self._fallback = None if fallback is None else RunStore(fallback)
 
     def key(self, config: TrainConfig) -> str:
-        """Return the name of a run's folder.
+        """Return the name of a run's folder: 16 hex digits of a SHA-256.
 
-        It is 16 hex digits of the SHA-256 of the configuration, the data's checksum, the version of the training code,
-        and the files of a user's rule or attack.
+        The hash covers the configuration, the data's checksum, the version of the training code, and the files of a
+        user's rule or attack.
         """
         return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -120,10 +120,11 @@ class RunStore:
         if not record.folder.is_dir():
             return self._nearest(config)
         damage = _damage(record)
-        return f"its record is damaged: {damage}" if damage else "it is finished"  # by another process meanwhile
+        # Without damage, another process has finished it meanwhile.
+        return f"its record is damaged: {damage}" if damage else "it is finished"
 
     def save(self, run: Run) -> Record:
-        """Write a finished run atomically, in place of a damaged record."""
+        """Write a finished run atomically; overwrite a damaged record."""
         target = self.root / self.key(run.config)
         try:
             with new_folder(target) as folder:
@@ -133,13 +134,13 @@ class RunStore:
                 if target.is_dir() and self._whole(run.config) is None:
                     shutil.rmtree(target)
         except OSError:
-            if self._whole(run.config) is None:  # else another process has finished the same run meanwhile
+            if self._whole(run.config) is None:  # Otherwise another process has finished the same run.
                 raise
         self.checkpoint(run.config).unlink(missing_ok=True)
         return Record(target)
 
     def _nearest(self, config: TrainConfig) -> str:
-        """The settings in which the most similar record differs."""
+        """Return the settings in which the most similar record differs."""
         wanted = _flatten(_identity(config))
         differences = [_differences(wanted, identity) for identity in self._identities()]
         if not differences:
@@ -151,7 +152,7 @@ class RunStore:
 
     def _identities(self) -> Iterator[dict[str, Any]]:
         for path in sorted(self.root.glob("*/config.json")):
-            with suppress(OSError, ValueError):  # a damaged record: reported where its configuration is asked for
+            with suppress(OSError, ValueError):  # Damage is reported for the configuration itself.
                 described = json.loads(path.read_text())
                 if isinstance(described, dict) and described.get("schema_version") == record_schema.SCHEMA_VERSION:
                     names = ("config", "data_checksum", "record_version", "files")
@@ -159,7 +160,7 @@ class RunStore:
 
 
 def _damage(record: Record) -> str:
-    """What is wrong with a record, or an empty string."""
+    """Return what is wrong with a record; empty if it is whole."""
     try:
         record.check()
     except DamagedRecord as damage:
@@ -177,7 +178,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
 
 @cache
 def _data_checksum(dataset: str) -> str:
-    """The registered checksum, so that records are found without the data; of the user's data, their own."""
+    """Return the registered checksum, so that the store works without the data, or that of the user's data."""
     from fa.data import load
 
     registered = REGISTRY[dataset].checksum if dataset in REGISTRY else None
@@ -201,7 +202,7 @@ def _checksum(path: Path) -> str:
 def clean_up(root: Path) -> None:
     """Remove the unfinished files and folders of killed processes below `root`."""
     for path in root.glob(f"{PREFIX}*"):
-        with suppress(FileNotFoundError):  # another process has removed it meanwhile
+        with suppress(FileNotFoundError):  # Another process may have removed it.
             if time.time() - path.stat().st_mtime > _ABANDONED:
                 if path.is_file():
                     path.unlink()

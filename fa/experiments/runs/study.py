@@ -32,7 +32,7 @@ Seeds = Sequence[int] | None
 """Seeds to use instead of the profile's; None: the profile's."""
 
 RuleNames = Sequence[str] | None
-"""The user's rules that enter a figure; None: none."""
+"""The user's rules to add to a figure; None to add none."""
 
 _SETTINGS = tuple(sorted({field.name for field in fields(TrainConfig)} - {"rule", "rule_options", "byzantine", "seed"}))
 """Settings that the runs of a study share; its grid and its seeds set the others."""
@@ -60,7 +60,7 @@ class Case:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What distinguishes this case from others of its variant and f."""
+        """Settings and options that distinguish this case from others with its variant and f."""
         return {name: value for name, value in {**self.settings, **self.options}.items() if name != "iterations"}
 
     @property
@@ -201,7 +201,7 @@ class Study:
         return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{skipped}", *wrap(unfinished, 120)])
 
     def _values(self, setting: str) -> str:
-        """The values of a setting in the cases' order, as in 64/128/192."""
+        """Return the values of a setting in the order of the cases, as in 64/128/192."""
         return "/".join(dict.fromkeys(str(getattr(cell.config, setting)) for cell in self.cells))
 
 
@@ -222,7 +222,7 @@ class Results:
     def record(self, cell: Cell) -> Record:
         """Return the record of one of the study's runs."""
         record = self.outcomes[cell.config].record
-        assert record is not None  # a study with a failed run has no results
+        assert record is not None  # A study with a failed run has no results.
         return record
 
     def table(self) -> DataFrame:

@@ -1,7 +1,7 @@
-"""Many runs, in processes of their own: what is finished stays finished, whatever happens to the rest.
+"""Many runs, each in its own process: finished runs are kept even if others fail.
 
-Each run is one process from a fork server that has loaded what runs need. It works with one thread, so that a run's
-bits do not depend on how many go beside it. A child that loses its parent, however that died, ends too.
+A fork server that has loaded torch and the compiled code starts each process. A run has one thread, so that its bits do
+not depend on the number of parallel runs. A child exits when its parent dies.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ from fa.utils.validation import check_integer
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one configuration: a record, or the reason why there is none."""
+    """The outcome of one configuration.
+
+    Attributes:
+        config: The configuration.
+        record: Its record; None if the run failed.
+        error: The reason of the failure.
+    """
 
     config: TrainConfig
     record: Record | None
     error: str = ""
 
     def __str__(self) -> str:
-        """In a line: the run, and its final accuracy or why it failed."""
+        """Describe the run in one line, with its final accuracy or the error."""
         config = self.config
         result = f"failed: {(self.error.splitlines() or [''])[-1]}"
         if self.record is not None:
@@ -61,12 +67,23 @@ def sweep(
     progress: bool = True,
     processes: bool = False,
 ) -> list[Outcome]:
-    """Run what the store lacks, `jobs` at a time (None: one a core); outcomes in the order
-    given. Where the workers are `processes` of their own one run goes after another, and `jobs` are not asked for.
+    """Run the configurations that the store lacks.
 
-    A run that fails does not touch the others: its outcome has the error. Ctrl-C ends the children and raises
-    KeyboardInterrupt; finished runs are in the store, and the same call goes on from there. Raises ValueError for bad
-    `jobs`.
+    A failed run does not affect the others. Ctrl-C ends the children and raises KeyboardInterrupt. Finished runs remain
+    in the store, and the same call resumes the rest.
+
+    Args:
+        configs: Configurations.
+        store: The run store.
+        jobs: Number of runs at a time; default: one a core, or one on a GPU.
+        progress: True to show progress.
+        processes: True if workers are processes. Runs then follow one another, and `jobs` is ignored.
+
+    Returns:
+        The outcomes, in the order of `configs`.
+
+    Raises:
+        ValueError: `jobs` is not a positive integer.
     """
     if jobs is not None:
         check_integer("jobs", jobs, 1)
@@ -89,8 +106,14 @@ def sweep(
 
 
 def select_shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
-    """The i-th of k nearly equal parts, written "i/k" with i from 1: every k-th configuration, so that slow ones are
-    shared.
+    """Return one of k nearly equal parts: every k-th configuration, so that all parts have slow ones.
+
+    Args:
+        configs: Configurations.
+        text: The part "i/k", with i from 1.
+
+    Raises:
+        ValueError: `text` is not such a part.
     """
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
@@ -99,10 +122,11 @@ def select_shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]
 
 
 def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcome]:
-    """Each run served by this process, with its workers as processes: their times tell something where nothing else
-    runs beside them.
+    """Run the configurations one after another, with workers as processes.
+
+    Their times are meaningful only if nothing else runs beside them.
     """
-    import fa.experiments.runs.preload  # noqa: F401 (what is compiled in an iteration would count as its time)
+    import fa.experiments.runs.preload  # noqa: F401 (compilation would count as time of an iteration)
     from fa.training import train
     from fa.training.transports.base import RpcConfig
 
@@ -122,9 +146,9 @@ def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(_start(context, waiting.pop(0), root))
-            # A child that dies closes its pipe too; and one with much to tell cannot end before somebody reads it.
-            told = wait([child.answer for child in running])
-            for child in [child for child in running if child.answer in told]:
+            # A dying child closes its pipe too. A child with a long message cannot exit before it is read.
+            ready = wait([child.answer for child in running])
+            for child in [child for child in running if child.answer in ready]:
                 running.remove(child)
                 yield _outcome(child, root)
     finally:
@@ -145,7 +169,7 @@ def _start(context: Any, config: TrainConfig, root: Path) -> _Child:
 def _outcome(child: _Child, root: Path) -> Outcome:
     try:
         error = child.answer.recv_bytes().decode()
-    except (EOFError, OSError):  # it had nothing to tell, or died while it told it
+    except (EOFError, OSError):  # The child sent no message, or died while it sent one.
         error = ""
     child.answer.close()
     child.process.join()
@@ -156,7 +180,7 @@ def _outcome(child: _Child, root: Path) -> Outcome:
 
 
 def _work(config: str, root: str, answer: Connection) -> None:
-    """In the child: one run into the store; a failure is told to the parent."""
+    """Do one run in the child, save it to the store, and send a failure to the parent."""
     exit_when_parent_dies()
     retain_freed_memory()
     try:
@@ -172,7 +196,7 @@ def _work(config: str, root: str, answer: Connection) -> None:
 
 
 def _usual_jobs(configs: Sequence[TrainConfig]) -> int:
-    """Return one process a core, and one on a GPU, whose memory is not ours to divide."""
+    """Return the number of usable cores, or 1 for a GPU, whose memory cannot be divided."""
     if any(config.device != "cpu" for config in configs):
         return 1
     return usable_cores()

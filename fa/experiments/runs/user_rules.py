@@ -26,7 +26,7 @@ NO_RULES = {
     "extra04": "its detectors belong to certain rules; fa plot shows the decisions of any rule",
     "extra07": "it compares FA with Multi-Krum and its controls",
 }
-"""Figures that do not compare rules, and the reason."""
+"""Figures that do not compare rules, with the reason."""
 
 NO_ATTACK = {
     "fig06a": "its faults are links that lose packets",
@@ -41,8 +41,11 @@ NO_ATTACK = {
 def register_rules(rules: Sequence[str] | None) -> tuple[str, ...]:
     """Return the keys of the user's rules in figures: names that do not depend on the working directory.
 
+    Args:
+        rules: Names of rules; None for none.
+
     Raises:
-        ValueError: An unknown rule, one that the figures already have, too many rules, or equal labels.
+        ValueError: A rule is unknown or already in the figures, there are more than MAX_RULES, or labels are equal.
     """
     check("rules", rules, rules is None or not isinstance(rules, str), "a list of rules' names")
     keys = tuple(dict.fromkeys(plugins.resolve_spec(name) for name in rules or ()))
@@ -56,7 +59,7 @@ def register_rules(rules: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def label(key: str) -> str:
-    """Return a variant's name in figures. If the name of a user's rule is a variant's, its file is added."""
+    """Return a variant's name in figures, with its file if the name of a user's rule is a variant's."""
     if key in VARIANTS:
         return VARIANTS[key].label
     rule = make_rule(key)
@@ -91,5 +94,5 @@ def builtin_rows(table: DataFrame) -> DataFrame:
 
 
 def attack_heading(table: DataFrame) -> str:
-    """Return what the Byzantine workers of a figure send, for its heading. The title names another attack."""
+    """Return a description of the Byzantine workers' gradients, for a figure's heading."""
     return "the gradients of another attack than in the paper" if "attack" in table else "random gradients"

@@ -139,8 +139,8 @@ class Rounds(Generic[Request]):
         """Register a worker's request for its next iteration.
 
         Returns:
-            Replies that are due: to this request if a round is open for the rank or the run is over, and to an earlier
-            request of the rank, whose process must exit.
+            Replies that are due: to this request if a round is open for the rank or the run is over. An earlier request
+            of the rank also has a reply, and its process must exit.
         """
         slot = self.slots[rank]
         replies = [] if slot.request is None else [Reply(rank, slot.request, None)]

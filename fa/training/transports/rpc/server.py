@@ -141,7 +141,7 @@ class RpcTransport:
                 ended = not changed or rounds.complete
                 if ended:
                     rounds.end()
-                    self._changed.wait_for(lambda: not rounds.receiving)  # those rows are half written
+                    self._changed.wait_for(lambda: not rounds.receiving)  # Those rows are incomplete until then.
                     if not rounds.complete:
                         rounds.pass_deadline()
                     missing = rounds.missing()
