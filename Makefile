@@ -16,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 LEFT_TO_TORCH := ^(nvidia-|cuda-|triton==)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce extras test test-oldest lint lint-words docs lab lock clean
+.PHONY: help reproduce extras test test-oldest lint docs lab lock clean
 
 define check_python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -43,12 +43,10 @@ test-oldest: $(STAMP) ## the quick tests with the oldest dependencies that are a
 	  --editable '.[notebooks,theory,tensorboard,test]'
 	$(ONE_THREAD) .venv-oldest/bin/python -m pytest -W default -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
 
-lint: $(STAMP) ## ruff (rules and format) and mypy
+lint: $(STAMP) ## ruff (rules and format), mypy, and phrases that documents and docstrings avoid
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-lint-words: ## fail on phrases that documents and docstrings avoid
 	! grep -nE "but for|that there is|there is not|is none\b|what is no |in place of|\btold\b|\bwhom?\b|nobody|somebody|whoever" \
 	  -r --include='*.py' --include='*.md' --include='*.ipynb' README.md ARCHITECTURE.md CONTRIBUTING.md docs fa notebooks
 

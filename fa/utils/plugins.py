@@ -161,7 +161,7 @@ def _path(name: str) -> Path:
     path = Path(name.rpartition(":")[0]).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"{name.rpartition(':')[0]} must be a file, as in ./my_rule.py:MyRule; there is none in {path.parent}"
+            f"{name.rpartition(':')[0]} must be a file, as in ./my_rule.py:MyRule. {path.parent} does not have it"
         )
     return path.resolve()
 

@@ -135,7 +135,7 @@ def _title(run: RunTables, unweighed: bool) -> str:
     options = "".join(f", {name} = {value}" for name, value in config["rule_options"].items())
     rule = plugins.display_name(config["rule"]) + options
     faults = f"{config['byzantine']} faulty ({plugins.display_name(config['attack'])})"
-    note = "\nOf whole gradients this rule tells who was used, and no weight"
+    note = "\nThis rule selects whole gradients and gives no weights"
     return (
         f"{rule}; {config['workers']} workers, {faults}; {config['model']} on {config['dataset']}, "
         f"B = {config['batch']}, lr = {config['lr']:g}, seed {config['seed']}{note * unweighed}"
