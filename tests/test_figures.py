@@ -289,11 +289,20 @@ def test_catastrophic_is_within_a_twentieth_of_chance(reached: float, expected: 
     assert fig04.claims(fig04_table(0.9, 0.5, reached), 0.1)[1].verdict == expected
 
 
+def test_accuracies_are_paired_by_the_seeds_that_all_variants_have() -> None:
+    rows = [("fa", 2021, 0.6), ("fa", 2022, 0.7), ("multi_krum", 2021, 0.5), ("multi_krum", 2023, 0.9)]
+    table = pd.DataFrame(
+        [{"variant": key, "label": key, "f": 3, "seed": seed, "iteration": 1, "test_accuracy": reached}
+         for key, seed, reached in rows]
+    )  # fmt: skip
+    assert accuracies(table) == {("fa", 3): [0.6], ("multi_krum", 3): [0.5]}
+
+
 def test_margins_are_by_profile() -> None:
     assert {profile: fig02.study(profile).margin for profile in PROFILES} == {
         "smoke": 0.02,
         "quick": 0.02,
-        "cpu": 0.02,
+        "cpu": 0.04,
         "paper": 0.04,
     }
 

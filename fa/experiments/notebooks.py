@@ -9,6 +9,7 @@ from typing import Any
 
 from fa.experiments import match_names
 from fa.experiments.paths import project_root
+from fa.utils.validation import check
 
 
 def find(names: Sequence[str] = ()) -> list[Path]:
@@ -45,6 +46,13 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     executed = target / "notebooks" / path.name
     parameters = {"interactive": False} | parameters
     accepted = papermill.inspect_notebook(path)
+    finished = bool(parameters.get("finished"))
+    check(
+        "finished",
+        finished,
+        "finished" in accepted or not finished,
+        f"False for {path.stem}, whose notebook has no such parameter",
+    )
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(

@@ -33,7 +33,7 @@ def accelerate(model: _Model) -> _Model:
     Subclasses of torch's layers stay as they are.
 
     Args:
-        model: Any model; layers other than 2-d convolution, batch normalisation and max pooling stay.
+        model: Any model; layers other than 2-d convolution and batch normalisation stay.
 
     Returns:
         The same model.

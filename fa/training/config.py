@@ -44,8 +44,8 @@ class TrainConfig:
         ValueError: A setting is out of range.
 
     Example:
-        >>> TrainConfig(rule="multi_krum", workers=7, byzantine=2, rule_options={"before": "nnm"}).options
-        {'before': 'nnm'}
+        >>> TrainConfig(rule="multi_krum", workers=7, byzantine=2, rule_options={"preaggregators": "nnm"}).options
+        {'preaggregators': 'nnm'}
     """
 
     dataset: str = _setting("mnist-mini", "Data set.")

@@ -112,8 +112,13 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
 
 
 def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[float]]:
-    """Return final test accuracies by (variant, value of the column `by`), in the order of the seeds."""
+    """Return final test accuracies by (variant, value of the column `by`), in the order of the seeds.
+
+    At each value only the seeds that all its variants have are used, so that accuracies are paired by seed.
+    """
     last = last_points(table).sort_values("seed", kind="stable")
+    variants = last.groupby(by)["variant"].transform("nunique")
+    last = last[last.groupby([by, "seed"])["variant"].transform("nunique") == variants]
     final: dict[tuple[str, Any], list[float]] = {}
     columns = (last[name].tolist() for name in ("variant", by, "test_accuracy"))
     for variant, value, accuracy in zip(*columns, strict=True):

@@ -51,7 +51,7 @@ STATEMENTS = {
 """The paper's claims, with the numbers of the figures' tables."""
 
 REPRODUCED = {HOLDS: "reproduced", IN_PART: "in part", NOT: "not reproduced", UNTESTABLE: "not testable"}
-"""Verdicts on theory, and on three seeds at the paper's size."""
+"""Verdicts on theory, and on two seeds or more at the paper's size."""
 
 ONE_RUN = {
     HOLDS: "one run: holds",
@@ -126,7 +126,7 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         f"# What reproduces, at profile {profile}",
         "",
         "The table has each claim of the paper, what was measured, and the verdict. A verdict follows from the numbers"
-        " by the rules of [docs/claims.md](../../docs/claims.md), which were fixed beforehand. `fa report` writes this"
+        " by the rules of [docs/claims.md](../../docs/claims.md). `fa report` writes this"
         " page; each figure names the command that draws it again.",
         "",
         *_about_size(profile),
