@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +149,7 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
 
 def _about_size(profile: str) -> list[str]:
     if profile == "paper":
-        return ["These runs have the paper's settings. A verdict on one seed says so: it allows no test over seeds."]
+        return ["These runs have the paper's size. Curves with other settings have names that say so."]
     return [
         "These runs are smaller than the paper's. They show what holds at this size, and can neither reproduce a claim"
         " nor fail to."
@@ -229,7 +230,8 @@ def _section(figure: dict[str, Any]) -> list[str]:
     name, hardware = figure["figure"], "; ".join(_machine(machine) for machine in figure["hardware"])
     command = f"`{figure['command']}`" if figure["command"] else "its notebook with other parameters"
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in found.items()) for found in figure["versions"])
-    settings = figure["settings"].replace("\n", "; ")
+    unwrapped = re.sub(r"\n(?!excluded|not finished)", " ", figure["settings"])  # Titles are wrapped.
+    settings = unwrapped.replace("\n", "; ")
     tables = [f"{name}.csv", *figure["tables"]]
     numbers = ", ".join(f"[{table}]({table})" for table in tables)
     lines = [
