@@ -167,7 +167,7 @@ def _mimic(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 def _drop(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Set each coordinate of the worker's own gradient to zero with probability 0.1."""
     for worker in byzantine:
-        lost = torch.rand(G.shape[1], device=G.device, generator=streams(worker)) < DROPPED
+        lost = torch.rand(G.shape[1], dtype=torch.float32, device=G.device, generator=streams(worker)) < DROPPED
         G[worker].masked_fill_(lost, 0)
 
 
@@ -175,7 +175,7 @@ def _chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Set each chunk of the worker's own gradient to zero with probability 0.1, as a link that loses datagrams."""
     n = G.shape[1]
     for worker in byzantine:
-        lost = torch.rand(-(-n // CHUNK), device=G.device, generator=streams(worker)) < DROPPED
+        lost = torch.rand(-(-n // CHUNK), dtype=torch.float32, device=G.device, generator=streams(worker)) < DROPPED
         G[worker].masked_fill_(lost.repeat_interleave(CHUNK)[:n], 0)
 
 
