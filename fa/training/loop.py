@@ -242,13 +242,21 @@ class Loop:
             with self._timer.phase("aggregate"):
                 aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.inner_products)
         except TooFewWorkersError as error:
-            if torch.isfinite(gathered.loss):
+            if torch.isfinite(gathered.loss) or not self._enough(gathered.missing):
                 raise TooFewWorkersError(f"iteration {iteration + 1}: {error}") from error
             # The model has diverged, and too few gradients are finite: take no step, and record it.
             return gathered, _rows_without_step(iteration + 1, self._config.workers, gathered.missing)
         with self._timer.phase("update"):
             self._optimizer.step(aggregate.direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
+
+    def _enough(self, missing: Mapping[int, str]) -> bool:
+        """Return True if the rule could serve the workers that are not missing, were their gradients finite."""
+        try:
+            self._rule.adjusted_for_missing(len(missing), self._config.workers - len(missing))
+        except TooFewWorkersError:
+            return False
+        return True
 
 
 def _rows(iteration: int, gathered: GatheredGradients, aggregate: Aggregate) -> list[WorkerRow]:
