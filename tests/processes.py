@@ -5,13 +5,16 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fa.training.transports import remote_worker
 from fa.training.transports.base import LOOPBACK
 from fa.training.transports.rpc import worker
+from fa.training.transports.tcp import worker as over_tcp
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
 
 
@@ -33,9 +36,16 @@ def plain_worker(rank: int, port: int) -> None:
     worker.work(rank, LOOPBACK, port)
 
 
+def tcp_worker(rank: int, port: int) -> None:
+    exit_when_parent_dies()
+    torch.set_num_threads(1)
+    with suppress(ConnectionError):  # the server may be gone first
+        over_tcp.work(rank, LOOPBACK, port)
+
+
 def normed_worker(rank: int, port: int) -> None:
     """A worker whose model has batch norm."""
-    worker.models.build = build_normed
+    remote_worker.models.build = build_normed
     plain_worker(rank, port)
 
 

@@ -228,7 +228,8 @@ class Loop:
                 aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.inner_products)
         except TooFewWorkersError as error:
             if torch.isfinite(gathered.loss):
-                raise TooFewWorkersError(f"iteration {iteration + 1}: {error}") from error
+                reasons = "".join(f"; worker {worker}: {reason}" for worker, reason in gathered.missing.items())
+                raise TooFewWorkersError(f"iteration {iteration + 1}: {error}{reasons}") from error
             # The model has diverged, and too few gradients are finite: take no step, and record it.
             return gathered, _rows_without_step(iteration + 1, self._config.workers, gathered.missing)
         with self._timer.phase("update"):

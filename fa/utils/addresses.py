@@ -9,6 +9,7 @@ import struct
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from fa.utils.validation import check
 
@@ -96,10 +97,13 @@ def _interface_of(address: str, probe: socket.socket) -> str | None:
     return None
 
 
-def same_user(connection: socket.socket) -> bool:
+def same_user(connection: Any) -> bool:
     """True if the other end of a loopback connection belongs to this process's user, or to root.
 
     Linux alone shows that. Elsewhere every user counts as the same.
+
+    Args:
+        connection: A connected socket, or asyncio's object for one.
     """
     table = Path("/proc/net/tcp6" if connection.family == socket.AF_INET6 else "/proc/net/tcp")
     if not table.is_file():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from fa.training.transports.tcp.messages import HEADER_SIZE, MAX_TEXT, Header, Kind, ProtocolError
 
@@ -15,6 +15,7 @@ _CHUNK = 1 << 20  # bytes written at a time; larger ones are copied by asyncio
 _DISCARDED = memoryview(bytearray(1 << 18))  # for bytes that are read and ignored
 
 
+@runtime_checkable
 class Handler(Protocol):
     """Server of connections."""
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 
 from fa.training.transports.tcp.connection import Connection
 
@@ -51,29 +52,37 @@ class Listener:
                 except OSError:
                     await asyncio.sleep(_EXHAUSTED)
                     continue
-                if len(self._pending) >= PENDING:
-                    next(iter(self._pending)).cancel()
-                task = loop.create_task(self._greet(connection))
-                self._pending[task] = None
-                task.add_done_callback(self._pending.pop)
+                self._admit(connection)
+                await asyncio.sleep(0)  # else others have no turn during a flood
         finally:
             for task in list(self._pending):
                 task.cancel()
 
-    async def _greet(self, client: socket.socket) -> None:
-        """Wait until a connection has authenticated itself."""
+    def _admit(self, client: socket.socket) -> None:
+        """Begin to wait for the authentication of a connection, and no longer for that of the oldest if many wait."""
+        if len(self._pending) >= PENDING:
+            oldest = next(iter(self._pending))
+            del self._pending[oldest]
+            oldest.cancel()
         protocol = self._create()
-        try:
+        task = asyncio.get_running_loop().create_task(self._greet(client, protocol))
+        self._pending[task] = None
+        task.add_done_callback(lambda task: self._conclude(task, client, protocol))
+
+    async def _greet(self, client: socket.socket, protocol: Connection) -> None:
+        """Wait until a connection has authenticated itself."""
+        with suppress(OSError, TimeoutError):  # counted by `_conclude`
             client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(GREETING_TIMEOUT):
                 loop, context = asyncio.get_running_loop(), self._context
                 await loop.connect_accepted_socket(lambda: protocol, client, ssl=context)
                 await protocol.greeted
-        except (OSError, TimeoutError):
-            pass  # counted below
-        finally:
-            if protocol.rank is None:
-                self.refused += 1
-                protocol.abort()
-                client.close()
+
+    def _conclude(self, task: asyncio.Task[None], client: socket.socket, protocol: Connection) -> None:
+        """End a connection that has not authenticated itself."""
+        self._pending.pop(task, None)
+        if protocol.rank is None:
+            self.refused += 1
+            protocol.abort()
+            client.close()
