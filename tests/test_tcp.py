@@ -667,15 +667,6 @@ def test_two_runs_at_once_in_one_process() -> None:
     assert results == [losses(config)[0]] * 2
 
 
-def test_a_server_at_ipv6() -> None:
-    config, port = replace(SMALL, workers=2, iterations=3), free_port()
-    command = [sys.executable, "-c", "from fa.cli import main; main()", "worker", "--server", f"[::1]:{port}"]
-    processes = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(2)]
-    seen, _ = losses(config, tcp=TcpConfig(host="::1", port=port, spawn_workers=False))
-    assert [process.wait(20) for process in processes] == [0, 0]
-    assert seen == losses(config)[0]
-
-
 def test_gradients_that_do_not_fit_in_memory_name_the_workers() -> None:
     model = models.build("convnet", 1, 10, 28, seed=0)
     parameters = flatten(model)
