@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ def train(
     timer = PhaseTimer()
     if out is not None:
         out = prepare_output_dir(out)
-    with _torch_threads(threads):
+    with _torch_threads(threads), _reproducible_convolutions():
         device = find_device(config.device)
         rule = _checked_rule(config, rpc)
         saved = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
@@ -258,3 +258,8 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _reproducible_convolutions() -> AbstractContextManager[None]:
+    """Make convolutions on a GPU deterministic and float32: torch's default there is TF32, with ten bits."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
