@@ -102,8 +102,8 @@ def _draw_by_seed(cell: Cell) -> Cell:
 def cosines(study: Study) -> DataFrame:
     """Compute the cosine of each formulation's direction with the mean of unit gradients, in every iteration.
 
-    The gradients are those of one run of the released FA for each attack. Runs on a GPU are repeated on the CPU where
-    there is none.
+    The gradients are those of one run of the released FA for each attack. Without a GPU, runs of a GPU are repeated on
+    the CPU.
 
     Args:
         study: The study of this figure.
