@@ -9,6 +9,7 @@ from fa.attacks import ATTACKS, make_attack
 from fa.rules.preaggregators import STEPS
 from fa.training import train
 from fa.training.config import TrainConfig
+from fa.training.direction import scale_to_unit_mean
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -88,6 +89,14 @@ def extra(rule: fa.Rule, n: int) -> int:
     before = torch.cuda.memory_allocated()
     rule.aggregate(G)
     return torch.cuda.max_memory_allocated() - before
+
+
+def test_a_direction_is_scaled_to_the_same_norm() -> None:
+    G = gradients(torch.float32)
+    G[4, 17] = torch.nan
+    there = scale_to_unit_mean(G[0].to(GPU), G.to(GPU))
+    assert there.device.type == GPU
+    torch.testing.assert_close(there.cpu(), scale_to_unit_mean(G[0], G))
 
 
 def test_training_goes_the_same_way() -> None:

@@ -18,6 +18,7 @@ from fa.layers import accelerate
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
+from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, prepare_output_dir
@@ -220,13 +221,16 @@ class Loop:
         try:
             with self._timer.phase("aggregate"):
                 aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.inner_products)
+                direction = aggregate.direction
+                if self._config.direction_norm == "unit_mean":
+                    direction = scale_to_unit_mean(direction, gathered.G, gathered.inner_products)
         except TooFewWorkersError as error:
             if torch.isfinite(gathered.loss):
                 raise TooFewWorkersError(f"iteration {iteration + 1}: {error}") from error
             # The model has diverged, and too few gradients are finite: take no step, and record it.
             return gathered, _rows_without_step(iteration + 1, self._config.workers, gathered.missing)
         with self._timer.phase("update"):
-            self._optimizer.step(aggregate.direction, iteration)
+            self._optimizer.step(direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
 
 
