@@ -72,6 +72,14 @@ def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, chang
     assert not any(re.search(rf"\b{name} \(", runs.explain(other)) for name in vars(CONFIG).keys() - change.keys())
 
 
+def test_a_run_on_another_device_stands_for_this_one_unless_this_one_is_there(runs: RunStore) -> None:
+    there = runs.save(finished(replace(CONFIG, device="cuda")))
+    assert runs.find(CONFIG) == there
+    here = runs.save(finished())
+    assert runs.find(CONFIG) == here
+    assert runs.find(replace(CONFIG, device="cuda")) == there
+
+
 def test_a_run_with_the_fast_layers_is_found_among_those_with_torchs_layers_and_not_the_other_way(
     runs: RunStore, tmp_path: Path
 ) -> None:

@@ -1,55 +1,42 @@
 """The workers' forward and backward passes as one CUDA graph.
 
 A worker's step is a few hundred small kernels. Launched from Python one after another, they leave a GPU idle most of
-the time. A graph launches those of all workers at once.
+the time. A graph launches those of all workers at once, on several streams: ResNet-18, B = 128, 12 workers on an H200
+take 36 ms in place of 90.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fa.layers.worker_batch import WorkerBatch, supports
-from fa.training.config import TrainConfig
 from fa.training.worker import Worker
 
-_STREAMS = 8  # workers at a time, if each has its own kernels
+_STREAMS = 8  # workers at a time
 
 Minibatches = Sequence[tuple[Tensor, Tensor]]
 """Each worker's images and labels."""
 
-Passes = Callable[[Minibatches], Sequence[Tensor]]
-"""Writes the workers' gradients, and returns their losses."""
-
 
 class GraphedWorkers:
-    """Workers on one GPU, whose gradients are computed by graphs.
-
-    With the setting `layers` "torch", gradients have the bits that they have without a graph. With "fast", the workers
-    share each kernel where the model allows it, and gradients are equal up to rounding.
+    """Workers on one GPU, whose gradients are computed by graphs, with the bits that they have without.
 
     There is one graph for each combination of minibatch shapes. The first iteration of a combination runs without a
     graph: libraries initialise, and a model that draws random numbers shows. Such a model never runs as a graph, since
     each worker's draws have a seed of their own.
+
+    Args:
+        workers: The workers that compute gradients.
     """
 
-    def __init__(self, workers: Sequence[Worker], model: nn.Module, G: Tensor, config: TrainConfig) -> None:
-        """Prepare graphs.
-
-        Args:
-            workers: The workers that compute gradients.
-            model: Their model.
-            G: Their rows (W, n).
-            config: The run's configuration.
-        """
-        self._workers, self._model, self._G, self._config = workers, model, G, config
-        self._batch: WorkerBatch | None = None
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
         self._graphs: dict[tuple[torch.Size, ...], _Graph | None] = {}
         self._draws = False
 
-    def write_gradients(self, iteration: int) -> Sequence[Tensor]:
+    def write_gradients(self, iteration: int) -> list[Tensor]:
         """Write each worker's gradient into its row.
 
         Args:
@@ -62,13 +49,13 @@ class GraphedWorkers:
         shapes = tuple(images.shape for images, _ in minibatches)
         if self._draws or shapes not in self._graphs:
             self._graphs[shapes] = None
-            return self._one_by_one(minibatches, iteration)
+            return self._without_graph(minibatches, iteration)
         graph = self._graphs[shapes]
         if graph is None:
-            graph = self._graphs[shapes] = _Graph(self._passes(shapes), minibatches)
+            graph = self._graphs[shapes] = _Graph(self._workers, minibatches)
         return graph.replay(minibatches)
 
-    def _one_by_one(self, minibatches: Minibatches, iteration: int) -> list[Tensor]:
+    def _without_graph(self, minibatches: Minibatches, iteration: int) -> list[Tensor]:
         losses = []
         for worker, (images, labels) in zip(self._workers, minibatches, strict=True):
             with worker.random_numbers(iteration):
@@ -78,49 +65,26 @@ class GraphedWorkers:
             self._draws |= any(not torch.equal(*pair) for pair in zip(before, after, strict=True))
         return losses
 
-    def _passes(self, shapes: tuple[torch.Size, ...]) -> Passes:
-        config = self._config
-        together = config.layers == "fast" and config.precision == "float32" and len(set(shapes)) == 1
-        if not (together and supports(self._model)):
-            return self._on_streams
-        if self._batch is None:
-            self._batch = WorkerBatch(self._model, self._G, [worker.buffers.tensors for worker in self._workers])
-        return self._together
-
-    def _on_streams(self, minibatches: Minibatches) -> list[Tensor]:
-        first = torch.cuda.current_stream()
-        streams = [torch.cuda.Stream(self._G.device) for _ in range(min(_STREAMS, len(self._workers)))]
-        losses = []
-        for stream in streams:
-            stream.wait_stream(first)
-        for k, (worker, pair) in enumerate(zip(self._workers, minibatches, strict=True)):
-            with torch.cuda.stream(streams[k % len(streams)]):
-                losses.append(worker.compute(*pair))
-        for stream in streams:
-            first.wait_stream(stream)
-        return losses
-
-    def _together(self, minibatches: Minibatches) -> list[Tensor]:
-        assert self._batch is not None
-        images, labels = (torch.stack(tensors) for tensors in zip(*minibatches, strict=True))
-        self._G.zero_()
-        pieces = zip(images.split(self._config.batch, 1), labels.split(self._config.batch, 1), strict=True)
-        losses = sum(self._batch.backward(*piece, self._config.accumulate) for piece in pieces)
-        for worker in self._workers:
-            worker.apply_momentum()
-        return list(torch.as_tensor(losses).unbind())
-
 
 class _Graph:
     """The passes of all workers on minibatches of given shapes."""
 
-    def __init__(self, passes: Passes, minibatches: Minibatches) -> None:
+    def __init__(self, workers: Sequence[Worker], minibatches: Minibatches) -> None:
         self._inputs = [(images.clone(), labels.clone()) for images, labels in minibatches]
         self._graph = torch.cuda.CUDAGraph()
+        streams = [torch.cuda.Stream(minibatches[0][0].device) for _ in range(min(_STREAMS, len(workers)))]
         with torch.cuda.graph(self._graph):
-            self._losses = passes(self._inputs)
+            first = torch.cuda.current_stream()
+            for stream in streams:
+                stream.wait_stream(first)
+            self._losses = []
+            for k, (worker, pair) in enumerate(zip(workers, self._inputs, strict=True)):
+                with torch.cuda.stream(streams[k % len(streams)]):
+                    self._losses.append(worker.compute(*pair))
+            for stream in streams:
+                first.wait_stream(stream)
 
-    def replay(self, minibatches: Minibatches) -> Sequence[Tensor]:
+    def replay(self, minibatches: Minibatches) -> list[Tensor]:
         for inputs, pair in zip(self._inputs, minibatches, strict=True):
             for static, tensor in zip(inputs, pair, strict=True):
                 static.copy_(tensor)

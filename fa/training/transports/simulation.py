@@ -41,7 +41,7 @@ class SimulatedTransport:
         idle = 0 if self._attack.uses_own_gradient else config.byzantine
         self._computing = self.workers[idle:]
         on_gpu = parameters.device.type == "cuda"
-        self._graphs = GraphedWorkers(self._computing, model, self._G[idle:], config) if on_gpu else None
+        self._graphs = GraphedWorkers(self._computing) if on_gpu else None
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
         """Write each worker's gradient into its row, then the attack into the Byzantine rows."""
@@ -50,7 +50,7 @@ class SimulatedTransport:
         else:
             losses = [worker.write_gradient(iteration) for worker in self._computing]
         self._attack.apply(self._G, self._byzantine, self._config.seed, iteration)
-        honest = list(losses)[-(len(self.workers) - len(self._byzantine)) :]  # the last ranks
+        honest = losses[-(len(self.workers) - len(self._byzantine)) :]  # the last ranks
         return GatheredGradients(self._G, torch.stack(honest).mean())
 
     def statistics(self) -> list[Buffers]:
