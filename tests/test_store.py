@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -213,24 +212,6 @@ def test_a_strange_record_beside_it_does_not_stop_why(runs: RunStore, text: str)
     (runs.root / "other").mkdir(parents=True)
     (runs.root / "other" / "config.json").write_text(text)
     assert runs.explain(CONFIG) == RunStore(runs.root.parent / "empty").explain(CONFIG)
-
-
-def test_cleaning_up_removes_what_is_old_and_bears_what_vanishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A folder that another process finishes with, between the listing and the look at its age, is no error."""
-    for name, age in ((".making-old", 3600), (".making-new", 0)):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    (tmp_path / ".making-checkpoint").write_bytes(b"half of one")
-    os.utime(tmp_path / ".making-checkpoint", (time.time() - 3600,) * 2)
-    found = [*tmp_path.glob(".making-*"), tmp_path / ".making-gone"]
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(found[::-1]))
-    store.clean_up(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".making-new"]
-    monkeypatch.setattr(Path, "stat", lambda self: (_ for _ in ()).throw(PermissionError("no")))
-    with pytest.raises(PermissionError):
-        store.clean_up(tmp_path)
 
 
 def test_records_are_found_where_the_data_are_not(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
+    from fa.training.records import UnwrittenRunError
     from fa.training.transports.base import RpcConfig
 
 _RPC = ("listen", "deadline", "quorum", "gradients", "lost")
@@ -67,11 +69,12 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
 
     Each rule accepts only its own options.
     """
-    from fa.training.records import prepare_output_dir
+    from fa.training.records import UnwrittenRunError, prepare_output_dir
 
     place = torchrun_env() if backend == "torchrun" else None
     if out is not None and (place is None or place.rank == 0):
-        out = prepare_output_dir(out)  # fails before torch is imported
+        # Fails before torch is imported.
+        out = prepare_output_dir(out, checkpoint=arguments["checkpoint"], tensorboard=tensorboard)
     settings = {name: value for name, value in arguments.items() if value is not None}
     rpc_settings = {name: settings.pop(name) for name in _RPC if name in settings}
     checkpoint = {name: settings.pop(name) for name in _CHECKPOINT if name in settings}
@@ -94,9 +97,13 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
     rpc = None if backend == "simulate" else _rpc_config(place, **rpc_settings)
     if rpc is not None and not rpc.spawn_workers:
         click.echo(f"awaiting {config.workers} workers at {rpc.host}:{rpc.port}", err=True)
-    with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
-        run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, **checkpoint)
-    _report(run, out)
+    try:
+        with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
+            run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, **checkpoint)
+    except UnwrittenRunError as error:
+        _report(error.run, _write_elsewhere(error))
+    else:
+        _report(run, out)
 
 
 def _rpc_config(place: TorchrunEnv | None, listen: str | None = None, **options: Any) -> RpcConfig:
@@ -152,6 +159,23 @@ def _board(folder: Path | None, config: TrainConfig, report: Report) -> Iterator
                 board(state)
 
         yield show
+
+
+def _write_elsewhere(error: UnwrittenRunError) -> Path:
+    """Ask for another folder for the records of a finished run; without a terminal, print the result and fail."""
+    from fa.training.records import UnwrittenRunError
+
+    while sys.stdin.isatty():
+        click.echo(f"fa: {error}", err=True)
+        folder = click.prompt("Another folder for the records, or nothing to lose them", default="", err=True)
+        if not folder:
+            break
+        try:
+            return error.run.write(folder)
+        except UnwrittenRunError as again:
+            error = again
+    _report(error.run, None)
+    raise error
 
 
 def _report(run: Run, out: Path | None) -> None:
