@@ -586,6 +586,10 @@ def test_provenance_has_the_command_of_a_profile_as_it_is(tmp_path: Path) -> Non
     study = fig02.study("smoke", tmp_path)
     whole = Results(study, {}, 1.0, ())
     assert provenance(whole)["command"].split()[-3:] == ["--profile", "smoke", fig02.NAME]
+    assert provenance(Results(fig02.study("smoke", tmp_path, device="cuda"), {}, 1.0, ()))["command"].split()[-2:] == [
+        "--device",
+        "cuda",
+    ]
     assert provenance(Results(fig02.study("smoke", tmp_path, lr=0.2), {}, 1.0, ()))["command"] is None
 
 

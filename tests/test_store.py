@@ -5,13 +5,13 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fa.data import MissingDataError, load
 from fa.experiments.runs import store
@@ -70,6 +70,17 @@ def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, chang
     assert runs.find(other) is None
     assert re.search(rf"\b{next(iter(change))} \(", runs.explain(other))
     assert not any(re.search(rf"\b{name} \(", runs.explain(other)) for name in vars(CONFIG).keys() - change.keys())
+
+
+def test_a_run_on_another_device_stands_for_this_one_unless_this_one_is_there(
+    runs: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    there = runs.save(finished(replace(CONFIG, device="cuda")))
+    assert runs.find(CONFIG) == there
+    here = runs.save(finished())
+    assert runs.find(CONFIG) == here
+    assert runs.find(replace(CONFIG, device="cuda")) == there
 
 
 def test_a_run_with_the_fast_layers_is_found_among_those_with_torchs_layers_and_not_the_other_way(
@@ -205,24 +216,6 @@ def test_a_strange_record_beside_it_does_not_stop_why(runs: RunStore, text: str)
     (runs.root / "other").mkdir(parents=True)
     (runs.root / "other" / "config.json").write_text(text)
     assert runs.explain(CONFIG) == RunStore(runs.root.parent / "empty").explain(CONFIG)
-
-
-def test_cleaning_up_removes_what_is_old_and_bears_what_vanishes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A folder that another process finishes with, between the listing and the look at its age, is no error."""
-    for name, age in ((".making-old", 3600), (".making-new", 0)):
-        (tmp_path / name).mkdir()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    (tmp_path / ".making-checkpoint").write_bytes(b"half of one")
-    os.utime(tmp_path / ".making-checkpoint", (time.time() - 3600,) * 2)
-    found = [*tmp_path.glob(".making-*"), tmp_path / ".making-gone"]
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(found[::-1]))
-    store.clean_up(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".making-new"]
-    monkeypatch.setattr(Path, "stat", lambda self: (_ for _ in ()).throw(PermissionError("no")))
-    with pytest.raises(PermissionError):
-        store.clean_up(tmp_path)
 
 
 def test_records_are_found_where_the_data_are_not(

@@ -1,12 +1,14 @@
 """The command line. Commands are imported when they are called, so `fa --help` is quick.
 
-A user's error is one line on stderr, `fa: ...`, with exit code 2. Ctrl-C is one line, with exit code 130.
+A user's error is one line on stderr, `fa: ...`, with exit code 2. Ctrl-C, SIGTERM and SIGHUP are one line, with exit
+code 128 plus the signal's number. Files and child processes are closed first.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +17,7 @@ import click
 
 from fa import __version__
 from fa.utils.malloc import retain_freed_memory
+from fa.utils.signals import raised_as_interrupt
 
 COMMANDS = {
     "train": "Train once, with Byzantine workers, and print the result.",
@@ -72,10 +75,11 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. Ctrl-C is caught here, since click would print an empty line for it."""
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
+            with raised_as_interrupt():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as error:
             click.echo("fa: interrupted", err=True)
-            raise click.exceptions.Exit(130) from None
+            raise click.exceptions.Exit(128 + (error.args or (signal.SIGINT,))[0]) from None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
+    from fa.training.records import UnwrittenRunError
     from fa.training.transports.base import RpcConfig, TcpConfig
 
 _SERVER = ("listen", "keys", "deadline", "quorum", "gradients", "lost")
@@ -69,11 +71,12 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
 
     Each rule accepts only its own options.
     """
-    from fa.training.records import prepare_output_dir
+    from fa.training.records import UnwrittenRunError, prepare_output_dir
 
     place = torchrun_env() if backend == "torchrun" else None
     if out is not None and (place is None or place.rank == 0):
-        out = prepare_output_dir(out)  # fails before torch is imported
+        # Fails before torch is imported.
+        out = prepare_output_dir(out, checkpoint=arguments["checkpoint"], tensorboard=tensorboard)
     settings = {name: value for name, value in arguments.items() if value is not None}
     server_settings = {name: settings.pop(name) for name in _SERVER if name in settings}
     checkpoint = {name: settings.pop(name) for name in _CHECKPOINT if name in settings}
@@ -96,9 +99,13 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
     rpc = _rpc_config(place, **server_settings) if backend in ("rpc", "torchrun") else None
     tcp = _tcp_config(**server_settings) if backend == "tcp" else None
     _announce(rpc or tcp, config.workers)
-    with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
-        run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, tcp=tcp, **checkpoint)
-    _report(run, out)
+    try:
+        with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
+            run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, tcp=tcp, **checkpoint)
+    except UnwrittenRunError as error:
+        _report(error.run, _write_elsewhere(error))
+    else:
+        _report(run, out)
 
 
 def _announce(server: RpcConfig | TcpConfig | None, workers: int) -> None:
@@ -178,6 +185,23 @@ def _board(folder: Path | None, config: TrainConfig, report: Report) -> Iterator
                 board(state)
 
         yield show
+
+
+def _write_elsewhere(error: UnwrittenRunError) -> Path:
+    """Ask for another folder for the records of a finished run; without a terminal, print the result and fail."""
+    from fa.training.records import UnwrittenRunError
+
+    while sys.stdin.isatty():
+        click.echo(f"fa: {error}", err=True)
+        folder = click.prompt("Another folder for the records, or nothing to lose them", default="", err=True)
+        if not folder:
+            break
+        try:
+            return error.run.write(folder)
+        except UnwrittenRunError as again:
+            error = again
+    _report(error.run, None)
+    raise error
 
 
 def _report(run: Run, out: Path | None) -> None:

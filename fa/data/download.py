@@ -44,7 +44,7 @@ def fetch(name: str, root: str | Path | None = None, progress: bool = True) -> P
     if name == "tiny-imagenet":
         return tiny_imagenet.folder(root)
     folder = cache_root(root) / name
-    with _reporter(progress, folder.parent) as report, store.workspace(folder.parent, name) as space:
+    with _reporter(progress, folder.parent) as report, store.workspace(folder.parent) as space:
         if folder.exists():
             try:
                 load(name, folder.parent)

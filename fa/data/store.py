@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from fa.data.dataset import ARRAYS, Arrays
-from fa.utils.files import PREFIX, sync_folder
+from fa.utils.files import PREFIX, create_folder, publish, sync_folder, temporary_folder
 
 
 def read(folder: Path, mmap_mode: Literal["r"] | None = None) -> dict[str, np.ndarray]:
@@ -76,7 +75,7 @@ def replace(folder: Path, new: Path) -> None:
         folder.unlink()
     elif folder.exists():
         folder.rename(new.with_name("old"))
-    new.rename(folder)
+    publish(new, folder)
 
 
 def workspace_size(root: Path) -> int:
@@ -91,27 +90,19 @@ def workspace_size(root: Path) -> int:
 
 
 @contextmanager
-def workspace(root: Path, name: str) -> Iterator[Path]:
+def workspace(root: Path) -> Iterator[Path]:
     """Create a temporary folder beside the folders of `root`, and remove it at the end of the context.
 
-    Only one process at a time has a workspace in a root; others wait. Workspaces of killed processes are
-    therefore safe to remove here.
+    Only one process at a time has a workspace in a root; others wait, and then find what it has brought.
 
     Args:
         root: The cache folder, created if missing.
-        name: Name of the data set.
 
     Yields:
         The temporary folder.
     """
-    root.mkdir(parents=True, exist_ok=True)
+    create_folder(root)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in root.glob(f"{PREFIX}*"):
-            shutil.rmtree(left)
-        space = root / f"{PREFIX}{name}"
-        space.mkdir()
-        try:
+        with temporary_folder(root) as space:
             yield space
-        finally:
-            shutil.rmtree(space)

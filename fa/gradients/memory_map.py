@@ -233,21 +233,19 @@ def create_output(path: Path, like: Layout, n: int) -> Iterator[Tensor]:
     head = _head(path, like, n)
     check("the name of the result", str(path), not path.is_dir(), "that of a file; there is a folder of that name")
     size = len(head) + n * like.dtype.itemsize
-    with new_file(path) as unfinished:
-        try:
+    try:
+        with new_file(path) as unfinished:
             _reserve(unfinished, head, size)
-        except OSError as error:
-            full = error.errno == errno.ENOSPC
-            raise ValueError(
-                f"{path} cannot be written{f' ({size} bytes)' if full else ''}: {error.strerror}"
-            ) from error
-        numbers = np.memmap(unfinished, np.uint8, "r+", offset=len(head))
-        yield torch.from_numpy(numbers).view(like.dtype)
+            numbers = np.memmap(unfinished, np.uint8, "r+", offset=len(head))
+            yield torch.from_numpy(numbers).view(like.dtype)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
+        raise ValueError(f"{path} cannot be written{f' ({size} bytes)' if full else ''}: {error.strerror}") from error
 
 
 def _reserve(path: Path, head: bytes, size: int) -> None:
     """Create the file with its header, and reserve `size` bytes on the disk."""
-    with path.open("xb") as file:
+    with path.open("wb") as file:
         file.write(head)
         file.flush()
         if hasattr(os, "posix_fallocate"):

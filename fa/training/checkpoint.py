@@ -19,7 +19,7 @@ from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.records import CurvePoint, WorkerRow
 from fa.utils import plugins
-from fa.utils.files import new_file, temporary_path
+from fa.utils.files import new_file, temporary_folder
 from fa.utils.validation import check, check_real
 
 _CHECKSUM = 32  # bytes of a SHA-256
@@ -56,10 +56,9 @@ class Checkpoint:
         self.path = Path(os.path.abspath(path))
         check("checkpoint", str(self.path), not self.path.is_dir(), "a file")
         check("checkpoint", str(self.path), self.path.parent.is_dir(), "a file in an existing folder")
-        trial = temporary_path(self.path.parent)  # Fail before any work is done that could not be saved.
         try:
-            trial.touch()
-            trial.unlink()
+            with temporary_folder(self.path.parent):  # Fail before any work is done that could not be saved.
+                pass
         except OSError as error:
             raise self._unwritable(error) from error
         self._every = every
@@ -183,10 +182,11 @@ class Checkpoint:
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write the content by torch.save, followed by its SHA-256 (32 bytes)."""
-    with new_file(path) as unfinished, unfinished.open("wb+") as file:
-        torch.save(content, file)
-        file.seek(0)
-        file.write(hashlib.file_digest(file, "sha256").digest())
+    saved = io.BytesIO()  # torch.save raises a RuntimeError where the disk is full.
+    torch.save(content, saved)
+    with new_file(path) as unfinished, unfinished.open("wb") as file:
+        file.write(saved.getbuffer())
+        file.write(hashlib.sha256(saved.getbuffer()).digest())
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from fa.layers import accelerate
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
+from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, prepare_output_dir
@@ -25,6 +27,8 @@ from fa.training.transports.base import GatheredGradients, RpcConfig, TcpConfig,
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import load_dataset, parse_recipe, worker_partitions
 from fa.utils.devices import find_device
+from fa.utils.files import exclusive
+from fa.utils.signals import held_back
 from fa.utils.timing import PhaseTimer
 from fa.utils.validation import TooFewWorkersError, check, check_integer
 
@@ -71,7 +75,8 @@ def train(
         The run's curve, the rule's decisions, and the time that each phase took.
 
     Raises:
-        ValueError: Settings are invalid, or `out` exists or cannot be written.
+        ValueError: Settings are invalid, `out` exists, or another process is writing `out` or `checkpoint`.
+        UnwrittenRunError: The run is finished, and its records cannot be written; the error has the run.
         TooFewWorkersError: The rule needs more workers than there are, or than are left.
 
     Example:
@@ -83,8 +88,8 @@ def train(
     check("tcp", tcp, rpc is None or tcp is None, "None with rpc")
     server = rpc or tcp
     if out is not None:
-        out = prepare_output_dir(out)
-    with _torch_threads(threads):
+        out = prepare_output_dir(out, checkpoint=checkpoint)
+    with _torch_threads(threads), _reproducible_convolutions(), _reserved(out=out, checkpoint=checkpoint):
         device = find_device(config.device)
         rule = _checked_rule(config, server)
         saved = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
@@ -103,15 +108,15 @@ def train(
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), timer)
             honest = slice(config.byzantine, None)
             state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, saved)
-    if state.backends[:-1]:
-        backend = backend | {"earlier": state.backends[:-1]}
-    curve, rows = tuple(state.curve), tuple(state.workers)
-    run = Run(config, curve, rows, timer.total, threads_used, dataset.checksum, backend, timer.seconds)
-    if out is not None:
-        run.write(out)
-        if saved is not None:
-            saved.remove()
-    return run
+        if state.backends[:-1]:
+            backend = backend | {"earlier": state.backends[:-1]}
+        curve, rows = tuple(state.curve), tuple(state.workers)
+        run = Run(config, curve, rows, timer.total, threads_used, dataset.checksum, backend, timer.seconds)
+        if out is not None:
+            run.write(out)
+            if saved is not None:
+                saved.remove()
+        return run
 
 
 def _checked_rule(config: TrainConfig, server: RpcConfig | TcpConfig | None) -> Rule:
@@ -198,27 +203,44 @@ class Loop:
             restored = checkpoint.load(self._parameters, self._transport.statistics(), self._transport.momenta())
             state, self._optimizer.velocity = restored
         self._timer.resume(state.whole, state.seconds_of)
-        for iteration in range(state.iteration, self._config.iterations):
-            before = time.perf_counter()
-            gathered, rows = self._iterate(iteration)
-            state.seconds += time.perf_counter() - before
-            state.workers += rows
-            state.iteration = done = iteration + 1
-            if done % self._evaluate_every == 0 or done == self._config.iterations:
-                epoch = -(-done // self._epoch_length)
-                with self._timer.phase("evaluate"):
-                    point = CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate())
-                state.curve.append(point)
-            if checkpoint is not None and checkpoint.due():
-                state.whole, state.seconds_of = self._timer.total, self._timer.seconds
-                workers = self._transport.statistics(), self._transport.momenta()
-                checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
-            if progress is not None:
-                last = state.curve[-1] if state.curve else None
-                accuracy = None if last is None else last.test_accuracy
-                evaluated = last is not None and last.iteration == done
-                progress(Progress(done, gathered.loss, accuracy, gathered.G, rows, evaluated))
+        while state.iteration < self._config.iterations:  # again if a signal's handler does not end the process
+            with held_back(checkpoint is not None) as interrupted:
+                while state.iteration < self._config.iterations and not interrupted():
+                    self._advance(state, evaluate, progress, checkpoint)
+                if checkpoint is not None and interrupted():
+                    self._save(state, checkpoint)
         return state
+
+    def _advance(
+        self,
+        state: State,
+        evaluate: Callable[[], float],
+        progress: Callable[[Progress], None] | None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        """Do one iteration; see `run`."""
+        before = time.perf_counter()
+        gathered, rows = self._iterate(state.iteration)
+        state.seconds += time.perf_counter() - before
+        state.workers += rows
+        state.iteration = done = state.iteration + 1
+        if done % self._evaluate_every == 0 or done == self._config.iterations:
+            epoch = -(-done // self._epoch_length)
+            with self._timer.phase("evaluate"):
+                point = CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate())
+            state.curve.append(point)
+        if checkpoint is not None and checkpoint.due():
+            self._save(state, checkpoint)
+        if progress is not None:
+            last = state.curve[-1] if state.curve else None
+            accuracy = None if last is None else last.test_accuracy
+            evaluated = last is not None and last.iteration == done
+            progress(Progress(done, gathered.loss, accuracy, gathered.G, rows, evaluated))
+
+    def _save(self, state: State, checkpoint: Checkpoint) -> None:
+        state.whole, state.seconds_of = self._timer.total, self._timer.seconds
+        workers = self._transport.statistics(), self._transport.momenta()
+        checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
 
     def _iterate(self, iteration: int) -> tuple[GatheredGradients, list[WorkerRow]]:
         with self._timer.phase("gather"):
@@ -226,6 +248,9 @@ class Loop:
         try:
             with self._timer.phase("aggregate"):
                 aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.inner_products)
+                direction = aggregate.direction
+                if self._config.direction_norm == "unit_mean":
+                    direction = scale_to_unit_mean(direction, gathered.G, gathered.inner_products)
         except TooFewWorkersError as error:
             if torch.isfinite(gathered.loss):
                 reasons = "".join(f"; worker {worker}: {reason}" for worker, reason in gathered.missing.items())
@@ -233,7 +258,7 @@ class Loop:
             # The model has diverged, and too few gradients are finite: take no step, and record it.
             return gathered, _rows_without_step(iteration + 1, self._config.workers, gathered.missing)
         with self._timer.phase("update"):
-            self._optimizer.step(aggregate.direction, iteration)
+            self._optimizer.step(direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
 
 
@@ -256,6 +281,16 @@ def _rows_without_step(iteration: int, workers: int, missing: Mapping[int, str])
 
 
 @contextmanager
+def _reserved(**paths: str | Path | None) -> Iterator[None]:
+    """Reserve the files and folders that a run writes."""
+    with ExitStack() as stack:
+        for name, path in paths.items():
+            if path is not None:
+                stack.enter_context(exclusive(name, Path(os.path.abspath(path))))
+        yield
+
+
+@contextmanager
 def _torch_threads(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if threads is not None:
@@ -265,3 +300,8 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _reproducible_convolutions() -> AbstractContextManager[None]:
+    """Make convolutions on a GPU deterministic and float32: torch's default there is TF32, with ten bits."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)

@@ -6,8 +6,8 @@ import csv
 import json
 import os
 import platform
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from fa import __version__
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
 from fa.utils import plugins
-from fa.utils.files import sync_folder, temporary_path
+from fa.utils.files import PREFIX, publish, sync_folder, temporary_folder
 from fa.utils.validation import check
 
 FILES = ("curve.csv", "workers.csv", "config.json")
@@ -104,22 +104,22 @@ class Run:
             Its absolute path.
 
         Raises:
-            ValueError: It cannot be written, or holds files by now. The message names the folder of the records.
+            UnwrittenRunError: It cannot be written, or holds files by now. The message names the folder of the
+                records, if they could be written at all.
         """
         target = _absolute(directory)
-        temporary = _temp_dir(target)
         try:
-            self.write_files(temporary)
-            sync_folder(temporary)
-        except BaseException as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, OSError):
-                raise ValueError(f"{target} cannot be written: {error.strerror or error}") from error
-            raise
-        try:
-            _publish(temporary, target)
-        except (ValueError, OSError) as error:  # a finished run must not be lost
-            raise ValueError(f"{error}; the run is finished, and its records are in {temporary}") from error
+            with _temporary_folder(target) as temporary:
+                self.write_files(temporary)
+                sync_folder(temporary)
+                try:
+                    _publish(temporary, target)
+                except (ValueError, OSError) as error:  # a finished run must not be lost
+                    kept = temporary.with_name(temporary.name.removeprefix(PREFIX))
+                    publish(temporary, kept)
+                    raise ValueError(f"{error}; the run is finished, and its records are in {kept}") from error
+        except ValueError as error:
+            raise UnwrittenRunError(str(error), self) from error
         return target
 
     def write_files(self, folder: Path) -> None:
@@ -145,22 +145,40 @@ class Run:
         } | plugins.file_checksums(self.config.rule, self.config.attack)
 
 
-def prepare_output_dir(directory: str | Path) -> Path:
+class UnwrittenRunError(ValueError):
+    """Error of a finished run whose records cannot be written."""
+
+    def __init__(self, message: str, run: Run) -> None:
+        """Keep the run.
+
+        Args:
+            message: What is wrong.
+            run: The finished run; `Run.write` writes its records elsewhere.
+        """
+        super().__init__(message)
+        self.run = run
+
+
+def prepare_output_dir(directory: str | Path, **outputs: str | Path | None) -> Path:
     """Check that a run can be written to a folder, and create its parents.
 
     Args:
         directory: A new or empty folder.
+        **outputs: Other files and folders that the run writes meanwhile, by argument.
 
     Returns:
         Its absolute path.
 
     Raises:
-        ValueError: It holds files, or none can be written there.
+        ValueError: It holds files, none can be written there, or one of `outputs` would be in it.
     """
     target = _absolute(directory)
     _check_unoccupied(target)
-    _temp_dir(target).rmdir()
-    return target
+    for name, path in outputs.items():
+        within = path is not None and _absolute(path).is_relative_to(target)
+        check(name, str(path), not within, f"outside of out ({target}), which must be empty until the run ends")
+    with _temporary_folder(target):
+        return target
 
 
 def _absolute(directory: str | Path) -> Path:
@@ -174,28 +192,25 @@ def _check_unoccupied(target: Path, ignored: Path | None = None) -> None:
     check("out", str(target), not occupied, "empty: it holds files already")
 
 
-def _temp_dir(target: Path) -> Path:
+@contextmanager
+def _temporary_folder(target: Path) -> Iterator[Path]:
     """Create a temporary folder beside `target`, or in it if it exists: its parent may not be writable."""
-    parent = target if target.is_dir() else target.parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_path(parent)
-        temporary.mkdir()
+        with temporary_folder(target if target.is_dir() else target.parent) as temporary:
+            yield temporary
     except OSError as error:
         raise ValueError(
             f"out must be a directory in which files can be written ({error.strerror}), got {str(target)!r}"
         ) from error
-    return temporary
 
 
 def _publish(temporary: Path, target: Path) -> None:
     _check_unoccupied(target, ignored=temporary)
     if temporary.parent != target:
-        temporary.rename(target)
+        publish(temporary, target)
         return
     for name in FILES:
-        (temporary / name).rename(target / name)
-    temporary.rmdir()
+        publish(temporary / name, target / name)
 
 
 # torch is imported in functions: the command line checks `out` before it imports torch.

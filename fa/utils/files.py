@@ -1,27 +1,19 @@
-"""Files and folders that appear complete, or not at all."""
+"""Files and folders that appear complete, or not at all, and that one process at a time writes.
 
+An unfinished file or folder is locked while its process lives. The next writer in the same folder removes those whose
+process was killed. Locks are those of `flock`, which end with the process.
+"""
+
+import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = ".making-"
-"""Prefix of the names of unfinished files and folders."""
-
-
-def temporary_path(folder: Path, suffix: str = "") -> Path:
-    """Return a path that does not exist yet.
-
-    Args:
-        folder: Folder of the path.
-        suffix: End of its name.
-
-    Returns:
-        The path, with the prefix `PREFIX`.
-    """
-    return folder / f"{PREFIX}{secrets.token_hex(8)}{suffix}"
+"""Prefix of the names of unfinished files, unfinished folders, and locks."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -37,22 +29,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path`, which replaces `path` when the block ends without an error.
+    """Yield an empty file beside `path`, which replaces `path` when the block ends without an error.
 
     Args:
         path: File to create or overwrite.
 
     Yields:
-        A path with the suffix of `path`, at which the block creates the file.
+        The empty file, with the suffix of `path`.
     """
-    unfinished = temporary_path(path.parent, path.suffix)
-    try:
+    with _unfinished(path.parent, path.suffix, Path.touch) as unfinished:
         yield unfinished
         sync(unfinished)
-        unfinished.replace(path)
-        sync(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        publish(unfinished, path)
 
 
 @contextmanager
@@ -68,16 +56,48 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: `path` is a folder that is not empty.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = temporary_path(path.parent)
-    unfinished.mkdir()
-    try:
+    with temporary_folder(path.parent) as unfinished:
         yield unfinished
         sync_folder(unfinished)
-        unfinished.rename(path)
-        sync(path.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        publish(unfinished, path)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Yield an empty folder, which is removed when the block ends, unless it has been renamed.
+
+    Args:
+        parent: Folder that holds it, created with its parents if missing.
+
+    Yields:
+        The folder.
+    """
+    create_folder(parent)
+    with _unfinished(parent, "", Path.mkdir) as unfinished:
+        yield unfinished
+
+
+def create_folder(path: Path) -> None:
+    """Create a folder and its parents, and flush their names to the disk.
+
+    Args:
+        path: Folder, which may exist.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def publish(unfinished: Path, path: Path) -> None:
+    """Give a flushed file or folder its final name, and flush the name to the disk.
+
+    Args:
+        unfinished: The file or folder.
+        path: Its final name, in the same file system.
+    """
+    unfinished.replace(path)
+    sync(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
@@ -101,4 +121,103 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(name: str, path: Path) -> Iterator[None]:
+    """Reserve a file or folder for the block, so that no other process writes it.
+
+    Args:
+        name: Name of the argument, for the message.
+        path: File or folder, which need not exist.
+
+    Raises:
+        ValueError: Another process, or another thread of this one, has reserved it.
+    """
+    lock = path if path.is_dir() else path.with_name(f"{PREFIX}{path.name.lstrip('.')}.lock")
+    try:
+        descriptor: int | None = _lock(lock, _keep if lock == path else Path.touch)
+    except BlockingIOError:
+        raise ValueError(f"{name} must not be in use by another process, got {path}") from None
+    except OSError:  # The file system has no locks, or nothing can be written, which the writer reports.
+        descriptor = None
+    try:
+        yield
+    finally:
+        if lock != path:
+            with suppress(OSError):
+                lock.unlink()
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the unfinished files and folders, and the locks, of processes that were killed.
+
+    Args:
+        folder: Folder that holds them.
+    """
+    for path in folder.glob(f"{PREFIX}*"):
+        with suppress(OSError):  # Its process lives, or the file system has no locks.
+            descriptor = _lock(path)
+            try:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextmanager
+def _unfinished(parent: Path, suffix: str, create: Callable[[Path], object]) -> Iterator[Path]:
+    """Yield a new file or folder, locked until the block ends, and then removed if it still has its name."""
+    remove_abandoned(parent)
+    path = parent / f"{PREFIX}{secrets.token_hex(8)}{suffix}"
+    descriptor = None
+    try:
+        try:
+            descriptor = _lock(path, create)
+        except OSError:  # Without locks, nothing is removed as abandoned.
+            if not path.exists():
+                raise
+        yield path
+    finally:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _keep(path: Path) -> None:
+    """Create nothing: the file exists."""
+
+
+def _lock(path: Path, create: Callable[[Path], object] = _keep) -> int:
+    """Return an open descriptor of a file or folder, locked until it is closed.
+
+    Another process may remove the file between its creation and the lock. It is then created again.
+
+    Raises:
+        BlockingIOError: Another descriptor has the lock.
+        OSError: The file cannot be created, or its file system has no locks.
+    """
+    while True:
+        create(path)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            if create is _keep:
+                raise
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
         os.close(descriptor)

@@ -6,9 +6,8 @@ import csv
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -19,10 +18,9 @@ from fa.training import record_schema
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
 from fa.utils import plugins
-from fa.utils.files import PREFIX, new_folder
+from fa.utils.files import create_folder, exclusive, new_folder
 
 MANIFEST = "manifest.json"
-_ABANDONED = 600.0  # A writer is dead after this many seconds without a change.
 
 
 class DamagedRecord(ValueError):
@@ -92,15 +90,25 @@ class RunStore:
 
     def checkpoint(self, config: TrainConfig) -> Path:
         """Return the checkpoint of an unfinished run, in an existing folder."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        create_folder(self.root)
         return self.root / f".{self.key(config)}.checkpoint"
+
+    def claim(self, config: TrainConfig) -> AbstractContextManager[None]:
+        """Reserve a run for the context, so that no other process does it at the same time.
+
+        Raises:
+            ValueError: Another process has reserved it.
+        """
+        create_folder(self.root)
+        return exclusive("run", self.root / f"{self.key(config)}.run")
 
     def find(self, config: TrainConfig) -> Record | None:
         """Return the finished run of this configuration, if it exists and is whole.
 
-        A run with torch's layers stands for one with the fast layers, from which it differs in rounding only.
+        A run with torch's layers stands for one with the fast layers, and a run on another device for one on this
+        device: they differ in rounding and in dropout's draws, and in time.
         """
-        for same in dict.fromkeys((config, replace(config, layers="torch"))):
+        for same in _equivalent(config):
             record = self._whole(same)
             if record is None and self._fallback is not None:
                 record = self._fallback.find(same)
@@ -168,6 +176,13 @@ def _damage(record: Record) -> str:
     return ""
 
 
+def _equivalent(config: TrainConfig) -> list[TrainConfig]:
+    """Return the configurations whose records stand for this one's, itself first."""
+    devices = dict.fromkeys((config.device, "cpu", "cuda"))
+    layers = dict.fromkeys((config.layers, "torch"))
+    return [replace(config, device=device, layers=layer) for device in devices for layer in layers]
+
+
 def _identity(config: TrainConfig) -> dict[str, Any]:
     return {
         "config": json.loads(config.to_json()),
@@ -197,14 +212,3 @@ def _differences(wanted: dict[str, Any], recorded: dict[str, Any]) -> list[tuple
 
 def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def clean_up(root: Path) -> None:
-    """Remove the unfinished files and folders of killed processes below `root`."""
-    for path in root.glob(f"{PREFIX}*"):
-        with suppress(FileNotFoundError):  # Another process may have removed it.
-            if time.time() - path.stat().st_mtime > _ABANDONED:
-                if path.is_file():
-                    path.unlink()
-                else:
-                    shutil.rmtree(path, ignore_errors=True)

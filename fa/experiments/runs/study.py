@@ -194,7 +194,7 @@ class Study:
         steps = f"{self._values('iterations')} iterations"
         several = len(seeds) > 1
         attack = f", attack {plugins.display_name(self.attack)}" if self.attack else ""
-        shown = f"seed{'s' * several} {', '.join(map(str, seeds))}{self.seed_caption * several}"
+        shown = f"seed{'s' * several} {_enumerate(seeds)}{self.seed_caption * several}"
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.skipped.values())
         skipped = "".join(f"\nexcluded: {reason}" for reason in reasons)
         unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
@@ -321,6 +321,12 @@ def _refusal(config: TrainConfig) -> str:
     except ValueError as refusal:
         return str(refusal)
     return ""
+
+
+def _enumerate(seeds: Sequence[int]) -> str:
+    """Return seeds in words; four and more in a row as "3001 to 3020"."""
+    in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
 
 
 def last_points(table: DataFrame) -> DataFrame:

@@ -6,15 +6,17 @@ not depend on the number of parallel runs. A child exits when its parent dies.
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from fa.data.registry import check_present
-from fa.experiments.runs.store import Record, RunStore, clean_up
+from fa.experiments.runs.store import Record, RunStore
 from fa.training.config import TrainConfig
 from fa.utils import plugins
 from fa.utils.blas import usable_cores
@@ -22,6 +24,12 @@ from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
 from fa.utils.malloc import retain_freed_memory
 from fa.utils.progress_bar import reporter
 from fa.utils.validation import check_integer
+
+_POLL = 0.5
+"""Seconds between two looks at runs that another process is doing."""
+
+_GRACE = 30.0
+"""Seconds for which an interrupted sweep waits for its children's checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ def _told(value: Any) -> str:
 @dataclass
 class _Child:
     config: TrainConfig
+    claim: ExitStack
     process: Any
     answer: Connection
 
@@ -69,8 +78,9 @@ def sweep(
 ) -> list[Outcome]:
     """Run the configurations that the store lacks.
 
-    A failed run does not affect the others. Ctrl-C ends the children and raises KeyboardInterrupt. Finished runs remain
-    in the store, and the same call resumes the rest.
+    A failed run does not affect the others. Ctrl-C ends the children, which save their checkpoints, and raises
+    KeyboardInterrupt. Finished runs remain in the store, and the same call resumes the rest. Runs that another process
+    is doing come last: their records are awaited.
 
     Args:
         configs: Configurations.
@@ -92,12 +102,11 @@ def sweep(
     for dataset in {config.dataset for config in missing}:
         check_present(dataset)
     failures: dict[TrainConfig, str] = {}
-    clean_up(store.root)
     if progress and missing:
         print(f"{len(missing)} runs to do, {len(records) - len(missing)} are finished", flush=True)
     with reporter("runs", progress and bool(missing)) as report:
         report(len(records) - len(missing), len(records), str)
-        runs = _in_turn(missing, store) if processes else _run_all(missing, store.root, jobs or _usual_jobs(missing))
+        runs = _in_turn(missing, store) if processes else _run_all(missing, store, jobs or _usual_jobs(missing))
         for outcome in runs:
             records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
             done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
@@ -130,40 +139,77 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
     from fa.training import train
     from fa.training.transports.base import RpcConfig
 
-    for config in configs:
-        record, error = None, ""
-        try:
-            record = store.save(train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config)))
-        except (ValueError, OSError, RuntimeError) as failure:
-            error = str(failure)
+    waiting = list(configs)
+    while waiting:
+        claimed = _claim_next(waiting, store)
+        if claimed is None:
+            time.sleep(_POLL)
+            continue
+        config, claim = claimed
+        record, error = store.find(config), ""
+        with claim:
+            if record is None:
+                try:
+                    record = store.save(train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config)))
+                except (ValueError, OSError, RuntimeError) as failure:
+                    error = str(failure)
         yield Outcome(config, record, error)
 
 
-def _run_all(configs: Sequence[TrainConfig], root: Path, jobs: int) -> Iterator[Outcome]:
+def _run_all(configs: Sequence[TrainConfig], store: RunStore, jobs: int) -> Iterator[Outcome]:
     context = forkserver_context(preload="fa.experiments.runs.preload")
     waiting, running = list(configs), list[_Child]()
     try:
         while waiting or running:
-            while waiting and len(running) < jobs:
-                running.append(_start(context, waiting.pop(0), root))
+            while len(running) < jobs and (claimed := _claim_next(waiting, store)):
+                config, claim = claimed
+                if record := store.find(config):  # Another process has finished it meanwhile.
+                    claim.close()
+                    yield Outcome(config, record)
+                else:
+                    running.append(_start(context, config, claim, store.root))
             # A dying child closes its pipe too. A child with a long message cannot exit before it is read.
-            ready = wait([child.answer for child in running])
+            idle = len(running) < jobs  # The runs that wait are another process's.
+            ready = wait([child.answer for child in running], _POLL if idle and waiting else None) if running else []
+            if waiting and not running:
+                time.sleep(_POLL)
             for child in [child for child in running if child.answer in ready]:
                 running.remove(child)
-                yield _outcome(child, root)
+                yield _outcome(child, store.root)
     finally:
-        for child in running:
-            child.process.kill()
-        for child in running:
-            child.process.join()
+        _end(running)
 
 
-def _start(context: Any, config: TrainConfig, root: Path) -> _Child:
+def _claim_next(waiting: list[TrainConfig], store: RunStore) -> tuple[TrainConfig, ExitStack] | None:
+    """Remove the first configuration that no other process is doing, and return it with its claim."""
+    for config in waiting:
+        claim = ExitStack()
+        with suppress(ValueError):
+            claim.enter_context(store.claim(config))
+            waiting.remove(config)
+            return config, claim
+    return None
+
+
+def _end(running: Sequence[_Child]) -> None:
+    """End the children: they save their checkpoints first, if that takes less than `_GRACE` seconds."""
+    for child in running:
+        child.process.terminate()
+    end = time.monotonic() + _GRACE
+    for child in running:
+        child.process.join(max(0.0, end - time.monotonic()))
+    for child in running:
+        child.process.kill()
+        child.process.join()
+        child.claim.close()
+
+
+def _start(context: Any, config: TrainConfig, claim: ExitStack, root: Path) -> _Child:
     answer, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(config.to_json(), str(root), theirs), daemon=True)
     process.start()
     theirs.close()
-    return _Child(config, process, answer)
+    return _Child(config, claim, process, answer)
 
 
 def _outcome(child: _Child, root: Path) -> Outcome:
@@ -173,6 +219,7 @@ def _outcome(child: _Child, root: Path) -> Outcome:
         error = ""
     child.answer.close()
     child.process.join()
+    child.claim.close()
     if not error and child.process.exitcode != 0:
         error = f"its process ended with exit code {child.process.exitcode}"
     record = None if error else RunStore(root).find(child.config)

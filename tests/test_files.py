@@ -1,0 +1,421 @@
+"""Files survive killed processes, power cuts and full disks, and have one writer at a time."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fa.experiments.reporting import artifacts
+from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.sweep import sweep
+from fa.training import TrainConfig, train
+from fa.training.checkpoint import read
+from fa.training.records import UnwrittenRunError
+from fa.utils import signals
+from fa.utils.files import PREFIX, exclusive, new_file, new_folder, remove_abandoned, write_atomically
+from tests.processes import alive, beside, descendants, wait_until, worked
+
+ROOT = Path(__file__).parents[1]
+CONFIG = TrainConfig(workers=3, byzantine=1, rule="median", iterations=30, batch=4, momentum=0.9, seed=3)
+RUN = "--workers 3 --byzantine 1 --rule median --batch 4 --seed 3 --threads 1"
+
+
+def fa(words: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from fa.cli import main; main()", *words.split()]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes | options)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_leftovers_of_killed_processes_are_removed_and_unfinished_files_of_others_are_not(tmp_path: Path) -> None:
+    (tmp_path / f"{PREFIX}file").write_text("half")
+    (tmp_path / f"{PREFIX}folder").mkdir()
+    (tmp_path / f"{PREFIX}folder" / "G.npy").write_text("half")
+    with new_file(tmp_path / "a") as file, new_folder(tmp_path / "b"), exclusive("out", tmp_path / "c"):
+        file.write_text("x")
+        before = names(tmp_path)
+        write_atomically(tmp_path / "d", "y")
+        assert names(tmp_path) == sorted([*before, "d"])
+        assert len(before) == 3
+    assert names(tmp_path) == ["a", "b", "d"]
+
+
+def test_a_file_that_is_removed_before_its_lock_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may clean up between the two."""
+    open_file, removed = os.open, []
+
+    def open_and_lose(path: Path, *arguments: int) -> int:
+        descriptor = open_file(path, *arguments)
+        if Path(path).name.startswith(PREFIX) and len(removed) < 3:
+            removed.append(Path(path).unlink())
+        return descriptor
+
+    monkeypatch.setattr(os, "open", open_and_lose)
+    write_atomically(tmp_path / "a", "x")
+    assert len(removed) == 3
+    assert (tmp_path / "a").read_text() == "x"
+
+
+def test_file_systems_without_locks_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    (tmp_path / f"{PREFIX}of-another").write_text("perhaps alive")
+    with exclusive("out", tmp_path / "a"), exclusive("out", tmp_path / "a"):
+        write_atomically(tmp_path / "a", "x")
+    assert names(tmp_path) == [f"{PREFIX}of-another", "a"]
+
+
+class Disk:
+    """Whether the content of a file, and its name, have reached the disk."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.flushed: set[Path] = set()
+        self.unflushed: set[Path] = set()
+        self.checked = 0
+        fsync, rename, unlink, mkdir = os.fsync, os.replace, os.unlink, os.mkdir
+
+        def logged_fsync(descriptor: int) -> None:
+            fsync(descriptor)
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            self.flushed.add(path)
+            self.unflushed -= {name for name in self.unflushed if name.parent == path}
+
+        def logged_replace(source: Path, target: Path) -> None:
+            contents = list(Path(source).iterdir()) if Path(source).is_dir() else []
+            assert {Path(source), *contents} <= self.flushed, source
+            rename(source, target)
+            self.unflushed.add(Path(target))
+            self.checked += 1
+
+        def logged_mkdir(path: Path, *arguments: object, **options: object) -> None:
+            mkdir(path, *arguments, **options)
+            if PREFIX not in str(path):
+                self.unflushed.add(Path(path))
+
+        def logged_unlink(path: Path, *arguments: object, **options: object) -> None:
+            if not Path(path).name.startswith(PREFIX):
+                assert not self.unflushed, f"{path} is removed before they are on the disk: {self.unflushed}"
+            unlink(path, *arguments, **options)
+
+        for name, logged in (("fsync", logged_fsync), ("replace", logged_replace), ("unlink", logged_unlink)):
+            monkeypatch.setattr(os, name, logged)
+        monkeypatch.setattr(os, "mkdir", logged_mkdir)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+@pytest.mark.parametrize("prepare", [lambda out: None, Path.mkdir], ids=["new", "empty"])
+def test_a_power_cut_never_loses_a_finished_run(
+    prepare: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and contents are flushed before the checkpoint, of which they take the place, is removed."""
+    out = tmp_path / "parent" / "out"
+    if prepare is Path.mkdir:
+        out.mkdir(parents=True)
+    disk = Disk(monkeypatch)
+    run = train(CONFIG, out, threads=1, checkpoint=tmp_path / "kept", checkpoint_every=0)
+    assert disk.checked >= CONFIG.iterations
+    store = RunStore(tmp_path / "figures" / "records")
+    store.checkpoint(CONFIG).write_text("a checkpoint")
+    store.save(run)
+    assert names(store.root) == [store.key(CONFIG)]
+    write_atomically(tmp_path / "REPORT.md", "text")
+    (tmp_path / "REPORT.md").unlink()  # asserts that it was flushed
+
+
+def test_what_another_process_writes_is_refused(tmp_path: Path) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    process = fa(f"train {RUN} --iterations 1000000 --out {out} --checkpoint {kept} --checkpoint-every 0")
+    try:
+        wait_until(kept.exists, 60)
+        for arguments, name in (({"out": out}, "out"), ({"checkpoint": kept}, "checkpoint")):
+            with pytest.raises(ValueError, match=rf"^{name} must .*{tmp_path / name if name == 'out' else kept}"):
+                train(CONFIG, **arguments)
+    finally:
+        process.kill()
+        process.communicate()
+    train(CONFIG, out, threads=1)
+    assert names(tmp_path) == ["kept", "out"]
+
+
+def test_an_output_folder_has_one_writer_among_threads_too(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for path in (tmp_path / "out", tmp_path / "new"):
+        with exclusive("out", path):
+            failures: list[str] = []
+
+            def second(path: Path = path, failures: list[str] = failures) -> None:
+                try:
+                    with exclusive("out", path):
+                        pass
+                except ValueError as error:
+                    failures.append(str(error))
+
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
+            assert len(failures) == 1
+        with exclusive("out", path):
+            pass
+    assert names(tmp_path) == ["out"]
+
+
+def test_outputs_within_the_folder_of_the_records_are_refused_at_once(tmp_path: Path) -> None:
+    """The folder must be empty at the end, too."""
+    with pytest.raises(ValueError, match=rf"^checkpoint must .*{tmp_path}"):
+        train(CONFIG, tmp_path / "r", checkpoint=tmp_path / "r" / "state")
+    process = fa(f"train {RUN} --iterations 5 --out {tmp_path / 'r'} --tensorboard {tmp_path / 'r' / 'board'}")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("fa: tensorboard must")
+    assert errors.count("\n") == 1
+
+
+COUNTED = """
+import os
+from dataclasses import dataclass
+from fa.rules import Rule
+from fa.rules.mean import Mean
+
+with open(os.environ["FA_TEST_LOG"], "a") as log:
+    log.write("x")
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Mean):
+    name = "counted"
+"""
+
+SWEEP = """
+import sys
+from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.sweep import sweep
+from fa.training import TrainConfig
+
+if __name__ == "__main__":
+    configs = [TrainConfig(seed=seed, **{settings!r}) for seed in range(1, 7)]
+    outcomes = sweep(configs, RunStore({root!r}), jobs=2, progress=False)
+    print(sum(outcome.record is not None for outcome in outcomes))
+"""
+
+
+def test_two_sweeps_on_one_store_do_each_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FA_TEST_LOG", str(tmp_path / "log"))
+    (tmp_path / "rule.py").write_text(COUNTED)
+    settings = {"rule": f"{tmp_path / 'rule.py'}:Counted", "workers": 3, "byzantine": 1, "iterations": 100, "batch": 4}
+    (tmp_path / "sweep.py").write_text(SWEEP.format(settings=settings, root=str(tmp_path / "records")))
+    command = [sys.executable, str(tmp_path / "sweep.py")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [int(process.communicate(timeout=120)[0]) for process in both] == [6, 6]
+    assert (tmp_path / "log").read_text() == "x" * 6
+    store = RunStore(tmp_path / "records")
+    assert names(store.root) == sorted(store.key(TrainConfig(seed=seed, **settings)) for seed in range(1, 7))
+
+
+def numbers(folder: Path) -> list[str]:
+    """The records but for times."""
+    curve = [line.split(",") for line in (folder / "curve.csv").read_text().splitlines()]
+    return [",".join(cells[:2] + cells[3:]) for cells in curve] + (folder / "workers.csv").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    train(replace(CONFIG, iterations=100), out, threads=1)
+    return numbers(out)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_the_checkpoint_first(signum: signal.Signals, tmp_path: Path, undisturbed: list[str]) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    words = f"train {RUN} --momentum 0.9 --iterations 100 --out {out} --checkpoint {kept}"
+    process = fa(f"{words} --tensorboard {tmp_path / 'board'}")
+    wait_until(lambda: any(path.stat().st_size > 0 for path in (tmp_path / "board").glob("*")), 60)
+    assert not kept.exists()  # the first one would be due after 300 s
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (128 + signum, 1)
+    assert 0 < read(kept)["state"]["iteration"] < 100
+    train(replace(CONFIG, iterations=100), out, threads=1, checkpoint=kept)
+    assert numbers(out) == undisturbed
+    assert names(tmp_path) == ["board", "out"]
+
+
+def test_the_callers_own_handler_is_called_after_the_checkpoint_and_the_run_goes_on(
+    tmp_path: Path, undisturbed: list[str]
+) -> None:
+    saved: list[bool] = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: saved.append((tmp_path / "kept").exists()))
+    try:
+        train(
+            replace(CONFIG, iterations=100),
+            tmp_path / "out",
+            lambda state: signal.raise_signal(signal.SIGTERM) if state.iteration % 40 == 10 else None,
+            threads=1,
+            checkpoint=tmp_path / "kept",
+        )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert saved == [True] * 3
+    assert numbers(tmp_path / "out") == undisturbed
+
+
+def test_ignored_signals_remain_ignored_and_a_second_signal_acts_at_once() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.held_back() as interrupted:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    block = signals.held_back()
+    interrupted = block.__enter__()
+    signal.raise_signal(signal.SIGINT)
+    assert interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        block.__exit__(None, None, None)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+def test_an_interrupted_sweep_keeps_its_checkpoints(tmp_path: Path) -> None:
+    settings = {"workers": 3, "byzantine": 1, "iterations": 1_000_000, "batch": 4}
+    (tmp_path / "sweep.py").write_text(SWEEP.format(settings=settings, root=str(tmp_path / "records")))
+    process = subprocess.Popen([sys.executable, str(tmp_path / "sweep.py")], stderr=subprocess.DEVNULL)
+
+    def runs() -> list[int]:
+        return [run for child in descendants(process.pid) for run in descendants(child)]
+
+    wait_until(lambda: len(runs()) == 2 and all(worked(run) > 2 for run in runs()), 60)
+    below = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    wait_until(lambda: not any(map(alive, below)))
+    kept = list((tmp_path / "records").glob(".*.checkpoint"))
+    assert [read(path)["state"]["iteration"] > 0 for path in kept] == [True] * 2
+    remove_abandoned(tmp_path / "records")
+    assert names(tmp_path / "records") == sorted(path.name for path in kept)
+
+
+def run_to_the_end(folder: Path) -> None:
+    """In a process of its own, with a checkpoint after each iteration."""
+    train(CONFIG, folder / "out", threads=1, checkpoint=folder / "kept", checkpoint_every=0)
+
+
+def kill_and_resume(folder: Path, delay: float) -> None:
+    killed = beside(run_to_the_end, folder)
+    time.sleep(delay)
+    killed.kill()
+    killed.join()
+    if (folder / "out").exists():  # killed at the very end: the records are whole
+        (folder / "kept").unlink(missing_ok=True)
+    else:
+        beside(run_to_the_end, folder).join()
+
+
+@pytest.mark.parametrize("moments", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_curve(moments: int, tmp_path: Path) -> None:
+    (tmp_path / "first").mkdir()
+    began = time.monotonic()
+    beside(run_to_the_end, tmp_path / "first").join()
+    longest = time.monotonic() - began
+    undisturbed = numbers(tmp_path / "first" / "out")
+    draw = random.Random(5)
+    for moment in range(moments):
+        folder = tmp_path / str(moment)
+        folder.mkdir()
+        kill_and_resume(folder, draw.uniform(0, longest))
+        assert names(folder) == ["out"]
+        assert numbers(folder / "out") == undisturbed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """A function that mounts a tmpfs of so many KiB."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk{size}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("needs the right to mount a tmpfs")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_disk_that_is_full_at_the_end_keeps_the_result(size: int, small_disk: Callable[[int], Path]) -> None:
+    folder = small_disk(size)
+    with pytest.raises(UnwrittenRunError, match=str(folder)) as raised:
+        train(CONFIG, folder / "out", threads=1)
+    assert names(folder) == []
+    raised.value.run.write(folder.parent / "out")  # the run is in memory until there is a place for it
+    assert len(numbers(folder.parent / "out")) > CONFIG.iterations
+
+
+def test_a_result_whose_records_cannot_be_written_is_printed(small_disk: Callable[[int], Path]) -> None:
+    folder = small_disk(4)
+    output, errors = (process := fa(f"train {RUN} --iterations 30 --out {folder / 'out'}")).communicate(timeout=60)
+    assert process.returncode == 2
+    assert (errors.count("\n"), errors[:4]) == (1, "fa: ")
+    assert "accuracy" in output
+    assert names(folder) == []
+
+
+@pytest.mark.parametrize("size", [40, 80, 400, 1000, 2000])
+def test_a_full_disk_leaves_the_old_checkpoint(size: int, small_disk: Callable[[int], Path]) -> None:
+    folder = small_disk(size)
+
+    def fill(_: object) -> None:
+        with suppress(OSError), (folder / "more").open("ab") as file:
+            file.write(bytes(20_000))
+
+    with pytest.raises(ValueError, match=r"^checkpoint must .*"):
+        train(replace(CONFIG, iterations=1000), None, fill, 1, checkpoint=folder / "kept", checkpoint_every=0)
+    assert set(names(folder)) <= {"kept", "more"}
+    assert not (folder / "kept").exists() or read(folder / "kept")["state"]["iteration"] > 0
+
+
+@pytest.mark.parametrize("size", [8, 40])
+def test_a_full_disk_leaves_the_old_figure_and_the_store_as_they_were(
+    size: int, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    from matplotlib.figure import Figure
+
+    folder = small_disk(size)
+    (folder / "f.png").write_bytes(b"the good one")
+    figure = Figure()
+    figure.subplots().plot([[1, 2], [3, 5]])
+    (folder / "filler").write_bytes(bytes(1024 * (size - 8)))
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        artifacts.save_png(figure, folder / "f.png")
+    assert (folder / "f.png").read_bytes() == b"the good one"
+    run = train(CONFIG, threads=1)
+    store = RunStore(folder / "records")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        store.save(run)
+    assert not store.root.exists() or names(store.root) == []
+    (outcome,) = sweep([CONFIG], store, jobs=1, progress=False)
+    assert (outcome.record, os.strerror(errno.ENOSPC) in outcome.error) == (None, True)
