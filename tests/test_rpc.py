@@ -35,7 +35,7 @@ from fa.training.transports.rpc.server import RpcTransport, exchange
 from fa.training.transports.tcp import worker as over_tcp
 from fa.utils.forkserver import exit_when_parent_dies
 from fa.utils.validation import TooFewWorkersError
-from tests.processes import alive, beside, descendants, free_port, plain_worker, tcp_worker, wait_until, worked
+from tests.processes import alive, beside, descendants, free_port, plain_worker, served, tcp_worker, wait_until, worked
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
 KINDS = (
@@ -50,11 +50,6 @@ FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faul
 
 both = pytest.mark.parametrize("kind", [RpcConfig, TcpConfig], ids=["rpc", "tcp"])
 Kind = type[RpcConfig] | type[TcpConfig]
-
-
-def served(server: RpcConfig | TcpConfig | None) -> dict[str, Any]:
-    """The argument of `train` for a server."""
-    return {"tcp": server} if isinstance(server, TcpConfig) else {"rpc": server}
 
 
 def losses(config: TrainConfig, server: RpcConfig | TcpConfig | None) -> tuple[Run, list[float]]:
