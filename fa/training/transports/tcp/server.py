@@ -319,4 +319,4 @@ class RoundServer:
 
 
 def _ignore(rank: int) -> None:
-    """Ignore a gradient outside of rounds, of which there is none."""
+    """Ignore an arrival between two rounds."""
