@@ -708,8 +708,7 @@ print(len(train(config, {server}).curve))
 """
 
 
-@pytest.mark.parametrize("server", ["rpc=RpcConfig()", "tcp=TcpConfig()"])
-@pytest.mark.parametrize("stdin", [False, True])
+@pytest.mark.parametrize(("server", "stdin"), [("rpc=RpcConfig()", True), ("tcp=TcpConfig()", False)])
 def test_a_script_needs_no_main_guard(tmp_path: Path, server: str, stdin: bool) -> None:
     script = UNGUARDED.replace("{server}", server)
     (tmp_path / "script.py").write_text(script)
