@@ -1,7 +1,8 @@
 """Attacks: vectors that Byzantine workers send instead of their gradients.
 
 An attack overwrites the Byzantine rows of the gradient matrix, after the honest rows are complete. Its random numbers
-come from one generator per Byzantine worker, seeded by (seed, worker, iteration), on the device of the matrix.
+come from one generator per Byzantine worker, seeded by (seed, worker, iteration). Built-in attacks draw on the CPU, so
+that a seed gives the same vectors on every device.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ OPPOSED = 0.1
 """Length of the "ipm" vector, relative to the honest mean. It is short, so that rules based on distances accept it."""
 
 Streams = Callable[[int], torch.Generator]
-"""Maps a Byzantine worker's rank to its generator for this iteration."""
+"""Maps a Byzantine worker's rank to its generator for this iteration; on the CPU unless the attack is a user's."""
 
 Writer = Callable[[Tensor, Sequence[int], Streams], None]
 """Fills the rows of G (p, n) that belong to the Byzantine workers; all other rows are honest."""
@@ -61,10 +62,11 @@ class Attack:
             ValueError: A user's attack has changed an honest row.
         """
         of_ours = ATTACKS.get(self.name) is self
+        device = torch.device("cpu") if of_ours else G.device
         honest = [] if of_ours else [worker for worker in range(len(G)) if worker not in byzantine]
         before = [_sum_of_bytes(G[worker]) for worker in honest]
         with plugins.attribute_errors_to_plugin("attack"):
-            self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, G.device))
+            self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, device))
         for worker, total in zip(honest, before, strict=True):
             needed = f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
             check("attack", self.name, _sum_of_bytes(G[worker]) == total, needed)
@@ -103,7 +105,7 @@ def make_attack(name: str) -> Attack:
 def _random(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Draw each coordinate uniformly from [0, 1): the paper's attack."""
     for worker in byzantine:
-        G[worker].uniform_(0, 1, generator=streams(worker))
+        _uniform(G[worker], 0, 1, streams(worker))
 
 
 def _random_shared(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
@@ -113,14 +115,14 @@ def _random_shared(G: Tensor, byzantine: Sequence[int], streams: Streams) -> Non
     """
     if byzantine:
         first = byzantine[0]
-        G[first].uniform_(0, 1, generator=streams(first))
+        _uniform(G[first], 0, 1, streams(first))
         _all_send(G[first], G, byzantine[1:])
 
 
 def _random_symmetric(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Draw each coordinate uniformly from [-1, 1)."""
     for worker in byzantine:
-        G[worker].uniform_(-1, 1, generator=streams(worker))
+        _uniform(G[worker], -1, 1, streams(worker))
 
 
 def _random_honest_norm(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
@@ -167,15 +169,17 @@ def _mimic(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 def _drop(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Set each coordinate of the worker's own gradient to zero with probability 0.1."""
     for worker in byzantine:
-        lost = torch.rand(G.shape[1], dtype=torch.float32, device=G.device, generator=streams(worker)) < DROPPED
-        G[worker].masked_fill_(lost, 0)
+        lost = torch.rand(G.shape[1], dtype=torch.float32, device="cpu", generator=streams(worker)) < DROPPED
+        G[worker].masked_fill_(lost.to(G.device), 0)
 
 
 def _chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Set each chunk of the worker's own gradient to zero with probability 0.1, as a link that loses datagrams."""
     n = G.shape[1]
     for worker in byzantine:
-        lost = torch.rand(-(-n // CHUNK), dtype=torch.float32, device=G.device, generator=streams(worker)) < DROPPED
+        lost = (torch.rand(-(-n // CHUNK), dtype=torch.float32, device="cpu", generator=streams(worker)) < DROPPED).to(
+            G.device
+        )
         G[worker].masked_fill_(lost.repeat_interleave(CHUNK)[:n], 0)
 
 
@@ -203,9 +207,21 @@ def _honest_norm(G: Tensor, byzantine: Sequence[int]) -> Tensor:
     return norms.quantile(0.5)
 
 
+def _uniform(row: Tensor, low: float, high: float, stream: torch.Generator) -> None:
+    _fill(row, lambda vector: vector.uniform_(low, high, generator=stream))
+
+
+def _fill(row: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
+    """Fill a row in place; on another device than the CPU, with numbers that are drawn on the CPU."""
+    if row.device.type == "cpu":
+        draw(row)
+    else:
+        row.copy_(draw(torch.empty(row.shape, dtype=row.dtype)))
+
+
 def _sphere(row: Tensor, length: Tensor, stream: torch.Generator) -> None:
     """Fill a row with a vector of this length whose direction is uniform on the sphere."""
-    row.normal_(generator=stream)
+    _fill(row, lambda vector: vector.normal_(generator=stream))
     row.mul_(length / torch.linalg.vector_norm(row, dtype=torch.float64))
 
 

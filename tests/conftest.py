@@ -45,6 +45,8 @@ def global_random_state(request: pytest.FixtureRequest) -> Iterator[None]:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (the state is seeded so that it can be compared, not drawn from)
     torch.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.init()
     before = _states()
     yield
     if request.node.get_closest_marker("draws_globally") is None:

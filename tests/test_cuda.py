@@ -1,20 +1,27 @@
 """On a GPU every rule decides what it decides on the CPU, in memory that does not grow with n; skipped without one."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import fa
 from fa.attacks import ATTACKS, make_attack
 from fa.rules.preaggregators import STEPS
 from fa.training import train
 from fa.training.config import TrainConfig
+from fa.training.cuda_graph import GraphedWorkers
+from fa.training.direction import scale_to_unit_mean
+from fa.training.records import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
 GPU = "cuda"
 P, F, N = 15, 3, 20_011
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 1e-2}
+RELATIVE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.bfloat16: 1e-5}  # the CPU multiplies float32 first
 
 
 def gradients(dtype: torch.dtype) -> torch.Tensor:
@@ -37,7 +44,7 @@ def same(ours: fa.Rule, G: torch.Tensor) -> None:
         mine, theirs = getattr(here.decision, name), getattr(there.decision, name)
         assert (mine is None) == (theirs is None)
         if mine is not None:
-            np.testing.assert_allclose(theirs, mine, rtol=1e-6, atol=1e-9)
+            np.testing.assert_allclose(theirs, mine, rtol=RELATIVE[G.dtype], atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -90,9 +97,43 @@ def extra(rule: fa.Rule, n: int) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
+def test_a_direction_is_scaled_to_the_same_norm() -> None:
+    G = gradients(torch.float32)
+    G[4, 17] = torch.nan
+    there = scale_to_unit_mean(G[0].to(GPU), G.to(GPU))
+    assert there.device.type == GPU
+    torch.testing.assert_close(there.cpu(), scale_to_unit_mean(G[0], G))
+
+
+def without_dropout(device: str, **settings: object) -> Run:
+    """Train a model that draws nothing, so that a seed gives the same run up to rounding."""
+    with (
+        patch.object(nn.Dropout, "forward", lambda self, x: x),
+        patch.object(nn.Dropout2d, "forward", lambda self, x: x),
+    ):
+        return train(TrainConfig(device=device, workers=7, batch=16, iterations=10, lr=0.05, **settings))
+
+
 def test_training_goes_the_same_way() -> None:
-    settings = {"rule": "fa", "byzantine": 2, "workers": 7, "batch": 16, "iterations": 10, "lr": 0.05, "seed": 2021}
-    here, there = (train(TrainConfig(device=device, **settings)) for device in ("cpu", GPU))
+    here, there = (without_dropout(device, byzantine=2) for device in ("cpu", GPU))
     losses = [[point.train_loss for point in run.curve] for run in (here, there)]
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
-    assert there.curve[-1].test_accuracy == pytest.approx(here.curve[-1].test_accuracy, abs=0.05)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
+    assert there.curve[-1].test_accuracy == pytest.approx(here.curve[-1].test_accuracy, abs=0.02)
+
+
+@pytest.mark.parametrize("settings", [{"attack": "sign_flip"}, {"worker_momentum": 0.9}, {"accumulate": 2}], ids=str)
+def test_a_graph_has_the_bits_of_the_passes(settings: dict[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
+    graphed = without_dropout(GPU, **settings)
+    monkeypatch.setattr(GraphedWorkers, "write_gradients", one_by_one)
+    plain = without_dropout(GPU, **settings)
+    assert [point.train_loss for point in graphed.curve] == [point.train_loss for point in plain.curve]
+    assert graphed.workers == plain.workers
+
+
+def one_by_one(graphs: GraphedWorkers, iteration: int) -> list[torch.Tensor]:
+    return [worker.write_gradient(iteration) for worker in graphs._workers]
+
+
+def test_a_seed_gives_the_same_run_where_a_model_draws() -> None:
+    first, second = (train(TrainConfig(device=GPU, iterations=8, batch=8)) for _ in range(2))
+    assert [point.train_loss for point in first.curve] == [point.train_loss for point in second.curve]

@@ -121,6 +121,7 @@ def gives_nan_if_too_few_gradients_are_finite(rank: int) -> None:
     model.zero_grad()
     loss(model, rank, 1).backward()
     assert aggregation.decision is not None
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 

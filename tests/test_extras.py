@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, figure_module
-from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra07, supp01
+from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra06, extra07, supp01
 from fa.experiments.figures.extras_common import RULES, SAME_LENGTH
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
@@ -23,6 +24,8 @@ from fa.experiments.runs.profiles import PROFILES
 from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import Results, Study
 from fa.experiments.runs.variants import DATASETS, VARIANTS
+from fa.gradients.gram import measure
+from fa.rules import make_rule
 from fa.training import train
 from fa.training.records import USED
 from tests import texts
@@ -293,6 +296,127 @@ def test_extra_5_compares_combinations_with_rules_alone_and_with_their_control()
     assert verdicts(extra05.claims(ahead, 0.1)) == [IN_PART, HOLDS]
     panels = extra05.draw(level, "title").axes
     assert [len(axes.get_yticks()) for axes in panels] == [len(names)] * 2
+
+
+# Extra 6
+
+
+def cosine_table(study: Study, cosine: float, iterations: int = 20) -> pd.DataFrame:
+    """Cosines of every formulation under every attack, equal but for the random span's."""
+    rows = [
+        {"attack": attack, "f": f, "formulation": name, "seed": 3001, "iteration": iteration}
+        for attack, f in extra06.ATTACKS
+        for name in extra06.LOOKS
+        for iteration in range(1, iterations + 1)
+    ]
+    spans = [row["formulation"] == extra06.SPAN for row in rows]
+    return pd.DataFrame(rows).assign(cosine=np.where(spans, 0.5, cosine))
+
+
+def test_extra_6_is_the_test_that_the_rules_of_judgement_specify() -> None:
+    """Profile cpu has it: four arms, four attacks and 20 fresh seeds, each direction at one length."""
+    study = extra06.study("cpu")
+    configs = [cell.config for cell in study.cells]
+    assert len(set(configs)) == len(configs) == 4 * 4 * 20
+    assert {config.seed for config in configs} == set(range(3001, 3021))
+    assert {(config.attack, config.byzantine) for config in configs} == {
+        ("random", 2),
+        ("random", 3),
+        ("collude", 4),
+        ("none", 0),
+    }
+    setting = {
+        (
+            config.dataset,
+            config.model,
+            config.workers,
+            config.batch,
+            config.iterations,
+            config.lr,
+            config.momentum,
+            config.direction_norm,
+        )
+        for config in configs
+    }
+    assert setting == {("mnist", "convnet", 15, 32, 300, 0.05, 0.9, "unit_mean")}
+    arms = {(cell.config.rule, *sorted(dict(cell.config.options).items())) for cell in study.cells}
+    unseeded = {tuple(option for option in arm if option[0] != "seed") for arm in arms}
+    assert unseeded == {
+        ("fa", ("formulation", "released")),
+        ("fa",),
+        ("mean", ("preaggregators", ("unit",))),
+        ("mean", ("preaggregators", ("unit", "random_span"))),
+    }
+    assert make_rule("fa").max_iter == 5
+    for cell in study.cells:
+        assert cell.config.options.get("seed") == (cell.config.seed if cell.case.label == extra06.SPAN else None)
+    assert extra06.TEST_LEVEL == 0.05 / 8
+    assert extra06.EQUIVALENT_WITHIN == 0.02
+
+
+def test_extra_6_pairs_by_seed_and_judges_each_arm() -> None:
+    study = extra06.study("quick")
+    numbers = table(study, {extra06.RELEASED: 0.6, extra06.FIVE: 0.505, extra06.SPAN: 0.3}, seeds_differ=True)
+    compared = {(one.attack, one.arm): one for one in extra06.comparisons(numbers)}
+    assert len(compared) == 12
+    for (_, arm), one in compared.items():
+        assert len(one.differences.values) == 5
+        expected = {extra06.RELEASED: 0.1, extra06.FIVE: 0.005, extra06.SPAN: -0.2}[arm]
+        assert one.differences.values == pytest.approx([expected] * 5)
+    near = extra06.claims(numbers, cosine_table(study, 0.995), 0.1)
+    assert verdicts(near) == [HOLDS, HOLDS, NOT, OPEN]
+    assert {5, 20} <= set(texts.numbers(near[1].measured))  # a subset of the seeds
+    lower(numbers, extra06.RELEASED, 0.9, attack="none", seed=3003)
+    far = extra06.claims(numbers, cosine_table(study, 0.98), 0.1)
+    assert verdicts(far) == [NOT, IN_PART, NOT, OPEN]  # that difference is not established any more
+    assert 0.98 in texts.numbers(far[0].measured)
+    for count in (3001, 3002):
+        numbers = numbers[~((numbers["seed"] == count) & (numbers["label"] == extra06.FIVE))]
+    assert {len(one.differences.values) for one in extra06.comparisons(numbers) if one.arm == extra06.FIVE} == {3}
+
+
+def test_extra_6_draws_intervals_within_the_margin_and_cosines() -> None:
+    study = extra06.study("quick")
+    numbers = table(study, {extra06.RELEASED: 0.6}, seeds_differ=True)
+    lower(numbers, extra06.CONTROL, 0.52, attack="none", seed=3003)
+    axes = extra06.draw(numbers, cosine_table(study, 0.995), "title").axes
+    assert [one.get_title() for one in axes[:4]] == list(extra06.ATTACKS.values())
+    (band,) = axes[3].patches
+    assert band.get_x() == -0.02
+    assert band.get_width() == 0.04
+    (wide,) = (
+        one
+        for one in extra06.comparisons(numbers)
+        if one.attack == extra06.ATTACKS["none", 0] and one.arm == extra06.FIVE
+    )
+    drawn = [tuple(line.get_xdata()) for line in axes[3].lines]
+    for level in (0.05, 0.05 / 8):
+        assert any(pair == pytest.approx(wide.differences.interval(level)) for pair in drawn if len(pair) == 2)
+    lines = {line.get_label(): line.get_ydata() for line in axes[4].lines}
+    assert set(lines[extra06.RELEASED]) == {0.995}
+    assert set(lines[extra06.SPAN]) == {0.5}
+
+
+@pytest.mark.parametrize("key", ["fa", "fa_default", "fa_printed", "mean_unit", "mean"])
+def test_a_cosine_from_the_gram_matrix_is_that_of_the_direction(key: str) -> None:
+    G = torch.randn(7, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.2
+    G[2] *= 30
+    found = make_rule(VARIANTS[key].rule, f=1, **dict(VARIANTS[key].options)).aggregate(G)
+    unit = (G / G.norm(dim=1, keepdim=True)).mean(dim=0)
+    expected = float(torch.nn.functional.cosine_similarity(found.direction, unit, dim=0))
+    weights = found.decision.weights
+    assert weights is not None
+    assert extra06.cosine_with_unit_mean(measure(G)[0], weights) == pytest.approx(expected, rel=1e-9)
+    assert np.isnan(extra06.cosine_with_unit_mean(measure(G)[0], np.zeros(7)))
+
+
+def test_extra_6_measures_every_iteration_of_one_run_for_each_attack(tmp_path: Path) -> None:
+    study = extra06.study("smoke", tmp_path, iterations=3, dataset="mnist-mini")
+    cosines = extra06.cosines(study)
+    groups = cosines.groupby(["attack", "f", "formulation"])["iteration"].apply(list)
+    assert len(groups) == len(extra06.ATTACKS) * len(extra06.LOOKS)
+    assert all(iterations == [1, 2, 3] for iterations in groups)
+    assert cosines["cosine"].between(-1, 1 + 1e-12).all()
 
 
 # Extra 7

@@ -428,7 +428,8 @@ def text_calls_without_encoding(source: str) -> list[int]:
     found = []
     for call in ast.walk(ast.parse(source)):
         if isinstance(call, ast.Call) and not any(keyword.arg == "encoding" for keyword in call.keywords):
-            name, _, arguments = ast.unparse(call).partition("(")
+            name = ast.unparse(call.func)
+            arguments = ast.unparse(call).removeprefix(f"{name}(")
             binary = name in ("os.open", "tarfile.open", "Image.open") or re.match(r"""(\w+, )?'\w*b""", arguments)
             if name.endswith((".read_text", ".write_text")) or (name.split(".")[-1] == "open" and not binary):
                 found.append(call.lineno)

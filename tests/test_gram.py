@@ -146,6 +146,21 @@ def test_the_subspace_step_projects_each_gradient_onto_fas():
     np.testing.assert_allclose(mixed("subspace", G), G @ Y @ Y.T, atol=1e-12)
 
 
+@pytest.mark.parametrize("equal", [0, 1, 3])
+def test_the_random_span_projects_onto_the_span_of_m_gradients_drawn_by_seed_and_iteration(equal: int):
+    """Against numpy's QR; equal gradients among those drawn leave the span smaller."""
+    G = normal(9, 60, np.float64) * np.random.default_rng(0).uniform(0.1, 10, (9, 1))
+    drawn = np.random.default_rng((3, 5)).permutation(9)[:5]
+    if equal:
+        G[drawn[1 : 1 + equal]] = G[drawn[0]]
+    Q = np.linalg.qr(G[drawn[equal:] if equal else drawn].T)[0]
+    projected = mixed("random_span", G, seed=3, iteration=5)
+    np.testing.assert_allclose(projected, G @ Q @ Q.T, atol=1e-10)
+    np.testing.assert_allclose(projected[drawn], G[drawn], atol=1e-10)
+    assert not np.allclose(mixed("random_span", G, seed=3, iteration=6), projected)
+    assert not np.allclose(mixed("random_span", G, seed=4, iteration=5), projected)
+
+
 def test_the_mean_behind_the_subspace_step_is_algorithm_1_whatever_the_scale():
     for scale in (1e-200, 1.0, 1e200):
         G = torch.from_numpy(scale * (normal(8, 60, np.float64, seed=3) + 0.3))

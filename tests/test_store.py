@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fa.data import MissingDataError, load
 from fa.experiments.runs import store
@@ -69,6 +70,17 @@ def test_any_other_setting_is_another_run_and_why_names_it(runs: RunStore, chang
     assert runs.find(other) is None
     assert re.search(rf"\b{next(iter(change))} \(", runs.explain(other))
     assert not any(re.search(rf"\b{name} \(", runs.explain(other)) for name in vars(CONFIG).keys() - change.keys())
+
+
+def test_a_run_on_another_device_stands_for_this_one_unless_this_one_is_there(
+    runs: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    there = runs.save(finished(replace(CONFIG, device="cuda")))
+    assert runs.find(CONFIG) == there
+    here = runs.save(finished())
+    assert runs.find(CONFIG) == here
+    assert runs.find(replace(CONFIG, device="cuda")) == there
 
 
 def test_a_run_with_the_fast_layers_is_found_among_those_with_torchs_layers_and_not_the_other_way(

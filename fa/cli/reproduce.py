@@ -33,7 +33,8 @@ def reproduce(
     from fa.experiments.notebooks import execute, find
     from fa.experiments.paths import figures_dir
 
-    check_device(device)
+    if not finished:  # Runs that a GPU has finished can be drawn without one.
+        check_device(device)
     paths = {path.stem: path for path in find(name)}
     names, custom = applicable_figures(list(paths), rules, attack)
     target = figures_dir(profile, out, custom=bool(custom)).resolve()

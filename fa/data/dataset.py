@@ -59,6 +59,12 @@ class Dataset:
         _, channels, _, side = self.train_images.shape
         return channels, self.classes, side
 
+    def to(self, device: torch.device) -> Dataset:
+        """Return the data set with its arrays on this device; itself if they are there."""
+        if self.train_images.device == device:
+            return self
+        return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
+
 
 def content_checksum(arrays: Arrays) -> str:
     """Return the SHA-256 of the arrays' names, dtypes, shapes and bytes.

@@ -31,6 +31,7 @@ EXTRAS = (
     "extra03_attacks",
     "extra04_who_was_trusted",
     "extra05_combined",
+    "extra06_subspace",
     "extra07_rate_or_subspace",
 )
 SUPPLEMENT = ("supp01_tiny_imagenet",)

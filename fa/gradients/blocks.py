@@ -49,6 +49,11 @@ class ColumnBlocks:
         """Return the data types of the blocks, which may differ."""
         return {block.dtype for block in self.blocks}
 
+    @property
+    def on_cpu(self) -> bool:
+        """Return True if the blocks are in the CPU's memory."""
+        return self.blocks[0].device.type == "cpu"
+
     def sum_over_blocks(self, one_pass: Callable[[Tensor], np.ndarray]) -> np.ndarray:
         """Sum the results of a function over the blocks of all processes.
 

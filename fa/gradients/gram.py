@@ -240,7 +240,9 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
         return Gram.unmeasured(columns.p), finite
     rows = np.flatnonzero(finite)
     exponents = np.zeros(columns.p)
-    if not _quick_pass_suffices(K[np.ix_(rows, rows)], columns.dtypes):
+    # On a GPU the first pass is in float64, whose range holds every product of narrower types.
+    final = not columns.on_cpu and torch.float64 not in columns.dtypes
+    if not final and not _quick_pass_suffices(K[np.ix_(rows, rows)], columns.dtypes):
         if torch.float64 in columns.dtypes:
             exponents = _exponents(columns, finite)
         K = columns.sum_over_blocks(lambda part: _precise(part, exponents))

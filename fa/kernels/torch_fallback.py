@@ -9,7 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fa.kernels.sorting_network import sorting_network
+
 _ENTRIES = 1 << 26  # Number of entries in a chunk of G: 512 MB as float64.
+_SLICE = 1 << 13  # Number of columns that one product sums; products of many slices occupy a whole GPU.
 
 
 def _chunks(G: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -36,7 +39,10 @@ def gram(G: Tensor) -> Tensor:
     K = torch.zeros(G.shape[0], G.shape[0], dtype=torch.float64, device=G.device)
     for _, chunk in _chunks(G):
         X = chunk.double()
-        K += X @ X.T
+        whole = X.shape[1] // _SLICE * _SLICE
+        slices = X[:, :whole].unflatten(1, (-1, _SLICE)).transpose(0, 1)
+        K += (slices @ slices.mT).sum(dim=0)
+        K += X[:, whole:] @ X[:, whole:].T
     return K
 
 
@@ -67,13 +73,17 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The sum (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
     """
-    rows = torch.nonzero(weights).flatten()
+    factors = weights.tolist()
     bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     d = torch.empty(G.shape[1], dtype=G.dtype, device=G.device)
     for left, chunk in _chunks(G):
-        X = chunk[rows]
-        d[left : left + X.shape[1]] = (weights[rows] @ X.double()).to(G.dtype)
-        bad[rows] |= _not_finite(X)
+        total = torch.zeros(chunk.shape[1], dtype=torch.float64, device=G.device)
+        for row, factor in zip(chunk, factors, strict=True):
+            if factor != 0:
+                total.add_(row, alpha=factor)
+        d[left : left + len(total)] = total.to(G.dtype)
+        if not torch.isfinite(total).all():  # NaN and Inf of a row remain in the sum.
+            bad |= _not_finite(chunk) & (weights != 0)
     return d, bad
 
 
@@ -93,12 +103,24 @@ def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[
     rows = torch.nonzero(R.any(dim=1)).flatten()
     bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     d = torch.empty(G.shape[1], dtype=G.dtype, device=G.device)
+    selects = bool(((R == 0) | (R == 1)).all() & (R.sum(dim=0) == 1).all())
+    selection = R.argmax(dim=0)
+    wide = torch.promote_types(G.dtype, torch.float32)
     for left, chunk in _chunks(G):
         X = chunk[rows]
-        columns = (R[rows].T @ X.double()).to(torch.promote_types(G.dtype, torch.float32))
-        d[left : left + X.shape[1]] = _statistic(columns.sort(dim=0).values, lo, hi, keep).to(G.dtype)
+        columns = chunk[selection].to(wide) if selects else (R[rows].T @ X.double()).to(wide)
+        d[left : left + X.shape[1]] = _statistic(_sorted(columns), lo, hi, keep).to(G.dtype)
         bad[rows] |= _not_finite(X)
     return d, bad
+
+
+def _sorted(columns: Tensor) -> Tensor:
+    """Sort each column of (q, n), in place. Rows with NaN spoil the columns that they are in."""
+    for i, j in sorting_network(len(columns)).tolist():
+        smaller = torch.minimum(columns[i], columns[j])
+        torch.maximum(columns[i], columns[j], out=columns[j])
+        columns[i] = smaller
+    return columns
 
 
 def _statistic(ordered: Tensor, lo: int, hi: int, keep: int) -> Tensor:

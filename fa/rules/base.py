@@ -80,7 +80,7 @@ class Rule(RuleOptions, ABC):
 
         Args:
             G: (p, n), one worker in each row, or another format that `fa.gradients.read` accepts.
-            iteration: Iteration of the training run, from which "bucketing" draws.
+            iteration: Iteration of the training run, from which "bucketing" and "random_span" draw.
             out: Tensor (n,) for d.
             inner_products: G G^T, if it is already computed (`fa.gradients.gram.IncrementalGram`).
 

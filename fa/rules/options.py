@@ -18,7 +18,7 @@ class RuleOptions:
     Attributes:
         f: Number of Byzantine workers to tolerate.
         preaggregators: Names in `fa.rules.preaggregators.STEPS`, applied in this order. None: the rule's default.
-        seed: Seed of the pre-aggregator "bucketing".
+        seed: Seed of the pre-aggregators "bucketing" and "random_span".
         name: Name of the rule.
         min_workers: (times, plus): the rule needs p >= times f + plus.
         reads_gram: Whether `decide` reads the Gram matrix.

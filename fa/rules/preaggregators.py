@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fa import irls
 from fa.gradients.gram import Gram, PerGradient, median_nonzero
+from fa.irls.problem import RANK
 from fa.kernels import symmetric
 from fa.rules.krum_scores import lowest_scores
 
@@ -164,12 +165,31 @@ def _bucket_count(p: int, f: int) -> int:
 
 
 def _subspace(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
-    """Projection of each gradient onto FA's subspace, Y Y^T g_i: the paper's left multiplication, with IRLS' defaults.
-
-    Y = G C, so that Y Y^T G = G (C P) with P = Y^T G (m, p). The columns of P also give the exact distances.
-    """
+    """Projection of each gradient onto FA's subspace, the paper's left multiplication, with IRLS' defaults."""
     C = irls.solve_gram(gram).coefficients
     assert C is not None  # With the default regularizer, Y is in the span of G.
+    return _project(gram, C)
+
+
+def _random_span(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
+    """Projection of each gradient onto the span of m gradients drawn at random, as many as FA has columns by default.
+
+    A control for "subspace": a subspace of the same dimension that is not optimized.
+    """
+    rng = np.random.default_rng((context.seed, context.iteration))
+    drawn = rng.permutation(gram.p)[: irls.default_m(gram.p)]
+    lengths, vectors = np.linalg.eigh(gram.cosines[np.ix_(drawn, drawn)])
+    kept = lengths > RANK * max(lengths[-1], 1.0)
+    C = np.zeros((gram.p, int(kept.sum())))
+    C[drawn] = vectors[:, kept] / np.sqrt(lengths[kept])
+    return _project(gram, gram.divide_by_norms(C))
+
+
+def _project(gram: Gram, C: Float64[np.ndarray, "p m"]) -> tuple[Factor, Gram]:
+    """Projection of each gradient onto the span of the orthonormal columns Y = G C.
+
+    Y Y^T G = G (C P) with P = Y^T G (m, p). The columns of P also give the exact distances.
+    """
     norms = gram.norms[:, None]
     P = (norms * (gram.cosines @ (norms * C))).T / gram.scale
     D2 = np.square(P[:, :, None] - P[:, None, :]).sum(axis=0)
@@ -187,5 +207,6 @@ STEPS: dict[str, Step] = {
     "nnm": Step(_nnm, min_workers=(2, 1)),
     "bucketing": Step(_bucketing, column_count=_bucket_count),
     "subspace": Step(_subspace),
+    "random_span": Step(_random_span),
 }
 """Every pre-aggregator by its name."""

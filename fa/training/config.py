@@ -19,6 +19,7 @@ RECORD_VERSION = 1
 
 PRECISIONS = ("float32", "bfloat16")
 LAYERS = ("torch", "fast")
+DIRECTION_NORMS = ("rule", "unit_mean")
 
 Option = bool | int | float | str | None | tuple["Option", ...]
 """A rule's option: a JSON value, with tuples for lists so that it can be hashed."""
@@ -80,6 +81,9 @@ class TrainConfig:
     precision: str = _setting("float32", "Precision of the forward pass; gradients and server use float32.", PRECISIONS)
     accumulate: int = _setting(1, "Backward passes of --batch images for one gradient, which is their mean.")
     layers: str = _setting("torch", "Implementation of a model's layers; gradients are equal up to rounding.", LAYERS)
+    direction_norm: str = _setting(
+        "rule", "Norm of the step's direction: the rule's, or that of the mean of unit gradients.", DIRECTION_NORMS
+    )
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
@@ -176,6 +180,7 @@ _OMITTED_AT_DEFAULT = (
     "precision",
     "accumulate",
     "layers",
+    "direction_norm",
 )
 """Settings added since the first records."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -59,14 +61,12 @@ class Worker:
         self._gradients = list(zip(model.parameters(), views(row, model), strict=True))
         recipe = parse_recipe(config) if config.augmented == "all" or rank < config.byzantine else None
         self._indices = indices
-        self._dataset = dataset if recipe is None else augmented(dataset, recipe, config.seed)
         self._config = config
         self._device = torch.device(config.device)
+        self._dataset = _on_device(dataset if recipe is None else augmented(dataset, recipe, config.seed), self._device)
 
     def write_gradient(self, iteration: int) -> Tensor:
         """Write the gradient of the iteration's minibatch into the row; with worker momentum, write the momentum.
-
-        The backward passes add to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
 
         Args:
             iteration: Iteration, from 0.
@@ -75,20 +75,44 @@ class Worker:
             Loss of the minibatch, a scalar tensor.
         """
         images, labels = self.minibatch(iteration)
+        with self.random_numbers(iteration):
+            return self.compute(images, labels)
+
+    def random_numbers(self, iteration: int) -> AbstractContextManager[None]:
+        """Seed the global generators for what the model draws in this iteration, such as dropout."""
+        return seeds.fork_global_rng(
+            seeds.derive_seed("dropout", self._config.seed, self.rank, iteration), self._device
+        )
+
+    def compute(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Write the gradient of a minibatch into the row; with worker momentum, write the momentum.
+
+        The backward passes add to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
+
+        Args:
+            images: Normalised images, float32 (B, C, H, W).
+            labels: Labels, int64 (B,).
+
+        Returns:
+            Loss of the minibatch, a scalar tensor.
+        """
         self.buffers.install()
         self._row.zero_()
         for parameter, view in self._gradients:
             parameter.grad = view
         if not self._model.training:  # train() visits all modules, which costs 1% of a small model's passes
             self._model.train()
-        with seeds.fork_global_rng(seeds.derive_seed("dropout", self._config.seed, self.rank, iteration), self._device):
-            loss = sum(map(self._backward, images.split(self._config.batch), labels.split(self._config.batch)))
+        loss = sum(map(self._backward, images.split(self._config.batch), labels.split(self._config.batch)))
         for parameter, _ in self._gradients:
             parameter.grad = None
+        self.apply_momentum()
+        return torch.as_tensor(loss)
+
+    def apply_momentum(self) -> None:
+        """Update the momentum by the gradient in the row, and replace the gradient by it; only with worker momentum."""
         if self.momentum is not None:
             beta = self._config.worker_momentum
             self._row.copy_(self.momentum.mul_(beta).add_(self._row, alpha=1 - beta))
-        return torch.as_tensor(loss)
 
     def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run one backward pass, and return its share of the minibatch's loss."""
@@ -117,6 +141,12 @@ class Worker:
             device=self._device,
             own=self._indices,
         )
+
+
+@lru_cache(maxsize=2)
+def _on_device(dataset: Dataset, device: torch.device) -> Dataset:
+    """Return the data set on a device, cached because the workers of a run share it, plain and augmented."""
+    return dataset.to(device)
 
 
 def load_dataset(config: TrainConfig) -> Dataset:

@@ -140,17 +140,21 @@ def _command(study: Study) -> str | None:
     module = figure_module(study.name)
     rules = [key for key in dict.fromkeys(cell.variant for cell in study.cells) if key not in VARIANTS]
     entered: dict[str, Any] = {"rules": rules} if rules else {}
+    devices = {config.device for config in study.configs} - {TrainConfig.device}
+    if len(devices) == 1:
+        (entered["device"],) = devices
+    on_device = [f"--device {device}" for device in sorted(devices)]
     usual = {config.attack for config in module.study(study.profile, **entered).configs}
     attacks = [attack for attack in {config.attack for config in study.configs} if attack not in usual]
     if len(attacks) == 1:
         entered["attack"] = attacks[0]
     whole = set(module.study(study.profile, **entered).configs)
     if study.unfinished and set(study.configs) <= whole:
-        return f"fa reproduce --profile {study.profile} --finished {study.name}"
+        return " ".join([f"fa reproduce --profile {study.profile} --finished {study.name}", *on_device])
     if not whole <= set(study.configs):
         return None
     words = [f"fa reproduce --profile {study.profile} {study.name}", *(f"--rule {rule}" for rule in rules)]
-    return " ".join(words + [f"--attack {attack}" for attack in attacks])
+    return " ".join(words + on_device + [f"--attack {attack}" for attack in attacks])
 
 
 def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

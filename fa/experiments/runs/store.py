@@ -105,9 +105,10 @@ class RunStore:
     def find(self, config: TrainConfig) -> Record | None:
         """Return the finished run of this configuration, if it exists and is whole.
 
-        A run with torch's layers stands for one with the fast layers, from which it differs in rounding only.
+        A run with torch's layers stands for one with the fast layers, and a run on another device for one on this
+        device: they differ in rounding and in dropout's draws, and in time.
         """
-        for same in dict.fromkeys((config, replace(config, layers="torch"))):
+        for same in _equivalent(config):
             record = self._whole(same)
             if record is None and self._fallback is not None:
                 record = self._fallback.find(same)
@@ -174,6 +175,13 @@ def _damage(record: Record) -> str:
     except DamagedRecord as damage:
         return str(damage)
     return ""
+
+
+def _equivalent(config: TrainConfig) -> list[TrainConfig]:
+    """Return the configurations whose records stand for this one's, itself first."""
+    devices = dict.fromkeys((config.device, "cpu", "cuda"))
+    layers = dict.fromkeys((config.layers, "torch"))
+    return [replace(config, device=device, layers=layer) for device in devices for layer in layers]
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:

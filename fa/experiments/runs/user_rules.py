@@ -24,6 +24,7 @@ NO_RULES = {
     "fig09": "it shows FA alone, at several sizes",
     "extra01": "it varies FA's options",
     "extra04": "its detectors belong to certain rules; fa plot shows the decisions of any rule",
+    "extra06": "it compares FA with the mean of unit gradients",
     "extra07": "it compares FA with Multi-Krum and its controls",
 }
 """Figures that do not compare rules, with the reason."""
@@ -34,6 +35,7 @@ NO_ATTACK = {
     "extra01": "it compares attacks for which its regimes were chosen",
     "extra04": "it compares attacks that it has names for",
     "extra05": "it compares two attacks",
+    "extra06": "its test is specified for four attacks",
 }
 """Figures whose attack is their subject, and the reason. Extra 3 adds the attack to its seven."""
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fa.attacks import make_attack
 from fa.data import Dataset
 from fa.training.config import TrainConfig
+from fa.training.cuda_graph import GraphedWorkers
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import GatheredGradients
 from fa.training.worker import Worker, worker_partitions
@@ -37,18 +38,20 @@ class SimulatedTransport:
         self._G = _zero_gradients(config.workers, parameters)
         parts = worker_partitions(config, dataset)
         self.workers = [Worker(rank, model, dataset, config, row, parts.get(rank)) for rank, row in enumerate(self._G)]
+        idle = 0 if self._attack.uses_own_gradient else config.byzantine
+        self._computing = self.workers[idle:]
+        on_gpu = parameters.device.type == "cuda"
+        self._graphs = GraphedWorkers(self._computing) if on_gpu else None
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
         """Write each worker's gradient into its row, then the attack into the Byzantine rows."""
-        losses = []
-        for worker in self.workers:
-            byzantine = worker.rank in self._byzantine
-            if not byzantine or self._attack.uses_own_gradient:
-                loss = worker.write_gradient(iteration)
-                if not byzantine:
-                    losses.append(loss)
+        if self._graphs is not None:
+            losses = self._graphs.write_gradients(iteration)
+        else:
+            losses = [worker.write_gradient(iteration) for worker in self._computing]
         self._attack.apply(self._G, self._byzantine, self._config.seed, iteration)
-        return GatheredGradients(self._G, torch.stack(losses).mean())
+        honest = losses[-(len(self.workers) - len(self._byzantine)) :]  # the last ranks
+        return GatheredGradients(self._G, torch.stack(honest).mean())
 
     def statistics(self) -> list[Buffers]:
         """Return each worker's batch-norm statistics, which the caller may write to."""

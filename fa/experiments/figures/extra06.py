@@ -1,0 +1,319 @@
+"""Extra 6: whether FA's subspace does anything beyond the mean of unit gradients, with steps of equal length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+
+from fa.experiments.figures.extras_common import make_extra
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import HOLDS, IN_PART, LEVEL, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
+from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, PairedDifferences
+from fa.experiments.runs.recording import MIN_MINIBATCHES
+from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study, last_points
+from fa.experiments.runs.variants import VARIANTS
+from fa.gradients.gram import Gram, measure
+from fa.rules import Rule, make_rule
+from fa.training.config import TrainConfig
+from fa.training.loop import Progress, train
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra06_subspace"
+
+RELEASED, FIVE, SPAN, CONTROL = "FA as released", "FA, five steps", "span of m random workers", "Mean of unit gradients"
+_RANDOM_SPAN: dict[str, Any] = {"preaggregators": ("unit", "random_span")}
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    RELEASED: ("fa", {}),
+    FIVE: ("fa_default", {}),
+    CONTROL: ("mean_unit", {}),
+    SPAN: ("mean_unit", _RANDOM_SPAN),
+}
+"""The arms: label, and the variant with its options."""
+
+FA_ARMS = (RELEASED, FIVE)
+"""The arms whose comparisons count in the correction for several tests."""
+
+SUBSPACES = (*FA_ARMS, SPAN)
+"""The arms with a subspace, which are compared with the mean of unit gradients."""
+
+ATTACKS = {
+    ("random", 2): "random in [0, 1), f = 2",
+    ("random", 3): "random in [0, 1), f = 3",
+    ("collude", 4): "colluding, f = 4",
+    ("none", 0): "no attack",
+}
+"""Attacks with their numbers of Byzantine workers, and their names."""
+
+ALL_SEEDS = tuple(range(3001, 3021))
+"""Seeds of the test, which no earlier run used."""
+
+SEEDS = {"smoke": ALL_SEEDS[:1], "quick": ALL_SEEDS[:5], "cpu": ALL_SEEDS, "paper": ALL_SEEDS[:3]}
+"""Seeds by profile. The test has all of them, at profile "cpu". The profile "paper" confirms its result."""
+
+TEST_LEVEL = LEVEL / (len(FA_ARMS) * len(ATTACKS))
+"""Level of the test that an arm helps, with Bonferroni's correction."""
+
+EQUIVALENT_WITHIN = 0.02
+"""Margin of the test at every profile."""
+
+LENGTH = {"direction_norm": "unit_mean"}
+"""The setting that gives steps of all rules one length."""
+
+FORMULATIONS = {RELEASED: "fa", FIVE: "fa_default", "FA as printed": "fa_printed"}
+"""Formulations of FA whose directions are compared with the mean of unit gradients, and their variants."""
+
+INDISTINGUISHABLE = 0.99  # Cosine from which no training run can distinguish two directions.
+
+BLOCKS = 20  # Number of blocks of iterations in the figure's cosines.
+
+_SPAN_LOOK = style.Look(SPAN, "black", "s", (1, 1))  # As in Figure 3.
+LOOKS = {name: style.LOOKS[key] for name, key in FORMULATIONS.items()} | {SPAN: _SPAN_LOOK}
+"""Looks of the arms and formulations by their names."""
+
+
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Extra 6; see `make_study`. The random span draws by the run's seed."""
+    grid = [
+        Case(variant, f, {"attack": attack}, options, SEEDS[profile], name)
+        for attack, f in ATTACKS
+        for name, (variant, options) in ARMS.items()
+    ]
+    made = make_extra(NAME, profile, grid, out, seeds, LENGTH, **overrides)
+    return replace(made, cells=tuple(_draw_by_seed(cell) for cell in made.cells))
+
+
+def _draw_by_seed(cell: Cell) -> Cell:
+    """Let the random span differ between seeds, so that the interval over seeds covers its draws too."""
+    if cell.case.label != SPAN:
+        return cell
+    options = {**cell.config.options, "seed": cell.config.seed}
+    return replace(cell, config=replace(cell.config, rule_options=options))
+
+
+def cosines(study: Study) -> DataFrame:
+    """Compute the cosine of each formulation's direction with the mean of unit gradients, in every iteration.
+
+    The gradients are those of one run of the released FA for each attack. Without a GPU, runs of a GPU are repeated on
+    the CPU.
+
+    Args:
+        study: The study of this figure.
+
+    Returns:
+        One row for each attack, formulation and iteration; the random span is among the formulations.
+    """
+    import pandas
+
+    first: dict[tuple[str, int], TrainConfig] = {}
+    for cell in study.cells:
+        if cell.case.label == RELEASED:
+            first.setdefault((cell.config.attack, cell.config.byzantine), cell.config)
+    columns = ["attack", "f", "formulation", "seed", "iteration", "cosine"]
+    return pandas.DataFrame([row for config in first.values() for row in _watch(config)], columns=columns)
+
+
+def _watch(config: TrainConfig) -> list[dict[str, Any]]:
+    rules = {
+        name: make_rule(VARIANTS[key].rule, f=config.rule_f, **dict(VARIANTS[key].options))
+        for name, key in FORMULATIONS.items()
+    } | {SPAN: make_rule("mean", f=config.rule_f, seed=config.seed, **_RANDOM_SPAN)}
+    rows: list[dict[str, Any]] = []
+
+    def look(progress: Progress) -> None:
+        gram, finite = measure(progress.G)
+        if not finite.all():
+            return
+        about = {"attack": config.attack, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
+        for name, rule in rules.items():
+            weights = _weights(rule, progress)
+            rows.append(about | {"formulation": name, "cosine": cosine_with_unit_mean(gram, weights)})
+
+    device = config.device if torch.cuda.is_available() else "cpu"
+    train(replace(config, device=device), progress=look, threads=1)
+    return rows
+
+
+def _weights(rule: Rule, progress: Progress) -> Float64[np.ndarray, " p"]:
+    weights = rule.aggregate(progress.G, progress.iteration - 1).decision.weights
+    assert weights is not None  # These rules weight gradients.
+    return weights
+
+
+def cosine_with_unit_mean(gram: Gram, weights: Float64[np.ndarray, " p"]) -> float:
+    """Return the cosine of d = sum_i weights_i g_i with the mean of unit gradients; NaN if one of them is zero.
+
+    Args:
+        gram: Gram matrix of the gradients.
+        weights: Weights (p,).
+    """
+    on_units = weights * gram.norms
+    products = gram.cosines @ np.stack([on_units, np.ones(gram.p)], axis=1)
+    squares = np.array([on_units @ products[:, 0], products[:, 1].sum()])
+    return float(on_units @ products[:, 1] / np.sqrt(squares.prod())) if squares.min() > 0 else float("nan")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against the mean of unit gradients under one attack.
+
+    Attributes:
+        attack: Name of the attack, with f.
+        arm: Label of the arm.
+        differences: Differences of final accuracy, paired by seed.
+    """
+
+    attack: str
+    arm: str
+    differences: PairedDifferences
+
+    @property
+    def result(self) -> str:
+        """The result of the test; see `PairedDifferences.result`."""
+        return self.differences.result(EQUIVALENT_WITHIN, TEST_LEVEL)
+
+    def describe(self) -> str:
+        """Return the mean difference, its 90% interval and the result."""
+        low, high = self.differences.interval()
+        below = self.differences.p_below(-EQUIVALENT_WITHIN)
+        lower = ", lower by more than the margin" if below is not None and below < TEST_LEVEL else ""
+        return f"{self.attack}: {self.differences.mean:+.3f} ({low:+.3f} to {high:+.3f}), {self.result}{lower}"
+
+
+def comparisons(table: DataFrame) -> list[Comparison]:
+    """Compare every arm with the mean of unit gradients under each attack, over the seeds that both have.
+
+    Args:
+        table: The curves, one row a point.
+    """
+    last = last_points(table)
+    compared = []
+    for (attack, f), heading in ATTACKS.items():
+        rows = last[(last["attack"] == attack) & (last["f"] == f)]
+        final = {label: _by_seed(group) for label, group in rows.groupby("label", sort=False)}
+        for arm in SUBSPACES:
+            seeds = sorted(final.get(arm, {}).keys() & final.get(CONTROL, {}).keys())
+            if seeds:
+                ours, theirs = ([final[label][seed] for seed in seeds] for label in (arm, CONTROL))
+                compared.append(Comparison(heading, arm, PairedDifferences.between(ours, theirs)))
+    return compared
+
+
+def _by_seed(rows: DataFrame) -> dict[int, float]:
+    return dict(zip(rows["seed"].tolist(), rows["test_accuracy"].tolist(), strict=True))
+
+
+def subset_text(table: DataFrame) -> str:
+    """Return the share of the test's seeds that the runs have; empty for all of them."""
+    count = len(set(table["seed"]) & set(ALL_SEEDS))
+    return "" if count == len(ALL_SEEDS) else f"a subset, {count} of {len(ALL_SEEDS)} seeds"
+
+
+def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
+    """Draw paired differences with intervals for each attack (above), and cosines by iteration (below)."""
+    figure = style.new_figure(13, 6.4)
+    grid = figure.subplots(2, len(ATTACKS), sharey="row")
+    compared = comparisons(table)
+    for column, ((attack, f), heading) in zip(grid.T, ATTACKS.items(), strict=True):
+        _draw_differences(column[0], [one for one in compared if one.attack == heading])
+        column[0].set_title(heading)
+        _draw_cosines(column[1], cosines[(cosines["attack"] == attack) & (cosines["f"] == f)])
+    grid[0, 0].set_yticks(range(len(SUBSPACES)), SUBSPACES)
+    grid[0, 0].set_ylim(len(SUBSPACES) - 0.5, -0.5)
+    grid[1, 0].set_ylabel("cosine with the mean of unit gradients\n(median and range of blocks)")
+    names = {line.get_label(): line for axes in grid[1] for line in axes.lines if line.get_label() in LOOKS}
+    figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False)
+    subset = f" ({text})" if (text := subset_text(table)) else ""
+    figure.suptitle(
+        f"Steps of equal length: each arm less the {CONTROL.lower()}, paired by seed{subset}\n"
+        f"grey: margin; thick: {1 - 2 * LEVEL:.0%} interval (equivalent: within the margin);"
+        f" thin: {1 - 2 * TEST_LEVEL:.2%} (helps: above it)\n{title}",
+        fontsize=10,
+    )
+    return figure
+
+
+def _draw_differences(axes: Axes, compared: Sequence[Comparison]) -> None:
+    axes.axvspan(-EQUIVALENT_WITHIN, EQUIVALENT_WITHIN, color="#e6e6e6", zorder=0)
+    axes.axvline(0, color=style.LOOKS["mean_unit"].colour, zorder=1)
+    for one in compared:
+        place, look, differences = SUBSPACES.index(one.arm), LOOKS[one.arm], one.differences
+        axes.plot(differences.values, [place + 0.25] * len(differences.values), "|", color=look.colour, alpha=0.5)
+        for level, width in ((TEST_LEVEL, 1), (LEVEL, 3)):
+            axes.plot(differences.interval(level), [place, place], color=look.colour, linewidth=width)
+        axes.plot(differences.mean, place, look.marker, color=look.colour, markersize=8, markeredgecolor="white")
+    axes.set(xlabel="difference of test accuracy")
+
+
+def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
+    """Draw the median of each block of iterations as a line, and its range as a band."""
+    for name, look in LOOKS.items():
+        rows = cosines[cosines["formulation"] == name]
+        if len(rows):
+            length = max(1, rows["iteration"].max() // BLOCKS)
+            blocks = rows["cosine"].groupby((rows["iteration"] - 1) // length * length + 1)
+            line: dict[str, Any] = {"color": look.colour, "linestyle": look.linestyle, "linewidth": 1.2}
+            axes.plot(blocks.median(), label=name, marker=look.marker, markersize=3, **line)
+            axes.fill_between(blocks.min().index, blocks.min(), blocks.max(), color=look.colour, alpha=0.08, lw=0)
+    axes.axhline(INDISTINGUISHABLE, color="#555555", linewidth=0.6)
+    axes.set(xlabel="iteration", ylim=(None, 1.02))
+
+
+def claims(table: DataFrame, cosines: DataFrame, chance: float) -> list[Claim]:
+    """Judge E6: whether directions can be distinguished, and whether each arm helps or is equivalent.
+
+    Args:
+        table: The curves, one row a point.
+        cosines: Cosines of directions, as `cosines` returns them.
+        chance: Accuracy of guessing.
+    """
+    compared = comparisons(table)
+    final = {label: group["test_accuracy"].tolist() for label, group in last_points(table).groupby("label")}
+    testable = learned(final, chance) and all(len(one.differences.values) > 1 for one in compared)
+    prefix = f"{subset}; " if (subset := subset_text(table)) else ""
+    judged = [_cosine_claim(cosines)]
+    for arm in dict.fromkeys(one.arm for one in compared):
+        ours = [one for one in compared if one.arm == arm]
+        words = f"at equal length, {arm} is better than the mean of unit gradients"
+        measured = prefix + "; ".join(one.describe() for one in ours)
+        judged.append(Claim("E6", words, measured, arm_verdict([one.result for one in ours], testable)))
+    return judged
+
+
+def _cosine_claim(cosines: DataFrame) -> Claim:
+    """Judge whether every formulation's direction is close to the mean of unit gradients throughout."""
+    ours = cosines[cosines["formulation"].isin(FORMULATIONS)]
+    least = ours.groupby(["formulation", "attack", "f"], sort=False)["cosine"].agg(["min", "median"])
+    texts = [
+        f"{name}, {ATTACKS[attack, int(f)]}: {row['min']:.3f} (median {row['median']:.3f})"
+        for (name, attack, f), row in least.iterrows()
+    ]
+    words = f"each formulation's direction has a cosine above {INDISTINGUISHABLE:g} with the mean of unit gradients"
+    holds = [bool(row["min"] > INDISTINGUISHABLE) for _, row in least.iterrows()]
+    testable = cosines["iteration"].nunique() >= MIN_MINIBATCHES
+    return Claim("E6", words, "least over iterations: " + "; ".join(texts), verdict(holds, testable))
+
+
+def arm_verdict(results: Sequence[str], testable: bool = True) -> str:
+    """Return the verdict on the statement that an arm is better than the mean of unit gradients.
+
+    Args:
+        results: Result of the test under each attack.
+        testable: Whether rules can be compared.
+
+    Returns:
+        HOLDS if the arm helps under all attacks, IN_PART under some; NOT if it is equivalent under all; else OPEN.
+    """
+    if not testable:
+        return UNTESTABLE
+    if HELPS in results:
+        return HOLDS if set(results) == {HELPS} else IN_PART
+    return NOT if set(results) == {EQUIVALENT} else OPEN
