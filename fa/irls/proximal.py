@@ -161,7 +161,7 @@ def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tu
         history.append(found.smoothed_objective)
         change, point = point.smoothed_objective - found.smoothed_objective, found
         if change < tol:
-            return point, tuple(history), shorter > 0
+            return point, tuple(history), bool(shorter > 0)
         easy = easy + 1 if shorter == t else 0
         t = shorter
         if easy == 3:
