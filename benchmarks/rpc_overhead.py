@@ -87,7 +87,7 @@ def main() -> None:
     model = nn.Linear(given.n, 1, bias=False)
     parameters = flatten(model)
     config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
-    rule, timer, optimizer = make_rule(given.rule), PhaseTimer(), SGD(parameters, config, epoch_length=1000)
+    rule, timer, optimizer = make_rule(given.rule, f=0), PhaseTimer(), SGD(parameters, config, epoch_length=1000)
     transport = server.RpcTransport(model, config, parameters, RpcConfig(), rule.needs_gram, timer)
     server.set_active(transport)
     store, port = connection.create_store(LOOPBACK, 0)
