@@ -69,10 +69,10 @@ def set_grad(parameters: Iterable[Tensor], direction: Any) -> None:
 
     Example:
         >>> import torch, fa
-        >>> model = torch.nn.Linear(2, 1)
+        >>> weight, bias = torch.zeros(1, 2, requires_grad=True), torch.zeros(1, requires_grad=True)
         >>> G = torch.tensor([[1.0, 2.0, 3.0], [1.0, 4.0, 3.0], [90.0, 3.0, 3.0]])
-        >>> fa.set_grad(model.parameters(), fa.aggregate(G, "median"))
-        >>> model.weight.grad, model.bias.grad
+        >>> fa.set_grad([weight, bias], fa.aggregate(G, "median"))
+        >>> weight.grad, bias.grad
         (tensor([[1., 3.]]), tensor([3.]))
     """
     trained = _trained(parameters)

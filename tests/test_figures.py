@@ -238,6 +238,8 @@ def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
     assert set(study.configs) < set(fig04.study("paper").configs)
     with pytest.raises(ValueError, match=r"\bvariant must be .*'krum'"):
         fig04.study("quick", variants=["krum"])
+    with pytest.raises(ValueError, match=r"^variants must be .*'fa'"):
+        fig04.study("quick", variants="fa")
     with pytest.raises(ValueError, match=r" must be .*\b1\b.*\b2\b.*\b3\b.*\b4\b"):
         fig04.study("quick", faulty=[4])
 
