@@ -38,13 +38,13 @@ def test_overlaps_are_those_of_the_bytes(first: int, size: int, second: int, oth
 def test_defaults_of_torch_change_no_result(default: torch.dtype | str, rule: str) -> None:
     G = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
     inputs = [G, G.bfloat16(), G.double(), G.half()]
-    expected = [fa.aggregate(g, rule) for g in inputs]
+    expected = [fa.aggregate(g, rule, f=1) for g in inputs]
     try:
         if isinstance(default, str):
             torch.set_default_device(default)
         else:
             torch.set_default_dtype(default)
-        found = [fa.aggregate(g, rule) for g in inputs]
+        found = [fa.aggregate(g, rule, f=1) for g in inputs]
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
@@ -131,7 +131,7 @@ def test_running_statistics_stay_valid() -> None:
             norm(torch.randn(16, 4, generator=generator) * 3)
         workers.append(norm.state_dict())
     for rule in fa.RULES:
-        found = fa.aggregate(workers, rule)
+        found = fa.aggregate(workers, rule, f=1)
         stacked = {name: torch.stack([worker[name] for worker in workers]) for name in found}
         assert (found["running_var"] > 0).all()
         for name in ("running_mean", "running_var"):

@@ -191,7 +191,7 @@ def register() -> None:
     _library()
     aggregators = importlib.import_module("byzfl.aggregators.aggregators")
     for name in RULES:
-        cls = type(make_rule(name))
+        cls = type(make_rule(name, f=0))
         call = {"__call__": lambda rule, G: rule.aggregate(_of_one_dtype(G)).direction}
         setattr(aggregators, f"fa:{name}", type(cls.__name__, (cls,), call))
 
