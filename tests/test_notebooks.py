@@ -1,17 +1,20 @@
 """The notebooks: stripped, parameterised, and executed at smoke size from a folder that is not theirs."""
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 from click.testing import CliRunner
 
 from fa.cli import cli, main
+from fa.cli.notebook_parameters import parse
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, match_names, notebooks
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.claims import UNTESTABLE
@@ -92,6 +95,17 @@ def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_pat
 def test_a_cell_that_fails_is_one_line_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^fig02_mean_tolerance\.ipynb\b.*\bValueError: profile must be .*'tiny'"):
         execute(find(["fig02"])[0], tmp_path, profile="tiny", out=str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["theory04", "explore"])
+def test_a_notebook_takes_the_users_gradients(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file in the working directory, which is not the notebook's."""
+    np.save(tmp_path / "G.npy", np.random.default_rng(0).standard_normal((4, 50)))
+    values = parse([("gradients", str(Path(os.path.relpath(tmp_path / "G.npy"))))], find([name]))
+    executed = execute(find([name])[0], tmp_path, profile="smoke", **values)
+    assert pictures(executed) > 0
+    assert "p = 4" in executed.read_text() or name == "explore"
 
 
 def test_a_figure_that_is_none_is_named() -> None:
