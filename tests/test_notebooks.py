@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
@@ -240,3 +242,35 @@ def test_the_list_names_figures_parameters_and_variants() -> None:
     assert all(path.stem in done.output for path in NOTEBOOKS)
     assert all(key in done.output for key in VARIANTS)
     assert all(f"    {name} (" in done.output for name in ("seeds", "iterations", "variants", "faulty", "seed"))
+
+
+def git(*words: str, folder: Path) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_an_executed_notebook_is_unchanged_for_git(tmp_path: Path) -> None:
+    """With the filter that `make lab` configures."""
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "strip.py", tmp_path / "notebooks")
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    for path in NOTEBOOKS:
+        shutil.copy(path, tmp_path / "notebooks")
+    (command,) = re.findall(r"filter\.notebook\.clean '(.*)'", (ROOT / "Makefile").read_text())
+    git("init", "-q", folder=tmp_path)
+    git("add", ".", folder=tmp_path)
+    git("config", "filter.notebook.clean", command, folder=tmp_path)
+    changed = tmp_path / "notebooks" / OF_THEORY[0].name
+    notebook = nbformat.read(changed, as_version=4)
+    for count, cell in enumerate(notebook.cells):
+        cell.metadata["jupyter"] = {"outputs_hidden": True}
+        if cell.cell_type == "code":
+            cell.execution_count = count
+            cell.outputs = [nbformat.v4.new_output("stream", text="é 1\n")]
+    notebook.metadata.language_info["version"] = "3.13"
+    nbformat.write(notebook, changed)
+    for path in set(NOTEBOOKS) - {OF_THEORY[0]}:
+        (tmp_path / "notebooks" / path.name).touch()
+    assert git("diff", "--stat", folder=tmp_path) == ""
+    notebook.cells[-1].source += "more"
+    nbformat.write(notebook, changed)
+    assert git("diff", "--name-only", folder=tmp_path).split() == [f"notebooks/{changed.name}"]
