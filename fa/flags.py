@@ -79,12 +79,12 @@ class Flag:
         assert coefficients is not None  # A flag stays in the span of G.
         return coefficients
 
-    def direction(self, level: int = -1, formulation: irls.Formulation = "paper") -> Any:
+    def direction(self, level: int = -1, formulation: irls.Formulation | None = None) -> Any:
         """Compute the direction d of one level, as `fa.irls.Solution.direction` does.
 
         Args:
             level: Index of the level; the default is the outermost.
-            formulation: "paper" or "released".
+            formulation: "paper" or "released"; None for the level's, which is "paper".
 
         Returns:
             d (n,), of the gradients' kind, dtype and device.

@@ -1,6 +1,7 @@
 """Options and solutions of the solvers of eq. 5."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -113,13 +114,13 @@ class Solution:
         """Return the number of steps."""
         return len(self.history)
 
-    @property
+    @cached_property
     def problem(self) -> Problem:
         """Return the data terms and pairs in a basis of span(G), without a norm of Y."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
         return build_problem(self.gram, self.m, lam, self.a, self.formulation, self.counts)
 
-    def weights(self, formulation: Formulation = "paper") -> Float64[np.ndarray, " q"]:
+    def weights(self, formulation: Formulation | None = None) -> Float64[np.ndarray, " q"]:
         """Compute the direction's coefficients on the gradients.
 
         - "paper": (1/p) Y Y^T G 1.
@@ -128,7 +129,7 @@ class Solution:
         A worker with several gradients counts with their mean.
 
         Args:
-            formulation: "paper" or "released".
+            formulation: "paper" or "released"; None for the solution's.
 
         Returns:
             The coefficients (q,), float64.
@@ -150,17 +151,18 @@ class Solution:
             )
         return weights
 
-    def _shares(self, formulation: Formulation) -> Float64[np.ndarray, " q"]:
+    def _shares(self, formulation: Formulation | None) -> Float64[np.ndarray, " q"]:
         """Return the coefficients on the unit gradients of the vector that Y Y^T projects."""
+        formulation = self.formulation if formulation is None else formulation
         check_one_of("formulation", formulation, FORMULATIONS)
         norms, each = self.gram.norms, np.repeat(1 / np.array(self.counts), self.counts)
         return each * (norms / len(self.counts) if formulation == "paper" else (norms > 0) / self.m)
 
-    def direction(self, formulation: Formulation = "paper") -> Any:
+    def direction(self, formulation: Formulation | None = None) -> Any:
         """Compute the direction d, with the formulas of `weights`.
 
         Args:
-            formulation: "paper" or "released".
+            formulation: "paper" or "released"; None for the solution's.
 
         Returns:
             d (n,), of the gradients' kind, dtype and device.

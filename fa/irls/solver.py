@@ -31,7 +31,7 @@ from fa.gradients import Gradients
 from fa.gradients.gram import Gram, measure_groups
 from fa.irls import proximal
 from fa.irls.problem import RANK, Formulation, Problem, build_problem
-from fa.irls.solution import DEFAULTS, Options, Solution
+from fa.irls.solution import DEFAULTS, FORMULATIONS, Options, Solution
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check, check_one_of
 
@@ -67,6 +67,7 @@ def solve(
     start: Any = "equal",
     restarts: int = DEFAULTS.restarts,
     seed: int = DEFAULTS.seed,
+    formulation: Formulation = "paper",
 ) -> Solution:
     """Find a subspace of m dimensions that makes eq. 5 small.
 
@@ -95,9 +96,10 @@ def solve(
             An array (n, k) starts at its span, as with the workers' hints.
         restarts: Number of further, random starts.
         seed: Seed of the random starts.
+        formulation: "paper" for the pairs and the direction of the paper, "released" for those of the released code.
 
     Returns:
-        The solution, of which `direction` and `weights` give the paper's or the released code's aggregate.
+        The solution, of which `direction` and `weights` give the aggregate of the formulation.
 
     Raises:
         ValueError: An argument is out of range, or a row has NaN or Inf.
@@ -117,20 +119,26 @@ def solve(
     options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
     gradients, counts, gram = measure_groups(G)
     if options.leaves_span:
-        return _solve_outside(gram, options, gradients, start, counts, isinstance(G, torch.Tensor))
-    return solve_gram(gram, options, gradients, start=start, counts=counts)
+        return _solve_outside(gram, options, gradients, formulation, start, counts, isinstance(G, torch.Tensor))
+    return solve_gram(gram, options, gradients, formulation, start, counts)
 
 
 def _solve_outside(
-    gram: Gram, options: Options, gradients: Gradients, start: Any, counts: tuple[int, ...], tensor: bool
+    gram: Gram,
+    options: Options,
+    gradients: Gradients,
+    formulation: Formulation,
+    start: Any,
+    counts: tuple[int, ...],
+    tensor: bool,
 ) -> Solution:
     """Solve with a norm whose Y leaves span(G); Y is a tensor if `tensor`."""
     plain = replace(options, lam=0.0, restarts=0)
     word = start if isinstance(start, str) and start != "random" else "equal"
-    whole = solve_gram(gram, plain, gradients, start=word, counts=counts)
+    whole = solve_gram(gram, plain, gradients, formulation, word, counts)
     problem = build_problem(gram, whole.m, 0.0, options.a, counts=counts)
     task = proximal.task_of(problem, gram, gradients.G, options.regularizer, options.lam)
-    first = solve_gram(gram, replace(plain, max_iter=1), gradients, start=word, counts=counts)
+    first = solve_gram(gram, replace(plain, max_iter=1), gradients, formulation, word, counts)
     begins = _bases(task, (whole, first), start, options)
     runs = (proximal.minimise(task, Y, options.tol, options.max_iter) for Y in begins)
     point, history, converged = min(runs, key=lambda run: run[0].smoothed_objective)
@@ -185,7 +193,7 @@ def solve_gram(
         gram: Gram matrix of the q gradients.
         options: Options that do not depend on the gradients.
         gradients: The gradients, for the solution's direction and for hints; None if only the Gram matrix is available.
-        formulation: "paper" for the pairs of eq. 5, "released" for those of the released code.
+        formulation: As for `solve`.
         start: As for `solve`.
         counts: Number of gradients of each worker; None for one each.
 
@@ -195,6 +203,7 @@ def solve_gram(
     Raises:
         ValueError: The regularizer is "l1" or "rows", whose Y leaves span(G), or as for `solve`.
     """
+    check_one_of("formulation", formulation, FORMULATIONS)
     if options.leaves_span:
         raise ValueError(
             'regularizer must be "pairwise" or "group" where only the Gram matrix is known; it is '
