@@ -18,7 +18,8 @@ from fa.experiments.figures.extras_common import (
     seed_caption,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEVEL, Claim, Lead, comparison_verdict, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean, verdict
+from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS

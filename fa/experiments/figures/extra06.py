@@ -12,8 +12,8 @@ from jaxtyping import Float64
 
 from fa.experiments.figures.extras_common import make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import HOLDS, IN_PART, LEVEL, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
-from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, PairedDifferences
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
+from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
 from fa.experiments.runs.recording import MIN_MINIBATCHES
 from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import VARIANTS

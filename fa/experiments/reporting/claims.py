@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fa.experiments.reporting.equivalence import LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import last_points
 from fa.experiments.runs.variants import RIVALS, VARIANTS
@@ -22,7 +23,6 @@ OPEN = "not established"  # Some differences exceed the margin, but none passes 
 LEARNED = 3.0  # Factor of chance: if no run exceeds it, no rule learned, and accuracies cannot be compared.
 CHANCE_MARGIN = 0.05  # Accuracy above chance that still counts as chance.
 NEAR = 0.05  # Accuracy below the mean without Byzantine workers that still counts as near it.
-LEVEL = 0.05  # Significance level of tests over seeds.
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,7 @@ class Lead:
     @property
     def p_value(self) -> float | None:
         """One-sided p-value of Student's paired t test over seeds; None for one seed, which allows no test."""
-        from scipy.stats import ttest_rel
-
-        differences = [a - b for a, b in zip(self.accuracies, self.rival_accuracies, strict=True)]
-        if len(differences) < 2:
-            return None
-        if max(differences) - min(differences) < 1e-9:  # The t statistic would divide by zero.
-            return 0.0 if self.difference > 0 else 1.0
-        return float(ttest_rel(self.accuracies, self.rival_accuracies, alternative="greater").pvalue)
+        return PairedDifferences.between(self.accuracies, self.rival_accuracies).p_above(0.0)
 
     def better(self, margin: float = MARGIN, level: float = LEVEL) -> bool:
         """Return True if the lead exceeds the margin and, with several seeds, passes the test at `level`."""

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fa.experiments.reporting.claims import LEVEL, mean
 from fa.utils.validation import check
+
+LEVEL = 0.05
+"""Significance level of tests over seeds."""
 
 HELPS, EQUIVALENT, UNDECIDED = "helps", "equivalent", "open"
 """Results of `PairedDifferences.result`."""
@@ -34,7 +36,7 @@ class PairedDifferences:
     @property
     def mean(self) -> float:
         """Mean difference."""
-        return mean(self.values)
+        return sum(self.values) / len(self.values)
 
     @property
     def deviation(self) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fa.experiments.reporting.claims import LEVEL, NOT, Claim, format_mean_range, mean, verdict
+from fa.experiments.reporting.claims import NOT, Claim, format_mean_range, verdict
+from fa.experiments.reporting.equivalence import LEVEL, PairedDifferences
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -100,7 +101,7 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
     """
     of_eight = errors.loc[errors["bits"] == BITS, "direction_error"]
     trained = {name: reached for name, reached in accuracy.items() if name.startswith(f"{BITS} bits")}
-    close = [equivalent(reached, accuracy[exact], ALIKE) for reached in trained.values()]
+    p_values = [PairedDifferences.between(reached, accuracy[exact]).p_equivalent(ALIKE) for reached in trained.values()]
     test_accuracies = ", ".join(
         f"{name} {format_mean_range(reached)}" for name, reached in {exact: accuracy[exact], **trained}.items()
     )
@@ -109,7 +110,7 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
             "C16",
             "a quantised SVD costs some accuracy loss",
             f"{BITS} bits change d by {of_eight.min():.1%} to {of_eight.max():.1%}; test accuracy {test_accuracies}",
-            verdict(close, bool(trained) and len(accuracy[exact]) > 1),
+            verdict([p is not None and p < LEVEL for p in p_values], bool(trained) and len(accuracy[exact]) > 1),
         ),
         Claim(
             "C16",
@@ -118,27 +119,6 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
             NOT,
         ),
     ]
-
-
-def equivalent(ours: Sequence[float], theirs: Sequence[float], bound: float) -> bool:
-    """Test whether two sets of accuracies are equivalent, by two one-sided paired t tests at LEVEL.
-
-    Args:
-        ours: Accuracies, one per seed.
-        theirs: Accuracies with the same seeds.
-        bound: Largest mean difference that counts as equivalent.
-
-    Returns:
-        True if the mean difference is within the bound.
-    """
-    from scipy.stats import ttest_1samp
-
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if len(differences) < 2 or max(differences) - min(differences) < 1e-9:  # The t statistic would divide by zero.
-        return abs(mean(differences)) < bound
-    above = ttest_1samp(differences, -bound, alternative="greater").pvalue
-    below = ttest_1samp(differences, bound, alternative="less").pvalue
-    return bool(max(above, below) < LEVEL)
 
 
 def cost(exponents: DataFrame) -> list[Claim]:
