@@ -192,8 +192,7 @@ def _by_variance(
     problem: irls.Problem, Y: Float64[np.ndarray, "r s"], weights: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, "r s"]:
     """Rotate Y to the eigenvectors of the weighted second moment in its span, the largest first."""
-    terms = Y.T @ problem.terms
-    moment = (terms * (problem.factors * weights)[problem.owner]) @ terms.T
+    moment = problem.second_moment(problem.factors * weights, Y)
     turned: np.ndarray = Y @ np.linalg.eigh(moment)[1][:, ::-1]
     return turned
 

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from fa.gradients.gram import Gram
 from fa.irls import regularizers
-from fa.irls.problem import Problem, norm_fractions
+from fa.irls.problem import Problem, nonzero_eigenpairs, norm_fractions
 
 _CHUNK = 1 << 14  # Number of coordinates converted to float64 at a time.
 _HALVINGS = 25  # Halvings of t after which no step lowers the objective by more than rounding.
@@ -263,9 +263,8 @@ def _symmetric_solution(blocks: np.ndarray, bend: np.ndarray | None, right: Squa
     system = (spread.transpose(0, 2, 1) @ (blocks @ spread)).sum(axis=0)
     if bend is not None:
         system += bend
-    lengths, vectors = np.linalg.eigh(system)
-    kept = lengths > 1e-12 * max(lengths[-1], 1e-300)
-    solution = vectors[:, kept] @ ((vectors[:, kept].T @ spread.reshape(m * m, -1).T @ right.T.ravel()) / lengths[kept])
+    eigenvalues, vectors = nonzero_eigenpairs(system, 1e-300)
+    solution = vectors @ ((vectors.T @ spread.reshape(m * m, -1).T @ right.T.ravel()) / eigenvalues)
     return np.asarray(spread @ solution)
 
 

@@ -324,8 +324,7 @@ def step(problem: Problem, weights: Float64[np.ndarray, " T"]) -> State:
     Returns:
         The new iterate.
     """
-    moment = (problem.terms * (problem.factors * weights)[problem.owner]) @ problem.terms.T
-    _, vectors = np.linalg.eigh(moment)
+    _, vectors = np.linalg.eigh(problem.second_moment(problem.factors * weights))
     split = max(vectors.shape[0] - problem.m, 0)
     residuals = problem.residuals(vectors[:, :split])
     return State(vectors[:, split:], residuals, problem.smoothed_objective(residuals))

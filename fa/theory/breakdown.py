@@ -345,7 +345,7 @@ def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Floa
     def limit(start: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r m"]:
         """Return the columns at which IRLS ends."""
         for _ in range(_STEPS):
-            Y: np.ndarray = span @ np.linalg.eigh((inside * (problem.factors * start)) @ inside.T)[1][:, -m:]
+            Y: np.ndarray = span @ np.linalg.eigh(problem.second_moment(problem.factors * start, span))[1][:, -m:]
             before, start = start, weights(Y)
             if np.allclose(start, before, rtol=1e-12, atol=0.0):
                 break

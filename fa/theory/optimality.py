@@ -80,7 +80,7 @@ def right_multiplication(solution: Solution) -> RightMultiplication:
     """
     problem, unit, Y = _posed(solution)
     residuals = problem.residuals(complement(Y))
-    moment = _moment(problem, problem.factors * problem.weights(residuals))
+    moment = problem.second_moment(problem.factors * problem.weights(residuals))
     Lambda = Y.T @ moment @ Y
     R = problem.basis @ (moment @ Y @ np.linalg.solve(Lambda, Y.T @ unit))  # For the unit gradients.
     violation = np.linalg.norm(Y @ (Y.T @ unit) - unit @ R, axis=0).max()
@@ -113,8 +113,7 @@ def second_order(solution: Solution) -> SecondOrder:
     problem, _, Y = _posed(solution)
     Z = complement(Y)
     residuals = problem.residuals(Z)
-    slopes = problem.factors * problem.weights(residuals) / problem.a
-    moment = _moment(problem, slopes)
+    moment = problem.second_moment(problem.factors * problem.weights(residuals) / problem.a)
     inside = Y.T @ moment @ Y
     hessian = _hessian(problem, Y, Z, residuals) + 2 * (
         np.kron(np.eye(Z.shape[1]), inside) - np.kron(Z.T @ moment @ Z, np.eye(Y.shape[1]))
@@ -149,12 +148,6 @@ def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Col
     gram, problem = solution.gram, solution.problem
     unit = problem.basis.T @ gram.cosines
     return problem, unit, np.linalg.qr(unit @ (gram.norms[:, None] * solution.coefficients))[0]
-
-
-def _moment(problem: Problem, weights: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r r"]:
-    """Return sum_k weights_k t_k t_k^T."""
-    moment: np.ndarray = (problem.terms * weights[problem.owner]) @ problem.terms.T
-    return moment
 
 
 def _hessian(

@@ -16,6 +16,7 @@ from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study, make_
 from fa.experiments.runs.sweep import Outcome
 from fa.gradients.gram import Gram, Square, measure
 from fa.irls import Options, default_m, solve_gram
+from fa.irls.problem import nonzero_eigenpairs
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
 from fa.training.records import Run
@@ -109,9 +110,8 @@ def explained(cosines: Square, coefficients: Float64[np.ndarray, "p q"]) -> Floa
         coefficients: Coefficients of the vectors on the unit gradients (p, q).
     """
     products = cosines @ coefficients
-    lengths, vectors = np.linalg.eigh(coefficients.T @ products)
-    kept = lengths > 1e-12 * lengths[-1]
-    inside = products @ (vectors[:, kept] / np.sqrt(lengths[kept]))
+    eigenvalues, vectors = nonzero_eigenpairs(coefficients.T @ products)
+    inside = products @ (vectors / np.sqrt(eigenvalues))
     values: np.ndarray = np.minimum(np.square(inside).sum(axis=1), 1.0)
     return values
 
