@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float64
 
 from fa import kernels
-from fa.gradients import Gradients
+from fa.gradients import Gradients, read_groups
 from fa.gradients.gram import Gram
 from fa.irls import regularizers
 from fa.irls.problem import Formulation, Problem, build_problem
-from fa.utils.validation import check_integer, check_one_of, check_real
+from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 FORMULATIONS = ("paper", "released")
 """Names of the formulations: that of the paper, and that of the released code."""
@@ -150,6 +150,35 @@ class Solution:
                 f"{norms.min():.0e} to {norms.max():.0e}: set them equal first, as preaggregators=('median_norm',) does"
             )
         return weights
+
+    def basis(self, G: Any) -> Any:
+        """Compute an orthonormal basis of the subspace, for every regularizer.
+
+        Args:
+            G: The gradients that the solver had, in the same form.
+
+        Returns:
+            The basis (n, k), float64, with k = min(m, rank G); a tensor on G's device if G is one, otherwise an array.
+
+        Raises:
+            ValueError: G does not have the solution's number of gradients, or as for `fa.irls.solve`.
+
+        Example:
+            >>> import numpy as np
+            >>> from fa import irls, objective
+            >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
+            >>> solution = irls.solve(G, m=1)
+            >>> bool(np.isclose(objective.value(G, solution.basis(G)), solution.objective))
+            True
+        """
+        gradients, counts = read_groups(G)
+        check("the numbers of gradients in G", counts, counts == self.counts, f"the solution's, {self.counts}")
+        if self.coefficients is None:
+            Y = torch.as_tensor(self.Y).double()
+        else:
+            rows = gradients.G.double()
+            Y = torch.linalg.qr(rows.T @ torch.from_numpy(self.coefficients).to(rows.device)).Q
+        return Y if isinstance(G, torch.Tensor) else Y.cpu().numpy()
 
     def _shares(self, formulation: Formulation | None) -> Float64[np.ndarray, " q"]:
         """Return the coefficients on the unit gradients of the vector that Y Y^T projects."""

@@ -288,7 +288,6 @@ def _effect(
     check("G", "0 throughout in this format", bool(Q.any()), "of numbers that the format keeps apart from 0")
     found = irls.solve(Q, **asdict(options))
     applied = torch.from_numpy(found.weights(formulation)).to(G.device)
-    Y = torch.linalg.qr(Q.T @ torch.from_numpy(found.coefficients).to(G.device))[0]
     d, d_q = weights @ G, applied @ Q
     return Effect(
         **asdict(format),
@@ -297,7 +296,8 @@ def _effect(
         cosine=float(F.normalize(d_q / d_q.abs().max(), dim=0) @ F.normalize(d / d.abs().max(), dim=0)),
         decision_error=_relative(applied @ G, d),
         value_error=float(np.abs(found.values - exact.values).max()),
-        objective_rise=objective.value(G, Y, options.lam, options.regularizer, options.a) - exact.objective,
+        objective_rise=objective.value(G, found.basis(Q), options.lam, options.regularizer, options.a)
+        - exact.objective,
         weights_error=_relative(applied, weights),
     )
 
