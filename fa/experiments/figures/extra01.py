@@ -20,7 +20,7 @@ from fa.experiments.figures.extras_common import (
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean, verdict
 from fa.experiments.reporting.equivalence import LEVEL
-from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
@@ -108,7 +108,7 @@ def _sweeps() -> list[Case]:
 def _regimes(profile: str) -> list[Case]:
     seeds = () if profile == "smoke" else SEEDS
     cases = []
-    for attack, f, changes in REGIMES.get(profile, ()):
+    for attack, f, changes in for_profile(REGIMES, profile):
         settings = {"attack": attack, **changes}
         cases.append(Case("mean", f, settings, EQUAL, seeds, CONTROL))
         cases += [Case("fa_default", f, settings, options, seeds, name) for name, options in SUBSPACES.items()]

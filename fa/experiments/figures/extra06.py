@@ -14,6 +14,7 @@ from fa.experiments.figures.extras_common import make_extra
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
 from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
+from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import MIN_MINIBATCHES
 from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import VARIANTS
@@ -83,7 +84,7 @@ LOOKS = {name: style.LOOKS[key] for name, key in FORMULATIONS.items()} | {SPAN: 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Create the study of Extra 6; see `make_study`. The random span draws by the run's seed."""
     grid = [
-        Case(variant, f, {"attack": attack}, options, SEEDS[profile], name)
+        Case(variant, f, {"attack": attack}, options, for_profile(SEEDS, profile), name)
         for attack, f in ATTACKS
         for name, (variant, options) in ARMS.items()
     ]

@@ -15,13 +15,13 @@ from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, ve
 from fa.experiments.reporting.curves import finish
 from fa.experiments.reporting.style import looks
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races, targets
-from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.recording import record
 from fa.experiments.runs.study import Case, OutDir, Results, RuleNames, Seeds, Study, last_points, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.rules import make_rule
-from fa.utils.timing import elapsed
+from fa.utils.timing import call_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ _SETTINGS = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """Create the study of Figure 10, whose workers are processes on the CPU; see `make_study`."""
-    grid = [Case(key, F_BY_PROFILE.get(profile, 0)) for key in (*RULES, *register_rules(rules))]
+    grid = [Case(key, for_profile(F_BY_PROFILE, profile)) for key in (*RULES, *register_rules(rules))]
     study = make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides | {"device": None})
     return replace(study, worker_processes=True)
 
@@ -82,11 +82,9 @@ def aggregation_times(study: Study) -> DataFrame:
         "FA by 1 SVD": partial(svd_steps, workers, steps=1),
         "FA by 5 SVDs": partial(svd_steps, workers, steps=5),
     }
-    for work in works.values():
-        work()  # The first call may compile.
-    rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(TIMED_CALLS))
-    costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
-    return costs.reset_index().assign(workers=len(G), n=G.shape[1])
+    milliseconds = {name: 1000 * min(call_seconds(work, TIMED_CALLS)) for name, work in works.items()}
+    table = pandas.DataFrame(milliseconds.items(), columns=["method", "milliseconds"])
+    return table.assign(workers=len(G), n=G.shape[1])
 
 
 def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fa import irls
 from fa.gradients.gram import measure as gram_of
 from fa.sdp.certificate import relax
-from fa.utils.timing import elapsed
+from fa.utils.timing import call_seconds
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def measure(grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3,
             generator = torch.Generator().manual_seed(seed)
             workers = list(torch.randn(case.p, case.k, case.n, generator=generator))
             for method, work in METHODS.items():
-                seconds = least_seconds(partial(work, workers, steps=case.N), repeats)
+                seconds = min(call_seconds(partial(work, workers, steps=case.N), repeats))
                 timings.append(CostTiming(**asdict(case), varied=varied, method=method, seconds=seconds))
     return timings
 
@@ -167,12 +167,7 @@ def certificate_seconds(G: Float[Tensor, "p n"], lam: float, m: int | None = Non
     """
     gram, _ = gram_of(G)
     columns = m or irls.default_m(gram.p)
-    return least_seconds(lambda: relax(irls.build_problem(gram, columns, lam, 2.0)), repeats)
-
-
-def least_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Return the least time of several calls, in seconds."""
-    return min(elapsed(work) for _ in range(repeats))
+    return min(call_seconds(lambda: relax(irls.build_problem(gram, columns, lam, 2.0)), repeats))
 
 
 def _slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
