@@ -88,16 +88,6 @@ def right_multiplication(solution: Solution) -> RightMultiplication:
     return RightMultiplication(gram.divide_by_norms(R) * gram.norms, Lambda, float(violation))
 
 
-def selection_matrix(rows: Sequence[int], p: int) -> Float64[np.ndarray, "p q"]:
-    """Return S (p, q) of the paper's section 2.3: the columns of G^T S are the gradients that a rule selects.
-
-    Args:
-        rows: Indices of the q selected gradients.
-        p: Number of gradients.
-    """
-    return np.eye(p)[:, list(rows)]
-
-
 def second_order(solution: Solution) -> SecondOrder:
     """Compute the smoothed objective's Riemannian gradient and Hessian at a solution.
 

@@ -5,12 +5,9 @@ netem drops packets if the kernel has it; otherwise nftables does. Linux, iprout
 
 from __future__ import annotations
 
-import ctypes
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,6 @@ SERVER = "10.99.0.1"
 """The server's address in its namespace."""
 
 _NAMES = Path("/run/netns")
-_NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
 
 @dataclass(frozen=True)
@@ -50,19 +46,6 @@ class Links:
         """
         alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
         return ["ip", "netns", "exec", namespace, *alone, *command]
-
-    @staticmethod
-    def udp_socket(namespace: str) -> socket.socket:
-        """Create a UDP socket in a namespace, usable from any thread of this process."""
-
-        def make() -> socket.socket:
-            with (_NAMES / namespace).open() as file:
-                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK):
-                    raise OSError(ctypes.get_errno(), f"entering the namespace {namespace}")
-            return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-
-        with ThreadPoolExecutor(1) as thread:  # Only this thread enters the namespace.
-            return thread.submit(make).result()
 
     def retransmitted_segments(self) -> int:
         """Return the number of segments that TCP has retransmitted in all namespaces."""
