@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fa import irls
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from tests.peers import best_of_pymanopt, instance
 from tests.reference import eq5, fa_paper, fa_released, flag_median
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pymanopt.manifolds import Grassmann
 
 from fa import irls
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.rules.krum_scores import bulyan_selection
 from fa.theory import optimality
 from tests import reference

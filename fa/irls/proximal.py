@@ -30,7 +30,8 @@ Journal on Optimization 30 (2020). Unlike here, they take the polar factor for e
 instead of t.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ from torch import Tensor
 from fa.gradients.gram import Gram
 from fa.irls import regularizers
 from fa.irls.problem import Problem, nonzero_eigenpairs, norm_fractions
+from fa.irls.solution import Options, Solution
+from fa.utils.validation import check
 
 _CHUNK = 1 << 14  # Number of coordinates converted to float64 at a time.
 _HALVINGS = 25  # Halvings of t after which no step lowers the objective by more than rounding.
@@ -137,6 +140,58 @@ class Task:
         """
         pieces = range(0, self.rows.shape[1], _CHUNK)
         return np.vstack([self.rows[:, k : k + _CHUNK].astype(np.float64).T @ coefficients for k in pieces])
+
+
+def solve(plain: Sequence[Solution], options: Options, start: Any) -> Solution:
+    """Minimise eq. 5 with a norm of Y, from several starts.
+
+    Args:
+        plain: Solutions for lam = 0, with the gradients. They are the starts "equal" and "data", with unit columns.
+        options: Options with the norm and its weight.
+        start: As for `fa.irls.solve`.
+
+    Returns:
+        The best end, whose Y is a tensor on the gradients' device.
+
+    Raises:
+        ValueError: `start` has a wrong shape.
+    """
+    solution, gradients = plain[0], plain[0].gradients
+    assert gradients is not None
+    problem = solution.problem
+    task = task_of(problem, solution.gram, gradients.G, options.regularizer, options.lam)
+    runs = (minimise(task, Y, options.tol, options.max_iter) for Y in _starts(task, plain, start, options))
+    point, history, converged = min(runs, key=lambda run: run[0].smoothed_objective)
+    return replace(
+        solution,
+        objective=problem.objective(point.residuals) + options.lam * point.norm,
+        objective_error_bound=problem.objective_error_bound(point.residuals),
+        history=history,
+        converged=converged,
+        values=1.0 - point.residuals[: problem.p],
+        coefficients=None,
+        lam=options.lam,
+        Y=torch.from_numpy(point.Y).to(gradients.G.device, torch.promote_types(gradients.G.dtype, torch.float32)),
+    )
+
+
+def _starts(task: Task, plain: Sequence[Solution], start: Any, options: Options) -> Iterator[Basis]:
+    """Yield the bases of the chosen start, then random ones."""
+    n, m = task.rows.shape[1], min(plain[0].m, len(task.problem.terms))
+    generator = np.random.default_rng(options.seed)
+    if not isinstance(start, str):
+        basis = torch.as_tensor(start, dtype=torch.float64).cpu().numpy()
+        check("start", basis.shape, basis.shape == (n, m), f"of ({n}, {m}) for this regularizer")
+        yield basis
+    elif start == "random":
+        yield generator.standard_normal((n, m))
+    else:
+        for solution in plain:
+            assert solution.coefficients is not None  # The solutions have lam = 0, so Y is in span(G).
+            yield task.combined(solution.coefficients)
+        yield task.units(m)
+    for _ in range(options.restarts):
+        yield generator.standard_normal((n, m))
 
 
 def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tuple[float, ...], bool]:

@@ -28,7 +28,8 @@ import torch
 from jaxtyping import Float64
 
 from fa.gradients import Gradients
-from fa.gradients.gram import Gram, measure_groups
+from fa.gradients.gram import Gram
+from fa.gradients.measurement import measure_groups
 from fa.irls import proximal
 from fa.irls.problem import RANK, Formulation, Problem, build_problem
 from fa.irls.solution import DEFAULTS, FORMULATIONS, Options, Solution
@@ -118,64 +119,15 @@ def solve(
     """
     options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
     gradients, counts, gram = measure_groups(G)
-    if options.leaves_span:
-        return _solve_outside(gram, options, gradients, formulation, start, counts, isinstance(G, torch.Tensor))
-    return solve_gram(gram, options, gradients, formulation, start, counts)
-
-
-def _solve_outside(
-    gram: Gram,
-    options: Options,
-    gradients: Gradients,
-    formulation: Formulation,
-    start: Any,
-    counts: tuple[int, ...],
-    tensor: bool,
-) -> Solution:
-    """Solve with a norm whose Y leaves span(G); Y is a tensor if `tensor`."""
-    plain = replace(options, lam=0.0, restarts=0)
+    if not options.leaves_span:
+        return solve_gram(gram, options, gradients, formulation, start, counts)
     word = start if isinstance(start, str) and start != "random" else "equal"
-    whole = solve_gram(gram, plain, gradients, formulation, word, counts)
-    problem = build_problem(gram, whole.m, 0.0, options.a, counts=counts)
-    task = proximal.task_of(problem, gram, gradients.G, options.regularizer, options.lam)
-    first = solve_gram(gram, replace(plain, max_iter=1), gradients, formulation, word, counts)
-    begins = _bases(task, (whole, first), start, options)
-    runs = (proximal.minimise(task, Y, options.tol, options.max_iter) for Y in begins)
-    point, history, converged = min(runs, key=lambda run: run[0].smoothed_objective)
-    Y = torch.from_numpy(point.Y).to(gradients.G.device, torch.promote_types(gradients.G.dtype, torch.float32))
-    return replace(
-        whole,
-        objective=problem.objective(point.residuals) + options.lam * point.norm,
-        objective_error_bound=problem.objective_error_bound(point.residuals),
-        history=history,
-        converged=converged,
-        values=1.0 - point.residuals[: len(counts)],
-        coefficients=None,
-        lam=options.lam,
-        regularizer=options.regularizer,
-        Y=Y if tensor else Y.numpy(),
+    limit, first = (
+        solve_gram(gram, replace(options, lam=0.0, restarts=0, max_iter=steps), gradients, formulation, word, counts)
+        for steps in (options.max_iter, 1)
     )
-
-
-def _bases(
-    task: proximal.Task, plain: tuple[Solution, ...], start: Any, options: Options
-) -> Iterator[Float64[np.ndarray, "n m"]]:
-    """Yield the bases of the chosen start, then random ones."""
-    n, m = task.rows.shape[1], min(plain[0].m, len(task.problem.terms))
-    generator = np.random.default_rng(options.seed)
-    if not isinstance(start, str):
-        given = torch.as_tensor(start, dtype=torch.float64).cpu().numpy()
-        check("start", given.shape, given.shape == (n, m), f"of ({n}, {m}) for this regularizer")
-        yield given
-    elif start == "random":
-        yield generator.standard_normal((n, m))
-    else:
-        for solution in plain:
-            assert solution.coefficients is not None  # The runs have lam = 0, so Y is in span(G).
-            yield task.combined(solution.coefficients)
-        yield task.units(m)
-    for _ in range(options.restarts):
-        yield generator.standard_normal((n, m))
+    solution = proximal.solve((limit, first), options, start)
+    return solution if isinstance(G, torch.Tensor) else replace(solution, Y=solution.Y.numpy())
 
 
 @single_threaded

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from fa.gradients.gram import Gram, measure_groups
+from fa.gradients.gram import Gram
+from fa.gradients.measurement import measure_groups
 from fa.irls import Problem, Solution, build_problem
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check
@@ -50,8 +51,8 @@ Terms = Float64[np.ndarray, "r N"]
 class Certificate:
     """Lower bound on eq. 5, beside the objective of a solution.
 
-    The rounding error of the bound has been subtracted. The bound holds for the Gram matrix that `fa.gradients.gram`
-    measured. Its relative error is about 1e-6 for float32 gradients, and 1e-13 for float64.
+    The rounding error of the bound has been subtracted. The bound holds for the measured Gram matrix
+    (`fa.gradients.measurement`). Its relative error is about 1e-6 for float32 gradients, and 1e-13 for float64.
 
     Attributes:
         objective: Eq. 5 at the solution.

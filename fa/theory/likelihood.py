@@ -19,7 +19,7 @@ from jaxtyping import Float64
 
 from fa import irls
 from fa.gradients import Gradients
-from fa.gradients.gram import measure_groups
+from fa.gradients.measurement import measure_groups
 from fa.utils.validation import check, check_real
 
 _DESCENT = 1e-4  # Share of the first-order decrease that a step of the line search must reach.

@@ -21,7 +21,7 @@ from fa.experiments.runs.recording import record
 from fa.experiments.runs.user_rules import register_rules
 from fa.experiments.runs.user_rules import resolve_variant as variant_of
 from fa.experiments.runs.variants import PAPER_RULES
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator
 from fa.rules.preaggregators import StepContext, apply_preaggregators

@@ -18,7 +18,8 @@ from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import MIN_MINIBATCHES
 from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import VARIANTS
-from fa.gradients.gram import Gram, measure
+from fa.gradients.gram import Gram
+from fa.gradients.measurement import measure
 from fa.rules import Rule, make_rule
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train

@@ -14,7 +14,8 @@ from fa.experiments.reporting.claims import Claim, verdict
 from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
 from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study, make_study
 from fa.experiments.runs.sweep import Outcome
-from fa.gradients.gram import Gram, Square, measure
+from fa.gradients.gram import Gram, Square
+from fa.gradients.measurement import measure
 from fa.irls import Options, default_m, solve_gram
 from fa.irls.problem import nonzero_eigenpairs
 from fa.training.config import TrainConfig

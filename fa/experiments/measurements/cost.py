@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
-from fa.gradients.gram import measure as gram_of
+from fa.gradients.measurement import measure as gram_of
 from fa.sdp.certificate import relax
 from fa.utils.timing import call_seconds
 
