@@ -18,7 +18,6 @@ DRAWN = sorted(path for profile in ("cpu", "paper") for path in (FIGURES / profi
 QUICK = sorted((FIGURES / "quick").glob("fig*.claims.csv")) + sorted((FIGURES / "quick").glob("extra*.claims.csv"))
 TRUSTED = "extra04"  # judges by all runs' workers.csv, which are not kept
 WATCHED = "fig03"  # looks at gradients while it trains: its table is itself the record
-BESIDE = {"spent": "times"}  # tables beside a figure's own that are not named as the argument of its claims
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +73,7 @@ def judged(module: Any, path: Path, tables: dict[str, Any], study: Study) -> lis
     settings = {argument: getattr(study, argument) for argument in ("chance", "margin") if argument in takes}
     for argument in takes:
         if argument not in tables and argument not in settings:
-            tables[argument] = pd.read_csv(path.parent / f"{name}.{BESIDE.get(argument, argument)}.csv")
+            tables[argument] = pd.read_csv(path.parent / f"{name}.{argument}.csv")
     return module.claims(**tables, **settings)
 
 

@@ -187,8 +187,8 @@ def _by_variance(
 ) -> Float64[np.ndarray, "r s"]:
     """Rotate Y to the eigenvectors of the weighted second moment in its span, the largest first."""
     moment = problem.second_moment(problem.factors * weights, Y)
-    turned: np.ndarray = Y @ np.linalg.eigh(moment)[1][:, ::-1]
-    return turned
+    rotated: np.ndarray = Y @ np.linalg.eigh(moment)[1][:, ::-1]
+    return rotated
 
 
 def _in_order(problem: irls.Problem, outer: irls.Solution) -> Square:

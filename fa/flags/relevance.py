@@ -17,7 +17,9 @@ from fa.gradients.inputs import is_matrix
 from fa.gradients.measurement import measure_groups
 from fa.utils.validation import check, check_integer
 
-_NAMED = 1e-10  # Squared length, or fraction of the largest singular value, below which a direction is rounding error.
+_MIN_SQUARED_LENGTH = (
+    1e-10  # Squared length, or fraction of the largest singular value, below which a direction is rounding error.
+)
 
 
 def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
@@ -49,13 +51,13 @@ def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
         [[1.0], [0.0], [0.0]]
     """
     gradients, counts, gram = measure_groups(G)
-    named = _read(relevant, counts, gradients.G)
+    dimensions = _read(relevant, counts, gradients.G)
     rows = gram.divide_by_norms(irls.build_problem(gram, 1, 0.0, 2.0, counts=counts).basis)
-    parts = [rows.T @ _inside(gradients.G, part).double().cpu().numpy() for part in named if part is not None]
+    parts = [rows.T @ _inside(gradients.G, part).double().cpu().numpy() for part in dimensions if part is not None]
     lengths, vectors = np.linalg.eigh(sum((part @ part.T for part in parts), np.zeros((rows.shape[1],) * 2)))
     m = irls.default_m(len(counts)) if m is None else m
     check_integer("m", m, 1)
-    chosen = rows @ vectors[:, lengths > _NAMED][:, ::-1][:, :m]
+    chosen = rows @ vectors[:, lengths > _MIN_SQUARED_LENGTH][:, ::-1][:, :m]
     return gradients.restore(gradients.G.T @ torch.from_numpy(chosen).to(gradients.G))
 
 
@@ -90,8 +92,8 @@ def restrict(G: Any, relevant: Any) -> Any:
         [[2.0, 0.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]]
     """
     gradients, counts = read_groups(G)
-    named = _read(relevant, counts, gradients.G)
-    parts = [_project(rows, part) for rows, part in zip(gradients.G.split(counts), named, strict=True)]
+    dimensions = _read(relevant, counts, gradients.G)
+    parts = [_project(rows, part) for rows, part in zip(gradients.G.split(counts), dimensions, strict=True)]
     if isinstance(G, Tensor | np.ndarray):
         return gradients.restore(torch.cat(parts))
     return [gradients.restore(part if is_matrix(entry) else part[0]) for entry, part in zip(G, parts, strict=True)]
@@ -102,26 +104,26 @@ def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> li
     listed = isinstance(relevant, Sequence) and not isinstance(relevant, str)
     check("relevant", type(relevant).__name__, listed, "a list with one entry a worker")
     check("the length of relevant", len(relevant), len(relevant) == len(counts), f"p = {len(counts)}")
-    return [None if entry is None else _named(f"relevant[{i}]", entry, G) for i, entry in enumerate(relevant)]
+    return [None if entry is None else _dimensions(f"relevant[{i}]", entry, G) for i, entry in enumerate(relevant)]
 
 
-def _named(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
+def _dimensions(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
     """Return sorted indices or an orthonormal basis for one entry, after checking it."""
     n = G.shape[1]
     try:
-        named = torch.as_tensor(entry if isinstance(entry, Tensor) else np.asarray(entry), device=G.device).detach()
+        entries = torch.as_tensor(entry if isinstance(entry, Tensor) else np.asarray(entry), device=G.device).detach()
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be an array, got {entry!r}") from None
-    found = (tuple(named.shape), str(named.dtype).removeprefix("torch."))
-    check(name, found, named.numel() > 0, "not empty; None says that a worker names nothing")
-    if named.ndim == 1 and not (named.is_floating_point() or named.is_complex() or named.dtype == torch.bool):
-        outside = named[(named < 0) | (named >= n)]
+    described = (tuple(entries.shape), str(entries.dtype).removeprefix("torch."))
+    check(name, described, entries.numel() > 0, "not empty; None says that a worker names nothing")
+    if entries.ndim == 1 and not (entries.is_floating_point() or entries.is_complex() or entries.dtype == torch.bool):
+        outside = entries[(entries < 0) | (entries >= n)]
         check(name, outside[:3].tolist(), not len(outside), f"of indices from 0 to n - 1 = {n - 1}")
-        indices: Tensor = torch.unique(named.long())
+        indices: Tensor = torch.unique(entries.long())
         return indices
-    directions = named.ndim == 2 and len(named) == n and named.is_floating_point()
-    check(name, found, directions, f"indices, (k,) integers, or directions, ({n}, k) floating-point numbers")
-    return _orthonormal(name, named.double()).to(torch.promote_types(G.dtype, torch.float32))
+    directions = entries.ndim == 2 and len(entries) == n and entries.is_floating_point()
+    check(name, described, directions, f"indices, (k,) integers, or directions, ({n}, k) floating-point numbers")
+    return _orthonormal(name, entries.double()).to(torch.promote_types(G.dtype, torch.float32))
 
 
 def _orthonormal(name: str, directions: Float64[Tensor, "n k"]) -> Float64[Tensor, "n r"]:
@@ -131,20 +133,24 @@ def _orthonormal(name: str, directions: Float64[Tensor, "n k"]) -> Float64[Tenso
     if not usable.all():
         raise ValueError(f"{name} must be finite and not 0 in each column; column {int(usable.int().argmin())} is not")
     basis, lengths, _ = torch.linalg.svd(directions / largest, full_matrices=False)
-    kept: Tensor = basis[:, lengths > _NAMED * lengths[0]]
-    return kept
+    spanning: Tensor = basis[:, lengths > _MIN_SQUARED_LENGTH * lengths[0]]
+    return spanning
 
 
-def _inside(rows: Float[Tensor, "q n"], named: Tensor) -> Float[Tensor, "q k"]:
+def _inside(rows: Float[Tensor, "q n"], dimensions: Tensor) -> Float[Tensor, "q k"]:
     """Return the rows' coordinates in the named dimensions."""
-    return torch.mm(rows.to(named.dtype), named) if named.is_floating_point() else rows.index_select(1, named)
+    return (
+        torch.mm(rows.to(dimensions.dtype), dimensions)
+        if dimensions.is_floating_point()
+        else rows.index_select(1, dimensions)
+    )
 
 
-def _project(rows: Float[Tensor, "q n"], named: Tensor | None) -> Float[Tensor, "q n"]:
+def _project(rows: Float[Tensor, "q n"], dimensions: Tensor | None) -> Float[Tensor, "q n"]:
     """Project the rows on the named dimensions."""
-    if named is None:
+    if dimensions is None:
         return rows
-    inside = _inside(rows, named)
-    if named.is_floating_point():
-        return torch.mm(inside, named.T).to(rows.dtype)
-    return torch.index_copy(torch.zeros_like(rows), 1, named, inside)
+    inside = _inside(rows, dimensions)
+    if dimensions.is_floating_point():
+        return torch.mm(inside, dimensions.T).to(rows.dtype)
+    return torch.index_copy(torch.zeros_like(rows), 1, dimensions, inside)

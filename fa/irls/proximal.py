@@ -103,11 +103,11 @@ class Task:
         n = len(Y)
         pieces = [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)]
         raw = sum((self.rows[:, piece].astype(np.float64) @ Y[piece] for piece in pieces), np.zeros((1, 1)))
-        left = np.zeros(len(self.rows))
+        squares = np.zeros(len(self.rows))
         for piece in pieces:
-            lost = (self.rows[:, piece] - raw @ Y[piece].T) * self.scales[:, None]
-            left += np.square(lost).sum(axis=1)
-        residuals = np.bincount(self.problem.owner, left, minlength=self.problem.factors.size)
+            rest = (self.rows[:, piece] - raw @ Y[piece].T) * self.scales[:, None]
+            squares += np.square(rest).sum(axis=1)
+        residuals = np.bincount(self.problem.owner, squares, minlength=self.problem.factors.size)
         norm = regularizers.value(self.name, torch.from_numpy(Y))
         smoothed = self.problem.smoothed_objective(residuals) + self.lam * norm
         return Point(Y, raw * self.scales[:, None], residuals, norm, smoothed)
@@ -124,9 +124,9 @@ class Task:
             The basis (n, m).
         """
         pieces = range(0, self.rows.shape[1], _CHUNK)
-        held = [np.square(self.rows[:, k : k + _CHUNK] * self.scales[:, None]).sum(axis=0) for k in pieces]
+        squares = [np.square(self.rows[:, k : k + _CHUNK] * self.scales[:, None]).sum(axis=0) for k in pieces]
         Y = np.zeros((self.rows.shape[1], m))
-        Y[np.argsort(-np.concatenate(held), kind="stable")[:m], range(m)] = 1.0
+        Y[np.argsort(-np.concatenate(squares), kind="stable")[:m], range(m)] = 1.0
         return Y
 
     def combined(self, coefficients: Float64[np.ndarray, "q m"]) -> Basis:
@@ -211,10 +211,10 @@ def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tu
     steepest = (task.problem.factors * task.problem.weights(point.residuals)).max()
     t, T, easy = 1 / max(steepest, 1.0), np.zeros((Y.shape[1], Y.shape[1])), 0
     while len(history) < max_iter:
-        found, shorter, T = _lower(task, point, t, T)
-        history.append(found.smoothed_objective)
-        change, point = point.smoothed_objective - found.smoothed_objective, found
-        if change < tol:
+        before = point.smoothed_objective
+        point, shorter, T = _lower(task, point, t, T)
+        history.append(point.smoothed_objective)
+        if before - point.smoothed_objective < tol:
             return point, tuple(history), True
         easy = easy + 1 if shorter == t else 0
         t = shorter
@@ -230,8 +230,8 @@ def _lower(task: Task, point: Point, t: float, T: Square) -> tuple[Point, float,
     """
     for _ in range(_HALVINGS if point.Y.size else 0):
         Z, T = proximal_step(task, point, t, T)
-        if Z is not None and (found := task.at(Z)).smoothed_objective < point.smoothed_objective:
-            return found, t, T
+        if Z is not None and (lower := task.at(Z)).smoothed_objective < point.smoothed_objective:
+            return lower, t, T
         t, T = t / 2, T / 2
     return point, t, T
 

@@ -166,11 +166,11 @@ def solve_gram(
     m = default_m(len(counts)) if options.m is None else options.m
     check_m(m, gram.p)
     problem = build_problem(gram, m, lam, options.a, formulation, counts)
-    found = [
+    runs = [
         _iterate(problem, weights, options.tol, options.max_iter)
         for weights in _starts(problem, gram, gradients, start, options)
     ]
-    states, converged = min(found, key=lambda run: problem.objective(run[0][-1].residuals))
+    states, converged = min(runs, key=lambda run: problem.objective(run[0][-1].residuals))
     last = states[-1]
     constant *= last.Y.shape[1]
     return Solution(
@@ -238,9 +238,9 @@ def _starts(
 
 def _weights_of(problem: Problem, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, " T"]:
     """Compute the weights at the subspace that these vectors span."""
-    left, sizes, _ = np.linalg.svd(vectors, full_matrices=True)
+    axes, sizes, _ = np.linalg.svd(vectors, full_matrices=True)
     rank = int((sizes > RANK * max(sizes.max(initial=0.0), 1e-300)).sum())
-    return problem.weights(problem.residuals(left[:, min(rank, problem.m) :]))
+    return problem.weights(problem.residuals(axes[:, min(rank, problem.m) :]))
 
 
 def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any) -> Float64[np.ndarray, "r k"]:

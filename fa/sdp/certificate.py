@@ -162,16 +162,16 @@ def relax(problem: Problem) -> float:
     smoothing = np.geomspace(*SMOOTHING, SMOOTHING_STEPS)
     for count in range(1, MAX_STEPS + 1):
         alpha, vectors = np.linalg.eigh(problem.second_moment(weights))
-        left = (vectors * _water_fill(alpha, len(T) - problem.m)) @ (vectors.T @ T)
-        squares = _sum_by_term(problem, np.square(left).sum(axis=0))
+        residuals = (vectors * _water_fill(alpha, len(T) - problem.m)) @ (vectors.T @ T)
+        squares = _sum_by_term(problem, np.square(residuals).sum(axis=0))
         if count % CHECK_EVERY == 0:
-            best = max(best, lower_bound(problem, weights[problem.owner] * left))
+            best = max(best, lower_bound(problem, weights[problem.owner] * residuals))
             close = REL_TOL if count < MIN_STEPS else REL_TOL_LATE
             if problem.factors @ squares ** (s / 2) <= (1 + close) * best:
                 break
         eps = smoothing[min(count, SMOOTHING_STEPS) - 1]
-        asked = s * problem.factors * (squares + eps**2) ** (s / 2 - 1)
-        change = np.divide(asked, weights, out=np.ones_like(weights), where=weights > 0)
+        target = s * problem.factors * (squares + eps**2) ** (s / 2 - 1)
+        change = np.divide(target, weights, out=np.ones_like(weights), where=weights > 0)
         weights = weights * change ** (OVER_RELAXATION if s == 1 else 1.0)
     return best
 

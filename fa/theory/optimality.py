@@ -127,8 +127,8 @@ def rate(history: Sequence[float]) -> float:
         The factor, or NaN if there are too few decreases.
     """
     decreases = -np.diff(history)
-    kept = decreases[decreases > 1e-13 * abs(history[0])]
-    return float(np.median(kept[1:][-10:] / kept[:-1][-10:])) if kept.size > 1 else float("nan")
+    falls = decreases[decreases > 1e-13 * abs(history[0])]
+    return float(np.median(falls[1:][-10:] / falls[:-1][-10:])) if falls.size > 1 else float("nan")
 
 
 def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Columns]:
@@ -145,9 +145,11 @@ def _hessian(
 ) -> Float64[np.ndarray, "k k"]:
     """Return the part with phi'', which is 0 below FLOOR, where the smoothed power is linear."""
     inverse = 1 / problem.a
-    bent = np.where(residuals > FLOOR, np.maximum(residuals, FLOOR) ** (inverse - 2), 0.0) * inverse * (inverse - 1)
+    curvature = (
+        np.where(residuals > FLOOR, np.maximum(residuals, FLOOR) ** (inverse - 2), 0.0) * inverse * (inverse - 1)
+    )
     columns = (Z.T @ problem.terms)[:, None] * (Y.T @ problem.terms)
     turns = np.zeros((problem.factors.size, columns.shape[0] * columns.shape[1]))
     np.add.at(turns, problem.owner, columns.reshape(-1, columns.shape[-1]).T)
-    hessian: np.ndarray = 4 * (turns.T * (problem.factors * bent)) @ turns
+    hessian: np.ndarray = 4 * (turns.T * (problem.factors * curvature)) @ turns
     return hessian

@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 NAME = "extra02_tuned_learning_rates"
 F = 3
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
-FEW = {"smoke": (0.05, 0.1)}  # Learning rates of profiles that are too small for five.
-TESTED = {"smoke": (2021,)}  # Seeds at the best rates, in profiles too small for three.
-HELD = 0.2  # Share of the training images that are used for validation.
+RATES_BY_PROFILE = {"smoke": (0.05, 0.1)}  # Learning rates of profiles that are too small for five.
+SEEDS_BY_PROFILE = {"smoke": (2021,)}  # Seeds at the best rates, in profiles too small for three.
+VALIDATION_SHARE = 0.2  # Share of the training images that are used for validation.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """Create the study of Extra 2, whose runs use validation images; see `make_study` and `tested`."""
     grid = [
-        Case(key, F, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
+        Case(key, F, {"lr": rate, "validation": VALIDATION_SHARE}, seeds=(SEEDS[0],))
         for key in (*RULES, *register_rules(rules))
-        for rate in FEW.get(profile, RATES)
+        for rate in RATES_BY_PROFILE.get(profile, RATES)
     ]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
@@ -59,7 +59,7 @@ def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None
         rates: Learning rate by variant.
         seeds: Seeds of the new runs; default: three.
     """
-    seeds = TESTED.get(study.profile, SEEDS) if seeds is None else seeds
+    seeds = SEEDS_BY_PROFILE.get(study.profile, SEEDS) if seeds is None else seeds
     cells = []
     for key, rate in rates.items():
         like = next(cell for cell in study.cells if cell.variant == key and cell.config.lr == rate)
@@ -106,7 +106,11 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
         axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
-    axes.set(xlabel="learning rate", ylabel=f"validation accuracy ({HELD:.0%} of the training images)", ylim=(0, 1))
+    axes.set(
+        xlabel="learning rate",
+        ylabel=f"validation accuracy ({VALIDATION_SHARE:.0%} of the training images)",
+        ylim=(0, 1),
+    )
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 NAME = "fig03_explained_variance"
 F_VALUES = (0, 3)
-SPIKE = 0.9  # Explained variances from this value on are near 1.
-LARGER = 0.02  # Least difference that counts between shares or mean values.
+MIN_SPIKE_VALUE = 0.9  # Explained variances from this value on are near 1.
+MIN_DIFFERENCE = 0.02  # Least difference that counts between shares or mean values.
 LABELS = {
     "fa": "optimal Y, m = ceil((p + 1)/2)",
     "mean": "unit mean gradient",
@@ -173,15 +173,15 @@ def claims(table: DataFrame) -> list[Claim]:
     testable = table["iteration"].nunique() >= MIN_MINIBATCHES
     honest = table[~table["faulty"]].groupby(["basis", "f"])["value"]
     values = {(basis, int(f)): group for (basis, f), group in honest}
-    near = {key: float((group >= SPIKE).mean()) for key, group in values.items()}
+    near = {key: float((group >= MIN_SPIKE_VALUE).mean()) for key, group in values.items()}
     mean = {key: float(group.mean()) for key, group in values.items()}
-    above = [all(number["fa", f] > number["mean", f] + LARGER for number in (near, mean)) for f in F_VALUES]
+    above = [all(number["fa", f] > number["mean", f] + MIN_DIFFERENCE for number in (near, mean)) for f in F_VALUES]
     return [
         Claim(
             "C2",
             "a spike near 1 under the carefully chosen subspace, as opposed to the unit mean gradient",
-            f"share of v_i >= {SPIKE:g} of honest workers: {_by_basis(near)}. Mean v_i: {_by_basis(mean)}. The random"
-            f" span and one column are controls; threshold: {LARGER:g} above the unit mean",
+            f"share of v_i >= {MIN_SPIKE_VALUE:g} of honest workers: {_by_basis(near)}. Mean v_i: {_by_basis(mean)}."
+            f" The random span and one column are controls; threshold: {MIN_DIFFERENCE:g} above the unit mean",
             verdict(above, testable),
         ),
     ]

@@ -40,7 +40,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "cpu": {"iterations": 75},
     "paper": {"iterations": 800},
 }
-LOWER = 0.02  # Least difference between mean explained variances that counts.
+MIN_DIFFERENCE = 0.02  # Least difference between mean explained variances that counts.
 MIN_POINTS = 4  # Least number of points of a curve for a verdict on its falls.
 
 
@@ -151,8 +151,8 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
             "explained variances are the quality of workers: lower with augmented data",
             "mean v_i of clean workers minus that of augmented workers: "
             + ", ".join(f"{scheme} {gap:+.3f}" for scheme, gap in gaps.items())
-            + f"; threshold: {LOWER:g}",
-            verdict([gap > LOWER for gap in gaps.values()], testable),
+            + f"; threshold: {MIN_DIFFERENCE:g}",
+            verdict([gap > MIN_DIFFERENCE for gap in gaps.values()], testable),
         ),
     ]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fa.augment.recipes import read
 from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import NEAR, Claim, format_mean_range, learned, mean, verdict
+from fa.experiments.reporting.claims import MAX_LOSS, Claim, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
@@ -103,14 +103,14 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
     ceiling = last["mean", 15, 0]
     costs = times[times["rule"] == "fa"].set_index("workers")["milliseconds"]
     measured = ", ".join(f"p = {p}, f = {f}: {format_mean_range(values)}" for (p, f), values in final.items())
-    spent = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())
-    near = [mean(values) >= mean(ceiling) - NEAR for values in final.values()]
+    durations = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())
+    near = [mean(values) >= mean(ceiling) - MAX_LOSS for values in final.values()]
     return [
         Claim(
             "C10",
             "FA is feasible for larger setups, with up to 60 workers and 14 Byzantine ones",
-            f"final accuracy {measured}; {CEILING}: {format_mean_range(ceiling)}; threshold: {NEAR:g} below; one"
-            f" aggregation {spent}",
+            f"final accuracy {measured}; {CEILING}: {format_mean_range(ceiling)}; threshold: {MAX_LOSS:g} below; one"
+            f" aggregation {durations}",
             verdict(near, learned({"mean": ceiling}, chance)),
         )
     ]

@@ -32,7 +32,7 @@ NAME = "fig10_wall_clock"
 RULES = (*PAPER_RULES, "mean")
 F_BY_PROFILE = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
 TIMED_CALLS = 10  # Number of timed calls per method.
-DEARER = 1.1  # Least ratio of two measured times that counts.
+MIN_COST_RATIO = 1.1  # Least ratio of two measured times that counts.
 PHASES = {
     "compute": "the slowest worker's gradient",
     "network": "network and waiting",
@@ -87,12 +87,12 @@ def aggregation_times(study: Study) -> DataFrame:
     return table.assign(workers=len(G), n=G.shape[1])
 
 
-def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
+def draw(table: DataFrame, times: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
     """Draw (a) accuracy by seconds, (b) an epoch, (c) the ends of all runs, (d) the time of an aggregation.
 
     Args:
         table: The curves, one row a point.
-        spent: Seconds by phase; see `iteration_times`.
+        times: Seconds by phase; see `iteration_times`.
         costs: Milliseconds of one aggregation; see `aggregation_times`.
         title: Settings, for the figure's title.
         chance: Accuracy of guessing.
@@ -100,9 +100,9 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chanc
     figure = style.new_figure(11.5, 7.6)
     (a, b), (c, d) = figure.subplots(2, 2)
     _draw_curves(a, table, targets(table, chance))
-    _draw_epochs(b, spent)
+    _draw_epochs(b, times)
     _draw_ends(c, table)
-    _draw_aggregations(d, spent, costs)
+    _draw_aggregations(d, times, costs)
     figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
     heading = f"Workers are processes; f = {table['f'].iloc[0]} of them send {attack_heading(table)}"
     figure.suptitle(f"{heading}; {style.FA_FORMULATION}\n{title}", fontsize=10)
@@ -123,14 +123,14 @@ def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     axes.set_title("(a) time to accuracy")
 
 
-def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
-    means = spent.groupby("variant", sort=False).mean(numeric_only=True)
-    whole = means[list(PHASES)].sum(axis=1)
-    left = whole * 0
+def _draw_epochs(axes: Axes, times: DataFrame) -> None:
+    means = times.groupby("variant", sort=False).mean(numeric_only=True)
+    total = means[list(PHASES)].sum(axis=1)
+    start = total * 0
     for (part, what), colour in zip(PHASES.items(), style.sequential_colors(len(PHASES))[::-1], strict=True):
-        seconds = means[part] / whole * means["epoch"]
-        axes.barh([label(key) for key in means.index], seconds, left=left, color=colour, label=what)
-        left += seconds
+        seconds = means[part] / total * means["epoch"]
+        axes.barh([label(key) for key in means.index], seconds, left=start, color=colour, label=what)
+        start += seconds
     axes.set(title="(b) an epoch", xlabel="seconds")
     axes.invert_yaxis()
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
@@ -147,8 +147,8 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
 
 
-def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
-    means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
+def _draw_aggregations(axes: Axes, times: DataFrame, costs: DataFrame) -> None:
+    means = 1000 * times.groupby("variant", sort=False)["aggregation"].mean()
     ours = style.LOOKS["fa"]
     variants = looks(means.index)
     dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
@@ -163,40 +163,40 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     axes.invert_yaxis()
 
 
-def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+def claims(table: DataFrame, times: DataFrame, costs: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """Judge the first three parts of C11, and C12.
 
     An iteration transfers 8 p n bytes: each worker receives and sends n coordinates of four bytes.
 
     Args:
         table: The curves, one row a point.
-        spent: Seconds of an iteration by phase, as `iteration_times` returns them.
+        times: Seconds of an iteration by phase, as `iteration_times` returns them.
         costs: Milliseconds of one aggregation, as `aggregation_times` returns them.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    table, spent = builtin_rows(table), builtin_rows(spent)
+    table, times = builtin_rows(table), builtin_rows(times)
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
     final_lead, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
-    cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
-    dearer = [cost["fa"] > DEARER * cost[key] for key in PAPER_RULES if key != "fa"]
-    each = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
+    cost = {key: 1000 * value for key, value in times.groupby("variant", sort=False)["aggregation"].mean().items()}
+    costlier = [cost["fa"] > MIN_COST_RATIO * cost[key] for key in PAPER_RULES if key != "fa"]
+    by_rule = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
     svd = ", ".join(f"{row.method} {row.milliseconds:.1f} ms" for row in costs.itertuples())
     megabytes = 8 * costs["workers"].iloc[0] * costs["n"].iloc[0] / 1e6
     return [
         Claim(
             "C11",
             "the iteration complexity of FA is higher",
-            f"one aggregation during training: {each}; outside of training: {svd}",
-            verdict(dearer),
+            f"one aggregation during training: {by_rule}; outside of training: {svd}",
+            verdict(costlier),
         ),
         Claim(
             "C11",
             "higher utility of each iteration, as reflected in time to accuracy",
-            f"time to {describe_races(seconds, '{:.1f} s')}; threshold: {DEARER:g} times FA's time",
-            verdict(fa_first(seconds, DEARER), bool(seconds)),
+            f"time to {describe_races(seconds, '{:.1f} s')}; threshold: {MIN_COST_RATIO:g} times FA's time",
+            verdict(fa_first(seconds, MIN_COST_RATIO), bool(seconds)),
         ),
         Claim(
             "C11",

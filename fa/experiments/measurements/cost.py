@@ -81,10 +81,10 @@ def svd_steps(
     for _ in range(steps):
         weighted = torch.cat([weight**0.5 * X for weight, X in zip(weights, columns, strict=True)], dim=1)
         Y = torch.linalg.svd(weighted, full_matrices=False)[0][:, : m or irls.default_m(len(columns))]
-        left = [float((X - Y @ (Y.T @ X)).square().sum()) for X in columns]
-        weights = [max(residual, irls.FLOOR) ** -0.5 for residual in left]
+        residuals = [float((X - Y @ (Y.T @ X)).square().sum()) for X in columns]
+        weights = [max(residual, irls.FLOOR) ** -0.5 for residual in residuals]
     mean = torch.stack([worker.mean(dim=0) for worker in workers]).mean(dim=0)
-    return 1 - np.array(left), Y @ (Y.T @ mean)
+    return 1 - np.array(residuals), Y @ (Y.T @ mean)
 
 
 def in_gram_space(

@@ -51,8 +51,8 @@ class Links:
         """Return the number of segments that TCP has retransmitted in all namespaces."""
         count = 0
         for name in (self.server, *self.workers):
-            said = _run("ip", "netns", "exec", name, "cat", "/proc/net/snmp")
-            names, values = (line.split()[1:] for line in said.splitlines() if line.startswith("Tcp:"))
+            counters = _run("ip", "netns", "exec", name, "cat", "/proc/net/snmp")
+            names, values = (line.split()[1:] for line in counters.splitlines() if line.startswith("Tcp:"))
             count += int(dict(zip(names, values, strict=True))["RetransSegs"])
         return count
 
@@ -140,7 +140,7 @@ def _lose(server: str, name: str, rank: int, percent: int) -> str:
 add chain ip fa in {{ type filter hook prerouting priority 0; }}
 add rule ip fa in ip saddr {source} numgen random mod 100 < {percent} counter drop
 """
-            _run(*f"ip netns exec {where} nft -f -".split(), given=rules)
+            _run(*f"ip netns exec {where} nft -f -".split(), stdin=rules)
         return "nftables"
 
 
@@ -155,5 +155,5 @@ def _ip(*arguments: str) -> None:
     _run("ip", *arguments)
 
 
-def _run(*command: str, given: str = "") -> str:
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
+def _run(*command: str, stdin: str = "") -> str:
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout

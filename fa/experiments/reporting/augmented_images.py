@@ -57,12 +57,12 @@ def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]
     speed = np.hypot(*arrows.T)
     x, y = (arrows / speed[:, None]).T
     look: dict[str, Any] = {"cmap": "viridis", "angles": "xy", "scale": 17, "width": 0.008, "pivot": "mid"}
-    shown = axes.quiver(*points.T, x, y, np.log10(speed), **look)
+    arrows = axes.quiver(*points.T, x, y, np.log10(speed), **look)
     unit = "pixels from the centre" if pixels else "parts of the side"
     axes.set(xlabel=f"x ({unit})", ylabel=f"y ({unit})", aspect="equal")
     axes.grid(visible=False)
     axes.invert_yaxis()
-    axes.figure.colorbar(shown, ax=axes, label="$\\log_{10}$ of the speed")
+    axes.figure.colorbar(arrows, ax=axes, label="$\\log_{10}$ of the speed")
 
 
 def strip(images: dict[str, Images]) -> Figure:

@@ -22,7 +22,7 @@ OPEN = "not established"  # Some differences exceed the margin, but none passes 
 
 LEARNED = 3.0  # Factor of chance: if no run exceeds it, no rule learned, and accuracies cannot be compared.
 CHANCE_MARGIN = 0.05  # Accuracy above chance that still counts as chance.
-NEAR = 0.05  # Accuracy below the mean without Byzantine workers that still counts as near it.
+MAX_LOSS = 0.05  # Accuracy below the mean without Byzantine workers that still counts as near it.
 
 
 @dataclass(frozen=True)

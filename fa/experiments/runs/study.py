@@ -194,11 +194,11 @@ class Study:
         steps = f"{self._values('iterations')} iterations"
         several = len(seeds) > 1
         attack = f", attack {plugins.display_name(self.attack)}" if self.attack else ""
-        shown = f"seed{'s' * several} {_enumerate(seeds)}{self.seed_caption * several}"
+        seed_text = f"seed{'s' * several} {_enumerate(seeds)}{self.seed_caption * several}"
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.skipped.values())
         skipped = "".join(f"\nexcluded: {reason}" for reason in reasons)
         unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
-        return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{skipped}", *wrap(unfinished, _TITLE_WIDTH)])
+        return "\n".join([f"{task}; {counts}{attack}, {steps}, {seed_text}{skipped}", *wrap(unfinished, _TITLE_WIDTH)])
 
     def _values(self, setting: str) -> str:
         """Return the values of a setting in the order of the cases, as in 64/128/192."""
@@ -303,9 +303,9 @@ def make_study(
         and configurations(grid, usual, seeds, changes) != configurations(grid, usual)
     )
     skipped = {str(cell.case): reason for cell in cells if (reason := _refusal(cell.config))}
-    kept = tuple(cell for cell in cells if str(cell.case) not in skipped)
+    accepted = tuple(cell for cell in cells if str(cell.case) not in skipped)
     folder = figures_dir(profile, out, custom)
-    return Study(name, profile, folder, kept, skipped, attack=overrides.get("attack"))
+    return Study(name, profile, folder, accepted, skipped, attack=overrides.get("attack"))
 
 
 def configurations(
@@ -329,8 +329,8 @@ def configurations(
         variant = resolve_variant(case.variant)
         rule = {"rule": variant.rule, "rule_options": {**dict(variant.options), **case.options}, "byzantine": case.f}
         config = TrainConfig(**{**common, **case.settings, **rule, **overrides})
-        shown = replace(case, settings={**case.settings, **attack})
-        cells += [Cell(shown, replace(config, seed=seed)) for seed in seeds or case.seeds or settings["seeds"]]
+        case = replace(case, settings={**case.settings, **attack})
+        cells += [Cell(case, replace(config, seed=seed)) for seed in seeds or case.seeds or settings["seeds"]]
     return cells
 
 
