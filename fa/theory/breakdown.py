@@ -121,6 +121,9 @@ def faulty_weight(d: Float[np.ndarray, " n"], G: Float[np.ndarray, "p n"], f: in
         d: Direction (n,).
         G: Gradients (p, n), the Byzantine ones first.
         f: Number of Byzantine gradients.
+
+    Returns:
+        The share.
     """
     faulty, honest = (float(d @ mean / (mean @ mean)) for mean in (G[:f].mean(axis=0), G[f:].mean(axis=0)))
     return faulty / (faulty + honest)

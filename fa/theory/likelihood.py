@@ -60,13 +60,23 @@ class Beta:
 
         Args:
             v: Explained variances in (0, 1), of any shape.
+
+        Returns:
+            The densities, of the shape of v.
         """
         log_constant = math.lgamma(self.alpha) + math.lgamma(self.beta) - math.lgamma(self.alpha + self.beta)
         density: np.ndarray = v ** (self.alpha - 1) * (1 - v) ** (self.beta - 1) * math.exp(-log_constant)
         return density
 
     def log(self, x: Numbers) -> Numbers:
-        """Return l(x), elementwise."""
+        """Return l(x), elementwise.
+
+        Args:
+            x: Numbers greater than 0, of any shape.
+
+        Returns:
+            l of each number; -inf for 0 with the exact logarithm.
+        """
         with np.errstate(divide="ignore"):
             logs: np.ndarray = np.log(x) if self.a == math.inf else self.a * (x ** (1 / self.a) - 1)
         return logs
@@ -78,6 +88,9 @@ class Beta:
 
         Args:
             v: Explained variances in [0, 1], of any shape.
+
+        Returns:
+            The sum over all v.
         """
         sides = ((1 - self.alpha, v), (1 - self.beta, 1 - v))
         return sum(float(factor * self.log(x).sum()) for factor, x in sides if factor)
@@ -88,6 +101,9 @@ class Beta:
         Args:
             v: Explained variances.
             residuals: Residuals 1 - v, of the same shape.
+
+        Returns:
+            The terms, of the shape of v.
         """
         both: np.ndarray = (1 - self.alpha) * self._floored(v) + (1 - self.beta) * self._floored(residuals)
         return both
@@ -98,6 +114,9 @@ class Beta:
         Args:
             v: Explained variances.
             residuals: Residuals 1 - v, of the same shape.
+
+        Returns:
+            The derivatives, of the shape of v.
         """
         both: np.ndarray = (1 - self.alpha) * self._slope(v) - (1 - self.beta) * self._slope(residuals)
         return both

@@ -186,6 +186,9 @@ def longest_chunk(bits: int) -> int:
     Args:
         bits: Bits b of a mantissa, 2 to 16.
 
+    Returns:
+        The number of products.
+
     Raises:
         ValueError: `bits` is out of range.
     """
@@ -238,6 +241,9 @@ def switch_bytes(p: int, bits: int, chunk: int, register: int = 64) -> int:
         bits: Bits of a mantissa.
         chunk: Number of columns in a chunk.
         register: Bits of a total; default 64.
+
+    Returns:
+        The number of bytes.
     """
     pairs = p * (p + 1) // 2
     return pairs * 4 + -(-pairs * register // 8) + -(-p * chunk * bits // 8)

@@ -119,6 +119,12 @@ def parts(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
     """Return the last points of the runs on norms, on options and on regimes.
 
     Runs of regimes have a learning rate of their own. Runs on norms have the profile's attack.
+
+    Args:
+        table: The curves, one row a point.
+
+    Returns:
+        The three tables, one row a run.
     """
     last = last_points(table)
     regimes = last["lr"].notna()
@@ -134,6 +140,9 @@ def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[f
         attack: The attack.
         option: The option; all others are those of DEFAULT.
         a: FA's exponent.
+
+    Returns:
+        Accuracies by value.
     """
     rows = sweeps[(sweeps["label"] == "FA") & (sweeps["attack"] == attack)]
     for name, value in (DEFAULT | {"a": a}).items():
@@ -143,13 +152,28 @@ def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[f
 
 
 def control(sweeps: DataFrame, attack: str) -> float:
-    """Return the control's final accuracy under an attack, the mean over seeds."""
+    """Return the control's final accuracy under an attack, the mean over seeds.
+
+    Args:
+        sweeps: Last points of the sweeps.
+        attack: The attack.
+
+    Returns:
+        The accuracy.
+    """
     rows = sweeps[(sweeps["label"] == CONTROL) & (sweeps["attack"] == attack)]
     return float(rows["test_accuracy"].mean())
 
 
 def leads(regimes: DataFrame) -> list[Lead]:
-    """Compare the best of SUBSPACES with the control in each regime, with one difference per seed."""
+    """Compare the best of SUBSPACES with the control in each regime, with one difference per seed.
+
+    Args:
+        regimes: Last points of the runs on regimes.
+
+    Returns:
+        One lead for each regime.
+    """
     compared = []
     for name, rows in by_regime(regimes).items():
         reached = by_label(rows)

@@ -45,7 +45,14 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def chosen(validation: DataFrame) -> dict[str, float]:
-    """Return each rule's rate with the best mean validation accuracy over seeds; the lowest of equals."""
+    """Return each rule's rate with the best mean validation accuracy over seeds; the lowest of equals.
+
+    Args:
+        validation: Curves of the runs on validation images.
+
+    Returns:
+        Learning rates by variant.
+    """
     final = accuracies(validation[validation["validation"] > 0], "lr")
     rates = sorted({rate for _, rate in final})
     return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *user_rules_in(validation))}
@@ -58,6 +65,9 @@ def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None
         study: The runs on validation images.
         rates: Learning rate by variant.
         seeds: Seeds of the new runs; default: three.
+
+    Returns:
+        The study, with cells of both kinds.
     """
     seeds = SEEDS_BY_PROFILE.get(study.profile, SEEDS) if seeds is None else seeds
     cells = []
@@ -69,7 +79,16 @@ def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None
 
 
 def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = None) -> Results:
-    """Do the runs on validation images and then those at the best rates; see `tested`."""
+    """Do the runs on validation images and then those at the best rates; see `tested`.
+
+    Args:
+        study: The runs on validation images.
+        jobs: Number of runs at a time; default: one a core.
+        seeds: Seeds of the runs at the best rates; default: three.
+
+    Returns:
+        The results of all runs.
+    """
     return tested(study, chosen(study.run(jobs).table()), seeds).run(jobs)
 
 

@@ -56,7 +56,15 @@ def study(
 
 
 def cells(table: DataFrame, f: int) -> DataFrame:
-    """Return final test accuracies: rules as rows, attacks as columns, NaN where a rule is not defined."""
+    """Return final test accuracies: rules as rows, attacks as columns, NaN where a rule is not defined.
+
+    Args:
+        table: The curves, one row a point.
+        f: Number of Byzantine workers.
+
+    Returns:
+        The accuracies, with labels of rules and attacks.
+    """
     last = last_points(table[table["f"] == f])
     grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
     names = [*(label(key) for key in (*RULES, *user_rules_in(table))), SAME_LENGTH]

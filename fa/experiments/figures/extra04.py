@@ -107,7 +107,16 @@ def _reported(workers: DataFrame, column: str, f: int) -> Any:
 
 
 def draw(workers: DataFrame, detections: DataFrame, title: str) -> Figure:
-    """Draw FA's explained variances and weights over time (above), and the detectors (below)."""
+    """Draw FA's explained variances and weights over time (above), and the detectors (below).
+
+    Args:
+        workers: Rows of `workers`.
+        detections: Rows of `detection`.
+        title: Settings, for the figure's title.
+
+    Returns:
+        The figure.
+    """
     figure = style.new_figure(15, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     above, below = halves
@@ -134,13 +143,29 @@ def draw(workers: DataFrame, detections: DataFrame, title: str) -> Figure:
 
 
 def cells(detections: DataFrame, column: str) -> DataFrame:
-    """Return precision or recall, with detectors as rows and attacks as columns."""
+    """Return precision or recall, with detectors as rows and attacks as columns.
+
+    Args:
+        detections: Rows of `detection`.
+        column: "precision" or "recall".
+
+    Returns:
+        The shares.
+    """
     grid = detections.pivot(index="detector", columns="attack", values=column)
     return grid.reindex(index=list(DETECTORS), columns=list(ATTACKS)).rename(columns=ATTACKS)
 
 
 def claims(workers: DataFrame, detections: DataFrame) -> list[Claim]:
-    """Judge E4: whether values, weights and selection detect Byzantine workers."""
+    """Judge E4: whether values, weights and selection detect Byzantine workers.
+
+    Args:
+        workers: Rows of `workers`.
+        detections: Rows of `detection`.
+
+    Returns:
+        The claims.
+    """
     testable = workers["iteration"].nunique() >= MIN_MINIBATCHES
     recall = detections.set_index(["detector", "attack"])["recall"]
     guess = detections.groupby("detector")["guess"].mean()

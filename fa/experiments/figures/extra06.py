@@ -156,6 +156,9 @@ def cosine_with_unit_mean(gram: Gram, weights: Float64[np.ndarray, " p"]) -> flo
     Args:
         gram: Gram matrix of the gradients.
         weights: Weights (p,).
+
+    Returns:
+        The cosine, from -1 to 1.
     """
     on_units = weights * gram.norms
     products = gram.cosines @ np.stack([on_units, np.ones(gram.p)], axis=1)
@@ -195,6 +198,9 @@ def comparisons(table: DataFrame) -> list[Comparison]:
 
     Args:
         table: The curves, one row a point.
+
+    Returns:
+        One comparison for each attack and arm that has runs.
     """
     last = last_points(table)
     compared = []

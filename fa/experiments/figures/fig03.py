@@ -109,6 +109,9 @@ def explained(cosines: Square, coefficients: Float64[np.ndarray, "p q"]) -> Floa
     Args:
         cosines: Cosines of the gradients (p, p).
         coefficients: Coefficients of the vectors on the unit gradients (p, q).
+
+    Returns:
+        The explained variances, float64, at most 1.
     """
     products = cosines @ coefficients
     eigenvalues, vectors = nonzero_eigenpairs(coefficients.T @ products)

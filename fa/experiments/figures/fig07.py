@@ -58,7 +58,14 @@ def _augmentations() -> dict[tuple[tuple[str, Any], ...], str]:
 
 
 def tables(results: Results) -> tuple[DataFrame, DataFrame]:
-    """Return the curves with a column `scheme`, and FA's explained variances by scheme, seed, iteration and worker."""
+    """Return the curves with a column `scheme`, and FA's explained variances by scheme, seed, iteration and worker.
+
+    Args:
+        results: Results of this figure's study.
+
+    Returns:
+        Both tables.
+    """
     import pandas
 
     names = _augmentations()

@@ -50,7 +50,14 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def iteration_times(results: Results) -> DataFrame:
-    """Return one row per run: seconds of an iteration by `PHASES`, and seconds of an epoch."""
+    """Return one row per run: seconds of an iteration by `PHASES`, and seconds of an epoch.
+
+    Args:
+        results: Results of this figure's study.
+
+    Returns:
+        Columns variant, seed, those of `PHASES`, and epoch.
+    """
     import pandas
 
     rows = []
@@ -70,6 +77,12 @@ def aggregation_times(study: Study) -> DataFrame:
     """Measure one aggregation of the first gradients of FA's run, as the least of TIMED_CALLS in milliseconds.
 
     The methods are FA, and plain torch on the n x p matrix with one SVD (released code) or five (paper).
+
+    Args:
+        study: The study of this figure.
+
+    Returns:
+        Columns method, milliseconds, workers and n.
     """
     import pandas
 

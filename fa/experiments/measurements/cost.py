@@ -115,6 +115,9 @@ def measure(grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3,
         base: The other sizes.
         repeats: Number of timed calls.
         seed: Seed of the gradients.
+
+    Returns:
+        One timing for each size and method.
     """
     timings = []
     for varied, sizes in grid.items():

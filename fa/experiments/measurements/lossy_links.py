@@ -43,6 +43,9 @@ class Links:
         Args:
             namespace: The namespace.
             command: The command to run there.
+
+        Returns:
+            The command, as a list of arguments.
         """
         alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
         return ["ip", "netns", "exec", namespace, *alone, *command]
@@ -79,6 +82,9 @@ def star_network(workers: int, lossy: int = 0, loss: float = 0.1) -> Iterator[Li
         workers: Number of workers.
         lossy: Number of lossy links: those of the first workers.
         loss: Share of packets that these lose in both directions, rounded to whole per cents.
+
+    Returns:
+        A context manager, whose value is the namespaces.
 
     Raises:
         ValueError: A number is out of range.

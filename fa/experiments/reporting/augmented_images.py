@@ -26,7 +26,15 @@ STRENGTHS = 5  # Maximal number of times in a sample grid, evenly selected from 
 
 
 def pattern(side: int, channels: int = 1) -> Images:
-    """Return an image (1, channels, side, side) of a white lattice on grey, which shows where each pixel moves."""
+    """Return an image (1, channels, side, side) of a white lattice on grey, which shows where each pixel moves.
+
+    Args:
+        side: Height and width in pixels.
+        channels: Number of channels.
+
+    Returns:
+        The image, with values in [0, 1].
+    """
     lines = torch.arange(side) % 4 == 0
     lines[-1] = True
     grid = torch.where(lines[:, None] | lines, 255, 70).to(torch.uint8)
@@ -96,7 +104,15 @@ def samples(recipe: Recipe, images: Images, seed: int) -> Figure:
 
 
 def evenly(values: Sequence[float], count: int) -> list[float]:
-    """Return at most `count` of the values, evenly selected, with the first and the last."""
+    """Return at most `count` of the values, evenly selected, with the first and the last.
+
+    Args:
+        values: The values, at least one.
+        count: Largest number of values to return.
+
+    Returns:
+        The selected values, in their order.
+    """
     places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
     return [values[place] for place in places]
 
