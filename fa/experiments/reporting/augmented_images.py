@@ -61,9 +61,9 @@ def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]
     pixels = centred(system)
     ticks = np.linspace(-(side - 1) / 2, (side - 1) / 2, 14) if pixels else np.linspace(0.02, 0.98, 14)
     points = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-    arrows = SYSTEMS[system].velocity(points, **{**SYSTEMS[system].parameters, **parameters})
-    speed = np.hypot(*arrows.T)
-    x, y = (arrows / speed[:, None]).T
+    velocities = SYSTEMS[system].velocity(points, **{**SYSTEMS[system].parameters, **parameters})
+    speed = np.hypot(*velocities.T)
+    x, y = (velocities / speed[:, None]).T
     look: dict[str, Any] = {"cmap": "viridis", "angles": "xy", "scale": 17, "width": 0.008, "pivot": "mid"}
     arrows = axes.quiver(*points.T, x, y, np.log10(speed), **look)
     unit = "pixels from the centre" if pixels else "parts of the side"
