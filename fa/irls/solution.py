@@ -1,6 +1,6 @@
 """Options and solutions of the solvers of eq. 5."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -70,7 +70,7 @@ DEFAULTS = Options()
 """Default options."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """Result of a solver of eq. 5.
 
@@ -98,16 +98,16 @@ class Solution:
     history: tuple[float, ...]
     converged: bool
     values: Float64[np.ndarray, " p"]
-    coefficients: Float64[np.ndarray, "q m"] | None = field(repr=False)
+    coefficients: Float64[np.ndarray, "q m"] | None
     m: int
     lam: float
     a: float
     regularizer: str
     formulation: Formulation
-    gram: Gram = field(repr=False)
-    counts: tuple[int, ...] = field(repr=False)
-    gradients: Gradients | None = field(default=None, repr=False)
-    Y: Any = field(default=None, repr=False)
+    gram: Gram
+    counts: tuple[int, ...]
+    gradients: Gradients | None = None
+    Y: Any = None
 
     @property
     def iterations(self) -> int:
@@ -119,6 +119,38 @@ class Solution:
         """Return the data terms and pairs in a basis of span(G), without a norm of Y."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
         return build_problem(self.gram, self.m, lam, self.a, self.formulation, self.counts)
+
+    def __repr__(self) -> str:
+        return (
+            f"Solution(objective={self.objective:.6g}, iterations={self.iterations}, converged={self.converged}, "
+            f"p={len(self.counts)}, m={self.m}, lam={self.lam:g}, a={self.a:g}, regularizer={self.regularizer!r})"
+        )
+
+    def basis(self, G: Any = None) -> Any:
+        """Compute an orthonormal basis of the subspace, for every regularizer.
+
+        Args:
+            G: The gradients that the solution belongs to. None: those that it has. Required after `solve_gram` without
+                gradients.
+
+        Returns:
+            Y (n, min(m, rank G)), an array if G is one, otherwise a tensor; float32 for gradients of 16 bits.
+
+        Raises:
+            ValueError: The solution comes from a Gram matrix alone and G is None, or G has another number of rows.
+        """
+        if self.Y is not None:
+            return self.Y
+        if G is None and self.gradients is None:
+            raise ValueError("G must be the gradients, since this solution was found from a Gram matrix alone")
+        gradients = self.gradients if G is None else read_groups(G)[0]
+        assert gradients is not None and self.coefficients is not None  # Only "l1" and "rows" have no coefficients.
+        rows = gradients.G
+        check("G", len(rows), len(rows) == len(self.coefficients), f"{len(self.coefficients)} gradients")
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        # The columns of G^T C are orthonormal only up to rounding, which is large where gradients nearly agree.
+        Y: torch.Tensor = torch.linalg.qr(rows.T @ torch.from_numpy(self.coefficients).to(rows)).Q
+        return Y.numpy() if isinstance(gradients.restore(gradients.G[0]), np.ndarray) else Y
 
     def weights(self, formulation: Formulation | None = None) -> Float64[np.ndarray, " q"]:
         """Compute the direction's coefficients on the gradients.
@@ -150,35 +182,6 @@ class Solution:
                 f"{norms.min():.0e} to {norms.max():.0e}: set them equal first, as preaggregators=('median_norm',) does"
             )
         return weights
-
-    def basis(self, G: Any) -> Any:
-        """Compute an orthonormal basis of the subspace, for every regularizer.
-
-        Args:
-            G: The gradients that the solver had, in the same form.
-
-        Returns:
-            The basis (n, k), float64, with k = min(m, rank G); a tensor on G's device if G is one, otherwise an array.
-
-        Raises:
-            ValueError: G does not have the solution's number of gradients, or as for `fa.irls.solve`.
-
-        Example:
-            >>> import numpy as np
-            >>> from fa import irls, objective
-            >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
-            >>> solution = irls.solve(G, m=1)
-            >>> bool(np.isclose(objective.value(G, solution.basis(G)), solution.objective))
-            True
-        """
-        gradients, counts = read_groups(G)
-        check("the numbers of gradients in G", counts, counts == self.counts, f"the solution's, {self.counts}")
-        if self.coefficients is None:
-            Y = torch.as_tensor(self.Y).double()
-        else:
-            rows = gradients.G.double()
-            Y = torch.linalg.qr(rows.T @ torch.from_numpy(self.coefficients).to(rows.device)).Q
-        return Y if isinstance(G, torch.Tensor) else Y.cpu().numpy()
 
     def _shares(self, formulation: Formulation | None) -> Float64[np.ndarray, " q"]:
         """Return the coefficients on the unit gradients of the vector that Y Y^T projects."""
