@@ -138,7 +138,7 @@ def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
     for worker, group in enumerate(rows):
         _check_same(worker, "number of parameters,", rows[0].shape[1], group.shape[1])
         _check_same(worker, "dtype,", rows[0].dtype, group.dtype)
-    restore = _same if isinstance(G[0], Tensor) else Tensor.numpy
+    restore: Callable[[Tensor], Any] = (lambda d: d) if isinstance(G[0], Tensor) else Tensor.numpy
     return Gradients(torch.cat(rows), restore), tuple(len(group) for group in rows)
 
 
@@ -153,7 +153,7 @@ def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
         ValueError: Rows are not finite; the message names them, and for a worker with several rows the gradient.
     """
     places = [(worker, k) for worker, count in enumerate(counts) for k in range(count)]
-    bad = [place for place, whole in zip(places, finite, strict=True) if not whole]
+    bad = [place for place, is_finite in zip(places, finite, strict=True) if not is_finite]
     if not bad:
         return
     where = f"row {', '.join(str(worker) for worker, _ in bad)}"
@@ -172,11 +172,6 @@ def is_matrix(entry: Any) -> bool:
         True for a tensor or array with two dimensions.
     """
     return isinstance(entry, Tensor | np.ndarray) and entry.ndim == 2
-
-
-def _same(d: Tensor) -> Tensor:
-    """Return the argument."""
-    return d
 
 
 def _check_same(worker: int, what: str, first: object, other: object) -> None:
@@ -212,7 +207,7 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
         for piece, name in zip(row.split([layer.numel() for layer in layers.values()]), layers, strict=True):
             piece.copy_(entry[name].reshape(-1))
     medians = {name: _median([entry[name] for entry in entries]) for name in states}
-    keep_shared = _remove_shared_infinities(G) if state_dict else _same
+    keep_shared = _remove_shared_infinities(G) if state_dict else lambda d: d
     if state_dict:
         _check_one_finite(G, layers)
     return Gradients(G, lambda d: _like(workers[0], layers, medians, keep_shared(d)))
