@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 from fa.experiments import match_names
 from fa.experiments.paths import project_root
 from fa.utils.validation import check
+
+LIMIT = 500_000
+"""Size in bytes above which the pictures of an executed copy are reduced to 256 colours."""
 
 
 def find(names: Sequence[str] = ()) -> list[Path]:
@@ -31,7 +36,8 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
 
     Args:
         path: The notebook.
-        target: Folder; the executed copy is written into its subfolder "notebooks".
+        target: Folder; the executed copy is written into its subfolder "notebooks". The copy has neither times nor
+            paths of this machine below the checkout.
         **parameters: Values of the notebook's parameters. Those that it does not have are ignored. The parameter
             "interactive" is False by default.
 
@@ -69,4 +75,44 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
         raise ValueError(f"{path.name} failed with {error.ename}: {error.evalue} (see {executed})") from error
     except OSError as error:
         raise ValueError(f"{path.name} could not be executed into {executed}: {error.strerror or error}") from error
+    tidy(executed)
     return executed
+
+
+def tidy(executed: Path) -> None:
+    """Rewrite an executed copy so that it can be committed.
+
+    Times of the execution are removed, paths below the checkout become relative to it, and the pictures of a copy of
+    more than LIMIT bytes are reduced to 256 colours.
+
+    Args:
+        executed: The copy, as papermill wrote it.
+    """
+    import nbformat
+
+    text = executed.read_text(encoding="utf-8").replace(f"{project_root()}/", "")
+    notebook = nbformat.reads(text, as_version=4)
+    for part in (notebook, *notebook.cells):
+        part.metadata.pop("papermill", None)
+        part.metadata.pop("execution", None)
+        if part.metadata.get("tags") == []:
+            del part.metadata["tags"]
+    if len(text) > LIMIT:
+        for cell in notebook.cells:
+            for output in cell.get("outputs", ()):
+                if "image/png" in output.get("data", {}):
+                    output.data["image/png"] = _reduced(output.data["image/png"])
+    nbformat.write(notebook, executed)
+
+
+def _reduced(encoded: str) -> str:
+    """Return a PNG in base64 with 256 colours on white, or the PNG itself if that is smaller."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
+    opaque = Image.new("RGBA", picture.size, "white")
+    opaque.alpha_composite(picture)
+    file = io.BytesIO()
+    colours = opaque.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    colours.save(file, "PNG", optimize=True)
+    return min(base64.b64encode(file.getvalue()).decode() + "\n", encoded, key=len)
