@@ -11,13 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fa.gradients import read
 from fa.utils import plugins
 from fa.utils.seeds import generator
-from fa.utils.validation import check, check_one_of
+from fa.utils.validation import check, check_integer, check_one_of
 
 DROPPED = 0.1
 """Probability that "drop" loses a coordinate, and that "chunk_loss" loses a chunk."""
@@ -100,6 +103,41 @@ def make_attack(name: str) -> Attack:
         check_one_of("attack", name, tuple(ATTACKS), plugins.OTHER_SPECS)
     check("attack", name, isinstance(found, Attack), "a fa.attacks.Attack")
     return found  # type: ignore[no-any-return]
+
+
+def attack(G: Any, name: str, f: int, seed: int = 0, iteration: int = 0) -> Any:
+    """Return a copy of G in which the first f workers are Byzantine.
+
+    Args:
+        G: Gradients (p, n), a tensor or an array. For attacks that change the worker's own gradient, the first f rows
+            are those workers' gradients; otherwise they are ignored.
+        name: Attack, as in `make_attack`.
+        f: Number of Byzantine workers, less than p.
+        seed: Seed of the attack's random numbers.
+        iteration: Iteration, from which they also depend.
+
+    Returns:
+        The new gradients, of G's kind, dtype and device.
+
+    Raises:
+        ValueError: An argument is invalid, or a user's attack has changed an honest row.
+
+    Example:
+        >>> import numpy as np, fa
+        >>> fa.attack(np.ones((3, 2)), "ipm", f=1)
+        array([[-0.1, -0.1],
+               [ 1. ,  1. ],
+               [ 1. ,  1. ]])
+    """
+    check("G", type(G).__name__, isinstance(G, Tensor | np.ndarray), "a tensor or an array (p, n)")
+    gradients = read(G)
+    attacked = gradients.G.clone()
+    check_integer("f", f, 0)
+    check("f", f, f < len(attacked), f"less than p = {len(attacked)}, the number of gradients")
+    chosen = make_attack(name)
+    if f:
+        chosen.apply(attacked, range(f), seed, iteration)
+    return gradients.restore(attacked)
 
 
 def _random(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:

@@ -102,7 +102,7 @@ def refuses(rank: int) -> None:
     with pytest.raises(ValueError, match=r"^regularizer must be .*'l1'"):
         ddp.register(parallel(), make_rule("fa", lam=1.0, regularizer="l1"))
     model = parallel()
-    ddp.register(model, make_rule("multi_krum"))
+    ddp.register(model, make_rule("multi_krum", f=0))
     if rank > 1:
         model.module.layers[0].bias.register_hook(lambda g: torch.full_like(g, torch.inf))
     with pytest.raises(ValueError, match=r"^multi_krum\b.*\b2\b.*\b4\b"):

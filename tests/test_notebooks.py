@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import nbformat
@@ -13,14 +14,16 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from fa.cli import cli
+from fa.cli import cli, main
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, match_names, notebooks
 from fa.experiments.notebooks import LIMIT, execute, find
 from fa.experiments.reporting.claims import UNTESTABLE
 from fa.experiments.runs.store import Record
 from fa.experiments.runs.study import Study
 from fa.experiments.runs.sweep import Outcome
+from fa.experiments.runs.variants import VARIANTS
 from fa.training import TrainConfig
+from tests.texts import check_refusal
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -198,3 +201,65 @@ def test_ctrl_c_says_how_to_go_on(command: str, tmp_path: Path, monkeypatch: pyt
     assert "Traceback" not in stopped.stderr
     *_, last = stopped.stderr.splitlines()
     assert last.startswith("fa: ")
+
+
+def test_parameters_go_through_the_command_and_into_the_provenance(tmp_path: Path) -> None:
+    words = ["reproduce", "fig02", "--profile", "smoke", "--jobs", "1", "--out", str(tmp_path)]
+    parameters = ["-p", "seeds", "[2021, 2022]", "-p", "iterations", "2", "-p", "lr", "0.1"]
+    done = CliRunner().invoke(cli, [*words, *parameters], catch_exceptions=False)
+    assert done.exit_code == 0
+    about = json.loads((tmp_path / "fig02_mean_tolerance.json").read_text())
+    assert about["parameters"] == {"seeds": [2021, 2022], "iterations": 2, "lr": 0.1}
+    runs = about["runs"].values()
+    assert {(run["seed"], run["iterations"], run["lr"]) for run in runs} == {(2021, 2, 0.1), (2022, 2, 0.1)}
+    again = shlex.split(about["command"])
+    assert again[:5] == ["fa", "reproduce", "--profile", "smoke", "fig02_mean_tolerance"]
+    assert again[5:] == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "pattern"),
+    [
+        (
+            "fig04",
+            ["iteration", "10"],
+            r"^fa: parameter of fig04_byzantine_workers must be .*'iteration'.*'iterations'",
+        ),
+        ("fig04", ["variants", "fa"], r"^fa: variants must be .*\blist\b.*'fa'"),
+        ("fig04", ["iterations", "2.5"], r"^fa: iterations must be .*\bint\b.*2\.5"),
+        ("fig04", ["iterations", "true"], r"^fa: iterations must be .*\bint\b.*True"),
+        ("theory01", ["iterations", "3"], r"^fa: parameter of theory01_flag_aggregator must be .*'iterations'"),
+        ("fig04", ["profile", "cpu"], r"^fa: parameter must be .*'profile'.*--profile"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_a_notebook_runs(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    parameters: list[str],
+    pattern: str,
+) -> None:
+    monkeypatch.setattr(notebooks, "execute", lambda *_, **__: pytest.fail("executed"))
+    with pytest.raises(SystemExit) as leaving:
+        main(["reproduce", name, "--out", str(tmp_path), "-p", *parameters])
+    output = capsys.readouterr()
+    assert isinstance(leaving.value.code, int)
+    check_refusal(leaving.value.code, output.err, pattern)
+
+
+def test_parameters_change_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(notebooks, "execute", lambda _, target, **__: seen.append(target))
+    monkeypatch.setattr("fa.experiments.reporting.report.figure_files", lambda _: [])
+    for more in ([], ["-p", "seed", "3"]):
+        CliRunner().invoke(cli, ["reproduce", "theory01", "--profile", "smoke", *more], catch_exceptions=False)
+    assert [folder.name for folder in seen] == ["smoke", "smoke-custom"]
+
+
+def test_the_list_names_figures_parameters_and_variants() -> None:
+    done = CliRunner().invoke(cli, ["reproduce", "--list"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert all(path.stem in done.output for path in NOTEBOOKS)
+    assert all(key in done.output for key in VARIANTS)
+    assert all(f"    {name} (" in done.output for name in ("seeds", "iterations", "variants", "faulty", "seed"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--rule", default="fa", show_default=True, help="Aggregation rule.")
-@click.option("--f", type=int, default=0, show_default=True, help="Number of Byzantine workers to tolerate.")
+@click.option("--f", type=int, show_default="0", help="Number of Byzantine workers to tolerate.")
 @rule_options
 @click.option("--threads", type=click.IntRange(min=1), help="Number of threads.  [default: torch's]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output file for d, .npy or .safetensors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def aggregate(
-    files: tuple[Path, ...], rule: str, f: int, threads: int | None, out: Path, as_json: bool, **options: Any
+    files: tuple[Path, ...], rule: str, f: int | None, threads: int | None, out: Path, as_json: bool, **options: Any
 ) -> None:
     """Aggregate the gradients in FILE, and write the direction d with their dtype.
 
@@ -37,7 +38,10 @@ def aggregate(
     from fa.gradients.memory_map import create_output, open_gradients
     from fa.rules import make_rule
 
-    aggregator = make_rule(rule, f=f, **pop_rule_options(options))
+    with warnings.catch_warnings(record=True) as caught:
+        aggregator = make_rule(rule, f=f, **pop_rule_options(options))
+    for warning in caught:
+        click.echo(f"fa: {warning.message}", err=True)
     aggregator.check_within_span("for files, which are not read into memory")
     if threads is not None:
         torch.set_num_threads(threads)

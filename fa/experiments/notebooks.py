@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fa.experiments import match_names
 from fa.experiments.paths import project_root
+from fa.utils.files import write_atomically
 from fa.utils.validation import check
 
 LIMIT = 500_000
@@ -29,6 +31,45 @@ def find(names: Sequence[str] = ()) -> list[Path]:
     """
     paths = {path.stem: path for path in sorted((project_root() / "notebooks").glob("*.ipynb"))}
     return [paths[stem] for stem in match_names(names or ("fig",), list(paths))]
+
+
+class Parameter(NamedTuple):
+    """A parameter of a notebook.
+
+    Attributes:
+        type: Name of its type.
+        help: Its meaning.
+    """
+
+    type: str
+    help: str
+
+
+def parameters_of(path: Path) -> dict[str, Parameter]:
+    """Return the parameters that a notebook declares, by name."""
+    import papermill
+
+    found = papermill.inspect_notebook(path)
+    return {name: Parameter(about["inferred_type_name"], about["help"]) for name, about in found.items()}
+
+
+def heading(path: Path) -> str:
+    """Return a notebook's title: the first line of its first cell."""
+    first = json.loads(path.read_text())["cells"][0]["source"]
+    return "".join(first).partition("\n")[0].lstrip("# ")
+
+
+def record_parameters(path: Path, command: str, parameters: Mapping[str, Any]) -> None:
+    """Add the parameters of a drawing, and the command with them, to its provenance.
+
+    Args:
+        path: NAME.json of the figure or notebook; a notebook without provenance has none.
+        command: Command that draws it again.
+        parameters: Values by name.
+    """
+    if path.is_file():
+        about = json.loads(path.read_text()) | {"command": command, "parameters": dict(parameters)}
+        write_atomically(path, json.dumps(about, indent=2) + "\n")
 
 
 def execute(path: Path, target: Path, **parameters: Any) -> Path:

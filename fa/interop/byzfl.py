@@ -158,7 +158,7 @@ def register() -> None:
     _library()
     aggregators = importlib.import_module("byzfl.aggregators.aggregators")
     for name in RULES:
-        setattr(aggregators, f"fa:{name}", type(make_rule(name)))
+        setattr(aggregators, f"fa:{name}", type(make_rule(name, f=0)))
 
 
 def _options(library_class: type) -> dict[str, Any]:

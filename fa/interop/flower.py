@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fa.rules import Rule, make_rule
+from fa.rules import Rule, make_rule, per_worker
 
 try:
     from flwr.app import Array, ArrayRecord
@@ -43,6 +43,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
     Attributes:
         rule: The rule.
         left_out: Reasons for the exclusion of nodes, by round and node.
+        weights: Weights of the nodes' updates in the direction, by round and node. None for a rule without weights.
 
     Raises:
         ValueError: Flower is not installed. A round raises it, too, if too few clients reply for the rule's f.
@@ -56,6 +57,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
         super().__init__(**options)
         self.rule = make_rule(rule) if isinstance(rule, str) else rule
         self.left_out: dict[int, dict[int, str]] = {}
+        self.weights: dict[int, dict[int, float | None]] = {}
         self._sent: dict[str, Tensor] = {}
 
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
@@ -98,8 +100,12 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
         left_out = {nodes[row]: reason for row, reason in result.decision.left_out.items()}
         left_out |= {node: _MALFORMED for node, update in zip(nodes, updates, strict=True) if update is None}
         self.left_out[server_round] = left_out
-        for node, reason in left_out.items():
-            logging.getLogger("flwr").info("\t> Left out node %d: %s", node, reason)
+        weights = dict(zip(nodes, per_worker(result.decision.weights, len(nodes)), strict=True))
+        self.weights[server_round] = weights
+        for node, weight in weights.items():
+            share = "" if weight is None else f", weight {weight:.4f}"
+            status = f"excluded: {left_out[node]}" if node in left_out else f"used{share}"
+            logging.getLogger("flwr").info("\t> Node %d %s", node, status)
         return self._moved(result.direction), self.train_metrics_aggr_fn(whole, self.weighted_by_key)
 
     def _update(self, content: Any) -> Update | None:

@@ -30,6 +30,7 @@ class Bulyan(Rule):
     formulation: Formulation = "paper"
 
     name: ClassVar[str] = "bulyan"
+    uses_f: ClassVar[bool] = True
     min_workers: ClassVar[tuple[int, int]] = (4, 3)
 
     def __post_init__(self) -> None:

@@ -43,6 +43,7 @@ class TrimmedMean(CoordinateRule):
     """
 
     name: ClassVar[str] = "trimmed_mean"
+    uses_f: ClassVar[bool] = True
 
     def decide(self, gram: Gram) -> ColumnDecision:
         return ColumnDecision(statistic=OrderStatistic(self.f, gram.p - self.f))
@@ -56,6 +57,7 @@ class MeaMed(CoordinateRule):
     """
 
     name: ClassVar[str] = "meamed"
+    uses_f: ClassVar[bool] = True
 
     def decide(self, gram: Gram) -> ColumnDecision:
         return ColumnDecision(statistic=OrderStatistic(*median_range(gram.p), nearest=gram.p - self.f))
@@ -69,6 +71,7 @@ class Phocas(CoordinateRule):
     """
 
     name: ClassVar[str] = "phocas"
+    uses_f: ClassVar[bool] = True
 
     def decide(self, gram: Gram) -> ColumnDecision:
         return ColumnDecision(statistic=OrderStatistic(self.f, gram.p - self.f, nearest=gram.p - self.f))

@@ -27,6 +27,7 @@ class Krum(Rule):
     """The gradient with the least sum of squared distances to its p - f - 2 nearest neighbours."""
 
     name: ClassVar[str] = "krum"
+    uses_f: ClassVar[bool] = True
     min_workers: ClassVar[tuple[int, int]] = (2, 3)
 
     def decide(self, gram: Gram) -> ColumnDecision:
@@ -44,6 +45,7 @@ class MultiKrum(Rule):
     keep: int | None = None
 
     name: ClassVar[str] = "multi_krum"
+    uses_f: ClassVar[bool] = True
     min_workers: ClassVar[tuple[int, int]] = (2, 3)
     column_count_option: ClassVar[str] = "keep"
 

@@ -126,8 +126,8 @@ class Scene:
 
     @property
     def gap(self) -> float:
-        """Upper bound of FA's relative distance from the optimum; 0 if the objective is 0."""
-        return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
+        """Upper bound of FA's relative distance from the optimum; 0 if the objective is 0 up to rounding."""
+        return sdp.relative_gap(self.objective, self.bound)
 
 
 def gradients(profile: str, seed: int = 2021) -> Float[Tensor, "p n"]:
