@@ -51,7 +51,7 @@ lint: $(STAMP) ## ruff (rules and format), mypy, and phrases that documents and 
 	  -r --include='*.py' --include='*.md' --include='*.ipynb' README.md ARCHITECTURE.md CONTRIBUTING.md docs fa notebooks
 
 docs: $(STAMP) ## the site: tutorial, guide, results, executed notebooks, API reference; into build/site
-	$(ONE_THREAD) $(BIN)/python -m sphinx --keep-going -q -W -c docs -d build/doctrees . build/site
+	$(ONE_THREAD) $(BIN)/python -m sphinx --keep-going -q -E -W -c docs -d build/doctrees . build/site
 
 lab: $(STAMP) ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)

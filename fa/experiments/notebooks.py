@@ -112,11 +112,11 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
             stdout_file=sys.stdout,
             extra_arguments=["--log-level=CRITICAL"],  # Only the output of the cells, without messages of the kernel.
         )
+        tidy(executed)
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path.name} failed with {error.ename}: {error.evalue} (see {executed})") from error
     except OSError as error:
         raise ValueError(f"{path.name} could not be executed into {executed}: {error.strerror or error}") from error
-    tidy(executed)
     return executed
 
 
@@ -129,21 +129,16 @@ def tidy(executed: Path) -> None:
     Args:
         executed: The copy, as papermill wrote it.
     """
-    import nbformat
-
     text = executed.read_text(encoding="utf-8").replace(f"{project_root()}/", "")
-    notebook = nbformat.reads(text, as_version=4)
-    for part in (notebook, *notebook.cells):
-        part.metadata.pop("papermill", None)
-        part.metadata.pop("execution", None)
-        if part.metadata.get("tags") == []:
-            del part.metadata["tags"]
+    notebook = json.loads(text)
+    for part in (notebook, *notebook["cells"]):
+        kept = {key: value for key, value in part["metadata"].items() if key not in ("papermill", "execution")}
+        part["metadata"] = {key: value for key, value in kept.items() if (key, value) != ("tags", [])}
     if len(text) > LIMIT:
-        for cell in notebook.cells:
-            for output in cell.get("outputs", ()):
-                if "image/png" in output.get("data", {}):
-                    output.data["image/png"] = _reduced(output.data["image/png"])
-    nbformat.write(notebook, executed)
+        for output in (output for cell in notebook["cells"] for output in cell.get("outputs", ())):
+            if "image/png" in output.get("data", {}):
+                output["data"]["image/png"] = _reduced(output["data"]["image/png"])
+    write_atomically(executed, json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def _reduced(encoded: str) -> str:
