@@ -17,7 +17,7 @@ for lam = 0, steps are very short and R hardly falls.
 
 The useful range of lam follows from three sizes:
 
-- R is at least m, since each column has sum |Y_j| >= ||Y_j|| = 1.
+- R is at least m, since each column has `sum |Y_j| >= ||Y_j|| = 1`.
 - At a dense basis, R is about m sqrt(2n/pi) for "l1" and sqrt(n m) for "rows".
 - The data terms are at most p.
 

@@ -129,7 +129,7 @@ class Effect(Format):
         direction_error: Relative error of the direction, ||d_q - d||/||d||.
         cosine: Cosine of d_q and d.
         decision_error: Relative error of the direction if the weights are applied to the original gradients.
-        value_error: Largest error of an explained variance |v_i|.
+        value_error: Largest error of an explained variance `v_i`, in absolute value.
         objective_rise: Increase of eq. 5 of the original gradients at the subspace of the quantized ones.
         weights_error: Relative error of the p weights.
     """
