@@ -79,7 +79,7 @@ def udp_socket(namespace: str) -> socket.socket:
     """Create a UDP socket in a network namespace, usable from any thread of this process."""
 
     def create() -> socket.socket:
-        with Path("/run/netns", namespace).open() as file:
+        with Path("/run/netns", namespace).open("rb") as file:
             if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"entering the namespace {namespace}")
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

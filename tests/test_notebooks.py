@@ -1,17 +1,23 @@
 """The notebooks: stripped, parameterised, and executed at smoke size from a folder that is not theirs."""
 
 import json
+import os
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 from click.testing import CliRunner
 
+from fa import irls
 from fa.cli import cli, main
+from fa.cli.notebook_parameters import parse
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, match_names, notebooks
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.claims import UNTESTABLE
@@ -92,6 +98,24 @@ def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_pat
 def test_a_cell_that_fails_is_one_line_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^fig02_mean_tolerance\.ipynb\b.*\bValueError: profile must be .*'tiny'"):
         execute(find(["fig02"])[0], tmp_path, profile="tiny", out=str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["theory04", "explore"])
+def test_a_notebook_takes_the_users_gradients(name: str, tmp_path: Path) -> None:
+    """From a file whose path is relative to the working directory, which is not the notebook's."""
+    G = np.random.default_rng(0).standard_normal((4, 50))
+    np.save(tmp_path / "G.npy", G)
+    values = parse([("gradients", os.path.relpath(tmp_path / "G.npy"))], find([name]))
+    executed = execute(find([name])[0], tmp_path, profile="smoke", **values)
+    assert pictures(executed) > 0
+    if name == "theory04":
+        assert f"{irls.solve(G).objective:.4f}" in executed.read_text()
+
+
+def test_the_index_links_every_notebook() -> None:
+    index = (ROOT / "notebooks" / "README.md").read_text()
+    assert sorted(re.findall(r"\]\((\w+\.ipynb)\)", index)) == [path.name for path in NOTEBOOKS]
 
 
 def test_a_figure_that_is_none_is_named() -> None:
@@ -218,3 +242,35 @@ def test_the_list_names_figures_parameters_and_variants() -> None:
     assert all(path.stem in done.output for path in NOTEBOOKS)
     assert all(key in done.output for key in VARIANTS)
     assert all(f"    {name} (" in done.output for name in ("seeds", "iterations", "variants", "faulty", "seed"))
+
+
+def git(*words: str, folder: Path) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_an_executed_notebook_is_unchanged_for_git(tmp_path: Path) -> None:
+    """With the filter that `make lab` configures."""
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "strip.py", tmp_path / "notebooks")
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    for path in NOTEBOOKS:
+        shutil.copy(path, tmp_path / "notebooks")
+    (command,) = re.findall(r"filter\.notebook\.clean '(.*)'", (ROOT / "Makefile").read_text())
+    git("init", "-q", folder=tmp_path)
+    git("add", ".", folder=tmp_path)
+    git("config", "filter.notebook.clean", command, folder=tmp_path)
+    changed = tmp_path / "notebooks" / OF_THEORY[0].name
+    notebook = nbformat.read(changed, as_version=4)
+    for count, cell in enumerate(notebook.cells):
+        cell.metadata["jupyter"] = {"outputs_hidden": True}
+        if cell.cell_type == "code":
+            cell.execution_count = count
+            cell.outputs = [nbformat.v4.new_output("stream", text="é 1\n")]
+    notebook.metadata.language_info["version"] = "3.13"
+    nbformat.write(notebook, changed)
+    for path in set(NOTEBOOKS) - {OF_THEORY[0]}:
+        (tmp_path / "notebooks" / path.name).touch()
+    assert git("diff", "--stat", folder=tmp_path) == ""
+    notebook.cells[-1].source += "more"
+    nbformat.write(notebook, changed)
+    assert git("diff", "--name-only", folder=tmp_path).split() == [f"notebooks/{changed.name}"]

@@ -23,6 +23,9 @@ _OPTIONS = {
 }
 """Parameters that have an option of their own."""
 
+_PATHS = {"gradients"}
+"""Parameters that are files, relative to the working directory of the command."""
+
 _WORDS = {"true": True, "false": False, "none": None, "null": None}
 _TYPES: dict[str, type | tuple[type, ...]] = {"list": list, "int": int, "float": (int, float), "bool": bool, "str": str}
 
@@ -53,6 +56,8 @@ def parse(parameters: Sequence[tuple[str, str]], paths: Sequence[Path]) -> dict[
     from fa.experiments.notebooks import parameters_of
 
     values = {name: _value(text) for name, text in parameters}
+    for name in values.keys() & _PATHS:
+        values[name] = str(Path(str(values[name])).resolve())  # A notebook runs in its own folder.
     for name in values:
         option = _OPTIONS.get(name)
         check("parameter", name, option is None, "one without an option of its own", f"Use {option}.")

@@ -13,7 +13,8 @@ PerGradient = Float64[np.ndarray, " p"]
 LARGEST_NORM = 1e150
 """Multiple of the usual norm to which larger norms are clipped where they are squared."""
 
-_LARGEST_EXPONENT = 1000  # Exponent of two: norms below 2^-1000 count as 0.
+LARGEST_EXPONENT = 1000
+"""Exponent of two: norms below 2^-1000 count as 0, and those above 2^1000 as not finite."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class Gram:
             The Gram matrix. Gradients with norms below 2^-1000 count as zero.
         """
         powers = np.zeros(len(K)) if exponents is None else exponents
-        logs = _log2(np.diag(K)) / 2 + powers
-        vanished = logs < -_LARGEST_EXPONENT  # Otherwise 1/||g_i|| would overflow.
+        logs = log2(np.diag(K)) / 2 + powers
+        vanished = logs < -LARGEST_EXPONENT  # Otherwise 1/||g_i|| would overflow.
         K = np.where(vanished[:, None] | vanished, 0.0, K)
         roots, exponent = np.sqrt(np.diag(K)), _usual_exponent(np.where(vanished, -np.inf, logs))
-        factors = np.exp2(np.clip(powers - exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+        factors = np.exp2(np.clip(powers - exponent, -LARGEST_EXPONENT, LARGEST_EXPONENT))
         inside = np.minimum(factors, LARGEST_NORM)
         return cls(cosines(K, roots), roots * factors, _distances(K * np.outer(inside, inside)), 2.0**exponent)
 
@@ -129,7 +130,7 @@ class Gram:
             The Gram matrix (p, p), with a new scale.
         """
         norms = self.norms * factors
-        scale = 2.0 ** _usual_exponent(_log2(norms))
+        scale = 2.0 ** _usual_exponent(log2(norms))
         scaled_norms = norms / scale
         a = (factors * (self.scale / scale))[:, None]
         squares = np.square(self.clipped_norms)[:, None]
@@ -173,8 +174,15 @@ def median_nonzero(norms: PerGradient) -> float:
     return median if median > 0 or not norms.any() else float(np.median(norms[norms > 0]))
 
 
-def _log2(numbers: PerGradient) -> PerGradient:
-    """Compute the logarithm to base 2, -inf for 0."""
+def log2(numbers: PerGradient) -> PerGradient:
+    """Compute the logarithm to base 2.
+
+    Args:
+        numbers: Numbers (p,), at least 0.
+
+    Returns:
+        The logarithms (p,), -inf for 0.
+    """
     logs: np.ndarray = np.log2(numbers, out=np.full(len(numbers), -np.inf), where=numbers != 0)
     return logs
 
@@ -182,7 +190,7 @@ def _log2(numbers: PerGradient) -> PerGradient:
 def _usual_exponent(logs: PerGradient) -> float:
     """Return the exponent of two below the median norm; gradients that are 0 or not finite do not count."""
     known = logs[np.isfinite(logs)]
-    return float(np.clip(np.floor(np.median(known)), -_LARGEST_EXPONENT, _LARGEST_EXPONENT)) if known.size else 0.0
+    return float(np.clip(np.floor(np.median(known)), -LARGEST_EXPONENT, LARGEST_EXPONENT)) if known.size else 0.0
 
 
 def cosines(K: Square, roots: PerGradient) -> Square:

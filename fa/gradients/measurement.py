@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fa import kernels
 from fa.gradients.blocks import ColumnBlocks
-from fa.gradients.gram import LARGEST_NORM, Gram, PerGradient, Square, cosines
+from fa.gradients.gram import LARGEST_EXPONENT, LARGEST_NORM, Gram, PerGradient, Square, cosines, log2
 from fa.gradients.inputs import Gradients, by_rows, check_finite, read_groups
 
 # Smallest eigenvalue of the cosines that a float32 pass, whose error is about 1e-6, resolves to a fraction of 1e-4.
@@ -39,7 +39,8 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
         K: Inner products (p, p) from a quick pass; None to compute them.
 
     Returns:
-        The Gram matrix, NaN at rows that are not finite, and which rows are finite, (p,) bool.
+        The Gram matrix, NaN at rows that are not finite, and which rows are finite, (p,) bool. A row whose norm is
+        above 2^1000 counts as not finite, since sums with it would leave float64; its norm is Inf.
     """
     columns = ColumnBlocks((by_rows(G),)) if isinstance(G, Tensor) else G
     K = columns.sum_over_blocks(kernels.gram) if K is None else K.copy()
@@ -54,13 +55,16 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
         if torch.float64 in columns.dtypes:
             exponents = _exponents(columns, finite)
         K = columns.sum_over_blocks(lambda part: _precise(part, exponents))
+    far = finite & (log2(np.diag(K)) / 2 + exponents > LARGEST_EXPONENT)
+    finite &= ~far
+    rows = np.flatnonzero(finite)
     K[~finite], K[:, ~finite] = np.nan, np.nan
     gram = Gram.from_inner_products(K, exponents)
     if _cancelled(gram.select(rows), K[np.ix_(rows, rows)]):
         divide = bool(exponents.any())
         D2 = columns.sum_over_blocks(lambda part: _exact_distances(part, gram.scale, divide))
         gram = replace(gram, D2=np.minimum(D2, LARGEST_NORM**2))
-    return gram, finite
+    return replace(gram, scaled_norms=np.where(far, np.inf, gram.scaled_norms)), finite
 
 
 def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
