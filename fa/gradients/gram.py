@@ -175,7 +175,14 @@ def median_nonzero(norms: PerGradient) -> float:
 
 
 def log2(numbers: PerGradient) -> PerGradient:
-    """Compute the logarithm to base 2, -inf for 0."""
+    """Compute the logarithm to base 2.
+
+    Args:
+        numbers: Numbers (p,), at least 0.
+
+    Returns:
+        The logarithms (p,), -inf for 0.
+    """
     logs: np.ndarray = np.log2(numbers, out=np.full(len(numbers), -np.inf), where=numbers != 0)
     return logs
 

@@ -138,7 +138,7 @@ def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
     for worker, group in enumerate(rows):
         _check_same(worker, "number of parameters,", rows[0].shape[1], group.shape[1])
         _check_same(worker, "dtype,", rows[0].dtype, group.dtype)
-    restore: Callable[[Tensor], Any] = (lambda d: d) if isinstance(G[0], Tensor) else Tensor.numpy
+    restore = _same if isinstance(G[0], Tensor) else Tensor.numpy
     return Gradients(torch.cat(rows), restore), tuple(len(group) for group in rows)
 
 
@@ -172,6 +172,11 @@ def is_matrix(entry: Any) -> bool:
         True for a tensor or array with two dimensions.
     """
     return isinstance(entry, Tensor | np.ndarray) and entry.ndim == 2
+
+
+def _same(d: Tensor) -> Tensor:
+    """Return the argument."""
+    return d
 
 
 def _check_same(worker: int, what: str, first: object, other: object) -> None:
