@@ -207,7 +207,7 @@ def _mimic(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 def _drop(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Set each coordinate of the worker's own gradient to zero with probability 0.1."""
     for worker in byzantine:
-        lost = torch.rand(G.shape[1], generator=streams(worker)) < DROPPED
+        lost = torch.rand(G.shape[1], dtype=torch.float32, device="cpu", generator=streams(worker)) < DROPPED
         G[worker].masked_fill_(lost.to(G.device), 0)
 
 
@@ -215,7 +215,9 @@ def _chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
     """Set each chunk of the worker's own gradient to zero with probability 0.1, as a link that loses datagrams."""
     n = G.shape[1]
     for worker in byzantine:
-        lost = (torch.rand(-(-n // CHUNK), generator=streams(worker)) < DROPPED).to(G.device)
+        lost = (torch.rand(-(-n // CHUNK), dtype=torch.float32, device="cpu", generator=streams(worker)) < DROPPED).to(
+            G.device
+        )
         G[worker].masked_fill_(lost.repeat_interleave(CHUNK)[:n], 0)
 
 

@@ -35,7 +35,7 @@ def aggregate(
     """
     import torch
 
-    from fa.gradients.memory_map import create_output, open_gradients
+    from fa.gradients.memory_map import create_output, open_gradients, read_state_dicts, write_state_dict
     from fa.rules import make_rule
 
     with warnings.catch_warnings(record=True) as caught:
@@ -46,20 +46,26 @@ def aggregate(
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.perf_counter()
-    G, layout = open_gradients(files)
-    aggregator.check_workers(len(G))
     overwrites = out.exists() and any(out.samefile(path) for path in files)
     check("out", str(out), not overwrites, "different from the files of the gradients")
-    with create_output(out, layout, G.shape[1]) as d:
-        decision = aggregator.aggregate(G, out=d).decision
-    seconds = time.perf_counter() - started
+    if state_dicts := read_state_dicts(files):
+        result = aggregator.aggregate(state_dicts)
+        decision, size = result.decision, sum(tensor.numel() for tensor in result.direction.values())
+        write_state_dict(out, result.direction)
+    else:
+        G, layout = open_gradients(files)
+        aggregator.check_workers(len(G))
+        size = G.shape[1]
+        with create_output(out, layout, size) as d:
+            decision = aggregator.aggregate(G, out=d).decision
+    seconds, p = time.perf_counter() - started, len(decision.selected) + len(decision.left_out)
     if as_json:
-        click.echo(json.dumps(_description(decision, len(G)), indent=2))
+        click.echo(json.dumps(_description(decision, p), indent=2))
         return
     for worker, reason in decision.left_out.items():
         file = f" ({files[worker].name})" if len(files) > 1 else ""
         click.echo(f"worker {worker}{file} excluded: {reason}")
-    click.echo(f"{rule} of {len(G)} gradients with {G.shape[1]} coordinates in {seconds:.1f} s: {out}")
+    click.echo(f"{rule} of {p} gradients with {size} coordinates in {seconds:.1f} s: {out}")
 
 
 def _description(decision: Decision, p: int) -> dict[str, Any]:

@@ -89,10 +89,11 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
         ValueError: A cell failed, or the copy cannot be written.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     executed = target / "notebooks" / path.name
     parameters = {"interactive": False} | parameters
-    accepted = papermill.inspect_notebook(path)
+    accepted = papermill.inspect_notebook(_literal(path))
     finished = bool(parameters.get("finished"))
     check(
         "finished",
@@ -103,11 +104,12 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            path,
-            executed,
+            _literal(path),
+            _literal(executed),
             parameters={name: value for name, value in parameters.items() if name in accepted},
             cwd=path.parent,
             kernel_name="python3",
+            kernel_manager_class=_kernel_of_this_interpreter(),
             progress_bar=False,
             stdout_file=sys.stdout,
             extra_arguments=["--log-level=CRITICAL"],  # Only the output of the cells, without messages of the kernel.
@@ -115,6 +117,8 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
         tidy(executed)
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path.name} failed with {error.ename}: {error.evalue} (see {executed})") from error
+    except DeadKernelError as error:
+        raise ValueError(f"{path.name} ended early: its kernel was killed, perhaps for want of memory") from error
     except OSError as error:
         raise ValueError(f"{path.name} could not be executed into {executed}: {error.strerror or error}") from error
     return executed
@@ -152,3 +156,20 @@ def _reduced(encoded: str) -> str:
     colours = opaque.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     colours.save(file, "PNG", optimize=True)
     return min(base64.b64encode(file.getvalue()).decode() + "\n", encoded, key=len)
+
+
+def _literal(path: Path) -> str:
+    """Return a path for papermill, which formats it as a template."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _kernel_of_this_interpreter() -> Any:
+    """Return a kernel manager that ignores other kernels named python3, such as those first on JUPYTER_PATH."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):  # type: ignore[misc,unused-ignore]
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+    return Manager

@@ -8,11 +8,13 @@ a state between calls (CenteredClipping) starts each call without one, since rul
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -122,19 +124,29 @@ def rule(name: str) -> type[Rule]:
 
 @cache
 def attack(name: str) -> Attack:
-    """Create an attack from one of ByzFL's, with its defaults.
+    """Create an attack from one of ByzFL's.
 
     Args:
-        name: Name of the attack in ByzFL.
+        name: Name of the attack in ByzFL, with its options if they are not the defaults: "ALittleIsEnough(tau=3.0)".
 
     Returns:
         The attack, which passes the honest gradients to ByzFL's.
 
     Raises:
-        ValueError: ByzFL is not installed or has no such attack.
+        ValueError: ByzFL is not installed or has no such attack or option, or the attack needs ByzFL's own clients.
     """
     attacks = _classes("attacks.attacks")
-    check_one_of("an attack of byzfl", name, sorted(attacks))
+    label, _, text = name.partition("(")
+    check_one_of("an attack of byzfl", label, sorted(attacks))
+    # There, clients flip the labels, and the attack on gradients is the honest mean: no attack at all.
+    check(
+        "an attack of byzfl", label, label != "LabelFlipping", "one on gradients, which does not need ByzFL's clients"
+    )
+    create = partial(attacks[label], **_call_options(name, text))
+    try:
+        create()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an attack of byzfl must have valid options, got {name!r} ({error})") from error
 
     def write(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
         """Write the Byzantine workers' gradients into G."""
@@ -142,9 +154,30 @@ def attack(name: str) -> Attack:
         honest = G[[worker for worker in range(len(G)) if worker not in excluded]]
         for worker in byzantine:
             with fork_global_rng(streams(worker).initial_seed(), G.device):
-                G[worker] = torch.as_tensor(attacks[name]()(honest)).to(G)
+                G[worker] = torch.as_tensor(create()(honest)).to(G)
 
     return Attack(f"byzfl:{name}", False, write)
+
+
+def _call_options(name: str, text: str) -> dict[str, Any]:
+    """Return the keyword arguments of NAME(KEY=NUMBER, ...), whose part after the first parenthesis is `text`."""
+    if not text:
+        return {}
+    try:
+        call = ast.parse(f"options({text}", mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert not call.args
+        return {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise ValueError(f"an attack of byzfl must be NAME or NAME(OPTION=VALUE, ...), got {name!r}") from error
+
+
+def _of_one_dtype(G: Any) -> Any:
+    """Cast gradients to the most frequent dtype, since ByzFL's Inf attack sends float64 whatever the others send."""
+    if not isinstance(G, Sequence) or not all(isinstance(g, Tensor) for g in G):
+        return G
+    ((usual, _),) = Counter(g.dtype for g in G).most_common(1)
+    return [g.to(usual) for g in G]
 
 
 def register() -> None:
@@ -158,7 +191,9 @@ def register() -> None:
     _library()
     aggregators = importlib.import_module("byzfl.aggregators.aggregators")
     for name in RULES:
-        setattr(aggregators, f"fa:{name}", type(make_rule(name, f=0)))
+        cls = type(make_rule(name, f=0))
+        call = {"__call__": lambda rule, G: rule.aggregate(_of_one_dtype(G)).direction}
+        setattr(aggregators, f"fa:{name}", type(cls.__name__, (cls,), call))
 
 
 def _options(library_class: type) -> dict[str, Any]:

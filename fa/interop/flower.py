@@ -8,7 +8,8 @@ rule's direction. All clients have equal weight, whatever their numbers of examp
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,11 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         valid.sort(key=lambda reply: reply.metadata.src_node_id)  # The result must not depend on the order of arrival.
         nodes = [reply.metadata.src_node_id for reply in valid]
-        updates = [self._update(reply.content) for reply in valid]
+        contents = [reply.content for reply in valid]
+        if not self._sent:  # No round was configured here: the models' medians are the reference.
+            self._sent = _median_model(contents)
+        usual = Counter(map(_metric_sizes, contents)).most_common(1)
+        updates = [self._update(content) if _metric_sizes(content) == usual[0][0] else None for content in contents]
         whole = [reply.content for reply, update in zip(valid, updates, strict=True) if update is not None]
         if not whole:
             return None, None
@@ -134,6 +139,35 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
             for name, own in self._sent.items()
         }
         return ArrayRecord({name: Array(np.asarray(tensor)) for name, tensor in moved.items()})
+
+
+def _metric_sizes(content: Any) -> tuple[tuple[str, int], ...]:
+    """Return the names of a reply's metrics, with the lengths of lists and -1 for numbers: FedAvg averages equal ones.
+
+    One client's list of another length would otherwise end the round.
+    """
+    sizes = [
+        (f"{record}/{name}", len(value) if isinstance(value, Sequence) else -1)
+        for record, metrics in content.metric_records.items()
+        for name, value in metrics.items()
+    ]
+    return tuple(sorted(sizes))
+
+
+def _median_model(contents: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the coordinate-wise median of the models that have the most frequent names, shapes and dtypes."""
+    models = [_tensors(next(iter(content.array_records.values()), {})) for content in contents]
+    kinds = [tuple((name, tensor.shape, tensor.dtype) for name, tensor in model.items()) for model in models]
+    if not kinds:
+        return {}
+    ((usual, _),) = Counter(kinds).most_common(1)
+    alike = [model for model, kind in zip(models, kinds, strict=True) if kind == usual]
+    return {
+        name: torch.from_numpy(
+            np.sort(np.stack([model[name].numpy() for model in alike]), axis=0)[(len(alike) - 1) // 2]
+        )
+        for name in alike[0]
+    }
 
 
 def _tensors(arrays: Any) -> dict[str, Tensor]:

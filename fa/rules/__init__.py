@@ -13,6 +13,7 @@ from fa.rules.flag import FlagAggregator
 from fa.rules.krum import Krum, MultiKrum
 from fa.rules.mean import Mean
 from fa.utils import plugins
+from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
 
 _CLASSES: tuple[type[Rule], ...] = (
@@ -94,6 +95,7 @@ def _rule_class(name: str) -> type[Rule]:
     return rule  # type: ignore[no-any-return]
 
 
+@untraced
 def aggregate(G: Any, rule: str | Rule = "fa", **options: Any) -> Any:
     """Aggregate p gradients of n coordinates into one direction.
 

@@ -6,6 +6,7 @@ It is generated only from the files that the notebooks have written to the profi
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from collections import Counter
@@ -110,8 +111,8 @@ def _theory(folder: Path) -> list[Path]:
 def _read(path: Path) -> dict[str, Any]:
     """Read a figure's provenance and claims."""
     try:
-        about: dict[str, Any] = json.loads(path.read_text())
-        with path.with_suffix(".claims.csv").open(newline="") as file:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with path.with_suffix(".claims.csv").open(newline="", encoding="utf-8") as file:
             claims = list(csv.DictReader(file))
         whole = all(None not in (*claim, *claim.values()) for claim in claims)
         check("its claims", "cut short", whole, "rows of as many cells as there are columns")
@@ -306,9 +307,12 @@ _OPEN = ("open", "?")
 def _page(profile: str, text: str) -> str:
     import mistune
 
-    body = _styled(str(mistune.create_markdown(escape=False, plugins=["table"])(text)))
+    # Texts of figures are escaped, so that a copied figure cannot bring a script; only our anchors are markup.
+    escaped = str(mistune.create_markdown(escape=True, plugins=["table"])(text))
+    body = _styled(re.sub(r"&lt;a id=&quot;([\w.-]+)&quot;&gt;&lt;/a&gt;", r'<a id="\1"></a>', escaped))
+    title = html.escape(f"fa, profile {profile}")
     return (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>fa, profile {profile}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>\n{_STYLE}\n</style></head>\n<body>\n{body}</body>\n</html>\n"
     )
