@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fa import flags, irls, objective
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.rules import RULES, make_rule
 from fa.sdp import certify
 from tests import tensors

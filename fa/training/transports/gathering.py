@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fa.attacks import make_attack
-from fa.gradients.gram import IncrementalGram
+from fa.gradients.incremental import IncrementalGram
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import GatheredGradients
