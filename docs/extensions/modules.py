@@ -51,11 +51,14 @@ class _Package(SphinxDirective):
 
 
 class _PublicModules(SphinxDirective):
-    """List the public modules, with the first sentence of each docstring."""
+    """List the public modules, with the first paragraph of each docstring."""
 
     def run(self) -> list[nodes.Node]:
-        names = "".join(f"   {name}\n" for name in ("fa", *public_packages()))
-        return self.parse_text_to_nodes(f".. autosummary::\n   :nosignatures:\n\n{names}\n")
+        text = ".. list-table::\n\n"
+        for name in ("fa", *public_packages()):
+            summary = (importlib.import_module(name).__doc__ or "").partition("\n\n")[0]
+            text += f"   * - :py:mod:`{name}`\n     - {' '.join(summary.split())}\n"
+        return self.parse_text_to_nodes(text)
 
 
 def _automodule(name: str) -> str:

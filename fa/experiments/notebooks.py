@@ -124,23 +124,6 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     return executed
 
 
-def _literal(path: Path) -> str:
-    """Return a path for papermill, which formats it as a template."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _kernel_of_this_interpreter() -> Any:
-    """Return a kernel manager that ignores other kernels named python3, such as those first on JUPYTER_PATH."""
-    from ipykernel.kernelspec import get_kernel_dict
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
-    class Manager(AsyncKernelManager):  # type: ignore[misc,unused-ignore]
-        kernel_spec = KernelSpec(**get_kernel_dict())
-
-    return Manager
-
-
 def tidy(executed: Path) -> None:
     """Rewrite an executed copy so that it can be committed.
 
@@ -173,3 +156,20 @@ def _reduced(encoded: str) -> str:
     colours = opaque.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     colours.save(file, "PNG", optimize=True)
     return min(base64.b64encode(file.getvalue()).decode() + "\n", encoded, key=len)
+
+
+def _literal(path: Path) -> str:
+    """Return a path for papermill, which formats it as a template."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _kernel_of_this_interpreter() -> Any:
+    """Return a kernel manager that ignores other kernels named python3, such as those first on JUPYTER_PATH."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):  # type: ignore[misc,unused-ignore]
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+    return Manager
