@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ _CHECKPOINT_HELP = "Checkpoint file; the same command resumes from it. Removed w
 _LISTEN_HELP = "Address on which to await `fa worker`, with rpc; by default workers start on this host."
 _BACKEND_HELP = "Workers: simulated in this process, processes of this host, or processes of torchrun."
 
+_ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/rules.md."
+
 _TYPES = {"int": int, "Real": float}
 
 
@@ -47,6 +50,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @_options
 @rule_options
+@click.option("--attack-option", "attack_options", multiple=True, metavar="NAME=VALUE", help=_ATTACK_OPTION_HELP)
 @click.option("--threads", type=click.IntRange(min=1), help="Number of torch's threads.  [default: torch's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for curve.csv, workers.csv and config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT_HELP)
@@ -127,8 +131,22 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         from fa.experiments.paths import recipe_path
 
         settings["augmentation"] = read(recipe_path(settings["augmentation"])).options
+    settings["attack_options"] = _attack_options(settings.pop("attack_options", ()))
     _check_default(settings)
     return TrainConfig(rule_options=options, **settings)
+
+
+def _attack_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse NAME=VALUE; a value that is not JSON is a string."""
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        check("attack_option", text, bool(name and equals), "NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def _check_default(settings: dict[str, Any]) -> None:

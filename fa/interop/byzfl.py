@@ -12,7 +12,8 @@ import importlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
-from functools import cache
+from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -81,12 +82,9 @@ class ByzFLRule(Rule):
         return ColumnDecision(direction=torch.as_tensor(direction).to(columns))
 
     def _aggregator(self) -> Any:
-        """Create ByzFL's aggregator with this rule's options; its ValueErrors name the rule."""
+        """Create ByzFL's aggregator with this rule's options; its errors name the rule."""
         aggregator = _classes("aggregators.aggregators")[self.aggregator]
-        try:
-            return aggregator(**{option: getattr(self, option) for option in _options(aggregator)})
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
+        return _made(self.name, aggregator, {option: getattr(self, option) for option in _options(aggregator)})
 
 
 @cache
@@ -120,9 +118,15 @@ def rule(name: str) -> type[Rule]:
     return make_dataclass(name, options, bases=(ByzFLRule,), namespace=attributes, frozen=True, kw_only=True)
 
 
+_AGAINST_RULE = {"agg", "pre_agg_list", "f"}
+"""Options of ByzFL's attacks that search for the best factor against an aggregator."""
+
+
 @cache
 def attack(name: str) -> Attack:
-    """Create an attack from one of ByzFL's, with its defaults.
+    """Create an attack from one of ByzFL's, whose options become the attack's.
+
+    Attacks that search for a factor use the run's rule and number of Byzantine workers instead of ByzFL's defaults.
 
     Args:
         name: Name of the attack in ByzFL.
@@ -131,20 +135,42 @@ def attack(name: str) -> Attack:
         The attack, which passes the honest gradients to ByzFL's.
 
     Raises:
-        ValueError: ByzFL is not installed or has no such attack.
+        ValueError: ByzFL is not installed, has no such attack, or the attack needs more than the honest gradients.
     """
     attacks = _classes("attacks.attacks")
     check_one_of("an attack of byzfl", name, sorted(attacks))
+    # ByzFL's clients compute gradients on flipped labels, and its attack only averages them.
+    sufficient = name != "LabelFlipping"
+    check("attack", f"byzfl:{name}", sufficient, "one that needs only the honest gradients", "Use label_flipping.")
+    options = _options(attacks[name])
+    searches = options.keys() >= _AGAINST_RULE
 
-    def write(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    def write(
+        G: Tensor, byzantine: Sequence[int], streams: Streams, rule: Any = None, iteration: int = 0, **changed: Any
+    ) -> None:
         """Write the Byzantine workers' gradients into G."""
         excluded = set(byzantine)
         honest = G[[worker for worker in range(len(G)) if worker not in excluded]]
+        against = {"agg": partial(_aggregate, rule, iteration), "pre_agg_list": [], "f": len(excluded)}
         for worker in byzantine:
             with fork_global_rng(streams(worker).initial_seed(), G.device):
-                G[worker] = torch.as_tensor(attacks[name]()(honest)).to(G)
+                made = _made(f"byzfl:{name}", attacks[name], ({} if rule is None else against) | changed)
+                G[worker] = torch.as_tensor(made(honest)).to(G)
 
-    return Attack(f"byzfl:{name}", False, write)
+    allowed = {option: value for option, value in options.items() if not searches or option not in _AGAINST_RULE}
+    return Attack(f"byzfl:{name}", False, write, MappingProxyType(allowed), uses_rule=searches)
+
+
+def _aggregate(rule: Rule, iteration: int, vectors: Tensor) -> Tensor:
+    return torch.as_tensor(rule(vectors, iteration))
+
+
+def _made(spec: str, library_class: type, options: dict[str, Any]) -> Any:
+    """Create an object of ByzFL; its errors about an option name the rule or attack."""
+    try:
+        return library_class(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{spec}: {error}") from error
 
 
 def register() -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributed import rpc
 from torch.futures import Future
 
-from fa.attacks import make_attack
 from fa.gradients.gram import IncrementalGram
+from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import GatheredGradients, RpcConfig
@@ -63,7 +63,7 @@ class RpcTransport:
         self.config = config
         self.inbox = inbox
         self._options = options
-        self._attack = make_attack(config.attack)
+        self._attack = configured_attack(config)
         self._parameters = parameters
         self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype)
         self._rows = [row[: 0 if inbox else None] for row in self._G]  # filled by messages

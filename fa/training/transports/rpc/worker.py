@@ -9,8 +9,8 @@ from contextlib import suppress
 import torch
 
 from fa import models
-from fa.attacks import make_attack
 from fa.layers import accelerate
+from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import flatten
 from fa.training.transports.rounds import NEW
@@ -48,7 +48,7 @@ def _work(rank: int, host: str, sender: socket.socket) -> None:
     parameters = flatten(model)
     gradient = torch.zeros_like(parameters)
     worker = Worker(rank, model, dataset, config, gradient, worker_partitions(config, dataset).get(rank))
-    computes = rank >= config.byzantine or make_attack(config.attack).uses_own_gradient
+    computes = rank >= config.byzantine or configured_attack(config).uses_own_gradient
     iteration, loss, seconds = NEW, torch.zeros(()), 0.0
     port = connection.call_server(server.datagram_port)
     address = None if port is None else (socket.gethostbyname(host), port)
