@@ -261,7 +261,7 @@ def moved(rule: Any, G: Tensor, f: int, vector: np.ndarray) -> float:
 @pytest.mark.filterwarnings("ignore:.*strict")
 def test_the_line_search_does_more_harm_than_fixed_factors(name: str, options: dict, direction: str) -> None:
     """Also where the harm is computed in Gram space alone."""
-    for seed in range(10):
+    for seed in range(5):
         G, f = draw(seed)
         rule = make_rule(name, f=f, strict=False, **options)
         best = moved(rule, G, f, sent_by("line_search", G, f, rule=rule, direction=direction))

@@ -42,8 +42,7 @@ def random_symmetric(G: Tensor, byzantine: Sequence[int], streams: Streams) -> N
 def gaussian(G: Tensor, byzantine: Sequence[int], streams: Streams, mean: float = 0.0, std: float = 1.0) -> None:
     """Draw each coordinate from a normal distribution. Blanchard et al., NIPS 2017, use a standard deviation of 200."""
     for worker in byzantine:
-        stream = streams(worker)
-        _fill(G[worker], lambda vector, stream=stream: vector.normal_(mean, std, generator=stream))
+        _normal(G[worker], mean, std, streams(worker))
 
 
 def random_honest_norm(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
@@ -86,6 +85,10 @@ def _uniform(row: Tensor, low: float, high: float, stream: torch.Generator) -> N
     _fill(row, lambda vector: vector.uniform_(low, high, generator=stream))
 
 
+def _normal(row: Tensor, mean: float, std: float, stream: torch.Generator) -> None:
+    _fill(row, lambda vector: vector.normal_(mean, std, generator=stream))
+
+
 def _fill(row: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
     """Fill a row in place; on another device than the CPU, with numbers that are drawn on the CPU."""
     if row.device.type == "cpu":
@@ -96,5 +99,5 @@ def _fill(row: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
 
 def _sphere(row: Tensor, length: Tensor, stream: torch.Generator) -> None:
     """Fill a row with a vector of this length whose direction is uniform on the sphere."""
-    _fill(row, lambda vector: vector.normal_(generator=stream))
+    _normal(row, 0.0, 1.0, stream)
     row.mul_(length / torch.linalg.vector_norm(row, dtype=torch.float64))

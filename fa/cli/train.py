@@ -29,7 +29,7 @@ _CHECKPOINT_HELP = "Checkpoint file; the same command resumes from it. Removed w
 _LISTEN_HELP = "Address on which to await `fa worker`, with rpc; by default workers start on this host."
 _BACKEND_HELP = "Workers: simulated in this process, processes of this host, or processes of torchrun."
 
-_ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/rules.md."
+_ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
 
 _TYPES = {"int": int, "Real": float}
 

@@ -57,7 +57,7 @@ class MoNNA(Rule):
         reference = self.reference % p  # type: ignore[attr-defined]
         if reference not in rows:
             raise TooFewWorkersError(f"reference must be a worker with a finite gradient, got {reference}")
-        return replace(self, reference=list(rows).index(reference))
+        return replace(self, reference=list(rows).index(reference))  # type: ignore[call-arg]
 
     def decide(self, gram: Gram) -> ColumnDecision:
         """Decide the set of nearest gradients; of equal distances, the first row's is taken."""
