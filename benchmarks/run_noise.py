@@ -2,16 +2,19 @@
 
     python benchmarks/run_noise.py quick
     python benchmarks/run_noise.py cpu --few
+    python benchmarks/run_noise.py paper
 
 FA, Multi-Krum and Bulyan (Figure 4, f = 3) are trained with two instruction sets, one and two threads, and three seeds.
-With `--few`, instruction sets and threads vary at the first seed only. The final accuracies go to
-figures/PROFILE/noise.csv. The script prints the standard deviation, pooled over the rules, and the margin.
+With `--few`, instruction sets and threads vary at the first seed only. At the paper's size nothing is trained: the
+repetitions are the finished runs, on a CPU and on a GPU. The final accuracies go to figures/PROFILE/noise.csv. The
+script prints the standard deviation, pooled over the rules, and the margin.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import os
 import statistics
@@ -22,6 +25,7 @@ from pathlib import Path
 
 from fa.experiments.figures import fig04
 from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.study import Study
 
 RULES = ("fa", "multi_krum", "bulyan")
 SEEDS = (2021, 2022, 2023)
@@ -30,6 +34,7 @@ INSTRUCTIONS = {
     "native": {},
 }
 THREADS = (1, 2)
+NAMES = ("rule", "instructions", "threads", "seed", "test_accuracy")
 TRAIN = """
 import sys
 from fa.training import TrainConfig, train
@@ -53,9 +58,35 @@ def accuracy(config: str, instructions: str, threads: int) -> float:
 
 
 def pooled_deviation(rows: list[dict[str, str]]) -> float:
-    """Return the square root of the rules' mean variance."""
-    by_rule = {rule: [float(row["test_accuracy"]) for row in rows if row["rule"] == rule] for rule in RULES}
-    return statistics.mean(statistics.variance(values) for values in by_rule.values()) ** 0.5
+    """Return the square root of the mean variance of the rules that have repetitions."""
+    by_rule = [[float(row["test_accuracy"]) for row in rows if row["rule"] == rule] for rule in RULES]
+    return statistics.mean(statistics.variance(values) for values in by_rule if len(values) > 1) ** 0.5
+
+
+def finished(study: Study) -> list[dict[str, str]]:
+    """Return the finished runs of a study, on a CPU and on a GPU."""
+    rows = []
+    for cell, device in product(study.cells, ("cpu", "cuda")):
+        config = dataclasses.replace(cell.config, device=device)
+        record = study.store.find(config)
+        if record is not None and record.description["config"]["device"] == device:
+            hardware, reached = record.description["hardware"], record.curve[-1]["test_accuracy"]
+            where = hardware["instructions"] if device == "cpu" else hardware["device"]
+            rows.append(row(cell.variant, where, record.description["threads"], cell.config.seed, reached))
+    return rows
+
+
+def row(rule: str, instructions: str, threads: int, seed: int, reached: float) -> dict[str, str]:
+    """Return a row of the table."""
+    return dict(zip(NAMES, (rule, instructions, str(threads), str(seed), f"{reached:.4f}"), strict=True))
+
+
+def write(path: Path, rows: list[dict[str, str]]) -> None:
+    """Write the table."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, NAMES, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def main() -> None:
@@ -67,20 +98,18 @@ def main() -> None:
     study = fig04.study(options.profile, seeds=SEEDS, variants=RULES, faulty=[3])
     path = Path("figures") / options.profile / "noise.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
-    known = {(row["rule"], row["instructions"], int(row["threads"]), int(row["seed"])) for row in rows}
-    for cell in study.cells:
-        for instructions, threads, seed in settings(options.few):
-            key = (cell.variant, instructions, threads, seed)
-            if seed != cell.config.seed or key in known:
-                continue
-            reached = accuracy(cell.config.to_json(), instructions, threads)
-            names = ("rule", "instructions", "threads", "seed", "test_accuracy")
-            rows.append(dict(zip(names, (*map(str, key), f"{reached:.4f}"), strict=True)))
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, names, lineterminator="\n")
-                writer.writeheader()
-                writer.writerows(rows)
-            print(json.dumps(rows[-1]), flush=True)
+    if options.profile == "paper":
+        rows = finished(study)
+        write(path, rows)
+    else:
+        known = {(one["rule"], one["instructions"], int(one["threads"]), int(one["seed"])) for one in rows}
+        for cell in study.cells:
+            for instructions, threads, seed in settings(options.few):
+                if seed == cell.config.seed and (cell.variant, instructions, threads, seed) not in known:
+                    reached = accuracy(cell.config.to_json(), instructions, threads)
+                    rows.append(row(cell.variant, instructions, threads, seed, reached))
+                    write(path, rows)
+                    print(json.dumps(rows[-1]), flush=True)
     deviation = pooled_deviation(rows)
     print(f"{options.profile}: standard deviation {deviation:.4f}, margin {max(MARGIN, 2 * deviation):.3f}")
 

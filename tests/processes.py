@@ -5,13 +5,17 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from fa.training.transports.base import LOOPBACK
+from fa.training.transports import remote_worker
+from fa.training.transports.base import LOOPBACK, RpcConfig, TcpConfig
 from fa.training.transports.rpc import worker
+from fa.training.transports.tcp import worker as over_tcp
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
 
 
@@ -33,10 +37,28 @@ def plain_worker(rank: int, port: int) -> None:
     worker.work(rank, LOOPBACK, port)
 
 
+def tcp_worker(rank: int, port: int) -> None:
+    exit_when_parent_dies()
+    torch.set_num_threads(1)
+    with suppress(ConnectionError):  # the server may be gone first
+        over_tcp.work(rank, LOOPBACK, port)
+
+
 def normed_worker(rank: int, port: int) -> None:
     """A worker whose model has batch norm."""
-    worker.models.build = build_normed
+    remote_worker.models.build = build_normed
     plain_worker(rank, port)
+
+
+def normed_tcp_worker(rank: int, port: int) -> None:
+    """A worker over TCP whose model has batch norm."""
+    remote_worker.models.build = build_normed
+    tcp_worker(rank, port)
+
+
+def served(server: RpcConfig | TcpConfig | None) -> dict[str, Any]:
+    """The argument of `train` for a server."""
+    return {"tcp": server} if isinstance(server, TcpConfig) else {"rpc": server}
 
 
 def build_normed(*_: object, seed: int) -> nn.Module:

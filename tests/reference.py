@@ -65,12 +65,11 @@ def bulyan(G, f):
 
 
 def geometric_median(G, f, nu=None, steps=2000):
-    """Weiszfeld's iteration from 0; nu is 1e-9 of the median distance unless it is given."""
-    distances = [np.linalg.norm(x - y) for x, y in combinations(G, 2)]
-    apart = [d for d in distances if d > 0]
-    if not apart:
-        return G.mean(axis=0)
-    nu, z = 1e-9 * np.median(apart) if nu is None else nu, np.zeros(G.shape[1])
+    """Weiszfeld's iteration from 0; nu is 1e-9 of the smallest radius of a majority unless it is given."""
+    radii = [sorted(np.linalg.norm(x - y) for y in G)[len(G) // 2] for x in G]
+    if nu is None and min(radii) == 0:
+        return G[np.argmin(radii)]
+    nu, z = 1e-9 * min(radii) if nu is None else nu, np.zeros(G.shape[1])
     for _ in range(steps):
         weights = 1 / np.maximum(np.linalg.norm(G - z, axis=1), nu)
         z = weights @ G / weights.sum()

@@ -24,10 +24,10 @@ from fa.experiments.runs.sweep import sweep
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.checkpoint import read, write
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import RpcConfig
+from fa.training.transports.base import RpcConfig, TcpConfig
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc.server import RpcTransport
-from tests.processes import beside, build_normed, free_port, normed_worker
+from tests.processes import beside, build_normed, free_port, normed_tcp_worker, normed_worker, served
 
 CONFIG = TrainConfig(
     workers=4, byzantine=1, rule="median", iterations=12, batch=4, lr=0.05, momentum=0.9, seed=5, attack="sign_flip"
@@ -53,21 +53,21 @@ def numbers(run: Run) -> list[tuple]:
 @pytest.mark.parametrize(
     "config", [CONFIG, replace(CONFIG, momentum=0.0, worker_momentum=0.9)], ids=["server", "workers"]
 )
-@pytest.mark.parametrize("rpc", [None, RpcConfig()], ids=["simulate", "rpc"])
+@pytest.mark.parametrize("server", [None, RpcConfig(), TcpConfig()], ids=["simulate", "rpc", "tcp"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
-    rpc: RpcConfig | None, config: TrainConfig, tmp_path: Path
+    server: RpcConfig | TcpConfig | None, config: TrainConfig, tmp_path: Path
 ) -> None:
     """Whoever keeps the momentum."""
     kept = tmp_path / "kept"
     whole = train(config, threads=1)
     with pytest.raises(Stop):
-        train(config, threads=1, rpc=rpc, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+        train(config, threads=1, **served(server), checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
     seen = []
-    again = train(config, tmp_path / "out", seen.append, 1, rpc, kept, checkpoint_every=0)
+    again = train(config, tmp_path / "out", seen.append, 1, checkpoint=kept, checkpoint_every=0, **served(server))
     assert [state.iteration for state in seen] == list(range(7, 13))
     assert numbers(again) == numbers(whole)
     assert set(again.seconds_of) - {"join", "compute"} == {"gather", "aggregate", "update", "evaluate"}
-    assert ("join" in again.seconds_of) == ("compute" in again.seconds_of) == (rpc is not None)
+    assert ("join" in again.seconds_of) == ("compute" in again.seconds_of) == (server is not None)
     assert not kept.exists()  # the run is in out
 
 
@@ -76,7 +76,7 @@ def statistics(kept: Path) -> np.ndarray:
     return torch.stack([torch.cat([tensor.double().flatten() for tensor in row]) for row in rows]).numpy()
 
 
-@pytest.mark.parametrize("backend", ["simulate", "rpc"])
+@pytest.mark.parametrize("backend", ["simulate", "rpc", "tcp"])
 def test_batch_norm_statistics_are_each_workers_own_again(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,10 +85,12 @@ def test_batch_norm_statistics_are_each_workers_own_again(
 
     def run_until(iteration: int, kept: Path, backend: str) -> np.ndarray:
         port = free_port()
-        rpc = RpcConfig(port=port, spawn_workers=False) if backend == "rpc" else None
-        workers = [beside(normed_worker, rank, port) for rank in range(CONFIG.workers if rpc else 0)]
+        kind = {"simulate": None, "rpc": RpcConfig, "tcp": TcpConfig}[backend]
+        server = kind and kind(port=port, spawn_workers=False)
+        work = normed_tcp_worker if backend == "tcp" else normed_worker
+        workers = [beside(work, rank, port) for rank in range(CONFIG.workers if server else 0)]
         with pytest.raises(Stop):
-            train(CONFIG, None, stopped_at(iteration), 1, rpc, kept, checkpoint_every=0)
+            train(CONFIG, None, stopped_at(iteration), 1, checkpoint=kept, checkpoint_every=0, **served(server))
         for process in workers:
             process.join(20)
         return statistics(kept)

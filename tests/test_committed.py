@@ -81,8 +81,8 @@ def judged(module: Any, path: Path, tables: dict[str, Any], study: Study) -> lis
 def study_of(module: Any, folder: Path, name: str, drawn: pd.DataFrame) -> Study:
     """The figure's study, or the part of it that was drawn."""
     about = json.loads((folder / f"{name}.json").read_text())
-    (device,) = {run["device"] for run in about["runs"].values()}
-    whole = module.study(folder.name, folder, device=device)
+    devices = {run["device"] for run in about["runs"].values()}
+    whole = module.study(folder.name, folder, device=devices.pop() if len(devices) == 1 else "cpu")
     if about["unfinished"]:
         return whole.finished()
     if about["command"] is not None:

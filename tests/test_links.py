@@ -21,7 +21,8 @@ from fa.experiments.reporting import time_to_accuracy
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT
 from fa.training import TrainConfig, train
 from fa.training.records import USED
-from fa.training.transports.udp import Inbox, send
+from fa.training.transports.udp import Inbox, create_sender, send
+from fa.utils.addresses import create_listener
 
 N = 60 * CHUNK + 7  # the last chunk is short
 CHUNKS = 61
@@ -84,7 +85,8 @@ def received(links: Links, iterations: int, previous: bool = False) -> list[tupl
         G = torch.rand(workers, N, generator=stream) + 1
         inbox.begin(iteration)
         for worker, sender in enumerate(senders):
-            send(sender, (SERVER, inbox.port), worker, iteration, G[worker])
+            sender.connect((SERVER, inbox.port))
+            send(sender, worker, iteration, G[worker], inbox.keys[worker])
         came = torch.empty(workers, N)
         lost = inbox.collect(range(workers), came)
         found += [(worker, lost.get(worker, 0), came[worker], G[worker]) for worker in range(workers)]
@@ -169,25 +171,28 @@ def test_namespaces_go_when_something_fails_inside() -> None:
     assert not list(Path("/run/netns").glob(f"fa-{os.getpid()}-*"))
 
 
-def test_datagrams_that_are_none_of_a_run_are_thrown_away() -> None:
-    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    receiver.bind(("127.0.0.1", 0))
+def test_forged_repeated_and_invalid_datagrams_change_no_gradient_and_are_counted() -> None:
+    receiver = create_listener("127.0.0.1", 0, socket.SOCK_DGRAM)
     inbox = Inbox(receiver, 2, N)
     inbox.begin(3)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
-        ones = torch.ones(N)
-        for worker, iteration in ((1, 2), (1, 4), (2, 3)):  # before, after, and of nobody
-            send(sender, ("127.0.0.1", inbox.port), worker, iteration, ones)
-        for junk in (b"", b"x" * 12, b"\0" * 15, b"\0" * 16, b"\xff" * (12 + 4 * CHUNK), b"\0" * 2000):
-            sender.sendto(junk, ("127.0.0.1", inbox.port))
-        sent = torch.arange(1.0, N + 1)
-        send(sender, ("127.0.0.1", inbox.port), 1, 3, sent)
+    ones, sent = torch.ones(N), torch.arange(1.0, N + 1)
+    with create_sender("127.0.0.1", inbox.port) as sender:
+        for worker, iteration in ((1, 2), (1, 4), (2, 3)):  # before, after, and a rank that does not exist
+            send(sender, worker, iteration, ones, inbox.keys[1])
+        for key in (b"", bytes(32), inbox.keys[0]):  # none, a guess, and another rank's
+            send(sender, 1, 3, ones, key)
+        junk = (b"x" * 12, b"\0" * 15, b"\0" * 16, b"\xff" * (28 + 4 * CHUNK), b"\0" * 2000)
+        for data in junk:
+            sender.send(data)
+        for _ in range(2):  # the second one is a replay
+            send(sender, 1, 3, sent, inbox.keys[1])
     G = torch.full((3, N), 7.0)
     assert inbox.collect([0, 1], G) == {0: CHUNKS}
     assert not G[0].any()
     assert torch.equal(G[1], sent)
     assert bool((G[2] == 7).all())  # nobody asked for it
     inbox.close()
+    assert inbox.discarded == 7 * CHUNKS + len(junk)
 
 
 def test_a_star_of_other_numbers_is_refused() -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,43 @@ def test_the_page_has_the_same_table(folder: Path) -> None:
     assert page.count("<tr>") == len(rows(report)) + 1
     assert '<a id="fig02_mean_tolerance"></a>' in page
     assert page.count("<img ") == 2
+    tested = [row for row in rows(report) if row[4]]
+    assert page.count("<details>") == len(tested)
+    assert len(re.findall(r'<td class="(?:holds|part|fails|open)">', page)) == len(tested)
+
+
+def test_the_summary_counts_the_parts_of_claims(folder: Path) -> None:
+    report = write(folder).read_text()
+    tested = Counter(row[4] for row in rows(report) if row[4])
+    counted = dict(re.findall(r"^- (\*\*[^*]+):\*\* (\d+)$", report, flags=re.MULTILINE))
+    assert {f"{words}**": int(count) for words, count in counted.items()} == tested
+    untested = {row[0] for row in rows(report) if not row[4]}
+    (line,) = (line for line in report.splitlines() if line.startswith("- **") and "C10" in line)
+    assert set(re.findall(r"C\d+", line)) == untested
+
+
+def test_each_figure_has_its_claims_and_verdicts_as_headlines(folder: Path) -> None:
+    _, _, section = write(folder).read_text().partition("## fig04_byzantine_workers")
+    headlines = section.partition("![")[0]
+    with (folder / "fig04_byzantine_workers.claims.csv").open(newline="") as file:
+        claimed = list(csv.DictReader(file))
+    for claim in claimed:
+        assert f"{claim['words']}: **{REDUCED[claim['verdict']]}**" in headlines
+
+
+def test_p_values_and_subsets_are_named(folder: Path) -> None:
+    name = "fig02_mean_tolerance"
+    claims, about = folder / f"{name}.claims.csv", folder / f"{name}.json"
+    with claims.open(newline="") as file:
+        (cells,) = csv.DictReader(file)
+    with claims.open("w", newline="") as file:
+        writer = csv.DictWriter(file, cells)
+        writer.writeheader()
+        writer.writerow(cells | {"measured": "p = 15: lead +0.1 (p = 0.03)"})
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"unfinished": ["Mean, f = 1"]}))
+    (row,) = (row for row in rows(write(folder).read_text()) if row[0] == "C1")
+    assert row[2] == "p = 15: lead +0.1 (p-value 0.03)"
+    assert "subset" in row[3]
 
 
 def test_a_verdict_is_that_of_the_figure(folder: Path) -> None:

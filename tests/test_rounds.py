@@ -1,5 +1,6 @@
 """The rounds of the parameter server as a state machine: no sockets, threads or waiting."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -108,17 +109,31 @@ def test_a_second_process_during_a_copy_works_on_the_open_round() -> None:
     assert state.pop_arrivals() == [0]
 
 
-@pytest.mark.parametrize("iteration", [0, 2])
-def test_a_gradient_of_another_iteration_is_discarded(iteration: int) -> None:
+def test_a_late_gradient_is_discarded() -> None:
     state = rounds()
     state.begin(0)
     send(state, 0)
     send(state, 1)
     finish(state)
     state.begin(1)
-    assert send(state, 2, iteration) == [Reply(2, f"after {iteration}", 1)]
+    assert send(state, 2, 0) == [Reply(2, "after 0", 1)]
     assert states(state) == [WorkerState.COMPUTING] * P
     assert not state.delivered
+
+
+def test_no_round_waits_for_gradients_of_iterations_that_the_worker_was_not_asked_for() -> None:
+    state = rounds()
+    state.begin(0)
+    assert send(state, 2, 7) == []
+    send(state, 0)
+    send(state, 1)
+    assert state.complete
+    missing = finish(state)
+    assert list(missing) == [2]
+    assert "7" in missing[2]
+    assert state.begin(1)[2] == Reply(2, "after 7", 1)  # it may do better
+    assert send(state, 2, 1) == []
+    assert state.slots[2].state is WorkerState.DELIVERED
 
 
 def test_a_gradient_between_two_rounds_is_discarded() -> None:
@@ -146,6 +161,21 @@ INVALID: dict[str, tuple[dict[str, object], list[str]]] = {
     "loss shape": ({"loss": torch.ones(2)}, ["(2,)"]),
     "loss dtype": ({"loss": torch.tensor(1)}, ["torch.int64"]),
     "statistics": ({"statistics": [torch.zeros(3)]}, ["batch-norm"]),
+    "statistics of NaN": ({"statistics": [torch.full((2,), torch.nan)]}, ["batch-norm"]),
+    "statistics of another type": ({"statistics": 7}, ["batch-norm"]),
+    "text as statistics": ({"statistics": ["a"]}, ["batch-norm"]),
+    "fewer statistics": ({"statistics": []}, ["batch-norm"]),
+    "integer statistics": ({"statistics": [torch.zeros(2, dtype=torch.int64)]}, ["batch-norm"]),
+    "no gradient": ({"gradient": None}, ["NoneType"]),
+    "float8 loss": ({"loss": torch.tensor(0.5).to(torch.float8_e4m3fn)}, ["float8"]),
+    "sparse loss": ({"loss": torch.tensor(0.5).to_sparse()}, ["torch.sparse_coo"]),
+    "loss without tensor": ({"loss": 0.5}, ["float"]),
+    "meta device": ({"gradient": torch.ones(N, device="meta")}, ["torch.float32"]),
+    "no seconds": ({"seconds": None}, ["None"]),
+    "seconds as text": ({"seconds": "a" * 10_000}, ["aaa"]),
+    "seconds of NaN": ({"seconds": math.nan}, ["nan"]),
+    "endless seconds": ({"seconds": math.inf}, ["inf"]),
+    "negative seconds": ({"seconds": -1.0}, ["-1.0"]),
 }
 
 
@@ -155,6 +185,7 @@ def test_an_invalid_message_excludes_its_worker_until_the_next_one(changes: dict
     state.begin(0)
     assert send(state, 0, **changes) == []  # no answer in this round
     assert all(part in state.slots[0].reason for part in parts)
+    assert len(state.slots[0].reason) <= 200
     send(state, 1)
     send(state, 2)
     assert state.complete
@@ -239,6 +270,24 @@ def test_a_lost_process_is_not_awaited_and_a_new_one_of_its_rank_is() -> None:
     assert not state.complete
     send(state, 2, 1)
     assert finish(state) == {}
+
+
+def test_a_connection_that_ends_excludes_its_rank_whichever_process_it_belongs_to() -> None:
+    state = rounds()
+    join(state, 0, "second")
+    state.begin(0)
+    state.leave(0, "ended")
+    send(state, 1)
+    send(state, 2)
+    assert finish(state) == {0: "ended"}
+
+
+def test_a_refused_process_excludes_its_rank_only_if_nobody_has_joined() -> None:
+    state = rounds(joined=2)
+    for rank in range(P):
+        state.refuse(rank, "another release")
+    assert state.joined
+    assert [slot.reason for slot in state.slots] == ["", "", "another release"]
 
 
 @pytest.mark.parametrize("copied", [True, False])

@@ -3,31 +3,39 @@
 import multiprocessing
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import fa
 from fa import cli, models
 from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.transports.base import RpcConfig
+from fa.training.transports.base import RpcConfig, TcpConfig
 from fa.training.transports.rounds import NEW, GradientMessage
-from fa.training.transports.rpc import connection
+from fa.training.transports.rpc import connection, server
+from fa.training.transports.rpc import worker as over_rpc
 from fa.training.transports.rpc.server import RpcTransport, exchange
+from fa.training.transports.tcp import worker as over_tcp
+from fa.utils.forkserver import exit_when_parent_dies
 from fa.utils.validation import TooFewWorkersError
-from tests.processes import alive, beside, descendants, free_port, plain_worker, wait_until
+from tests.processes import alive, beside, descendants, free_port, plain_worker, served, tcp_worker, wait_until, worked
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
 KINDS = (
@@ -40,16 +48,21 @@ KINDS = (
 FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
 
 
-def losses(config: TrainConfig, rpc: RpcConfig | None) -> tuple[Run, list[float]]:
+both = pytest.mark.parametrize("kind", [RpcConfig, TcpConfig], ids=["rpc", "tcp"])
+Kind = type[RpcConfig] | type[TcpConfig]
+
+
+def losses(config: TrainConfig, server: RpcConfig | TcpConfig | None) -> tuple[Run, list[float]]:
     seen: list[float] = []
-    return train(config, threads=1, rpc=rpc, progress=lambda state: seen.append(float(state.loss))), seen
+    return train(config, threads=1, **served(server), progress=lambda state: seen.append(float(state.loss))), seen
 
 
+@both
 @pytest.mark.parametrize("rule", KINDS)
-def test_same_trajectory_as_the_simulation(rule: str) -> None:
+def test_same_trajectory_as_the_simulation(rule: str, kind: Kind) -> None:
     config = replace(SMALL, rule=rule, byzantine=FEWER.get(rule, 1))
     here, expected = losses(config, None)
-    there, seen = losses(config, RpcConfig())
+    there, seen = losses(config, kind())
     assert seen == expected  # equal bits: the same arithmetic, with one thread each
     assert there.workers == here.workers
     assert there.final_accuracy == here.final_accuracy
@@ -64,10 +77,11 @@ def test_datagrams_over_loopback_lose_nothing_and_give_the_simulations_numbers(l
     assert there.backend == {"name": "rpc", "deadline": 60.0, "quorum": None, "gradients": "udp", "lost": lost}
 
 
-def test_mixed_precision_and_accumulated_gradients_are_the_simulations_bits() -> None:
+@both
+def test_mixed_precision_and_accumulated_gradients_are_the_simulations_bits(kind: Kind) -> None:
     config = replace(SMALL, precision="bfloat16", accumulate=2)
     here, expected = losses(config, None)
-    there, seen = losses(config, RpcConfig())
+    there, seen = losses(config, kind())
     assert (seen, there.workers) == (expected, here.workers)
 
 
@@ -98,28 +112,31 @@ def reasons(run: Run, worker: int) -> Counter[str]:
     return Counter(row.status for row in run.workers if row.worker == worker)
 
 
-def test_goes_on_after_a_worker_is_killed() -> None:
+@both
+def test_goes_on_after_a_worker_is_killed(kind: Kind) -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1)
-    run = train(config, rpc=RpcConfig(), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
-    (out,) = [status for status in reasons(run, 2) if status != USED]  # one reason, in every iteration
-    assert reasons(run, 2)[out] in (14, 15)  # it may have sent its sixth gradient before it died
+    run = train(config, **served(kind()), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
+    used = reasons(run, 2)[USED]
+    assert used in (5, 6)  # it may have sent its sixth gradient before it died
     assert reasons(run, 1) == {USED: 20}
     assert not multiprocessing.active_children()
 
 
-def test_ends_where_too_few_are_left() -> None:
+@both
+def test_ends_where_too_few_are_left(kind: Kind) -> None:
     config = replace(SMALL, rule="multi_krum", byzantine=0, f=0)
 
     def kill() -> None:
         for rank in range(3):
             os.kill(process(rank), signal.SIGKILL)
 
-    with pytest.raises(TooFewWorkersError, match=r"\b[67]: .*\bmulti_krum\b"):
-        train(config, rpc=RpcConfig(), progress=at(5, kill))
+    with pytest.raises(TooFewWorkersError, match=r"\b[67]: .*\bmulti_krum\b.*\bworker 2: .*ended"):
+        train(config, **served(kind()), progress=at(5, kill))
     assert not multiprocessing.active_children()
 
 
-def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
+@both
+def test_a_stopped_worker_is_left_out_and_comes_back(kind: Kind) -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1, iterations=250)
     stopped: list[int] = []
 
@@ -134,14 +151,15 @@ def test_a_stopped_worker_is_left_out_and_comes_back() -> None:
             os.kill(stopped[0], signal.SIGCONT)
             threading.Event().wait(0.5)
 
-    run = train(config, rpc=RpcConfig(deadline=0.5), progress=act)
+    run = train(config, **served(kind(deadline=0.5)), progress=act)
     silent = [status for status in reasons(run, 3) if re.search(r"\b0\.5 s\b", status)]
     assert sum(reasons(run, 3)[status] for status in silent) >= 24
     last = [row.status for row in run.workers if row.worker == 3][-50:]
     assert USED in last
 
 
-def test_a_quorum_does_not_wait_for_the_slowest() -> None:
+@both
+def test_a_quorum_does_not_wait_for_the_slowest(kind: Kind) -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1)
     stopped: list[int] = []
 
@@ -149,32 +167,37 @@ def test_a_quorum_does_not_wait_for_the_slowest() -> None:
         stopped.append(process(0))
         os.kill(stopped[0], signal.SIGSTOP)
 
-    run = train(config, rpc=RpcConfig(quorum=3), progress=at(2, act))
+    run = train(config, **served(kind(quorum=3)), progress=at(2, act))
     late = [status for status in reasons(run, 0) if re.search(r"\b3\b", status)]
     assert sum(reasons(run, 0)[status] for status in late) >= 17
     with pytest.raises(ValueError, match=r"^quorum must be .*\bworkers=4\b.*\b5\b"):
-        train(config, rpc=RpcConfig(quorum=5))
+        train(config, **served(kind(quorum=5)))
 
 
-def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again() -> None:
+@both
+def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again(kind: Kind) -> None:
     """It is stopped, so that it cannot answer, then killed while the server waits; a new process takes its rank."""
     config = replace(SMALL, rule="median", byzantine=0, f=1, iterations=4000)
     port, again = free_port(), []
+    spawned = kind is RpcConfig  # over TCP, a worker of another process has no token
+    work = plain_worker if spawned else tcp_worker
+    first = [] if spawned else [beside(work, rank, port) for rank in range(4)]
 
     def act(state: Progress) -> None:
         if state.iteration == 5:
-            victim = process(2)
+            victim = process(2) if spawned else first[2].pid
             os.kill(victim, signal.SIGSTOP)
             threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
         if state.iteration == 6:
-            again.append(beside(plain_worker, 2, port))
+            again.append(beside(work, 2, port))
         if again and bool(state.G[2].isfinite().all()):
             raise Rejoined(state.iteration)
 
     with pytest.raises(Rejoined) as seen:
-        train(config, rpc=RpcConfig(port=port, deadline=30), progress=act)
+        train(config, **served(kind(port=port, spawn_workers=spawned, deadline=30)), progress=act)
     assert seen.value.args[0] > 6
-    again[0].join(10)
+    for worker in (*first, *again):
+        worker.join(10)
     assert not multiprocessing.active_children()
 
 
@@ -186,25 +209,38 @@ def honest(_: None, rank: int, port: int) -> None:
     plain_worker(rank, port)
 
 
-LIES: dict[str, Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
-    "NaN": lambda gradient, loss: (gradient.clone().index_fill_(0, torch.tensor([7]), torch.nan), loss),
-    "Inf": lambda gradient, loss: (gradient.clone().index_fill_(0, torch.tensor([7]), torch.inf), loss),
-    "length": lambda gradient, loss: (gradient[:-1].clone(), loss),
-    "dtype": lambda gradient, loss: (gradient.double(), loss),
-    "shape": lambda gradient, loss: (gradient[None].clone(), loss),
-    "layout": lambda gradient, loss: (gradient.to_sparse(), loss),
-    "loss": lambda gradient, loss: (gradient, loss.repeat(2)),
+def gradient_of(change: Callable[[torch.Tensor], object]) -> Callable[..., tuple[object, ...]]:
+    return lambda gradient, loss, *others: (change(gradient), loss, *others)
+
+
+def loss_of(change: Callable[[torch.Tensor], object]) -> Callable[..., tuple[object, ...]]:
+    return lambda gradient, loss, *others: (gradient, change(loss), *others)
+
+
+LIES: dict[str, Callable[..., tuple[object, ...]]] = {
+    "NaN": gradient_of(lambda gradient: gradient.clone().index_fill_(0, torch.tensor([7]), torch.nan)),
+    "Inf": gradient_of(lambda gradient: gradient.clone().index_fill_(0, torch.tensor([7]), torch.inf)),
+    "length": gradient_of(lambda gradient: gradient[:-1].clone()),
+    "dtype": gradient_of(lambda gradient: gradient.double()),
+    "shape": gradient_of(lambda gradient: gradient[None].clone()),
+    "layout": gradient_of(lambda gradient: gradient.to_sparse()),
+    "gradient": gradient_of(lambda gradient: None),
+    "loss": loss_of(lambda loss: loss.repeat(2)),
+    "float8": loss_of(lambda loss: loss.to(torch.float8_e4m3fn)),
+    "NaN loss": loss_of(lambda loss: loss * torch.nan),
+    "seconds": lambda gradient, loss, statistics, seconds: (gradient, loss, statistics, None),
+    "statistics": lambda gradient, loss, statistics, seconds: (gradient, loss, "none", seconds),
 }
 
 
 def lie(kind: str, rank: int, port: int) -> None:
-    """In a process of its own: a worker whose gradients are changed before they are sent."""
+    """In a process of its own: a worker whose messages are changed before they are sent."""
     call = connection.call_server
 
-    def lying(function: Callable, *arguments: object) -> object:
+    def lying(function: Callable, *arguments: object, **options: object) -> object:
         if function is exchange and arguments[1] != NEW:
-            arguments = (*arguments[:2], *LIES[kind](*arguments[2:4]), *arguments[4:])
-        return call(function, *arguments)
+            arguments = (*arguments[:2], *LIES[kind](*arguments[2:]))
+        return call(function, *arguments, **options)
 
     connection.call_server = lying
     plain_worker(rank, port)
@@ -226,7 +262,12 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
         "dtype": ["torch.float64", "torch.float32"],
         "shape": [f"(1, {n})", f"({n},)"],
         "layout": ["torch.sparse_coo"],
+        "gradient": ["NoneType"],
         "loss": ["(2,)"],
+        "float8": ["float8"],
+        "NaN loss": ["loss of nan"],
+        "seconds": ["None"],
+        "statistics": ["batch-norm"],
     }
     for rank, kind in enumerate(kinds):
         ((status, times),) = reasons(run, rank).items()
@@ -237,7 +278,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
 
 SERVER = """
 from fa.training import TrainConfig, train
-from fa.training.transports.base import RpcConfig
+from fa.training.transports.base import RpcConfig, TcpConfig
 
 def tell(state):
     if state.iteration == 2:
@@ -245,10 +286,11 @@ def tell(state):
 
 if __name__ == "__main__":
     config = TrainConfig(rule="median", workers=3, byzantine=0, iterations=100000, batch=4)
-    train(config, rpc=RpcConfig(), progress=tell)
+    train(config, {server}, progress=tell)
 """
 
 
+@both
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize(
     ("victim", "how", "stopping"),
@@ -260,50 +302,180 @@ if __name__ == "__main__":
     ],
     ids=["server-SIGKILL-stopped", "server-SIGTERM", "server-SIGINT", "forks-SIGKILL-stopped"],
 )
-def test_nobody_is_left_whoever_is_killed(tmp_path: Path, victim: str, how: signal.Signals, stopping: bool) -> None:
+def test_nobody_is_left_whoever_is_killed(
+    tmp_path: Path, victim: str, how: signal.Signals, stopping: bool, kind: Kind
+) -> None:
     script = tmp_path / "serve.py"
-    script.write_text(SERVER)
+    script.write_text(SERVER.replace("{server}", f"{kind.__name__[:3].lower()}={kind.__name__}()"))
     command = [sys.executable, script]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert server.stdout is not None
+    serving = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert serving.stdout is not None
     try:
-        assert server.stdout.readline() == "training\n"
-        below = descendants(server.pid)
+        assert serving.stdout.readline() == "training\n"
+        below = descendants(serving.pid)
         (forks,) = (child for child in below if len(descendants(child)) == 3)
         if stopping:  # a stopped process cannot end itself
             os.kill(min(descendants(forks)), signal.SIGSTOP)
-        os.kill(forks if victim == "forks" else server.pid, how)
-        _, told = server.communicate(timeout=300)
+        os.kill(forks if victim == "forks" else serving.pid, how)
+        _, told = serving.communicate(timeout=300)
         wait_until(lambda: not any(map(alive, below)))
     finally:
-        server.kill()
+        serving.kill()
     if victim == "forks":
         last = told.splitlines()[-1]
         assert all(f"worker {rank}" in last for rank in range(3)), told
 
 
-def test_workers_started_by_hand(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["rpc", "tcp"])
+def test_workers_started_by_hand(tmp_path: Path, backend: str) -> None:
     """The command line's files are those of the simulation, but for what tells the time."""
     fa = [sys.executable, "-c", "from fa.cli import main; main()"]
     run = ["train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
     where = f"127.0.0.1:{free_port()}"
     out = [*run, "--threads", "1", "--out"]
-    workers = [subprocess.Popen([*fa, "worker", "--rank", str(rank), "--server", where]) for rank in range(2)]
-    subprocess.run([*fa, *out, tmp_path / "rpc", "--backend", "rpc", "--listen", where], check=True)
-    assert [worker.wait(20) for worker in workers] == [0, 0]
+    workers = [
+        subprocess.Popen([*fa, "worker", "--backend", backend, "--rank", str(rank), "--server", where])
+        for rank in range(2)
+    ]
+    subprocess.run([*fa, *out, tmp_path / backend, "--backend", backend, "--listen", where], check=True)
+    assert [process.wait(20) for process in workers] == [0, 0]
     with pytest.raises(SystemExit) as done:
         cli.main([*out, str(tmp_path / "simulate")])
     assert done.value.code == 0
-    one, other = (tmp_path / name / "workers.csv" for name in ("rpc", "simulate"))
+    one, other = (tmp_path / name / "workers.csv" for name in (backend, "simulate"))
     assert one.read_text() == other.read_text()
 
 
-@pytest.mark.parametrize("rank", [-1, 2])
-def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: int) -> None:
+def small_transport(**options: Any) -> RpcTransport:
     model = models.build("convnet", 1, 10, 28, seed=0)
-    transport = RpcTransport(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), RpcConfig())
-    with pytest.raises(ValueError, match=rf"^rank must be .*\b2\b.*{rank}\b"):
+    config = replace(SMALL, rule="median", workers=2, byzantine=0)
+    return RpcTransport(model, config, flatten(model), RpcConfig(), **options)
+
+
+@pytest.mark.parametrize("rank", [-1, 2, 0.5, "0", None, True, torch.tensor(0)])
+def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: object) -> None:
+    transport = small_transport()
+    with pytest.raises(ValueError, match=rf"^rank must be .*\b2\b.*{re.escape(repr(rank))}"):
         transport.exchange(GradientMessage(rank, NEW, torch.ones(1), torch.ones(()), []))
+    with pytest.raises(ValueError, match=r"^rank must be"):
+        transport.compare(rank, fa.__version__, "")
+
+
+def seventh_worker(port: int) -> None:
+    with pytest.raises(ValueError, match=r"^rank must be .*\b2 workers, got 7$"):
+        over_rpc.work(7, "127.0.0.1", port)
+
+
+def test_a_process_of_such_a_rank_ends_with_that_message() -> None:
+    config, port = replace(SMALL, workers=2, byzantine=0, rule="median"), free_port()
+    workers = [beside(plain_worker, rank, port) for rank in range(2)]
+    others = [beside(seventh_worker, port)]
+
+    def wait(state: Progress) -> None:
+        if state.iteration == 1:
+            others[0].join(30)
+
+    train(config, rpc=RpcConfig(port=port, spawn_workers=False), progress=wait)
+    for worker in (*workers, *others):
+        worker.join(20)
+        assert worker.exitcode == 0
+
+
+def test_an_iteration_is_an_integer() -> None:
+    with pytest.raises(ValueError, match=r"^iteration must be .*'0'"):
+        small_transport().exchange(GradientMessage(0, "0", torch.ones(1), torch.ones(()), []))
+
+
+@pytest.mark.parametrize(("release", "checksum"), [("9.9", "data"), (fa.__version__, "other"), (None, None)])
+def test_a_worker_of_another_release_or_with_other_data_may_not_join(release: object, checksum: object) -> None:
+    transport = small_transport(checksum="data")
+    with pytest.raises(ValueError, match=r"^(release|checksum of the data) must be"):
+        transport.compare(0, release, checksum)
+    transport.compare(1, fa.__version__, "data")
+
+
+def test_one_run_over_rpc_at_a_time() -> None:
+    server.set_active(small_transport())
+    try:
+        with pytest.raises(ValueError, match=r"^backend must be .*'rpc'"):
+            train(replace(SMALL, iterations=1), rpc=RpcConfig())
+    finally:
+        server.clear_active()
+
+
+def listening(pid: int | str) -> set[str]:
+    """The addresses at which a process listens."""
+    inodes = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            inodes.add(os.readlink(descriptor))
+    lines = [line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()]
+    return {line[1] for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in inodes}
+
+
+@both
+@pytest.mark.skipif(not Path("/proc/net/tcp").is_file(), reason="needs Linux")
+def test_every_port_binds_to_loopback_if_the_server_does(kind: Kind) -> None:
+    bound: set[str] = set()
+
+    def look() -> None:
+        bound.update(listening("self"), *(listening(process(rank)) for rank in range(4)))
+
+    before = listening("self")
+    train(replace(SMALL, iterations=2), progress=at(1, look), **served(kind(host="127.0.0.2")))
+    assert bound - before
+    assert all(address.partition(":")[0][-2:] == "7F" for address in bound - before), bound
+
+
+def lasting_server(kind: Kind, port: int) -> None:
+    exit_when_parent_dies()
+    config = replace(SMALL, workers=2, byzantine=0, rule="median", iterations=10**6)
+    train(config, threads=1, **served(kind(port=port, spawn_workers=False)))
+
+
+def impatient_worker(kind: Kind, rank: int, port: int) -> None:
+    exit_when_parent_dies()
+    work = over_tcp.work if kind is TcpConfig else over_rpc.work
+    work(rank, "127.0.0.1", port, timeout=60.0 if rank else 2.0)
+
+
+@both
+def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
+    """The server is stopped, so that its connections stay open; one worker waits for 2 s, and the other for longer."""
+    port = free_port()
+    serving = beside(lasting_server, kind, port)
+    workers = [beside(impatient_worker, kind, rank, port) for rank in range(2)]
+    wait_until(lambda: all(worked(worker.pid) > 1 for worker in workers))
+    assert serving.pid is not None
+    os.kill(serving.pid, signal.SIGSTOP)
+    workers[0].join(30)
+    assert workers[0].exitcode == 1
+    assert workers[1].is_alive()
+    for each in (serving, *workers):
+        each.kill()
+        each.join()
+
+
+@pytest.mark.parametrize("backend", ["rpc", "tcp"])
+def test_a_server_at_ipv6(backend: str) -> None:
+    where = f"[::1]:{free_port()}"
+    command = [sys.executable, "-c", "from fa.cli import main; main()"]
+    worker = [*command, "worker", "--backend", backend, "--server", where, "--rank"]
+    workers = [subprocess.Popen([*worker, str(rank)]) for rank in range(2)]
+    run = ["--workers", "2", "--byzantine", "0", "--iterations", "3", "--batch", "4", "--rule", "median"]
+    subprocess.run([*command, "server", "--backend", backend, "--listen", where, *run], check=True)
+    assert [process.wait(20) for process in workers] == [0, 0]
+
+
+@pytest.mark.slow
+def test_a_soft_limit_of_open_files_is_raised() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        run = train(replace(SMALL, workers=40, iterations=2), rpc=RpcConfig())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert {row.status for row in run.workers} == {USED}
 
 
 def test_of_two_processes_of_a_rank_the_later_stays() -> None:
@@ -359,11 +531,17 @@ def test_a_port_that_cannot_be_is_refused() -> None:
         RpcConfig(port=70000)
 
 
-def test_a_worker_that_finds_no_server_says_so(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+@pytest.mark.parametrize("backend", ["rpc", "tcp"])
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_worker_that_finds_no_server_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys, backend: str, silent: bool
+) -> None:
+    """Nothing listens at the port, or something that accepts and stays silent."""
     monkeypatch.setattr("fa.training.transports.rpc.connection.TIMEOUT", timedelta(seconds=1))
-    port = free_port()
-    with pytest.raises(SystemExit) as leaving:
-        cli.main(["worker", "--rank", "0", "--server", f"127.0.0.1:{port}"])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1] if silent else free_port()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(["worker", "--rank", "0", "--server", f"127.0.0.1:{port}", "--timeout", "1", "--backend", backend])
     assert leaving.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(rf"fa: .*\b127\.0\.0\.1:{port}\b.*\b1 s\b", last), last

@@ -13,7 +13,7 @@ from torch import Tensor
 from fa.attacks.base import Streams, honest_rows, send_all
 from fa.attacks.shifts import Shift
 from fa.gradients.gram import measure
-from fa.utils.validation import check
+from fa.utils.validation import TooFewWorkersError, check
 
 _EXPONENTS = range(-4, 8)
 """Powers of two that are tried first, as factors of the honest gradients' root-mean-square distance to the mean."""
@@ -52,7 +52,8 @@ def line_search(
     if not byzantine:
         return
     shift = Shift(honest_rows(G, byzantine), direction)
-    spread = math.sqrt(shift.squares.mean()) / shift.length if shift.length else 0.0
+    with np.errstate(all="ignore"):  # as for gradients that are not finite
+        spread = math.sqrt(shift.squares.mean()) / shift.length if shift.length else 0.0
     factor = spread * _maximize(_damage(G, byzantine, shift, spread, rule, iteration), evaluations)
     send_all(shift.vector(factor), G, byzantine)
 
@@ -75,7 +76,8 @@ def _damage(
     """Return the distance of the rule's direction to the honest mean, as a function of the factor over `spread`."""
     honest = [worker for worker in range(len(G)) if worker not in byzantine]
     h = len(honest)
-    base = None if rule.direction_outside_span else measure(torch.vstack([G[honest], shift.vector(spread)[None]]))[0]
+    base, finite = measure(torch.vstack([G[honest], shift.vector(spread)[None]]))
+    in_gram_space = bool(finite.all()) and not rule.direction_outside_span
     mean = np.append(np.full(h, 1 / h), 0.0)
 
     def damage(factor: float) -> float:
@@ -83,8 +85,8 @@ def _damage(
         R = np.zeros((h + 1, len(G)))
         R[np.arange(h), honest] = 1.0
         R[:, list(byzantine)] = ((1 - factor) * mean + factor * np.eye(h + 1)[h])[:, None]
-        weights = None if base is None else rule.weights(base.averaged(R), iteration)
-        if base is None or weights is None:
+        weights = rule.weights(base.averaged(R), iteration) if in_gram_space else None
+        if weights is None:
             return _applied(factor)
         moved = R @ weights - mean
         return float(moved @ base.K @ moved)
@@ -92,6 +94,10 @@ def _damage(
     def _applied(factor: float) -> float:
         sent = G.clone()
         send_all(shift.vector(spread * factor), sent, byzantine)
-        return float(torch.linalg.vector_norm(rule(sent, iteration).double() - shift.mean.double()))
+        try:
+            moved = rule(sent, iteration).double() - shift.mean.double()
+        except TooFewWorkersError:  # Honest gradients are not finite.
+            return 0.0
+        return float(torch.linalg.vector_norm(moved))
 
     return damage

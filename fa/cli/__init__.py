@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "Train once, with Byzantine workers, and print the result.",
     "server": "Train with workers that run on this host or others.",
     "worker": "Compute gradients for `fa server`.",
+    "keys": "Write the keys of `fa server` and its workers.",
     "plot": "Draw one run and its workers' weights.",
     "sweep": "Do the runs of figures, and reuse finished ones.",
     "reproduce": "Draw the paper's figures.",

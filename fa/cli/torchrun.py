@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from fa.utils.addresses import format_address, parse_address
 from fa.utils.validation import check
 
 
@@ -28,7 +29,7 @@ def torchrun_env() -> TorchrunEnv:
     check("WORLD_SIZE", size, size >= 2, "at least 2: a server and a worker")
     rank = _integer("RANK")
     check("RANK", rank, rank < size, f"less than WORLD_SIZE={size}")
-    host, port = parse_address("MASTER_ADDR:MASTER_PORT", f"{os.environ.get('MASTER_ADDR', '')}:{port}")
+    host, port = parse_address("MASTER_ADDR:MASTER_PORT", format_address(os.environ.get("MASTER_ADDR", ""), port))
     return TorchrunEnv(rank, size, host, port, os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
 
 
@@ -38,23 +39,8 @@ def _integer(name: str) -> int:
     return int(text or "")
 
 
-def parse_address(name: str, text: str) -> tuple[str, int]:
-    """Split an address.
-
-    Args:
-        name: Name of the argument, for the message.
-        text: HOST:PORT.
-
-    Raises:
-        ValueError: The host is empty or the port is no number below 65536.
-    """
-    host, _, port = text.rpartition(":")
-    check(name, text, host != "" and port.isdecimal() and int(port) < 1 << 16, "HOST:PORT")
-    return host, int(port)
-
-
 def run_worker(rank: int, host: str, port: int, threads: int) -> None:
-    """Run a worker of the server at host:port until the run ends, with a number of torch's threads."""
+    """Run a worker of the RPC server at host:port until the run ends, with a number of torch's threads."""
     import torch
 
     from fa.training.transports.rpc.worker import work

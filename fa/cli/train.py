@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa.cli.rule_options import pop_rule_options, rule_options
-from fa.cli.torchrun import TorchrunEnv, parse_address, run_worker, torchrun_env
+from fa.cli.torchrun import TorchrunEnv, run_worker, torchrun_env
 from fa.training.config import TrainConfig
+from fa.utils.addresses import format_address, parse_address
 from fa.utils.progress_bar import Report, reporter
 from fa.utils.validation import check
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
     from fa.training.records import UnwrittenRunError
-    from fa.training.transports.base import RpcConfig
+    from fa.training.transports.base import RpcConfig, TcpConfig
 
-_RPC = ("listen", "deadline", "quorum", "gradients", "lost")
+_SERVER = ("listen", "keys", "deadline", "quorum", "gradients", "lost")
 _CHECKPOINT = ("checkpoint", "checkpoint_every")
 _CHECKPOINT_HELP = "Checkpoint file; the same command resumes from it. Removed when --out is written."
-_LISTEN_HELP = "Address on which to await `fa worker`, with rpc; by default workers start on this host."
-_BACKEND_HELP = "Workers: simulated in this process, processes of this host, or processes of torchrun."
+_LISTEN_HELP = "Address on which to await `fa worker`; by default workers start on this host."
+_BACKEND_HELP = "Workers: simulated, processes over TCP, processes over TensorPipe RPC, or processes of torchrun."
 
 _ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
 
@@ -58,15 +59,16 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option(
     "--backend",
-    type=click.Choice(["simulate", "rpc", "torchrun"]),
+    type=click.Choice(["simulate", "tcp", "rpc", "torchrun"]),
     default="simulate",
     show_default=True,
     help=_BACKEND_HELP,
 )
 @click.option("--listen", metavar="HOST:PORT", help=_LISTEN_HELP)
-@click.option("--deadline", type=float, show_default="60", help="Timeout for a silent worker, in seconds, with rpc.")
-@click.option("--quorum", type=int, help="Number of fastest workers to await, with rpc.  [default: all]")
-@click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Transport of the gradients.")
+@click.option("--keys", type=click.Path(path_type=Path), help="Folder of the server's keys from `fa keys`, with tcp.")
+@click.option("--deadline", type=float, show_default="60", help="Timeout for a silent worker, in seconds.")
+@click.option("--quorum", type=int, help="Number of fastest workers to await.  [default: all]")
+@click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Gradients' path, with rpc.")
 @click.option("--lost", type=click.Choice(["zero", "previous"]), show_default="zero", help="Value of lost coordinates.")
 def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path | None, **arguments: Any) -> None:
     """Train once, with Byzantine workers, and print the result.
@@ -80,7 +82,7 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
         # Fails before torch is imported.
         out = prepare_output_dir(out, checkpoint=arguments["checkpoint"], tensorboard=tensorboard)
     settings = {name: value for name, value in arguments.items() if value is not None}
-    rpc_settings = {name: settings.pop(name) for name in _RPC if name in settings}
+    server_settings = {name: settings.pop(name) for name in _SERVER if name in settings}
     checkpoint = {name: settings.pop(name) for name in _CHECKPOINT if name in settings}
     if checkpoint.keys() == {"checkpoint_every"}:
         check("checkpoint", None, False, "a file with --checkpoint-every")
@@ -94,25 +96,39 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
         from fa.training.tensorboard import check_installed
 
         check_installed()
-    if rpc_settings:
-        check("backend", backend, backend != "simulate", f"'rpc' with --{next(iter(rpc_settings))}")
+    if server_settings:
+        check("backend", backend, backend != "simulate", f"'tcp' with --{next(iter(server_settings))}")
     from fa.training import train as run_training
 
-    rpc = None if backend == "simulate" else _rpc_config(place, **rpc_settings)
-    if rpc is not None and not rpc.spawn_workers:
-        click.echo(f"awaiting {config.workers} workers at {rpc.host}:{rpc.port}", err=True)
+    rpc = _rpc_config(place, **server_settings) if backend in ("rpc", "torchrun") else None
+    tcp = _tcp_config(**server_settings) if backend == "tcp" else None
+    _announce(rpc or tcp, config.workers)
     try:
         with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
-            run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, **checkpoint)
+            run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, tcp=tcp, **checkpoint)
     except UnwrittenRunError as error:
         _report(error.run, _write_elsewhere(error))
     else:
         _report(run, out)
 
 
-def _rpc_config(place: TorchrunEnv | None, listen: str | None = None, **options: Any) -> RpcConfig:
+def _announce(server: RpcConfig | TcpConfig | None, workers: int) -> None:
+    """Say where workers that are started elsewhere are awaited, and which peers can join."""
+    if server is None or server.spawn_workers:
+        return
+    click.echo(f"awaiting {workers} workers at {format_address(server.host, server.port)}", err=True)
+    if server.description()["name"] == "rpc":
+        click.echo("RPC executes what any peer sends: use --backend tcp outside of private networks", err=True)
+    elif getattr(server, "keys", None) is None:
+        click.echo("without --keys: loopback only, and workers of this user only", err=True)
+
+
+def _rpc_config(
+    place: TorchrunEnv | None, listen: str | None = None, keys: Path | None = None, **options: Any
+) -> RpcConfig:
     from fa.training.transports.base import RpcConfig
 
+    check("keys", keys, keys is None, "omitted with rpc and torchrun, which have no authentication", "Use tcp.")
     fields = {"gradients": "channel", "lost": "loss_fill"}
     settings = {fields.get(option, option): value for option, value in options.items()}
     if place is not None:
@@ -122,6 +138,16 @@ def _rpc_config(place: TorchrunEnv | None, listen: str | None = None, **options:
         return RpcConfig(**settings)
     host, port = parse_address("listen", listen)
     return RpcConfig(host=host, port=port, spawn_workers=False, **settings)
+
+
+def _tcp_config(listen: str | None = None, gradients: str = "rpc", **options: Any) -> TcpConfig:
+    from fa.training.transports.base import TcpConfig
+
+    check("backend", "tcp", gradients == "rpc" and "lost" not in options, "'rpc' with datagrams")
+    if listen is None:
+        return TcpConfig(**options)
+    host, port = parse_address("listen", listen)
+    return TcpConfig(host=host, port=port, spawn_workers=False, **options)
 
 
 def _config(settings: dict[str, Any]) -> TrainConfig:

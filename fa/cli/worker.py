@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from fa.cli.torchrun import parse_address, run_worker
+from fa.utils.addresses import parse_address
+from fa.utils.validation import check, check_real
 
 
 @click.command()
 @click.option("--rank", type=click.IntRange(min=0), required=True, help="Rank of the worker, from 0.")
 @click.option("--server", metavar="HOST:PORT", required=True, help="Address of `fa server`.")
+@click.option(
+    "--backend", type=click.Choice(["tcp", "rpc"]), default="tcp", show_default=True, help="Transport of the server."
+)
+@click.option("--keys", type=click.Path(path_type=Path), help="Folder of the rank's keys from `fa keys`, with tcp.")
+@click.option("--timeout", type=float, default=60, show_default=True, help="Timeout for a silent server, in seconds.")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Number of torch's threads.")
-def worker(rank: int, server: str, threads: int) -> None:
+def worker(rank: int, server: str, backend: str, keys: Path | None, timeout: float, threads: int) -> None:
     """Compute the gradients of one worker until the run ends.
 
     The server has all settings of the run.
     """
-    run_worker(rank, *parse_address("server", server), threads)
+    host, port = parse_address("server", server)
+    check_real("timeout", timeout, 0)
+    check("timeout", timeout, timeout > 0, "greater than 0")
+    check("keys", keys, keys is None or backend == "tcp", "omitted with rpc, which has no authentication")
+    import torch
+
+    torch.set_num_threads(threads)
+    if backend == "tcp":
+        from fa.training.transports.tcp.worker import work as work_tcp
+
+        return work_tcp(rank, host, port, keys, timeout=timeout)
+    from fa.training.transports.rpc.worker import work as work_rpc
+
+    return work_rpc(rank, host, port, timeout)

@@ -12,7 +12,7 @@ from fa.rules.span import centred_points
 from fa.utils.validation import check_integer, check_real
 
 _SMOOTHING = 1e-9
-"""Default smoothing, relative to the median distance between two gradients."""
+"""Default smoothing, relative to the smallest radius around a gradient that holds a majority."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,8 @@ class GeometricMedian(Rule):
     Each step replaces z by the mean of the gradients with weights 1/max(nu, ||g_i - z||).
 
     Attributes:
-        nu: Distance below which a gradient's weight does not grow. None: 1e-9 times the median distance of two
-            gradients.
+        nu: Distance below which a gradient's weight does not grow. None: 1e-9 times the smallest radius around a
+            gradient that holds a majority of the gradients.
         max_iter: Maximum number of steps.
         tol: Largest change of a weight at which the iteration stops. 0: take `max_iter` steps.
 
@@ -32,8 +32,8 @@ class GeometricMedian(Rule):
 
     Example:
         >>> import numpy as np, fa
-        >>> fa.aggregate(np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 0.0], [9e9, 0.0]]), "geometric_median")
-        array([0., 0.])
+        >>> fa.aggregate(np.array([[1.0, 0.0], [2.0, 0.0], [9e9, 0.0]]), "geometric_median").round(6)
+        array([2., 0.])
     """
 
     nu: float | None = None
@@ -52,11 +52,11 @@ class GeometricMedian(Rule):
 
     def decide(self, gram: Gram) -> ColumnDecision:
         """Decide the weights of the geometric median."""
-        distances = np.sqrt(gram.D2[np.triu_indices(gram.p, 1)])
-        apart = distances[distances > 0]
-        if not apart.size:
-            return ColumnDecision(weights=np.full(gram.p, 1 / gram.p))
-        nu = _SMOOTHING * float(np.median(apart)) if self.nu is None else self.nu / gram.scale
+        radii = np.sqrt(np.sort(gram.D2, axis=1)[:, gram.p // 2])
+        nu = _SMOOTHING * float(radii.min()) if self.nu is None else self.nu / gram.scale
+        if self.nu is None and nu == 0:  # A majority agrees.
+            same = gram.D2[int(np.argmin(radii))] == 0
+            return ColumnDecision(weights=same / same.sum())
         X = centred_points(gram)
         weights = _inverse(gram.scaled_norms, nu)
         for _ in range(self.max_iter - 1):

@@ -2,7 +2,7 @@
 
 A worker's step is a few hundred small kernels. Launched from Python one after another, they leave a GPU idle most of
 the time. A graph launches those of all workers at once, on several streams: ResNet-18, B = 128, 12 workers on an H200
-take 36 ms in place of 90.
+take 36 ms, not 90.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,14 +23,14 @@ from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, prepare_output_dir
-from fa.training.transports.base import GatheredGradients, RpcConfig, Transport
+from fa.training.transports.base import GatheredGradients, RpcConfig, TcpConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import load_dataset, parse_recipe, worker_partitions
 from fa.utils.devices import find_device
 from fa.utils.files import exclusive
 from fa.utils.signals import held_back
 from fa.utils.timing import PhaseTimer
-from fa.utils.validation import TooFewWorkersError, check_integer
+from fa.utils.validation import TooFewWorkersError, check, check_integer
 
 
 class Progress(NamedTuple):
@@ -52,6 +52,7 @@ def train(
     rpc: RpcConfig | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = EVERY,
+    tcp: TcpConfig | None = None,
 ) -> Run:
     """Train a model with p workers, some of them Byzantine.
 
@@ -64,7 +65,8 @@ def train(
         out: New folder for the records; None to write none.
         progress: Called after each iteration.
         threads: Torch's number of threads during the run; None leaves it unchanged.
-        rpc: Settings of worker processes; None simulates the workers in this process.
+        rpc: Settings of worker processes over TensorPipe RPC.
+        tcp: Settings of worker processes over TCP. Without `rpc` and `tcp`, workers are simulated in this process.
         checkpoint: File to which the run saves its state, and from which it resumes. It is removed once `out` is
             written. Without `out`, the caller removes it.
         checkpoint_every: Seconds between two checkpoints.
@@ -83,11 +85,13 @@ def train(
         2
     """
     timer = PhaseTimer()
+    check("tcp", tcp, rpc is None or tcp is None, "None with rpc")
+    server = rpc or tcp
     if out is not None:
         out = prepare_output_dir(out, checkpoint=checkpoint)
     with _torch_threads(threads), _reproducible_convolutions(), _reserved(out=out, checkpoint=checkpoint):
         device = find_device(config.device)
-        rule = _checked_rule(config, rpc)
+        rule = _checked_rule(config, server)
         saved = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = load_dataset(config)
         worker_partitions(config, dataset)  # raises before worker processes start
@@ -97,10 +101,10 @@ def train(
         parameters = flatten(model)
         evaluation = Evaluation(model, dataset, device)
         threads_used = torch.get_num_threads()
-        backend: dict[str, object] = {"name": "simulate"} if rpc is None else rpc.description()
+        backend: dict[str, object] = {"name": "simulate"} if server is None else server.description()
         if saved is not None:
             saved.set_identity(config, dataset.checksum, threads_used, backend)
-        with _transport(model, dataset, config, parameters, rule, rpc, timer) as transport:
+        with _transport(model, dataset, config, parameters, rule, server, timer) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), timer)
             honest = slice(config.byzantine, None)
             state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, saved)
@@ -115,34 +119,36 @@ def train(
         return run
 
 
-def _checked_rule(config: TrainConfig, rpc: RpcConfig | None) -> Rule:
+def _checked_rule(config: TrainConfig, server: RpcConfig | TcpConfig | None) -> Rule:
     """Create the run's rule, and check what needs no data set."""
     rule = make_rule(config.rule, f=config.rule_f, **config.options)
     rule.check_workers(config.workers)
     configured_attack(config)
     parse_recipe(config)
-    if rpc is not None:
-        rpc.check(config)
+    if server is not None:
+        server.check(config)
     return rule
 
 
-@contextmanager
 def _transport(
     model: nn.Module,
     dataset: Dataset,
     config: TrainConfig,
     parameters: Tensor,
     rule: Rule,
-    rpc: RpcConfig | None,
+    server: RpcConfig | TcpConfig | None,
     timer: PhaseTimer,
-) -> Iterator[Transport]:
-    if rpc is None:
-        yield SimulatedTransport(model, dataset, config, parameters)
-        return
-    from fa.training.transports.rpc.launch import serve
+) -> AbstractContextManager[Transport]:
+    """Start the workers, which end with the context."""
+    if server is None:
+        return nullcontext(SimulatedTransport(model, dataset, config, parameters))
+    if isinstance(server, TcpConfig):
+        from fa.training.transports.tcp.launch import serve as serve_tcp
 
-    with serve(model, config, parameters, rule.needs_gram, rpc, timer) as transport:
-        yield transport
+        return serve_tcp(model, config, parameters, dataset.checksum, rule.needs_gram, server, timer)
+    from fa.training.transports.rpc.launch import serve as serve_rpc
+
+    return serve_rpc(model, config, parameters, dataset.checksum, rule.needs_gram, server, timer)
 
 
 class Loop:
@@ -247,7 +253,8 @@ class Loop:
                     direction = scale_to_unit_mean(direction, gathered.G, gathered.inner_products)
         except TooFewWorkersError as error:
             if torch.isfinite(gathered.loss):
-                raise TooFewWorkersError(f"iteration {iteration + 1}: {error}") from error
+                reasons = "".join(f"; worker {worker}: {reason}" for worker, reason in gathered.missing.items())
+                raise TooFewWorkersError(f"iteration {iteration + 1}: {error}{reasons}") from error
             # The model has diverged, and too few gradients are finite: take no step, and record it.
             return gathered, _rows_without_step(iteration + 1, self._config.workers, gathered.missing)
         with self._timer.phase("update"):

@@ -11,6 +11,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
@@ -38,6 +40,22 @@ def forkserver_context(preload: str) -> Any:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     return context
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """Start processes that do not import the parent's main module, in which nothing is looked up.
+
+    A script without a main guard would otherwise start its work anew in each child, and one from standard input
+    cannot be imported at all.
+    """
+    names = vars(sys.modules["__main__"])
+    hidden: dict[str, Any] = {name: names.pop(name) for name in ("__file__", "__spec__") if name in names}
+    names["__spec__"] = None
+    try:
+        yield
+    finally:
+        names.update(hidden)
 
 
 def exit_when_parent_dies() -> None:

@@ -9,6 +9,7 @@ from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import (
     CHANCE_MARGIN,
+    MISSING,
     Claim,
     accuracies,
     format_mean_range,
@@ -114,7 +115,7 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
 
     def complete_verdict(holds: list[bool]) -> str:
         fails = len(holds) == len(F_VALUES) and not any(holds)  # A missing rule could not change that.
-        return verdict(holds, testable and (complete or fails))
+        return verdict(holds, testable) if complete or fails or not testable else MISSING
 
     large = [lead.difference >= MUCH * mean(lead.rival_accuracies) and lead.better(margin) for lead in leads]
     return [

@@ -80,7 +80,7 @@ def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:
     run = ["train", "--backend=rpc", f"--workers={len(links.workers)}", f"--listen={where}", f"--out={out}"]
     commands = [_fa(links.server, "hub", [*run, *arguments])]
     for rank, name in enumerate(links.workers):
-        commands.append(_fa(name, "eth0", ["worker", "--rank", str(rank), "--master", where]))
+        commands.append(_fa(name, "eth0", ["worker", "--backend=rpc", "--rank", str(rank), "--server", where]))
     with ExitStack() as stack:
         processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
         for process in processes:

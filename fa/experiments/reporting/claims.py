@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
 
 HOLDS, IN_PART, NOT, UNTESTABLE = "holds", "in part", "does not hold", "not testable"
+MISSING = "runs missing"  # The finished runs do not decide.
 OPEN = "not established"  # Some differences exceed the margin, but none passes the test over seeds.
 
 LEARNED = 3.0  # Factor of chance: if no run exceeds it, no rule learned, and accuracies cannot be compared.
@@ -32,7 +33,7 @@ class Claim:
         number: Number of the claim, as in docs/claims.md.
         words: The statement.
         measured: What was measured.
-        verdict: HOLDS, IN_PART, NOT, UNTESTABLE or OPEN.
+        verdict: HOLDS, IN_PART, NOT, UNTESTABLE, MISSING or OPEN.
     """
 
     number: str

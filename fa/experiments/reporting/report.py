@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,8 @@ REDUCED = {
     UNTESTABLE: "not testable here",
 }
 """Verdicts on runs smaller than the paper's, which can neither reproduce nor refute a claim."""
+
+_P_VALUE = re.compile(r"\(p = ([^()\s,]+)\)")  # p alone is the number of workers.
 
 FAMILIES = ("fig", "supp", "extra")  # In the order of the report: the paper, its supplement, our extras.
 
@@ -132,6 +135,8 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         "",
         *_about_size(profile),
         "",
+        *_summary([*figures, *theory]),
+        "",
         f'Accuracies closer than {MARGINS.get(profile, MARGIN):g} are equal. With two seeds or more, "better" also'
         f" needs a paired t test at level {LEVEL:g}. Where no run exceeds {LEARNED:g} times the accuracy of chance,"
         " accuracy cannot tell rules apart. A statement about several cases holds in part if it holds in some of them.",
@@ -145,6 +150,17 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         *(line for figure in figures for line in _section(figure)),
         *(line for notebook in theory for line in _short_section(notebook)),
     ]
+
+
+def _summary(figures: list[dict[str, Any]]) -> list[str]:
+    """Return how many parts of the paper's claims have each verdict, and which claims have no test."""
+    claims = [(figure, claim) for figure in figures for claim in figure["claims"] if claim["number"] in STATEMENTS]
+    counts = Counter(verdict_text(claim["verdict"], figure) for figure, claim in claims)
+    order = [words[verdict] for words in (REDUCED, ONE_RUN, REPRODUCED) for verdict in words]
+    lines = [f"- **{words}:** {counts[words]}" for words in dict.fromkeys([*order, *counts]) if counts[words]]
+    untested = [number for number in STATEMENTS if number not in {claim["number"] for _, claim in claims}]
+    lines += [f"- **not tested at this profile:** {', '.join(untested)}"] if untested else []
+    return [f"Of {len(claims)} parts of the paper's claims:", "", *lines]
 
 
 def _about_size(profile: str) -> list[str]:
@@ -213,11 +229,11 @@ def _rows(figures: list[dict[str, Any]]) -> dict[str, list[str]]:
     for figure in figures:
         name = figure["figure"]
         for claim in figure["claims"]:
-            link = f"[{name.partition('_')[0]}](#{name})"
+            link = f"[{name.partition('_')[0]}](#{name})" + (", subset" if figure.get("unfinished") else "")
             cells = (
                 claim["number"],
                 claim["words"],
-                claim["measured"],
+                _P_VALUE.sub(r"(p-value \1)", claim["measured"]),
                 link,
                 f"**{verdict_text(claim['verdict'], figure)}**",
             )
@@ -242,7 +258,15 @@ def _section(figure: dict[str, Any]) -> list[str]:
         f"- drawn {figure['drawn']} at commit {figure['commit']}, by {command}",
         f"- numbers: {numbers}; code: notebooks/{name}.ipynb",
     ]
-    return [*_heading(name), *lines, ""]
+    return [*_heading(name), *_headlines(figure), "", *lines, ""]
+
+
+def _headlines(figure: dict[str, Any]) -> list[str]:
+    """Return what a figure is about: each of its claims in words, with the verdict beside it."""
+    return [
+        f"- {claim['number']}, {claim['words']}: **{verdict_text(claim['verdict'], figure)}**"
+        for claim in figure["claims"]
+    ]
 
 
 def _heading(name: str) -> list[str]:
@@ -253,7 +277,7 @@ def _short_section(notebook: dict[str, Any]) -> list[str]:
     """Return the section of a theory notebook, which holds its own pictures."""
     name, hardware = notebook["figure"], "; ".join(_machine(machine) for machine in notebook["hardware"])
     about = f"executed {notebook['drawn']} at commit {notebook['commit']}, by `{notebook['command']}`, on {hardware}"
-    return [*_heading(name), f"- notebooks/{name}.ipynb, {about}", ""]
+    return [*_heading(name), *_headlines(notebook), f"- notebooks/{name}.ipynb, {about}", ""]
 
 
 def _machine(hardware: dict[str, Any]) -> str:
@@ -263,15 +287,40 @@ def _machine(hardware: dict[str, Any]) -> str:
 
 _STYLE = """body { font: 15px/1.45 sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse }
-td, th { border: 1px solid #ccc; padding: .3em .5em; text-align: left; vertical-align: top }
-img { max-width: 100% } code { background: #f3f3f3 }"""
+td, th { border: 1px solid #ccc; padding: .3em .5em; text-align: left; vertical-align: top; overflow-wrap: anywhere }
+img { max-width: 100% } code { background: #f3f3f3; overflow-wrap: anywhere }
+a, li { overflow-wrap: anywhere } summary { cursor: pointer; color: #555 }
+.holds { background: #cfe3f5 } .part { background: #fdf1c2 } .fails { background: #f6cfae } .open { background: #e6e6e6 }
+@media (max-width: 45em) { table, tbody, tr, td { display: block } thead { display: none } tr { margin-bottom: 1em } }"""
+"""Backgrounds are blue, yellow, orange and grey, which colour-blind readers can tell; each also has a sign."""
+
+_SIGNS = {HOLDS: ("holds", "&#10003;"), IN_PART: ("part", "&#8764;"), NOT: ("fails", "&#10007;")}
+_LOOKS = {words[verdict]: look for verdict, look in _SIGNS.items() for words in (REPRODUCED, ONE_RUN, REDUCED)}
+_OPEN = ("open", "?")
 
 
 def _page(profile: str, text: str) -> str:
     import mistune
 
-    body = mistune.create_markdown(escape=False, plugins=["table"])(text)
+    body = _styled(str(mistune.create_markdown(escape=False, plugins=["table"])(text)))
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>fa, profile {profile}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>\n{_STYLE}\n</style></head>\n<body>\n{body}</body>\n</html>\n"
     )
+
+
+def _styled(body: str) -> str:
+    """Fold the numbers of each claim, and give each verdict in a table its colour and sign."""
+
+    def row(match: re.Match[str]) -> str:
+        number, words, measured, figure, verdict = match.groups()
+        kind, sign = _LOOKS.get(verdict, _OPEN)
+        return (
+            f"<tr>\n  <td>{number}</td>\n  <td>{words}</td>\n"
+            f"  <td><details><summary>numbers</summary>{measured}</details></td>\n  <td>{figure}</td>\n"
+            f'  <td class="{kind}">{sign} <strong>{verdict}</strong></td>\n</tr>'
+        )
+
+    cells = r"\s*".join(r"<td>(.*?)</td>" for _ in range(4))
+    return re.sub(rf"<tr>\s*{cells}\s*<td><strong>(.*?)</strong></td>\s*</tr>", row, body)

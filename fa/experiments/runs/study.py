@@ -34,6 +34,9 @@ Seeds = Sequence[int] | None
 RuleNames = Sequence[str] | None
 """The user's rules to add to a figure; None to add none."""
 
+_TITLE_WIDTH = 80
+"""Characters in a line of a title, which fit the narrowest figure."""
+
 _SETTINGS = tuple(sorted({field.name for field in fields(TrainConfig)} - {"rule", "rule_options", "byzantine", "seed"}))
 """Settings that the runs of a study share; its grid and its seeds set the others."""
 
@@ -68,9 +71,14 @@ class Case:
         """Name in the figure."""
         return self.label_override or label(self.variant)
 
+    @property
+    def place(self) -> str:
+        """The case without the rule: f, and the columns if the label does not tell them."""
+        columns = [] if self.label_override else [f"{name} = {value}" for name, value in self.columns.items()]
+        return ", ".join([f"f = {self.f}", *columns])
+
     def __str__(self) -> str:
-        columns = [f"{name} = {value}" for name, value in self.columns.items()]
-        return ", ".join([self.label, f"f = {self.f}", *columns])
+        return f"{self.label}, {self.place}"
 
 
 @dataclass(frozen=True)
@@ -165,15 +173,7 @@ class Study:
         """
         cells = tuple(cell for cell in self.cells if self.store.find(cell.config) is not None)
         check("finished", True, bool(cells), f"False while no run is in {self.store.root}")
-        missing: dict[str, list[int]] = {}
-        for cell in self.cells:
-            if cell not in cells:
-                missing.setdefault(str(cell.case), []).append(cell.config.seed)
-        shown = {str(cell.case) for cell in cells}
-        names = (
-            f"{case} (seed {', '.join(map(str, seeds))})" if case in shown else case for case, seeds in missing.items()
-        )
-        return replace(self, cells=cells, unfinished=tuple(names))
+        return replace(self, cells=cells, unfinished=_summary(self.cells, cells))
 
     @property
     def chance(self) -> float:
@@ -198,11 +198,31 @@ class Study:
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.skipped.values())
         skipped = "".join(f"\nexcluded: {reason}" for reason in reasons)
         unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
-        return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{skipped}", *wrap(unfinished, 120)])
+        return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{skipped}", *wrap(unfinished, _TITLE_WIDTH)])
 
     def _values(self, setting: str) -> str:
         """Return the values of a setting in the order of the cases, as in 64/128/192."""
         return "/".join(dict.fromkeys(str(getattr(cell.config, setting)) for cell in self.cells))
+
+
+def _summary(cells: Sequence[Cell], finished: Sequence[Cell]) -> tuple[str, ...]:
+    """Describe the cells that are not finished, by place: the rules, or "all", with the seeds if some are finished."""
+    places: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        places.setdefault(cell.case.place, {}).setdefault(cell.case.label, []).append(cell)
+    parts = []
+    for place, rules in places.items():
+        if not any(cell in finished for rule in rules.values() for cell in rule):
+            parts.append(f"{place}: all")
+            continue
+        missing: dict[str, list[str]] = {}
+        for rule, of_rule in rules.items():
+            seeds = [cell.config.seed for cell in of_rule if cell not in finished]
+            if seeds:
+                some = "" if len(seeds) == len(of_rule) else f" (seeds {_enumerate(seeds)})"
+                missing.setdefault(some, []).append(rule)
+        parts += [f"{place}: {', '.join(names)}{some}" for some, names in missing.items()]
+    return tuple(parts)
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,19 @@ that `Rounds` returns. The transport guards the calls with one lock, and copies 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 NEW = -1
 """The iteration of the first message of a process, which has no gradient yet."""
+
+_MAX_REASON = 200  # characters of a reason that a worker can influence
 
 Request = TypeVar("Request")
 """What the transport replies to: a future, a stream."""
@@ -39,6 +43,7 @@ class WorkerSlot(Generic[Request]):
     state: WorkerState = WorkerState.ABSENT
     reason: str = ""  # why the rank is excluded, or will be once its delivered gradient has been used
     processes: int = 0  # that have joined with this rank
+    assigned: int | None = None  # iteration that the newest reply asked for
     needs_state: bool = False  # True until the newest process has been sent the `Worker.state` of its rank
     request: Request | None = None  # pending: at most one per rank
     loss: Tensor | None = None  # scalar, of the delivered gradient's minibatch
@@ -46,7 +51,10 @@ class WorkerSlot(Generic[Request]):
 
 
 class GradientMessage(NamedTuple):
-    """A worker's message: a gradient, and implicitly the request for the next parameters."""
+    """A worker's message: a gradient, and implicitly the request for the next parameters.
+
+    `rank` and `iteration` are checked by the transport. `Rounds.offer` checks all other fields, of any type.
+    """
 
     rank: int
     iteration: int  # of the gradient; NEW if the process has none yet
@@ -114,12 +122,12 @@ class Rounds(Generic[Request]):
             `deliver`. Otherwise the gradient is discarded.
         """
         slot = self.slots[message.rank]
-        slot.reason = ""
-        if slot.state in (WorkerState.ABSENT, WorkerState.EXCLUDED):
-            slot.state = WorkerState.COMPUTING
+        self.skip(message.rank)
         if message.iteration == NEW:
             slot.processes += 1
             slot.needs_state = True
+        elif slot.assigned not in (None, message.iteration):
+            _exclude(slot, f"sent a gradient of iteration {message.iteration}, not {slot.assigned}")
         if self.iteration is None or message.iteration != self.iteration:
             return False
         if error := self._error(message):
@@ -128,6 +136,18 @@ class Rounds(Generic[Request]):
             return False
         slot.state = WorkerState.RECEIVING
         return True
+
+    def expects(self, rank: int, iteration: int) -> bool:
+        """True if a gradient of that iteration would be accepted from the rank."""
+        states = (WorkerState.COMPUTING, WorkerState.EXCLUDED)
+        return iteration == self.iteration and self.slots[rank].state in states
+
+    def skip(self, rank: int) -> None:
+        """Process a message whose gradient comes too late; its request follows separately, by `request`."""
+        slot = self.slots[rank]
+        slot.reason = ""
+        if slot.state in (WorkerState.ABSENT, WorkerState.EXCLUDED):
+            slot.state = WorkerState.COMPUTING
 
     def deliver(self, message: GradientMessage) -> None:
         """Record that the gradient of an accepted message has been copied."""
@@ -155,10 +175,18 @@ class Rounds(Generic[Request]):
 
     def lose(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended, unless another process has joined with that rank."""
-        slot = self.slots[rank]
-        if slot.processes <= 1:
-            slot.request = None
-            _exclude(slot, reason)
+        if self.slots[rank].processes <= 1:
+            self.leave(rank, reason)
+
+    def leave(self, rank: int, reason: str) -> None:
+        """Exclude a rank whose newest process has ended."""
+        self.slots[rank].request = None
+        _exclude(self.slots[rank], reason)
+
+    def refuse(self, rank: int, reason: str) -> None:
+        """Record that a process may not join with a rank, unless another process has joined with it."""
+        if self.slots[rank].state is WorkerState.ABSENT:
+            _exclude(self.slots[rank], reason)
 
     def begin(self, iteration: int) -> list[Reply[Request]]:
         """Open the round of an iteration; returns the replies to all pending requests."""
@@ -235,7 +263,7 @@ class Rounds(Generic[Request]):
         if slot.request is None:
             return []
         reply = Reply(rank, slot.request, iteration, with_state=iteration is not None and slot.needs_state)
-        slot.request = None
+        slot.request, slot.assigned = None, iteration
         slot.needs_state = slot.needs_state and iteration is None
         return [reply]
 
@@ -248,16 +276,41 @@ class Rounds(Generic[Request]):
                 _exclude(slot, slot.reason or reason)
 
     def _error(self, message: GradientMessage) -> str:
-        """Describe what is wrong with a message; empty if it is valid."""
-        expected, gradient = self._gradient, message.gradient
-        if (gradient.shape, gradient.dtype, gradient.layout) != (expected.shape, expected.dtype, expected.layout):
-            kind = str(gradient.dtype) + ("" if gradient.layout == expected.layout else f", {gradient.layout}")
-            return f"sent {tuple(gradient.shape)} of {kind}, not {tuple(expected.shape)} of {expected.dtype}"
-        if message.loss.shape != () or not message.loss.is_floating_point():
-            return f"sent a loss of {tuple(message.loss.shape)} of {message.loss.dtype}, not one number"
-        if [tensor.shape for tensor in message.statistics] != [tensor.shape for tensor in self._statistics]:
+        """Describe what is wrong with a message, whose fields may be of any type; empty if it is valid."""
+        expected, gradient, loss, statistics = self._gradient, message.gradient, message.loss, message.statistics
+        if not _resembles(gradient, expected):
+            return f"sent {_describe(gradient)}, not {_describe(expected)}"
+        if not _resembles(loss, expected.new_empty(())):
+            return f"sent a loss of {_describe(loss)}, not one number"
+        if not _all_resemble(statistics, self._statistics):
             return "sent batch-norm statistics of another model"
+        if math.isfinite(float(loss)) and not all(bool(tensor.isfinite().all()) for tensor in statistics):
+            return "sent batch-norm statistics that are not finite"
+        if type(message.seconds) not in (float, int) or not 0 <= message.seconds < math.inf:
+            return f"sent {message.seconds!r} as its time in seconds"[:_MAX_REASON]
         return ""
+
+
+def _resembles(value: object, expected: Tensor) -> bool:
+    """True for a tensor with the shape, dtype, layout and device of `expected`."""
+    return (
+        isinstance(value, Tensor)
+        and (value.shape, value.dtype, value.layout) == (expected.shape, expected.dtype, expected.layout)
+        and value.device == expected.device
+    )
+
+
+def _all_resemble(values: object, expected: Sequence[Tensor]) -> bool:
+    if not isinstance(values, list | tuple) or len(values) != len(expected):
+        return False
+    return all(map(_resembles, values, expected))
+
+
+def _describe(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    kind = str(value.dtype) + ("" if value.layout == torch.strided else f", {value.layout}")
+    return f"{tuple(value.shape)} of {kind}"
 
 
 def _exclude(slot: WorkerSlot[Request], reason: str) -> None:

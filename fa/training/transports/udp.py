@@ -1,10 +1,14 @@
 """Gradients in datagrams without retransmission: lost coordinates are zero, or keep their previous values.
 
-A datagram is a header of three 32-bit integers (worker, iteration, chunk) and CHUNK coordinates as float32.
+A datagram is a header of three 32-bit integers (worker, iteration, chunk), CHUNK coordinates as float32, and a keyed
+checksum of both. The key belongs to one rank of one run, so that no one else's datagram changes a gradient.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 import select
 import socket
 import struct
@@ -20,7 +24,9 @@ from torch import Tensor
 from fa.attacks import CHUNK
 
 _HEADER = struct.Struct("!III")
-_SLOT = _HEADER.size + 4 * CHUNK + 4  # bytes of a datagram, and 4 more that reveal a longer one
+_TAG = 16  # bytes of the checksum, BLAKE2b: with the headers of UDP and IPv4, 1496 bytes of Ethernet's 1500
+_SLOT = _HEADER.size + 4 * CHUNK + _TAG + 4  # bytes of a datagram, and 4 more that reveal a longer one
+KEY_SIZE = 32
 _BATCH = 256  # datagrams read at a time
 _BUFFER = 1 << 25  # bytes of the system's receive buffer; without privileges it may be smaller
 _FORCE_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE, missing in Python's socket module
@@ -29,17 +35,25 @@ _RATE = 32e6  # bytes/s of all workers together, which a busy server can still r
 _BURST = 16  # datagrams between two pauses
 
 
+def create_sender(host: str, port: int) -> socket.socket:
+    """Create a socket for `send`; raises OSError for an unknown host."""
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    sender = socket.socket(family, kind)
+    sender.connect(address)
+    return sender
+
+
 def send(
-    sender: socket.socket, address: tuple[str, int], worker: int, iteration: int, gradient: Tensor, workers: int = 1
+    sender: socket.socket, worker: int, iteration: int, gradient: Tensor, key: bytes = b"", workers: int = 1
 ) -> None:
     """Send a gradient in datagrams, without waiting for an answer.
 
     Args:
-        sender: A UDP socket.
-        address: The inbox's host and port.
+        sender: A UDP socket that is connected to the inbox.
         worker: Rank of the worker.
         iteration: Iteration of the gradient.
         gradient: The gradient (n,), float32.
+        key: Key of the rank.
         workers: Number of workers that share the server, and so its rate.
 
     Raises:
@@ -49,13 +63,23 @@ def send(
     for index, chunk in enumerate(gradient.split(CHUNK)):
         if index and index % _BURST == 0:
             time.sleep(pause)
-        sender.sendmsg([_HEADER.pack(worker, iteration, index), chunk.numpy().data], [], 0, address)
+        data = _HEADER.pack(worker, iteration, index) + chunk.numpy().tobytes()
+        with suppress(ConnectionRefusedError):  # the answer to an earlier datagram: the server has ended
+            sender.send(data + _checksum(data, key))
+
+
+def _checksum(data: bytes, key: bytes) -> bytes:
+    return hashlib.blake2b(data, key=key, digest_size=_TAG).digest()
 
 
 class Inbox:
     """Receives the datagrams of all workers in a thread, until it is closed.
 
-    Datagrams of another iteration, or of a length that no chunk has, are discarded.
+    Attributes:
+        port: Port of the socket.
+        chunks: Number of datagrams of a gradient.
+        keys: Key of each rank, for `send`.
+        discarded: Number of datagrams that changed nothing: forged, repeated, late, or of a wrong length.
     """
 
     def __init__(self, receiver: socket.socket, workers: int, n: int, previous: bool = False) -> None:
@@ -73,6 +97,8 @@ class Inbox:
         receiver.setblocking(False)
         self.port: int = receiver.getsockname()[1]
         self.chunks = -(-n // CHUNK)
+        self.keys = [secrets.token_bytes(KEY_SIZE) for _ in range(workers)]
+        self.discarded = 0
         self._receiver = receiver
         self._n = n
         self._previous = previous
@@ -164,11 +190,16 @@ class Inbox:
         worker, iteration, index = slots[:, : _HEADER.size].view(">u4").astype(np.int64).T
         coordinates = np.minimum(CHUNK, self._n - index * CHUNK)  # the last chunk is shorter
         valid = (worker < len(self._received)) & (index < self.chunks) & (iteration == self._iteration)
-        valid &= lengths == _HEADER.size + 4 * coordinates
-        if not valid.any():
-            return False
-        places = worker[valid], index[valid]
-        new = not self._received[places].all()
-        self._rows[places] = slots[valid, _HEADER.size : -4].copy().view(np.float32)
-        self._received[places] = True
-        return bool(new)
+        valid &= lengths == _HEADER.size + 4 * coordinates + _TAG
+        for k in np.flatnonzero(valid):
+            new = not self._received[worker[k], index[k]]
+            valid[k] = new and self._is_authentic(slots[k, : lengths[k]].tobytes(), int(worker[k]))
+        self.discarded += len(slots) - int(valid.sum())
+        for k in np.flatnonzero(valid):
+            data = slots[k, _HEADER.size : lengths[k] - _TAG].view(np.float32)
+            self._rows[worker[k], index[k], : len(data)] = data
+        self._received[worker[valid], index[valid]] = True
+        return bool(valid.any())
+
+    def _is_authentic(self, datagram: bytes, worker: int) -> bool:
+        return hmac.compare_digest(datagram[-_TAG:], _checksum(datagram[:-_TAG], self.keys[worker]))

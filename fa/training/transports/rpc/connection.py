@@ -7,10 +7,11 @@ waits for all members. Here each process starts its own agent, and a worker's ag
 from __future__ import annotations
 
 import os
-import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from torch._C._distributed_autograd import _init as _init_autograd
@@ -18,7 +19,7 @@ from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch._C._distributed_rpc import TensorPipeAgent, WorkerInfo
 from torch.distributed import rpc
 
-from fa.training.transports.base import LOOPBACK
+from fa.utils.addresses import create_listener, format_address, interface_towards
 
 SERVER = "server"
 TIMEOUT = timedelta(seconds=60)  # of the store, and so for a server that starts later than its workers
@@ -34,7 +35,7 @@ def create_store(host: str, port: int) -> tuple[TCPStore, int]:
     Returns:
         The store, and its port.
     """
-    listener = socket.create_server((host, port))
+    listener = create_listener(host, port)
     port = listener.getsockname()[1]
     fd = listener.detach()  # the store closes it
     store = TCPStore(
@@ -44,11 +45,28 @@ def create_store(host: str, port: int) -> tuple[TCPStore, int]:
 
 
 def connect_store(host: str, port: int) -> TCPStore:
-    """Connect to the store of another process; raises ConnectionError if none answers within `TIMEOUT`."""
-    try:
-        return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=TIMEOUT, use_libuv=False)
-    except RuntimeError as error:
-        raise ConnectionError(f"no server answers at {host}:{port}, after {TIMEOUT.seconds} s") from error
+    """Connect to the store of another process.
+
+    Raises:
+        ConnectionError: No store answers within `TIMEOUT`. Something else may listen there, and be silent.
+    """
+    answer: SimpleQueue[TCPStore | RuntimeError] = SimpleQueue()
+
+    def connect() -> None:
+        try:
+            answer.put(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=TIMEOUT, use_libuv=False))
+        except RuntimeError as error:
+            answer.put(error)
+
+    threading.Thread(target=connect, daemon=True).start()  # torch may take several times the timeout
+    reason: RuntimeError | None = None
+    with suppress(Empty):
+        store = answer.get(timeout=TIMEOUT.total_seconds() + 1)
+        if not isinstance(store, RuntimeError):
+            return store
+        reason = store
+    address = format_address(host, port)
+    raise ConnectionError(f"no server answers at {address}, after {TIMEOUT.total_seconds():g} s") from reason
 
 
 @contextmanager
@@ -83,42 +101,52 @@ def rpc_agent(store: Store, host: str, server: bool) -> Iterator[None]:
         rpc.shutdown(graceful=False)
 
 
-def call_server(function: Any, *arguments: Any) -> Any:
-    """Call a function in the server's process, without a timeout.
+def call_server(function: Any, *arguments: Any, timeout: float = 0) -> Any:
+    """Call a function in the server's process.
 
     Args:
         function: A function of a module that both processes import.
         *arguments: Its arguments.
+        timeout: Seconds to wait; 0 for any time.
 
     Returns:
         Its result.
 
     Raises:
-        ConnectionError: The server is gone.
+        ConnectionError: The server is gone, or does not answer in time.
         ValueError: The function raised one.
     """
     try:
-        return rpc.rpc_sync(SERVER, function, args=arguments, timeout=0)
-    except ValueError as error:  # torch passes the server's traceback as text; its last line is the message
-        raise ValueError(str(error).strip().splitlines()[-1].removeprefix("ValueError: ")) from error
+        return rpc.rpc_sync(SERVER, function, args=arguments, timeout=timeout)
+    except ValueError as error:
+        raise ValueError(_remote_message(error)) from error
     except RuntimeError as error:
         raise ConnectionError(f"the server is gone: {_first_line(error)}") from error
 
 
-def _first_line(error: RuntimeError) -> str:
+def _remote_message(error: ValueError) -> str:
+    """Return the message of a ValueError in the server, which torch passes as the text of a traceback."""
+    lines = [line for line in str(error).splitlines() if line.startswith("ValueError: ")]
+    return lines[-1].removeprefix("ValueError: ") if lines else _first_line(error)
+
+
+def _first_line(error: Exception) -> str:
     """Shorten torch's messages, which span many lines."""
     return str(error).splitlines()[0]
 
 
 @contextmanager
 def _interface(host: str) -> Iterator[None]:
-    """Listen on loopback if the server does; otherwise TensorPipe resolves this host's name, or reads the variable."""
+    """Bind TensorPipe's ports to the interface that reaches the server, unless the variable names another one.
+
+    Otherwise TensorPipe would resolve this host's name, possibly to a public address.
+    """
     name = "TP_SOCKET_IFNAME"
-    local = host in (LOOPBACK, "localhost") and name not in os.environ
-    if local:
-        os.environ[name] = "lo"
+    interface = None if name in os.environ else interface_towards(host)
+    if interface is not None:
+        os.environ[name] = interface
     try:
         yield
     finally:
-        if local:
+        if interface is not None:
             del os.environ[name]

@@ -1,33 +1,37 @@
-"""Worker processes of this machine, from a fork server that has imported torch; none outlives the server."""
+"""A run that is served over RPC from this process, with the workers that it starts or awaits."""
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import wait
-from typing import Any
 
 from torch import Tensor, nn
 
 from fa.training.config import TrainConfig
 from fa.training.transports.base import RpcConfig
+from fa.training.transports.processes import spawn_workers
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc.server import RpcTransport, clear_active, set_active
+from fa.training.transports.rpc.worker import work
 from fa.training.transports.udp import Inbox
-from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
-from fa.utils.malloc import retain_freed_memory
+from fa.utils.addresses import create_listener
+from fa.utils.open_files import raise_file_limit
 from fa.utils.timing import PhaseTimer
 
-_EXIT_TIMEOUT = 5.0  # seconds
+_FILES = 34  # that TensorPipe opens in the server for each worker: 31 were counted
 
 
 @contextmanager
 def serve(
-    model: nn.Module, config: TrainConfig, parameters: Tensor, needs_gram: bool, options: RpcConfig, timer: PhaseTimer
+    model: nn.Module,
+    config: TrainConfig,
+    parameters: Tensor,
+    checksum: str,
+    needs_gram: bool,
+    options: RpcConfig,
+    timer: PhaseTimer,
 ) -> Iterator[RpcTransport]:
     """Serve a run from this process; the context begins once the workers have joined.
 
@@ -35,16 +39,21 @@ def serve(
         model: The run's model.
         config: The run's configuration.
         parameters: Vector of the model's parameters (n,).
+        checksum: Checksum of the run's data set.
         needs_gram: True if the rule needs the Gram matrix.
         options: Address, and whether to start the workers here.
         timer: Timer of the run's phases.
 
     Yields:
         The transport.
+
+    Raises:
+        ValueError: This process serves another run, or may not open enough files.
     """
+    raise_file_limit("workers", config.workers, _FILES)
     with ExitStack() as stack:
         inbox = stack.enter_context(_open_inbox(options, config.workers, len(parameters)))
-        transport = RpcTransport(model, config, parameters, options, needs_gram, timer, inbox)
+        transport = RpcTransport(model, config, parameters, options, needs_gram, timer, inbox, checksum)
         set_active(transport)
         stack.callback(clear_active)
         if options.external_store:
@@ -52,21 +61,11 @@ def serve(
         else:
             store, port = connection.create_store(options.host, options.port)
         stack.enter_context(connection.rpc_agent(store, options.host, server=True))
-        workers: list[Any] = []
-        try:
-            if options.spawn_workers:
-                _spawn(workers, config.workers, options.host, port)
-            threading.Thread(target=_watch, args=(workers, transport.lose), daemon=True).start()
-            transport.join()
-            yield transport
-            transport.close()
-            for process in workers:
-                process.join(_EXIT_TIMEOUT)
-        finally:
-            for process in workers:
-                process.kill()
-            for process in workers:
-                process.join()
+        spawned = config.workers if options.spawn_workers else 0
+        stack.enter_context(spawn_workers(spawned, work, lambda rank: (rank, options.host, port), transport.lose))
+        transport.join()
+        yield transport
+        transport.close()
 
 
 @contextmanager
@@ -75,43 +74,11 @@ def _open_inbox(options: RpcConfig, workers: int, n: int) -> Iterator[Inbox | No
     if options.channel != "udp":
         yield None
         return
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver:
-        receiver.bind((options.host, options.port))
+    with create_listener(options.host, options.port, socket.SOCK_DGRAM) as receiver:
         inbox = Inbox(receiver, workers, n, previous=options.loss_fill == "previous")
         try:
             yield inbox
         finally:
             inbox.close()
-
-
-def _spawn(processes: list[Any], workers: int, host: str, port: int) -> None:
-    """Start the workers, and append each one as it starts: the caller kills them even if a later start fails."""
-    context = forkserver_context(preload="fa.training.transports.rpc.worker")
-    for rank in range(workers):
-        process = context.Process(target=_work, args=(rank, host, port), name=f"fa-{rank}", daemon=True)
-        process.start()
-        processes.append(process)
-
-
-def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
-    """Report every process that ends."""
-    ranks = {process.sentinel: rank for rank, process in enumerate(processes)}
-    while ranks:
-        for sentinel in wait(list(ranks)):
-            lose(ranks.pop(sentinel), "its process has ended")
-
-
-def _work(rank: int, host: str, port: int) -> None:
-    """Run one worker in the child process."""
-    exit_when_parent_dies()
-    retain_freed_memory()
-    import torch
-
-    from fa.training.transports.rpc.worker import work
-
-    torch.set_num_threads(1)
-    try:
-        work(rank, host, port)
-    except ConnectionError as error:
-        print(f"worker {rank}: {error}", file=sys.stderr)
-        os._exit(1)
+        if inbox.discarded:
+            print(f"{inbox.discarded} datagrams were discarded: forged, repeated or late", file=sys.stderr)

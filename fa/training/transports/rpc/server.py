@@ -7,23 +7,23 @@ import time
 from collections.abc import Iterable
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 from torch.distributed import rpc
 from torch.futures import Future
 
-from fa.gradients.gram import IncrementalGram
-from fa.training.attack import configured_attack
+import fa
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import GatheredGradients, RpcConfig
+from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import GradientMessage, Reply, Rounds
 from fa.training.transports.udp import Inbox
 from fa.utils.timing import PhaseTimer
-from fa.utils.validation import TooFewWorkersError, check
+from fa.utils.validation import check
 
 _JOIN_TIMEOUT = 120.0  # seconds
 _CLOSE_TIMEOUT = 5.0  # seconds
+_MAX_REASON = 200  # characters of a reason that a worker can influence
 
 Work: TypeAlias = tuple[int, Tensor, list[Tensor]]
 """The iteration, its parameters, and the `Worker.state` of the rank if the process is new."""
@@ -35,8 +35,8 @@ Answer: TypeAlias = Future[Work | None]
 class RpcTransport:
     """A transport over worker processes, which call `exchange`; `Rounds` decides on every answer.
 
-    Byzantine workers send their true gradients. The attack is applied here, because it depends on all rows. Parameters
-    are sent without a copy. A worker so slow that they change meanwhile computes a gradient that is discarded.
+    Parameters are sent without a copy. A worker so slow that they change meanwhile computes a gradient that is
+    discarded.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class RpcTransport:
         needs_gram: bool = False,
         timer: PhaseTimer | None = None,
         inbox: Inbox | None = None,
+        checksum: str = "",
     ) -> None:
         """Prepare the rounds of a run; no worker has joined yet.
 
@@ -59,26 +60,48 @@ class RpcTransport:
             needs_gram: True to compute the Gram matrix while gradients arrive.
             timer: Timer of the run's phases.
             inbox: Receiver of gradients that travel as datagrams; messages then carry none.
+            checksum: Checksum of the run's data set, which workers must have too.
         """
         self.config = config
         self.inbox = inbox
         self._options = options
-        self._attack = configured_attack(config)
         self._parameters = parameters
-        self._G = torch.zeros(config.workers, len(parameters), dtype=parameters.dtype)
-        self._rows = [row[: 0 if inbox else None] for row in self._G]  # filled by messages
-        self._buffers = [Buffers(model) for _ in range(config.workers)]
-        self._momenta = [torch.zeros_like(parameters) for _ in range(config.workers if config.worker_momentum else 0)]
-        self._needs_gram = needs_gram
         self._timer = timer or PhaseTimer()
+        needs_gram = needs_gram and not inbox  # datagrams arrive interleaved
+        self._gathering = Gathering(model, config, parameters, needs_gram, self._timer)
+        self._rows = [row[: 0 if inbox else None] for row in self._gathering.G]  # filled by messages
+        self._compared = {"release": fa.__version__, "checksum of the data": checksum}
         self._changed = threading.Condition()  # guards self._rounds
-        statistics = self._buffers[0].tensors
+        statistics = self._gathering.buffers[0].tensors
         self._rounds = Rounds[Answer](config.workers, self._rows[0], statistics, options.quorum, options.deadline)
+
+    def compare(self, rank: object, release: object, checksum: object) -> None:
+        """Compare what a new worker has with the server's.
+
+        Raises:
+            ValueError: The rank does not exist, or the worker's release or data differ.
+        """
+        self._check_rank(rank)
+        assert isinstance(rank, int)
+        for (name, expected), value in zip(self._compared.items(), (release, checksum), strict=True):
+            try:
+                check(name, value, value == expected, f"the server's {expected}")
+            except ValueError as error:
+                with self._changed:
+                    self._rounds.refuse(rank, f"refused: {error}"[:_MAX_REASON])
+                    self._changed.notify_all()
+                raise
+
+    def _check_rank(self, rank: object) -> None:
+        p = len(self._rows)
+        valid = type(rank) is int and 0 <= rank < p
+        check("rank", rank, valid, f"at least 0 and less than the run's {p} workers")
 
     def exchange(self, message: GradientMessage) -> Answer:
         """Accept a worker's gradient and return the future of its next work."""
-        rank, p = message.rank, len(self._rows)
-        check("rank", rank, 0 <= rank < p, f"at least 0 and less than the run's {p} workers")
+        rank = message.rank
+        self._check_rank(rank)
+        check("iteration", message.iteration, type(message.iteration) is int, "an integer")
         with self._changed:
             accepted = self._rounds.offer(message)
         if accepted:  # without the lock, so that several gradients are copied at the same time
@@ -87,7 +110,7 @@ class RpcTransport:
         with self._changed:
             if accepted:
                 self._rounds.deliver(message)
-                for buffer, tensor in zip(self._buffers[rank].tensors, message.statistics, strict=True):
+                for buffer, tensor in zip(self._gathering.buffers[rank].tensors, message.statistics, strict=True):
                     buffer.copy_(tensor)
             replies = self._rounds.request(rank, answer)
             self._changed.notify_all()
@@ -113,28 +136,19 @@ class RpcTransport:
                 self.inbox.begin(iteration)
             replies = self._rounds.begin(iteration)
         self._send(replies)
-        gram = IncrementalGram(self._G) if self._needs_gram and not self.inbox else None  # datagrams arrive interleaved
-        missing = self._gather(gram)
-        slots = self._rounds.slots
-        self._timer.add("compute", max(slot.seconds for slot in slots))
-        notes = self._collect_datagrams() if self.inbox else {}
-        loss = self._finish(iteration, missing)
-        inner_products = None
-        if gram is not None:
-            with self._timer.phase("gram"):
-                for rank in range(self.config.byzantine):
-                    gram.add_row(rank)
-                inner_products = gram.matrix()
-        return GatheredGradients(self._G, loss, missing, inner_products, notes)
+        self._gathering.begin()
+        missing, losses, seconds = self._gather()
+        self._timer.add("compute", seconds)
+        return self._gathering.finish(iteration, missing, losses, self._collect_datagrams() if self.inbox else {})
 
-    def _gather(self, gram: IncrementalGram | None) -> dict[int, str]:
-        """Wait for the round's gradients, and add honest ones to `gram` as they arrive: the attack changes the others.
+    def _gather(self) -> tuple[dict[int, str], dict[int, Tensor], float]:
+        """Wait for the round's gradients.
 
         Returns:
-            The reason for each missing worker.
+            The reason for each missing rank, the loss of each other rank, and the time of the slowest gradient.
         """
-        rounds, end = self._rounds, time.monotonic() + self._options.deadline
-        ended, missing = False, dict[int, str]()
+        rounds, began = self._rounds, time.monotonic()
+        end, ended, missing = began + self._options.deadline, False, dict[int, str]()
         while not ended:
             with self._changed:
                 changed = self._changed.wait_for(lambda: rounds.arrivals or rounds.complete, end - time.monotonic())
@@ -146,45 +160,25 @@ class RpcTransport:
                         rounds.pass_deadline()
                     missing = rounds.missing()
                 arrivals = rounds.pop_arrivals()
-            if gram is not None and arrivals:
-                with self._timer.phase("gram"):
-                    for rank in arrivals:
-                        if rank >= self.config.byzantine:
-                            gram.add_row(rank)
-        return missing
+            for rank in arrivals:
+                self._gathering.add(rank)
+        slots = rounds.slots
+        losses = {rank: loss for rank in rounds.delivered if (loss := slots[rank].loss) is not None}
+        return missing, losses, min(max(slot.seconds for slot in slots), time.monotonic() - began)
 
     def _collect_datagrams(self) -> dict[int, str]:
         """Write the gradients that came as datagrams into their rows; returns a note for each with losses."""
         assert self.inbox is not None
-        lost = self.inbox.collect(self._rounds.delivered, self._G)
+        lost = self.inbox.collect(self._rounds.delivered, self._gathering.G)
         return {rank: f"{count} of {self.inbox.chunks} datagrams lost" for rank, count in lost.items()}
-
-    def _finish(self, iteration: int, missing: dict[int, str]) -> Tensor:
-        """Write the attack and the missing rows into G, and return the honest workers' mean loss."""
-        config = self.config
-        if self._momenta:
-            for rank in self._rounds.delivered:
-                self._momenta[rank].copy_(self._G[rank])
-        honest = [rank for rank in range(config.byzantine, config.workers) if rank not in missing]
-        if not honest:
-            reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in missing.items())
-            raise TooFewWorkersError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
-        absent = list(missing)
-        if absent and config.byzantine:  # the attack reads all honest rows: missing ones are the others' mean
-            self._G[absent] = self._G[honest].mean(dim=0)
-        self._attack.apply(self._G, range(config.byzantine), config.seed, iteration)
-        if absent:
-            self._G[absent] = torch.nan
-        slots = self._rounds.slots
-        return torch.stack([loss for rank in honest if (loss := slots[rank].loss) is not None]).mean()
 
     def statistics(self) -> list[Buffers]:
         """Return each worker's batch-norm statistics as it last sent them."""
-        return self._buffers
+        return self._gathering.buffers
 
     def momenta(self) -> list[Tensor]:
         """Return each worker's momentum as it last sent it: it is the worker's gradient."""
-        return self._momenta
+        return self._gathering.momenta
 
     def acknowledge(self, rank: int) -> None:
         """Record that a process exits after the end of the run."""
@@ -206,17 +200,23 @@ class RpcTransport:
             if reply.iteration is None:
                 reply.request.set_result(None)
                 continue
-            rank = reply.rank
-            state = self._buffers[rank].tensors + self._momenta[rank : rank + 1] if reply.with_state else []
+            state = self._gathering.state(reply.rank) if reply.with_state else []
             reply.request.set_result((reply.iteration, self._parameters, state))
 
 
 _active: list[RpcTransport] = []  # the run that this process serves, if any
+_activation = threading.Lock()
 
 
 def set_active(transport: RpcTransport) -> None:
-    """Direct workers' calls to `transport`."""
-    _active[:] = [transport]
+    """Direct workers' calls to `transport`.
+
+    Raises:
+        ValueError: Another run is served, and torch has one RPC agent per process.
+    """
+    with _activation:
+        check("backend", "rpc", not _active, "tcp while this process serves another run", "RPC serves one at a time.")
+        _active.append(transport)
 
 
 def clear_active() -> None:
@@ -229,10 +229,20 @@ def describe() -> str:
     return _active[0].config.to_json()
 
 
-def datagram_port() -> int | None:
-    """Return the port for gradients as datagrams; None if messages carry them. Called by workers."""
+def compare(rank: object, release: object, checksum: object) -> None:
+    """Compare what a new worker has with the server's. Called by workers."""
+    _active[0].compare(rank, release, checksum)
+
+
+def is_alive() -> bool:
+    """Return True. Called by workers from time to time."""
+    return True
+
+
+def datagram_channel(rank: int) -> tuple[int, bytes] | None:
+    """Return port and key for gradients as datagrams; None if messages carry them. Called by workers."""
     inbox = _active[0].inbox
-    return inbox.port if inbox else None
+    return (inbox.port, inbox.keys[rank]) if inbox else None
 
 
 def acknowledge(rank: int) -> None:

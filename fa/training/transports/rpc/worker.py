@@ -2,71 +2,81 @@
 
 from __future__ import annotations
 
-import socket
-import time
+import os
+import sys
+import threading
 from contextlib import suppress
 
 import torch
 
-from fa import models
-from fa.layers import accelerate
-from fa.training.attack import configured_attack
+import fa
 from fa.training.config import TrainConfig
-from fa.training.parameter_vector import flatten
+from fa.training.transports.remote_worker import RemoteWorker
 from fa.training.transports.rounds import NEW
 from fa.training.transports.rpc import connection, server
-from fa.training.transports.udp import send
-from fa.training.worker import Worker, load_dataset, worker_partitions
+from fa.training.transports.udp import create_sender, send
+
+TIMEOUT = 60.0
+"""Seconds of silence after which a worker gives its server up."""
+
+_INTERVAL = 10.0  # seconds between two signs of life of the server
 
 
-def work(rank: int, host: str, port: int) -> None:
+def work(rank: int, host: str, port: int, timeout: float = TIMEOUT) -> None:
     """Compute the gradients of one worker until the run is over.
 
-    Random numbers depend on (seed, rank, iteration) alone, so that a worker receives nothing but parameters.
+    The process exits if the server is silent for the timeout, since a call of torch's RPC cannot be interrupted.
 
     Args:
         rank: Rank of the worker, from 0.
         host: Host of the server.
         port: Port of the server's store.
+        timeout: Seconds of silence after which the server counts as gone.
 
     Raises:
         ConnectionError: No server is found, or the server is gone.
+        ValueError: The server refuses the worker.
     """
-    with (
-        connection.rpc_agent(connection.connect_store(host, port), host, server=False),
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
-    ):
-        _work(rank, host, sender)
+    with connection.rpc_agent(connection.connect_store(host, port), host, server=False):
+        ended = threading.Event()
+        threading.Thread(target=_watch, args=(rank, timeout, ended), daemon=True).start()
+        try:
+            _work(rank, host)
+        finally:
+            ended.set()
 
 
-def _work(rank: int, host: str, sender: socket.socket) -> None:
+def _watch(rank: int, timeout: float, ended: threading.Event) -> None:
+    """Exit if the server is silent, until the run has ended."""
+    while not ended.wait(min(_INTERVAL, timeout)):
+        try:
+            connection.call_server(server.is_alive, timeout=timeout)
+        except ConnectionError as error:
+            if ended.wait(1.0):  # the main thread reports a server that is gone
+                return
+            print(f"worker {rank}: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _work(rank: int, host: str) -> None:
     config = TrainConfig.from_json(connection.call_server(server.describe))
-    dataset = load_dataset(config)
-    model = models.build(config.model, *dataset.shape, seed=config.seed)
-    if config.layers == "fast":
-        accelerate(model)
-    parameters = flatten(model)
-    gradient = torch.zeros_like(parameters)
-    worker = Worker(rank, model, dataset, config, gradient, worker_partitions(config, dataset).get(rank))
-    computes = rank >= config.byzantine or configured_attack(config).uses_own_gradient
-    iteration, loss, seconds = NEW, torch.zeros(()), 0.0
-    port = connection.call_server(server.datagram_port)
-    address = None if port is None else (socket.gethostbyname(host), port)
-    payload = gradient if address is None else torch.zeros(0)
+    worker = RemoteWorker(rank, config)
+    connection.call_server(server.compare, rank, fa.__version__, worker.checksum)
+    channel = connection.call_server(server.datagram_channel, rank)
+    sender = None if channel is None else create_sender(host, channel[0])
+    payload = worker.gradient if sender is None else torch.zeros(0)
+    iteration = NEW
     while True:
-        message = rank, iteration, payload, loss, worker.buffers.tensors, seconds
+        message = rank, iteration, payload, worker.loss, worker.statistics, worker.seconds
         answer = connection.call_server(server.exchange, *message)
         if answer is None:
             with suppress(ConnectionError):  # the server may exit before it answers
                 connection.call_server(server.acknowledge, rank)
             return
         iteration, received, state = answer
-        parameters.copy_(received)
+        worker.parameters.copy_(received)
         for tensor, value in zip(worker.state, state, strict=bool(state)):
             tensor.copy_(value)
-        if computes:
-            started = time.perf_counter()
-            loss = worker.write_gradient(iteration)
-            seconds = time.perf_counter() - started
-        if address is not None:
-            send(sender, address, rank, iteration, gradient, config.workers)
+        worker.compute(iteration)
+        if sender is not None:
+            send(sender, rank, iteration, worker.gradient, channel[1], config.workers)

@@ -1,0 +1,134 @@
+"""Matrix of the gradients that worker processes send, and the completion of an iteration from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fa.gradients.gram import IncrementalGram
+from fa.training.attack import configured_attack
+from fa.training.config import TrainConfig
+from fa.training.parameter_vector import Buffers
+from fa.training.transports.base import GatheredGradients
+from fa.utils.timing import PhaseTimer
+from fa.utils.validation import TooFewWorkersError, check
+
+
+class Gathering:
+    """Gradients, batch-norm statistics and momenta of all ranks, as the server of worker processes keeps them.
+
+    Byzantine workers send their true gradients. The attack is applied here, because it depends on all rows.
+
+    Attributes:
+        G: Gradients (p, n).
+        buffers: Batch-norm statistics as each worker last sent them, by rank.
+        momenta: Momentum as each worker last sent it, by rank: it is the worker's gradient.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, parameters: Tensor, needs_gram: bool, timer: PhaseTimer
+    ) -> None:
+        """Allocate the rows.
+
+        Args:
+            model: The run's model, whose buffers each worker has a copy of.
+            config: The run's configuration.
+            parameters: Vector of all parameters (n,).
+            needs_gram: True to compute the Gram matrix while gradients arrive.
+            timer: Timer of the run's phases.
+
+        Raises:
+            ValueError: The gradients do not fit in memory.
+        """
+        self.G = _zero_gradients(config.workers, parameters)
+        self.buffers = [Buffers(model) for _ in range(config.workers)]
+        self.momenta = [torch.zeros_like(parameters) for _ in range(config.workers if config.worker_momentum else 0)]
+        self._config = config
+        self._attack = configured_attack(config)
+        self._needs_gram = needs_gram
+        self._timer = timer
+        self._gram: IncrementalGram | None = None
+
+    def state(self, rank: int) -> list[Tensor]:
+        """Return the `Worker.state` of a rank, with which a new process of the rank continues."""
+        return self.buffers[rank].tensors + self.momenta[rank : rank + 1]
+
+    def begin(self) -> None:
+        """Begin an iteration."""
+        self._gram = IncrementalGram(self.G) if self._needs_gram else None
+
+    def add(self, rank: int) -> None:
+        """Use a row that has arrived. Byzantine rows are used later, since the attack changes them."""
+        if self._gram is not None and rank >= self._config.byzantine:
+            with self._timer.phase("gram"):
+                self._gram.add_row(rank)
+
+    def finish(
+        self,
+        iteration: int,
+        missing: Mapping[int, str],
+        losses: Mapping[int, Tensor],
+        notes: Mapping[int, str] = GatheredGradients._field_defaults["notes"],
+    ) -> GatheredGradients:
+        """Write the attack and the missing rows into G.
+
+        Args:
+            iteration: Iteration, from 0.
+            missing: Reason for each rank without a gradient.
+            losses: Scalar loss of each rank with a gradient.
+            notes: Further remarks for the records, by rank.
+
+        Returns:
+            The iteration's gradients. A rank whose loss alone is not finite is missing too.
+
+        Raises:
+            TooFewWorkersError: No honest worker has sent a gradient.
+        """
+        config = self._config
+        if self.momenta:
+            for rank in losses:
+                self.momenta[rank].copy_(self.G[rank])
+        honest = {rank: loss for rank, loss in losses.items() if rank >= config.byzantine}
+        invalid = _without_finite_loss(honest)
+        missing = {**missing, **{rank: f"sent a loss of {float(honest[rank])}" for rank in invalid}}
+        rows = sorted(honest.keys() - invalid)
+        if not rows:
+            reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in missing.items())
+            raise TooFewWorkersError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
+        absent = list(missing)
+        if absent and config.byzantine:  # the attack reads all honest rows: missing ones are the others' mean
+            self.G[absent] = self.G[rows].mean(dim=0)
+        self._attack.apply(self.G, range(config.byzantine), config.seed, iteration)
+        if absent:
+            self.G[absent] = torch.nan
+        loss = torch.stack([honest[rank] for rank in rows]).mean()
+        return GatheredGradients(self.G, loss, missing, self._inner_products(absent), notes)
+
+    def _inner_products(self, absent: list[int]) -> np.ndarray | None:
+        if self._gram is None:
+            return None
+        with self._timer.phase("gram"):
+            for rank in range(self._config.byzantine):
+                self._gram.add_row(rank)
+            matrix = self._gram.matrix()
+        matrix[absent] = matrix[:, absent] = np.nan
+        return matrix
+
+
+def _without_finite_loss(losses: Mapping[int, Tensor]) -> set[int]:
+    """Return the ranks whose loss is not finite, if others have a finite loss: the model has not diverged."""
+    invalid = {rank for rank, loss in losses.items() if not math.isfinite(float(loss))}
+    return invalid if len(invalid) < len(losses) else set()
+
+
+def _zero_gradients(workers: int, parameters: Tensor) -> Tensor:
+    n = len(parameters)
+    try:
+        return torch.zeros(workers, n, dtype=parameters.dtype)
+    except (RuntimeError, TypeError):  # out of memory, or an integer beyond int64
+        check("workers", workers, False, f"few enough that {workers} times {n} coordinates fit in memory")
+        raise

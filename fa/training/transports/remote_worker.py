@@ -1,0 +1,60 @@
+"""The worker of a process that receives the run's configuration from the server."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from fa import models
+from fa.layers import accelerate
+from fa.training.attack import configured_attack
+from fa.training.config import TrainConfig
+from fa.training.parameter_vector import flatten
+from fa.training.worker import Worker, load_dataset, worker_partitions
+
+
+class RemoteWorker:
+    """Model, data set and gradient of one rank.
+
+    Random numbers depend on (seed, rank, iteration) alone, so that a worker receives nothing but parameters.
+
+    Attributes:
+        parameters: Vector (n,) of the model's parameters, to which the server's are copied.
+        gradient: The last gradient (n,), which is zero for a Byzantine worker that needs none.
+        loss: Loss of the last minibatch, a scalar.
+        seconds: Time that the last gradient took.
+        checksum: Checksum of the data set.
+    """
+
+    def __init__(self, rank: int, config: TrainConfig) -> None:
+        """Load the data set and create the model; the configuration is the server's."""
+        dataset = load_dataset(config)
+        model = models.build(config.model, *dataset.shape, seed=config.seed)
+        if config.layers == "fast":
+            accelerate(model)
+        self.checksum = dataset.checksum
+        self.parameters = flatten(model)
+        self.gradient = torch.zeros_like(self.parameters)
+        self.loss, self.seconds = torch.zeros(()), 0.0
+        parts = worker_partitions(config, dataset)
+        self._worker = Worker(rank, model, dataset, config, self.gradient, parts.get(rank))
+        self._computes = rank >= config.byzantine or configured_attack(config).uses_own_gradient
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """Batch-norm statistics."""
+        return self._worker.buffers.tensors
+
+    @property
+    def state(self) -> list[Tensor]:
+        """Tensors that depend on earlier iterations, to which a predecessor's are copied."""
+        return self._worker.state
+
+    def compute(self, iteration: int) -> None:
+        """Compute the gradient at the present parameters."""
+        if self._computes:
+            started = time.perf_counter()
+            self.loss = self._worker.write_gradient(iteration)
+            self.seconds = time.perf_counter() - started
