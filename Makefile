@@ -53,7 +53,8 @@ lint: $(STAMP) ## ruff (rules and format), mypy, and phrases that documents and 
 docs: $(STAMP) ## the API reference, into build/docs
 	$(BIN)/python docs/build.py build/docs
 
-lab: $(STAMP) ## open JupyterLab on the notebooks
+lab: $(STAMP) ## open JupyterLab on the notebooks; git then ignores their outputs
+	! git rev-parse --git-dir >/dev/null 2>&1 || git config filter.notebook.clean 'python3 notebooks/strip.py'
 	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 lock: ## make .venv anew from pyproject.toml's ranges and write what came to requirements.lock

@@ -71,7 +71,7 @@ def most_anonymous(arguments: list[str]) -> tuple[float, str]:
     process = subprocess.Popen([sys.executable, "-c", *arguments], stdout=subprocess.PIPE, text=True)
     most = 0
     while process.poll() is None:
-        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
         most = max([most, *(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))])
         time.sleep(0.005)
     assert process.stdout is not None

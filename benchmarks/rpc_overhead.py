@@ -114,7 +114,7 @@ class Iterations:
         self.seconds: list[float] = []
         self.timer = PhaseTimer()
         self._deciding: list[float] = []
-        self._rule = make_rule(config.rule)
+        self._rule = make_rule(config.rule, f=0)
         self._optimizer = SGD(parameters, config, epoch_length=1000)
         self._parameters = parameters
 
@@ -166,7 +166,7 @@ def main() -> None:
     parameters = flatten(model)
     config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
     over_tcp, over_rpc = (Iterations(name, config, parameters) for name in ("TCP", "RPC"))
-    needs_gram = make_rule(given.rule).needs_gram
+    needs_gram = make_rule(given.rule, f=0).needs_gram
     gathering = Gathering(model, config, parameters, needs_gram, over_tcp.timer)
     listener = create_listener(LOOPBACK, 0)
     rounds = RoundServer(config, CHECKSUM, parameters, gathering, TcpConfig(), None)

@@ -40,7 +40,7 @@ def measure(rank: int, given: argparse.Namespace) -> None:
     shards, d, reduced = Shards(), torch.empty_like(g), g.clone()
     sides: dict[str, Callable[[], object]] = {PLAIN: lambda: dist.all_reduce(reduced)}
     for name in given.rules:
-        sides[name] = partial(shards.aggregate, g, make_rule(name), out=d)
+        sides[name] = partial(shards.aggregate, g, make_rule(name, f=0), out=d)
     times = interleaved(sides, given.rounds)
     if rank == 0:
         report(given, times)

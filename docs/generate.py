@@ -62,7 +62,7 @@ Verdicts = dict[tuple[str, int], str]
 def main() -> None:
     """Write all documents."""
     for path in pages():
-        path.write_text(generated(path.read_text()))
+        path.write_text(generated(path.read_text(encoding="utf-8")))
 
 
 def pages() -> list[Path]:
@@ -94,9 +94,9 @@ def verdicts(profile: str, pattern: str) -> Verdicts:
     result = {}
     for path in sorted((FIGURES / profile).glob(f"{pattern}.claims.csv")):
         figure = path.name.removesuffix(".claims.csv")
-        about = json.loads((path.parent / f"{figure}.json").read_text())
+        about = json.loads((path.parent / f"{figure}.json").read_text(encoding="utf-8"))
         following: dict[str, int] = {}
-        for row in csv.DictReader(path.read_text().splitlines()):
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
             number = row["number"]
             part = following.get(number, FIRST_PART.get((figure.partition("_")[0], number), 1))
             result[number, part] = verdict_text(row["verdict"], about)
@@ -134,7 +134,7 @@ def ends(name: str) -> pd.DataFrame:
 
 def times(n: str, p: str) -> str:
     """Return a table of the benchmark at one size."""
-    cases = json.loads((ROOT / "benchmarks" / "bench.json").read_text())["rows"]
+    cases = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))["rows"]
     seconds = {(row["rule"], row["by"]): row["seconds"] for row in cases if (row["n"], row["p"]) == (int(n), int(p))}
     rows = []
     for (rule, by), ours in seconds.items():

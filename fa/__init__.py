@@ -12,15 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fa import irls
+    from fa.attacks import attack
+    from fa.autograd import backward, set_grad
     from fa.rules import RULES, Aggregate, Decision, Rule, aggregate, make_rule
 
 __version__ = "0.2.0"
 
-__all__ = ["RULES", "Aggregate", "Decision", "Rule", "aggregate", "irls", "make_rule"]
+__all__ = [
+    "RULES",
+    "Aggregate",
+    "Decision",
+    "Rule",
+    "aggregate",
+    "attack",
+    "backward",
+    "irls",
+    "make_rule",
+    "set_grad",
+]
 
 _ROOMS = (
     "attacks",
     "augment",
+    "autograd",
     "data",
     "experiments",
     "flags",
@@ -37,13 +51,16 @@ _ROOMS = (
     "training",
 )
 
+_PLACES = {"attack": "fa.attacks", "backward": "fa.autograd", "set_grad": "fa.autograd"}
+"""Modules of the public functions that are not in fa.rules."""
+
 
 def __getattr__(name: str) -> Any:
     """Import public names on first access, so that `fa --help` does not import torch."""
     if name in _ROOMS:
         return importlib.import_module(f"fa.{name}")
     if name in __all__:
-        return getattr(importlib.import_module("fa.rules"), name)
+        return getattr(importlib.import_module(_PLACES.get(name, "fa.rules")), name)
     raise AttributeError(f"module 'fa' has no attribute {name!r}")
 
 

@@ -40,7 +40,7 @@ from fa.gradients import read
 from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.inputs import DTYPES
 from fa.rules import Aggregate, Decision, Rule
-from fa.rules.application import check_out
+from fa.rules.application import check_out, overlap
 from fa.utils.validation import check
 
 
@@ -111,6 +111,8 @@ class Shards:
         vector = self._check(g)
         if out is not None:
             check_out(out, vector[None])
+            separate = out.data_ptr() == vector.data_ptr() or not overlap(out, vector)
+            check("out", "in a part of g's memory", separate, "g, or in other memory")
         d = torch.empty_like(vector) if out is None else out
         return Aggregate(d, self.finish(rule, [self.send(vector)], [d], iteration))
 

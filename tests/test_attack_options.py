@@ -41,7 +41,7 @@ def test_options_are_part_of_the_configuration_only_if_there_are_some() -> None:
         ("gaussian", {"std": -1}, r"^std must be .*-1\b"),
         ("byzfl:Gaussian", {"deviation": 1.0}, r"'byzfl:Gaussian' must be .*'deviation'"),
         ("byzfl:Gaussian", {"sigma": -1.0}, r"^byzfl:Gaussian\b.*sigma"),
-        ("byzfl:LabelFlipping", {}, r"^attack must be .*'byzfl:LabelFlipping'.*label_flipping"),
+        ("byzfl:LabelFlipping", {}, r"'LabelFlipping'.*label_flipping"),
     ],
 )
 def test_invalid_options_end_a_run(attack: str, options: dict[str, Any], message: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import fa
 from fa import make_rule
 from fa.attacks import ATTACKS, make_attack
 from tests.tensors import DEVICE, normal
@@ -150,6 +151,24 @@ def test_nobody_faulty_changes_nothing() -> None:
 def test_unknown_name() -> None:
     with pytest.raises(ValueError, match=r"^attack must be .*'lie'"):
         make_attack("lie")
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_an_attack_by_name_returns_new_gradients(name: str, G: Tensor) -> None:
+    before = G.clone()
+    expected = G.clone()
+    make_attack(name, RULE).apply(expected, range(3), SEED, ITERATION)
+    found = fa.attack(G, name, f=3, seed=SEED, iteration=ITERATION, rule=RULE)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(G, before)
+    array = fa.attack(G.cpu().numpy(), name, f=3, seed=SEED, iteration=ITERATION, rule=RULE)
+    np.testing.assert_allclose(array, expected.cpu().numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "f", "argument"), [("lie", 0, "attack"), ("ipm", 9, "f"), ("ipm", -1, "f")])
+def test_an_attack_by_name_checks_its_arguments(name: str, f: int, argument: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument} must be .*{name if argument == 'attack' else f}"):
+        fa.attack(torch.ones(9, 4), name, f)
 
 
 # --- options ---

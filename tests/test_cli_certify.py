@@ -15,6 +15,8 @@ import pytest
 from fa import cli, irls, sdp
 from tests.texts import check_refusal
 
+SIX_DIRECTIONS = [[1, -2, -1], [-2, 3, -3], [-3, 0, 2], [0, 3, 2], [3, 3, -1], [-1, 0, -1]]
+
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """The exit code, stdout and stderr of `fa certify ARGUMENTS`, in this process."""
@@ -79,6 +81,30 @@ def test_the_table(capsys: pytest.CaptureFixture[str], file: Path) -> None:
     assert f"{report['exact']['rounded_objective']:.6f}"[:6] in out
     assert "CLARABEL" in out
     assert "optimal" in out
+
+
+def test_restarts_lower_the_objective(capsys: pytest.CaptureFixture[str], G: np.ndarray, file: Path) -> None:
+    report = json.loads(call(capsys, file, "--m", 1, "--max-iter", 50, "--restarts", 10, "--json")[1])
+    assert report["objective"] == irls.solve(G, m=1, max_iter=50, restarts=10).objective
+    assert report["converged"]
+
+
+def lines_after_the_table(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
+    """The lines that are not numbers: what could lower the objective."""
+    _, out, _ = call(capsys, *arguments)
+    return [line for line in out.splitlines() if line.endswith(".")]
+
+
+def test_it_names_what_lowers_the_objective(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Gradients on which IRLS from equal weights ends 13% above the relaxation's polished subspace."""
+    path = tmp_path / "G.npy"
+    np.save(path, np.array(SIX_DIRECTIONS, dtype=float))
+    (short,) = lines_after_the_table(capsys, path, "--m", 2)
+    assert "--max-iter" in short
+    assert lines_after_the_table(capsys, path, "--m", 2, "--max-iter", 300) == []
+    (better,) = lines_after_the_table(capsys, path, "--m", 2, "--max-iter", 300, "--exact")
+    report = json.loads(call(capsys, path, "--m", 2, "--max-iter", 300, "--exact", "--json")[1])
+    assert f"{report['exact']['polished_objective']:.8g}" in better
 
 
 def test_one_gradient(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

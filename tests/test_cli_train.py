@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fa import cli, training
-from fa.training import TrainConfig
+from fa.training import Run, TrainConfig
+from fa.training.records import CurvePoint
 from tests.texts import check_refusal, numbers
 
 QUICK = ["train", "--workers", "3", "--byzantine", "1", "--iterations", "2", "--batch", "4", "--rule", "median"]
@@ -99,6 +100,33 @@ def test_options_of_rules_reach_the_rule(capsys: pytest.CaptureFixture[str], mon
     }
     assert seen[0].rule_f == 2
     assert seen[1].options == {"preaggregators": (), "keep": 5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "epochs"),
+    [
+        ([], 52),  # an epoch of the embedded digits has 10,000/(15 * 128) = 5 iterations
+        (["--batch", "32"], 13),
+        (["--validation", "0.5"], 130),
+        (["--dataset", "cifar10"], 10),
+        (["--lr-decay-epochs", "3"], 3),
+    ],
+)
+def test_the_schedule_fits_the_data_set_and_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str], epochs: int
+) -> None:
+    def instead(config: TrainConfig, **_: object) -> Run:
+        return Run(config, (CurvePoint(1, 1, 1.0, 1.0, 0.5),), (), 1.0, 1, "", {}, {})
+
+    monkeypatch.setattr(training, "train", instead)
+    code, out, _ = call(capsys, "train", *arguments)
+    assert code == 0
+    (line,) = (line for line in out.splitlines() if line.startswith("learning rate"))
+    rate, factor, printed, iterations = numbers(line)
+    assert (rate, factor, printed) == (0.2, 0.2, epochs)
+    if len(arguments) == 0 or arguments[0] != "--lr-decay-epochs":
+        assert 260 <= iterations < 270
+    assert TrainConfig().lr_decay_epochs == 10  # The hashes of records depend on it.
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ ZERO = [
     "lam",
     "tol",
     "rank",
+    "restarts",
 ]
 FINE = {  # what only looks wrong, or is looked at where it is used
     *((option, "0") for option in ZERO),

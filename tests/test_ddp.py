@@ -92,6 +92,7 @@ def work(rank: int, p: int, folder: Path) -> None:
             found[f"{name}/{faulty}/left out"] = np.array(repr(aggregation.decision.left_out))
     np.savez(folder / f"{rank}.npz", **found)
     refuses(rank)
+    gives_nan_if_too_few_gradients_are_finite(rank)
 
 
 def refuses(rank: int) -> None:
@@ -101,12 +102,27 @@ def refuses(rank: int) -> None:
         ddp.register(parallel(), make_rule("bulyan", f=1))
     with pytest.raises(ValueError, match=r"^regularizer must be .*'l1'"):
         ddp.register(parallel(), make_rule("fa", lam=1.0, regularizer="l1"))
+    sparse = parallel()
+    sparse.module.add_module("words", nn.Embedding(2, 2, sparse=True))
+    with pytest.raises(ValueError, match=r"^sparse of words must be .*False"):
+        ddp.register(sparse, "mean")
+
+
+def gives_nan_if_too_few_gradients_are_finite(rank: int) -> None:
+    """As plain DDP does, so that a GradScaler skips the step, and the next backward pass is as usual."""
     model = parallel()
-    ddp.register(model, make_rule("multi_krum"))
-    if rank > 1:
-        model.module.layers[0].bias.register_hook(lambda g: torch.full_like(g, torch.inf))
-    with pytest.raises(ValueError, match=r"^multi_krum\b.*\b2\b.*\b4\b"):
-        loss(model, rank, 0).backward()
+    aggregation = ddp.register(model, make_rule("multi_krum", f=0))
+    hook = model.module.layers[0].bias.register_hook(lambda g: torch.full_like(g, torch.inf) if rank > 1 else g)
+    loss(model, rank, 0).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert aggregation.decision is None
+    assert all(bool(gradient.isnan().all()) for gradient in gradients)
+    hook.remove()
+    model.zero_grad()
+    loss(model, rank, 1).backward()
+    assert aggregation.decision is not None
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,16 @@ import torch
 import fa
 from fa.attacks import ATTACKS
 from fa.experiments.explorer import widget
-from fa.experiments.explorer.scene import FORMULATIONS, MEANS, PRINCIPAL, Setting, gradients, scene
+from fa.experiments.explorer.scene import (
+    FORMULATIONS,
+    MEANS,
+    PRINCIPAL,
+    Setting,
+    default_setting,
+    gradients,
+    load_gradients,
+    scene,
+)
 from fa.experiments.explorer.widget import SETTINGS, draw, show, static
 from fa.experiments.runs.user_rules import label
 from fa.experiments.runs.variants import VARIANTS
@@ -186,6 +195,32 @@ def test_a_slider_moves_the_picture(pool: torch.Tensor, monkeypatch: pytest.Monk
     monkeypatch.setattr(widget, "scene", refuse)
     controls["m"].set(2)
     assert message.value == "m &lt; p"
+
+
+@pytest.mark.parametrize("kind", ["file", "array", "tensor"])
+def test_the_users_gradients_are_explored(pool: torch.Tensor, tmp_path: Path, kind: str) -> None:
+    np.save(tmp_path / "G.npy", pool[:5].numpy())
+    source = {"file": str(tmp_path / "G.npy"), "array": pool[:5].numpy(), "tensor": pool[:5]}[kind]
+    G = load_gradients(source)
+    torch.testing.assert_close(G, pool[:5].double())
+    shown = scene(G, default_setting(len(G)))
+    assert (shown.setting.p, shown.setting.f) == (5, 0)
+    np.testing.assert_allclose(shown.values, fa.irls.solve(G.numpy(), m=shown.setting.m).values)
+    G[2, 3] = torch.nan
+    with pytest.raises(ValueError, match=r"^gradients must be finite"):
+        load_gradients(G)
+
+
+def test_few_gradients_have_one_static_picture(pool: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    displayed: list[object] = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    static(pool[:4])
+    assert len(displayed) == 1
+
+
+def test_a_negligible_objective_has_no_gap(pool: torch.Tensor) -> None:
+    shown = scene(pool[:1].repeat(5, 1), Setting(p=5, f=0, attack="none", m=2))
+    assert (shown.bound, shown.gap) == (0, 0)
 
 
 def test_without_ipywidgets_there_are_pictures(

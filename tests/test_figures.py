@@ -55,7 +55,7 @@ def verdicts(claims) -> list[str]:
 
 def test_every_variant_is_a_rule_and_looks_like_no_other() -> None:
     for variant in VARIANTS.values():
-        make_rule(variant.rule, **dict(variant.options))
+        make_rule(variant.rule, f=0, **dict(variant.options))
     looks = {(look.colour, look.marker, look.dashes) for look in style.LOOKS.values()}
     assert len(looks) == len(VARIANTS) == len({variant.label for variant in VARIANTS.values()})
     assert len({style.LOOKS[key].colour for key in PAPER_RULES}) == 7
@@ -238,6 +238,8 @@ def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
     assert set(study.configs) < set(fig04.study("paper").configs)
     with pytest.raises(ValueError, match=r"\bvariant must be .*'krum'"):
         fig04.study("quick", variants=["krum"])
+    with pytest.raises(ValueError, match=r"^variants must be .*'fa'"):
+        fig04.study("quick", variants="fa")
     with pytest.raises(ValueError, match=r" must be .*\b1\b.*\b2\b.*\b3\b.*\b4\b"):
         fig04.study("quick", faulty=[4])
 

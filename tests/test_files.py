@@ -1,8 +1,10 @@
 """Files survive killed processes, power cuts and full disks, and have one writer at a time."""
 
+import ast
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -419,3 +421,21 @@ def test_a_full_disk_leaves_the_old_figure_and_the_store_as_they_were(
     assert not store.root.exists() or names(store.root) == []
     (outcome,) = sweep([CONFIG], store, jobs=1, progress=False)
     assert (outcome.record, os.strerror(errno.ENOSPC) in outcome.error) == (None, True)
+
+
+def text_calls_without_encoding(source: str) -> list[int]:
+    """Lines of calls that read or write text in the locale's encoding."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and not any(keyword.arg == "encoding" for keyword in call.keywords):
+            name = ast.unparse(call.func)
+            arguments = ast.unparse(call).removeprefix(f"{name}(")
+            binary = name in ("os.open", "tarfile.open", "Image.open") or re.match(r"""(\w+, )?'\w*b""", arguments)
+            if name.endswith((".read_text", ".write_text")) or (name.split(".")[-1] == "open" and not binary):
+                found.append(call.lineno)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "fa").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_text_is_utf8_whatever_the_locale(path: Path) -> None:
+    assert text_calls_without_encoding(path.read_text(encoding="utf-8")) == []

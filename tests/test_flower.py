@@ -1,5 +1,6 @@
 """The Flower strategy on Flower's own messages, and in its simulation."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -155,13 +156,22 @@ def test_clients_that_fail_are_not_there() -> None:
     assert a_round(Strategy("median"), everybody) == (None, None)
 
 
-def test_who_is_not_selected_is_told() -> None:
+def test_each_nodes_weight_or_reason_is_logged(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    caplog.set_level(logging.INFO, "flwr")
     strategy = Strategy(fa.make_rule("multi_krum", f=2, keep=4))
     a_round(strategy)
     assert len(strategy.left_out[1]) == 5
     (reason,) = set(strategy.left_out[1].values())
     assert numbers(reason) == [4]
     assert set(strategy.left_out[1]) < set(NODES)
+    used = set(NODES) - set(strategy.left_out[1])
+    assert strategy.weights[1] == pytest.approx({node: 0.25 if node in used else 0.0 for node in NODES})
+    lines = [record.getMessage() for record in caplog.records if "excluded" in record.getMessage()]
+    assert sorted(int(numbers(line)[0]) for line in lines) == sorted(strategy.left_out[1])
+    assert all(any(str(node) in record.getMessage() for record in caplog.records) for node in used)
 
 
 @pytest.mark.slow

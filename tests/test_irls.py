@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fa import irls
+from fa import irls, sdp
 from fa.gradients.gram import measure
 from tests.peers import best_of_pymanopt, instance
 from tests.reference import eq5, fa_paper, fa_released, flag_median
@@ -229,3 +229,47 @@ def test_norms_whose_ratio_leaves_the_range_are_told():
     solution = irls.solve(np.array([[1e-20], [1e300]]), m=1)
     with pytest.raises(ValueError, match=r"^G must .*\b1e-20 .*\b1e\+300\b"):
         solution.direction()
+
+
+# --- the basis, and what is printed ---
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "float32", "layers"])
+def test_the_basis_spans_what_the_solution_explains(kind: str) -> None:
+    G = np.random.default_rng(0).standard_normal((7, 30)) * np.linspace(0.1, 50, 7)[:, None]
+    given = {
+        "array": lambda: G,
+        "tensor": lambda: torch.from_numpy(G),
+        "float32": lambda: G.astype(np.float32),
+        "layers": lambda: [[torch.from_numpy(g[:12]).view(3, 4), torch.from_numpy(g[12:])] for g in G],
+    }[kind]()
+    solution = irls.solve(given, m=3)
+    Y = solution.basis()
+    assert isinstance(Y, torch.Tensor) == (kind in ("tensor", "layers"))
+    Y, tolerance = np.asarray(Y), 1e-5 if kind == "float32" else 1e-12
+    np.testing.assert_allclose(Y.T @ Y, np.eye(3), atol=tolerance)
+    values = np.square(G @ Y).sum(axis=1) / np.square(G).sum(axis=1)
+    np.testing.assert_allclose(values, solution.values, atol=tolerance)
+    if kind != "layers":
+        np.testing.assert_allclose(np.asarray(solution.direction()), Y @ (Y.T @ G.mean(axis=0)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_basis_from_the_gram_matrix_needs_the_gradients() -> None:
+    G = np.random.default_rng(1).standard_normal((6, 20))
+    alone = irls.solve_gram(measure(torch.from_numpy(G))[0])
+    with pytest.raises(ValueError, match=r"^G must be "):
+        alone.basis()
+    with pytest.raises(ValueError, match=r"^G must be .*\b6\b.*\b5\b"):
+        alone.basis(G[:5])
+    np.testing.assert_allclose(alone.basis(G), irls.solve(G).basis(), atol=1e-12)
+    outside = irls.solve(G, m=2, lam=0.1, regularizer="l1", max_iter=3)
+    assert outside.basis() is outside.Y
+
+
+def test_what_is_printed_is_short_and_shows_convergence() -> None:
+    G = np.random.default_rng(2).standard_normal((30, 500))
+    solution = irls.solve(G)
+    for text in (repr(solution), repr(sdp.certify(G, solution))):
+        assert len(text) < 200
+        assert f"objective={solution.objective:.6g}" in text
+    assert f"iterations={solution.iterations}, converged={solution.converged}" in repr(solution)

@@ -1,23 +1,32 @@
 """The notebooks: stripped, parameterised, and executed at smoke size from a folder that is not theirs."""
 
 import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import papermill
 import pytest
 from click.testing import CliRunner
 
-from fa.cli import cli
+from fa import irls
+from fa.cli import cli, main
+from fa.cli.notebook_parameters import parse
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, match_names, notebooks
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.claims import UNTESTABLE
 from fa.experiments.runs.store import Record
 from fa.experiments.runs.study import Study
 from fa.experiments.runs.sweep import Outcome
+from fa.experiments.runs.variants import VARIANTS
 from fa.training import TrainConfig
+from tests.texts import check_refusal
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -91,6 +100,24 @@ def test_a_cell_that_fails_is_one_line_with_the_reason(tmp_path: Path) -> None:
         execute(find(["fig02"])[0], tmp_path, profile="tiny", out=str(tmp_path))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["theory04", "explore"])
+def test_a_notebook_takes_the_users_gradients(name: str, tmp_path: Path) -> None:
+    """From a file whose path is relative to the working directory, which is not the notebook's."""
+    G = np.random.default_rng(0).standard_normal((4, 50))
+    np.save(tmp_path / "G.npy", G)
+    values = parse([("gradients", os.path.relpath(tmp_path / "G.npy"))], find([name]))
+    executed = execute(find([name])[0], tmp_path, profile="smoke", **values)
+    assert pictures(executed) > 0
+    if name == "theory04":
+        assert f"{irls.solve(G).objective:.4f}" in executed.read_text()
+
+
+def test_the_index_links_every_notebook() -> None:
+    index = (ROOT / "notebooks" / "README.md").read_text()
+    assert sorted(re.findall(r"\]\((\w+\.ipynb)\)", index)) == [path.name for path in NOTEBOOKS]
+
+
 def test_a_figure_that_is_none_is_named() -> None:
     with pytest.raises(ValueError, match=r"^name must be .*\bfig02, .*'fig99'"):
         find(["fig99"])
@@ -153,3 +180,97 @@ def test_ctrl_c_says_how_to_go_on(command: str, tmp_path: Path, monkeypatch: pyt
     assert "Traceback" not in stopped.stderr
     *_, last = stopped.stderr.splitlines()
     assert last.startswith("fa: ")
+
+
+def test_parameters_go_through_the_command_and_into_the_provenance(tmp_path: Path) -> None:
+    words = ["reproduce", "fig02", "--profile", "smoke", "--jobs", "1", "--out", str(tmp_path)]
+    parameters = ["-p", "seeds", "[2021, 2022]", "-p", "iterations", "2", "-p", "lr", "0.1"]
+    done = CliRunner().invoke(cli, [*words, *parameters], catch_exceptions=False)
+    assert done.exit_code == 0
+    about = json.loads((tmp_path / "fig02_mean_tolerance.json").read_text())
+    assert about["parameters"] == {"seeds": [2021, 2022], "iterations": 2, "lr": 0.1}
+    runs = about["runs"].values()
+    assert {(run["seed"], run["iterations"], run["lr"]) for run in runs} == {(2021, 2, 0.1), (2022, 2, 0.1)}
+    again = shlex.split(about["command"])
+    assert again[:5] == ["fa", "reproduce", "--profile", "smoke", "fig02_mean_tolerance"]
+    assert again[5:] == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "pattern"),
+    [
+        (
+            "fig04",
+            ["iteration", "10"],
+            r"^fa: parameter of fig04_byzantine_workers must be .*'iteration'.*'iterations'",
+        ),
+        ("fig04", ["variants", "fa"], r"^fa: variants must be .*\blist\b.*'fa'"),
+        ("fig04", ["iterations", "2.5"], r"^fa: iterations must be .*\bint\b.*2\.5"),
+        ("fig04", ["iterations", "true"], r"^fa: iterations must be .*\bint\b.*True"),
+        ("theory01", ["iterations", "3"], r"^fa: parameter of theory01_flag_aggregator must be .*'iterations'"),
+        ("fig04", ["profile", "cpu"], r"^fa: parameter must be .*'profile'.*--profile"),
+    ],
+)
+def test_a_wrong_parameter_is_refused_before_a_notebook_runs(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    parameters: list[str],
+    pattern: str,
+) -> None:
+    monkeypatch.setattr(notebooks, "execute", lambda *_, **__: pytest.fail("executed"))
+    with pytest.raises(SystemExit) as leaving:
+        main(["reproduce", name, "--out", str(tmp_path), "-p", *parameters])
+    output = capsys.readouterr()
+    assert isinstance(leaving.value.code, int)
+    check_refusal(leaving.value.code, output.err, pattern)
+
+
+def test_parameters_change_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(notebooks, "execute", lambda _, target, **__: seen.append(target))
+    monkeypatch.setattr("fa.experiments.reporting.report.figure_files", lambda _: [])
+    for more in ([], ["-p", "seed", "3"]):
+        CliRunner().invoke(cli, ["reproduce", "theory01", "--profile", "smoke", *more], catch_exceptions=False)
+    assert [folder.name for folder in seen] == ["smoke", "smoke-custom"]
+
+
+def test_the_list_names_figures_parameters_and_variants() -> None:
+    done = CliRunner().invoke(cli, ["reproduce", "--list"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert all(path.stem in done.output for path in NOTEBOOKS)
+    assert all(key in done.output for key in VARIANTS)
+    assert all(f"    {name} (" in done.output for name in ("seeds", "iterations", "variants", "faulty", "seed"))
+
+
+def git(*words: str, folder: Path) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def test_an_executed_notebook_is_unchanged_for_git(tmp_path: Path) -> None:
+    """With the filter that `make lab` configures."""
+    (tmp_path / "notebooks").mkdir()
+    shutil.copy(ROOT / "notebooks" / "strip.py", tmp_path / "notebooks")
+    shutil.copy(ROOT / ".gitattributes", tmp_path)
+    for path in NOTEBOOKS:
+        shutil.copy(path, tmp_path / "notebooks")
+    (command,) = re.findall(r"filter\.notebook\.clean '(.*)'", (ROOT / "Makefile").read_text())
+    git("init", "-q", folder=tmp_path)
+    git("add", ".", folder=tmp_path)
+    git("config", "filter.notebook.clean", command, folder=tmp_path)
+    changed = tmp_path / "notebooks" / OF_THEORY[0].name
+    notebook = nbformat.read(changed, as_version=4)
+    for count, cell in enumerate(notebook.cells):
+        cell.metadata["jupyter"] = {"outputs_hidden": True}
+        if cell.cell_type == "code":
+            cell.execution_count = count
+            cell.outputs = [nbformat.v4.new_output("stream", text="é 1\n")]
+    notebook.metadata.language_info["version"] = "3.13"
+    nbformat.write(notebook, changed)
+    for path in set(NOTEBOOKS) - {OF_THEORY[0]}:
+        (tmp_path / "notebooks" / path.name).touch()
+    assert git("diff", "--stat", folder=tmp_path) == ""
+    notebook.cells[-1].source += "more"
+    nbformat.write(notebook, changed)
+    assert git("diff", "--name-only", folder=tmp_path).split() == [f"notebooks/{changed.name}"]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from math import comb
 
 import byzfl
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fa
 from fa import RULES, aggregate, make_rule
 from fa.gradients.gram import measure
 from fa.rules.decision import NOT_FINITE
@@ -271,7 +273,7 @@ def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, preaggregators
     np.testing.assert_allclose(
         aggregate(G * scale, name, f=1, preaggregators=preaggregators) / factor, expected, rtol=0, atol=1e-12
     )
-    values = [make_rule("fa", preaggregators=preaggregators).aggregate(X).decision.values for X in (G, G * scale)]
+    values = [make_rule("fa", f=0, preaggregators=preaggregators).aggregate(X).decision.values for X in (G, G * scale)]
     np.testing.assert_allclose(*values, rtol=0, atol=1e-10)
 
 
@@ -309,7 +311,7 @@ def test_krum_sees_through_one_gradient_of_extreme_length():
 @pytest.mark.parametrize("name", ["mean", "median", "trimmed_mean", "meamed", "phocas", "fa"])
 def test_one_worker_is_its_own_mean(name):
     G = normal(1, 30)
-    np.testing.assert_allclose(aggregate(G, name), G[0], atol=1e-12)
+    np.testing.assert_allclose(aggregate(G, name, f=0), G[0], atol=1e-12)
 
 
 def test_ties_take_the_lowest_row():
@@ -359,7 +361,7 @@ def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, pr
 @pytest.mark.parametrize("name", RULES)
 def test_a_row_that_is_not_finite_counts_against_f_where_the_condition_holds_only_then(name):
     """Whether or not the rule looks at the Gram matrix: p' = 11 and f' = 2, where 12 and 3 are too few for Bulyan."""
-    times, plus = make_rule(name).min_workers
+    times, plus = make_rule(name, f=0).min_workers
     f = 3
     p = times * f + plus - 1 if times else 12
     G = normal(p, 20)
@@ -458,8 +460,8 @@ def test_the_condition_holds_after_the_steps_before_too():
         (lambda G: aggregate(G, "fa", m=8), r"^m must be .*\b7\b.*\b8\b"),
         (lambda G: aggregate(G, "fa", m=0), r"^m must be .*\b1\b.*\b0\b"),
         (lambda G: aggregate(G, "fa", formulation="released", max_iter=5), r"^max_iter must be .*\b1\b.*\b5\b"),
-        (lambda G: aggregate(G, "multi_krum", keep=0), r"^keep must be .*\b1\b.*\b0\b"),
-        (lambda G: aggregate(G, "multi_krum", keep=8), r"^keep must be .*\b7\b.*\b8\b"),
+        (lambda G: aggregate(G, "multi_krum", f=0, keep=0), r"^keep must be .*\b1\b.*\b0\b"),
+        (lambda G: aggregate(G, "multi_krum", f=0, keep=8), r"^keep must be .*\b7\b.*\b8\b"),
         (lambda G: aggregate(G, "krum", f=3, preaggregators="nnm"), r"\bkrum\b.*\b2f \+ 3\b"),
         (lambda G: aggregate(G, make_rule("mean"), f=1), r"\boptions\b.*\bf\b"),
     ],
@@ -499,7 +501,7 @@ def test_m_and_keep_are_cut_to_the_workers_that_are_left():
     G = normal(5, 30)
     bad = np.vstack([G, np.full((1, 30), np.nan)])
     np.testing.assert_allclose(aggregate(bad, "fa", m=6), aggregate(G, "fa", m=5), atol=1e-12)
-    np.testing.assert_allclose(aggregate(bad, "multi_krum", keep=6), aggregate(G, "mean"), atol=1e-12)
+    np.testing.assert_allclose(aggregate(bad, "multi_krum", f=0, keep=6), aggregate(G, "mean"), atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -526,3 +528,36 @@ def test_a_place_within_the_gradients_is_refused():
     G = torch.ones(5, 40).double()
     with pytest.raises(ValueError, match=r"^out must be .*\bG\b"):
         make_rule("mean").aggregate(G, out=G[0])
+
+
+# --- f ---
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "matters"),
+    [
+        ("trimmed_mean", {}, True),
+        ("multi_krum", {}, True),
+        ("fa", {"preaggregators": ("nnm",)}, True),
+        ("fa", {}, False),
+        ("median", {}, False),
+        ("mean", {}, False),
+    ],
+)
+def test_a_missing_f_warns_once_where_it_matters(name, options, matters, monkeypatch):
+    monkeypatch.setattr(fa.rules, "_warned", set())
+    G = normal(7, 5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            aggregate(G, name, **options)
+            make_rule(name, **options)
+        make_rule(name, f=0, **options)
+    assert len(caught) == matters
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_f_changes_the_direction_of_the_rules_that_depend_on_it(name):
+    pools = [normal(11, 40, seed=seed) for seed in range(5)]
+    same = all(np.allclose(aggregate(G, name, f=0), aggregate(G, name, f=2)) for G in pools)
+    assert same != make_rule(name, f=0).depends_on_f

@@ -51,7 +51,7 @@ def rules(name: str) -> dict[str, Rule]:
         made["released"] = make_rule("fa", formulation="released", lam=2.0)
         made["median after nnm"] = make_rule("median", f=1, preaggregators=("nnm",))
         made["mean after two steps"] = make_rule("mean", preaggregators=("clip", "bucketing"), seed=3)
-        made["phocas after krum"] = make_rule("phocas", preaggregators=("krum", "unit"))
+        made["phocas after krum"] = make_rule("phocas", f=0, preaggregators=("krum", "unit"))
     return made
 
 

@@ -13,15 +13,19 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
 from fa.attacks import noise, shifts
 from fa.attacks.base import Attack, Streams, Writer
 from fa.attacks.line_search import line_search
 from fa.attacks.noise import CHUNK, DROPPED
 from fa.attacks.shifts import OPPOSED
+from fa.gradients import read
 from fa.utils import plugins
 from fa.utils.validation import check, check_integer, check_one_of, check_real
 
-__all__ = ["ATTACKS", "CHUNK", "DROPPED", "OPPOSED", "Attack", "Streams", "Writer", "make_attack"]
+__all__ = ["ATTACKS", "CHUNK", "DROPPED", "OPPOSED", "Attack", "Streams", "Writer", "attack", "make_attack"]
 
 
 def make_attack(name: str, rule: Any = None, **options: Any) -> Attack:
@@ -50,6 +54,43 @@ def make_attack(name: str, rule: Any = None, **options: Any) -> Attack:
             _CHECKS[option](option, value)
     changed = attack.options if not options else MappingProxyType({**attack.options, **options})
     return replace(attack, options=changed, rule=rule) if attack.uses_rule or options else attack
+
+
+def attack(G: Any, name: str, f: int, seed: int = 0, iteration: int = 0, rule: Any = None, **options: Any) -> Any:
+    """Return a copy of G in which the first f workers are Byzantine.
+
+    Args:
+        G: Gradients (p, n), a tensor or an array. For attacks that change the worker's own gradient, the first f rows
+            are those workers' gradients; otherwise they are ignored.
+        name: Attack, as in `make_attack`.
+        f: Number of Byzantine workers, less than p.
+        seed: Seed of the attack's random numbers.
+        iteration: Iteration, from which they also depend.
+        rule: The rule in use, as in `make_attack`.
+        options: Options of the attack.
+
+    Returns:
+        The new gradients, of G's kind, dtype and device.
+
+    Raises:
+        ValueError: An argument is invalid, or a user's attack has changed an honest row.
+
+    Example:
+        >>> import numpy as np, fa
+        >>> fa.attack(np.ones((3, 2)), "ipm", f=1)
+        array([[-0.1, -0.1],
+               [ 1. ,  1. ],
+               [ 1. ,  1. ]])
+    """
+    check("G", type(G).__name__, isinstance(G, Tensor | np.ndarray), "a tensor or an array (p, n)")
+    gradients = read(G)
+    attacked = gradients.G.clone()
+    check_integer("f", f, 0)
+    check("f", f, f < len(attacked), f"less than p = {len(attacked)}, the number of gradients")
+    chosen = make_attack(name, rule, **options)
+    if f:
+        chosen.apply(attacked, range(f), seed, iteration)
+    return gradients.restore(attacked)
 
 
 def _load(name: str) -> Attack:

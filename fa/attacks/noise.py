@@ -63,7 +63,7 @@ def collude(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 def drop(G: Tensor, byzantine: Sequence[int], streams: Streams, rate: float = DROPPED) -> None:
     """Set each coordinate of the worker's own gradient to zero with probability `rate`."""
     for worker in byzantine:
-        lost = torch.rand(G.shape[1], generator=streams(worker)) < rate
+        lost = torch.rand(G.shape[1], dtype=torch.float32, device="cpu", generator=streams(worker)) < rate
         G[worker].masked_fill_(lost.to(G.device), 0)
 
 
@@ -71,8 +71,8 @@ def chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams, rate: floa
     """Set each chunk of the worker's own gradient to zero with probability `rate`, as a link that loses datagrams."""
     n = G.shape[1]
     for worker in byzantine:
-        lost = (torch.rand(-(-n // CHUNK), generator=streams(worker)) < rate).to(G.device)
-        G[worker].masked_fill_(lost.repeat_interleave(CHUNK)[:n], 0)
+        draws = torch.rand(-(-n // CHUNK), dtype=torch.float32, device="cpu", generator=streams(worker))
+        G[worker].masked_fill_((draws < rate).to(G.device).repeat_interleave(CHUNK)[:n], 0)
 
 
 def _honest_norm(G: Tensor, byzantine: Sequence[int]) -> Tensor:
@@ -94,7 +94,7 @@ def _fill(row: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
     if row.device.type == "cpu":
         draw(row)
     else:
-        row.copy_(draw(torch.empty(row.shape, dtype=row.dtype)))
+        row.copy_(draw(torch.empty(row.shape, dtype=row.dtype, device="cpu")))
 
 
 def _sphere(row: Tensor, length: Tensor, stream: torch.Generator) -> None:

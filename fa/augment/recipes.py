@@ -145,7 +145,7 @@ def read(path: str | Path) -> Recipe:
         ValueError: The file is unreadable, is not TOML, or is not a recipe. The message names the file.
     """
     try:
-        return Recipe.of(tomllib.loads(Path(path).read_text()))
+        return Recipe.of(tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise ValueError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -243,7 +243,7 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
                 "checksum": made.checksum,
                 **{name: getattr(dataset, name) for name in ("classes", "mean", "std", "augment")},
             }
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{out} cannot be written: {error.strerror or error}") from error
     return out
@@ -263,7 +263,7 @@ def load_built(folder: str | Path) -> Dataset:
     """
     folder = Path(folder)
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         arrays = store.read(folder)
         found = content_checksum(arrays)
         check("its content's SHA-256", found, found == manifest["checksum"], "the manifest's")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--rule", default="fa", show_default=True, help="Aggregation rule.")
-@click.option("--f", type=int, default=0, show_default=True, help="Number of Byzantine workers to tolerate.")
+@click.option("--f", type=int, show_default="0", help="Number of Byzantine workers to tolerate.")
 @rule_options
 @click.option("--threads", type=click.IntRange(min=1), help="Number of threads.  [default: torch's]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output file for d, .npy or .safetensors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def aggregate(
-    files: tuple[Path, ...], rule: str, f: int, threads: int | None, out: Path, as_json: bool, **options: Any
+    files: tuple[Path, ...], rule: str, f: int | None, threads: int | None, out: Path, as_json: bool, **options: Any
 ) -> None:
     """Aggregate the gradients in FILE, and write the direction d with their dtype.
 
@@ -34,28 +35,37 @@ def aggregate(
     """
     import torch
 
-    from fa.gradients.memory_map import create_output, open_gradients
+    from fa.gradients.memory_map import create_output, open_gradients, read_state_dicts, write_state_dict
     from fa.rules import make_rule
 
-    aggregator = make_rule(rule, f=f, **pop_rule_options(options))
+    with warnings.catch_warnings(record=True) as caught:
+        aggregator = make_rule(rule, f=f, **pop_rule_options(options))
+    for warning in caught:
+        click.echo(f"fa: {warning.message}", err=True)
     aggregator.check_within_span("for files, which are not read into memory")
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.perf_counter()
-    G, layout = open_gradients(files)
-    aggregator.check_workers(len(G))
     overwrites = out.exists() and any(out.samefile(path) for path in files)
     check("out", str(out), not overwrites, "different from the files of the gradients")
-    with create_output(out, layout, G.shape[1]) as d:
-        decision = aggregator.aggregate(G, out=d).decision
-    seconds = time.perf_counter() - started
+    if state_dicts := read_state_dicts(files):
+        result = aggregator.aggregate(state_dicts)
+        decision, size = result.decision, sum(tensor.numel() for tensor in result.direction.values())
+        write_state_dict(out, result.direction)
+    else:
+        G, layout = open_gradients(files)
+        aggregator.check_workers(len(G))
+        size = G.shape[1]
+        with create_output(out, layout, size) as d:
+            decision = aggregator.aggregate(G, out=d).decision
+    seconds, p = time.perf_counter() - started, len(decision.selected) + len(decision.left_out)
     if as_json:
-        click.echo(json.dumps(_description(decision, len(G)), indent=2))
+        click.echo(json.dumps(_description(decision, p), indent=2))
         return
     for worker, reason in decision.left_out.items():
         file = f" ({files[worker].name})" if len(files) > 1 else ""
         click.echo(f"worker {worker}{file} excluded: {reason}")
-    click.echo(f"{rule} of {len(G)} gradients with {G.shape[1]} coordinates in {seconds:.1f} s: {out}")
+    click.echo(f"{rule} of {p} gradients with {size} coordinates in {seconds:.1f} s: {out}")
 
 
 def _description(decision: Decision, p: int) -> dict[str, Any]:

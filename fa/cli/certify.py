@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+BETTER = 1e-6  # Relative difference of two objectives that counts as a difference.
+
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -15,10 +17,18 @@ import click
 @click.option("--lam", type=float, default=0.0, show_default=True, help="Weight of the pairwise term.")
 @click.option("--a", type=float, default=2.0, show_default=True, help="Root in the objective, at least 1.")
 @click.option("--max-iter", type=int, default=5, show_default=True, help="Maximum number of IRLS iterations.")
+@click.option("--restarts", type=int, default=0, show_default=True, help="Number of further, random starts of IRLS.")
 @click.option("--exact", is_flag=True, help="Also solve the convex relaxation with cvxpy.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def certify(
-    files: tuple[Path, ...], m: int | None, lam: float, a: float, max_iter: int, exact: bool, as_json: bool
+    files: tuple[Path, ...],
+    m: int | None,
+    lam: float,
+    a: float,
+    max_iter: int,
+    restarts: int,
+    exact: bool,
+    as_json: bool,
 ) -> None:
     """Run IRLS on the gradients in FILE, and bound its distance to the best subspace.
 
@@ -29,7 +39,7 @@ def certify(
     from fa.gradients.memory_map import open_gradients
 
     G, _ = open_gradients(files)
-    solution = irls.solve(G, m=m, lam=lam, a=a, max_iter=max_iter)
+    solution = irls.solve(G, m=m, lam=lam, a=a, max_iter=max_iter, restarts=restarts)
     certificate = sdp.certify(G, solution)
     report: dict[str, Any] = {
         "p": len(G),
@@ -86,3 +96,22 @@ def _show(report: dict[str, Any], names: list[str]) -> None:
         lines += [("polished", exact["polished_objective"], "objective after IRLS from that subspace")]
     for name, number, remark in lines:
         click.echo(f"{name:<12}{number:>14.8g}  {remark}")
+    for remark in _remarks(report):
+        click.echo(remark)
+
+
+def _remarks(report: dict[str, Any]) -> list[str]:
+    """Return what lowers the objective: more iterations, or the start at the relaxation's subspace."""
+    remarks = []
+    if not report["converged"]:
+        remarks.append(
+            f"IRLS has not converged after {report['iterations']} iterations, so the gap may be its own. "
+            "Set --max-iter 200."
+        )
+    exact = report.get("exact")
+    if exact and exact["polished_objective"] < (1 - BETTER) * report["objective"]:
+        remarks.append(
+            f"The relaxation's subspace is the better start: IRLS from it ends at {exact['polished_objective']:.8g}, "
+            f"{1 - exact['polished_objective'] / report['objective']:.2%} lower."
+        )
+    return remarks

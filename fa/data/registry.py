@@ -11,6 +11,7 @@ import numpy as np
 
 from fa.data import mnist_mini, store, tiny_imagenet
 from fa.data.dataset import Dataset, MissingDataError, content_checksum, tensors
+from fa.utils.files import expand_user
 from fa.utils.validation import check_one_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -76,12 +77,12 @@ def cache_root(root: str | Path | None = None) -> Path:
         An absolute path, which need not exist.
     """
     if root is not None:
-        return Path(root).expanduser().absolute()
+        return expand_user("root", root).absolute()
     if given := os.environ.get("FA_DATA"):
-        return Path(given).expanduser().absolute()
+        return expand_user("FA_DATA", given).absolute()
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG specification says that relative paths must be ignored.
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "fa"
+    return (cache if cache.is_absolute() else expand_user("FA_DATA", "~/.cache")) / "fa"
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:

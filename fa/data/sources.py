@@ -21,7 +21,7 @@ import subprocess
 import tarfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -98,7 +98,7 @@ def _quiet() -> Iterator[None]:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
                 yield
@@ -151,7 +151,7 @@ class Package:
         """Unpack the required files and check their SHA-256."""
         try:
             with _opened(archive) as tar:
-                found = {name: data for name, data in _members(tar) if name in self.files}
+                found = dict(_members(tar, self.files))
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise SourceError(f"{archive.name} cannot be unpacked: {_gist(error)}") from error
         for name, expected in self.files.items():
@@ -195,14 +195,16 @@ def _opened(archive: Path) -> Iterator[tarfile.TarFile]:
         yield tar
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+def _members(tar: tarfile.TarFile, wanted: Container[str]) -> Iterator[tuple[str, bytes]]:
     """Yield name and unzipped content of the regular files, without folders; nothing is written to the disk."""
     for member in tar:
-        if member.isfile():
+        zipped = Path(member.name).name
+        name = zipped.removesuffix(".gz")
+        if member.isfile() and name in wanted:
             file = tar.extractfile(member)
             assert file is not None, "a regular file has content"
-            name, data = Path(member.name).name, file.read()
-            yield (name.removesuffix(".gz"), gzip.decompress(data)) if name.endswith(".gz") else (name, data)
+            data = file.read()
+            yield name, gzip.decompress(data) if zipped != name else data
 
 
 # Formats

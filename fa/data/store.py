@@ -102,7 +102,7 @@ def workspace(root: Path) -> Iterator[Path]:
         The temporary folder.
     """
     create_folder(root)
-    with (root / ".lock").open("w") as lock:
+    with (root / ".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with temporary_folder(root) as space:
             yield space

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from fa.data.dataset import MissingDataError
+from fa.utils.files import expand_user
 
 VARIABLE = "FA_TINY_IMAGENET"
 """Environment variable with the folder."""
@@ -37,7 +38,7 @@ def folder(root: str | Path | None = None) -> Path:
     given = os.environ.get(VARIABLE) if root is None else root
     if not given:
         raise MissingDataError(f"tiny-imagenet must be given: set {VARIABLE} to the folder that holds its wnids.txt")
-    path = Path(given).expanduser().absolute()
+    path = expand_user(VARIABLE, given).absolute()
     for part in ("wnids.txt", "train", "val/val_annotations.txt"):
         if not (path / part).exists():
             raise MissingDataError(
@@ -58,7 +59,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], int]:
     Raises:
         ValueError: An image is unreadable or differs in size from the first, or an annotation names an unknown class.
     """
-    classes = {wnid: label for label, wnid in enumerate((path / "wnids.txt").read_text().split())}
+    classes = {wnid: label for label, wnid in enumerate((path / "wnids.txt").read_text(encoding="utf-8").split())}
     arrays = {}
     for part, labelled in (("train", _training(path, classes)), ("test", _validation(path, classes))):
         if not labelled:
@@ -81,7 +82,7 @@ def _validation(path: Path, classes: dict[str, int]) -> Labelled:
     """List the validation images with their labels."""
     labelled = []
     annotations = path / "val" / "val_annotations.txt"
-    for line in annotations.read_text().splitlines():
+    for line in annotations.read_text(encoding="utf-8").splitlines():
         name, wnid, *_ = line.split("\t")  # The other columns are a bounding box.
         if wnid not in classes:
             raise ValueError(f"{annotations} names the class {wnid!r}, which is not in wnids.txt")

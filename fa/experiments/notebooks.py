@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fa.experiments import match_names
 from fa.experiments.paths import project_root
+from fa.utils.files import write_atomically
 from fa.utils.validation import check
 
 
@@ -24,6 +26,45 @@ def find(names: Sequence[str] = ()) -> list[Path]:
     """
     paths = {path.stem: path for path in sorted((project_root() / "notebooks").glob("*.ipynb"))}
     return [paths[stem] for stem in match_names(names or ("fig",), list(paths))]
+
+
+class Parameter(NamedTuple):
+    """A parameter of a notebook.
+
+    Attributes:
+        type: Name of its type.
+        help: Its meaning.
+    """
+
+    type: str
+    help: str
+
+
+def parameters_of(path: Path) -> dict[str, Parameter]:
+    """Return the parameters that a notebook declares, by name."""
+    import papermill
+
+    found = papermill.inspect_notebook(path)
+    return {name: Parameter(about["inferred_type_name"], about["help"]) for name, about in found.items()}
+
+
+def heading(path: Path) -> str:
+    """Return a notebook's title: the first line of its first cell."""
+    first = json.loads(path.read_text())["cells"][0]["source"]
+    return "".join(first).partition("\n")[0].lstrip("# ")
+
+
+def record_parameters(path: Path, command: str, parameters: Mapping[str, Any]) -> None:
+    """Add the parameters of a drawing, and the command with them, to its provenance.
+
+    Args:
+        path: NAME.json of the figure or notebook; a notebook without provenance has none.
+        command: Command that draws it again.
+        parameters: Values by name.
+    """
+    if path.is_file():
+        about = json.loads(path.read_text()) | {"command": command, "parameters": dict(parameters)}
+        write_atomically(path, json.dumps(about, indent=2) + "\n")
 
 
 def execute(path: Path, target: Path, **parameters: Any) -> Path:
@@ -42,10 +83,11 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
         ValueError: A cell failed, or the copy cannot be written.
     """
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     executed = target / "notebooks" / path.name
     parameters = {"interactive": False} | parameters
-    accepted = papermill.inspect_notebook(path)
+    accepted = papermill.inspect_notebook(_literal(path))
     finished = bool(parameters.get("finished"))
     check(
         "finished",
@@ -56,17 +98,37 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(
-            path,
-            executed,
+            _literal(path),
+            _literal(executed),
             parameters={name: value for name, value in parameters.items() if name in accepted},
             cwd=path.parent,
             kernel_name="python3",
+            kernel_manager_class=_kernel_of_this_interpreter(),
             progress_bar=False,
             stdout_file=sys.stdout,
             extra_arguments=["--log-level=CRITICAL"],  # Only the output of the cells, without messages of the kernel.
         )
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path.name} failed with {error.ename}: {error.evalue} (see {executed})") from error
+    except DeadKernelError as error:
+        raise ValueError(f"{path.name} ended early: its kernel was killed, perhaps for want of memory") from error
     except OSError as error:
         raise ValueError(f"{path.name} could not be executed into {executed}: {error.strerror or error}") from error
     return executed
+
+
+def _literal(path: Path) -> str:
+    """Return a path for papermill, which formats it as a template."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _kernel_of_this_interpreter() -> Any:
+    """Return a kernel manager that ignores other kernels named python3, such as those first on JUPYTER_PATH."""
+    from ipykernel.kernelspec import get_kernel_dict
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):  # type: ignore[misc,unused-ignore]
+        kernel_spec = KernelSpec(**get_kernel_dict())
+
+    return Manager

@@ -32,7 +32,7 @@ QUICK_LIMIT = 1e-2
 CANCELLED = 1e-10  # Ratio of squared distance to squared norms that float64 products do not resolve.
 _RANGE = {torch.float32: 1e-28, torch.float64: 1e-280}  # Below these squared norms, coordinates may have underflowed.
 _ORDINARY = (1e-120, 1e120)  # Between these, entries have squares, and sums of squares, within float64.
-_LARGEST_EXPONENT = 1000  # Exponent of two: norms below 2^-1000 count as 0.
+_LARGEST_EXPONENT = 1000  # Exponent of two: norms below 2^-1000 count as 0, and those above 2^1000 as not finite.
 _ENTRIES = 1 << 22  # Number of entries of G that may be copied at a time.
 _FARTHEST = 1e150  # Norms above this multiple of the usual norm are clipped to it where they are squared.
 
@@ -230,7 +230,8 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
         K: Inner products (p, p) from a quick pass; None to compute them.
 
     Returns:
-        The Gram matrix, NaN at rows that are not finite, and which rows are finite, (p,) bool.
+        The Gram matrix, NaN at rows that are not finite, and which rows are finite, (p,) bool. A row whose norm is
+        above 2^1000 counts as not finite, since sums with it would leave float64; its norm is Inf.
     """
     columns = ColumnBlocks((by_rows(G),)) if isinstance(G, Tensor) else G
     K = columns.sum_over_blocks(kernels.gram) if K is None else K.copy()
@@ -245,13 +246,16 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
         if torch.float64 in columns.dtypes:
             exponents = _exponents(columns, finite)
         K = columns.sum_over_blocks(lambda part: _precise(part, exponents))
+    far = finite & (_log2(np.diag(K)) / 2 + exponents > _LARGEST_EXPONENT)
+    finite &= ~far
+    rows = np.flatnonzero(finite)
     K[~finite], K[:, ~finite] = np.nan, np.nan
     gram = Gram.from_inner_products(K, exponents)
     if _cancelled(gram.select(rows), K[np.ix_(rows, rows)]):
         divide = bool(exponents.any())
         D2 = columns.sum_over_blocks(lambda part: _exact_distances(part, gram.scale, divide))
         gram = replace(gram, D2=np.minimum(D2, _FARTHEST**2))
-    return gram, finite
+    return replace(gram, scaled_norms=np.where(far, np.inf, gram.scaled_norms)), finite
 
 
 def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:

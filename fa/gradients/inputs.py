@@ -54,13 +54,18 @@ def read(G: Any) -> Gradients:
 def _matrix(G: Tensor) -> Tensor:
     """Check a matrix (p, n), and return it with contiguous rows."""
     _check_dtype(G.dtype, "G")
-    if G.layout != torch.strided:
-        raise ValueError(f"G must be dense; its layout is {G.layout}: call .to_dense()")
+    _check_dense(G, "G")
     if G.ndim != 2:
         raise ValueError(f"G must have 2 dimensions, (workers, parameters); its shape is {tuple(G.shape)}")
     if 0 in G.shape:
         raise ValueError(f"G must hold at least one worker and one parameter; its shape is {tuple(G.shape)}")
     return by_rows(G.detach())
+
+
+def _check_dense(tensor: Tensor, name: str) -> None:
+    """Raise ValueError for a sparse tensor, such as the gradient of an embedding with sparse=True."""
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} must be dense; its layout is {tensor.layout}: call .to_dense()")
 
 
 def by_rows(G: Tensor) -> Tensor:
@@ -79,6 +84,8 @@ def _tensor(values: Any, name: str) -> Tensor:
     """Convert an array to a tensor, without a copy if torch supports its strides and byte order."""
     if isinstance(values, Tensor):
         return values.detach()
+    if isinstance(values, np.ma.MaskedArray):
+        raise ValueError(f"{name} must have no mask, which would be lost. Call .filled() with the values to use")
     array = np.asarray(values)
     if array.dtype.kind == "O" and array is not values:
         raise ValueError(f"{name} must be an array or a tensor, got {_described(values)}")
@@ -152,7 +159,7 @@ def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
     where = f"row {', '.join(str(worker) for worker, _ in bad)}"
     if len(counts) < len(places):
         where = ", ".join(f"gradient {k} of worker {worker}" for worker, k in bad)
-    raise ValueError(f"G must be finite; NaN or Inf is in {where}: leave it out")
+    raise ValueError(f"G must be finite; NaN, Inf or a norm above 2^1000 is in {where}: leave it out")
 
 
 def is_matrix(entry: Any) -> bool:
@@ -181,19 +188,21 @@ def _check_same(worker: int, what: str, first: object, other: object) -> None:
 def _read_workers(workers: Sequence[Any]) -> Gradients:
     """Read one entry per worker, with its layers as one row of a new matrix.
 
-    Integer entries of a mapping, such as the batch counts of a state dict, are not coordinates. `restore` returns their
-    median over the workers.
+    In a mapping, integers, masks and batch norm's running statistics are not coordinates. `restore` returns their
+    median over the workers. Infinities that more than half of the workers share, as in an attention mask, stay.
     """
     if not workers:
         raise ValueError("G must hold at least one worker; it is an empty sequence")
     entries = [_tensors(entry, i) for i, entry in enumerate(workers)]
-    counts = {name for name, tensor in entries[0].items() if isinstance(workers[0], Mapping) and _is_count(tensor)}
+    state_dict = isinstance(workers[0], Mapping)
+    states = {name for name, tensor in entries[0].items() if state_dict and _is_state(name, tensor)}
     for worker, entry in enumerate(entries):
         _check_alike(entries[0], entry, worker)
         for name, tensor in entry.items():
-            if name not in counts:
+            if name not in states:
                 _check_dtype(tensor.dtype, f"worker {worker}, entry {name!r}")
-    layers = {name: tensor for name, tensor in entries[0].items() if name not in counts}
+                _check_dense(tensor, f"worker {worker}, entry {name!r}")
+    layers = {name: tensor for name, tensor in entries[0].items() if name not in states}
     n = sum(layer.numel() for layer in layers.values())
     if n == 0:
         raise ValueError("worker 0 must have a parameter, of float16, bfloat16, float32 or float64; it has none")
@@ -202,8 +211,11 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
     for row, entry in zip(G, entries, strict=True):
         for piece, name in zip(row.split([layer.numel() for layer in layers.values()]), layers, strict=True):
             piece.copy_(entry[name].reshape(-1))
-    medians = {name: torch.stack([entry[name] for entry in entries]).median(dim=0).values for name in counts}
-    return Gradients(G, lambda d: _like(workers[0], layers, medians, d))
+    medians = {name: _median([entry[name] for entry in entries]) for name in states}
+    keep_shared = _remove_shared_infinities(G) if state_dict else _same
+    if state_dict:
+        _check_one_finite(G, layers)
+    return Gradients(G, lambda d: _like(workers[0], layers, medians, keep_shared(d)))
 
 
 def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
@@ -227,9 +239,50 @@ def _tensors(entry: Any, worker: int) -> dict[Any, Tensor]:
     }
 
 
-def _is_count(tensor: Tensor) -> bool:
-    """Return True for an integer tensor."""
-    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+def _is_state(name: Any, tensor: Tensor) -> bool:
+    """Return True for integers and masks, and for batch norm's running statistics.
+
+    A rule may extrapolate, and a variance must not become negative.
+    """
+    statistics = str(name).rpartition(".")[2] in ("running_mean", "running_var")
+    return statistics or not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _median(tensors: list[Tensor]) -> Tensor:
+    """Return the lower median of each entry. numpy has one for every dtype except bfloat16, and sorts NaN last."""
+    first = tensors[0]
+    wide = [(tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy() for tensor in tensors]
+    middle = np.sort(np.stack(wide), axis=0)[(len(tensors) - 1) // 2]
+    return torch.from_numpy(np.asarray(middle)).to(first.device, first.dtype)
+
+
+def _remove_shared_infinities(G: Tensor) -> Callable[[Tensor], Tensor]:
+    """Set the coordinates of G at which most workers have the same infinity to 0.
+
+    Returns:
+        A function that writes the infinities into a direction.
+    """
+    infinite = reduce(torch.logical_or, (torch.isinf(row) for row in G))
+    places = torch.nonzero(infinite).flatten()
+    columns = G[:, places]
+    shared = [(places[2 * (columns == value).sum(dim=0) > len(G)], value) for value in (-torch.inf, torch.inf)]
+
+    def keep(d: Tensor) -> Tensor:
+        for indices, value in shared:
+            d[indices] = value
+        return d
+
+    for indices, _ in shared:
+        G[:, indices] = 0.0
+    return keep
+
+
+def _check_one_finite(G: Tensor, layers: dict[Any, Tensor]) -> None:
+    """Raise ValueError, with the entry's name, if the same entry is not finite for all workers."""
+    for name, piece in zip(layers, G.split([layer.numel() for layer in layers.values()], dim=1), strict=True):
+        finite = any(bool(torch.isfinite(row).all()) for row in piece)
+        if not finite:
+            raise ValueError(f"entry {name!r} must be finite for at least one worker; all have NaN or Inf there")
 
 
 def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int) -> None:

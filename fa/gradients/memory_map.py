@@ -16,7 +16,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from itertools import accumulate, pairwise
@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fa.utils.files import new_file
+from fa.utils.files import new_file, write_atomically
 from fa.utils.validation import check
 
 _NPY = b"\x93NUMPY"
@@ -84,6 +85,8 @@ def layout(path: Path) -> Layout:
         ValueError: The file has another format, is truncated, or cannot be read; the message names it.
     """
     try:
+        special = path.exists() and not path.is_file()
+        _check(not special, path, "must be a regular file, which can be mapped", "it is a folder, pipe or device")
         with path.open("rb") as file:
             npy = file.read(len(_NPY)) == _NPY
         found = _npy(path) if npy else _safetensors(path)
@@ -102,8 +105,10 @@ def _check(holds: bool, path: Path, must: str, it_is: str) -> None:
 def _npy(path: Path) -> Layout:
     """Read the layout of a .npy file."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:  # The file is truncated or contains a pickle.
+        with np.errstate(over="ignore"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+    # The file is truncated, contains a pickle, or has a shape of huge numbers or of other things than numbers.
+    except (ValueError, EOFError, OverflowError, TypeError, MemoryError) as error:
         why = "it is cut short" if "mmap length" in str(error) else str(error)
         raise ValueError(f"{path} cannot be read: {why}") from error
     _check(array.dtype in _NUMPY, path, "must be of float16, float32 or float64", f"its dtype is {array.dtype}")
@@ -169,9 +174,8 @@ def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
     page = mmap.ALLOCATIONGRANULARITY
     first = layouts[0]
     for other in layouts:  # Files are mapped by pages, so rows need equal offsets within a page.
-        aligned = (other.offset - first.offset) % page == 0 and other.offset % other.dtype.itemsize == 0
-        must = f"must have a header as long as that of {first.path}, {first.offset} bytes"
-        _check(aligned, other.path, must, f"its own has {other.offset}")
+        if (other.offset - first.offset) % page or other.offset % other.dtype.itemsize:
+            return _copied(layouts).view(shape)
     starts = [each.offset - each.offset % page for each in layouts]
     begins = first.offset % page
     distance = -(-(begins + first.bytes) // page) * page
@@ -180,6 +184,49 @@ def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
         rows, n = shape[0], shape[1]
         return _as(memory, begins, first.dtype, (rows, n), n)
     return _as(memory, begins, first.dtype, (shape[0], shape[1]), distance // first.dtype.itemsize)
+
+
+def _copied(layouts: list[Layout]) -> Tensor:
+    """Read files whose headers differ in length, as metadata make them, into memory; (number of files, n)."""
+    G = torch.empty(len(layouts), math.prod(layouts[0].shape), dtype=layouts[0].dtype, device="cpu")
+    for row, each in zip(G, layouts, strict=True):
+        row.view(torch.uint8).numpy()[:] = np.memmap(each.path, np.uint8, "r", each.offset, each.bytes)
+    return G
+
+
+def read_state_dicts(files: Sequence[Path]) -> list[dict[str, Tensor]]:
+    """Read .safetensors files whose tensors have several dtypes, such as a state dict with counts, into memory.
+
+    Args:
+        files: One file per worker.
+
+    Returns:
+        A state dict per worker; [] if a file is not such a file, and must be mapped.
+    """
+    several = []
+    for path in files:
+        with suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
+            several.append(len({file.get_slice(name).get_dtype() for name in file.offset_keys()}) > 1)
+    if len(files) < 2 or len(several) < len(files) or not any(several):
+        return []
+    return [load_file(path) for path in files]
+
+
+def write_state_dict(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a state dict as .safetensors.
+
+    Args:
+        path: File to create.
+        tensors: Tensors by name.
+
+    Raises:
+        ValueError: Another suffix, or the file cannot be written.
+    """
+    check("the name of the result", str(path), path.suffix == ".safetensors", "one in .safetensors")
+    try:
+        write_atomically(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _as(memory: Any, begins: int, dtype: torch.dtype, shape: tuple[int, int], stride: int) -> Tensor:

@@ -8,8 +8,10 @@ a state between calls (CenteredClipping) starts each call without one, since rul
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from functools import cache, partial
@@ -129,21 +131,27 @@ def attack(name: str) -> Attack:
     Attacks that search for a factor use the run's rule and number of Byzantine workers instead of ByzFL's defaults.
 
     Args:
-        name: Name of the attack in ByzFL.
+        name: Name of the attack in ByzFL, with its options if they are not the defaults: "ALittleIsEnough(tau=3.0)".
 
     Returns:
         The attack, which passes the honest gradients to ByzFL's.
 
     Raises:
-        ValueError: ByzFL is not installed, has no such attack, or the attack needs more than the honest gradients.
+        ValueError: ByzFL is not installed or has no such attack or option, or the attack needs ByzFL's own clients.
     """
     attacks = _classes("attacks.attacks")
-    check_one_of("an attack of byzfl", name, sorted(attacks))
-    # ByzFL's clients compute gradients on flipped labels, and its attack only averages them.
-    sufficient = name != "LabelFlipping"
-    check("attack", f"byzfl:{name}", sufficient, "one that needs only the honest gradients", "Use label_flipping.")
-    options = _options(attacks[name])
-    searches = options.keys() >= _AGAINST_RULE
+    label, _, text = name.partition("(")
+    check_one_of("an attack of byzfl", label, sorted(attacks))
+    # There, clients flip the labels, and the attack on gradients is the honest mean: no attack at all.
+    sufficient = label != "LabelFlipping"
+    needed = "one on gradients, which does not need ByzFL's clients"
+    check("an attack of byzfl", label, sufficient, needed, "Use label_flipping.")
+    spec, defaults, explicit = f"byzfl:{name}", _options(attacks[label]), _call_options(name, text)
+    try:
+        attacks[label](**explicit)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an attack of byzfl must have valid options, got {name!r} ({error})") from error
+    searches = defaults.keys() >= _AGAINST_RULE
 
     def write(
         G: Tensor, byzantine: Sequence[int], streams: Streams, rule: Any = None, iteration: int = 0, **changed: Any
@@ -154,11 +162,12 @@ def attack(name: str) -> Attack:
         against = {"agg": partial(_aggregate, rule, iteration), "pre_agg_list": [], "f": len(excluded)}
         for worker in byzantine:
             with fork_global_rng(streams(worker).initial_seed(), G.device):
-                made = _made(f"byzfl:{name}", attacks[name], ({} if rule is None else against) | changed)
+                made = _made(spec, attacks[label], ({} if rule is None else against) | explicit | changed)
                 G[worker] = torch.as_tensor(made(honest)).to(G)
 
-    allowed = {option: value for option, value in options.items() if not searches or option not in _AGAINST_RULE}
-    return Attack(f"byzfl:{name}", False, write, MappingProxyType(allowed), uses_rule=searches)
+    options = {option: value for option, value in defaults.items() if not searches or option not in _AGAINST_RULE}
+    allowed = {option: explicit.get(option, value) for option, value in options.items()}
+    return Attack(spec, False, write, MappingProxyType(allowed), uses_rule=searches)
 
 
 def _aggregate(rule: Rule, iteration: int, vectors: Tensor) -> Tensor:
@@ -173,6 +182,27 @@ def _made(spec: str, library_class: type, options: dict[str, Any]) -> Any:
         raise ValueError(f"{spec}: {error}") from error
 
 
+def _call_options(name: str, text: str) -> dict[str, Any]:
+    """Return the keyword arguments of NAME(KEY=NUMBER, ...), whose part after the first parenthesis is `text`."""
+    if not text:
+        return {}
+    try:
+        call = ast.parse(f"options({text}", mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert not call.args
+        return {str(option.arg): ast.literal_eval(option.value) for option in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise ValueError(f"an attack of byzfl must be NAME or NAME(OPTION=VALUE, ...), got {name!r}") from error
+
+
+def _of_one_dtype(G: Any) -> Any:
+    """Cast gradients to the most frequent dtype, since ByzFL's Inf attack sends float64 whatever the others send."""
+    if not isinstance(G, Sequence) or not all(isinstance(g, Tensor) for g in G):
+        return G
+    ((usual, _),) = Counter(g.dtype for g in G).most_common(1)
+    return [g.to(usual) for g in G]
+
+
 def register() -> None:
     """Add the rules of `fa.RULES` to ByzFL's aggregators, as "fa:fa", "fa:krum" and so on.
 
@@ -184,7 +214,9 @@ def register() -> None:
     _library()
     aggregators = importlib.import_module("byzfl.aggregators.aggregators")
     for name in RULES:
-        setattr(aggregators, f"fa:{name}", type(make_rule(name)))
+        cls = type(make_rule(name, f=0))
+        call = {"__call__": lambda rule, G: rule.aggregate(_of_one_dtype(G)).direction}
+        setattr(aggregators, f"fa:{name}", type(cls.__name__, (cls,), call))
 
 
 def _options(library_class: type) -> dict[str, Any]:

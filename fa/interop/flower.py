@@ -8,14 +8,15 @@ rule's direction. All clients have equal weight, whatever their numbers of examp
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fa.rules import Rule, make_rule
+from fa.rules import Rule, make_rule, per_worker
 
 try:
     from flwr.app import Array, ArrayRecord
@@ -43,6 +44,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
     Attributes:
         rule: The rule.
         left_out: Reasons for the exclusion of nodes, by round and node.
+        weights: Weights of the nodes' updates in the direction, by round and node. None for a rule without weights.
 
     Raises:
         ValueError: Flower is not installed. A round raises it, too, if too few clients reply for the rule's f.
@@ -56,6 +58,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
         super().__init__(**options)
         self.rule = make_rule(rule) if isinstance(rule, str) else rule
         self.left_out: dict[int, dict[int, str]] = {}
+        self.weights: dict[int, dict[int, float | None]] = {}
         self._sent: dict[str, Tensor] = {}
 
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Any:
@@ -89,7 +92,11 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         valid.sort(key=lambda reply: reply.metadata.src_node_id)  # The result must not depend on the order of arrival.
         nodes = [reply.metadata.src_node_id for reply in valid]
-        updates = [self._update(reply.content) for reply in valid]
+        contents = [reply.content for reply in valid]
+        if not self._sent:  # No round was configured here: the models' medians are the reference.
+            self._sent = _median_model(contents)
+        usual = Counter(map(_metric_sizes, contents)).most_common(1)
+        updates = [self._update(content) if _metric_sizes(content) == usual[0][0] else None for content in contents]
         whole = [reply.content for reply, update in zip(valid, updates, strict=True) if update is not None]
         if not whole:
             return None, None
@@ -98,8 +105,12 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
         left_out = {nodes[row]: reason for row, reason in result.decision.left_out.items()}
         left_out |= {node: _MALFORMED for node, update in zip(nodes, updates, strict=True) if update is None}
         self.left_out[server_round] = left_out
-        for node, reason in left_out.items():
-            logging.getLogger("flwr").info("\t> Left out node %d: %s", node, reason)
+        weights = dict(zip(nodes, per_worker(result.decision.weights, len(nodes)), strict=True))
+        self.weights[server_round] = weights
+        for node, weight in weights.items():
+            share = "" if weight is None else f", weight {weight:.4f}"
+            status = f"excluded: {left_out[node]}" if node in left_out else f"used{share}"
+            logging.getLogger("flwr").info("\t> Node %d %s", node, status)
         return self._moved(result.direction), self.train_metrics_aggr_fn(whole, self.weighted_by_key)
 
     def _update(self, content: Any) -> Update | None:
@@ -128,6 +139,35 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
             for name, own in self._sent.items()
         }
         return ArrayRecord({name: Array(np.asarray(tensor)) for name, tensor in moved.items()})
+
+
+def _metric_sizes(content: Any) -> tuple[tuple[str, int], ...]:
+    """Return the names of a reply's metrics, with the lengths of lists and -1 for numbers: FedAvg averages equal ones.
+
+    One client's list of another length would otherwise end the round.
+    """
+    sizes = [
+        (f"{record}/{name}", len(value) if isinstance(value, Sequence) else -1)
+        for record, metrics in content.metric_records.items()
+        for name, value in metrics.items()
+    ]
+    return tuple(sorted(sizes))
+
+
+def _median_model(contents: Sequence[Any]) -> dict[str, Tensor]:
+    """Return the coordinate-wise median of the models that have the most frequent names, shapes and dtypes."""
+    models = [_tensors(next(iter(content.array_records.values()), {})) for content in contents]
+    kinds = [tuple((name, tensor.shape, tensor.dtype) for name, tensor in model.items()) for model in models]
+    if not kinds:
+        return {}
+    ((usual, _),) = Counter(kinds).most_common(1)
+    alike = [model for model, kind in zip(models, kinds, strict=True) if kind == usual]
+    return {
+        name: torch.from_numpy(
+            np.sort(np.stack([model[name].numpy() for model in alike]), axis=0)[(len(alike) - 1) // 2]
+        )
+        for name in alike[0]
+    }
 
 
 def _tensors(arrays: Any) -> dict[str, Tensor]:

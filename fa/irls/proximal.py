@@ -44,6 +44,7 @@ from fa.irls.problem import Problem, norm_fractions
 
 _CHUNK = 1 << 14  # Number of coordinates converted to float64 at a time.
 _HALVINGS = 25  # Halvings of t after which no step lowers the objective by more than rounding.
+_FAILURES = 4  # Failures of Newton's method after which a step is given up; each costs up to 28 solutions.
 _NEWTON = 20  # Largest number of Newton steps for the multiplier T.
 _ORTHONORMAL = 1e-13  # Largest accepted difference between an entry of Y^T Y and of the identity.
 
@@ -160,7 +161,7 @@ def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tu
         history.append(found.smoothed_objective)
         change, point = point.smoothed_objective - found.smoothed_objective, found
         if change < tol:
-            return point, tuple(history), True
+            return point, tuple(history), bool(shorter > 0)
         easy = easy + 1 if shorter == t else 0
         t = shorter
         if easy == 3:
@@ -171,12 +172,17 @@ def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tu
 def _lower(task: Task, point: Point, t: float, T: Square) -> tuple[Point, float, Square]:
     """Halve t until a step lowers the objective, and return the new point, t and T.
 
-    The same point is returned if no step does, or if Y has no column.
+    The same point is returned if no step does, or if Y has no column; t is 0 if Newton's method failed for every step,
+    as it does for huge lam.
     """
+    failures = 0
     for _ in range(_HALVINGS if point.Y.size else 0):
         Z, T = proximal_step(task, point, t, T)
         if Z is not None and (found := task.at(Z)).smoothed_objective < point.smoothed_objective:
             return found, t, T
+        failures += Z is None
+        if failures == _FAILURES:
+            return point, 0.0, T
         t, T = t / 2, T / 2
     return point, t, T
 

@@ -1,6 +1,6 @@
 """Options and solutions of the solvers of eq. 5."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float64
 
 from fa import kernels
-from fa.gradients import Gradients
+from fa.gradients import Gradients, read_groups
 from fa.gradients.gram import Gram
 from fa.irls import regularizers
 from fa.irls.problem import Formulation, Problem, build_problem
-from fa.utils.validation import check_integer, check_one_of, check_real
+from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 FORMULATIONS = ("paper", "released")
 """Names of the formulations: that of the paper, and that of the released code."""
@@ -69,7 +69,7 @@ DEFAULTS = Options()
 """Default options."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Solution:
     """Result of a solver of eq. 5.
 
@@ -97,16 +97,16 @@ class Solution:
     history: tuple[float, ...]
     converged: bool
     values: Float64[np.ndarray, " p"]
-    coefficients: Float64[np.ndarray, "q m"] | None = field(repr=False)
+    coefficients: Float64[np.ndarray, "q m"] | None
     m: int
     lam: float
     a: float
     regularizer: str
     formulation: Formulation
-    gram: Gram = field(repr=False)
-    counts: tuple[int, ...] = field(repr=False)
-    gradients: Gradients | None = field(default=None, repr=False)
-    Y: Any = field(default=None, repr=False)
+    gram: Gram
+    counts: tuple[int, ...]
+    gradients: Gradients | None = None
+    Y: Any = None
 
     @property
     def iterations(self) -> int:
@@ -118,6 +118,37 @@ class Solution:
         """Return the data terms and pairs in a basis of span(G), without a norm of Y."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
         return build_problem(self.gram, self.m, lam, self.a, self.formulation, self.counts)
+
+    def __repr__(self) -> str:
+        return (
+            f"Solution(objective={self.objective:.6g}, iterations={self.iterations}, converged={self.converged}, "
+            f"p={len(self.counts)}, m={self.m}, lam={self.lam:g}, a={self.a:g}, regularizer={self.regularizer!r})"
+        )
+
+    def basis(self, G: Any = None) -> Any:
+        """Compute the basis Y; its columns are orthonormal up to the rounding of the gradients' dtype.
+
+        Args:
+            G: The gradients that the solution belongs to. None: those that it has. Required after `solve_gram` without
+                gradients.
+
+        Returns:
+            Y (n, min(m, rank G)), an array if G is one, otherwise a tensor; float32 for gradients of 16 bits.
+
+        Raises:
+            ValueError: The solution comes from a Gram matrix alone and G is None, or G has another number of rows.
+        """
+        if self.Y is not None:
+            return self.Y
+        if G is None and self.gradients is None:
+            raise ValueError("G must be the gradients, since this solution was found from a Gram matrix alone")
+        gradients = self.gradients if G is None else read_groups(G)[0]
+        assert gradients is not None and self.coefficients is not None  # Only "l1" and "rows" have no coefficients.
+        rows = gradients.G
+        check("G", len(rows), len(rows) == len(self.coefficients), f"{len(self.coefficients)} gradients")
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        Y = torch.stack([kernels.combine(rows, column)[0] for column in self.coefficients.T.copy()], dim=1)
+        return Y.numpy() if isinstance(gradients.restore(gradients.G[0]), np.ndarray) else Y
 
     def weights(self, formulation: Formulation = "paper") -> Float64[np.ndarray, " q"]:
         """Compute the direction's coefficients on the gradients.

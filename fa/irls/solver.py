@@ -33,6 +33,7 @@ from fa.irls import proximal
 from fa.irls.problem import RANK, Formulation, Problem, build_problem
 from fa.irls.solution import DEFAULTS, Options, Solution
 from fa.utils.blas import single_threaded
+from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
 
 __all__ = ["State", "check_m", "default_m", "solve", "solve_gram", "step", "terminates"]
@@ -56,6 +57,7 @@ class State:
     smoothed_objective: float
 
 
+@untraced
 def solve(
     G: Any,
     m: int | None = DEFAULTS.m,

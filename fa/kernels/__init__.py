@@ -153,7 +153,7 @@ def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
     p, n = G.shape
     half = G.dtype in _HALF
     width = max(1, min(n, _WIDENED // p if half else _WIDTH))
-    copies = torch.empty(p, width) if half else None
+    copies = torch.empty(p, width, dtype=torch.float32, device="cpu") if half else None
     for left in range(0, n, width):
         columns = slice(left, min(left + width, n))
         piece = G[:, columns]
@@ -166,7 +166,7 @@ def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, n
     bad = np.zeros(G.shape[0], dtype=bool)
     for columns, piece in _pieces(G):
         own = d[columns]
-        wide = torch.empty(len(own)) if G.dtype in _HALF else own
+        wide = torch.empty(len(own), dtype=torch.float32, device="cpu") if G.dtype in _HALF else own
         bad |= one_pass(piece, wide.numpy())
         if wide is not own:
             own.copy_(wide)

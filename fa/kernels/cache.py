@@ -12,8 +12,10 @@ This is the only module that uses numba's private classes: `numba.core.caching.I
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numba
 from numba.core import caching
 
 _SUFFIX = ".sha256"
+_NO_CACHE = "each process compiles its loops anew, since none of numba's cache folders is writable: set NUMBA_CACHE_DIR"
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}  # Without "nnan" and "ninf": the loops must detect NaN and Inf.
 
 
@@ -35,7 +38,12 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     Returns:
         The compiled function.
     """
-    dispatcher: Any = numba.njit(cache=True, nogil=True, fastmath=_FASTMATH, error_model="numpy")(function)
+    compile_loop = partial(numba.njit, nogil=True, fastmath=_FASTMATH, error_model="numpy")
+    try:
+        dispatcher: Any = compile_loop(cache=True)(function)
+    except RuntimeError:  # Neither the installation nor the user's cache folder can be written to.
+        warnings.warn(_NO_CACHE, RuntimeWarning, stacklevel=1)  # once: Python shows a warning of one line once
+        return compile_loop()(function)
     cache = dispatcher._cache
     cache._cache_file = _CheckedFiles(cache.cache_path, cache._impl.filename_base, _STAMP)
     return dispatcher  # type: ignore[no-any-return]
@@ -77,13 +85,13 @@ _STAMP = _sources_stamp()
 
 def _write_checksum(path: str) -> None:
     """Write the checksum of a file beside it."""
-    Path(path + _SUFFIX).write_text(_checksum(path))
+    Path(path + _SUFFIX).write_text(_checksum(path), encoding="utf-8")
 
 
 def _is_intact(path: str) -> bool:
     """Return True if the file has the checksum beside it."""
     try:
-        return Path(path + _SUFFIX).read_text() == _checksum(path)
+        return Path(path + _SUFFIX).read_text(encoding="utf-8") == _checksum(path)
     except (OSError, UnicodeDecodeError):
         return False
 

@@ -6,7 +6,8 @@ that release the GIL and run on Python threads. numba's thread pool can neither 
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,14 @@ def run_on_threads(work: Callable[[int, int], Any], size: int) -> list[Any]:
     threads = 1 if size < _SERIAL else torch.get_num_threads()
     if threads == 1:
         return [work(0, 1)]
+    others: list[Future[Any]] = []
     with ThreadPoolExecutor(threads - 1) as pool:
-        others = [pool.submit(work, t, threads) for t in range(1, threads)]
-        first = work(0, threads)  # Starting one more thread would take as long as a small pass.
-        return [first, *(other.result() for other in others)]
+        with suppress(RuntimeError):  # No further thread can start: the limit is reached, or the interpreter exits.
+            others += [pool.submit(work, t, threads) for t in range(1, threads)]
+        if others:
+            first = work(0, threads)  # Starting one more thread would take as long as a small pass.
+            return [first, *(other.result() for other in others)]
+    return [work(0, 1)]
 
 
 def whole_rows(G: np.ndarray) -> np.ndarray:

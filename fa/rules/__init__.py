@@ -1,5 +1,6 @@
 """Aggregation rules: the rules by name, `make_rule` and `aggregate`, and the classes that a rule of your own needs."""
 
+import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from fa.rules.mean import Mean
 from fa.rules.minimum_diameter import MinimumDiameterAveraging
 from fa.rules.monna import MoNNA
 from fa.utils import plugins
+from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
 
 _CLASSES: tuple[type[Rule], ...] = (
@@ -40,6 +42,8 @@ _BY_NAME = {rule.name: rule for rule in _CLASSES}
 RULES = tuple(_BY_NAME)
 """Names of the rules of this package."""
 
+_warned: set[str] = set()  # rules for which the warning about f was issued
+
 __all__ = [
     "RULES",
     "Aggregate",
@@ -53,13 +57,13 @@ __all__ = [
 ]
 
 
-def make_rule(name: str, f: int = 0, **options: Any) -> Rule:
+def make_rule(name: str, f: int | None = None, **options: Any) -> Rule:
     """Create an aggregation rule.
 
     Args:
         name: A name in `RULES`, "FILE.py:CLASS" for a `Rule` in a file, "byzfl:NAME" for an aggregator of ByzFL, or an
             entry point of the group "fa.rules".
-        f: Number of Byzantine workers to tolerate.
+        f: Number of Byzantine workers to tolerate. None: 0, and the first time a warning if the rule depends on f.
         options: Other options of the rule, such as `preaggregators`.
 
     Raises:
@@ -70,15 +74,21 @@ def make_rule(name: str, f: int = 0, **options: Any) -> Rule:
         >>> fa.make_rule("multi_krum", f=1, keep=3)
         MultiKrum(f=1, preaggregators=(), seed=0, strict=True, neighbours='p-f-2', distance='squared', keep=3)
     """
-    return _make(name, {"f": f} | options)
+    return _make(name, options if f is None else {"f": f} | options)
 
 
 def _make(name: str, options: dict[str, Any]) -> Rule:
+    """Create a rule for a caller of this module, whose line a warning names."""
     rule = _rule_class(name)
     allowed = [field.name for field in fields(rule) if field.init]
     for option in options:
         check_one_of(f"the option of rule {name!r}", option, allowed)
-    return rule(**options)
+    made = rule(**options)
+    if "f" not in options and made.depends_on_f and name not in _warned:
+        _warned.add(name)  # Python's own memory of warnings is lost with every `warnings.catch_warnings`.
+        message = f"f must be set for rule {name!r} to tolerate Byzantine workers, got none. f=0 stops this warning."
+        warnings.warn(message, stacklevel=3)
+    return made
 
 
 def _rule_class(name: str) -> type[Rule]:
@@ -95,6 +105,7 @@ def _rule_class(name: str) -> type[Rule]:
     return rule  # type: ignore[no-any-return]
 
 
+@untraced
 def aggregate(G: Any, rule: str | Rule = "fa", **options: Any) -> Any:
     """Aggregate p gradients of n coordinates into one direction.
 

@@ -89,3 +89,15 @@ def check_out(out: Tensor, G: Tensor) -> None:
     kind = (tuple(out.shape), out.dtype, out.device)
     check("out", kind, kind == ((G.shape[1],), G.dtype, G.device), f"({(G.shape[1],)}, {G.dtype}, {G.device})")
     check("out", f"of stride {out.stride()}", out.is_contiguous(), "contiguous")
+
+
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Return True if two tensors of one device lie in overlapping ranges of memory."""
+    (start, stop), (first, last) = _memory_range(one), _memory_range(other)
+    return one.device == other.device and start < last and first < stop
+
+
+def _memory_range(tensor: Tensor) -> tuple[int, int]:
+    """Return the addresses of the first byte, and of the byte behind the last one."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -12,12 +12,13 @@ from torch import Tensor
 from fa.gradients import read
 from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import Gram, measure
-from fa.rules.application import apply_to_blocks, check_out
+from fa.rules.application import apply_to_blocks, check_out, overlap
 from fa.rules.decision import Aggregate, ColumnDecision, Decision, check_column_decision, to_worker_decision
 from fa.rules.options import RuleOptions
 from fa.rules.preaggregators import MixedGradients, StepContext, apply_preaggregators
 from fa.utils import plugins
 from fa.utils.blas import single_threaded
+from fa.utils.tracing import untraced
 from fa.utils.validation import check
 
 
@@ -65,6 +66,7 @@ class Rule(RuleOptions, ABC):
         """Return the direction d of the gradients G; see `aggregate`."""
         return self.aggregate(G, iteration).direction
 
+    @untraced
     def aggregate(
         self,
         G: Any,
@@ -99,8 +101,7 @@ class Rule(RuleOptions, ABC):
         gradients = read(G)
         if out is not None:
             check_out(out, gradients.G)
-            separate = out.untyped_storage().data_ptr() != gradients.G.untyped_storage().data_ptr()
-            check("out", "in the memory of G", separate, "in other memory than G")
+            check("out", "in the memory of G", not overlap(out, gradients.G), "in other memory than G")
         (d,), decision = self.aggregate_blocks(ColumnBlocks((gradients.G,)), iteration, (out,), inner_products)
         return Aggregate(gradients.restore(d), decision)
 

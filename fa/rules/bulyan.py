@@ -31,6 +31,7 @@ class Bulyan(ScoredRule):
     formulation: Formulation = "paper"
 
     name: ClassVar[str] = "bulyan"
+    uses_f: ClassVar[bool] = True
     min_workers: ClassVar[tuple[int, int]] = (4, 3)
     least_workers: ClassVar[tuple[int, int]] = (4, 1)
 

@@ -38,6 +38,7 @@ class CAF(Rule):
     maximum: str = "remaining"
 
     name: ClassVar[str] = "caf"
+    uses_f: ClassVar[bool] = True
     min_workers: ClassVar[tuple[int, int]] = (2, 1)
     least_workers: ClassVar[tuple[int, int]] = (2, 1)
 

@@ -64,6 +64,7 @@ class TrimmedMean(CoordinateRule):
     """
 
     name: ClassVar[str] = "trimmed_mean"
+    uses_f: ClassVar[bool] = True
     least_workers: ClassVar[tuple[int, int]] = (2, 1)
 
     def decide(self, gram: Gram) -> ColumnDecision:
@@ -78,6 +79,7 @@ class MeaMed(MedianRule):
     """
 
     name: ClassVar[str] = "meamed"
+    uses_f: ClassVar[bool] = True
 
     def decide(self, gram: Gram) -> ColumnDecision:
         return ColumnDecision(statistic=OrderStatistic(*self._median_range(gram.p), nearest=gram.p - self.f))
@@ -91,6 +93,7 @@ class Phocas(CoordinateRule):
     """
 
     name: ClassVar[str] = "phocas"
+    uses_f: ClassVar[bool] = True
     least_workers: ClassVar[tuple[int, int]] = (2, 1)
 
     def decide(self, gram: Gram) -> ColumnDecision:

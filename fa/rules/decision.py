@@ -16,6 +16,9 @@ from fa.utils.validation import check
 NOT_FINITE = "NaN or Inf"
 """The reason to exclude a worker whose gradient is not finite."""
 
+OUT_OF_RANGE = "a norm above 2^1000"
+"""The reason to exclude a worker whose gradient would leave float64 in a sum."""
+
 
 @dataclass(frozen=True)
 class ColumnDecision:
@@ -110,20 +113,23 @@ def to_worker_decision(
     weights = None if decided.weights is None else R @ decided.weights
     return Decision(
         selected=tuple(int(i) for i in np.flatnonzero(contributes)),
-        left_out=_reasons(rows, mixed_in, contributes, decided.reason),
+        left_out=_reasons(gram, rows, mixed_in, contributes, decided.reason),
         weights=weights,
         values=_explained_variances(gram, rows, R, decided),
         application=_application(decided, weights, used),
     )
 
 
-def _reasons(rows: np.ndarray, mixed: np.ndarray, contributes: np.ndarray, reason: str) -> dict[int, str]:
+def _reasons(gram: Gram, rows: np.ndarray, mixed: np.ndarray, contributes: np.ndarray, reason: str) -> dict[int, str]:
     """Why each worker that does not contribute is excluded: by its values, by a pre-aggregator, or by the rule."""
     finite = set(rows.tolist())
-    return {
-        int(i): NOT_FINITE if i not in finite else reason if mixed[i] else "not chosen before the rule"
-        for i in np.flatnonzero(~contributes)
-    }
+
+    def why(i: int) -> str:
+        if i not in finite:
+            return OUT_OF_RANGE if np.isinf(gram.scaled_norms[i]) else NOT_FINITE
+        return reason if mixed[i] else "not chosen before the rule"
+
+    return {i: why(i) for i in np.flatnonzero(~contributes).tolist()}
 
 
 def _application(decided: ColumnDecision, weights: np.ndarray | None, used: np.ndarray) -> Application:

@@ -51,6 +51,7 @@ class Krum(ScoredRule):
     """The gradient with the least sum of squared distances to its p - f - 2 nearest neighbours."""
 
     name: ClassVar[str] = "krum"
+    uses_f: ClassVar[bool] = True
 
     def decide(self, gram: Gram) -> ColumnDecision:
         return self._mean_of_lowest(gram, 1)
@@ -67,6 +68,7 @@ class MultiKrum(ScoredRule):
     keep: int | None = None
 
     name: ClassVar[str] = "multi_krum"
+    uses_f: ClassVar[bool] = True
     column_count_option: ClassVar[str] = "keep"
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ class MinimumDiameterAveraging(Rule):
     """
 
     name: ClassVar[str] = "minimum_diameter_averaging"
+    uses_f: ClassVar[bool] = True
     min_workers: ClassVar[tuple[int, int]] = (2, 1)
 
     def decide(self, gram: Gram) -> ColumnDecision:

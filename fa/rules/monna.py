@@ -34,6 +34,7 @@ class MoNNA(Rule):
     reference: int = -1
 
     name: ClassVar[str] = "monna"
+    uses_f: ClassVar[bool] = True
     min_workers: ClassVar[tuple[int, int]] = (2, 1)
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ class RuleOptions:
         min_workers: (times, plus): the rule needs p >= times f + plus.
         least_workers: (times, plus) with `strict` false.
         reads_gram: Whether `decide` reads the Gram matrix.
+        uses_f: Whether the decision depends on f.
         column_count_option: Name of an option that is at most the number of columns that the rule sees. "": none.
     """
 
@@ -39,6 +40,7 @@ class RuleOptions:
     min_workers: ClassVar[tuple[int, int]] = (0, 1)
     least_workers: ClassVar[tuple[int, int]] = (1, 1)
     reads_gram: ClassVar[bool] = True
+    uses_f: ClassVar[bool] = False
     column_count_option: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
@@ -60,6 +62,11 @@ class RuleOptions:
     def needs_gram(self) -> bool:
         """Whether the rule or one of its pre-aggregators reads the Gram matrix."""
         return self.reads_gram or bool(self.steps)
+
+    @property
+    def depends_on_f(self) -> bool:
+        """Whether the direction depends on f, in the rule or in one of its pre-aggregators."""
+        return self.uses_f or any(make_step(name).min_workers[0] > 0 for name in self.steps)
 
     def check_workers(self, p: int, remark: str = "") -> None:
         """Check that p gradients are enough.

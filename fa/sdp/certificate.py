@@ -41,12 +41,13 @@ CHECK_EVERY = 10  # Steps between two computations of the bound.
 SMOOTHING, SMOOTHING_STEPS = (1e-1, 1e-9), 20  # First and last eps of sqrt(||.||^2 + eps^2), and steps between them.
 OVER_RELAXATION = 1.8  # Power of the change of each weight: below 2 it converges, nearly twice as fast as with 1.
 MATCH_TOL = 1e-4  # Difference of relative norms and of cosines that counts as equal, also in float32.
+NEGLIGIBLE = 1e-9  # Objective that counts as 0; the rounding error of 1 - v alone may make it so large.
 ROUNDING = 2 * np.finfo(np.float64).eps  # Rounding error per operation: twice the bound of IEEE 754.
 
 Terms = Float64[np.ndarray, "r N"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificate:
     """Lower bound on eq. 5, beside the objective of a solution.
 
@@ -65,11 +66,30 @@ class Certificate:
 
     @property
     def gap(self) -> float:
-        """Return the relative gap (objective - bound)/objective, 0 for objective 0.
+        """Return the relative gap (objective - bound)/objective, as `relative_gap`.
 
         The optimum is at most this fraction below the objective.
         """
-        return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
+        return relative_gap(self.objective, self.bound)
+
+    def __repr__(self) -> str:
+        return (
+            f"Certificate(objective={self.objective:.6g}, bound={self.bound:.6g}, gap={self.gap:.3g}, "
+            f"certifies={self.certifies!r})"
+        )
+
+
+def relative_gap(objective: float, bound: float) -> float:
+    """Compute (objective - bound)/objective.
+
+    Args:
+        objective: Eq. 5 at a subspace.
+        bound: Lower bound on eq. 5.
+
+    Returns:
+        The gap, 0 for an objective below NEGLIGIBLE.
+    """
+    return (objective - bound) / objective if objective >= NEGLIGIBLE else 0.0
 
 
 @single_threaded

@@ -9,7 +9,7 @@ import importlib
 import time
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,9 @@ class Relaxation:
     value: float
     rounded_objective: float
     polished_objective: float
-    coefficients: Float64[np.ndarray, "q k"]
-    Z: Float64[np.ndarray, "r r"]
-    basis: Float64[np.ndarray, "q r"]
+    coefficients: Float64[np.ndarray, "q k"] = field(repr=False)
+    Z: Float64[np.ndarray, "r r"] = field(repr=False)
+    basis: Float64[np.ndarray, "q r"] = field(repr=False)
     solver: str
     status: str
     seconds: float

@@ -38,14 +38,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fa.rules import Decision, Rule, make_rule
 from fa.sharded import Sent, Shards
-from fa.utils.validation import check
+from fa.utils.validation import TooFewWorkersError, check
 
 
 class Aggregation:
     """State of a registered rule."""
 
     def __init__(self, rule: Rule, shards: Shards) -> None:
-        self.decision: Decision | None = None  # of the last backward pass, with the group's ranks as workers
+        self.decision: Decision | None = None  # of the last backward pass, with ranks as workers; None for NaN
         self._rule, self._shards = rule, shards
         self._iteration = 0
         self._pending: list[tuple[Tensor, Sent, Future[Tensor]]] = []
@@ -62,7 +62,12 @@ class Aggregation:
     def _finish(self) -> None:
         pending, self._pending = self._pending, []
         sent, buffers = [sent for _, sent, _ in pending], [buffer for buffer, _, _ in pending]
-        self.decision = self._shards.finish(self._rule, sent, buffers, self._iteration)
+        try:
+            self.decision = self._shards.finish(self._rule, sent, buffers, self._iteration)
+        except TooFewWorkersError:  # Too few gradients are finite: on all ranks, NaN lets a GradScaler skip the step.
+            self.decision = None
+            for buffer in buffers:
+                buffer.fill_(torch.nan)
         self._iteration += 1
         for buffer, _, future in pending:
             future.set_result(buffer)
@@ -72,7 +77,7 @@ def register(model: DistributedDataParallel, rule: Rule | str = "fa") -> Aggrega
     """Aggregate the gradients of a model by a rule, from the next backward pass on.
 
     The workers are the ranks of the model's process group, over gloo, NCCL or another backend with all-to-all. A
-    backward pass in which too few gradients are finite raises TooFewWorkersError on all ranks.
+    backward pass in which too few gradients are finite gives NaN on all ranks, so that a GradScaler skips the step.
 
     Args:
         model: The wrapped model.
@@ -82,9 +87,12 @@ def register(model: DistributedDataParallel, rule: Rule | str = "fa") -> Aggrega
         The hook's state, whose `decision` is that of the last backward pass.
 
     Raises:
-        ValueError: The rule needs more workers, or whole gradients in one memory (regularizer "l1" or "rows").
+        ValueError: The rule needs more workers, or whole gradients in one memory (regularizer "l1" or "rows"). Or an
+            embedding has sparse gradients.
     """
     check("model", type(model).__name__, isinstance(model, DistributedDataParallel), "a DistributedDataParallel")
+    for name, module in model.module.named_modules():
+        check(f"sparse of {name}", True, not getattr(module, "sparse", False), "False, since gradients must be dense")
     rule = make_rule(rule) if isinstance(rule, str) else rule
     rule.check_within_span("for gradients of many processes")
     shards = Shards(model.process_group)

@@ -252,7 +252,7 @@ class Loop:
                 if self._config.direction_norm == "unit_mean":
                     direction = scale_to_unit_mean(direction, gathered.G, gathered.inner_products)
         except TooFewWorkersError as error:
-            if torch.isfinite(gathered.loss):
+            if torch.isfinite(gathered.loss) or not self._enough(gathered.missing):
                 reasons = "".join(f"; worker {worker}: {reason}" for worker, reason in gathered.missing.items())
                 raise TooFewWorkersError(f"iteration {iteration + 1}: {error}{reasons}") from error
             # The model has diverged, and too few gradients are finite: take no step, and record it.
@@ -260,6 +260,14 @@ class Loop:
         with self._timer.phase("update"):
             self._optimizer.step(direction, iteration)
         return gathered, _rows(iteration + 1, gathered, aggregate)
+
+    def _enough(self, missing: Mapping[int, str]) -> bool:
+        """Return True if the rule could serve the workers that are not missing, were their gradients finite."""
+        try:
+            self._rule.adjusted_for_missing(len(missing), self._config.workers - len(missing))
+        except TooFewWorkersError:
+            return False
+        return True
 
 
 def _rows(iteration: int, gathered: GatheredGradients, aggregate: Aggregate) -> list[WorkerRow]:

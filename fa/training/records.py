@@ -126,7 +126,8 @@ class Run:
         """Write the three files into `folder`."""
         _write_csv(folder / "curve.csv", CurvePoint._fields, self.curve)
         _write_csv(folder / "workers.csv", WorkerRow._fields, self.workers)
-        (folder / "config.json").write_text(json.dumps(self.description(), indent=2, sort_keys=True) + "\n")
+        description = json.dumps(self.description(), indent=2, sort_keys=True)
+        (folder / "config.json").write_text(description + "\n", encoding="utf-8")
 
     def description(self) -> dict[str, Any]:
         """Return the content of config.json."""
@@ -241,7 +242,7 @@ def hardware(device: str) -> dict[str, str | int]:
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
         return platform.processor() or platform.machine()
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -256,7 +257,7 @@ def _cell(value: object) -> str:
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(map(_cell, row) for row in rows)

@@ -110,7 +110,7 @@ def same_user(connection: Any) -> bool:
         return True
     ends = [_as_in_table(connection.family, *connection.getpeername()[:2])]
     ends.append(_as_in_table(connection.family, *connection.getsockname()[:2]))
-    for line in table.read_text().splitlines()[1:]:
+    for line in table.read_text(encoding="utf-8").splitlines()[1:]:
         fields = line.split()
         if fields[1:3] == ends:
             return int(fields[7]) in (os.getuid(), 0)

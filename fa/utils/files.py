@@ -16,6 +16,22 @@ PREFIX = ".making-"
 """Prefix of the names of unfinished files, unfinished folders, and locks."""
 
 
+def expand_user(name: str, path: str | Path) -> Path:
+    """Replace "~" or "~user" at the start of a path by the user's home folder.
+
+    Args:
+        name: Name of the argument, for the message.
+        path: The path.
+
+    Raises:
+        ValueError: The user, or this user's home folder, is unknown.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name} must be in the home folder of a user of this system, got {str(path)!r}") from error
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file completely, or leave the old one unchanged.
 

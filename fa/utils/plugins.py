@@ -21,6 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from fa.utils.files import expand_user
 from fa.utils.validation import TooFewWorkersError
 
 LIBRARIES = ("byzfl",)
@@ -158,7 +159,7 @@ def attribute_errors_to_plugin(kind: str) -> Iterator[None]:
 
 def _path(name: str) -> Path:
     """Return the absolute path in FILE.py:NAME; raise ValueError if it is not a file."""
-    path = Path(name.rpartition(":")[0]).expanduser()
+    path = expand_user("the file of a rule or attack", name.rpartition(":")[0])
     if not path.is_file():
         raise ValueError(
             f"{name.rpartition(':')[0]} must be a file, as in ./my_rule.py:MyRule. {path.parent} does not have it"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,14 @@ from fa.experiments.runs.recording import record
 from fa.experiments.runs.user_rules import register_rules
 from fa.experiments.runs.user_rules import resolve_variant as variant_of
 from fa.experiments.runs.variants import PAPER_RULES
+from fa.gradients import read
 from fa.gradients.gram import measure
+from fa.gradients.memory_map import open_gradients
 from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator
 from fa.rules.preaggregators import StepContext, apply_preaggregators
 from fa.training.config import TrainConfig
-from fa.utils.validation import check_integer, check_one_of
+from fa.utils.validation import check, check_integer, check_one_of
 
 FORMULATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "released": ("fa", {"formulation": "released"}),
@@ -126,8 +129,34 @@ class Scene:
 
     @property
     def gap(self) -> float:
-        """Upper bound of FA's relative distance from the optimum; 0 if the objective is 0."""
-        return (self.objective - self.bound) / self.objective if self.objective > 0 else 0.0
+        """Upper bound of FA's relative distance from the optimum; 0 if the objective is 0 up to rounding."""
+        return sdp.relative_gap(self.objective, self.bound)
+
+
+def load_gradients(source: Any) -> Float64[Tensor, "p n"]:
+    """Read the user's gradients for a notebook.
+
+    Args:
+        source: Array or tensor (p, n), or the path of an .npy file with one.
+
+    Returns:
+        The gradients in float64, which keeps those of float32 exactly.
+
+    Raises:
+        ValueError: The source holds no gradients, or one has NaN or Inf.
+    """
+    if isinstance(source, str | Path):
+        G = open_gradients((Path(source),))[0]
+    else:
+        G = read(source).G
+    check("gradients", "with NaN or Inf", bool(torch.isfinite(G).all()), "finite")
+    return G.double().cpu()
+
+
+def default_setting(p: int) -> Setting:
+    """Return the first setting for p available gradients: three Byzantine workers, or none if p is below 15."""
+    usual = Setting()
+    return usual if p >= usual.p else Setting(p=p, f=0, attack="none", m=irls.default_m(p))
 
 
 def gradients(profile: str, seed: int = 2021) -> Float[Tensor, "p n"]:

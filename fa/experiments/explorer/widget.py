@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fa.attacks import ATTACKS
-from fa.experiments.explorer.scene import FORMULATIONS, MAX_WORKERS, PLANES, Scene, Setting, scene
+from fa.experiments.explorer.scene import FORMULATIONS, MAX_WORKERS, PLANES, Scene, Setting, default_setting, scene
 from fa.experiments.reporting import style
 from fa.experiments.reporting.style import looks
 from fa.utils.validation import check
@@ -140,7 +140,7 @@ def static(pool: Float[Tensor, "p n"], rules: Sequence[str] = ()) -> None:
     """
     from IPython.display import Image, display
 
-    for setting in SETTINGS:
+    for setting in [setting for setting in SETTINGS if setting.p <= len(pool)] or [default_setting(len(pool))]:
         display(Image(picture(draw(scene(pool, setting, rules))), width=1100))
 
 
@@ -153,11 +153,11 @@ def picture(figure: Figure) -> bytes:
 
 def _widget(widgets: Any, pool: Float[Tensor, "p n"], rules: Sequence[str]) -> Any:
     """Create the controls with their figure."""
-    usual = Setting()
+    usual = default_setting(len(pool))
     # Gradients that are NaN cannot be drawn, and there are no labels to flip.
     known = [name for name, attack in ATTACKS.items() if name != "nan" and not attack.flips_labels]
     controls = {
-        "p": widgets.IntSlider(usual.p, 3, min(MAX_WORKERS, len(pool)), description="p"),
+        "p": widgets.IntSlider(usual.p, min(3, len(pool)), min(MAX_WORKERS, len(pool)), description="p"),
         "f": widgets.IntSlider(usual.f, 0, (usual.p - 1) // 2, description="f"),
         "m": widgets.IntSlider(usual.m, 1, usual.p, description="m"),
         "lam": widgets.SelectionSlider(options=LAMBDAS, value=usual.lam, description="lambda"),
@@ -178,6 +178,7 @@ def _widget(widgets: Any, pool: Float[Tensor, "p n"], rules: Sequence[str]) -> A
         chosen = Setting(**{name: control.value for name, control in controls.items()})
         if drawn != [chosen]:
             drawn[:] = [chosen]
+            message.value = "computing ..."
             try:
                 image.value, message.value = picture(draw(scene(pool, chosen, rules))), ""
             except ValueError as error:

@@ -58,6 +58,8 @@ def study(
         **overrides: Settings instead of the profile's.
     """
     everything = tuple(dict.fromkeys((*TOP, *style.FA_VARIANTS)))
+    for name, chosen in (("variants", variants), ("faulty", faulty)):
+        check(name, chosen, chosen is None or isinstance(chosen, list | tuple), "a list")
     for key in variants or ():
         check_one_of("a variant", key, everything)
     for f in faulty or ():

@@ -56,7 +56,7 @@ class Links:
         """Create a UDP socket in a namespace, usable from any thread of this process."""
 
         def make() -> socket.socket:
-            with (_NAMES / namespace).open() as file:
+            with (_NAMES / namespace).open("rb") as file:
                 if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK):
                     raise OSError(ctypes.get_errno(), f"entering the namespace {namespace}")
             return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

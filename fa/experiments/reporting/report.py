@@ -6,6 +6,7 @@ It is generated only from the files that the notebooks have written to the profi
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 from collections import Counter
@@ -110,8 +111,8 @@ def _theory(folder: Path) -> list[Path]:
 def _read(path: Path) -> dict[str, Any]:
     """Read a figure's provenance and claims."""
     try:
-        about: dict[str, Any] = json.loads(path.read_text())
-        with path.with_suffix(".claims.csv").open(newline="") as file:
+        about: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        with path.with_suffix(".claims.csv").open(newline="", encoding="utf-8") as file:
             claims = list(csv.DictReader(file))
         whole = all(None not in (*claim, *claim.values()) for claim in claims)
         check("its claims", "cut short", whole, "rows of as many cells as there are columns")
@@ -160,7 +161,7 @@ def _summary(figures: list[dict[str, Any]]) -> list[str]:
     lines = [f"- **{words}:** {counts[words]}" for words in dict.fromkeys([*order, *counts]) if counts[words]]
     untested = [number for number in STATEMENTS if number not in {claim["number"] for _, claim in claims}]
     lines += [f"- **not tested at this profile:** {', '.join(untested)}"] if untested else []
-    return [f"Of {len(claims)} parts of the paper's claims:", "", *lines]
+    return [f"Of {len(claims)} parts of the paper's claims, those on theory included:", "", *lines]
 
 
 def _about_size(profile: str) -> list[str]:
@@ -174,7 +175,7 @@ def _about_size(profile: str) -> list[str]:
 
 def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
     """Return a warning if some figures have other settings than the profile."""
-    own = [figure["figure"] for figure in figures if figure["command"] is None]
+    own = [figure["figure"] for figure in figures if figure["command"] is None or figure.get("parameters")]
     if not own:
         return []
     return ["", f"Figures with other settings, or with a part of the profile's runs: {', '.join(own)}."]
@@ -289,9 +290,13 @@ _STYLE = """body { font: 15px/1.45 sans-serif; max-width: 62em; margin: 2em auto
 table { border-collapse: collapse }
 td, th { border: 1px solid #ccc; padding: .3em .5em; text-align: left; vertical-align: top; overflow-wrap: anywhere }
 img { max-width: 100% } code { background: #f3f3f3; overflow-wrap: anywhere }
+td:first-child, td:nth-child(4) { white-space: nowrap }
 a, li { overflow-wrap: anywhere } summary { cursor: pointer; color: #555 }
-.holds { background: #cfe3f5 } .part { background: #fdf1c2 } .fails { background: #f6cfae } .open { background: #e6e6e6 }
-@media (max-width: 45em) { table, tbody, tr, td { display: block } thead { display: none } tr { margin-bottom: 1em } }"""
+.holds { background: #cfe3f5 } .part { background: #fdf1c2 } .fails { background: #f6cfae }
+.open { background: #e6e6e6 }
+@media (max-width: 45em) {
+  table, tbody, tr, td { display: block } thead { display: none } tr { margin-bottom: 1em }
+}"""
 """Backgrounds are blue, yellow, orange and grey, which colour-blind readers can tell; each also has a sign."""
 
 _SIGNS = {HOLDS: ("holds", "&#10003;"), IN_PART: ("part", "&#8764;"), NOT: ("fails", "&#10007;")}
@@ -302,9 +307,12 @@ _OPEN = ("open", "?")
 def _page(profile: str, text: str) -> str:
     import mistune
 
-    body = _styled(str(mistune.create_markdown(escape=False, plugins=["table"])(text)))
+    # Texts of figures are escaped, so that a copied figure cannot bring a script; only our anchors are markup.
+    escaped = str(mistune.create_markdown(escape=True, plugins=["table"])(text))
+    body = _styled(re.sub(r"&lt;a id=&quot;([\w.-]+)&quot;&gt;&lt;/a&gt;", r'<a id="\1"></a>', escaped))
+    title = html.escape(f"fa, profile {profile}")
     return (
-        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>fa, profile {profile}</title>\n'
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<style>\n{_STYLE}\n</style></head>\n<body>\n{body}</body>\n</html>\n"
     )

@@ -36,14 +36,14 @@ class Record:
     @cached_property
     def curve(self) -> list[dict[str, float]]:
         """The rows of curve.csv as numbers."""
-        with (self.folder / "curve.csv").open(newline="") as file:
+        with (self.folder / "curve.csv").open(newline="", encoding="utf-8") as file:
             return [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
 
     @cached_property
     def description(self) -> dict[str, Any]:
         """The content of config.json: configuration, versions, hardware, seconds."""
         try:
-            return record_schema.read(json.loads((self.folder / "config.json").read_text()))
+            return record_schema.read(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
         except record_schema.NewerRecord as error:
             raise record_schema.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
 
@@ -55,7 +55,7 @@ class Record:
             NewerRecord: A later release wrote this record.
         """
         try:
-            manifest = json.loads((self.folder / MANIFEST).read_text())
+            manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise DamagedRecord(f"{MANIFEST} cannot be read") from None
         for name in FILES:
@@ -138,7 +138,8 @@ class RunStore:
             with new_folder(target) as folder:
                 run.write_files(folder)
                 manifest = {name: _checksum(folder / name) for name in FILES}
-                (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+                text = json.dumps(manifest, indent=2, sort_keys=True)
+                (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
                 if target.is_dir() and self._whole(run.config) is None:
                     shutil.rmtree(target)
         except OSError:
@@ -161,7 +162,7 @@ class RunStore:
     def _identities(self) -> Iterator[dict[str, Any]]:
         for path in sorted(self.root.glob("*/config.json")):
             with suppress(OSError, ValueError):  # Damage is reported for the configuration itself.
-                described = json.loads(path.read_text())
+                described = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(described, dict) and described.get("schema_version") == record_schema.SCHEMA_VERSION:
                     names = ("config", "data_checksum", "record_version", "files")
                     yield _flatten({name: described[name] for name in names if name in described})

@@ -103,6 +103,7 @@ class Study:
         folder: Folder of the figure and of its records.
         skipped: Cases whose rule needs more workers, with the reason.
         worker_processes: Whether workers are processes, whose records are kept apart from those of simulated workers.
+        records: Folder of the records of simulated workers. "records-many" is not committed.
         seed_caption: How the figure shows several seeds.
         attack: Attack instead of the figure's.
         unfinished: Cases that are not shown because their runs are not finished.
@@ -114,6 +115,7 @@ class Study:
     cells: tuple[Cell, ...]
     skipped: dict[str, str] = field(default_factory=dict)
     worker_processes: bool = False
+    records: str = "records"
     seed_caption: str = " (line: mean, band: range)"
     attack: str | None = None
     unfinished: tuple[str, ...] = ()
@@ -130,7 +132,7 @@ class Study:
         A custom study also reads the profile's runs. Runs with processes are an exception: their times may be of
         another machine.
         """
-        name = "records-rpc" if self.worker_processes else "records"
+        name = "records-rpc" if self.worker_processes else self.records
         shared = self.folder == figures_dir(self.profile, custom=True) and not self.worker_processes
         return RunStore(self.folder / name, figures_dir(self.profile) / name if shared else None)
 

@@ -64,7 +64,7 @@ def label(key: str) -> str:
     """Return a variant's name in figures, with its file if the name of a user's rule is a variant's."""
     if key in VARIANTS:
         return VARIANTS[key].label
-    rule = make_rule(key)
+    rule = make_rule(key, f=0)
     name = rule.name if ":" in rule.name else rule.name.replace("_", " ").capitalize()
     return plugins.display_name(key) if name in {variant.label for variant in VARIANTS.values()} else name
 

@@ -1,0 +1,91 @@
+"""A rule in a plain training loop: from the workers' losses to `.grad`, for any optimizer of torch.
+
+`fa.training.ddp` does the same for processes under DistributedDataParallel.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fa.rules import Aggregate, Rule, make_rule
+from fa.utils.validation import check
+
+
+def backward(
+    losses: Tensor | Iterable[Tensor], parameters: Iterable[Tensor], rule: Rule | str = "fa", iteration: int = 0
+) -> Aggregate:
+    """Differentiate each worker's loss, and add the rule's direction to the parameters' `.grad`.
+
+    It takes the place of `loss.backward()`: any optimizer and learning-rate schedule of torch may follow. All gradients
+    are in memory at once. A generator of losses lets torch free each graph before the next forward pass.
+
+    Args:
+        losses: One scalar for each of the p workers: a tensor (p,), a sequence, or a generator.
+        parameters: The model's parameters; those that require no gradient are ignored.
+        rule: A rule, or the name of one with its defaults.
+        iteration: Iteration of the training run, from which "bucketing" and "random_span" draw.
+
+    Returns:
+        The direction, as a list of tensors of the parameters' shapes, and the decision about workers.
+
+    Raises:
+        ValueError: No parameter requires a gradient, or the losses are not p scalars.
+        TooFewWorkersError: p is too small for the rule's f.
+
+    Example:
+        >>> import torch, fa
+        >>> w = torch.zeros(2, requires_grad=True)
+        >>> data = torch.tensor([[1.0, 2.0], [1.0, 4.0], [90.0, 3.0]])  # one row for each worker
+        >>> result = fa.backward((-(w * row).sum() for row in data), [w], "median")
+        >>> torch.optim.SGD([w], lr=0.5).step()
+        >>> w.detach()
+        tensor([0.5000, 1.5000])
+    """
+    trained = _trained(parameters)
+    if isinstance(losses, Tensor):
+        check("losses", tuple(losses.shape), losses.ndim == 1, "of shape (p,), one for each worker")
+    shared = isinstance(losses, Tensor | Sequence)  # Such losses may have a graph in common.
+    gradients = [
+        torch.autograd.grad(loss, trained, retain_graph=shared, allow_unused=True, materialize_grads=True)
+        for loss in losses
+    ]
+    result = (make_rule(rule) if isinstance(rule, str) else rule).aggregate(gradients, iteration)
+    for parameter, piece in zip(trained, result.direction, strict=True):
+        parameter.grad = piece if parameter.grad is None else parameter.grad + piece
+    return result
+
+
+def set_grad(parameters: Iterable[Tensor], direction: Any) -> None:
+    """Set the parameters' `.grad` to a direction, as a step of an optimizer needs it.
+
+    Args:
+        parameters: The model's parameters; those that require no gradient are ignored.
+        direction: d (n,), an array or a tensor with all coordinates in the order of the parameters.
+
+    Raises:
+        ValueError: No parameter requires a gradient, or the direction has another number of coordinates than they have.
+
+    Example:
+        >>> import torch, fa
+        >>> weight, bias = torch.zeros(1, 2, requires_grad=True), torch.zeros(1, requires_grad=True)
+        >>> G = torch.tensor([[1.0, 2.0, 3.0], [1.0, 4.0, 3.0], [90.0, 3.0, 3.0]])
+        >>> fa.set_grad([weight, bias], fa.aggregate(G, "median"))
+        >>> weight.grad, bias.grad
+        (tensor([[1., 3.]]), tensor([3.]))
+    """
+    trained = _trained(parameters)
+    d = torch.as_tensor(direction).detach()
+    n = sum(parameter.numel() for parameter in trained)
+    check("direction", tuple(d.shape), d.shape == (n,), f"of shape ({n},), one coordinate for each parameter")
+    for parameter, piece in zip(trained, d.split([parameter.numel() for parameter in trained]), strict=True):
+        parameter.grad = piece.view(parameter.shape).to(parameter.device, parameter.dtype, copy=True)
+
+
+def _trained(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Return the parameters that require a gradient, at least one."""
+    check("parameters", type(parameters).__name__, not isinstance(parameters, Tensor), "an iterable of tensors")
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    check("parameters", trained, bool(trained), "those of a model, with one or more that require a gradient")
+    return trained

@@ -1,0 +1,120 @@
+"""From the workers' losses, or from a direction, to `.grad`; then torch's optimizers."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fa
+from tests.tensors import DEVICE, DTYPE, normal
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    """A model with a frozen layer, a layer that no loss uses, and parameters of two dtypes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.ModuleDict({"first": nn.Linear(4, 3), "last": nn.Linear(3, 1), "frozen": nn.Linear(1, 1)})
+        layers["unused"] = nn.Linear(2, 2)
+    layers.to(DEVICE, DTYPE)["first"].float()
+    layers["frozen"].requires_grad_(False)
+    return layers
+
+
+def loss(model: nn.ModuleDict, images: Tensor) -> Tensor:
+    hidden = torch.tanh(model["first"](images.float())).to(DTYPE)
+    return model["frozen"](model["last"](hidden)).square().mean()
+
+
+def trained(model: nn.Module) -> list[Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def gradients(model: nn.ModuleDict, batches: list[Tensor]) -> list[list[Tensor]]:
+    """Each worker's gradient by `Tensor.backward`, with zeros for parameters that the loss does not use."""
+    found = []
+    for images in batches:
+        model.zero_grad()
+        loss(model, images).backward()
+        found.append([torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in trained(model)])
+    model.zero_grad()
+    return found
+
+
+BATCHES = [normal(5, 4, seed=worker) for worker in range(5)]
+
+
+@pytest.mark.parametrize("form", ["list", "generator", "tensor"])
+def test_the_grads_are_the_rules_direction(model: nn.ModuleDict, form: str) -> None:
+    rule = fa.make_rule("multi_krum", f=1)
+    expected = rule.aggregate(gradients(model, BATCHES))
+    losses = (loss(model, images) for images in BATCHES)
+    result = fa.backward(
+        {"list": list, "generator": iter, "tensor": lambda given: torch.stack(list(given))}[form](losses),
+        model.parameters(),
+        rule,
+    )
+    for parameter, piece in zip(trained(model), expected.direction, strict=True):
+        torch.testing.assert_close(parameter.grad, piece)
+    assert all(parameter.grad is None for parameter in model["frozen"].parameters())
+    assert result.decision.selected == expected.decision.selected
+
+
+def test_losses_of_one_forward_pass_may_share_a_graph(model: nn.ModuleDict) -> None:
+    def losses() -> Tensor:
+        return model["last"](torch.tanh(model["first"](BATCHES[0].float())).to(DTYPE)).square().mean(dim=1)
+
+    fa.backward(losses(), model.parameters(), "mean")
+    found = [parameter.grad for parameter in trained(model)]
+    model.zero_grad()
+    losses().mean().backward()
+    for parameter, grad in zip(trained(model), found, strict=True):
+        torch.testing.assert_close(grad, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+
+
+def test_backward_adds_to_grads_as_torch_does(model: nn.ModuleDict) -> None:
+    fa.backward([loss(model, images) for images in BATCHES], model.parameters(), "median")
+    once = [parameter.grad.clone() for parameter in trained(model)]
+    fa.backward([loss(model, images) for images in BATCHES], model.parameters(), "median")
+    for parameter, grad in zip(trained(model), once, strict=True):
+        torch.testing.assert_close(parameter.grad, 2 * grad)
+
+
+def test_an_optimizer_and_a_schedule_follow_a_direction(model: nn.ModuleDict) -> None:
+    """Momentum over two steps, by hand."""
+    parameters = trained(model)
+    optimizer = torch.optim.SGD(parameters, lr=0.5, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
+    before = torch.cat([parameter.detach().flatten().double() for parameter in parameters])
+    directions = [normal(before.numel(), seed=i, dtype=torch.float64).float() for i in range(2)]
+    for d in directions:
+        fa.set_grad(model.parameters(), d)
+        optimizer.step()
+        schedule.step()
+    after = torch.cat([parameter.detach().flatten().double() for parameter in parameters])
+    first, second = (d.double() for d in directions)
+    torch.testing.assert_close(after, before - 0.5 * first - 0.05 * (0.9 * first + second), rtol=1e-5, atol=1e-6)
+
+
+def test_set_grad_replaces_and_copies(model: nn.ModuleDict) -> None:
+    n = sum(parameter.numel() for parameter in trained(model))
+    d = np.arange(n, dtype=np.float32)
+    for _ in range(2):
+        fa.set_grad(model.parameters(), d)
+    d[:] = np.nan
+    grads = torch.cat([parameter.grad.flatten().cpu().double() for parameter in trained(model)])
+    assert torch.equal(grads, torch.arange(n).double())
+    assert [p.grad.dtype for p in trained(model)] == [p.dtype for p in trained(model)]
+
+
+def test_wrong_arguments_are_named(model: nn.ModuleDict) -> None:
+    with pytest.raises(ValueError, match=r"^direction must be .*\b7\b"):
+        fa.set_grad(model.parameters(), torch.zeros(7))
+    with pytest.raises(ValueError, match=r"^parameters must be "):
+        fa.set_grad(model["frozen"].parameters(), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"^parameters must be .*'Parameter'"):
+        fa.set_grad(next(model.parameters()), torch.zeros(12))
+    with pytest.raises(ValueError, match=r"^losses must be "):
+        fa.backward(loss(model, BATCHES[0]), model.parameters())
+    with pytest.raises(ValueError, match=r"\bkrum\b.*\bp = 5\b"):
+        fa.backward([loss(model, images) for images in BATCHES], model.parameters(), fa.make_rule("krum", f=2))

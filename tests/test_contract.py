@@ -1,0 +1,188 @@
+"""The contract of `aggregate` with its caller: memory, defaults of torch, tracing, threads, and odd state dicts."""
+
+import subprocess
+import sys
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import fa
+from fa.rules.application import overlap
+from fa.rules.decision import OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("row", range(5))
+def test_a_result_in_the_memory_of_any_row_is_refused(row: int) -> None:
+    G = np.arange(1.0, 16.0).reshape(5, 3)
+    before = G.copy()
+    with pytest.raises(ValueError, match=r"^out must"):
+        fa.make_rule("mean").aggregate(G, out=torch.from_numpy(G[row]))
+    assert (before == G).all()
+
+
+@given(st.integers(0, 12), st.integers(1, 6), st.integers(0, 12), st.integers(1, 6))
+def test_overlaps_are_those_of_the_bytes(first: int, size: int, second: int, other: int) -> None:
+    memory = torch.zeros(24)
+    one, two = memory[first : first + size], memory[second : second + other]
+    expected = bool({*range(first, first + size)} & {*range(second, second + other)})
+    assert overlap(one, two) == overlap(two, one) == expected
+
+
+@pytest.mark.parametrize("rule", list(fa.RULES))
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64, "meta"])
+def test_defaults_of_torch_change_no_result(default: torch.dtype | str, rule: str) -> None:
+    G = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    inputs = [G, G.bfloat16(), G.double(), G.half()]
+    expected = [fa.aggregate(g, rule, f=1) for g in inputs]
+    try:
+        if isinstance(default, str):
+            torch.set_default_device(default)
+        else:
+            torch.set_default_dtype(default)
+        found = [fa.aggregate(g, rule, f=1) for g in inputs]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    for one, other in zip(expected, found, strict=True):
+        assert (one.dtype, one.device) == (other.dtype, other.device)
+        assert torch.equal(one, other)
+
+
+@pytest.mark.slow
+def test_compiled_callers_get_the_same_bits() -> None:
+    G = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    for rule in ("median", "fa"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compiled = torch.compile(lambda G, rule=rule: fa.aggregate(2 * G, rule) + 1)(G)
+        assert torch.equal(compiled, fa.aggregate(2 * G, rule) + 1)
+
+
+AT_EXIT = """
+import threading, time, numpy, torch, fa
+torch.set_num_threads(2)
+G = numpy.random.default_rng(0).standard_normal((8, 200_000))
+expected = fa.aggregate(G, "fa")
+
+def late():
+    threading.main_thread().join()
+    print((fa.aggregate(G, "fa") == expected).all(), flush=True)
+
+threading.Thread(target=late).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_thread_aggregates() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=100, check=False)
+    assert (done.stdout, done.stderr) == ("True\n", "")
+
+
+def state_dicts(**entries: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    return [
+        {"weight": torch.full((3,), float(i)), **{name: e.clone() for name, e in entries.items()}} for i in range(5)
+    ]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        torch.tensor([True, False]),
+        torch.tensor([1, 60_000], dtype=torch.uint16),
+        torch.tensor([1, 2], dtype=torch.uint8),
+        torch.tensor(7),
+        torch.tensor([-torch.inf, 0.0, torch.inf]),
+    ],
+    ids=lambda entry: str(entry.dtype),
+)
+def test_masks_counts_and_infinities_that_all_share_stay(entry: torch.Tensor) -> None:
+    workers = state_dicts(entry=entry)
+    found = fa.aggregate(workers, "median")
+    assert torch.equal(found["entry"], entry)
+    assert found["entry"].dtype == entry.dtype
+    assert torch.equal(found["weight"], torch.full((3,), 2.0))
+
+
+def test_a_byzantine_worker_cannot_exclude_the_others_by_a_finite_mask() -> None:
+    workers = state_dicts(mask=torch.tensor([-torch.inf, 0.0]))
+    workers[0]["mask"] = torch.zeros(2)
+    result = fa.make_rule("median", f=1).aggregate(workers)
+    assert result.decision.left_out == {}
+    assert torch.equal(result.direction["mask"], torch.tensor([-torch.inf, 0.0]))
+
+
+@pytest.mark.parametrize(("value", "name"), [(torch.tensor([1j]), "entry"), (torch.tensor([torch.nan, 0]), "entry")])
+def test_an_entry_that_no_rule_can_serve_is_named(value: torch.Tensor, name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        fa.aggregate(state_dicts(entry=value), "median")
+
+
+def test_running_statistics_stay_valid() -> None:
+    """FA scales a worker's update by the norm of the others', which made a variance negative."""
+    generator = torch.Generator().manual_seed(0)
+    workers = []
+    for i in range(8):
+        norm = torch.nn.BatchNorm1d(4)
+        for _ in range(1 if i == 0 else 40):
+            norm(torch.randn(16, 4, generator=generator) * 3)
+        workers.append(norm.state_dict())
+    for rule in fa.RULES:
+        found = fa.aggregate(workers, rule, f=1)
+        stacked = {name: torch.stack([worker[name] for worker in workers]) for name in found}
+        assert (found["running_var"] > 0).all()
+        for name in ("running_mean", "running_var"):
+            assert (stacked[name].min(dim=0).values <= found[name]).all()
+            assert (found[name] <= stacked[name].max(dim=0).values).all()
+
+
+def test_sparse_gradients_are_refused_with_the_cure() -> None:
+    embedding = torch.nn.Embedding.from_pretrained(torch.ones(4, 2), freeze=False, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match=r"to_dense\(\)"):
+        fa.aggregate([[embedding.weight.grad]] * 5, "median")
+
+
+@pytest.mark.parametrize("wrap", [lambda G: G, list, lambda G: [{"w": g} for g in G]])
+def test_masked_arrays_are_refused(wrap) -> None:
+    G = np.ma.masked_array(np.arange(15.0).reshape(5, 3), np.arange(15).reshape(5, 3) > 5)
+    with pytest.raises(ValueError, match="mask"):
+        fa.aggregate(wrap(G), "median")
+
+
+STEPS = [(), ("nnm",), ("median_norm",), ("nnm", "median_norm"), ("clip",), ("unit",), ("nnm", "clip"), ("krum",)]
+
+
+@given(st.data())
+def test_any_float64_is_right_or_left_out(data: st.DataObject) -> None:
+    """Norms above 2^1000 would overflow in sums; without them, nothing is NaN, and no direction is far too long."""
+    p, n = data.draw(st.integers(5, 10)), data.draw(st.integers(1, 20))
+    G = np.clip(np.random.default_rng(data.draw(st.integers(0, 999))).standard_normal((p, n)), -1.7, 1.7)
+    G *= 10.0 ** np.array(data.draw(st.lists(st.floats(-300, 307.9), min_size=p, max_size=p)))[:, None]
+    rule = fa.make_rule("fa", f=1, preaggregators=data.draw(st.sampled_from(STEPS)))
+    try:
+        result = rule.aggregate(G)
+    except ValueError:  # Too few are left, or their norms' ratios leave float64's range.
+        return
+    far = np.linalg.norm(G / 2.0**1000, axis=1) > 1
+    assert {i for i, reason in result.decision.left_out.items() if reason == OUT_OF_RANGE} == set(np.flatnonzero(far))
+    assert np.isfinite(result.decision.values[~far]).all()
+    assert np.abs(result.direction).max() <= max(2.0, 100 * np.abs(G[~far]).max())  # "unit" makes norms 1
+
+
+def test_huge_regularization_ends() -> None:
+    """Newton's method fails there for every step: a few failures end the steps."""
+    G = np.random.default_rng(0).standard_normal((16, 24))
+    done = threading.Event()
+
+    def work() -> None:
+        assert np.isfinite(fa.irls.solve(G, regularizer="l1", lam=1e12).objective)
+        done.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert done.is_set()
