@@ -64,6 +64,54 @@ def bulyan(G, f):
     return around(S, np.median(S, axis=0), len(S) - 2 * f)
 
 
+def geometric_median(G, f, nu=None, steps=2000):
+    """Weiszfeld's iteration from 0; nu is 1e-9 of the smallest radius of a majority unless it is given."""
+    radii = [sorted(np.linalg.norm(x - y) for y in G)[len(G) // 2] for x in G]
+    if nu is None and min(radii) == 0:
+        return G[np.argmin(radii)]
+    nu, z = 1e-9 * min(radii) if nu is None else nu, np.zeros(G.shape[1])
+    for _ in range(steps):
+        weights = 1 / np.maximum(np.linalg.norm(G - z, axis=1), nu)
+        z = weights @ G / weights.sum()
+    return z
+
+
+def centered_clipping(G, f, tau=None, steps=10, start=None):
+    v = np.zeros(G.shape[1]) if start is None else start
+    for _ in range(steps):
+        lengths = np.linalg.norm(G - v, axis=1)
+        radius = np.median(lengths) if tau is None else tau
+        v = v + np.mean([(g - v) * min(1.0, radius / d if d else 1.0) for g, d in zip(G, lengths, strict=True)], axis=0)
+    return v
+
+
+def minimum_diameter_averaging(G, f):
+    distances = np.square(G[:, None] - G[None]).sum(axis=2)
+    sets = combinations(range(len(G)), len(G) - f)
+    return G[list(min(sets, key=lambda rows: distances[np.ix_(rows, rows)].max()))].mean(axis=0)
+
+
+def caf(G, f, maximum="remaining"):
+    c, best, least = np.ones(len(G)), G.mean(axis=0), np.inf
+    while c.sum() > len(G) - 2 * f:
+        mean = c @ G / c.sum()
+        covariance = (G - mean).T @ np.diag(c / c.sum()) @ (G - mean)
+        values, vectors = np.linalg.eigh(covariance)
+        if values[-1] < least:
+            best, least = mean, values[-1]
+        tau = np.square((G - mean) @ vectors[:, -1])
+        top = tau[c > 0].max() if maximum == "remaining" else tau.max()
+        if top == 0:
+            break
+        c = c * np.maximum(1 - tau / top, 0)
+    return best
+
+
+def monna(G, f, reference=-1):
+    distances = np.linalg.norm(G - G[reference], axis=1)
+    return G[sorted(range(len(G)), key=lambda i: (distances[i], i))[: len(G) - f]].mean(axis=0)
+
+
 def eq5(G, Y, lam=0.0, a=2.0):
     """Eq. 5 as it stands, (1 - v)^(1/a) for the square root, by the lengths of what Y leaves."""
 
@@ -119,4 +167,9 @@ RULES = {
     "krum": krum,
     "multi_krum": multi_krum,
     "bulyan": bulyan,
+    "geometric_median": geometric_median,
+    "centered_clipping": centered_clipping,
+    "minimum_diameter_averaging": minimum_diameter_averaging,
+    "caf": caf,
+    "monna": monna,
 }

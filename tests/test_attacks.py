@@ -1,22 +1,29 @@
 """Each attack acts: it changes the faulty rows as it says, repeatably, and nothing else."""
 
+from collections.abc import Callable
+from typing import Any
+
+import byzfl
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import fa
+from fa import make_rule
 from fa.attacks import ATTACKS, make_attack
 from tests.tensors import DEVICE, normal
 
 SEED, ITERATION = 2021, 7
 FAULTY = (0, 3)
 HONEST = [1, 2, 4, 5, 6]
+RULE = make_rule("multi_krum", f=2)
+DRAWS = 300
 
 
 def attacked(name: str, G: Tensor, seed: int = SEED, iteration: int = ITERATION) -> Tensor:
     sent = G.clone()
-    ATTACKS[name].apply(sent, FAULTY, seed, iteration)
+    make_attack(name, RULE).apply(sent, FAULTY, seed, iteration)
     return sent
 
 
@@ -25,7 +32,7 @@ def G() -> Tensor:
     return normal(7, 20_000, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"none"}))
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"none", "label_flipping"}))
 def test_every_attack_acts(name: str, G: Tensor) -> None:
     """The released code's drop attack threw its own result away, and changed nothing."""
     sent = attacked(name, G)
@@ -44,7 +51,7 @@ def test_own_gradients_matter_where_they_are_said_to(name: str, G: Tensor) -> No
     assert same != ATTACKS[name].uses_own_gradient
 
 
-@pytest.mark.parametrize("name", ["random", "random_symmetric", "random_honest_norm", "drop"])
+@pytest.mark.parametrize("name", ["random", "random_symmetric", "random_honest_norm", "gaussian", "drop"])
 def test_random_numbers_depend_on_seed_worker_and_iteration(name: str, G: Tensor) -> None:
     G[3] = G[0]
     sent = attacked(name, G)
@@ -131,12 +138,13 @@ def test_sign_flip_zero_nan_none(G: Tensor) -> None:
     assert not attacked("zero", G)[rows].any()
     assert attacked("nan", G)[rows].isnan().all()
     assert torch.equal(attacked("none", G), G)
+    assert torch.equal(attacked("label_flipping", G), G)  # whose workers have other labels
 
 
 def test_nobody_faulty_changes_nothing() -> None:
     G = torch.ones(2, 3, device=DEVICE)
-    for attack in ATTACKS.values():
-        attack.apply(G, (), SEED, ITERATION)
+    for name in ATTACKS:
+        make_attack(name, RULE).apply(G, (), SEED, ITERATION)
     assert torch.equal(G, torch.ones(2, 3, device=DEVICE))
 
 
@@ -149,11 +157,11 @@ def test_unknown_name() -> None:
 def test_an_attack_by_name_returns_new_gradients(name: str, G: Tensor) -> None:
     before = G.clone()
     expected = G.clone()
-    ATTACKS[name].apply(expected, range(3), SEED, ITERATION)
-    found = fa.attack(G, name, f=3, seed=SEED, iteration=ITERATION)
+    make_attack(name, RULE).apply(expected, range(3), SEED, ITERATION)
+    found = fa.attack(G, name, f=3, seed=SEED, iteration=ITERATION, rule=RULE)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(G, before)
-    array = fa.attack(G.cpu().numpy(), name, f=3, seed=SEED, iteration=ITERATION)
+    array = fa.attack(G.cpu().numpy(), name, f=3, seed=SEED, iteration=ITERATION, rule=RULE)
     np.testing.assert_allclose(array, expected.cpu().numpy(), rtol=1e-5)
 
 
@@ -161,3 +169,162 @@ def test_an_attack_by_name_returns_new_gradients(name: str, G: Tensor) -> None:
 def test_an_attack_by_name_checks_its_arguments(name: str, f: int, argument: str) -> None:
     with pytest.raises(ValueError, match=rf"^{argument} must be .*{name if argument == 'attack' else f}"):
         fa.attack(torch.ones(9, 4), name, f)
+
+
+# --- options ---
+
+
+def draw(seed: int) -> tuple[Tensor, int]:
+    """Return gradients (p, n) in float64, and f."""
+    rng = np.random.default_rng(seed)
+    p = int(rng.integers(5, 12))
+    G = torch.from_numpy(rng.standard_normal((p, int(rng.integers(2, 30)))) + rng.integers(0, 3))
+    return G, int(rng.integers(1, (p - 1) // 2 + 1))
+
+
+def sent_by(name: str, G: Tensor, f: int, **options: Any) -> np.ndarray:
+    sent = G.clone()
+    make_attack(name, **options).apply(sent, range(f), SEED, ITERATION)
+    assert torch.equal(sent[f:], G[f:])
+    return sent[f - 1].numpy()
+
+
+PEERS: dict[str, tuple[Callable[[Tensor, int], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+    "ipm": (lambda G, f: sent_by("ipm", G, f, factor=2.5), byzfl.InnerProductManipulation(2.5)),
+    "alie": (lambda G, f: sent_by("alie", G, f, factor=-1.5 * bessel(len(G) - f)), byzfl.ALittleIsEnough(1.5)),
+    "sign_flip": (lambda G, f: sent_by("sign_flip", G, f, gradient="mean"), byzfl.SignFlipping()),
+    "mimic": (lambda G, f: sent_by("mimic", G, f), byzfl.Mimic()),
+}
+
+
+def bessel(count: int) -> float:
+    """Return the ratio of ByzFL's standard deviation, over h - 1, to ours, over h."""
+    return (count / (count - 1)) ** 0.5
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_byzfls_attacks_agree_in_every_draw(name: str) -> None:
+    ours, theirs = PEERS[name]
+    draws = [draw(seed) for seed in range(DRAWS)]
+    assert sum(np.allclose(ours(G, f), theirs(G[f:].numpy()), rtol=1e-10) for G, f in draws) == DRAWS
+
+
+def test_gaussian_has_the_mean_and_the_deviation_of_its_options(G: Tensor) -> None:
+    make_attack("gaussian", mean=3.0, std=20.0).apply(G, FAULTY, SEED, ITERATION)
+    row = G[0].double()
+    assert abs(row.mean() - 3) < 5 * 20 / 20_000**0.5
+    assert float(row.std()) == pytest.approx(20, rel=0.05)
+
+
+def test_losses_have_a_rate(G: Tensor) -> None:
+    for name in ("drop", "chunk_loss"):
+        sent = G.clone()
+        make_attack(name, rate=0.5).apply(sent, FAULTY, SEED, ITERATION)
+        assert 0.3 < (sent[0] == 0).float().mean() < 0.7
+
+
+def farthest(honest: np.ndarray, vector: np.ndarray) -> float:
+    return float(np.linalg.norm(honest - vector, axis=1).max())
+
+
+def sum_of_squares(honest: np.ndarray, vector: np.ndarray) -> float:
+    return float(np.square(honest - vector).sum())
+
+
+@pytest.mark.parametrize(("name", "spread"), [("min_max", farthest), ("min_sum", sum_of_squares)])
+@pytest.mark.parametrize("direction", ["std", "mean", "sign"])
+def test_the_longest_shift_within_the_honest_spread(name: str, spread: Callable, direction: str) -> None:
+    """Against bisection, as in the reference."""
+    close = 0
+    for seed in range(DRAWS):
+        G, f = draw(seed)
+        honest = G[f:].numpy()
+        mean = honest.mean(axis=0)
+        step = -{"std": honest.std(axis=0), "mean": mean, "sign": np.sign(mean)}[direction]
+        bound = max(spread(honest, g) for g in honest)
+        low, high = 0.0, 1e4
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if spread(honest, mean + middle * step) <= bound else (low, middle)
+        close += np.allclose(sent_by(name, G, f, direction=direction), mean + low * step, rtol=1e-6)
+    assert close == DRAWS
+
+
+@pytest.mark.parametrize("name", ["min_max", "min_sum", "line_search"])
+def test_equal_honest_gradients_leave_no_room(name: str) -> None:
+    G = torch.ones(5, 4, dtype=torch.float64)
+    G[0] = 7
+    make_attack(name, make_rule("median", f=1)).apply(G, (0,), SEED, ITERATION)
+    assert torch.equal(G, torch.ones(5, 4, dtype=torch.float64))
+
+
+def moved(rule: Any, G: Tensor, f: int, vector: np.ndarray) -> float:
+    """Return the distance of the rule's direction to the honest mean if the first f workers send a vector."""
+    sent = G.clone()
+    sent[:f] = torch.from_numpy(vector)
+    return float((rule(sent, ITERATION) - G[f:].mean(dim=0)).norm())
+
+
+@pytest.mark.parametrize("direction", ["std", "mean", "sign"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("multi_krum", {}),
+        ("multi_krum", {"preaggregators": ("bucketing",)}),
+        ("geometric_median", {"preaggregators": ("nnm",)}),
+        ("fa", {}),
+        ("median", {}),
+        ("meamed", {"preaggregators": ("nnm",)}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*strict")
+def test_the_line_search_does_more_harm_than_fixed_factors(name: str, options: dict, direction: str) -> None:
+    """Also where the harm is computed in Gram space alone."""
+    for seed in range(5):
+        G, f = draw(seed)
+        rule = make_rule(name, f=f, strict=False, **options)
+        best = moved(rule, G, f, sent_by("line_search", G, f, rule=rule, direction=direction))
+        honest = G[f:].numpy()
+        mean = honest.mean(axis=0)
+        step = -{"std": honest.std(axis=0), "mean": mean, "sign": np.sign(mean)}[direction]
+        unit = np.sqrt(np.square(honest - mean).sum(axis=1).mean()) / np.linalg.norm(step)
+        fixed = [moved(rule, G, f, mean + unit * 2.0**k * step) for k in range(-4, 8)]
+        assert best >= max(fixed) * (1 - 1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*strict")
+def test_the_line_search_finds_what_byzfls_finds() -> None:
+    """Of 20 evaluations each, ours does as much harm in three of four draws or more."""
+    wins = 0
+    for seed in range(60):
+        G, f = draw(seed)
+        rule = make_rule("krum", f=f, strict=False)
+        ours = moved(rule, G, f, sent_by("line_search", G, f, rule=rule, evaluations=20))
+        peer = byzfl.Optimal_ALittleIsEnough(agg=rule, pre_agg_list=[], f=f, start=0.0, delta=-10.0)
+        wins += ours >= moved(rule, G, f, np.asarray(peer(G[f:].numpy()))) * (1 - 1e-9)
+    assert wins >= 45
+
+
+def test_a_line_search_without_a_rule_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^rule must be .*None"):
+        make_attack("line_search").apply(torch.ones(3, 2), (0,), SEED, ITERATION)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("ipm", {"strength": 1}, r"'ipm' must be one of factor\b.*'strength'"),
+        ("random", {"factor": 1}, r"'random' must be .*'factor'"),
+        ("ipm", {"factor": "x"}, r"^factor must be .*'x'"),
+        ("ipm", {"factor": None}, r"^factor must be .*None"),
+        ("alie", {"factor": float("nan")}, r"^factor must be .*nan"),
+        ("gaussian", {"std": -1.0}, r"^std must be .*-1\.0"),
+        ("drop", {"rate": 2}, r"^rate must be .*\b2\b"),
+        ("sign_flip", {"gradient": "other"}, r"^gradient must be .*'other'"),
+        ("min_max", {"direction": "unit"}, r"^direction must be .*'unit'"),
+        ("line_search", {"evaluations": 0}, r"^evaluations must be .*\b0\b"),
+    ],
+)
+def test_invalid_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_attack(name, **options)

@@ -57,8 +57,15 @@ def test_peers_compute_what_our_rules_do() -> None:
     """Else the ratio would compare two different things; Multi-Krum keeps as many as the other does."""
     p, f = 15, num_byzantine(15)
     G = torch.randn(p, 500, generator=torch.Generator().manual_seed(1))
-    options = {"multi_krum": {"keep": p - f}}
+    options = {
+        "multi_krum": {"keep": p - f},
+        "geometric_median": {"nu": 0.1, "max_iter": 3, "tol": 0.0},
+        "centered_clipping": {"tau": 100.0, "max_iter": 1},
+        "monna": {"reference": 0},
+    }
     for rule, aggregate in peers.library_aggregators("byzfl", p, f).items():
+        if rule == "caf":  # from a random vector; tests/test_field.py compares it where that does not matter
+            continue
         ours = fa.aggregate(G, rule, f=f, **options.get(rule, {}))
         np.testing.assert_allclose(np.asarray(aggregate(G)), ours, rtol=1e-4, atol=1e-5, err_msg=rule)
     for rule, aggregate in peers.torch_aggregators().items():
@@ -144,6 +151,7 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert not by_p.axison
 
 
+@pytest.mark.draws_globally
 def test_the_command_writes_its_numbers_and_picture(tmp_path: Path) -> None:
     command = ["bench", "--n", "500", "--p", "7", "--p", "15", "--repeats", "1", "--out", str(tmp_path)]
     done = CliRunner().invoke(cli, command, catch_exceptions=False)

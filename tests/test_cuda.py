@@ -74,8 +74,9 @@ def test_rows_that_are_not_finite_are_left_out_alike(name: str) -> None:
 def test_an_attack_writes_what_it_writes_on_the_cpu(attack: str) -> None:
     here = gradients(torch.float32)
     there = here.to(GPU)
-    make_attack(attack).apply(here, range(F), 2021, 5)
-    make_attack(attack).apply(there, range(F), 2021, 5)
+    rule = fa.make_rule("multi_krum", f=F)
+    make_attack(attack, rule).apply(here, range(F), 2021, 5)
+    make_attack(attack, rule).apply(there, range(F), 2021, 5)
     torch.testing.assert_close(there.cpu(), here, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 

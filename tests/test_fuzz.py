@@ -51,6 +51,9 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ValueError 
 
 # --- rules ---
 
+HULL = {"geometric_median", "centered_clipping", "minimum_diameter_averaging", "caf", "monna"}
+"""Rules whose weights are at least 0 and sum to at most 1; tests/test_field.py has their plain versions."""
+
 
 @pytest.mark.parametrize("name", fa.RULES)
 @few
@@ -78,6 +81,12 @@ def check(name: str, G: np.ndarray, f: int, given: Awkward, found: fa.Aggregate)
         check_around(G, centre, len(G) - f, d, near)
     elif name == "fa":
         check_fa(G, given, found, d)
+    elif name in HULL:
+        weights = found.decision.weights[given.finite]
+        assert weights.min() >= -1e-12
+        assert weights.sum() <= 1 + 1e-9
+        terms = np.abs(weights[:, None] * G).sum(axis=0)
+        assert (np.abs(d - weights @ G) <= 2 * given.digits * terms + tiny(given.dtype)).all()
     else:
         rows = np.searchsorted(np.flatnonzero(given.finite), found.decision.selected)
         check_selection(name, G, f, rows, given.digits)
@@ -296,7 +305,7 @@ def test_an_attack_writes_the_faulty_rows_alone(name: str, given: Awkward, data:
     faulty = data.draw(st.lists(st.integers(0, p - 1), max_size=p - 1, unique=True))
     honest = [row for row in range(p) if row not in faulty]
     before = snapshot(G[honest])
-    attacks.make_attack(name).apply(G, faulty, 1, 2)
+    attacks.make_attack(name, fa.make_rule("median")).apply(G, faulty, 1, 2)
     assert snapshot(G[honest]) == before
 
 

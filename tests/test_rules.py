@@ -1,8 +1,9 @@
-"""The nine rules against plain ones, against byzfl, on hard inputs, and in what must always hold."""
+"""The rules against plain ones, against byzfl, on hard inputs, and in what must always hold."""
 
 import subprocess
 import sys
 import warnings
+from math import comb
 
 import byzfl
 import numpy as np
@@ -21,7 +22,8 @@ from tests import reference
 from tests.tensors import DEVICE
 
 FA = {"paper": {"preaggregators": ()}, "released": {"formulation": "released"}, "default": {}}
-ROBUST = ("median", "trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "bulyan")
+SELECTIVE = ("krum", "multi_krum", "geometric_median", "minimum_diameter_averaging", "caf", "monna")
+ROBUST = ("median", "trimmed_mean", "meamed", "phocas", "bulyan", *SELECTIVE)
 
 
 def normal(p, n, seed=0, dtype=np.float64):
@@ -38,8 +40,11 @@ def decide(G, name, **options):
 @pytest.mark.parametrize("name", reference.RULES)
 @pytest.mark.parametrize(("p", "f"), [(3, 0), (4, 0), (7, 1), (12, 1), (15, 3), (16, 2), (31, 7)])
 def test_a_rule_is_its_papers(name, p, f):
+    if name == "minimum_diameter_averaging" and comb(p, f) > 1000:
+        f = 2  # the plain version tries all sets
+    digits = 1e-8 if name == "geometric_median" else 1e-12 if name == "caf" else 1e-13
     G = normal(p, 301, seed=p)
-    np.testing.assert_allclose(aggregate(G, name, f=f), reference.RULES[name](G, f), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(aggregate(G, name, f=f), reference.RULES[name](G, f), rtol=0, atol=digits)
 
 
 @pytest.mark.parametrize(("p", "f"), [(7, 1), (15, 3)])
@@ -101,7 +106,7 @@ def test_steps_compose_with_every_rule():
     kept = G[sorted(reference.krum_order(G, 2, 16)[:18])]
     norms = np.linalg.norm(kept, axis=1, keepdims=True)
     level = kept / norms * np.median(norms)
-    for name in RULES:
+    for name in set(RULES) - {"monna"}:  # its trusted gradient may not be among Krum's
         expected = aggregate(level, name, f=2, preaggregators=())
         np.testing.assert_allclose(
             aggregate(G, name, f=2, preaggregators=("krum", "median_norm")), expected, atol=1e-12
@@ -122,7 +127,11 @@ def options_of(name):
 CASES = [(name, key) for name in RULES for key in options_of(name)]
 
 
-@pytest.mark.parametrize(("name", "key"), CASES)
+# Of MoNNA, the trusted worker has a rank. Sets of equal diameter tie, and the first one is taken.
+UNORDERED = [case for case in CASES if case[0] not in ("monna", "minimum_diameter_averaging")]
+
+
+@pytest.mark.parametrize(("name", "key"), UNORDERED)
 @few
 @given(problem=problems)
 def test_the_order_of_workers_does_not_matter(name, key, problem):
@@ -156,7 +165,10 @@ def test_a_common_translation_passes_through(name, problem):
     np.testing.assert_allclose(rule(G + shift), rule(G) + shift, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "key"), [case for case in CASES if case[0] in ("mean", "krum", "multi_krum", "fa")])
+IN_GRAM_SPACE = ("mean", "fa", "centered_clipping", *SELECTIVE)
+
+
+@pytest.mark.parametrize(("name", "key"), [case for case in CASES if case[0] in IN_GRAM_SPACE])
 @few
 @given(problem=problems)
 def test_a_rotation_of_the_parameters_passes_through(name, key, problem):
@@ -207,6 +219,10 @@ HARD = {
 }
 
 
+ITERATIVE = {"fa": 1e-7, "geometric_median": 1e-8, "caf": 1e-10}
+"""Relative tolerance in float64 of rules that iterate."""
+
+
 def plainly(step, G):
     """A step on the gradients themselves."""
     norms = np.linalg.norm(G, axis=1, keepdims=True)
@@ -237,7 +253,7 @@ def test_hard_gradients_give_what_the_plain_rules_give(name, step, dtype):
         mixed = plainly(step, G.astype(np.float64))
         expected = fa_plainly(mixed) if name == "fa" else reference.RULES[name](mixed, 3)
         d = aggregate(G, name, f=3, preaggregators=(step,) if step else (), **({"tol": 0.0} if name == "fa" else {}))
-        digits = (1e-4 if name == "fa" else 4e-6) if dtype == np.float32 else (1e-7 if name == "fa" else 1e-12)
+        digits = (1e-4 if name == "fa" else 4e-6) if dtype == np.float32 else ITERATIVE.get(name, 1e-12)
         bound = digits * (np.abs(mixed).max() if name in ("mean", "fa") else np.abs(expected).max())
         wrong = np.abs(d - expected) > bound + 1e-300
         # Of two values whose distances from the centre differ by about one float32 spacing, the other may be taken.
@@ -249,6 +265,8 @@ def test_hard_gradients_give_what_the_plain_rules_give(name, step, dtype):
 @pytest.mark.parametrize("preaggregators", [None, (), ("unit",), ("median_norm",), ("clip",), ("krum",), ("nnm",)])
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
 def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, preaggregators, scale):
+    if name == "monna" and preaggregators == ("krum",):
+        return  # which MoNNA refuses
     G = normal(15, 40)
     expected = aggregate(G, name, f=1, preaggregators=preaggregators)
     factor = 1.0 if preaggregators == ("unit",) else scale
@@ -323,6 +341,8 @@ def test_tensors_of_every_dtype_and_on_the_tests_device(name, dtype):
 @pytest.mark.parametrize(("name", "key"), CASES)
 @pytest.mark.parametrize("preaggregators", [None, ("krum",), ("nnm",)])
 def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, preaggregators):
+    if name == "monna" and preaggregators == ("krum",):
+        return  # which MoNNA refuses
     G = normal(19, 64)
     options = dict(options_of(name)[key]) | ({"preaggregators": preaggregators} if preaggregators else {})
     bad = G.copy()
@@ -461,6 +481,7 @@ def test_options_of_a_wrong_type_are_value_errors():
         {"lam": "x"},
         {"formulation": "printed"},
         {"preaggregators": ["x"]},
+        {"strict": "no"},
     ]
     code = f"""
 import fa

@@ -120,7 +120,7 @@ def measure(
 
 
 def _calls(G: Tensor, f: int, rules: Sequence[str]) -> dict[tuple[str, str], Call]:
-    """Return the calls by (rule, implementation): our nine rules first, then further ones."""
+    """Return the calls by (rule, implementation): our rules first, then further ones."""
     p = len(G)
     aggregators: dict[tuple[str, str], Aggregator] = {(name, OURS): make_rule(name, f=f) for name in (*RULES, *rules)}
     aggregators |= {(name, TORCH): aggregate for name, aggregate in torch_aggregators().items()}

@@ -14,7 +14,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 IMPLEMENTATIONS = {OURS: "this package", "byzfl": "byzfl", "byzpy": "byzpy", TORCH: "torch", PAPER: "FA by SVDs"}
-_KRUM = Look("Krum", "#fbafe4", "p")
+_OTHERS = {
+    "krum": Look("Krum", "#fbafe4", "p"),
+    "geometric_median": Look("Geometric Median", "#117733", "H", (1, 1)),
+    "centered_clipping": Look("Centered Clipping", "#332288", "<", (1, 1)),
+    "minimum_diameter_averaging": Look("Minimum Diameter", "#aa4499", ">", (1, 1)),
+    "caf": Look("CAF", "#661100", "8", (1, 1)),
+    "monna": Look("MoNNA", "#44aa99", "d", (1, 1)),
+}
+"""Looks of the rules that no figure of the paper has."""
 
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
@@ -88,5 +96,5 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
 
 
 def _variants(rows: Sequence[Row]) -> dict[str, Look]:
-    variants = looks(rule for rule in rules(rows) if rule != "krum") | {"krum": _KRUM}
+    variants = looks(rule for rule in rules(rows) if rule not in _OTHERS) | _OTHERS
     return {rule: variants[rule] for rule in rules(rows)}

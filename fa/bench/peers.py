@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import comb
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,12 @@ class Library(NamedTuple):
     """A library that implements some of the rules."""
 
     install: str
-    rules: Mapping[str, Callable[[Any, int, int], Aggregator]]
-    """Maker of an aggregator from the library's modules, p and f, by the rule's name here."""
+    rules: Mapping[str, Callable[[Any, int, int], Aggregator | None]]
+    """Maker of an aggregator from the library's modules, p and f, by the rule's name here; None if it takes hours."""
+
+
+_SETS = 10_000
+"""Number of sets up to which a search through all of them is timed."""
 
 
 def _rows(aggregator: Any) -> Aggregator:
@@ -38,6 +43,11 @@ LIBRARIES = {
             "meamed": lambda module, p, f: module.Meamed(f),
             "krum": lambda module, p, f: module.Krum(f),
             "multi_krum": lambda module, p, f: module.MultiKrum(f),
+            "geometric_median": lambda module, p, f: module.GeometricMedian(),
+            "centered_clipping": lambda module, p, f: module.CenteredClipping(),
+            "minimum_diameter_averaging": lambda module, p, f: module.MDA(f) if comb(p, f) <= _SETS else None,
+            "caf": lambda module, p, f: module.CAF(f),
+            "monna": lambda module, p, f: module.MoNNA(f),
         },
     ),
     # Its requirements exclude torch 2.6 and newer, but these rules work with it.
@@ -73,7 +83,8 @@ def library_aggregators(library: str, p: int, f: int) -> dict[str, Aggregator]:
         Missing: The library is not installed.
     """
     module = _Namespace(library)
-    return {rule: make(module, p, f) for rule, make in LIBRARIES[library].rules.items()}
+    made = {rule: make(module, p, f) for rule, make in LIBRARIES[library].rules.items()}
+    return {rule: aggregator for rule, aggregator in made.items() if aggregator is not None}
 
 
 class _Namespace:

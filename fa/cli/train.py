@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ _CHECKPOINT = ("checkpoint", "checkpoint_every")
 _CHECKPOINT_HELP = "Checkpoint file; the same command resumes from it. Removed when --out is written."
 _LISTEN_HELP = "Address on which to await `fa worker`; by default workers start on this host."
 _BACKEND_HELP = "Workers: simulated, processes over TCP, processes over TensorPipe RPC, or processes of torchrun."
+
+_ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
 
 _TYPES = {"int": int, "Real": float}
 _SHOWN = {"lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations"}
@@ -56,6 +59,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @_options
 @rule_options
+@click.option("--attack-option", "attack_options", multiple=True, metavar="NAME=VALUE", help=_ATTACK_OPTION_HELP)
 @click.option("--threads", type=click.IntRange(min=1), help="Number of torch's threads.  [default: torch's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for curve.csv, workers.csv and config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT_HELP)
@@ -161,6 +165,7 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         from fa.experiments.paths import recipe_path
 
         settings["augmentation"] = read(recipe_path(settings["augmentation"])).options
+    settings["attack_options"] = _attack_options(settings.pop("attack_options", ()))
     _check_default(settings)
     config = TrainConfig(rule_options=options, **settings)
     size = _train_size(config)
@@ -190,6 +195,19 @@ def schedule(config: TrainConfig) -> str:
     size = _train_size(config)
     iterations = "" if size is None else f" ({config.lr_decay_epochs * config.epoch_length(size)} iterations)"
     return f"learning rate {config.lr:g}, times {config.lr_decay:g} every {config.lr_decay_epochs} epochs{iterations}"
+
+
+def _attack_options(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse NAME=VALUE; a value that is not JSON is a string."""
+    options = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        check("attack_option", text, bool(name and equals), "NAME=VALUE")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def _check_default(settings: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -83,12 +84,9 @@ class ByzFLRule(Rule):
         return ColumnDecision(direction=torch.as_tensor(direction).to(columns))
 
     def _aggregator(self) -> Any:
-        """Create ByzFL's aggregator with this rule's options; its ValueErrors name the rule."""
+        """Create ByzFL's aggregator with this rule's options; its errors name the rule."""
         aggregator = _classes("aggregators.aggregators")[self.aggregator]
-        try:
-            return aggregator(**{option: getattr(self, option) for option in _options(aggregator)})
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from error
+        return _made(self.name, aggregator, {option: getattr(self, option) for option in _options(aggregator)})
 
 
 @cache
@@ -122,9 +120,15 @@ def rule(name: str) -> type[Rule]:
     return make_dataclass(name, options, bases=(ByzFLRule,), namespace=attributes, frozen=True, kw_only=True)
 
 
+_AGAINST_RULE = {"agg", "pre_agg_list", "f"}
+"""Options of ByzFL's attacks that search for the best factor against an aggregator."""
+
+
 @cache
 def attack(name: str) -> Attack:
-    """Create an attack from one of ByzFL's.
+    """Create an attack from one of ByzFL's, whose options become the attack's.
+
+    Attacks that search for a factor use the run's rule and number of Byzantine workers instead of ByzFL's defaults.
 
     Args:
         name: Name of the attack in ByzFL, with its options if they are not the defaults: "ALittleIsEnough(tau=3.0)".
@@ -139,24 +143,43 @@ def attack(name: str) -> Attack:
     label, _, text = name.partition("(")
     check_one_of("an attack of byzfl", label, sorted(attacks))
     # There, clients flip the labels, and the attack on gradients is the honest mean: no attack at all.
-    check(
-        "an attack of byzfl", label, label != "LabelFlipping", "one on gradients, which does not need ByzFL's clients"
-    )
-    create = partial(attacks[label], **_call_options(name, text))
+    sufficient = label != "LabelFlipping"
+    needed = "one on gradients, which does not need ByzFL's clients"
+    check("an attack of byzfl", label, sufficient, needed, "Use label_flipping.")
+    spec, defaults, explicit = f"byzfl:{name}", _options(attacks[label]), _call_options(name, text)
     try:
-        create()
+        attacks[label](**explicit)
     except (TypeError, ValueError) as error:
         raise ValueError(f"an attack of byzfl must have valid options, got {name!r} ({error})") from error
+    searches = defaults.keys() >= _AGAINST_RULE
 
-    def write(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    def write(
+        G: Tensor, byzantine: Sequence[int], streams: Streams, rule: Any = None, iteration: int = 0, **changed: Any
+    ) -> None:
         """Write the Byzantine workers' gradients into G."""
         excluded = set(byzantine)
         honest = G[[worker for worker in range(len(G)) if worker not in excluded]]
+        against = {"agg": partial(_aggregate, rule, iteration), "pre_agg_list": [], "f": len(excluded)}
         for worker in byzantine:
             with fork_global_rng(streams(worker).initial_seed(), G.device):
-                G[worker] = torch.as_tensor(create()(honest)).to(G)
+                made = _made(spec, attacks[label], ({} if rule is None else against) | explicit | changed)
+                G[worker] = torch.as_tensor(made(honest)).to(G)
 
-    return Attack(f"byzfl:{name}", False, write)
+    options = {option: value for option, value in defaults.items() if not searches or option not in _AGAINST_RULE}
+    allowed = {option: explicit.get(option, value) for option, value in options.items()}
+    return Attack(spec, False, write, MappingProxyType(allowed), uses_rule=searches)
+
+
+def _aggregate(rule: Rule, iteration: int, vectors: Tensor) -> Tensor:
+    return torch.as_tensor(rule(vectors, iteration))
+
+
+def _made(spec: str, library_class: type, options: dict[str, Any]) -> Any:
+    """Create an object of ByzFL; its errors about an option name the rule or attack."""
+    try:
+        return library_class(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{spec}: {error}") from error
 
 
 def _call_options(name: str, text: str) -> dict[str, Any]:

@@ -7,11 +7,16 @@ from typing import Any
 from fa.rules.application import OrderStatistic
 from fa.rules.base import Rule
 from fa.rules.bulyan import Bulyan
+from fa.rules.caf import CAF
+from fa.rules.centered_clipping import CenteredClipping
 from fa.rules.coordinate import MeaMed, Median, Phocas, TrimmedMean
 from fa.rules.decision import Aggregate, ColumnDecision, Decision, per_worker
 from fa.rules.flag import FlagAggregator
+from fa.rules.geometric_median import GeometricMedian
 from fa.rules.krum import Krum, MultiKrum
 from fa.rules.mean import Mean
+from fa.rules.minimum_diameter import MinimumDiameterAveraging
+from fa.rules.monna import MoNNA
 from fa.utils import plugins
 from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
@@ -26,6 +31,11 @@ _CLASSES: tuple[type[Rule], ...] = (
     MultiKrum,
     Bulyan,
     FlagAggregator,
+    GeometricMedian,
+    CenteredClipping,
+    MinimumDiameterAveraging,
+    CAF,
+    MoNNA,
 )
 _BY_NAME = {rule.name: rule for rule in _CLASSES}
 
@@ -62,7 +72,7 @@ def make_rule(name: str, f: int | None = None, **options: Any) -> Rule:
     Example:
         >>> import fa
         >>> fa.make_rule("multi_krum", f=1, keep=3)
-        MultiKrum(f=1, preaggregators=(), seed=0, keep=3)
+        MultiKrum(f=1, preaggregators=(), seed=0, strict=True, neighbours='p-f-2', distance='squared', keep=3)
     """
     return _make(name, options if f is None else {"f": f} | options)
 

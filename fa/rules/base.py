@@ -143,10 +143,27 @@ class Rule(RuleOptions, ABC):
             finite &= ~not_finite
 
     @single_threaded
+    def weights(self, gram: Gram, iteration: int = 0) -> Float64[np.ndarray, " p"] | None:
+        """Decide the weights of p finite gradients from their Gram matrix alone.
+
+        Args:
+            gram: Gram matrix of the gradients.
+            iteration: As in `aggregate`.
+
+        Returns:
+            Weights w with d = sum_i w_i g_i, or None if the rule needs more than weights of the gradients.
+        """
+        if self.direction_outside_span:
+            return None
+        mixed = apply_preaggregators(gram, self.steps, StepContext(self.f, self.seed, iteration))
+        weights = self.decide(mixed.gram).weights
+        return None if weights is None else mixed.R @ weights
+
+    @single_threaded
     def _decide_about_workers(self, G: ColumnBlocks, gram: Gram, finite: np.ndarray, iteration: int) -> Decision:
         """Decide in Gram space, with the options adjusted for workers whose gradients are not finite."""
         rows = np.flatnonzero(finite)
-        rule = self.adjusted_for_missing(gram.p - rows.size, rows.size)
+        rule = self.for_rows(rows.tolist(), gram.p).adjusted_for_missing(gram.p - rows.size, rows.size)
         mixed = apply_preaggregators(gram.select(rows), rule.steps, StepContext(rule.f, rule.seed, iteration))
         with plugins.attribute_errors_to_plugin("rule"):
             if rule.direction_outside_span:

@@ -10,15 +10,16 @@ from typing import ClassVar
 from fa.gradients.gram import Gram
 from fa.irls import FORMULATIONS, Formulation
 from fa.rules.application import OrderStatistic
-from fa.rules.base import Rule
 from fa.rules.coordinate import median_range
 from fa.rules.decision import ColumnDecision
-from fa.rules.krum_scores import bulyan_selection, released_bulyan_averages
-from fa.utils.validation import check_one_of
+from fa.rules.krum import ScoredRule
+from fa.rules.krum_scores import Scoring, bulyan_selection, released_bulyan_averages
+from fa.rules.preaggregators import column_counts
+from fa.utils.validation import check, check_min_workers, check_one_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bulyan(Rule):
+class Bulyan(ScoredRule):
     """The mean of each coordinate's values nearest the median of a selection of gradients.
 
     Attributes:
@@ -32,10 +33,19 @@ class Bulyan(Rule):
     name: ClassVar[str] = "bulyan"
     uses_f: ClassVar[bool] = True
     min_workers: ClassVar[tuple[int, int]] = (4, 3)
+    least_workers: ClassVar[tuple[int, int]] = (4, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("formulation", self.formulation, FORMULATIONS)
+        default = self.formulation == "paper" or self.scoring == Scoring()
+        check("formulation", self.formulation, default, "'paper' with other neighbours or distance than the default")
+
+    def check_workers(self, p: int, remark: str = "") -> None:
+        """Check p; the released formulation uses p - 4f - 2 values, also with `strict` false."""
+        super().check_workers(p, remark)
+        if self.formulation == "released":
+            check_min_workers(self.name, column_counts(self.steps, p, self.f)[-1], self.f, *self.min_workers, remark)
 
     def decide(self, gram: Gram) -> ColumnDecision:
         if self.formulation == "released":
@@ -44,7 +54,7 @@ class Bulyan(Rule):
             middle = (count - 1) // 2
             statistic = OrderStatistic(middle, middle + 1, nearest=count - 2 * self.f)
             return ColumnDecision(statistic=statistic, combinations=averages, reason="not among the best scores")
-        columns = bulyan_selection(gram, self.f)
+        columns = bulyan_selection(gram, self.f, self.scoring)
         theta = len(columns)
         statistic = OrderStatistic(*median_range(theta), nearest=theta - 2 * self.f)
         return ColumnDecision(statistic=statistic, columns=columns, reason=f"not among the {theta} that Krum picked")

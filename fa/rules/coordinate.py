@@ -7,6 +7,7 @@ from fa.gradients.gram import Gram
 from fa.rules.application import OrderStatistic
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
+from fa.utils.validation import check_one_of
 
 
 def median_range(p: int) -> tuple[int, int]:
@@ -23,8 +24,28 @@ class CoordinateRule(Rule):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Median(CoordinateRule):
-    """The median of each coordinate; for an even p, the mean of the middle two values.
+class MedianRule(CoordinateRule):
+    """A rule that takes the median of each coordinate.
+
+    Attributes:
+        interpolation: Median of an even number of values: "midpoint", the mean of the middle two, or "lower", the
+            smaller of them.
+    """
+
+    interpolation: str = "midpoint"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_one_of("interpolation", self.interpolation, ("midpoint", "lower"))
+
+    def _median_range(self, p: int) -> tuple[int, int]:
+        first, stop = median_range(p)
+        return first, stop if self.interpolation == "midpoint" else first + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Median(MedianRule):
+    """The median of each coordinate.
 
     Source: Yin et al., Byzantine-Robust Distributed Learning, ICML 2018.
     """
@@ -32,7 +53,7 @@ class Median(CoordinateRule):
     name: ClassVar[str] = "median"
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        return ColumnDecision(statistic=OrderStatistic(*median_range(gram.p)))
+        return ColumnDecision(statistic=OrderStatistic(*self._median_range(gram.p)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +65,14 @@ class TrimmedMean(CoordinateRule):
 
     name: ClassVar[str] = "trimmed_mean"
     uses_f: ClassVar[bool] = True
+    least_workers: ClassVar[tuple[int, int]] = (2, 1)
 
     def decide(self, gram: Gram) -> ColumnDecision:
         return ColumnDecision(statistic=OrderStatistic(self.f, gram.p - self.f))
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeaMed(CoordinateRule):
+class MeaMed(MedianRule):
     """The mean around the median: the mean of each coordinate's p - f values nearest its median.
 
     Source: Xie, Koyejo and Gupta, Generalized Byzantine-Tolerant SGD, 2018.
@@ -60,7 +82,7 @@ class MeaMed(CoordinateRule):
     uses_f: ClassVar[bool] = True
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        return ColumnDecision(statistic=OrderStatistic(*median_range(gram.p), nearest=gram.p - self.f))
+        return ColumnDecision(statistic=OrderStatistic(*self._median_range(gram.p), nearest=gram.p - self.f))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +94,7 @@ class Phocas(CoordinateRule):
 
     name: ClassVar[str] = "phocas"
     uses_f: ClassVar[bool] = True
+    least_workers: ClassVar[tuple[int, int]] = (2, 1)
 
     def decide(self, gram: Gram) -> ColumnDecision:
         return ColumnDecision(statistic=OrderStatistic(self.f, gram.p - self.f, nearest=gram.p - self.f))

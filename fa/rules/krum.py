@@ -11,31 +11,54 @@ import numpy as np
 from fa.gradients.gram import Gram
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
-from fa.rules.krum_scores import lowest_scores
+from fa.rules.krum_scores import Scoring, lowest_scores
 from fa.utils.validation import check_integer
 
 
-def _mean_of_lowest(gram: Gram, f: int, count: int) -> ColumnDecision:
-    columns = lowest_scores(gram, f, count)
-    weights = np.zeros(gram.p)
-    weights[columns] = 1 / columns.size
-    return ColumnDecision(weights=weights, columns=tuple(columns.tolist()), reason=f"not among the {count} best scores")
+@dataclass(frozen=True, kw_only=True)
+class ScoredRule(Rule):
+    """A rule that selects gradients by their Krum scores.
+
+    Attributes:
+        neighbours: Number of neighbours in a score: "p-f-2", the paper's, or "p-f-1". At least one.
+        distance: "squared" for sums of squared distances, the paper's, or "plain" for sums of distances.
+    """
+
+    neighbours: str = "p-f-2"
+    distance: str = "squared"
+
+    min_workers: ClassVar[tuple[int, int]] = (2, 3)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.scoring  # checks its options
+
+    @property
+    def scoring(self) -> Scoring:
+        """Definition of the scores."""
+        return Scoring(self.neighbours, self.distance)
+
+    def _mean_of_lowest(self, gram: Gram, count: int) -> ColumnDecision:
+        columns = lowest_scores(gram, self.f, count, self.scoring)
+        weights = np.zeros(gram.p)
+        weights[columns] = 1 / columns.size
+        reason = f"not among the {count} best scores"
+        return ColumnDecision(weights=weights, columns=tuple(columns.tolist()), reason=reason)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Krum(Rule):
+class Krum(ScoredRule):
     """The gradient with the least sum of squared distances to its p - f - 2 nearest neighbours."""
 
     name: ClassVar[str] = "krum"
     uses_f: ClassVar[bool] = True
-    min_workers: ClassVar[tuple[int, int]] = (2, 3)
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        return _mean_of_lowest(gram, self.f, 1)
+        return self._mean_of_lowest(gram, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiKrum(Rule):
+class MultiKrum(ScoredRule):
     """The mean of the gradients with the lowest Krum scores.
 
     Attributes:
@@ -46,7 +69,6 @@ class MultiKrum(Rule):
 
     name: ClassVar[str] = "multi_krum"
     uses_f: ClassVar[bool] = True
-    min_workers: ClassVar[tuple[int, int]] = (2, 3)
     column_count_option: ClassVar[str] = "keep"
 
     def __post_init__(self) -> None:
@@ -55,4 +77,4 @@ class MultiKrum(Rule):
             check_integer("keep", self.keep, 1)
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        return _mean_of_lowest(gram, self.f, self.keep or max(1, gram.p - self.f - 2))
+        return self._mean_of_lowest(gram, self.keep or max(1, gram.p - self.f - 2))

@@ -3,10 +3,16 @@
 Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NIPS 2017.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float64, Int
 
 from fa.gradients.gram import Gram, Square
+from fa.utils.validation import check_one_of
+
+NEIGHBOURS = ("p-f-2", "p-f-1")
+DISTANCES = ("squared", "plain")
 
 
 def krum_scores(D2: Square, neighbours: int) -> Float64[np.ndarray, " p"]:
@@ -24,13 +30,45 @@ def krum_scores(D2: Square, neighbours: int) -> Float64[np.ndarray, " p"]:
     return scores
 
 
-def lowest_scores(gram: Gram, f: int, count: int) -> Int[np.ndarray, " q"]:
-    """Return the `count` rows of lowest Krum score, in ascending order. Of equal scores, the first row's is taken."""
-    order = np.argsort(krum_scores(gram.D2, max(1, gram.p - f - 2)), kind="stable")
+@dataclass(frozen=True)
+class Scoring:
+    """A definition of Krum's score.
+
+    Attributes:
+        neighbours: Number of neighbours, "p-f-2" or "p-f-1"; at least one.
+        distance: "squared" for the sum of squared distances, "plain" for the sum of distances.
+    """
+
+    neighbours: str = "p-f-2"
+    distance: str = "squared"
+
+    def __post_init__(self) -> None:
+        check_one_of("neighbours", self.neighbours, NEIGHBOURS)
+        check_one_of("distance", self.distance, DISTANCES)
+
+    def scores(self, D2: Square, f: int) -> Float64[np.ndarray, " p"]:
+        """Compute the scores of p gradients from their squared distances D2 (p, p)."""
+        count = len(D2) - f - (2 if self.neighbours == "p-f-2" else 1)
+        return krum_scores(D2 if self.distance == "squared" else np.sqrt(D2), max(1, count))
+
+
+def lowest_scores(gram: Gram, f: int, count: int, scoring: Scoring = Scoring()) -> Int[np.ndarray, " q"]:
+    """Select the rows of lowest score. Of equal scores, the first row's is taken.
+
+    Args:
+        gram: Gram matrix of p gradients.
+        f: Number of Byzantine workers to tolerate.
+        count: Number of rows to select.
+        scoring: Definition of the score.
+
+    Returns:
+        The rows in ascending order.
+    """
+    order = np.argsort(scoring.scores(gram.D2, f), kind="stable")
     return np.sort(order[:count])
 
 
-def bulyan_selection(gram: Gram, f: int) -> tuple[int, ...]:
+def bulyan_selection(gram: Gram, f: int, scoring: Scoring = Scoring()) -> tuple[int, ...]:
     """Select p - 2f rows with Krum, one after another.
 
     Each selection scores the p' rows that remain by their p' - f - 2 nearest neighbours, at least one.
@@ -38,6 +76,7 @@ def bulyan_selection(gram: Gram, f: int) -> tuple[int, ...]:
     Args:
         gram: Gram matrix of p gradients.
         f: Number of Byzantine workers to tolerate.
+        scoring: Definition of the score, with p' instead of p.
 
     Returns:
         The rows in ascending order.
@@ -47,7 +86,7 @@ def bulyan_selection(gram: Gram, f: int) -> tuple[int, ...]:
     remaining = list(range(gram.p))
     selected: list[int] = []
     for _ in range(gram.p - 2 * f):
-        scores = krum_scores(gram.D2[np.ix_(remaining, remaining)], max(1, len(remaining) - f - 2))
+        scores = scoring.scores(gram.D2[np.ix_(remaining, remaining)], f)
         selected.append(remaining.pop(int(np.argmin(scores))))
     return tuple(sorted(selected))
 

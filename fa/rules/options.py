@@ -1,12 +1,13 @@
 """Options of a rule, and its conditions on p, the number of gradients, and f, the number of Byzantine workers."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from fa.rules.decision import NOT_FINITE
-from fa.rules.preaggregators import STEPS, column_counts
-from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers, check_one_of
+from fa.rules.preaggregators import column_counts, make_step
+from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers
 
 AnyRule = TypeVar("AnyRule", bound="RuleOptions")
 
@@ -17,10 +18,14 @@ class RuleOptions:
 
     Attributes:
         f: Number of Byzantine workers to tolerate.
-        preaggregators: Names in `fa.rules.preaggregators.STEPS`, applied in this order. None: the rule's default.
+        preaggregators: Names in `fa.rules.preaggregators.STEPS`, applied in this order. A value may follow a name, as
+            in "clip:2.0". None: the rule's default.
         seed: Seed of the pre-aggregators "bucketing" and "random_span".
+        strict: True to raise an error if p is too small for the theorems of the rule and its pre-aggregators. False to
+            warn, as long as the rule can be computed.
         name: Name of the rule.
         min_workers: (times, plus): the rule needs p >= times f + plus.
+        least_workers: (times, plus) with `strict` false.
         reads_gram: Whether `decide` reads the Gram matrix.
         uses_f: Whether the decision depends on f.
         column_count_option: Name of an option that is at most the number of columns that the rule sees. "": none.
@@ -29,9 +34,11 @@ class RuleOptions:
     f: int = 0
     preaggregators: Sequence[str] | None = None
     seed: int = 0
+    strict: bool = True
 
     name: ClassVar[str]
     min_workers: ClassVar[tuple[int, int]] = (0, 1)
+    least_workers: ClassVar[tuple[int, int]] = (1, 1)
     reads_gram: ClassVar[bool] = True
     uses_f: ClassVar[bool] = False
     column_count_option: ClassVar[str] = ""
@@ -43,7 +50,8 @@ class RuleOptions:
         check("preaggregators", names, isinstance(names, Sequence), "a sequence of names")
         object.__setattr__(self, "preaggregators", (names,) if isinstance(names, str) else tuple(names))
         for name in self.steps:
-            check_one_of("preaggregators", name, tuple(STEPS))
+            make_step(name)  # checks it
+        check("strict", self.strict, isinstance(self.strict, bool), "True or False")
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -58,7 +66,7 @@ class RuleOptions:
     @property
     def depends_on_f(self) -> bool:
         """Whether the direction depends on f, in the rule or in one of its pre-aggregators."""
-        return self.uses_f or any(STEPS[name].min_workers[0] > 0 for name in self.steps)
+        return self.uses_f or any(make_step(name).min_workers[0] > 0 for name in self.steps)
 
     def check_workers(self, p: int, remark: str = "") -> None:
         """Check that p gradients are enough.
@@ -73,9 +81,10 @@ class RuleOptions:
         """
         *counts, q = column_counts(self.steps, p, self.f)
         for name, count in zip(self.steps, counts, strict=True):
-            check_min_workers(f'preaggregators="{name}"', count, self.f, *STEPS[name].min_workers, remark)
+            step = make_step(name)
+            self._check_min_workers(f'preaggregators="{name}"', count, step.min_workers, step.least_workers, remark)
         after = f" after {', '.join(self.steps)}" if q != p else ""
-        check_min_workers(self.name, q, self.f, *self.min_workers, after + remark)
+        self._check_min_workers(self.name, q, self.min_workers, self.least_workers, after + remark)
         used = self._column_count
         if used is not None:
             check(self.column_count_option, used, used <= q, f"at most p = {q}, the number of gradients{after}")
@@ -83,10 +92,34 @@ class RuleOptions:
     def accepts(self, p: int) -> bool:
         """Return whether p gradients are enough; see `check_workers`."""
         try:
-            self.check_workers(p)
+            with warnings.catch_warnings(action="ignore"):
+                self.check_workers(p)
         except TooFewWorkersError:
             return False
         return True
+
+    def _check_min_workers(
+        self, name: str, p: int, min_workers: tuple[int, int], least_workers: tuple[int, int], remark: str
+    ) -> None:
+        """Check p >= times f + plus; with `strict` false, warn if only `least_workers` holds."""
+        try:
+            check_min_workers(name, p, self.f, *min_workers, remark)
+        except TooFewWorkersError as error:
+            if self.strict or min_workers <= least_workers:
+                raise
+            check_min_workers(name, p, self.f, *least_workers, remark)
+            warnings.warn(f"{error} It runs, without a guarantee, because strict is False.", stacklevel=2)
+
+    def for_rows(self: AnyRule, rows: Sequence[int], p: int) -> AnyRule:
+        """Return the rule for some of p gradients.
+
+        A rule with an option that is the rank of a worker overrides this method.
+
+        Args:
+            rows: Ranks of the workers whose gradients remain, in ascending order.
+            p: Number of all workers.
+        """
+        return self
 
     def adjusted_for_missing(self: AnyRule, missing: int, p: int) -> AnyRule:
         """Return the rule for p gradients that remain when `missing` workers are known to be Byzantine.

@@ -17,9 +17,10 @@ from fa.gradients.gram import Gram, PerGradient, median_nonzero
 from fa.irls.problem import RANK
 from fa.kernels import symmetric
 from fa.rules.krum_scores import lowest_scores
+from fa.utils.validation import check, check_one_of
 
 BUCKET_SIZE = 2
-"""Gradients in each average of "bucketing"."""
+"""Gradients in each average of "bucketing", unless its value says otherwise."""
 
 Factor = Float64[np.ndarray, "p q"]
 
@@ -64,11 +65,13 @@ class Step:
         apply: Computes R (p, q) and the Gram matrix of G R from that of G.
         column_count: Computes q from p and f.
         min_workers: (times, plus): it needs p >= times f + plus.
+        least_workers: (times, plus) for a rule with `strict` false.
     """
 
     apply: Callable[[Gram, StepContext], tuple[Factor, Gram]]
     column_count: Callable[[int, int], int] = lambda p, f: p
     min_workers: tuple[int, int] = (0, 1)
+    least_workers: tuple[int, int] = (1, 1)
 
 
 def apply_preaggregators(gram: Gram, names: Sequence[str], context: StepContext) -> MixedGradients:
@@ -76,12 +79,12 @@ def apply_preaggregators(gram: Gram, names: Sequence[str], context: StepContext)
 
     Args:
         gram: Gram matrix of the gradients, as many as every pre-aggregator needs.
-        names: Names in `STEPS`, the first one applied first.
+        names: Names as in `make_step`, the first one applied first.
         context: What they depend on besides.
     """
     mixed = MixedGradients(np.eye(gram.p), gram)
     for name in names:
-        factor, mixed_gram = STEPS[name].apply(mixed.gram, context)
+        factor, mixed_gram = make_step(name).apply(mixed.gram, context)
         mixed = MixedGradients(mixed.R @ factor, mixed_gram)
     return mixed
 
@@ -90,7 +93,7 @@ def column_counts(names: Sequence[str], p: int, f: int) -> list[int]:
     """Return the number of columns before the first of these pre-aggregators, p, and after each."""
     counts = [p]
     for name in names:
-        counts.append(STEPS[name].column_count(counts[-1], f))
+        counts.append(make_step(name).column_count(counts[-1], f))
     return counts
 
 
@@ -148,20 +151,20 @@ def _nnm(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
     return R, gram.averaged(R)
 
 
-def _bucketing(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
-    """Means of random pairs of gradients. If p is odd, one gradient stays alone.
+def _bucketing(gram: Gram, context: StepContext, size: int = BUCKET_SIZE) -> tuple[Factor, Gram]:
+    """Means of random buckets of gradients; the last bucket may be smaller.
 
     Source: Karimireddy, He and Jaggi, Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing, ICLR 2022.
     """
     order = np.random.default_rng((context.seed, context.iteration)).permutation(gram.p)
-    R = np.zeros((gram.p, _bucket_count(gram.p, context.f)))
-    R[order, np.arange(gram.p) // BUCKET_SIZE] = 1.0
+    R = np.zeros((gram.p, _bucket_count(gram.p, context.f, size)))
+    R[order, np.arange(gram.p) // size] = 1.0
     R /= R.sum(axis=0)
     return R, gram.averaged(R)
 
 
-def _bucket_count(p: int, f: int) -> int:
-    return -(-p // BUCKET_SIZE)
+def _bucket_count(p: int, f: int, size: int = BUCKET_SIZE) -> int:
+    return -(-p // size)
 
 
 def _subspace(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
@@ -210,3 +213,39 @@ STEPS: dict[str, Step] = {
     "random_span": Step(_random_span),
 }
 """Every pre-aggregator by its name."""
+
+
+def make_step(text: str) -> Step:
+    """Return a pre-aggregator.
+
+    Args:
+        text: A name in `STEPS`, or a name and a value: "clip:2.0" clips norms at 2, "bucketing:3" averages three
+            gradients.
+
+    Raises:
+        ValueError: Unknown name, or invalid value.
+
+    Example:
+        >>> make_step("bucketing:3").column_count(15, 2)
+        5
+    """
+    name, colon, value = text.partition(":") if isinstance(text, str) else (text, "", "")
+    check_one_of("preaggregators", name, tuple(STEPS), "or clip:NORM, bucketing:SIZE")
+    if not colon:
+        return STEPS[name]
+    number = _number(value)
+    if name == "clip":
+        check("preaggregators", text, 0 < number < np.inf, "clip:NORM with a number greater than 0")
+        return Step(lambda gram, _: _clip_to_norm(gram, number))
+    whole = name == "bucketing" and number >= 1 and number.is_integer()
+    check("preaggregators", text, whole, "bucketing:SIZE with an integer of at least 1, or a name without a value")
+    return Step(
+        lambda gram, context: _bucketing(gram, context, int(number)), lambda p, f: _bucket_count(p, f, int(number))
+    )
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan

@@ -85,11 +85,13 @@ class TrainConfig:
         "rule", "Norm of the step's direction: the rule's, or that of the mean of unit gradients.", DIRECTION_NORMS
     )
 
+    attack_options: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
+
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
             value = getattr(self, name)
             check(name, value, isinstance(value, str) and value != "", "a name")
-        for name in ("rule_options", "augmentation"):
+        for name in ("rule_options", "augmentation", "attack_options"):
             object.__setattr__(self, name, _pairs(name, getattr(self, name)))
         allowed = not {"f", "name"} & self.options.keys()
         check("rule_options", self.options, allowed, "without f and name, which other settings give")
@@ -158,6 +160,8 @@ class TrainConfig:
         for name in _OMITTED_AT_DEFAULT:
             if record[name] == getattr(TrainConfig, name):
                 del record[name]
+        if self.attack_options:
+            record["attack_options"] = dict(self.attack_options)
         return json.dumps(record, sort_keys=True, allow_nan=False)
 
     @classmethod
@@ -181,6 +185,7 @@ _OMITTED_AT_DEFAULT = (
     "accumulate",
     "layers",
     "direction_norm",
+    "attack_options",
 )
 """Settings added since the first records."""
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from fa import models
-from fa.attacks import make_attack
 from fa.data import Dataset
 from fa.layers import accelerate
 from fa.rules import Aggregate, Rule, make_rule, per_worker
+from fa.training.attack import configured_attack
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
 from fa.training.direction import scale_to_unit_mean
@@ -123,7 +123,7 @@ def _checked_rule(config: TrainConfig, server: RpcConfig | TcpConfig | None) -> 
     """Create the run's rule, and check what needs no data set."""
     rule = make_rule(config.rule, f=config.rule_f, **config.options)
     rule.check_workers(config.workers)
-    make_attack(config.attack)
+    configured_attack(config)
     parse_recipe(config)
     if server is not None:
         server.check(config)

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from fa.attacks import make_attack
 from fa.augment.recipes import MANIFEST, Recipe, augmented, load_built
 from fa.data import Dataset, load
 from fa.data.batches import check_batch, minibatch
 from fa.data.dataset import hold_out
 from fa.data.splits import by_class, dirichlet
+from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, views
 from fa.utils import seeds
@@ -63,6 +63,7 @@ class Worker:
         self._indices = indices
         self._config = config
         self._device = torch.device(config.device)
+        self._flips_labels = rank < config.byzantine and configured_attack(config).flips_labels
         self._dataset = _on_device(dataset if recipe is None else augmented(dataset, recipe, config.seed), self._device)
 
     def write_gradient(self, iteration: int) -> Tensor:
@@ -128,9 +129,12 @@ class Worker:
         return self.buffers.tensors + ([] if self.momentum is None else [self.momentum])
 
     def minibatch(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Return the iteration's images, normalised float32 (B, C, H, W), and labels (B,), on the run's device."""
+        """Return the iteration's images, normalised float32 (B, C, H, W), and labels (B,), on the run's device.
+
+        With an attack that flips labels, those of a Byzantine worker are flipped.
+        """
         config = self._config
-        return minibatch(
+        images, labels = minibatch(
             self._dataset,
             batch=config.images,
             worker=self.rank,
@@ -141,6 +145,7 @@ class Worker:
             device=self._device,
             own=self._indices,
         )
+        return images, self._dataset.classes - 1 - labels if self._flips_labels else labels
 
 
 @lru_cache(maxsize=2)
@@ -195,6 +200,6 @@ def parse_recipe(config: TrainConfig) -> Recipe | None:
     """
     if not config.augmentation:
         return None
-    idle = config.augmented == "faulty" and not make_attack(config.attack).uses_own_gradient
+    idle = config.augmented == "faulty" and not configured_attack(config).uses_own_gradient
     check("attack", config.attack, not idle, "one that reads the gradients of the augmented images, such as none")
     return Recipe.of(config.augmentation)

@@ -196,9 +196,9 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
     """
     check_integer("workers in the pool", len(pool), setting.p)
     G = pool[: setting.p].clone()
-    make_attack(setting.attack).apply(G, range(setting.f), setting.seed, 0)
     variant, own = FORMULATIONS[setting.formulation]
     rule = FlagAggregator(f=setting.f, m=setting.m, lam=setting.lam, a=setting.a, **own)
+    make_attack(setting.attack, rule).apply(G, range(setting.f), setting.seed, 0)
     aggregate = rule.aggregate(G)
     decision = aggregate.decision
     assert decision.weights is not None  # FA's Y is in the span

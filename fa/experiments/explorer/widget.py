@@ -154,7 +154,8 @@ def picture(figure: Figure) -> bytes:
 def _widget(widgets: Any, pool: Float[Tensor, "p n"], rules: Sequence[str]) -> Any:
     """Create the controls with their figure."""
     usual = default_setting(len(pool))
-    known = [name for name in ATTACKS if name != "nan"]  # Gradients that are NaN cannot be drawn.
+    # Gradients that are NaN cannot be drawn, and there are no labels to flip.
+    known = [name for name, attack in ATTACKS.items() if name != "nan" and not attack.flips_labels]
     controls = {
         "p": widgets.IntSlider(usual.p, min(3, len(pool)), min(MAX_WORKERS, len(pool)), description="p"),
         "f": widgets.IntSlider(usual.f, 0, (usual.p - 1) // 2, description="f"),

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fa.attacks import make_attack
 from fa.gradients.incremental import IncrementalGram
+from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import GatheredGradients
@@ -48,7 +48,7 @@ class Gathering:
         self.buffers = [Buffers(model) for _ in range(config.workers)]
         self.momenta = [torch.zeros_like(parameters) for _ in range(config.workers if config.worker_momentum else 0)]
         self._config = config
-        self._attack = make_attack(config.attack)
+        self._attack = configured_attack(config)
         self._needs_gram = needs_gram
         self._timer = timer
         self._gram: IncrementalGram | None = None

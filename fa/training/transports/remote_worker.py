@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fa import models
-from fa.attacks import make_attack
 from fa.layers import accelerate
+from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import flatten
 from fa.training.worker import Worker, load_dataset, worker_partitions
@@ -40,7 +40,7 @@ class RemoteWorker:
         self.loss, self.seconds = torch.zeros(()), 0.0
         parts = worker_partitions(config, dataset)
         self._worker = Worker(rank, model, dataset, config, self.gradient, parts.get(rank))
-        self._computes = rank >= config.byzantine or make_attack(config.attack).uses_own_gradient
+        self._computes = rank >= config.byzantine or configured_attack(config).uses_own_gradient
 
     @property
     def statistics(self) -> list[Tensor]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fa.attacks import make_attack
 from fa.data import Dataset
+from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.cuda_graph import GraphedWorkers
 from fa.training.parameter_vector import Buffers
@@ -33,7 +33,7 @@ class SimulatedTransport:
             ValueError: The gradients do not fit in memory.
         """
         self._config = config
-        self._attack = make_attack(config.attack)
+        self._attack = configured_attack(config)
         self._byzantine = range(config.byzantine)
         self._G = _zero_gradients(config.workers, parameters)
         parts = worker_partitions(config, dataset)

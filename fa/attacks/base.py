@@ -1,0 +1,89 @@
+"""The class of all attacks, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fa.utils import plugins
+from fa.utils.seeds import generator
+from fa.utils.validation import check
+
+Streams = Callable[[int], torch.Generator]
+"""Maps a Byzantine worker's rank to its generator for this iteration; on the CPU unless the attack is a user's."""
+
+Writer = Callable[..., None]
+"""Fills the rows of G (p, n) that belong to the Byzantine workers; all other rows are honest.
+
+It is called as write(G, byzantine, streams, **options), with `rule` and `iteration` too if the attack uses the rule.
+"""
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Describe an attack.
+
+    Attributes:
+        name: Name of the attack.
+        uses_own_gradient: True if the Byzantine rows must first hold those workers' own gradients.
+        write: Function that fills the Byzantine rows.
+        options: Further keyword arguments of `write`.
+        flips_labels: True if Byzantine workers train on flipped labels: class c becomes the last class minus c.
+        uses_rule: True if `write` also takes the keyword arguments `rule`, a `fa.Rule` or None, and `iteration`.
+        rule: The rule in use, if `uses_rule`.
+        builtin: True for the attacks of this package.
+    """
+
+    name: str
+    uses_own_gradient: bool
+    write: Writer
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    flips_labels: bool = False
+    uses_rule: bool = False
+    rule: Any = None
+    builtin: bool = False
+
+    def apply(self, G: Tensor, byzantine: Sequence[int], seed: int, iteration: int) -> None:
+        """Overwrite the Byzantine rows of G in place; equal arguments write equal rows.
+
+        Args:
+            G: Gradient matrix (p, n).
+            byzantine: Ranks of the Byzantine workers.
+            seed: Seed of the run.
+            iteration: Iteration of the run.
+
+        Raises:
+            ValueError: A user's attack has changed an honest row.
+        """
+        device = torch.device("cpu") if self.builtin else G.device
+        honest = [] if self.builtin else [worker for worker in range(len(G)) if worker not in byzantine]
+        before = [_sum_of_bytes(G[worker]) for worker in honest]
+        options = dict(self.options) | ({"rule": self.rule, "iteration": iteration} if self.uses_rule else {})
+        with plugins.attribute_errors_to_plugin("attack"):
+            self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, device), **options)
+        for worker, total in zip(honest, before, strict=True):
+            needed = f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
+            check("attack", self.name, _sum_of_bytes(G[worker]) == total, needed)
+
+
+def _sum_of_bytes(row: Tensor) -> int:
+    """Sum the bytes of a row, to detect changes, also in NaN. A permutation of its bytes is not detected."""
+    return int(row.contiguous().view(torch.uint8).sum(dtype=torch.int64))
+
+
+def send_all(vector: Tensor, G: Tensor, byzantine: Sequence[int]) -> None:
+    """Write one vector (n,) into the rows of all Byzantine workers."""
+    for worker in byzantine:
+        G[worker].copy_(vector)
+
+
+def honest_rows(G: Tensor, byzantine: Sequence[int]) -> Tensor:
+    """Return the honest rows of G; a view if the Byzantine rows come first."""
+    if tuple(byzantine) == tuple(range(len(byzantine))):
+        return G[len(byzantine) :]
+    return G[[worker for worker in range(len(G)) if worker not in byzantine]]
