@@ -50,8 +50,8 @@ lint: $(STAMP) ## ruff (rules and format), mypy, and phrases that documents and 
 	! grep -nE "but for|that there is|there is not|is none\b|what is no |in place of|\btold\b|\bwhom?\b|nobody|somebody|whoever" \
 	  -r --include='*.py' --include='*.md' --include='*.ipynb' README.md ARCHITECTURE.md CONTRIBUTING.md docs fa notebooks
 
-docs: $(STAMP) ## the API reference, into build/docs
-	$(BIN)/python docs/build.py build/docs
+docs: $(STAMP) ## the site: tutorial, guide, results, executed notebooks, API reference; into build/site
+	$(ONE_THREAD) $(BIN)/python -m sphinx --keep-going -q -E -W -c docs -d build/doctrees . build/site
 
 lab: $(STAMP) ## open JupyterLab on the notebooks; git then ignores their outputs
 	! git rev-parse --git-dir >/dev/null 2>&1 || git config filter.notebook.clean 'python3 notebooks/strip.py'

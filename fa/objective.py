@@ -47,8 +47,8 @@ def values(G: Any, Y: Any) -> Float64[np.ndarray, " p"]:
         ValueError: G has a row with NaN or Inf, or Y has another shape or columns that are not orthonormal.
     """
     rows, owner, basis = _read(G, Y)
-    left = _left(_unit(rows, owner), owner, basis)
-    values: np.ndarray = (1 - left).clamp(min=0.0).cpu().numpy()
+    residuals = _residuals(_unit(rows, owner), owner, basis)
+    values: np.ndarray = (1 - residuals).clamp(min=0.0).cpu().numpy()
     return values
 
 
@@ -80,7 +80,7 @@ def value(G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: fl
     """
     rows, owner, basis = _read(G, Y)
     total = sum(
-        factor * float((_left(terms, of, basis) ** (1 / a)).sum())
+        factor * float((_residuals(terms, of, basis) ** (1 / a)).sum())
         for factor, terms, of in _terms(rows, owner, lam, regularizer, a)
     )
     if lam > 0 and regularizer != "pairwise":
@@ -112,7 +112,7 @@ def gradient(
     rows, owner, basis = _read(G, Y)
     total = torch.zeros_like(basis)
     for factor, terms, of in _terms(rows, owner, lam, regularizer, a):
-        slopes = factor / a * _left(terms, of, basis).clamp(min=irls.FLOOR) ** (1 / a - 1)
+        slopes = factor / a * _residuals(terms, of, basis).clamp(min=irls.FLOOR) ** (1 / a - 1)
         total -= 2 * terms.T @ (slopes[of][:, None] * (terms @ basis))
     if lam > 0 and regularizer != "pairwise":
         total += lam * regularizers.gradient(regularizer, basis)
@@ -163,10 +163,10 @@ def _unit(rows: Rows, owner: Owner) -> Rows:
     return rows
 
 
-def _left(rows: Rows, owner: Owner, Y: Basis) -> Float64[Tensor, " T"]:
+def _residuals(rows: Rows, owner: Owner, Y: Basis) -> Float64[Tensor, " T"]:
     """Compute 1 - v of each term: the squared length of the residual of its rows."""
-    left = rows - (rows @ Y) @ Y.T
-    return _summed(left.square().sum(dim=1), owner)[: int(owner[-1]) + 1]
+    rest = rows - (rows @ Y) @ Y.T
+    return _summed(rest.square().sum(dim=1), owner)[: int(owner[-1]) + 1]
 
 
 def _summed(numbers: Float64[Tensor, " N"], owner: Owner) -> Float64[Tensor, " N"]:

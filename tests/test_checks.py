@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 import torch
 
-from fa.gradients import gram
+from fa.gradients import measurement
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,9 +43,9 @@ def test_every_room_is_checked() -> None:
 
 def test_a_wrong_shape_is_an_error() -> None:
     """The list is one thing; that what is on it is checked is another."""
-    assert gram.measure(torch.ones(2, 3))[1].all()
+    assert measurement.measure(torch.ones(2, 3))[1].all()
     with pytest.raises(jaxtyping.TypeCheckError):
-        gram.measure(torch.ones(6))
+        measurement.measure(torch.ones(6))
 
 
 def test_no_path_of_one_machine() -> None:
@@ -55,8 +55,8 @@ def test_no_path_of_one_machine() -> None:
 
 
 def test_notebooks_are_stripped() -> None:
-    """Outputs in git hide every other change, and show numbers that the code may no longer give."""
-    for path in tracked("*.ipynb"):
+    """Outputs in git hide every other change. Executed copies are in figures/PROFILE/notebooks."""
+    for path in tracked("*.ipynb", ":!figures"):
         notebook = json.loads(path.read_text())
         for cell in notebook["cells"]:
             if cell["cell_type"] == "code":

@@ -21,7 +21,6 @@ TABLES = [path for path in COMMITTED if path.name.startswith(MANY)]
 TABLES += [path for kind in ("fig", "extra") for path in sorted((FIGURES / "quick").glob(f"{kind}*.claims.csv"))]
 TRUSTED = "extra04"  # judges by all runs' workers.csv, which are not kept
 WATCHED = "fig03"  # looks at gradients while it trains: its table is itself the record
-BESIDE = {"spent": "times"}  # tables beside a figure's own that are not named as the argument of its claims
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +76,7 @@ def judged(module: Any, path: Path, tables: dict[str, Any], study: Study) -> lis
     settings = {argument: getattr(study, argument) for argument in ("chance", "margin") if argument in takes}
     for argument in takes:
         if argument not in tables and argument not in settings:
-            tables[argument] = pd.read_csv(path.parent / f"{name}.{BESIDE.get(argument, argument)}.csv")
+            tables[argument] = pd.read_csv(path.parent / f"{name}.{argument}.csv")
     return module.claims(**tables, **settings)
 
 

@@ -1,9 +1,8 @@
-"""The API reference: what docstrings refer to is there, and pdoc builds it without a warning."""
+"""The site: docstrings and pages refer to existing things, and Sphinx builds it without a warning."""
 
 import doctest
 import importlib
 import inspect
-import os
 import pkgutil
 import re
 import subprocess
@@ -73,12 +72,67 @@ def test_the_examples_of_docstrings_run() -> None:
     assert len(examples) >= 3
 
 
+def pages() -> list[Path]:
+    """Return the Markdown pages of README, the site and the reports."""
+    patterns = ("*.md", "docs/*.md", "data_aug/*.md", "figures/*/REPORT.md")
+    return sorted(page for pattern in patterns for page in ROOT.glob(pattern) if page.parent.name != "smoke")
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a Markdown page: explicit ones, and those that headings get from GitHub and the site."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def links(page: Path) -> Iterator[tuple[str, str]]:
+    """Yield file and anchor of each link of a page to another page or file; the file is empty for the page itself."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"\w+:", target):
+            file, _, anchor = target.partition("#")
+            yield file, anchor
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for file, anchor in links(page):
+        target = page.parent / file if file else page
+        assert target.is_file(), f"{file} does not exist"
+        assert not anchor or anchor in anchors(target), f"{file}#{anchor} does not exist"
+
+
+def test_every_public_module_has_a_page() -> None:
+    reference = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.rst"))
+    packages = re.findall(r"^\.\. package:: ([\w.]+)$", reference, flags=re.MULTILINE)
+    assert sorted(packages) == sorted(["fa", *public_packages()])
+
+
+def public_packages() -> list[str]:
+    """Return the modules in the root of fa that ARCHITECTURE.md does not call internal."""
+    internal = re.search(
+        r"A name in the root is public, except (.*?)\.", (ROOT / "ARCHITECTURE.md").read_text(), re.DOTALL
+    )
+    assert internal
+    names = {module.name for module in pkgutil.iter_modules(fa.__path__)}
+    return [f"fa.{name}" for name in names - set(re.findall(r"`(\w+)`", internal[1]))]
+
+
 @pytest.mark.slow
-def test_the_reference_is_built_without_a_warning(tmp_path: Path) -> None:
-    pytest.importorskip("pdoc", reason="needs pdoc")
-    command = [sys.executable, str(ROOT / "docs" / "build.py"), str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("myst_nb", reason="needs flag-aggregator[docs]")
+    sphinx = [sys.executable, "-m", "sphinx", "--keep-going", "-q", "-W", "-c", "docs", "-d", str(tmp_path / "cache")]
+    done = subprocess.run([*sphinx, ".", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    pages = {page.relative_to(tmp_path).with_suffix("").as_posix() for page in tmp_path.rglob("*.html")}
-    assert {module.__name__.replace(".", "/") for module in modules()} <= pages
+    pages = {page.relative_to(tmp_path / "site").with_suffix("").as_posix() for page in tmp_path.rglob("*.html")}
+    executed = {f"figures/quick/notebooks/{path.stem}" for path in (ROOT / "figures/quick/notebooks").glob("*.ipynb")}
+    assert {"index", "docs/tutorial", "docs/commands", "docs/api/rules", "CHANGELOG"} | executed <= pages
+    for page in (tmp_path / "site").rglob("*.html"):
+        loaded = re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]+)"', page.read_text())
+        assert loaded == [], f"{page.name} needs the network"
+    reference = "".join(page.read_text() for page in (tmp_path / "site" / "docs" / "api").glob("*.html"))
+    internal = ("fa.cli", "fa.bench", "fa.kernels", "fa.utils")
+    for module in modules():
+        if not module.__name__.startswith(internal) and "._" not in module.__name__:
+            assert f'id="module-{module.__name__}"' in reference, f"{module.__name__} is not in the reference"

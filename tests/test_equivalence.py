@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, UNDECIDED, PairedDifferences
+from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, UNDECIDED, PairedDifferences
 
 MARGIN = 0.02
 
@@ -42,6 +42,22 @@ def test_the_equivalence_test_in_closed_form() -> None:
     assert differences.p_equivalent(MARGIN) == pytest.approx(stats.t.sf(2, 15), rel=1e-9)
     half = stats.t.ppf(0.95, 15) * 0.02 / math.sqrt(16)
     assert differences.interval() == pytest.approx((0.01 - half, 0.01 + half))
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        ((0.005, 0.007, 0.006), True),
+        ((-0.005, -0.007, -0.006), True),
+        ((0.03, 0.031, 0.032), False),
+        ((-0.03, -0.031, -0.032), False),
+        ((-0.019, 0.0, 0.019), False),  # 0 on average, but the spread is too large
+    ],
+)
+def test_equivalence_needs_both_one_sided_tests(differences: tuple[float, ...], expected: bool) -> None:
+    p_value = PairedDifferences(differences).p_equivalent(MARGIN)
+    assert p_value is not None
+    assert (p_value < LEVEL) == expected
 
 
 @pytest.mark.parametrize("mean", np.linspace(-0.03, 0.03, 13))

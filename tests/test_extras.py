@@ -24,7 +24,7 @@ from fa.experiments.runs.profiles import PROFILES
 from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import Results, Study
 from fa.experiments.runs.variants import DATASETS, VARIANTS
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.rules import make_rule
 from fa.training import train
 from fa.training.records import USED

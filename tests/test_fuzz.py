@@ -19,7 +19,7 @@ from jaxtyping import TypeCheckError
 import fa
 from fa import attacks, augment, objective
 from fa.gradients import memory_map
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.rules.preaggregators import STEPS
 from fa.theory import algorithm1_line5, likelihood, optimality, quantization
 from fa.utils.validation import TooFewWorkersError

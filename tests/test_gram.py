@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import fa
 from fa import irls
-from fa.gradients.gram import Gram, measure
+from fa.gradients.gram import Gram
+from fa.gradients.measurement import measure
 from fa.rules.krum_scores import krum_scores
 from fa.rules.preaggregators import STEPS, StepContext, apply_preaggregators
 

@@ -13,7 +13,7 @@ import fa
 from fa.attacks import make_attack
 from fa.cli import main
 from fa.data import load
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.interop.byzfl import register
 from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import StepContext, apply_preaggregators

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fa import irls, sdp
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from tests.peers import best_of_pymanopt, instance
 from tests.reference import eq5, fa_paper, fa_released, flag_median
 
@@ -37,8 +37,19 @@ def test_the_two_readings_of_the_direction():
     gram, _ = measure(torch.from_numpy(G))
     released = irls.solve_gram(gram, irls.Options(m=3, lam=2.0, max_iter=1), formulation="released")
     np.testing.assert_allclose(G.T @ released.weights("released"), fa_released(G, 3, lam=2.0), atol=1e-10)
+    np.testing.assert_array_equal(released.weights(), released.weights("released"))
     with pytest.raises(ValueError, match=r"\.weights\b"):
         released.direction()
+
+
+@pytest.mark.parametrize("options", [{"lam": 2.0}, {"lam": 0.1, "regularizer": "rows"}])
+def test_a_solution_has_the_direction_of_its_formulation(options):
+    G = normal(7, 40) * np.linspace(0.1, 10, 7)[:, None]
+    solution = irls.solve(G, m=3, max_iter=1, formulation="released", **options)
+    np.testing.assert_array_equal(solution.direction(), solution.direction("released"))
+    assert not np.allclose(solution.direction(), solution.direction("paper"))
+    if "regularizer" not in options:
+        np.testing.assert_allclose(solution.direction(), fa_released(G, 3, lam=2.0), atol=1e-10)
 
 
 @given(

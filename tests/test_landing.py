@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from fa import kernels
-from fa.gradients.gram import IncrementalGram, measure
+from fa.gradients.incremental import IncrementalGram
+from fa.gradients.measurement import measure
 from fa.rules import make_rule
 
 
@@ -42,7 +43,7 @@ def test_products_that_are_known_are_not_taken_again(monkeypatch: pytest.MonkeyP
     G = torch.from_numpy(normal(5, 300))
     known = kernels.gram(G)
     expected = make_rule("fa").aggregate(G)
-    monkeypatch.setattr("fa.gradients.gram.kernels.gram", lambda *_, **__: pytest.fail("a second pass"))
+    monkeypatch.setattr("fa.gradients.measurement.kernels.gram", lambda *_, **__: pytest.fail("a second pass"))
     found = make_rule("fa").aggregate(G, inner_products=known)
     assert torch.equal(found.direction, expected.direction)
 

@@ -1,9 +1,11 @@
 """Packet loss: chunks that never arrive, in the simulator and over links that lose packets for real."""
 
+import ctypes
 import math
 import os
 import re
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,16 +71,30 @@ def test_the_emulation_loses_whole_chunks_a_tenth_of_them_each_by_itself() -> No
 
 
 REFUSAL = unsupported_reason()
+CLONE_NEWNET = 0x40000000
 needs_namespaces = pytest.mark.skipif(bool(REFUSAL), reason=REFUSAL)
+
+
+def udp_socket(namespace: str) -> socket.socket:
+    """Create a UDP socket in a network namespace, usable from any thread of this process."""
+
+    def create() -> socket.socket:
+        with Path("/run/netns", namespace).open("rb") as file:
+            if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"entering the namespace {namespace}")
+        return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+
+    with ThreadPoolExecutor(1) as thread:  # Only this thread enters the namespace.
+        return thread.submit(create).result()
 
 
 def received(links: Links, iterations: int, previous: bool = False) -> list[tuple[int, int, Tensor, Tensor]]:
     """(worker, chunks lost, what came, what was sent) of every gradient that the workers send over their links."""
     workers = len(links.workers)
-    receiver = links.udp_socket(links.server)
+    receiver = udp_socket(links.server)
     receiver.bind((SERVER, 0))
     inbox = Inbox(receiver, workers, N, previous)
-    senders = [links.udp_socket(name) for name in links.workers]
+    senders = [udp_socket(name) for name in links.workers]
     stream = torch.Generator().manual_seed(2)
     found = []
     for iteration in range(iterations):

@@ -134,12 +134,12 @@ def test_pieces_give_what_the_whole_gives(
 
 
 def test_numbers_out_of_range_are_taken_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fa.gradients import gram
+    from fa.gradients import measurement
 
     wide = np.random.default_rng(0).standard_normal((5, 1000)) * np.array([[1e-200], [1e200], [1], [1e3], [1e-3]])
-    whole, _ = gram.measure(torch.from_numpy(wide))
-    monkeypatch.setattr(gram, "_ENTRIES", 700)
-    parts, _ = gram.measure(torch.from_numpy(wide))
+    whole, _ = measurement.measure(torch.from_numpy(wide))
+    monkeypatch.setattr(measurement, "_ENTRIES", 700)
+    parts, _ = measurement.measure(torch.from_numpy(wide))
     np.testing.assert_allclose(parts.cosines, whole.cosines, rtol=0, atol=1e-14)
     np.testing.assert_allclose(parts.scaled_norms, whole.scaled_norms, rtol=1e-14)
 

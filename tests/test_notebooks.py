@@ -1,5 +1,7 @@
 """The notebooks: stripped, parameterised, and executed at smoke size from a folder that is not theirs."""
 
+import base64
+import io
 import json
 import os
 import re
@@ -14,12 +16,13 @@ import pandas as pd
 import papermill
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from fa import irls
 from fa.cli import cli, main
 from fa.cli.notebook_parameters import parse
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, match_names, notebooks
-from fa.experiments.notebooks import execute, find
+from fa.experiments.notebooks import LIMIT, execute, find
 from fa.experiments.reporting.claims import UNTESTABLE
 from fa.experiments.runs.store import Record
 from fa.experiments.runs.study import Study
@@ -33,6 +36,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 OF_FIGURES, OF_EXTRAS, OF_SUPPLEMENT, OF_THEORY = (
     [path for path in NOTEBOOKS if path.stem.startswith(family)] for family in ("fig", "extra", "supp", "theory")
 )
+EXECUTED = sorted((ROOT / "figures").glob("*/notebooks/*.ipynb"))
 NEEDED = {
     "fig": {"profile", "out", "jobs", "seeds", "iterations", "dataset", "device"},
     "theory": {"profile", "seed"},
@@ -93,6 +97,47 @@ def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_pat
     claims = pd.read_csv((tmp_path / path.stem).with_suffix(".claims.csv"))
     judged = claims[claims["verdict"] != UNTESTABLE]  # two iterations teach nothing, and the table must say so
     assert list(judged["number"]) == (["C11"] if path.stem.startswith("fig10") else [])  # a cost needs no learning
+
+
+def sources(path: Path) -> list[tuple[str, str]]:
+    """Return kind and text of each cell, without the cell that papermill adds."""
+    cells = nbformat.read(path, as_version=4).cells
+    return [
+        (cell.cell_type, cell.source) for cell in cells if "injected-parameters" not in cell.metadata.get("tags", ())
+    ]
+
+
+def test_notebooks_of_theory_are_committed_as_executed() -> None:
+    names = {path.name for path in EXECUTED if path.parts[-3] == "quick"}
+    assert {path.name for path in (*OF_THEORY, *find(["augmentation", "explore"]))} <= names
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: f"{path.parts[-3]}-{path.stem}")
+def test_an_executed_copy_has_the_cells_of_its_source(path: Path) -> None:
+    """Else execute it again: `fa reproduce NAME --profile PROFILE`."""
+    assert sources(path) == sources(ROOT / "notebooks" / path.name)
+    assert pictures(path) > 0
+    if path.parts[-3] != "smoke":
+        assert path.stat().st_size < LIMIT
+
+
+def test_an_executed_copy_has_neither_times_nor_paths(tmp_path: Path) -> None:
+    image = Image.effect_noise((200, 200), 100).convert("RGB").resize((600, 600), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    encoded = base64.b64encode(file.getvalue()).decode()
+    output = nbformat.v4.new_output("display_data", {"image/png": encoded})
+    timed = {"papermill": {"duration": 1.0}, "execution": {}, "tags": []}
+    cell = nbformat.v4.new_code_cell(f"out = '{ROOT}/figures/quick'", outputs=[output], metadata=timed)
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {"duration": 1.0}})
+    nbformat.write(notebook, tmp_path / "copy.ipynb")
+    notebooks.tidy(tmp_path / "copy.ipynb")
+    copy = nbformat.read(tmp_path / "copy.ipynb", as_version=4)
+    assert (copy.metadata, copy.cells[0].metadata) == ({}, {})
+    assert copy.cells[0].source == "out = 'figures/quick'"
+    reduced = copy.cells[0].outputs[0].data["image/png"]
+    assert len(reduced) < len(encoded)
+    assert Image.open(io.BytesIO(base64.b64decode(reduced))).size == (600, 600)
 
 
 def test_a_cell_that_fails_is_one_line_with_the_reason(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fa import irls
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.theory.quantization import (
     KINDS,
     Format,

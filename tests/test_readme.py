@@ -90,6 +90,19 @@ def test_its_loop_steps_along_the_direction() -> None:
     torch.testing.assert_close(after, before - 0.05 * fa.aggregate(torch.stack(G)))
 
 
+def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict = {}
+    first, *others = blocks(DOCS["tutorial"])
+    exec(first, names)
+    assert capsys.readouterr().out in DOCS["tutorial"]
+    for block in others:
+        exec(block, names)
+    left_out = fa.make_rule("multi_krum", f=3).aggregate(names["G"]).decision.left_out
+    assert ({0, 1, 2} <= set(left_out), len(left_out)) == (True, 5)
+    assert names["accuracy"]["mean"] < 0.2
+    assert min(names["accuracy"]["fa"], names["accuracy"]["multi_krum"]) > 0.75
+
+
 def three_workers(names: dict) -> dict:
     """Return the names that README's training loop uses: the model, and a minibatch of each worker."""
     generator = torch.Generator().manual_seed(0)

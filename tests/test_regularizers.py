@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pymanopt.manifolds import Stiefel
 
 from fa import irls, make_rule, objective
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.kernels import stiefel
 from fa.theory import algorithm1_line5
 from tests.peers import lowest

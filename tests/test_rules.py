@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import fa
 from fa import RULES, aggregate, make_rule
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import StepContext, apply_preaggregators
 from fa.utils.validation import TooFewWorkersError

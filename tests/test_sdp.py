@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fa import irls, sdp
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.sdp import certificate, relaxation
 from tests.reference import eq5
 

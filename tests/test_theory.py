@@ -70,22 +70,6 @@ def test_precision() -> None:
     assert found[0].verdict == UNTESTABLE
 
 
-@pytest.mark.parametrize(
-    ("differences", "expected"),
-    [
-        ([0.01, 0.012, 0.011], True),
-        ([-0.01, -0.012, -0.011], True),
-        ([0.04, 0.041, 0.042], False),
-        ([-0.04, -0.041, -0.042], False),
-        ([-0.029, 0.0, 0.029], False),
-        ([0.01, 0.01], True),  # no spread to divide by
-        ([0.03, 0.03], False),
-    ],
-)
-def test_equivalence_needs_both_one_sided_tests(differences: list[float], expected: bool) -> None:
-    assert theory_claims.equivalent(differences, [0.0] * len(differences), 0.03) == expected
-
-
 def test_cost() -> None:
     def table(p: float) -> pd.DataFrame:
         rows = [("SVD", "n", 0.9), ("SVD", "p", p), ("SVD", "k", 1.4), ("SVD", "N", 1.0)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fa.attacks.base import Streams, honest_rows, send_all
 from fa.attacks.shifts import Shift
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.utils.validation import TooFewWorkersError, check
 
 _EXPONENTS = range(-4, 8)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fa.attacks.base import Streams, Writer, honest_rows, send_all
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 
 OPPOSED = 0.1
 """Default length of the "ipm" vector, relative to the honest mean. It is short, so that distances do not show it."""

@@ -41,7 +41,7 @@ Points = Float64[np.ndarray, "points 2"]
 
 @dataclass(frozen=True)
 class System:
-    """A system of differential equations x' = velocity(x, **parameters).
+    """A system of differential equations `x' = velocity(x, **parameters)`.
 
     Attributes:
         velocity: Function of points (N, 2) and the parameters that returns the velocities (N, 2).

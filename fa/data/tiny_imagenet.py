@@ -1,6 +1,6 @@
 """Tiny ImageNet, read from the folder of its distribution.
 
-The folder holds wnids.txt, train/WNID/images/*.JPEG and val/val_annotations.txt. The validation images serve as
+The folder holds `wnids.txt`, `train/WNID/images/*.JPEG` and `val/val_annotations.txt`. The validation images serve as
 the test set, since the labels of the test images were never published.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,9 @@ from fa.experiments import match_names
 from fa.experiments.paths import project_root
 from fa.utils.files import write_atomically
 from fa.utils.validation import check
+
+LIMIT = 500_000
+"""Size in bytes above which the pictures of an executed copy are reduced to 256 colours."""
 
 
 def find(names: Sequence[str] = ()) -> list[Path]:
@@ -72,7 +77,8 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
 
     Args:
         path: The notebook.
-        target: Folder; the executed copy is written into its subfolder "notebooks".
+        target: Folder; the executed copy is written into its subfolder "notebooks". The copy has neither times nor
+            paths of this machine below the checkout.
         **parameters: Values of the notebook's parameters. Those that it does not have are ignored. The parameter
             "interactive" is False by default.
 
@@ -108,6 +114,7 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
             stdout_file=sys.stdout,
             extra_arguments=["--log-level=CRITICAL"],  # Only the output of the cells, without messages of the kernel.
         )
+        tidy(executed)
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{path.name} failed with {error.ename}: {error.evalue} (see {executed})") from error
     except DeadKernelError as error:
@@ -115,6 +122,40 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     except OSError as error:
         raise ValueError(f"{path.name} could not be executed into {executed}: {error.strerror or error}") from error
     return executed
+
+
+def tidy(executed: Path) -> None:
+    """Rewrite an executed copy so that it can be committed.
+
+    Times of the execution are removed, paths below the checkout become relative to it, and the pictures of a copy of
+    more than LIMIT bytes are reduced to 256 colours.
+
+    Args:
+        executed: The copy, as papermill wrote it.
+    """
+    text = executed.read_text(encoding="utf-8").replace(f"{project_root()}/", "")
+    notebook = json.loads(text)
+    for part in (notebook, *notebook["cells"]):
+        kept = {key: value for key, value in part["metadata"].items() if key not in ("papermill", "execution")}
+        part["metadata"] = {key: value for key, value in kept.items() if (key, value) != ("tags", [])}
+    if len(text) > LIMIT:
+        for output in (output for cell in notebook["cells"] for output in cell.get("outputs", ())):
+            if "image/png" in output.get("data", {}):
+                output["data"]["image/png"] = _reduced(output["data"]["image/png"])
+    write_atomically(executed, json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _reduced(encoded: str) -> str:
+    """Return a PNG in base64 with 256 colours on white, or the PNG itself if that is smaller."""
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
+    opaque = Image.new("RGBA", picture.size, "white")
+    opaque.alpha_composite(picture)
+    file = io.BytesIO()
+    colours = opaque.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    colours.save(file, "PNG", optimize=True)
+    return min(base64.b64encode(file.getvalue()).decode() + "\n", encoded, key=len)
 
 
 def _literal(path: Path) -> str:

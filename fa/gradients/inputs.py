@@ -153,7 +153,7 @@ def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
         ValueError: Rows are not finite; the message names them, and for a worker with several rows the gradient.
     """
     places = [(worker, k) for worker, count in enumerate(counts) for k in range(count)]
-    bad = [place for place, whole in zip(places, finite, strict=True) if not whole]
+    bad = [place for place, is_finite in zip(places, finite, strict=True) if not is_finite]
     if not bad:
         return
     where = f"row {', '.join(str(worker) for worker, _ in bad)}"

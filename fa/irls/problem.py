@@ -19,7 +19,7 @@ FLOOR = 1e-12
 """Value of 1 - v below which the power is replaced by its tangent, so that weights stay finite."""
 
 RANK = 1e-12
-"""Fraction of the largest eigenvalue of the cosines below which an eigenvalue is rounding error."""
+"""Fraction of the largest eigenvalue below which an eigenvalue is rounding error."""
 
 # Below this ratio of squared distance to squared norms, a pair's direction is lost with the eigenvalues below RANK.
 _EQUAL = 1e-12
@@ -118,6 +118,22 @@ class Problem:
         lengths = np.square(complement.T @ self.terms).sum(axis=0)
         return np.bincount(self.owner, lengths, minlength=self.factors.size)
 
+    def second_moment(
+        self, weights: Float64[np.ndarray, " T"], axes: Float64[np.ndarray, "r s"] | None = None
+    ) -> Float64[np.ndarray, "s s"]:
+        """Compute the weighted second moment sum_k weights_k t_k t_k^T of the terms.
+
+        Args:
+            weights: Weight of each term, (T,); it does not include the factor c_k.
+            axes: Orthonormal vectors (r, s) in whose coordinates the moment is; None for the basis Q.
+
+        Returns:
+            The moment (s, s), float64; s = r without `axes`.
+        """
+        terms = self.terms if axes is None else axes.T @ self.terms
+        moment: np.ndarray = (terms * weights[self.owner]) @ terms.T
+        return moment
+
 
 def build_problem(
     gram: Gram, m: int, lam: float, a: float, formulation: Formulation = "paper", counts: Sequence[int] | None = None
@@ -140,14 +156,13 @@ def build_problem(
     """
     counts = (1,) * gram.p if counts is None else tuple(counts)
     check("lam", lam, lam == 0 or len(counts) == gram.p, "0 where a worker has several gradients, which form no pairs")
-    lengths, vectors = np.linalg.eigh(gram.cosines)
-    kept = lengths > RANK * max(lengths[-1], 1.0)
+    eigenvalues, vectors = nonzero_eigenpairs(gram.cosines, 1.0)
     owner = np.repeat(np.arange(len(counts)), counts)
     of_worker = norm_fractions(gram, owner)
-    unit = (vectors[:, kept] * np.sqrt(lengths[kept])).T * (gram.scaled_norms > 0)
+    unit = (vectors * np.sqrt(eigenvalues)).T * (gram.scaled_norms > 0)
     differences, factors = _pairs(gram, lam, formulation)
     return Problem(
-        basis=vectors[:, kept] / np.sqrt(lengths[kept]) * (gram.scaled_norms > 0)[:, None],
+        basis=vectors / np.sqrt(eigenvalues) * (gram.scaled_norms > 0)[:, None],
         terms=np.hstack([unit * of_worker, unit @ differences]),
         owner=np.concatenate([owner, len(counts) + np.arange(factors.size)]),
         factors=np.concatenate([np.bincount(owner, of_worker) > 0, factors]).astype(np.float64),
@@ -156,6 +171,23 @@ def build_problem(
         a=a,
         unresolved=_unresolved(gram, lam, formulation),
     )
+
+
+def nonzero_eigenpairs(
+    matrix: Float64[np.ndarray, "q q"], scale: float = 0.0
+) -> tuple[Float64[np.ndarray, " r"], Float64[np.ndarray, "q r"]]:
+    """Compute the eigenpairs of a positive semidefinite matrix without those of rounding errors.
+
+    Args:
+        matrix: Symmetric matrix (q, q).
+        scale: Least value that counts as the largest eigenvalue.
+
+    Returns:
+        The eigenvalues (r,) above `RANK` times the largest, in ascending order, and their eigenvectors (q, r).
+    """
+    eigenvalues, vectors = np.linalg.eigh(matrix)
+    nonzero = eigenvalues > RANK * max(eigenvalues[-1], scale)
+    return eigenvalues[nonzero], vectors[:, nonzero]
 
 
 def norm_fractions(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarray, " q"]:

@@ -17,7 +17,7 @@ for lam = 0, steps are very short and R hardly falls.
 
 The useful range of lam follows from three sizes:
 
-- R is at least m, since each column has sum |Y_j| >= ||Y_j|| = 1.
+- R is at least m, since each column has `sum |Y_j| >= ||Y_j|| = 1`.
 - At a dense basis, R is about m sqrt(2n/pi) for "l1" and sqrt(n m) for "rows".
 - The data terms are at most p.
 
@@ -30,7 +30,8 @@ Journal on Optimization 30 (2020). Unlike here, they take the polar factor for e
 instead of t.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,9 @@ from torch import Tensor
 
 from fa.gradients.gram import Gram
 from fa.irls import regularizers
-from fa.irls.problem import Problem, norm_fractions
+from fa.irls.problem import Problem, nonzero_eigenpairs, norm_fractions
+from fa.irls.solution import Options, Solution
+from fa.utils.validation import check
 
 _CHUNK = 1 << 14  # Number of coordinates converted to float64 at a time.
 _HALVINGS = 25  # Halvings of t after which no step lowers the objective by more than rounding.
@@ -101,11 +104,11 @@ class Task:
         n = len(Y)
         pieces = [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)]
         raw = sum((self.rows[:, piece].astype(np.float64) @ Y[piece] for piece in pieces), np.zeros((1, 1)))
-        left = np.zeros(len(self.rows))
+        squares = np.zeros(len(self.rows))
         for piece in pieces:
-            lost = (self.rows[:, piece] - raw @ Y[piece].T) * self.scales[:, None]
-            left += np.square(lost).sum(axis=1)
-        residuals = np.bincount(self.problem.owner, left, minlength=self.problem.factors.size)
+            rest = (self.rows[:, piece] - raw @ Y[piece].T) * self.scales[:, None]
+            squares += np.square(rest).sum(axis=1)
+        residuals = np.bincount(self.problem.owner, squares, minlength=self.problem.factors.size)
         norm = regularizers.value(self.name, torch.from_numpy(Y))
         smoothed = self.problem.smoothed_objective(residuals) + self.lam * norm
         return Point(Y, raw * self.scales[:, None], residuals, norm, smoothed)
@@ -122,9 +125,9 @@ class Task:
             The basis (n, m).
         """
         pieces = range(0, self.rows.shape[1], _CHUNK)
-        held = [np.square(self.rows[:, k : k + _CHUNK] * self.scales[:, None]).sum(axis=0) for k in pieces]
+        squares = [np.square(self.rows[:, k : k + _CHUNK] * self.scales[:, None]).sum(axis=0) for k in pieces]
         Y = np.zeros((self.rows.shape[1], m))
-        Y[np.argsort(-np.concatenate(held), kind="stable")[:m], range(m)] = 1.0
+        Y[np.argsort(-np.concatenate(squares), kind="stable")[:m], range(m)] = 1.0
         return Y
 
     def combined(self, coefficients: Float64[np.ndarray, "q m"]) -> Basis:
@@ -138,6 +141,58 @@ class Task:
         """
         pieces = range(0, self.rows.shape[1], _CHUNK)
         return np.vstack([self.rows[:, k : k + _CHUNK].astype(np.float64).T @ coefficients for k in pieces])
+
+
+def solve(plain: Sequence[Solution], options: Options, start: Any) -> Solution:
+    """Minimise eq. 5 with a norm of Y, from several starts.
+
+    Args:
+        plain: Solutions for lam = 0, with the gradients. They are the starts "equal" and "data", with unit columns.
+        options: Options with the norm and its weight.
+        start: As for `fa.irls.solve`.
+
+    Returns:
+        The best end, whose Y is a tensor on the gradients' device.
+
+    Raises:
+        ValueError: `start` has a wrong shape.
+    """
+    solution, gradients = plain[0], plain[0].gradients
+    assert gradients is not None
+    problem = solution.problem
+    task = task_of(problem, solution.gram, gradients.G, options.regularizer, options.lam)
+    runs = (minimise(task, Y, options.tol, options.max_iter) for Y in _starts(task, plain, start, options))
+    point, history, converged = min(runs, key=lambda run: run[0].smoothed_objective)
+    return replace(
+        solution,
+        objective=problem.objective(point.residuals) + options.lam * point.norm,
+        objective_error_bound=problem.objective_error_bound(point.residuals),
+        history=history,
+        converged=converged,
+        values=1.0 - point.residuals[: problem.p],
+        coefficients=None,
+        lam=options.lam,
+        Y=torch.from_numpy(point.Y).to(gradients.G.device, torch.promote_types(gradients.G.dtype, torch.float32)),
+    )
+
+
+def _starts(task: Task, plain: Sequence[Solution], start: Any, options: Options) -> Iterator[Basis]:
+    """Yield the bases of the chosen start, then random ones."""
+    n, m = task.rows.shape[1], min(plain[0].m, len(task.problem.terms))
+    generator = np.random.default_rng(options.seed)
+    if not isinstance(start, str):
+        basis = torch.as_tensor(start, dtype=torch.float64).cpu().numpy()
+        check("start", basis.shape, basis.shape == (n, m), f"of ({n}, {m}) for this regularizer")
+        yield basis
+    elif start == "random":
+        yield generator.standard_normal((n, m))
+    else:
+        for solution in plain:
+            assert solution.coefficients is not None  # The solutions have lam = 0, so Y is in span(G).
+            yield task.combined(solution.coefficients)
+        yield task.units(m)
+    for _ in range(options.restarts):
+        yield generator.standard_normal((n, m))
 
 
 def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tuple[float, ...], bool]:
@@ -157,10 +212,10 @@ def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tu
     steepest = (task.problem.factors * task.problem.weights(point.residuals)).max()
     t, T, easy = 1 / max(steepest, 1.0), np.zeros((Y.shape[1], Y.shape[1])), 0
     while len(history) < max_iter:
-        found, shorter, T = _lower(task, point, t, T)
-        history.append(found.smoothed_objective)
-        change, point = point.smoothed_objective - found.smoothed_objective, found
-        if change < tol:
+        before = point.smoothed_objective
+        point, shorter, T = _lower(task, point, t, T)
+        history.append(point.smoothed_objective)
+        if before - point.smoothed_objective < tol:
             return point, tuple(history), bool(shorter > 0)
         easy = easy + 1 if shorter == t else 0
         t = shorter
@@ -178,8 +233,8 @@ def _lower(task: Task, point: Point, t: float, T: Square) -> tuple[Point, float,
     failures = 0
     for _ in range(_HALVINGS if point.Y.size else 0):
         Z, T = proximal_step(task, point, t, T)
-        if Z is not None and (found := task.at(Z)).smoothed_objective < point.smoothed_objective:
-            return found, t, T
+        if Z is not None and (lower := task.at(Z)).smoothed_objective < point.smoothed_objective:
+            return lower, t, T
         failures += Z is None
         if failures == _FAILURES:
             return point, 0.0, T
@@ -269,9 +324,8 @@ def _symmetric_solution(blocks: np.ndarray, bend: np.ndarray | None, right: Squa
     system = (spread.transpose(0, 2, 1) @ (blocks @ spread)).sum(axis=0)
     if bend is not None:
         system += bend
-    lengths, vectors = np.linalg.eigh(system)
-    kept = lengths > 1e-12 * max(lengths[-1], 1e-300)
-    solution = vectors[:, kept] @ ((vectors[:, kept].T @ spread.reshape(m * m, -1).T @ right.T.ravel()) / lengths[kept])
+    eigenvalues, vectors = nonzero_eigenpairs(system, 1e-300)
+    solution = vectors @ ((vectors.T @ spread.reshape(m * m, -1).T @ right.T.ravel()) / eigenvalues)
     return np.asarray(spread @ solution)
 
 

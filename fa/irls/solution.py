@@ -1,6 +1,7 @@
 """Options and solutions of the solvers of eq. 5."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -113,7 +114,7 @@ class Solution:
         """Return the number of steps."""
         return len(self.history)
 
-    @property
+    @cached_property
     def problem(self) -> Problem:
         """Return the data terms and pairs in a basis of span(G), without a norm of Y."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
@@ -126,7 +127,7 @@ class Solution:
         )
 
     def basis(self, G: Any = None) -> Any:
-        """Compute the basis Y; its columns are orthonormal up to the rounding of the gradients' dtype.
+        """Compute an orthonormal basis of the subspace, for every regularizer.
 
         Args:
             G: The gradients that the solution belongs to. None: those that it has. Required after `solve_gram` without
@@ -147,10 +148,11 @@ class Solution:
         rows = gradients.G
         check("G", len(rows), len(rows) == len(self.coefficients), f"{len(self.coefficients)} gradients")
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        Y = torch.stack([kernels.combine(rows, column)[0] for column in self.coefficients.T.copy()], dim=1)
+        # The columns of G^T C are orthonormal only up to rounding, which is large where gradients nearly agree.
+        Y: torch.Tensor = torch.linalg.qr(rows.T @ torch.from_numpy(self.coefficients).to(rows)).Q
         return Y.numpy() if isinstance(gradients.restore(gradients.G[0]), np.ndarray) else Y
 
-    def weights(self, formulation: Formulation = "paper") -> Float64[np.ndarray, " q"]:
+    def weights(self, formulation: Formulation | None = None) -> Float64[np.ndarray, " q"]:
         """Compute the direction's coefficients on the gradients.
 
         - "paper": (1/p) Y Y^T G 1.
@@ -159,7 +161,7 @@ class Solution:
         A worker with several gradients counts with their mean.
 
         Args:
-            formulation: "paper" or "released".
+            formulation: "paper" or "released"; None for the solution's.
 
         Returns:
             The coefficients (q,), float64.
@@ -181,17 +183,18 @@ class Solution:
             )
         return weights
 
-    def _shares(self, formulation: Formulation) -> Float64[np.ndarray, " q"]:
+    def _shares(self, formulation: Formulation | None) -> Float64[np.ndarray, " q"]:
         """Return the coefficients on the unit gradients of the vector that Y Y^T projects."""
+        formulation = self.formulation if formulation is None else formulation
         check_one_of("formulation", formulation, FORMULATIONS)
         norms, each = self.gram.norms, np.repeat(1 / np.array(self.counts), self.counts)
         return each * (norms / len(self.counts) if formulation == "paper" else (norms > 0) / self.m)
 
-    def direction(self, formulation: Formulation = "paper") -> Any:
+    def direction(self, formulation: Formulation | None = None) -> Any:
         """Compute the direction d, with the formulas of `weights`.
 
         Args:
-            formulation: "paper" or "released".
+            formulation: "paper" or "released"; None for the solution's.
 
         Returns:
             d (n,), of the gradients' kind, dtype and device.

@@ -28,10 +28,11 @@ import torch
 from jaxtyping import Float64
 
 from fa.gradients import Gradients
-from fa.gradients.gram import Gram, measure_groups
+from fa.gradients.gram import Gram
+from fa.gradients.measurement import measure_groups
 from fa.irls import proximal
 from fa.irls.problem import RANK, Formulation, Problem, build_problem
-from fa.irls.solution import DEFAULTS, Options, Solution
+from fa.irls.solution import DEFAULTS, FORMULATIONS, Options, Solution
 from fa.utils.blas import single_threaded
 from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
@@ -69,6 +70,7 @@ def solve(
     start: Any = "equal",
     restarts: int = DEFAULTS.restarts,
     seed: int = DEFAULTS.seed,
+    formulation: Formulation = "paper",
 ) -> Solution:
     """Find a subspace of m dimensions that makes eq. 5 small.
 
@@ -97,9 +99,10 @@ def solve(
             An array (n, k) starts at its span, as with the workers' hints.
         restarts: Number of further, random starts.
         seed: Seed of the random starts.
+        formulation: "paper" for the pairs and the direction of the paper, "released" for those of the released code.
 
     Returns:
-        The solution, of which `direction` and `weights` give the paper's or the released code's aggregate.
+        The solution, of which `direction` and `weights` give the aggregate of the formulation.
 
     Raises:
         ValueError: An argument is out of range, or a row has NaN or Inf.
@@ -118,58 +121,15 @@ def solve(
     """
     options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
     gradients, counts, gram = measure_groups(G)
-    if options.leaves_span:
-        return _solve_outside(gram, options, gradients, start, counts, isinstance(G, torch.Tensor))
-    return solve_gram(gram, options, gradients, start=start, counts=counts)
-
-
-def _solve_outside(
-    gram: Gram, options: Options, gradients: Gradients, start: Any, counts: tuple[int, ...], tensor: bool
-) -> Solution:
-    """Solve with a norm whose Y leaves span(G); Y is a tensor if `tensor`."""
-    plain = replace(options, lam=0.0, restarts=0)
+    if not options.leaves_span:
+        return solve_gram(gram, options, gradients, formulation, start, counts)
     word = start if isinstance(start, str) and start != "random" else "equal"
-    whole = solve_gram(gram, plain, gradients, start=word, counts=counts)
-    problem = build_problem(gram, whole.m, 0.0, options.a, counts=counts)
-    task = proximal.task_of(problem, gram, gradients.G, options.regularizer, options.lam)
-    first = solve_gram(gram, replace(plain, max_iter=1), gradients, start=word, counts=counts)
-    begins = _bases(task, (whole, first), start, options)
-    runs = (proximal.minimise(task, Y, options.tol, options.max_iter) for Y in begins)
-    point, history, converged = min(runs, key=lambda run: run[0].smoothed_objective)
-    Y = torch.from_numpy(point.Y).to(gradients.G.device, torch.promote_types(gradients.G.dtype, torch.float32))
-    return replace(
-        whole,
-        objective=problem.objective(point.residuals) + options.lam * point.norm,
-        objective_error_bound=problem.objective_error_bound(point.residuals),
-        history=history,
-        converged=converged,
-        values=1.0 - point.residuals[: len(counts)],
-        coefficients=None,
-        lam=options.lam,
-        regularizer=options.regularizer,
-        Y=Y if tensor else Y.numpy(),
+    limit, first = (
+        solve_gram(gram, replace(options, lam=0.0, restarts=0, max_iter=steps), gradients, formulation, word, counts)
+        for steps in (options.max_iter, 1)
     )
-
-
-def _bases(
-    task: proximal.Task, plain: tuple[Solution, ...], start: Any, options: Options
-) -> Iterator[Float64[np.ndarray, "n m"]]:
-    """Yield the bases of the chosen start, then random ones."""
-    n, m = task.rows.shape[1], min(plain[0].m, len(task.problem.terms))
-    generator = np.random.default_rng(options.seed)
-    if not isinstance(start, str):
-        given = torch.as_tensor(start, dtype=torch.float64).cpu().numpy()
-        check("start", given.shape, given.shape == (n, m), f"of ({n}, {m}) for this regularizer")
-        yield given
-    elif start == "random":
-        yield generator.standard_normal((n, m))
-    else:
-        for solution in plain:
-            assert solution.coefficients is not None  # The runs have lam = 0, so Y is in span(G).
-            yield task.combined(solution.coefficients)
-        yield task.units(m)
-    for _ in range(options.restarts):
-        yield generator.standard_normal((n, m))
+    solution = proximal.solve((limit, first), options, start)
+    return solution if isinstance(G, torch.Tensor) else replace(solution, Y=solution.Y.numpy())
 
 
 @single_threaded
@@ -187,7 +147,7 @@ def solve_gram(
         gram: Gram matrix of the q gradients.
         options: Options that do not depend on the gradients.
         gradients: The gradients, for the solution's direction and for hints; None if only the Gram matrix is available.
-        formulation: "paper" for the pairs of eq. 5, "released" for those of the released code.
+        formulation: As for `solve`.
         start: As for `solve`.
         counts: Number of gradients of each worker; None for one each.
 
@@ -197,6 +157,7 @@ def solve_gram(
     Raises:
         ValueError: The regularizer is "l1" or "rows", whose Y leaves span(G), or as for `solve`.
     """
+    check_one_of("formulation", formulation, FORMULATIONS)
     if options.leaves_span:
         raise ValueError(
             'regularizer must be "pairwise" or "group" where only the Gram matrix is known; it is '
@@ -207,11 +168,11 @@ def solve_gram(
     m = default_m(len(counts)) if options.m is None else options.m
     check_m(m, gram.p)
     problem = build_problem(gram, m, lam, options.a, formulation, counts)
-    found = [
+    runs = [
         _iterate(problem, weights, options.tol, options.max_iter)
         for weights in _starts(problem, gram, gradients, start, options)
     ]
-    states, converged = min(found, key=lambda run: problem.objective(run[0][-1].residuals))
+    states, converged = min(runs, key=lambda run: problem.objective(run[0][-1].residuals))
     last = states[-1]
     constant *= last.Y.shape[1]
     return Solution(
@@ -279,9 +240,9 @@ def _starts(
 
 def _weights_of(problem: Problem, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, " T"]:
     """Compute the weights at the subspace that these vectors span."""
-    left, sizes, _ = np.linalg.svd(vectors, full_matrices=True)
+    axes, sizes, _ = np.linalg.svd(vectors, full_matrices=True)
     rank = int((sizes > RANK * max(sizes.max(initial=0.0), 1e-300)).sum())
-    return problem.weights(problem.residuals(left[:, min(rank, problem.m) :]))
+    return problem.weights(problem.residuals(axes[:, min(rank, problem.m) :]))
 
 
 def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any) -> Float64[np.ndarray, "r k"]:
@@ -317,8 +278,7 @@ def step(problem: Problem, weights: Float64[np.ndarray, " T"]) -> State:
     Returns:
         The new iterate.
     """
-    moment = (problem.terms * (problem.factors * weights)[problem.owner]) @ problem.terms.T
-    _, vectors = np.linalg.eigh(moment)
+    _, vectors = np.linalg.eigh(problem.second_moment(problem.factors * weights))
     split = max(vectors.shape[0] - problem.m, 0)
     residuals = problem.residuals(vectors[:, :split])
     return State(vectors[:, split:], residuals, problem.smoothed_objective(residuals))

@@ -56,18 +56,16 @@ def gram(G: Tensor, precise: bool = False) -> np.ndarray:
 
 
 def gram_rows(G: Tensor, rows: Sequence[int], others: Sequence[int]) -> np.ndarray:
-    """Compute some entries of K = G G^T, on the CPU with the bits of the quick pass of `gram`.
+    """Compute some entries of K = G G^T, with the bits of the quick pass of `gram`.
 
     Args:
-        G: Matrix (p, n).
+        G: Matrix (p, n), on the CPU.
         rows: Rows of K.
         others: Columns of K.
 
     Returns:
         The entries (len(rows), len(others)), float64.
     """
-    if G.device.type != "cpu":
-        return torch_fallback.gram(G)[rows][:, others].cpu().numpy()
     from fa.kernels import cpu
 
     K = np.zeros((G.shape[0], G.shape[0]))

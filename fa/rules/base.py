@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fa.gradients import read
 from fa.gradients.blocks import ColumnBlocks
-from fa.gradients.gram import Gram, measure
+from fa.gradients.gram import Gram
+from fa.gradients.measurement import measure
 from fa.rules.application import apply_to_blocks, check_out, overlap
 from fa.rules.decision import Aggregate, ColumnDecision, Decision, check_column_decision, to_worker_decision
 from fa.rules.options import RuleOptions
@@ -82,7 +83,7 @@ class Rule(RuleOptions, ABC):
             G: (p, n), one worker in each row, or another format that `fa.gradients.read` accepts.
             iteration: Iteration of the training run, from which "bucketing" and "random_span" draw.
             out: Tensor (n,) for d.
-            inner_products: G G^T, if it is already computed (`fa.gradients.gram.IncrementalGram`).
+            inner_products: G G^T, if it is already computed (`fa.gradients.incremental.IncrementalGram`).
 
         Returns:
             The direction and the decision about workers.

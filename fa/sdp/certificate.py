@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from fa.gradients.gram import Gram, measure_groups
+from fa.gradients.gram import Gram
+from fa.gradients.measurement import measure_groups
 from fa.irls import Problem, Solution, build_problem
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check
@@ -51,8 +52,8 @@ Terms = Float64[np.ndarray, "r N"]
 class Certificate:
     """Lower bound on eq. 5, beside the objective of a solution.
 
-    The rounding error of the bound has been subtracted. The bound holds for the Gram matrix that `fa.gradients.gram`
-    measured. Its relative error is about 1e-6 for float32 gradients, and 1e-13 for float64.
+    The rounding error of the bound has been subtracted. The bound holds for the measured Gram matrix
+    (`fa.gradients.measurement`). Its relative error is about 1e-6 for float32 gradients, and 1e-13 for float64.
 
     Attributes:
         objective: Eq. 5 at the solution.
@@ -175,23 +176,22 @@ def relax(problem: Problem) -> float:
         The bound, at least 0.
     """
     T, s = problem.terms, exponent(problem.a)
-    factors = problem.factors[problem.owner]
-    best, weights = principal(problem), s * factors
+    best, weights = principal(problem), s * problem.factors
     if problem.m >= len(T):
         return best
     smoothing = np.geomspace(*SMOOTHING, SMOOTHING_STEPS)
     for count in range(1, MAX_STEPS + 1):
-        alpha, vectors = np.linalg.eigh((T * weights) @ T.T)
-        left = (vectors * _water_fill(alpha, len(T) - problem.m)) @ (vectors.T @ T)
-        squares = _sum_by_term(problem, np.square(left).sum(axis=0))
+        alpha, vectors = np.linalg.eigh(problem.second_moment(weights))
+        residuals = (vectors * _water_fill(alpha, len(T) - problem.m)) @ (vectors.T @ T)
+        squares = _sum_by_term(problem, np.square(residuals).sum(axis=0))
         if count % CHECK_EVERY == 0:
-            best = max(best, lower_bound(problem, weights * left))
+            best = max(best, lower_bound(problem, weights[problem.owner] * residuals))
             close = REL_TOL if count < MIN_STEPS else REL_TOL_LATE
             if problem.factors @ squares ** (s / 2) <= (1 + close) * best:
                 break
         eps = smoothing[min(count, SMOOTHING_STEPS) - 1]
-        asked = s * factors * (squares + eps**2)[problem.owner] ** (s / 2 - 1)
-        change = np.divide(asked, weights, out=np.ones_like(weights), where=weights > 0)
+        target = s * problem.factors * (squares + eps**2) ** (s / 2 - 1)
+        change = np.divide(target, weights, out=np.ones_like(weights), where=weights > 0)
         weights = weights * change ** (OVER_RELAXATION if s == 1 else 1.0)
     return best
 
@@ -253,8 +253,7 @@ def principal(problem: Problem) -> float:
     Returns:
         The bound, at least 0.
     """
-    T = problem.terms
-    return max(_smallest_eigenvalue_sum(problem, (T * problem.factors[problem.owner]) @ T.T), 0.0)
+    return max(_smallest_eigenvalue_sum(problem, problem.second_moment(problem.factors)), 0.0)
 
 
 def _smallest_eigenvalue_sum(problem: Problem, S: Float64[np.ndarray, "r r"]) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from fa import irls
-from fa.gradients.gram import measure_groups
+from fa.gradients.measurement import measure_groups
 from fa.irls import Options, Problem
 from fa.sdp.certificate import certified, exponent, lower_bound, principal
 from fa.utils.validation import check_one_of, check_real

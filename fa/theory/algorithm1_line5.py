@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 
 from fa import irls, objective
@@ -56,19 +55,12 @@ def path(G: Any, name: str, lam: float, m: int | None = None, a: float = 2.0, st
         ValueError: An argument is out of range, as in `fa.irls.solve`.
     """
     rows = read(G).G.double()
-    Y = _basis(rows, irls.solve(rows, m=m, a=a))
+    Y = irls.solve(rows, m=m, a=a).basis(rows)
     objectives, norms = [], []
     for step in range(steps + 1):
         objectives.append(objective.value(rows, Y, lam, name, a))
         norms.append(regularizers.value(name, Y))
         if step < steps:
             shifted = rows + sign * lam * regularizers.gradient(name, Y).sum(dim=1)
-            Y = _basis(shifted, irls.solve(shifted, m=m, a=a, max_iter=1, start=Y))
+            Y = irls.solve(shifted, m=m, a=a, max_iter=1, start=Y).basis(shifted)
     return Path(Y.numpy(), tuple(objectives), tuple(norms))
-
-
-def _basis(rows: torch.Tensor, solution: irls.Solution) -> torch.Tensor:
-    """Return an orthonormal basis of a solution's Y."""
-    assert solution.coefficients is not None  # With lam = 0, Y lies in the span of G.
-    Y: torch.Tensor = torch.linalg.qr(rows.T @ torch.from_numpy(solution.coefficients)).Q
-    return Y

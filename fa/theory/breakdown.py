@@ -121,6 +121,9 @@ def faulty_weight(d: Float[np.ndarray, " n"], G: Float[np.ndarray, "p n"], f: in
         d: Direction (n,).
         G: Gradients (p, n), the Byzantine ones first.
         f: Number of Byzantine gradients.
+
+    Returns:
+        The share.
     """
     faulty, honest = (float(d @ mean / (mean @ mean)) for mean in (G[:f].mean(axis=0), G[f:].mean(axis=0)))
     return faulty / (faulty + honest)
@@ -166,12 +169,12 @@ def threshold(h: int, f: int, r: float, a: float = 2.0) -> float:
         ValueError: An argument is out of range.
     """
     _check(h, f, 0.0, r)
-    left = h - f + float(group_cost(f, r, 1, a)) if f else float(h)
-    if left <= 0:
+    budget = h - f + float(group_cost(f, r, 1, a)) if f else float(h)
+    if budget <= 0:
         return 1.0
     others = max(h - 1, 1)
-    mean = 1 - left / others * (left / h) ** (a - 1)
-    member = 1 - (left / others) ** a
+    mean = 1 - budget / others * (budget / h) ** (a - 1)
+    member = 1 - (budget / others) ** a
     return float(min(max(mean, 0.0), np.sqrt(max(member, 0.0))))
 
 
@@ -303,11 +306,13 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
     rows[list(suspected)] = True
     check("suspected", sorted(suspected), 0 < int(rows.sum()) < gram.p, f"some, and not all, of {gram.p} gradients")
     problem = build_problem(gram, m, 0.0, a)
-    theirs, others = (_orthonormal(problem.terms[:, : gram.p][:, group]) for group in (rows, ~rows))
-    first = _descend(problem, theirs, 1, theirs[:, :0])
-    with_them = np.hstack([first, _descend(problem, _orthonormal(others - first @ (first.T @ others)), m - 1, first)])
+    suspects, others = (_orthonormal(problem.terms[:, : gram.p][:, group]) for group in (rows, ~rows))
+    first = _descend(problem, suspects, 1, suspects[:, :0])
+    with_suspects = np.hstack(
+        [first, _descend(problem, _orthonormal(others - first @ (first.T @ others)), m - 1, first)]
+    )
     without = _descend(problem, others, m, others[:, :0])
-    return _value(problem, with_them) - _value(problem, without)
+    return _value(problem, with_suspects) - _value(problem, without)
 
 
 def _choices(h: int, f: int, c: Cosines, r: Cosines, m: int, a: float) -> Float64[np.ndarray, "choice ..."]:
@@ -328,8 +333,8 @@ def _check(h: int, f: int, c: Cosines, r: Cosines) -> None:
         check(name, float(np.max(cosines)), bool(np.max(cosines) <= 1), "at most 1")
 
 
-def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Float64[np.ndarray, "r m"]:
-    """Return the best m columns in `span`, beside the columns `there`.
+def _descend(problem: Problem, span: Vectors, m: int, fixed: np.ndarray) -> Float64[np.ndarray, "r m"]:
+    """Return the best m columns in `span`, beside the columns `fixed`.
 
     IRLS starts from equal weights and from each worker's own direction. For a > 1 the latter may be the optimum, which
     IRLS from equal weights can miss.
@@ -340,20 +345,20 @@ def _descend(problem: Problem, span: Vectors, m: int, there: np.ndarray) -> Floa
 
     def weights(Y: Vectors) -> Float64[np.ndarray, " T"]:
         """Return the weights of IRLS at Y."""
-        return problem.weights(problem.residuals(complement(np.hstack([there, Y]))))
+        return problem.weights(problem.residuals(complement(np.hstack([fixed, Y]))))
 
     def limit(start: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r m"]:
         """Return the columns at which IRLS ends."""
         for _ in range(_STEPS):
-            Y: np.ndarray = span @ np.linalg.eigh((inside * (problem.factors * start)) @ inside.T)[1][:, -m:]
+            Y: np.ndarray = span @ np.linalg.eigh(problem.second_moment(problem.factors * start, span))[1][:, -m:]
             before, start = start, weights(Y)
             if np.allclose(start, before, rtol=1e-12, atol=0.0):
                 break
         return Y
 
-    own = inside[:, np.linalg.norm(inside, axis=0) > _ABSENT]
-    starts = [np.ones_like(problem.factors), *(weights(_orthonormal(span @ part[:, None])) for part in own.T)]
-    return min((limit(start) for start in starts), key=lambda Y: _value(problem, np.hstack([there, Y])))
+    directions = inside[:, np.linalg.norm(inside, axis=0) > _ABSENT]
+    starts = [np.ones_like(problem.factors), *(weights(_orthonormal(span @ part[:, None])) for part in directions.T)]
+    return min((limit(start) for start in starts), key=lambda Y: _value(problem, np.hstack([fixed, Y])))
 
 
 def _value(problem: Problem, Y: Vectors) -> float:
@@ -363,6 +368,6 @@ def _value(problem: Problem, Y: Vectors) -> float:
 
 def _orthonormal(vectors: Vectors) -> Float64[np.ndarray, "r s"]:
     """Return an orthonormal basis of the columns' span."""
-    left, sizes, _ = np.linalg.svd(vectors, full_matrices=False)
-    spanning: np.ndarray = left[:, sizes > 1e-9 * sizes.max(initial=0.0)]
+    axes, sizes, _ = np.linalg.svd(vectors, full_matrices=False)
+    spanning: np.ndarray = axes[:, sizes > 1e-9 * sizes.max(initial=0.0)]
     return spanning

@@ -19,7 +19,7 @@ from jaxtyping import Float64
 
 from fa import irls
 from fa.gradients import Gradients
-from fa.gradients.gram import measure_groups
+from fa.gradients.measurement import measure_groups
 from fa.utils.validation import check, check_real
 
 _DESCENT = 1e-4  # Share of the first-order decrease that a step of the line search must reach.
@@ -60,13 +60,23 @@ class Beta:
 
         Args:
             v: Explained variances in (0, 1), of any shape.
+
+        Returns:
+            The densities, of the shape of v.
         """
         log_constant = math.lgamma(self.alpha) + math.lgamma(self.beta) - math.lgamma(self.alpha + self.beta)
         density: np.ndarray = v ** (self.alpha - 1) * (1 - v) ** (self.beta - 1) * math.exp(-log_constant)
         return density
 
     def log(self, x: Numbers) -> Numbers:
-        """Return l(x), elementwise."""
+        """Return l(x), elementwise.
+
+        Args:
+            x: Numbers greater than 0, of any shape.
+
+        Returns:
+            l of each number; -inf for 0 with the exact logarithm.
+        """
         with np.errstate(divide="ignore"):
             logs: np.ndarray = np.log(x) if self.a == math.inf else self.a * (x ** (1 / self.a) - 1)
         return logs
@@ -78,28 +88,37 @@ class Beta:
 
         Args:
             v: Explained variances in [0, 1], of any shape.
+
+        Returns:
+            The sum over all v.
         """
         sides = ((1 - self.alpha, v), (1 - self.beta, 1 - v))
         return sum(float(factor * self.log(x).sum()) for factor, x in sides if factor)
 
-    def smoothed(self, v: Numbers, left: Numbers) -> Numbers:
+    def smoothed(self, v: Numbers, residuals: Numbers) -> Numbers:
         """Return each term of the negative log-likelihood, with l replaced by its tangent below irls.FLOOR.
 
         Args:
             v: Explained variances.
-            left: Residuals 1 - v, of the same shape.
+            residuals: Residuals 1 - v, of the same shape.
+
+        Returns:
+            The terms, of the shape of v.
         """
-        both: np.ndarray = (1 - self.alpha) * self._floored(v) + (1 - self.beta) * self._floored(left)
+        both: np.ndarray = (1 - self.alpha) * self._floored(v) + (1 - self.beta) * self._floored(residuals)
         return both
 
-    def slopes(self, v: Numbers, left: Numbers) -> Numbers:
+    def slopes(self, v: Numbers, residuals: Numbers) -> Numbers:
         """Return the derivatives of `smoothed` by v.
 
         Args:
             v: Explained variances.
-            left: Residuals 1 - v, of the same shape.
+            residuals: Residuals 1 - v, of the same shape.
+
+        Returns:
+            The derivatives, of the shape of v.
         """
-        both: np.ndarray = (1 - self.alpha) * self._slope(v) - (1 - self.beta) * self._slope(left)
+        both: np.ndarray = (1 - self.alpha) * self._slope(v) - (1 - self.beta) * self._slope(residuals)
         return both
 
     def _floored(self, x: Numbers) -> Numbers:
@@ -148,19 +167,19 @@ class _Task:
     def explained(self, Y: Columns) -> tuple[Float64[np.ndarray, " T"], Float64[np.ndarray, " T"]]:
         """Return v and 1 - v of each term, each summed on its own to avoid cancellation."""
         pairs, inside = self.pairs, Y.T @ self.terms
-        v, left = (
+        v, residuals = (
             np.bincount(pairs.owner, np.square(columns).sum(axis=0), minlength=pairs.factors.size)
             for columns in (inside, self.terms - Y @ inside)
         )
-        return v, left
+        return v, residuals
 
     def evaluate(self, Y: Columns) -> tuple[float, Moment]:
         """Return the objective and its derivative by Y Y^T."""
         pairs, p = self.pairs, self.present.size
-        v, left = self.explained(Y)
-        slopes = -pairs.factors * pairs.weights(left) / pairs.a
-        slopes[:p] = self.present * self.law.slopes(v[:p], left[:p])
-        objective = float(self.present @ self.law.smoothed(v[:p], left[:p])) + pairs.smoothed_objective(left)
+        v, residuals = self.explained(Y)
+        slopes = -pairs.factors * pairs.weights(residuals) / pairs.a
+        slopes[:p] = self.present * self.law.slopes(v[:p], residuals[:p])
+        objective = float(self.present @ self.law.smoothed(v[:p], residuals[:p])) + pairs.smoothed_objective(residuals)
         return objective, (self.terms * slopes[pairs.owner]) @ self.terms.T
 
 
@@ -204,13 +223,13 @@ def fit(
     outside = min(m, gradients.G.shape[1] - len(problem.terms))
     generator = np.random.default_rng(seed)
     terms = np.vstack([problem.terms, np.zeros((outside, problem.terms.shape[1]))])
-    present, own = problem.factors[: problem.p], np.arange(problem.factors.size) < problem.p
-    task = _Task(replace(problem, factors=np.where(own, 0.0, problem.factors)), present, terms, law)
+    present, of_workers = problem.factors[: problem.p], np.arange(problem.factors.size) < problem.p
+    task = _Task(replace(problem, factors=np.where(of_workers, 0.0, problem.factors)), present, terms, law)
     random = [np.linalg.qr(generator.standard_normal((len(terms), m)))[0] for _ in range(restarts)]
     runs = [_descend(task, Y, tol, max_iter) for Y in (_lowest(-terms @ terms.T, m), *random)]
     history, Y = min(runs, key=lambda run: run[0][-1])
-    v, left = (numbers[: problem.p] for numbers in task.explained(Y))
-    floored = (law.beta < 1) & (left < irls.FLOOR) | (law.alpha < 1) & (v < irls.FLOOR)
+    v, residuals = (numbers[: problem.p] for numbers in task.explained(Y))
+    floored = (law.beta < 1) & (residuals < irls.FLOOR) | (law.alpha < 1) & (v < irls.FLOOR)
     return Fit(
         objective=history[-1],
         history=tuple(history),
@@ -272,9 +291,9 @@ def _line_search(task: _Task, Y: Columns, slope: Columns, objective: float, leng
     """Return the first of ever shorter steps that lowers the objective enough, or Y if none does."""
     squared = float(np.vdot(slope, slope))
     for _ in range(_TRIES):
-        tried: np.ndarray = np.linalg.qr(Y - length * slope)[0]
-        if task.evaluate(tried)[0] <= objective - _DESCENT * length * squared:
-            return tried
+        candidate: np.ndarray = np.linalg.qr(Y - length * slope)[0]
+        if task.evaluate(candidate)[0] <= objective - _DESCENT * length * squared:
+            return candidate
         length /= 4
     return Y
 

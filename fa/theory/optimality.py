@@ -80,22 +80,12 @@ def right_multiplication(solution: Solution) -> RightMultiplication:
     """
     problem, unit, Y = _posed(solution)
     residuals = problem.residuals(complement(Y))
-    moment = _moment(problem, problem.factors * problem.weights(residuals))
+    moment = problem.second_moment(problem.factors * problem.weights(residuals))
     Lambda = Y.T @ moment @ Y
     R = problem.basis @ (moment @ Y @ np.linalg.solve(Lambda, Y.T @ unit))  # For the unit gradients.
     violation = np.linalg.norm(Y @ (Y.T @ unit) - unit @ R, axis=0).max()
     gram = solution.gram
     return RightMultiplication(gram.divide_by_norms(R) * gram.norms, Lambda, float(violation))
-
-
-def selection_matrix(rows: Sequence[int], p: int) -> Float64[np.ndarray, "p q"]:
-    """Return S (p, q) of the paper's section 2.3: the columns of G^T S are the gradients that a rule selects.
-
-    Args:
-        rows: Indices of the q selected gradients.
-        p: Number of gradients.
-    """
-    return np.eye(p)[:, list(rows)]
 
 
 def second_order(solution: Solution) -> SecondOrder:
@@ -113,8 +103,7 @@ def second_order(solution: Solution) -> SecondOrder:
     problem, _, Y = _posed(solution)
     Z = complement(Y)
     residuals = problem.residuals(Z)
-    slopes = problem.factors * problem.weights(residuals) / problem.a
-    moment = _moment(problem, slopes)
+    moment = problem.second_moment(problem.factors * problem.weights(residuals) / problem.a)
     inside = Y.T @ moment @ Y
     hessian = _hessian(problem, Y, Z, residuals) + 2 * (
         np.kron(np.eye(Z.shape[1]), inside) - np.kron(Z.T @ moment @ Z, np.eye(Y.shape[1]))
@@ -138,8 +127,8 @@ def rate(history: Sequence[float]) -> float:
         The factor, or NaN if there are too few decreases.
     """
     decreases = -np.diff(history)
-    kept = decreases[decreases > 1e-13 * abs(history[0])]
-    return float(np.median(kept[1:][-10:] / kept[:-1][-10:])) if kept.size > 1 else float("nan")
+    falls = decreases[decreases > 1e-13 * abs(history[0])]
+    return float(np.median(falls[1:][-10:] / falls[:-1][-10:])) if falls.size > 1 else float("nan")
 
 
 def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Columns]:
@@ -151,20 +140,16 @@ def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Col
     return problem, unit, np.linalg.qr(unit @ (gram.norms[:, None] * solution.coefficients))[0]
 
 
-def _moment(problem: Problem, weights: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, "r r"]:
-    """Return sum_k weights_k t_k t_k^T."""
-    moment: np.ndarray = (problem.terms * weights[problem.owner]) @ problem.terms.T
-    return moment
-
-
 def _hessian(
     problem: Problem, Y: Columns, Z: Float64[np.ndarray, "r s"], residuals: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, "k k"]:
     """Return the part with phi'', which is 0 below FLOOR, where the smoothed power is linear."""
     inverse = 1 / problem.a
-    bent = np.where(residuals > FLOOR, np.maximum(residuals, FLOOR) ** (inverse - 2), 0.0) * inverse * (inverse - 1)
+    curvature = (
+        np.where(residuals > FLOOR, np.maximum(residuals, FLOOR) ** (inverse - 2), 0.0) * inverse * (inverse - 1)
+    )
     columns = (Z.T @ problem.terms)[:, None] * (Y.T @ problem.terms)
     turns = np.zeros((problem.factors.size, columns.shape[0] * columns.shape[1]))
     np.add.at(turns, problem.owner, columns.reshape(-1, columns.shape[-1]).T)
-    hessian: np.ndarray = 4 * (turns.T * (problem.factors * bent)) @ turns
+    hessian: np.ndarray = 4 * (turns.T * (problem.factors * curvature)) @ turns
     return hessian

@@ -129,7 +129,7 @@ class Effect(Format):
         direction_error: Relative error of the direction, ||d_q - d||/||d||.
         cosine: Cosine of d_q and d.
         decision_error: Relative error of the direction if the weights are applied to the original gradients.
-        value_error: Largest error of an explained variance |v_i|.
+        value_error: Largest error of an explained variance `v_i`, in absolute value.
         objective_rise: Increase of eq. 5 of the original gradients at the subspace of the quantized ones.
         weights_error: Relative error of the p weights.
     """
@@ -186,6 +186,9 @@ def longest_chunk(bits: int) -> int:
     Args:
         bits: Bits b of a mantissa, 2 to 16.
 
+    Returns:
+        The number of products.
+
     Raises:
         ValueError: `bits` is out of range.
     """
@@ -238,6 +241,9 @@ def switch_bytes(p: int, bits: int, chunk: int, register: int = 64) -> int:
         bits: Bits of a mantissa.
         chunk: Number of columns in a chunk.
         register: Bits of a total; default 64.
+
+    Returns:
+        The number of bytes.
     """
     pairs = p * (p + 1) // 2
     return pairs * 4 + -(-pairs * register // 8) + -(-p * chunk * bits // 8)
@@ -286,9 +292,8 @@ def _effect(
     quantised = quantise(G, format, seed)
     Q = quantised.dequantise()
     check("G", "0 throughout in this format", bool(Q.any()), "of numbers that the format keeps apart from 0")
-    found = irls.solve(Q, **asdict(options))
-    applied = torch.from_numpy(found.weights(formulation)).to(G.device)
-    Y = torch.linalg.qr(Q.T @ torch.from_numpy(found.coefficients).to(G.device))[0]
+    solution = irls.solve(Q, **asdict(options))
+    applied = torch.from_numpy(solution.weights(formulation)).to(G.device)
     d, d_q = weights @ G, applied @ Q
     return Effect(
         **asdict(format),
@@ -296,16 +301,17 @@ def _effect(
         direction_error=_relative(d_q, d),
         cosine=float(F.normalize(d_q / d_q.abs().max(), dim=0) @ F.normalize(d / d.abs().max(), dim=0)),
         decision_error=_relative(applied @ G, d),
-        value_error=float(np.abs(found.values - exact.values).max()),
-        objective_rise=objective.value(G, Y, options.lam, options.regularizer, options.a) - exact.objective,
+        value_error=float(np.abs(solution.values - exact.values).max()),
+        objective_rise=objective.value(G, solution.basis(Q), options.lam, options.regularizer, options.a)
+        - exact.objective,
         weights_error=_relative(applied, weights),
     )
 
 
-def _relative(found: Float64[Tensor, " k"], exact: Float64[Tensor, " k"]) -> float:
+def _relative(approximate: Float64[Tensor, " k"], exact: Float64[Tensor, " k"]) -> float:
     """Return the relative error of a vector."""
     largest = exact.abs().max()  # The square of this number may overflow.
-    return float(((found - exact) / largest).norm() / (exact / largest).norm())
+    return float(((approximate - exact) / largest).norm() / (exact / largest).norm())
 
 
 def _largest(bits: int) -> int:
@@ -338,8 +344,8 @@ def _steps(highest: Float64[Tensor, "p blocks"], kind: str, largest: int, double
 def _either_way(ratios: Float64[Tensor, "blocks block"], generator: torch.Generator) -> Float64[Tensor, "blocks block"]:
     """Round up or down at random with the right mean; the draws do not depend on the gradients' device."""
     draws = torch.rand(ratios.shape, generator=generator, dtype=torch.float64, device=generator.device)
-    whole = ratios.floor()
-    return whole + (draws.to(ratios.device) < ratios - whole)
+    lower = ratios.floor()
+    return lower + (draws.to(ratios.device) < ratios - lower)
 
 
 def _shifts(steps: Float64[np.ndarray, "p blocks"]) -> tuple[Int[np.ndarray, "p blocks"], Float64[np.ndarray, " p"]]:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 
 
 def scale_to_unit_mean(

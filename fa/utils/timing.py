@@ -19,6 +19,20 @@ def elapsed(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def call_seconds(work: Callable[[], object], calls: int) -> list[float]:
+    """Time several calls of a function, after one that may compile.
+
+    Args:
+        work: Function without arguments.
+        calls: Number of timed calls.
+
+    Returns:
+        Wall-clock seconds of each call.
+    """
+    work()
+    return [elapsed(work) for _ in range(calls)]
+
+
 class PhaseTimer:
     """Timer of a run and of its phases, started when it is created.
 

@@ -23,7 +23,7 @@ from fa.experiments.runs.user_rules import register_rules
 from fa.experiments.runs.user_rules import resolve_variant as variant_of
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.gradients import read
-from fa.gradients.gram import measure
+from fa.gradients.measurement import measure
 from fa.gradients.memory_map import open_gradients
 from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator

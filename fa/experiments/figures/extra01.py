@@ -18,8 +18,9 @@ from fa.experiments.figures.extras_common import (
     seed_caption,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEVEL, Claim, Lead, comparison_verdict, learned, mean, verdict
-from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean, verdict
+from fa.experiments.reporting.equivalence import LEVEL
+from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
@@ -107,7 +108,7 @@ def _sweeps() -> list[Case]:
 def _regimes(profile: str) -> list[Case]:
     seeds = () if profile == "smoke" else SEEDS
     cases = []
-    for attack, f, changes in REGIMES.get(profile, ()):
+    for attack, f, changes in for_profile(REGIMES, profile):
         settings = {"attack": attack, **changes}
         cases.append(Case("mean", f, settings, EQUAL, seeds, CONTROL))
         cases += [Case("fa_default", f, settings, options, seeds, name) for name, options in SUBSPACES.items()]
@@ -118,6 +119,12 @@ def parts(table: DataFrame) -> tuple[DataFrame, DataFrame, DataFrame]:
     """Return the last points of the runs on norms, on options and on regimes.
 
     Runs of regimes have a learning rate of their own. Runs on norms have the profile's attack.
+
+    Args:
+        table: The curves, one row a point.
+
+    Returns:
+        The three tables, one row a run.
     """
     last = last_points(table)
     regimes = last["lr"].notna()
@@ -133,6 +140,9 @@ def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[f
         attack: The attack.
         option: The option; all others are those of DEFAULT.
         a: FA's exponent.
+
+    Returns:
+        Accuracies by value.
     """
     rows = sweeps[(sweeps["label"] == "FA") & (sweeps["attack"] == attack)]
     for name, value in (DEFAULT | {"a": a}).items():
@@ -142,13 +152,28 @@ def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[f
 
 
 def control(sweeps: DataFrame, attack: str) -> float:
-    """Return the control's final accuracy under an attack, the mean over seeds."""
+    """Return the control's final accuracy under an attack, the mean over seeds.
+
+    Args:
+        sweeps: Last points of the sweeps.
+        attack: The attack.
+
+    Returns:
+        The accuracy.
+    """
     rows = sweeps[(sweeps["label"] == CONTROL) & (sweeps["attack"] == attack)]
     return float(rows["test_accuracy"].mean())
 
 
 def leads(regimes: DataFrame) -> list[Lead]:
-    """Compare the best of SUBSPACES with the control in each regime, with one difference per seed."""
+    """Compare the best of SUBSPACES with the control in each regime, with one difference per seed.
+
+    Args:
+        regimes: Last points of the runs on regimes.
+
+    Returns:
+        One lead for each regime.
+    """
     compared = []
     for name, rows in by_regime(regimes).items():
         reached = by_label(rows)

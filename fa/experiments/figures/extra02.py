@@ -29,23 +29,30 @@ if TYPE_CHECKING:
 NAME = "extra02_tuned_learning_rates"
 F = 3
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
-FEW = {"smoke": (0.05, 0.1)}  # Learning rates of profiles that are too small for five.
-TESTED = {"smoke": (2021,)}  # Seeds at the best rates, in profiles too small for three.
-HELD = 0.2  # Share of the training images that are used for validation.
+RATES_BY_PROFILE = {"smoke": (0.05, 0.1)}  # Learning rates of profiles that are too small for five.
+SEEDS_BY_PROFILE = {"smoke": (2021,)}  # Seeds at the best rates, in profiles too small for three.
+VALIDATION_SHARE = 0.2  # Share of the training images that are used for validation.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """Create the study of Extra 2, whose runs use validation images; see `make_study` and `tested`."""
     grid = [
-        Case(key, F, {"lr": rate, "validation": HELD}, seeds=(SEEDS[0],))
+        Case(key, F, {"lr": rate, "validation": VALIDATION_SHARE}, seeds=(SEEDS[0],))
         for key in (*RULES, *register_rules(rules))
-        for rate in FEW.get(profile, RATES)
+        for rate in RATES_BY_PROFILE.get(profile, RATES)
     ]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
 def chosen(validation: DataFrame) -> dict[str, float]:
-    """Return each rule's rate with the best mean validation accuracy over seeds; the lowest of equals."""
+    """Return each rule's rate with the best mean validation accuracy over seeds; the lowest of equals.
+
+    Args:
+        validation: Curves of the runs on validation images.
+
+    Returns:
+        Learning rates by variant.
+    """
     final = accuracies(validation[validation["validation"] > 0], "lr")
     rates = sorted({rate for _, rate in final})
     return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *user_rules_in(validation))}
@@ -58,8 +65,11 @@ def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None
         study: The runs on validation images.
         rates: Learning rate by variant.
         seeds: Seeds of the new runs; default: three.
+
+    Returns:
+        The study, with cells of both kinds.
     """
-    seeds = TESTED.get(study.profile, SEEDS) if seeds is None else seeds
+    seeds = SEEDS_BY_PROFILE.get(study.profile, SEEDS) if seeds is None else seeds
     cells = []
     for key, rate in rates.items():
         like = next(cell for cell in study.cells if cell.variant == key and cell.config.lr == rate)
@@ -69,7 +79,16 @@ def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None
 
 
 def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = None) -> Results:
-    """Do the runs on validation images and then those at the best rates; see `tested`."""
+    """Do the runs on validation images and then those at the best rates; see `tested`.
+
+    Args:
+        study: The runs on validation images.
+        jobs: Number of runs at a time; default: one a core.
+        seeds: Seeds of the runs at the best rates; default: three.
+
+    Returns:
+        The results of all runs.
+    """
     return tested(study, chosen(study.run(jobs).table()), seeds).run(jobs)
 
 
@@ -106,7 +125,11 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
         axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
-    axes.set(xlabel="learning rate", ylabel=f"validation accuracy ({HELD:.0%} of the training images)", ylim=(0, 1))
+    axes.set(
+        xlabel="learning rate",
+        ylabel=f"validation accuracy ({VALIDATION_SHARE:.0%} of the training images)",
+        ylim=(0, 1),
+    )
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 

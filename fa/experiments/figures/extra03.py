@@ -9,6 +9,7 @@ from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, verdict
 from fa.experiments.reporting.heatmap import draw_heat
+from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, last_points
 from fa.experiments.runs.user_rules import builtin_rows, label, register_rules, resolve_attack, user_rules_in
 from fa.experiments.runs.variants import VARIANTS
@@ -46,7 +47,7 @@ def study(
     case_seeds, grid = SEEDS.get(profile, ()), []
     keys = (*RULES, *register_rules(rules))
     attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [resolve_attack(attack)])))
-    for f in F_BY_PROFILE.get(profile, (1,)):
+    for f in for_profile(F_BY_PROFILE, profile):
         for name in attacks:
             grid += [Case(key, f, {"attack": name}, seeds=case_seeds) for key in keys]
             grid.append(Case("fa_default", f, {"attack": name}, UNIT_OPTIONS, case_seeds, SAME_LENGTH))
@@ -55,7 +56,15 @@ def study(
 
 
 def cells(table: DataFrame, f: int) -> DataFrame:
-    """Return final test accuracies: rules as rows, attacks as columns, NaN where a rule is not defined."""
+    """Return final test accuracies: rules as rows, attacks as columns, NaN where a rule is not defined.
+
+    Args:
+        table: The curves, one row a point.
+        f: Number of Byzantine workers.
+
+    Returns:
+        The accuracies, with labels of rules and attacks.
+    """
     last = last_points(table[table["f"] == f])
     grid = last.pivot_table(index="label", columns="attack", values="test_accuracy", aggfunc="mean")
     names = [*(label(key) for key in (*RULES, *user_rules_in(table))), SAME_LENGTH]

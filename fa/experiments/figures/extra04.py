@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NAME = "extra04_who_was_trusted"
 F = 3
-DETECTED = 0.9  # Precision or recall from which Byzantine workers count as detected.
+MIN_DETECTION = 0.9  # Precision or recall from which Byzantine workers count as detected.
 UNIT_MEAN = "Mean of unit gradients"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "FA": ("fa", {}),
@@ -88,16 +88,16 @@ def detection(workers: DataFrame, f: int = F) -> DataFrame:
     rows = []
     for name, (rule, column) in DETECTORS.items():
         for attack, group in workers[workers["rule"] == rule].groupby("attack", sort=False):
-            named = _named(group, column, f)
+            reported = _reported(group, column, f)
             faulty = group["worker"] < f
-            right = int((named & faulty).sum())
-            precision = right / int(named.sum()) if named.any() else float("nan")
-            recall, guess = right / int(faulty.sum()), float(named.mean())
+            right = int((reported & faulty).sum())
+            precision = right / int(reported.sum()) if reported.any() else float("nan")
+            recall, guess = right / int(faulty.sum()), float(reported.mean())
             rows.append({"detector": name, "attack": attack, "precision": precision, "recall": recall, "guess": guess})
     return pandas.DataFrame(rows)
 
 
-def _named(workers: DataFrame, column: str, f: int) -> Any:
+def _reported(workers: DataFrame, column: str, f: int) -> Any:
     """Return a mask of the rows that the detector reports."""
     if column == "status":
         return workers["status"] != USED
@@ -106,8 +106,17 @@ def _named(workers: DataFrame, column: str, f: int) -> Any:
     return (place < f).reindex(workers.index)
 
 
-def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
-    """Draw FA's explained variances and weights over time (above), and the detectors (below)."""
+def draw(workers: DataFrame, detections: DataFrame, title: str) -> Figure:
+    """Draw FA's explained variances and weights over time (above), and the detectors (below).
+
+    Args:
+        workers: Rows of `workers`.
+        detections: Rows of `detection`.
+        title: Settings, for the figure's title.
+
+    Returns:
+        The figure.
+    """
     figure = style.new_figure(15, 9)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
     above, below = halves
@@ -125,7 +134,7 @@ def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
     grid[0, 0].set_ylim(0, 1.02)
     grid[0, -1].legend(title="workers", loc="upper left", bbox_to_anchor=(1.02, 1))
     for axes, column in zip(below.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
-        image = draw_heat(axes, cells(found, column), f"{column} of detecting Byzantine workers")
+        image = draw_heat(axes, cells(detections, column), f"{column} of detecting Byzantine workers")
     below.colorbar(image, ax=below.axes, label="share")
     figure.suptitle(
         f"f = {F} Byzantine workers of 15; guessing three has precision and recall 0.2\n{title}", fontsize=10
@@ -133,17 +142,33 @@ def draw(workers: DataFrame, found: DataFrame, title: str) -> Figure:
     return figure
 
 
-def cells(found: DataFrame, column: str) -> DataFrame:
-    """Return precision or recall, with detectors as rows and attacks as columns."""
-    grid = found.pivot(index="detector", columns="attack", values=column)
+def cells(detections: DataFrame, column: str) -> DataFrame:
+    """Return precision or recall, with detectors as rows and attacks as columns.
+
+    Args:
+        detections: Rows of `detection`.
+        column: "precision" or "recall".
+
+    Returns:
+        The shares.
+    """
+    grid = detections.pivot(index="detector", columns="attack", values=column)
     return grid.reindex(index=list(DETECTORS), columns=list(ATTACKS)).rename(columns=ATTACKS)
 
 
-def claims(workers: DataFrame, found: DataFrame) -> list[Claim]:
-    """Judge E4: whether values, weights and selection detect Byzantine workers."""
+def claims(workers: DataFrame, detections: DataFrame) -> list[Claim]:
+    """Judge E4: whether values, weights and selection detect Byzantine workers.
+
+    Args:
+        workers: Rows of `workers`.
+        detections: Rows of `detection`.
+
+    Returns:
+        The claims.
+    """
     testable = workers["iteration"].nunique() >= MIN_MINIBATCHES
-    recall = found.set_index(["detector", "attack"])["recall"]
-    guess = found.groupby("detector")["guess"].mean()
+    recall = detections.set_index(["detector", "attack"])["recall"]
+    guess = detections.groupby("detector")["guess"].mean()
     selected = ["Multi-Krum, excluded", "Bulyan, excluded", "Krum's choice, excluded"]
     return [
         _claim("a low explained variance identifies Byzantine workers", recall, guess, ["FA, smallest v"], testable),
@@ -164,5 +189,7 @@ def _claim(words: str, recall: Any, guess: Any, detectors: Sequence[str], testab
         + ", ".join(f"{ATTACKS[attack]} {recall[name, attack]:.2f}" for attack in ATTACKS)
         for name in detectors
     ]
-    holds = [bool(recall[name, attack] >= DETECTED) for name in detectors for attack in ATTACKS]
-    return Claim("E4", words, "recall " + "; ".join(texts) + f"; threshold: {DETECTED:g}", verdict(holds, testable))
+    holds = [bool(recall[name, attack] >= MIN_DETECTION) for name in detectors for attack in ATTACKS]
+    return Claim(
+        "E4", words, "recall " + "; ".join(texts) + f"; threshold: {MIN_DETECTION:g}", verdict(holds, testable)
+    )

@@ -19,7 +19,8 @@ from fa.experiments.figures.extras_common import (
     make_extra,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEVEL, Claim, Lead, comparison_verdict, learned
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned
+from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study

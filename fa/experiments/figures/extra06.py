@@ -12,12 +12,14 @@ from jaxtyping import Float64
 
 from fa.experiments.figures.extras_common import make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import HOLDS, IN_PART, LEVEL, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
-from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, PairedDifferences
+from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
+from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
+from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import MIN_MINIBATCHES
 from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import VARIANTS
-from fa.gradients.gram import Gram, measure
+from fa.gradients.gram import Gram
+from fa.gradients.measurement import measure
 from fa.rules import Rule, make_rule
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
@@ -83,7 +85,7 @@ LOOKS = {name: style.LOOKS[key] for name, key in FORMULATIONS.items()} | {SPAN: 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Create the study of Extra 6; see `make_study`. The random span draws by the run's seed."""
     grid = [
-        Case(variant, f, {"attack": attack}, options, SEEDS[profile], name)
+        Case(variant, f, {"attack": attack}, options, for_profile(SEEDS, profile), name)
         for attack, f in ATTACKS
         for name, (variant, options) in ARMS.items()
     ]
@@ -154,6 +156,9 @@ def cosine_with_unit_mean(gram: Gram, weights: Float64[np.ndarray, " p"]) -> flo
     Args:
         gram: Gram matrix of the gradients.
         weights: Weights (p,).
+
+    Returns:
+        The cosine, from -1 to 1.
     """
     on_units = weights * gram.norms
     products = gram.cosines @ np.stack([on_units, np.ones(gram.p)], axis=1)
@@ -193,6 +198,9 @@ def comparisons(table: DataFrame) -> list[Comparison]:
 
     Args:
         table: The curves, one row a point.
+
+    Returns:
+        One comparison for each attack and arm that has runs.
     """
     last = last_points(table)
     compared = []

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 NAME = "extra07_rate_or_subspace"
 F = 3
 SEED = 2021
-SLOWER = 0.25  # Factor of the profile's learning rate.
-LONGER = 15 / 8  # p/m: largest ratio of the released FA's step to that of the mean of unit gradients.
+RATE_FACTOR = 0.25  # Factor of the profile's learning rate.
+STEP_RATIO = 15 / 8  # p/m: largest ratio of the released FA's step to that of the mean of unit gradients.
 
 FA, KRUM, KRUM_SLOWER = "FA", "Multi-Krum", "Multi-Krum, a quarter of the rate"
 UNIT, CEILING = "Mean of unit gradients, p/m times the rate", "Mean, f = 0"
@@ -47,9 +47,9 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     """Create the study of Extra 7; see `make_study`."""
     rate = profile_settings(profile)["lr"]
     settings: dict[str, dict[str, Any]] = {
-        KRUM_SLOWER: {"lr": SLOWER * rate},
-        FA_SLOWER: {"lr": SLOWER * rate},
-        UNIT: {"lr": LONGER * rate},
+        KRUM_SLOWER: {"lr": RATE_FACTOR * rate},
+        FA_SLOWER: {"lr": RATE_FACTOR * rate},
+        UNIT: {"lr": STEP_RATIO * rate},
         FA_EARLIER: EARLIER,
         KRUM_EARLIER: EARLIER,
     }

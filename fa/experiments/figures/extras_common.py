@@ -57,20 +57,51 @@ def make_extra(
     figure_settings: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Study:
-    """Create the study of an extra; see `make_study`. Its panels have their own captions of seeds."""
+    """Create the study of an extra; see `make_study`. Its panels have their own captions of seeds.
+
+    Args:
+        name: Name of the extra.
+        profile: Name of the profile.
+        grid: Cases of the extra.
+        out: Folder of the extra; default: the profile's.
+        seeds: Seeds to use instead of the cases' and the profile's.
+        figure_settings: Settings of this extra, instead of those that all extras share.
+        **overrides: Settings that replace all others, unless they are None.
+
+    Returns:
+        The study.
+
+    Raises:
+        ValueError: As for `make_study`.
+    """
     settings = {**_SETTINGS.get(profile, {}), **(figure_settings or {})}
     return replace(make_study(name, profile, grid, out, seeds, settings, **overrides), seed_caption="")
 
 
 def by_label(table: DataFrame) -> dict[str, list[float]]:
-    """Return final test accuracies by label, in the table's order of labels and the order of the seeds."""
+    """Return final test accuracies by label, in the table's order of labels and the order of the seeds.
+
+    Args:
+        table: The curves, one row a point.
+
+    Returns:
+        Accuracies by label, one per seed.
+    """
     groups = last_points(table).sort_values("seed", kind="stable").groupby("label", sort=False)["test_accuracy"]
     final = {str(label): group.tolist() for label, group in groups}
     return {label: final[label] for label in dict.fromkeys(table["label"])}
 
 
 def best_label(final: Mapping[str, Sequence[float]], labels: Iterable[str]) -> str:
-    """Return the label with the best mean accuracy."""
+    """Return the label with the best mean accuracy.
+
+    Args:
+        final: Final accuracies by label, one per seed.
+        labels: Labels to choose from; those without accuracies are ignored.
+
+    Returns:
+        The label.
+    """
     return max((name for name in labels if name in final), key=lambda name: mean(final[name]))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NAME = "fig02_mean_tolerance"
 F_VALUES = (0, 1, 2, 3)
-HEAVILY = 0.5  # Share of the accuracy without Byzantine workers: at or below it, the impact is heavy.
+MAX_RELATIVE_ACCURACY = 0.5  # Share of the accuracy without Byzantine workers: at or below it, the impact is heavy.
 _PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # The released code's settings for this figure.
 
 
@@ -47,13 +47,13 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         chance: Accuracy of guessing.
     """
     final = accuracies(table)
-    heavy = [mean(final["mean", f]) <= HEAVILY * mean(final["mean", 0]) for f in F_VALUES[1:]]
+    heavy = [mean(final["mean", f]) <= MAX_RELATIVE_ACCURACY * mean(final["mean", 0]) for f in F_VALUES[1:]]
     measured = "final accuracy " + ", ".join(f"f = {f}: {format_mean_range(final['mean', f])}" for f in F_VALUES)
     return [
         Claim(
             "C1",
             "f > 0 heavily impacts the accuracy of the mean",
-            f"{measured}; chance is {chance:g}; threshold: {HEAVILY:g} of the accuracy at f = 0",
+            f"{measured}; chance is {chance:g}; threshold: {MAX_RELATIVE_ACCURACY:g} of the accuracy at f = 0",
             verdict(heavy, learned(final, chance)),
         )
     ]

@@ -34,7 +34,7 @@ F_VALUES = (1, 2, 3)
 TOP = (*PAPER_RULES, "mean")
 # By profile and f: three seeds for the paper's usual f, in a profile with one.
 SEEDS = {("cpu", 3): (2021, 2022, 2023)}
-MUCH = 0.15  # Relative lead over the best rival that still counts as about 20%.
+MIN_RELATIVE_LEAD = 0.15  # Relative lead over the best rival that still counts as about 20%.
 
 
 def study(
@@ -119,7 +119,9 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
         fails = len(holds) == len(F_VALUES) and not any(holds)  # A missing rule could not change that.
         return verdict(holds, testable) if complete or fails or not testable else MISSING
 
-    large = [lead.difference >= MUCH * mean(lead.rival_accuracies) and lead.better(margin) for lead in leads]
+    large = [
+        lead.difference >= MIN_RELATIVE_LEAD * mean(lead.rival_accuracies) and lead.better(margin) for lead in leads
+    ]
     return [
         Claim(
             "C3",
@@ -132,7 +134,7 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
             "significantly (about 20%) better accuracy",
             "FA's lead over the best rival: "
             + ", ".join(lead.difference_text for lead in leads)
-            + f"; threshold: {MUCH:.0%} of the rival's accuracy",
+            + f"; threshold: {MIN_RELATIVE_LEAD:.0%} of the rival's accuracy",
             complete_verdict(large),
         ),
     ]

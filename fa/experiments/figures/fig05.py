@@ -59,26 +59,28 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     final = accuracies(table, "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
-    apart = [each for each in leads if max(mean(each.accuracies), mean(each.rival_accuracies)) > LEARNED * chance]
-    larger = [each for each in apart if each is not leads[0]]
-    grows = [after.difference > before.difference + margin for before, after in pairwise(apart)]
-    alike, counts = same_iterations(table, "batch")
-    few = "" if len(apart) == len(leads) else f"; above {LEARNED:g} times chance: {_named(apart)}"
+    comparable = [one for one in leads if max(mean(one.accuracies), mean(one.rival_accuracies)) > LEARNED * chance]
+    larger = [one for one in comparable if one is not leads[0]]
+    grows = [after.difference > before.difference + margin for before, after in pairwise(comparable)]
+    same, counts = same_iterations(table, "batch")
+    sizes_text = "" if len(comparable) == len(leads) else f"; above {LEARNED:g} times chance: {_cases(comparable)}"
     return [
         Claim(
             "C5",
             "with larger batch sizes FA achieves a significantly better accuracy than the other rules",
-            "final accuracy " + "; ".join(map(str, leads)) + few,
-            verdict([each.better(margin) for each in larger], bool(larger)),
+            "final accuracy " + "; ".join(map(str, leads)) + sizes_text,
+            verdict([one.better(margin) for one in larger], bool(larger)),
         ),
         Claim(
             "C5",
             "marginal utility of larger batch sizes: FA's lead grows with the batch size",
-            "FA's lead over the best rival: " + ", ".join(each.difference_text for each in leads) + f"; {counts}{few}",
-            verdict(grows, alike and bool(grows)),
+            "FA's lead over the best rival: "
+            + ", ".join(one.difference_text for one in leads)
+            + f"; {counts}{sizes_text}",
+            verdict(grows, same and bool(grows)),
         ),
     ]
 
 
-def _named(leads: Sequence[Lead]) -> str:
-    return ", ".join(each.case for each in leads) or "none"
+def _cases(leads: Sequence[Lead]) -> str:
+    return ", ".join(one.case for one in leads) or "none"

@@ -109,5 +109,5 @@ def _slower(links: DataFrame | None) -> str:
     curves = links[links["variant"] == "fa"].groupby("loss")[["seconds", "iteration"]]
     steps = curves.last() - curves.first()
     times = 1000 * steps["seconds"] / steps["iteration"]
-    spent = [f"{milliseconds:.0f} ms at {loss:.0%} loss" for loss, milliseconds in times.items()]
-    return f"; over TCP, an iteration of the MNIST CNN takes {' and '.join(spent)}"
+    step_times = [f"{milliseconds:.0f} ms at {loss:.0%} loss" for loss, milliseconds in times.items()]
+    return f"; over TCP, an iteration of the MNIST CNN takes {' and '.join(step_times)}"

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.claims import (
-    NEAR,
+    MAX_LOSS,
     Claim,
     accuracies,
     format_mean_range,
@@ -74,8 +74,8 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "C7",
             "FA possesses strong resilience for reasonable choices of p",
             f"final accuracy {'; '.join(map(str, leads))}; {CEILING}, p = 15: {format_mean_range(ceiling)};"
-            f" threshold: {NEAR:g} below that",
-            verdict([accuracy >= mean(ceiling) - NEAR for accuracy in ours], testable),
+            f" threshold: {MAX_LOSS:g} below that",
+            verdict([accuracy >= mean(ceiling) - MAX_LOSS for accuracy in ours], testable),
         ),
         Claim(
             "C7",

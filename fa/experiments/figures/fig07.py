@@ -40,7 +40,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "cpu": {"iterations": 75},
     "paper": {"iterations": 800},
 }
-LOWER = 0.02  # Least difference between mean explained variances that counts.
+MIN_DIFFERENCE = 0.02  # Least difference between mean explained variances that counts.
 MIN_POINTS = 4  # Least number of points of a curve for a verdict on its falls.
 
 
@@ -58,7 +58,14 @@ def _augmentations() -> dict[tuple[tuple[str, Any], ...], str]:
 
 
 def tables(results: Results) -> tuple[DataFrame, DataFrame]:
-    """Return the curves with a column `scheme`, and FA's explained variances by scheme, seed, iteration and worker."""
+    """Return the curves with a column `scheme`, and FA's explained variances by scheme, seed, iteration and worker.
+
+    Args:
+        results: Results of this figure's study.
+
+    Returns:
+        Both tables.
+    """
     import pandas
 
     names = _augmentations()
@@ -151,8 +158,8 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
             "explained variances are the quality of workers: lower with augmented data",
             "mean v_i of clean workers minus that of augmented workers: "
             + ", ".join(f"{scheme} {gap:+.3f}" for scheme, gap in gaps.items())
-            + f"; threshold: {LOWER:g}",
-            verdict([gap > LOWER for gap in gaps.values()], testable),
+            + f"; threshold: {MIN_DIFFERENCE:g}",
+            verdict([gap > MIN_DIFFERENCE for gap in gaps.values()], testable),
         ),
     ]
 

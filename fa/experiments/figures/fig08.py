@@ -28,7 +28,7 @@ NAME = "fig08_lambda"
 LAMBDAS = (0, 1, 2, 4, 8, 16, 32, 64)
 OTHERS = ("multi_krum", "bulyan")
 FORMULATIONS = {"released": "FA as released", "paper": "FA, this package's default"}
-NEARER = 0.05  # Least gain of a cosine that counts.
+MIN_COSINE_GAIN = 0.05  # Least gain of a cosine that counts.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
@@ -147,7 +147,9 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
         Claim(
             "C9",
             "varying lambda can interpolate Bulyan and Multi-Krum",
-            "mean cosine of FA's direction with " + "; ".join(courses) + f"; threshold: a gain of {NEARER:g}",
-            verdict([near > NEARER for near in nears.values()], cosines["iteration"].nunique() >= MIN_MINIBATCHES),
+            "mean cosine of FA's direction with " + "; ".join(courses) + f"; threshold: a gain of {MIN_COSINE_GAIN:g}",
+            verdict(
+                [near > MIN_COSINE_GAIN for near in nears.values()], cosines["iteration"].nunique() >= MIN_MINIBATCHES
+            ),
         ),
     ]

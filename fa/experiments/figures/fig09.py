@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from fa.augment.recipes import read
 from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import NEAR, Claim, format_mean_range, learned, mean, verdict
+from fa.experiments.reporting.claims import MAX_LOSS, Claim, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish
+from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points, make_study
 from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
 from fa.rules import make_rule
-from fa.utils.timing import elapsed
+from fa.utils.timing import call_seconds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,7 +33,7 @@ CEILING = "Mean, p = 15, f = 0"
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Create the study of Figure 9; see `make_study`."""
-    iterations = dict(zip((15, 30, 60), ITERATIONS.get(profile, (1, 1, 1)), strict=True))
+    iterations = dict(zip((15, 30, 60), for_profile(ITERATIONS, profile), strict=True))
     grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]
     grid.append(Case("mean", 0, {"workers": 15, "iterations": iterations[15]}, label_override=CEILING))
     settings: dict[str, Any] = {"dataset": "mnist", "model": "convnet"} if profile in ("cpu", "paper") else {}
@@ -57,13 +59,9 @@ def server_times(study: Study) -> DataFrame:
         for name in RULES:
             variant = VARIANTS[name]
             rule = make_rule(variant.rule, f=cell.config.rule_f, **dict(variant.options))
-            rows.append({"workers": len(G), "n": G.shape[1], "rule": name, "milliseconds": _time(rule, G)})
+            milliseconds = 1000 * median(call_seconds(partial(rule, G), TIMED_CALLS))
+            rows.append({"workers": len(G), "n": G.shape[1], "rule": name, "milliseconds": milliseconds})
     return pandas.DataFrame(rows)
-
-
-def _time(rule: Any, G: Any) -> float:
-    rule(G)  # The first call may compile.
-    return 1000 * median(elapsed(lambda: rule(G)) for _ in range(TIMED_CALLS))
 
 
 def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
@@ -105,14 +103,14 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
     ceiling = last["mean", 15, 0]
     costs = times[times["rule"] == "fa"].set_index("workers")["milliseconds"]
     measured = ", ".join(f"p = {p}, f = {f}: {format_mean_range(values)}" for (p, f), values in final.items())
-    spent = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())
-    near = [mean(values) >= mean(ceiling) - NEAR for values in final.values()]
+    durations = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())
+    near = [mean(values) >= mean(ceiling) - MAX_LOSS for values in final.values()]
     return [
         Claim(
             "C10",
             "FA is feasible for larger setups, with up to 60 workers and 14 Byzantine ones",
-            f"final accuracy {measured}; {CEILING}: {format_mean_range(ceiling)}; threshold: {NEAR:g} below; one"
-            f" aggregation {spent}",
+            f"final accuracy {measured}; {CEILING}: {format_mean_range(ceiling)}; threshold: {MAX_LOSS:g} below; one"
+            f" aggregation {durations}",
             verdict(near, learned({"mean": ceiling}, chance)),
         )
     ]

@@ -15,13 +15,13 @@ from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, ve
 from fa.experiments.reporting.curves import finish
 from fa.experiments.reporting.style import looks
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races, targets
-from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.recording import record
 from fa.experiments.runs.study import Case, OutDir, Results, RuleNames, Seeds, Study, last_points, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.rules import make_rule
-from fa.utils.timing import elapsed
+from fa.utils.timing import call_seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,7 @@ NAME = "fig10_wall_clock"
 RULES = (*PAPER_RULES, "mean")
 F_BY_PROFILE = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
 TIMED_CALLS = 10  # Number of timed calls per method.
-DEARER = 1.1  # Least ratio of two measured times that counts.
+MIN_COST_RATIO = 1.1  # Least ratio of two measured times that counts.
 PHASES = {
     "compute": "the slowest worker's gradient",
     "network": "network and waiting",
@@ -44,13 +44,20 @@ _SETTINGS = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """Create the study of Figure 10, whose workers are processes on the CPU; see `make_study`."""
-    grid = [Case(key, F_BY_PROFILE.get(profile, 0)) for key in (*RULES, *register_rules(rules))]
+    grid = [Case(key, for_profile(F_BY_PROFILE, profile)) for key in (*RULES, *register_rules(rules))]
     study = make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides | {"device": None})
     return replace(study, worker_processes=True)
 
 
 def iteration_times(results: Results) -> DataFrame:
-    """Return one row per run: seconds of an iteration by `PHASES`, and seconds of an epoch."""
+    """Return one row per run: seconds of an iteration by `PHASES`, and seconds of an epoch.
+
+    Args:
+        results: Results of this figure's study.
+
+    Returns:
+        Columns variant, seed, those of `PHASES`, and epoch.
+    """
     import pandas
 
     rows = []
@@ -70,6 +77,12 @@ def aggregation_times(study: Study) -> DataFrame:
     """Measure one aggregation of the first gradients of FA's run, as the least of TIMED_CALLS in milliseconds.
 
     The methods are FA, and plain torch on the n x p matrix with one SVD (released code) or five (paper).
+
+    Args:
+        study: The study of this figure.
+
+    Returns:
+        Columns method, milliseconds, workers and n.
     """
     import pandas
 
@@ -82,19 +95,17 @@ def aggregation_times(study: Study) -> DataFrame:
         "FA by 1 SVD": partial(svd_steps, workers, steps=1),
         "FA by 5 SVDs": partial(svd_steps, workers, steps=5),
     }
-    for work in works.values():
-        work()  # The first call may compile.
-    rounds = pandas.DataFrame({name: elapsed(work) for name, work in works.items()} for _ in range(TIMED_CALLS))
-    costs = 1000 * rounds.min().rename_axis("method").rename("milliseconds")
-    return costs.reset_index().assign(workers=len(G), n=G.shape[1])
+    milliseconds = {name: 1000 * min(call_seconds(work, TIMED_CALLS)) for name, work in works.items()}
+    table = pandas.DataFrame(milliseconds.items(), columns=["method", "milliseconds"])
+    return table.assign(workers=len(G), n=G.shape[1])
 
 
-def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
+def draw(table: DataFrame, times: DataFrame, costs: DataFrame, title: str, chance: float) -> Figure:
     """Draw (a) accuracy by seconds, (b) an epoch, (c) the ends of all runs, (d) the time of an aggregation.
 
     Args:
         table: The curves, one row a point.
-        spent: Seconds by phase; see `iteration_times`.
+        times: Seconds by phase; see `iteration_times`.
         costs: Milliseconds of one aggregation; see `aggregation_times`.
         title: Settings, for the figure's title.
         chance: Accuracy of guessing.
@@ -102,9 +113,9 @@ def draw(table: DataFrame, spent: DataFrame, costs: DataFrame, title: str, chanc
     figure = style.new_figure(11.5, 7.6)
     (a, b), (c, d) = figure.subplots(2, 2)
     _draw_curves(a, table, targets(table, chance))
-    _draw_epochs(b, spent)
+    _draw_epochs(b, times)
     _draw_ends(c, table)
-    _draw_aggregations(d, spent, costs)
+    _draw_aggregations(d, times, costs)
     figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
     heading = f"Workers are processes; f = {table['f'].iloc[0]} of them send {attack_heading(table)}"
     figure.suptitle(f"{heading}; {style.FA_FORMULATION}\n{title}", fontsize=10)
@@ -125,14 +136,14 @@ def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     axes.set_title("(a) time to accuracy")
 
 
-def _draw_epochs(axes: Axes, spent: DataFrame) -> None:
-    means = spent.groupby("variant", sort=False).mean(numeric_only=True)
-    whole = means[list(PHASES)].sum(axis=1)
-    left = whole * 0
+def _draw_epochs(axes: Axes, times: DataFrame) -> None:
+    means = times.groupby("variant", sort=False).mean(numeric_only=True)
+    total = means[list(PHASES)].sum(axis=1)
+    start = total * 0
     for (part, what), colour in zip(PHASES.items(), style.sequential_colors(len(PHASES))[::-1], strict=True):
-        seconds = means[part] / whole * means["epoch"]
-        axes.barh([label(key) for key in means.index], seconds, left=left, color=colour, label=what)
-        left += seconds
+        seconds = means[part] / total * means["epoch"]
+        axes.barh([label(key) for key in means.index], seconds, left=start, color=colour, label=what)
+        start += seconds
     axes.set(title="(b) an epoch", xlabel="seconds")
     axes.invert_yaxis()
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
@@ -149,8 +160,8 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
 
 
-def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
-    means = 1000 * spent.groupby("variant", sort=False)["aggregation"].mean()
+def _draw_aggregations(axes: Axes, times: DataFrame, costs: DataFrame) -> None:
+    means = 1000 * times.groupby("variant", sort=False)["aggregation"].mean()
     ours = style.LOOKS["fa"]
     variants = looks(means.index)
     dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
@@ -165,40 +176,40 @@ def _draw_aggregations(axes: Axes, spent: DataFrame, costs: DataFrame) -> None:
     axes.invert_yaxis()
 
 
-def claims(table: DataFrame, spent: DataFrame, costs: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+def claims(table: DataFrame, times: DataFrame, costs: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """Judge the first three parts of C11, and C12.
 
     An iteration transfers 8 p n bytes: each worker receives and sends n coordinates of four bytes.
 
     Args:
         table: The curves, one row a point.
-        spent: Seconds of an iteration by phase, as `iteration_times` returns them.
+        times: Seconds of an iteration by phase, as `iteration_times` returns them.
         costs: Milliseconds of one aggregation, as `aggregation_times` returns them.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    table, spent = builtin_rows(table), builtin_rows(spent)
+    table, times = builtin_rows(table), builtin_rows(times)
     final = accuracies(table)
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
     final_lead, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
-    cost = {key: 1000 * value for key, value in spent.groupby("variant", sort=False)["aggregation"].mean().items()}
-    dearer = [cost["fa"] > DEARER * cost[key] for key in PAPER_RULES if key != "fa"]
-    each = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
+    cost = {key: 1000 * value for key, value in times.groupby("variant", sort=False)["aggregation"].mean().items()}
+    costlier = [cost["fa"] > MIN_COST_RATIO * cost[key] for key in PAPER_RULES if key != "fa"]
+    by_rule = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
     svd = ", ".join(f"{row.method} {row.milliseconds:.1f} ms" for row in costs.itertuples())
     megabytes = 8 * costs["workers"].iloc[0] * costs["n"].iloc[0] / 1e6
     return [
         Claim(
             "C11",
             "the iteration complexity of FA is higher",
-            f"one aggregation during training: {each}; outside of training: {svd}",
-            verdict(dearer),
+            f"one aggregation during training: {by_rule}; outside of training: {svd}",
+            verdict(costlier),
         ),
         Claim(
             "C11",
             "higher utility of each iteration, as reflected in time to accuracy",
-            f"time to {describe_races(seconds, '{:.1f} s')}; threshold: {DEARER:g} times FA's time",
-            verdict(fa_first(seconds, DEARER), bool(seconds)),
+            f"time to {describe_races(seconds, '{:.1f} s')}; threshold: {MIN_COST_RATIO:g} times FA's time",
+            verdict(fa_first(seconds, MIN_COST_RATIO), bool(seconds)),
         ),
         Claim(
             "C11",

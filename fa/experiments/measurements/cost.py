@@ -16,9 +16,9 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
-from fa.gradients.gram import measure as gram_of
+from fa.gradients.measurement import measure as gram_of
 from fa.sdp.certificate import relax
-from fa.utils.timing import elapsed
+from fa.utils.timing import call_seconds
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ def svd_steps(
     for _ in range(steps):
         weighted = torch.cat([weight**0.5 * X for weight, X in zip(weights, columns, strict=True)], dim=1)
         Y = torch.linalg.svd(weighted, full_matrices=False)[0][:, : m or irls.default_m(len(columns))]
-        left = [float((X - Y @ (Y.T @ X)).square().sum()) for X in columns]
-        weights = [max(residual, irls.FLOOR) ** -0.5 for residual in left]
+        residuals = [float((X - Y @ (Y.T @ X)).square().sum()) for X in columns]
+        weights = [max(residual, irls.FLOOR) ** -0.5 for residual in residuals]
     mean = torch.stack([worker.mean(dim=0) for worker in workers]).mean(dim=0)
-    return 1 - np.array(left), Y @ (Y.T @ mean)
+    return 1 - np.array(residuals), Y @ (Y.T @ mean)
 
 
 def in_gram_space(
@@ -115,6 +115,9 @@ def measure(grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3,
         base: The other sizes.
         repeats: Number of timed calls.
         seed: Seed of the gradients.
+
+    Returns:
+        One timing for each size and method.
     """
     timings = []
     for varied, sizes in grid.items():
@@ -123,7 +126,7 @@ def measure(grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3,
             generator = torch.Generator().manual_seed(seed)
             workers = list(torch.randn(case.p, case.k, case.n, generator=generator))
             for method, work in METHODS.items():
-                seconds = least_seconds(partial(work, workers, steps=case.N), repeats)
+                seconds = min(call_seconds(partial(work, workers, steps=case.N), repeats))
                 timings.append(CostTiming(**asdict(case), varied=varied, method=method, seconds=seconds))
     return timings
 
@@ -167,12 +170,7 @@ def certificate_seconds(G: Float[Tensor, "p n"], lam: float, m: int | None = Non
     """
     gram, _ = gram_of(G)
     columns = m or irls.default_m(gram.p)
-    return least_seconds(lambda: relax(irls.build_problem(gram, columns, lam, 2.0)), repeats)
-
-
-def least_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Return the least time of several calls, in seconds."""
-    return min(elapsed(work) for _ in range(repeats))
+    return min(call_seconds(lambda: relax(irls.build_problem(gram, columns, lam, 2.0)), repeats))
 
 
 def _slope(sizes: Sequence[float], costs: Sequence[float]) -> float:

@@ -5,12 +5,9 @@ netem drops packets if the kernel has it; otherwise nftables does. Linux, iprout
 
 from __future__ import annotations
 
-import ctypes
 import os
-import socket
 import subprocess
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +18,6 @@ SERVER = "10.99.0.1"
 """The server's address in its namespace."""
 
 _NAMES = Path("/run/netns")
-_NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 
 
 @dataclass(frozen=True)
@@ -47,29 +43,19 @@ class Links:
         Args:
             namespace: The namespace.
             command: The command to run there.
+
+        Returns:
+            The command, as a list of arguments.
         """
         alone = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
         return ["ip", "netns", "exec", namespace, *alone, *command]
-
-    @staticmethod
-    def udp_socket(namespace: str) -> socket.socket:
-        """Create a UDP socket in a namespace, usable from any thread of this process."""
-
-        def make() -> socket.socket:
-            with (_NAMES / namespace).open("rb") as file:
-                if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _NEW_NETWORK):
-                    raise OSError(ctypes.get_errno(), f"entering the namespace {namespace}")
-            return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-
-        with ThreadPoolExecutor(1) as thread:  # Only this thread enters the namespace.
-            return thread.submit(make).result()
 
     def retransmitted_segments(self) -> int:
         """Return the number of segments that TCP has retransmitted in all namespaces."""
         count = 0
         for name in (self.server, *self.workers):
-            said = _run("ip", "netns", "exec", name, "cat", "/proc/net/snmp")
-            names, values = (line.split()[1:] for line in said.splitlines() if line.startswith("Tcp:"))
+            counters = _run("ip", "netns", "exec", name, "cat", "/proc/net/snmp")
+            names, values = (line.split()[1:] for line in counters.splitlines() if line.startswith("Tcp:"))
             count += int(dict(zip(names, values, strict=True))["RetransSegs"])
         return count
 
@@ -96,6 +82,9 @@ def star_network(workers: int, lossy: int = 0, loss: float = 0.1) -> Iterator[Li
         workers: Number of workers.
         lossy: Number of lossy links: those of the first workers.
         loss: Share of packets that these lose in both directions, rounded to whole per cents.
+
+    Returns:
+        A context manager, whose value is the namespaces.
 
     Raises:
         ValueError: A number is out of range.
@@ -157,7 +146,7 @@ def _lose(server: str, name: str, rank: int, percent: int) -> str:
 add chain ip fa in {{ type filter hook prerouting priority 0; }}
 add rule ip fa in ip saddr {source} numgen random mod 100 < {percent} counter drop
 """
-            _run(*f"ip netns exec {where} nft -f -".split(), given=rules)
+            _run(*f"ip netns exec {where} nft -f -".split(), stdin=rules)
         return "nftables"
 
 
@@ -172,5 +161,5 @@ def _ip(*arguments: str) -> None:
     _run("ip", *arguments)
 
 
-def _run(*command: str, given: str = "") -> str:
-    return subprocess.run(command, input=given, capture_output=True, text=True, check=True).stdout
+def _run(*command: str, stdin: str = "") -> str:
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, check=True).stdout

@@ -28,14 +28,14 @@ _PORT = 7000  # The namespace has no other listener.
 _LIMIT = 600.0  # Timeout of a run, in seconds.
 
 
-def load_or_measure(kept: Path, profile: str) -> DataFrame:
+def load_or_measure(path: Path, profile: str) -> DataFrame:
     """Return curves of runs over lossy links, from a file or measured now.
 
     The rules use f = 0, since TCP delivers every gradient complete. The model, the data and the learning rate are those
     of quick at every profile.
 
     Args:
-        kept: File of earlier results, used if it has rows.
+        path: File of earlier results, used if it has rows.
         profile: Name of the profile.
 
     Returns:
@@ -44,7 +44,7 @@ def load_or_measure(kept: Path, profile: str) -> DataFrame:
     """
     import pandas
 
-    if kept.is_file() and len(rows := pandas.read_csv(kept)):
+    if path.is_file() and len(rows := pandas.read_csv(path)):
         return rows
     losses = LOSSES if for_profile(ITERATIONS, profile) and not unsupported_reason() else ()
     runs = [_curve(variant, loss, profile) for loss in losses for variant in for_profile(RULES, profile)]
@@ -57,9 +57,9 @@ def _curve(variant: str, loss: float, profile: str) -> DataFrame:
     look, iterations, usual = VARIANTS[variant], for_profile(ITERATIONS, profile), PROFILES["quick"]
     settings = {"iterations": iterations, "evaluate-every": iterations // POINTS}
     settings |= {name: usual[name] for name in ("dataset", "model", "batch", "lr", "momentum")}
-    own = [f"--{name}={value}" for name, value in {**settings, **dict(look.options)}.items()]
+    options = [f"--{name}={value}" for name, value in {**settings, **dict(look.options)}.items()]
     with star_network(WORKERS, LOSSY if loss else 0, loss) as links, tempfile.TemporaryDirectory() as folder:
-        train_over(links, Path(folder) / "run", [f"--rule={look.rule}", "--byzantine=0", "--attack=none", *own])
+        train_over(links, Path(folder) / "run", [f"--rule={look.rule}", "--byzantine=0", "--attack=none", *options])
         curve = pandas.read_csv(Path(folder) / "run" / "curve.csv")
         about = (variant, look.label, loss, WORKERS, LOSSY, links.means, links.retransmitted_segments())
     return curve.assign(**dict(zip(_ABOUT, about, strict=True)))[[*_ABOUT, *curve.columns]]

@@ -26,7 +26,15 @@ STRENGTHS = 5  # Maximal number of times in a sample grid, evenly selected from 
 
 
 def pattern(side: int, channels: int = 1) -> Images:
-    """Return an image (1, channels, side, side) of a white lattice on grey, which shows where each pixel moves."""
+    """Return an image (1, channels, side, side) of a white lattice on grey, which shows where each pixel moves.
+
+    Args:
+        side: Height and width in pixels.
+        channels: Number of channels.
+
+    Returns:
+        The image, with values in [0, 1].
+    """
     lines = torch.arange(side) % 4 == 0
     lines[-1] = True
     grid = torch.where(lines[:, None] | lines, 255, 70).to(torch.uint8)
@@ -53,16 +61,16 @@ def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]
     pixels = centred(system)
     ticks = np.linspace(-(side - 1) / 2, (side - 1) / 2, 14) if pixels else np.linspace(0.02, 0.98, 14)
     points = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
-    arrows = SYSTEMS[system].velocity(points, **{**SYSTEMS[system].parameters, **parameters})
-    speed = np.hypot(*arrows.T)
-    x, y = (arrows / speed[:, None]).T
+    velocities = SYSTEMS[system].velocity(points, **{**SYSTEMS[system].parameters, **parameters})
+    speed = np.hypot(*velocities.T)
+    x, y = (velocities / speed[:, None]).T
     look: dict[str, Any] = {"cmap": "viridis", "angles": "xy", "scale": 17, "width": 0.008, "pivot": "mid"}
-    shown = axes.quiver(*points.T, x, y, np.log10(speed), **look)
+    arrows = axes.quiver(*points.T, x, y, np.log10(speed), **look)
     unit = "pixels from the centre" if pixels else "parts of the side"
     axes.set(xlabel=f"x ({unit})", ylabel=f"y ({unit})", aspect="equal")
     axes.grid(visible=False)
     axes.invert_yaxis()
-    axes.figure.colorbar(shown, ax=axes, label="$\\log_{10}$ of the speed")
+    axes.figure.colorbar(arrows, ax=axes, label="$\\log_{10}$ of the speed")
 
 
 def strip(images: dict[str, Images]) -> Figure:
@@ -96,7 +104,15 @@ def samples(recipe: Recipe, images: Images, seed: int) -> Figure:
 
 
 def evenly(values: Sequence[float], count: int) -> list[float]:
-    """Return at most `count` of the values, evenly selected, with the first and the last."""
+    """Return at most `count` of the values, evenly selected, with the first and the last.
+
+    Args:
+        values: The values, at least one.
+        count: Largest number of values to return.
+
+    Returns:
+        The selected values, in their order.
+    """
     places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
     return [values[place] for place in places]
 

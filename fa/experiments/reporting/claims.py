@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fa.experiments.reporting.equivalence import LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import last_points
 from fa.experiments.runs.variants import RIVALS, VARIANTS
@@ -21,8 +22,7 @@ OPEN = "not established"  # Some differences exceed the margin, but none passes 
 
 LEARNED = 3.0  # Factor of chance: if no run exceeds it, no rule learned, and accuracies cannot be compared.
 CHANCE_MARGIN = 0.05  # Accuracy above chance that still counts as chance.
-NEAR = 0.05  # Accuracy below the mean without Byzantine workers that still counts as near it.
-LEVEL = 0.05  # Significance level of tests over seeds.
+MAX_LOSS = 0.05  # Accuracy below the mean without Byzantine workers that still counts as near it.
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,18 @@ class Lead:
     @property
     def p_value(self) -> float | None:
         """One-sided p-value of Student's paired t test over seeds; None for one seed, which allows no test."""
-        from scipy.stats import ttest_rel
-
-        differences = [a - b for a, b in zip(self.accuracies, self.rival_accuracies, strict=True)]
-        if len(differences) < 2:
-            return None
-        if max(differences) - min(differences) < 1e-9:  # The t statistic would divide by zero.
-            return 0.0 if self.difference > 0 else 1.0
-        return float(ttest_rel(self.accuracies, self.rival_accuracies, alternative="greater").pvalue)
+        return PairedDifferences.between(self.accuracies, self.rival_accuracies).p_above(0.0)
 
     def better(self, margin: float = MARGIN, level: float = LEVEL) -> bool:
-        """Return True if the lead exceeds the margin and, with several seeds, passes the test at `level`."""
+        """Return True if the lead exceeds the margin and, with several seeds, passes the test at `level`.
+
+        Args:
+            margin: Least difference that counts.
+            level: Significance level of the test.
+
+        Returns:
+            True if FA, or the variant of it, is better.
+        """
         return self.difference > margin and (self.p_value is None or self.p_value < level)
 
     def __str__(self) -> str:
@@ -116,6 +117,13 @@ def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[fl
     """Return final test accuracies by (variant, value of the column `by`), in the order of the seeds.
 
     At each value only the seeds that all its variants have are used, so that accuracies are paired by seed.
+
+    Args:
+        table: The curves, one row a point.
+        by: Column of the second key.
+
+    Returns:
+        Accuracies by key, one per seed.
     """
     last = last_points(table).sort_values("seed", kind="stable")
     variants = last.groupby(by)["variant"].transform("nunique")
@@ -139,7 +147,15 @@ def mean(values: Sequence[float]) -> float:
 
 
 def learned(final: Mapping[Any, Sequence[float]], chance: float) -> bool:
-    """Return True if some mean accuracy exceeds LEARNED times chance, so that rules can be compared."""
+    """Return True if some mean accuracy exceeds LEARNED times chance, so that rules can be compared.
+
+    Args:
+        final: Final accuracies by any key, one per seed.
+        chance: Accuracy of guessing.
+
+    Returns:
+        True if rules can be compared.
+    """
     return max(mean(values) for values in final.values()) > LEARNED * chance
 
 
@@ -150,6 +166,9 @@ def lead(final: Mapping[tuple[str, Any], Sequence[float]], value: Any, symbol: s
         final: Final accuracies; see `accuracies`.
         value: Value of their second key.
         symbol: Symbol of that key for texts, as in "f".
+
+    Returns:
+        The lead, over the rival with the best mean.
     """
     rivals = [key for key in RIVALS if (key, value) in final]
     rival = max(rivals, key=lambda key: mean(final[key, value]))
@@ -174,7 +193,15 @@ def same_iterations(table: DataFrame, by: str) -> tuple[bool, str]:
 
 
 def verdict(holds: Sequence[bool], testable: bool = True) -> str:
-    """Return the verdict on a statement about several cases: HOLDS in all, IN_PART in some, NOT in none."""
+    """Return the verdict on a statement about several cases: HOLDS in all, IN_PART in some, NOT in none.
+
+    Args:
+        holds: Whether the statement holds in each case.
+        testable: False for the verdict UNTESTABLE.
+
+    Returns:
+        The verdict.
+    """
     if not testable:
         return UNTESTABLE
     return HOLDS if all(holds) else IN_PART if any(holds) else NOT
@@ -186,6 +213,15 @@ def comparison_verdict(
     """Return the verdict on the statement that the first is better than its rival in each of `leads`.
 
     It is OPEN if some differences exceed the margin, and none passes the test at `level`.
+
+    Args:
+        leads: The comparisons.
+        testable: False for the verdict UNTESTABLE.
+        level: Significance level of each test.
+        margin: Least difference that counts.
+
+    Returns:
+        The verdict.
     """
     holds = [lead.better(margin, level) for lead in leads]
     if testable and not any(holds) and any(lead.difference > margin for lead in leads):

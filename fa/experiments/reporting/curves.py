@@ -23,6 +23,9 @@ def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Fig
         column: Column whose values have a panel each.
         symbol: Symbol of the column for titles, as in p = 11.
         heading: Title of the figure.
+
+    Returns:
+        The figure.
     """
     values = list(dict.fromkeys(table[column]))
     variants = (*(key for key in VARIANTS if key in set(table["variant"])), *user_rules_in(table))
@@ -38,7 +41,13 @@ def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Fig
 
 
 def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None:
-    """Draw test accuracy by iteration, one line per variant: the mean over seeds, and their range as a band."""
+    """Draw test accuracy by iteration, one line per variant: the mean over seeds, and their range as a band.
+
+    Args:
+        axes: Axes to draw on.
+        table: The curves, one row a point.
+        variants: Variants to draw, in the order of the legend.
+    """
     for key in variants:
         rows = table[table["variant"] == key]
         if len(rows):
@@ -48,7 +57,16 @@ def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None
 
 
 def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str, dashes: tuple[int, ...] = ()) -> None:
-    """Draw one line: the mean over the seeds of `rows`, and their range as a band."""
+    """Draw one line: the mean over the seeds of `rows`, and their range as a band.
+
+    Args:
+        axes: Axes to draw on.
+        rows: Points of one variant with all its seeds.
+        label: Name in the legend.
+        colour: Colour of the line.
+        marker: matplotlib's marker.
+        dashes: Lengths of dashes and gaps; default: a solid line.
+    """
     points = rows.groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
     every = max(1, len(points) // 8)
     line = (0, dashes) if dashes else "-"

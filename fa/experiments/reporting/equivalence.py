@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fa.experiments.reporting.claims import LEVEL, mean
 from fa.utils.validation import check
+
+LEVEL = 0.05
+"""Significance level of tests over seeds."""
 
 HELPS, EQUIVALENT, UNDECIDED = "helps", "equivalent", "open"
 """Results of `PairedDifferences.result`."""
@@ -27,14 +29,25 @@ class PairedDifferences:
 
     @classmethod
     def between(cls, first: Sequence[float], second: Sequence[float]) -> PairedDifferences:
-        """Subtract the second from the first, seed by seed."""
+        """Subtract the second from the first, seed by seed.
+
+        Args:
+            first: Accuracies, one per seed.
+            second: Accuracies with the same seeds.
+
+        Returns:
+            The differences, in the order of the seeds.
+
+        Raises:
+            ValueError: Unequal numbers of seeds, or none.
+        """
         check("the seeds", (len(first), len(second)), len(first) == len(second) > 0, "the same for both, at least one")
         return cls(tuple(a - b for a, b in zip(first, second, strict=True)))
 
     @property
     def mean(self) -> float:
         """Mean difference."""
-        return mean(self.values)
+        return sum(self.values) / len(self.values)
 
     @property
     def deviation(self) -> float:
@@ -43,7 +56,14 @@ class PairedDifferences:
         return math.sqrt(squares / max(1, len(self.values) - 1))
 
     def p_above(self, bound: float) -> float | None:
-        """Return the one-sided p-value of Student's t test of "the mean exceeds `bound`"; None for one seed."""
+        """Return the one-sided p-value of Student's t test of "the mean exceeds `bound`"; None for one seed.
+
+        Args:
+            bound: Bound of the mean.
+
+        Returns:
+            The p-value.
+        """
         from scipy.stats import t
 
         n = len(self.values)
@@ -54,11 +74,25 @@ class PairedDifferences:
         return float(t.sf((self.mean - bound) / (self.deviation / math.sqrt(n)), n - 1))
 
     def p_below(self, bound: float) -> float | None:
-        """Return the one-sided p-value of Student's t test of "the mean is less than `bound`"; None for one seed."""
+        """Return the one-sided p-value of Student's t test of "the mean is less than `bound`"; None for one seed.
+
+        Args:
+            bound: Bound of the mean.
+
+        Returns:
+            The p-value.
+        """
         return PairedDifferences(tuple(-value for value in self.values)).p_above(-bound)
 
     def p_equivalent(self, margin: float) -> float | None:
-        """Return the p-value of "the mean is within the margin of 0": the larger of two one-sided t tests'."""
+        """Return the p-value of "the mean is within the margin of 0": the larger of two one-sided t tests'.
+
+        Args:
+            margin: Bound of the absolute mean.
+
+        Returns:
+            The p-value; None for one seed.
+        """
         above, below = self.p_above(-margin), self.p_below(margin)
         return None if above is None or below is None else max(above, below)
 
@@ -66,6 +100,12 @@ class PairedDifferences:
         """Return the interval that both one-sided tests at `level` leave: of 90% for the level 0.05.
 
         The mean is equivalent to 0 at this level if the interval lies within the margin. One seed gives a point.
+
+        Args:
+            level: Level of each one-sided test.
+
+        Returns:
+            The lower and the upper end.
         """
         from scipy.stats import t
 

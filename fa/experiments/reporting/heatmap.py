@@ -34,9 +34,9 @@ def draw_heat(axes: Axes, cells: DataFrame, title: str) -> AxesImage:
             gap = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, hatch="///", edgecolor="#999999", linewidth=0)
             axes.add_patch(gap)
             continue
-        shown = f"{number:.2f}".removeprefix("0") if number < 0.995 else "1"
+        text = f"{number:.2f}".removeprefix("0") if number < 0.995 else "1"
         colour = "white" if number < _DARK else "black"
-        axes.text(column, row, shown, ha="center", va="center", color=colour, fontsize=7)
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
     axes.set_xticks(range(len(cells.columns)), list(cells.columns), rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(cells.index)), list(cells.index))
     axes.tick_params(length=0)

@@ -13,7 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fa.experiments.reporting.claims import HOLDS, IN_PART, LEARNED, LEVEL, NOT, UNTESTABLE
+from fa.experiments.reporting.claims import HOLDS, IN_PART, LEARNED, NOT, UNTESTABLE
+from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN, MARGINS
 from fa.utils.files import write_atomically
 from fa.utils.validation import check

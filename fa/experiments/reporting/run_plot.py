@@ -51,7 +51,14 @@ class RunTables:
         return int(self.config["byzantine"])
 
     def grid(self, column: str) -> DataFrame:
-        """Return a column of the workers' table by worker (rows) and iteration (columns); NaN if undefined."""
+        """Return a column of the workers' table by worker (rows) and iteration (columns); NaN if undefined.
+
+        Args:
+            column: Name of the column.
+
+        Returns:
+            The values.
+        """
         return self.workers.pivot(index="worker", columns="iteration", values=column)
 
     def byzantine_share(self) -> DataFrame:
@@ -110,7 +117,14 @@ def _reason(status: str) -> str:
 
 
 def draw(run: RunTables) -> Figure:
-    """Draw accuracy, loss and the Byzantine workers' share (above), and the decision about each worker (below)."""
+    """Draw accuracy, loss and the Byzantine workers' share (above), and the decision about each worker (below).
+
+    Args:
+        run: Tables of the run.
+
+    Returns:
+        The figure.
+    """
     share = "weight, of the sum of sizes (a gradient counts by its weight times its norm, which is not recorded)"
     maps = {"share": share, "value": "explained variance $v_i$"}
     maps = {column: name for column, name in maps.items() if run.workers[column].notna().any()} or {"": "status"}

@@ -68,13 +68,27 @@ HONEST, BYZANTINE = "#1c2833", "#8c3200"
 
 
 def looks(keys: Iterable[str]) -> dict[str, Look]:
-    """Return the looks of all variants, and of the user's rules among `keys` in their order."""
+    """Return the looks of all variants, and of the user's rules among `keys` in their order.
+
+    Args:
+        keys: Variants and user rules.
+
+    Returns:
+        Looks by variant.
+    """
     users = (key for key in dict.fromkeys(keys) if key not in LOOKS)
     return LOOKS | {key: Look(label(key), *look) for key, look in zip(users, USER_LOOKS, strict=False)}
 
 
 def sequential_colors(count: int) -> tuple[str, ...]:
-    """Return colours from dark to light for anything except rules: cividis without its lightest part."""
+    """Return colours from dark to light for anything except rules: cividis without its lightest part.
+
+    Args:
+        count: Number of colours.
+
+    Returns:
+        Hexadecimal colours.
+    """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -96,7 +110,15 @@ def apply_theme() -> None:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure with the theme; sizes in inches."""
+    """Return an empty figure with the theme; sizes in inches.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
+
+    Returns:
+        The figure.
+    """
     apply_theme()
     from matplotlib.figure import Figure
 

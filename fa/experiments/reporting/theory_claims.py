@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fa.experiments.reporting.claims import LEVEL, NOT, Claim, format_mean_range, mean, verdict
+from fa.experiments.reporting.claims import NOT, Claim, format_mean_range, verdict
+from fa.experiments.reporting.equivalence import LEVEL, PairedDifferences
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-EXACT = 1e-8  # Largest rounding error of an identity in float64.
-IDENTITY = 1e-5  # Largest relative error of an identity in IRLS' limit.
-CURVED = -1e-8  # Smallest over largest eigenvalue: a point below it is not a minimum.
+MAX_ROUNDING_ERROR = 1e-8  # Largest rounding error of an identity in float64.
+MAX_LIMIT_ERROR = 1e-5  # Largest relative error of an identity in IRLS' limit.
+MIN_CURVATURE = -1e-8  # Smallest over largest eigenvalue: a point below it is not a minimum.
 BITS = 8
-ALIKE = 0.03  # Bound of the equivalence test for accuracies after a short run.
+EQUIVALENCE_BOUND = 0.03  # Bound of the equivalence test for accuracies after a short run.
 
 
 def maximum_likelihood(difference: float, exact_at_floor: bool) -> list[Claim]:
@@ -29,8 +30,8 @@ def maximum_likelihood(difference: float, exact_at_floor: bool) -> list[Claim]:
         Claim(
             "C14",
             "with alpha = 1, beta = 1/2 and a = 2, eq. 4 is the Flag Median's objective",
-            f"largest difference between eq. 4 + p and eq. 5: {difference:.0e}; threshold: {EXACT:.0e}",
-            verdict([bool(difference < EXACT)]),
+            f"largest difference between eq. 4 + p and eq. 5: {difference:.0e}; threshold: {MAX_ROUNDING_ERROR:.0e}",
+            verdict([bool(difference < MAX_ROUNDING_ERROR)]),
         ),
         Claim(
             "C14",
@@ -49,11 +50,12 @@ def convergence(problems: DataFrame, trap: float, real: DataFrame) -> list[Claim
         trap: Smallest eigenvalue at the limit of a problem constructed to stop IRLS.
         real: Steps for real gradients, with columns a and "steps to 1e-10".
     """
-    saddles = int((problems["smallest / largest"] < CURVED).sum())
+    saddles = int((problems["smallest / largest"] < MIN_CURVATURE).sum())
     steps = {"real": _steps(real), "random": _steps(problems)}
-    slower = [bool(found[a] > found[2.0]) for found in steps.values() for a in found.index if a != 2.0]
+    slower = [bool(counts[a] > counts[2.0]) for counts in steps.values() for a in counts.index if a != 2.0]
     median_steps = "; ".join(
-        f"{where} " + ", ".join(f"a = {a:g}: {count:g}" for a, count in found.items()) for where, found in steps.items()
+        f"{where} " + ", ".join(f"a = {a:g}: {count:g}" for a, count in counts.items())
+        for where, counts in steps.items()
     )
     return [
         Claim(
@@ -85,7 +87,7 @@ def right_multiplication(violation: float, after_one_step: float) -> list[Claim]
             "C15",
             "Y Y^T G is a right multiplication by a matrix of the Lagrange multipliers",
             f"largest relative violation {violation:.0e} at the limit (after one step: {after_one_step:.0e} or more)",
-            verdict([bool(violation < IDENTITY)]),
+            verdict([bool(violation < MAX_LIMIT_ERROR)]),
         )
     ]
 
@@ -100,7 +102,10 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
     """
     of_eight = errors.loc[errors["bits"] == BITS, "direction_error"]
     trained = {name: reached for name, reached in accuracy.items() if name.startswith(f"{BITS} bits")}
-    close = [equivalent(reached, accuracy[exact], ALIKE) for reached in trained.values()]
+    p_values = [
+        PairedDifferences.between(reached, accuracy[exact]).p_equivalent(EQUIVALENCE_BOUND)
+        for reached in trained.values()
+    ]
     test_accuracies = ", ".join(
         f"{name} {format_mean_range(reached)}" for name, reached in {exact: accuracy[exact], **trained}.items()
     )
@@ -109,7 +114,7 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
             "C16",
             "a quantised SVD costs some accuracy loss",
             f"{BITS} bits change d by {of_eight.min():.1%} to {of_eight.max():.1%}; test accuracy {test_accuracies}",
-            verdict(close, bool(trained) and len(accuracy[exact]) > 1),
+            verdict([p is not None and p < LEVEL for p in p_values], bool(trained) and len(accuracy[exact]) > 1),
         ),
         Claim(
             "C16",
@@ -120,27 +125,6 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
     ]
 
 
-def equivalent(ours: Sequence[float], theirs: Sequence[float], bound: float) -> bool:
-    """Test whether two sets of accuracies are equivalent, by two one-sided paired t tests at LEVEL.
-
-    Args:
-        ours: Accuracies, one per seed.
-        theirs: Accuracies with the same seeds.
-        bound: Largest mean difference that counts as equivalent.
-
-    Returns:
-        True if the mean difference is within the bound.
-    """
-    from scipy.stats import ttest_1samp
-
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if len(differences) < 2 or max(differences) - min(differences) < 1e-9:  # The t statistic would divide by zero.
-        return abs(mean(differences)) < bound
-    above = ttest_1samp(differences, -bound, alternative="greater").pvalue
-    below = ttest_1samp(differences, bound, alternative="less").pvalue
-    return bool(max(above, below) < LEVEL)
-
-
 def cost(exponents: DataFrame) -> list[Claim]:
     """Judge C11's cost model.
 
@@ -149,10 +133,10 @@ def cost(exponents: DataFrame) -> list[Claim]:
     """
     bounds = {"n": 1.0, "p": 2.0, "k": 2.0, "N": 1.0}
     methods = list(dict.fromkeys(exponents["method"]))
-    found = {m: dict(exponents.loc[exponents["method"] == m, ["varied", "measured"]].to_numpy()) for m in methods}
-    measured_exponents = "; ".join(f"{m}: " + ", ".join(f"{x} {found[m][x]:.2f}" for x in bounds) for m in methods)
+    measured = {m: dict(exponents.loc[exponents["method"] == m, ["varied", "measured"]].to_numpy()) for m in methods}
+    measured_exponents = "; ".join(f"{m}: " + ", ".join(f"{x} {measured[m][x]:.2f}" for x in bounds) for m in methods)
     # The margin 0.25 is for the noise of a fit over a few sizes.
-    within = [bool(found[methods[0]][x] <= bound + 0.25) for x, bound in bounds.items()]
+    within = [bool(measured[methods[0]][x] <= bound + 0.25) for x, bound in bounds.items()]
     return [
         Claim(
             "C11",

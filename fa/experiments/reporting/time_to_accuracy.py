@@ -35,7 +35,15 @@ class Race(NamedTuple):
     rival_time: float | None
 
     def describe(self, form: str, factor: float) -> str:
-        """Return both times, multiplied by a factor, in a format such as "{:.0f}"."""
+        """Return both times, multiplied by a factor, in a format such as "{:.0f}".
+
+        Args:
+            form: Format of a time.
+            factor: Number that the times are multiplied by.
+
+        Returns:
+            The text.
+        """
         fa_time = "never" if self.fa_time is None else form.format(factor * self.fa_time)
         rival = "no rival"
         if self.rival is not None and self.rival_time is not None:
@@ -44,12 +52,29 @@ class Race(NamedTuple):
 
 
 def describe_races(races: Sequence[Race], form: str, factor: float = 1.0) -> str:
-    """Return all races in words; see `Race.describe`."""
+    """Return all races in words; see `Race.describe`.
+
+    Args:
+        races: The races.
+        form: Format of a time.
+        factor: As for `Race.describe`.
+
+    Returns:
+        The text.
+    """
     return "; ".join(race.describe(form, factor) for race in races) or f"no accuracy above {LEARNED:g} times chance"
 
 
 def fa_first(races: Sequence[Race], factor: float = 1.0) -> list[bool]:
-    """Return for each race whether every rival took more than `factor` times as long as FA."""
+    """Return for each race whether every rival took more than `factor` times as long as FA.
+
+    Args:
+        races: The races.
+        factor: Least ratio of a rival's time to FA's.
+
+    Returns:
+        One value for each race.
+    """
     return [
         race.fa_time is not None and (race.rival_time is None or factor * race.fa_time < race.rival_time)
         for race in races
@@ -57,7 +82,15 @@ def fa_first(races: Sequence[Race], factor: float = 1.0) -> list[bool]:
 
 
 def targets(table: DataFrame, chance: float) -> list[float]:
-    """Return the target accuracies, from means over seeds; none where nothing is learned."""
+    """Return the target accuracies, from means over seeds; none where nothing is learned.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+
+    Returns:
+        Accuracies in ascending order.
+    """
     best = _means(table)["test_accuracy"].groupby("variant").max()
     common = float(min(best["fa"], max(best[key] for key in RIVALS if key in best)))
     accuracies = [chance + share * (common - chance) for share in SHARES]
@@ -65,12 +98,30 @@ def targets(table: DataFrame, chance: float) -> list[float]:
 
 
 def races(table: DataFrame, chance: float, column: str = "iteration") -> list[Race]:
-    """Return a race to each of the `targets`, with times in a column of the table."""
+    """Return a race to each of the `targets`, with times in a column of the table.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        column: Column with the times.
+
+    Returns:
+        One race for each target.
+    """
     return [_race(table, accuracy, column) for accuracy in targets(table, chance)]
 
 
 def times_to(table: DataFrame, accuracy: float, column: str = "iteration") -> dict[str, float]:
-    """Return by variant the time at which its mean over seeds reached an accuracy, if it did."""
+    """Return by variant the time at which its mean over seeds reached an accuracy, if it did.
+
+    Args:
+        table: The curves, one row a point.
+        accuracy: Accuracy to reach.
+        column: Column with the times.
+
+    Returns:
+        Times by variant.
+    """
     means = _means(table)
     first = means[means["test_accuracy"] >= accuracy].groupby("variant").first()
     return {str(variant): float(value) for variant, value in first[column].items()}

@@ -143,15 +143,35 @@ class Study:
             jobs: Number of runs at a time; default: one a core.
             progress: Whether to show progress.
             shard: The part i/k of the runs; default: all.
+
+        Returns:
+            One outcome for each configuration.
         """
         return sweep(self.shard(shard), self.store, jobs, progress, self.worker_processes)
 
     def shard(self, text: str | None) -> list[TrainConfig]:
-        """Return the configurations of the shard i/k, or all."""
+        """Return the configurations of the shard i/k, or all.
+
+        Args:
+            text: The shard, as in "1/4"; None for all.
+
+        Returns:
+            The configurations.
+
+        Raises:
+            ValueError: The text is not a shard.
+        """
         return self.configs if text is None else select_shard(self.configs, text)
 
     def run(self, jobs: int | None = None, progress: bool = True) -> Results:
         """Do the runs that are not finished, and return the results of all.
+
+        Args:
+            jobs: Number of runs at a time; default: one a core.
+            progress: Whether to show progress.
+
+        Returns:
+            The results.
 
         Raises:
             ValueError: Some runs failed. The message has the first run of each reason.
@@ -196,11 +216,11 @@ class Study:
         steps = f"{self._values('iterations')} iterations"
         several = len(seeds) > 1
         attack = f", attack {plugins.display_name(self.attack)}" if self.attack else ""
-        shown = f"seed{'s' * several} {_enumerate(seeds)}{self.seed_caption * several}"
+        seed_text = f"seed{'s' * several} {_enumerate(seeds)}{self.seed_caption * several}"
         reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.skipped.values())
         skipped = "".join(f"\nexcluded: {reason}" for reason in reasons)
         unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
-        return "\n".join([f"{task}; {counts}{attack}, {steps}, {shown}{skipped}", *wrap(unfinished, _TITLE_WIDTH)])
+        return "\n".join([f"{task}; {counts}{attack}, {steps}, {seed_text}{skipped}", *wrap(unfinished, _TITLE_WIDTH)])
 
     def _values(self, setting: str) -> str:
         """Return the values of a setting in the order of the cases, as in 64/128/192."""
@@ -242,7 +262,14 @@ class Results:
     descriptions: tuple[dict[str, Any], ...]
 
     def record(self, cell: Cell) -> Record:
-        """Return the record of one of the study's runs."""
+        """Return the record of one of the study's runs.
+
+        Args:
+            cell: One of the cells of the study.
+
+        Returns:
+            The record.
+        """
         record = self.outcomes[cell.config].record
         assert record is not None  # A study with a failed run has no results.
         return record
@@ -284,6 +311,9 @@ def make_study(
         figure_settings: Settings of this figure, instead of the profile's.
         **overrides: Settings that replace all others, unless they are None. An attack becomes a column of the table.
 
+    Returns:
+        The study, whose `skipped` names the cases that need more workers.
+
     Raises:
         ValueError: An unknown profile or setting, an invalid value, or no seeds.
     """
@@ -305,9 +335,9 @@ def make_study(
         and configurations(grid, usual, seeds, changes) != configurations(grid, usual)
     )
     skipped = {str(cell.case): reason for cell in cells if (reason := _refusal(cell.config))}
-    kept = tuple(cell for cell in cells if str(cell.case) not in skipped)
+    accepted = tuple(cell for cell in cells if str(cell.case) not in skipped)
     folder = figures_dir(profile, out, custom)
-    return Study(name, profile, folder, kept, skipped, attack=overrides.get("attack"))
+    return Study(name, profile, folder, accepted, skipped, attack=overrides.get("attack"))
 
 
 def configurations(
@@ -323,6 +353,9 @@ def configurations(
         settings: Settings of the profile and the figure, with "seeds"; those of a case replace them.
         seeds: Seeds to use instead of those of the cases and of the settings.
         overrides: Settings that replace all others; an attack among them becomes one of the case's.
+
+    Returns:
+        The cells, in the order of the grid.
     """
     common = {setting: value for setting, value in settings.items() if setting != "seeds"}
     attack = {"attack": overrides["attack"]} if "attack" in overrides else {}
@@ -331,8 +364,8 @@ def configurations(
         variant = resolve_variant(case.variant)
         rule = {"rule": variant.rule, "rule_options": {**dict(variant.options), **case.options}, "byzantine": case.f}
         config = TrainConfig(**{**common, **case.settings, **rule, **overrides})
-        shown = replace(case, settings={**case.settings, **attack})
-        cells += [Cell(shown, replace(config, seed=seed)) for seed in seeds or case.seeds or settings["seeds"]]
+        case = replace(case, settings={**case.settings, **attack})
+        cells += [Cell(case, replace(config, seed=seed)) for seed in seeds or case.seeds or settings["seeds"]]
     return cells
 
 
@@ -352,7 +385,14 @@ def _enumerate(seeds: Sequence[int]) -> str:
 
 
 def last_points(table: DataFrame) -> DataFrame:
-    """Return the last point of every curve."""
+    """Return the last point of every curve.
+
+    Args:
+        table: The curves, one row a point.
+
+    Returns:
+        One row for each curve.
+    """
     curve = list(table.columns[: list(table.columns).index("iteration")])
     ordered = table.sort_values("iteration", kind="stable")
     last: DataFrame = ordered.groupby(curve, sort=False, dropna=False).last().reset_index()
@@ -360,7 +400,15 @@ def last_points(table: DataFrame) -> DataFrame:
 
 
 def final_accuracies(table: DataFrame, by: str = "f") -> DataFrame:
-    """Return mean, least and greatest final test accuracy over the seeds, by label and the column `by`."""
+    """Return mean, least and greatest final test accuracy over the seeds, by label and the column `by`.
+
+    Args:
+        table: The curves, one row a point.
+        by: Column of the second key.
+
+    Returns:
+        One row for each label and value.
+    """
     over_seeds = last_points(table).groupby(["label", by], sort=False)["test_accuracy"]
     final: DataFrame = over_seeds.agg(["mean", "min", "max"])
     return final

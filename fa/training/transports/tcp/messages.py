@@ -1,15 +1,16 @@
 """Messages between server and worker: a header of fixed size, and the number of raw bytes that it announces.
 
-| kind | sender | n | bytes |
-|---|---|---|---|
-| HELLO | worker | 0 | the run's token, then the release |
-| WELCOME | server | 0 | the configuration as JSON |
-| JOIN | worker | coordinates | digest of the configuration, then the data's checksum |
-| WORK | server | coordinates | parameters, then the state of the rank if the process is new |
-| GRADIENT | worker | coordinates | gradient, then batch-norm statistics; the header has loss and seconds |
-| PING | server | 0 | none; the server is alive |
-| END | server | 0 | none; the run is over |
-| REFUSE | both | 0 | the reason, as text |
+The kinds::
+
+    kind     sender  n            bytes
+    HELLO    worker  0            the run's token, then the release
+    WELCOME  server  0            the configuration as JSON
+    JOIN     worker  coordinates  digest of the configuration, then the data's checksum
+    WORK     server  coordinates  parameters, then the state of the rank if the process is new
+    GRADIENT worker  coordinates  gradient, then batch-norm statistics; the header has loss and seconds
+    PING     server  0            none; the server is alive
+    END      server  0            none; the run is over
+    REFUSE   both    0            the reason, as text
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Flags, which are nested subspaces span(Y_1) < ... < span(Y_K), and hints of workers about relevant dimensions.
+"""Flags, which are nested subspaces span(Y_1) < ... < span(Y_K).
 
     min over Y^T Y = I of  sum_k A(Y_k),     Y_k the first m_k columns of Y,     m_1 < ... < m_K
 
@@ -23,20 +23,14 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float64
-from torch import Tensor
+from jaxtyping import Float64
 
 from fa import irls
-from fa.gradients import read_groups
-from fa.gradients.gram import measure_groups
-from fa.gradients.inputs import is_matrix
+from fa.gradients.measurement import measure_groups
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check, check_integer
 
 Square = Float64[np.ndarray, "r r"]
-
-_NAMED = 1e-10  # Squared length, or fraction of the largest singular value, below which a direction is rounding error.
 
 
 @dataclass(frozen=True)
@@ -79,12 +73,12 @@ class Flag:
         assert coefficients is not None  # A flag stays in the span of G.
         return coefficients
 
-    def direction(self, level: int = -1, formulation: irls.Formulation = "paper") -> Any:
+    def direction(self, level: int = -1, formulation: irls.Formulation | None = None) -> Any:
         """Compute the direction d of one level, as `fa.irls.Solution.direction` does.
 
         Args:
             level: Index of the level; the default is the outermost.
-            formulation: "paper" or "released".
+            formulation: "paper" or "released"; None for the level's, which is "paper".
 
         Returns:
             d (n,), of the gradients' kind, dtype and device.
@@ -192,10 +186,9 @@ def _by_variance(
     problem: irls.Problem, Y: Float64[np.ndarray, "r s"], weights: Float64[np.ndarray, " T"]
 ) -> Float64[np.ndarray, "r s"]:
     """Rotate Y to the eigenvectors of the weighted second moment in its span, the largest first."""
-    terms = Y.T @ problem.terms
-    moment = (terms * (problem.factors * weights)[problem.owner]) @ terms.T
-    turned: np.ndarray = Y @ np.linalg.eigh(moment)[1][:, ::-1]
-    return turned
+    moment = problem.second_moment(problem.factors * weights, Y)
+    rotated: np.ndarray = Y @ np.linalg.eigh(moment)[1][:, ::-1]
+    return rotated
 
 
 def _in_order(problem: irls.Problem, outer: irls.Solution) -> Square:
@@ -240,133 +233,3 @@ def _check_dims(dims: Any, q: int) -> None:
         check_integer("each of dims", m, 1)
     check("dims", tuple(dims), all(m < larger for m, larger in pairwise(dims)), "increasing")
     check("the last of dims", dims[-1], dims[-1] <= q, f"at most p = {q}, the number of gradients")
-
-
-def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
-    """Compute a start for `fa.irls.solve` and `solve` from the dimensions that workers name as relevant.
-
-    P_i is the projector on the dimensions of worker i. The start spans the k <= m dimensions of span(G) with the
-    largest sum_i tr(Y^T P_i Y). The number k is less than m if the workers name fewer dimensions. If k = 0, IRLS starts
-    from equal weights. The length of a direction does not matter. Only the columns of named coordinates are copied.
-
-    Args:
-        G: Gradients, as for `fa.irls.solve`.
-        relevant: One entry per worker: integer indices (k_i,) of coordinates, directions (n, k_i), or None.
-        m: Largest number of dimensions; None for ceil((p + 1)/2).
-
-    Returns:
-        An orthonormal basis (n, k), of G's kind.
-
-    Raises:
-        ValueError: Wrong number of entries, an index out of range, or an entry that is empty or has another shape.
-
-    Source: the paper, section 2.1: workers may specify dimensions, "which may be used for smart initialization also".
-
-    Example:
-        >>> import numpy as np
-        >>> from fa import flags
-        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
-        >>> start = flags.hints(G, [[0], [0], None])
-        >>> abs(start).round(3).tolist()
-        [[1.0], [0.0], [0.0]]
-    """
-    gradients, counts, gram = measure_groups(G)
-    named = _read(relevant, counts, gradients.G)
-    rows = gram.divide_by_norms(irls.build_problem(gram, 1, 0.0, 2.0, counts=counts).basis)
-    parts = [rows.T @ _inside(gradients.G, part).double().cpu().numpy() for part in named if part is not None]
-    lengths, vectors = np.linalg.eigh(sum((part @ part.T for part in parts), np.zeros((rows.shape[1],) * 2)))
-    m = irls.default_m(len(counts)) if m is None else m
-    check_integer("m", m, 1)
-    chosen = rows @ vectors[:, lengths > _NAMED][:, ::-1][:, :m]
-    return gradients.restore(gradients.G.T @ torch.from_numpy(chosen).to(gradients.G))
-
-
-def restrict(G: Any, relevant: Any) -> Any:
-    """Project each gradient on the dimensions that its worker names as relevant: P_i g_i.
-
-    Every function that accepts gradients accepts the result. In IRLS and flags, worker i then has
-    v_i = ||Y^T P_i g_i||^2/||P_i g_i||^2. A worker without relevant coordinates has a zero gradient. d is 0 outside the
-    dimensions that the workers name together.
-
-    The paper (section 2.1) only says that workers "may specify dimensions along which gradient information is
-    relevant". Two other readings are possible:
-
-    - 1 - ||Y^T P_i g_i||^2/||g_i||^2, which weighs a worker by the relevant fraction of its gradient;
-    - one restriction for all: Y within the span of all named dimensions.
-
-    Args:
-        G: Gradients, as for `fa.irls.solve`.
-        relevant: As for `hints`; None leaves the worker's gradient unchanged.
-
-    Returns:
-        The projected gradients, in the form of G.
-
-    Raises:
-        ValueError: As for `hints`.
-
-    Example:
-        >>> import numpy as np
-        >>> from fa import flags
-        >>> G = np.array([[2.0, 1.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]])
-        >>> flags.restrict(G, [[0], [0, 1], None]).tolist()
-        [[2.0, 0.0, 0.0], [2.0, -1.0, 0.0], [0.0, 0.0, 5.0]]
-    """
-    gradients, counts = read_groups(G)
-    named = _read(relevant, counts, gradients.G)
-    parts = [_project(rows, part) for rows, part in zip(gradients.G.split(counts), named, strict=True)]
-    if isinstance(G, Tensor | np.ndarray):
-        return gradients.restore(torch.cat(parts))
-    return [gradients.restore(part if is_matrix(entry) else part[0]) for entry, part in zip(G, parts, strict=True)]
-
-
-def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> list[Tensor | None]:
-    """Return for each worker indices (k,), an orthonormal basis (n, k), or None."""
-    listed = isinstance(relevant, Sequence) and not isinstance(relevant, str)
-    check("relevant", type(relevant).__name__, listed, "a list with one entry a worker")
-    check("the length of relevant", len(relevant), len(relevant) == len(counts), f"p = {len(counts)}")
-    return [None if entry is None else _named(f"relevant[{i}]", entry, G) for i, entry in enumerate(relevant)]
-
-
-def _named(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
-    """Return sorted indices or an orthonormal basis for one entry, after checking it."""
-    n = G.shape[1]
-    try:
-        named = torch.as_tensor(entry if isinstance(entry, Tensor) else np.asarray(entry), device=G.device).detach()
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an array, got {entry!r}") from None
-    found = (tuple(named.shape), str(named.dtype).removeprefix("torch."))
-    check(name, found, named.numel() > 0, "not empty; None says that a worker names nothing")
-    if named.ndim == 1 and not (named.is_floating_point() or named.is_complex() or named.dtype == torch.bool):
-        outside = named[(named < 0) | (named >= n)]
-        check(name, outside[:3].tolist(), not len(outside), f"of indices from 0 to n - 1 = {n - 1}")
-        indices: Tensor = torch.unique(named.long())
-        return indices
-    directions = named.ndim == 2 and len(named) == n and named.is_floating_point()
-    check(name, found, directions, f"indices, (k,) integers, or directions, ({n}, k) floating-point numbers")
-    return _orthonormal(name, named.double()).to(torch.promote_types(G.dtype, torch.float32))
-
-
-def _orthonormal(name: str, directions: Float64[Tensor, "n k"]) -> Float64[Tensor, "n r"]:
-    """Return a basis of the span; directions are scaled by their largest entries, so lengths do not matter."""
-    largest = directions.abs().amax(dim=0)
-    usable = torch.isfinite(largest) & (largest > 0)
-    if not usable.all():
-        raise ValueError(f"{name} must be finite and not 0 in each column; column {int(usable.int().argmin())} is not")
-    basis, lengths, _ = torch.linalg.svd(directions / largest, full_matrices=False)
-    kept: Tensor = basis[:, lengths > _NAMED * lengths[0]]
-    return kept
-
-
-def _inside(rows: Float[Tensor, "q n"], named: Tensor) -> Float[Tensor, "q k"]:
-    """Return the rows' coordinates in the named dimensions."""
-    return torch.mm(rows.to(named.dtype), named) if named.is_floating_point() else rows.index_select(1, named)
-
-
-def _project(rows: Float[Tensor, "q n"], named: Tensor | None) -> Float[Tensor, "q n"]:
-    """Project the rows on the named dimensions."""
-    if named is None:
-        return rows
-    inside = _inside(rows, named)
-    if named.is_floating_point():
-        return torch.mm(inside, named.T).to(rows.dtype)
-    return torch.index_copy(torch.zeros_like(rows), 1, named, inside)
