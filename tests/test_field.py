@@ -1,6 +1,7 @@
 """The rules, pre-aggregators and options of the field: each against another library, or against a plain version."""
 
 import warnings
+from itertools import count, islice
 
 import byzfl
 import numpy as np
@@ -109,9 +110,21 @@ def numbers(seed: int) -> tuple[Gradients, int]:
     return rng.standard_normal((p, 1)) + rng.standard_normal(), int(rng.integers(1, (p + 1) // 2))
 
 
+def filter_ends(G: Gradients, f: int) -> bool:
+    """Return whether the filter ends within 100 steps; a removed row that is far away can hold it up for long."""
+    c = np.ones(len(G))
+    for _ in range(100):
+        if c.sum() <= len(G) - 2 * f:
+            return True
+        tau = np.square(G - c @ G / c.sum())[:, 0]
+        c = c * (1 - tau / tau.max())
+    return False
+
+
 @pytest.mark.draws_globally
 def test_byzfls_filter_agrees_on_numbers() -> None:
-    draws = [numbers(seed) for seed in range(DRAWS)]
+    problems = (numbers(seed) for seed in count())
+    draws = list(islice((problem for problem in problems if filter_ends(*problem)), DRAWS))
     assert sum(agree(fa.aggregate(G, "caf", f=f, maximum="all"), byzfl.CAF(f)(G)) for G, f in draws) == DRAWS
 
 

@@ -11,7 +11,7 @@ from fa.rules.decision import ColumnDecision
 from fa.rules.span import Points, centred_points
 from fa.utils.validation import check_one_of
 
-_MAX_ITER = 10_000
+_MAX_ITER = 1_000
 """Limit of steps for maximum="all", which may not end."""
 
 

@@ -47,6 +47,9 @@ class MoNNA(Rule):
         super().check_workers(p, remark)
         same = column_counts(self.steps, p, self.f)[-1] == p
         check("preaggregators", self.steps, same, "ones that keep all gradients, as `reference` is one of them")
+        self._check_reference(p)
+
+    def _check_reference(self, p: int) -> None:
         check("reference", self.reference, -p <= self.reference < p, f"in [-{p}, {p}), the ranks of p = {p} gradients")
 
     def for_rows(self: AnyRule, rows: Sequence[int], p: int) -> AnyRule:
@@ -55,6 +58,7 @@ class MoNNA(Rule):
         Raises:
             TooFewWorkersError: The trusted worker's gradient is not among them.
         """
+        self._check_reference(p)  # type: ignore[attr-defined]
         reference = self.reference % p  # type: ignore[attr-defined]
         if reference not in rows:
             raise TooFewWorkersError(f"reference must be a worker with a finite gradient, got {reference}")
