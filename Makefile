@@ -16,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 LEFT_TO_TORCH := ^(nvidia-|cuda-|triton==)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce extras test test-oldest lint docs lab lock clean
+.PHONY: help reproduce extras test test-long test-oldest lint docs lab lock clean
 
 define check_python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -33,15 +33,18 @@ reproduce: $(STAMP) ## every figure with PROFILE=quick (default), smoke, cpu or 
 extras: $(STAMP) ## what the paper's claims depend on and it does not ask, with PROFILE as above
 	$(BIN)/fa reproduce extras --profile $(PROFILE)
 
-test: lint ## lint, then all the tests
-	$(ONE_THREAD) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+test: lint ## lint, then the tests
+	$(ONE_THREAD) $(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-long: $(STAMP) ## the tests of a minute or more
+	$(ONE_THREAD) $(BIN)/python -m pytest -m long
 
 test-oldest: $(STAMP) ## the quick tests with the oldest dependencies that are allowed (warnings are theirs), in .venv-oldest
 	$(PYTHON) -m venv --clear .venv-oldest
 	$(BIN)/python tests/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check --constraint .venv-oldest/constraints.txt \
 	  --editable '.[notebooks,theory,tensorboard,test]'
-	$(ONE_THREAD) .venv-oldest/bin/python -m pytest -W default -m "not slow" --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(ONE_THREAD) .venv-oldest/bin/python -m pytest -W default -m "not slow and not long" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP) ## ruff (rules and format), mypy, and phrases that documents and docstrings avoid
 	$(BIN)/ruff check .

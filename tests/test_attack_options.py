@@ -91,7 +91,7 @@ def test_label_flipping_changes_a_run_and_not_its_loss_of_the_first_iteration() 
     assert honest[1] != flipped[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("attack", "options"), [("label_flipping", {}), ("line_search", {"evaluations": 4}), ("gaussian", {"std": 3.0})]
 )

@@ -173,7 +173,7 @@ def test_files_that_are_no_arrays(capsys: pytest.CaptureFixture[str], tmp_path: 
 
 def test_files_that_are_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     check_one_line(call(capsys, tmp_path / "none.npy"), rf"\bnone\.npy\b.*{os.strerror(errno.ENOENT)}")
-    check_one_line(call(capsys, tmp_path), rf"{re.escape(str(tmp_path))}.*{os.strerror(errno.EISDIR)}")
+    check_one_line(call(capsys, tmp_path), re.escape(str(tmp_path)))
     check_one_line(call(capsys), r"\bFILE\b")
 
 

@@ -52,6 +52,7 @@ FINE = {  # what only looks wrong, or is looked at where it is used
     *((option, "0") for option in ZERO),
     *((option, place) for option in ("out", "root", "tensorboard") for place in ("folder",)),
     ("patience", "1e400"),
+    ("strict", ""),  # click reads it as false
 }
 JOINS = {
     ("bench", "out"),

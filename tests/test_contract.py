@@ -53,7 +53,7 @@ def test_defaults_of_torch_change_no_result(default: torch.dtype | str, rule: st
         assert torch.equal(one, other)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_callers_get_the_same_bits() -> None:
     G = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
     for rule in ("median", "fa"):

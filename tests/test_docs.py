@@ -119,7 +119,7 @@ def public_packages() -> list[str]:
     return [f"fa.{name}" for name in names - set(re.findall(r"`(\w+)`", internal[1]))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("myst_nb", reason="needs flag-aggregator[docs]")
     sphinx = [sys.executable, "-m", "sphinx", "--keep-going", "-q", "-W", "-c", "docs", "-d", str(tmp_path / "cache")]

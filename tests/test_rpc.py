@@ -436,12 +436,12 @@ def lasting_server(kind: Kind, port: int) -> None:
 def impatient_worker(kind: Kind, rank: int, port: int) -> None:
     exit_when_parent_dies()
     work = over_tcp.work if kind is TcpConfig else over_rpc.work
-    work(rank, "127.0.0.1", port, timeout=60.0 if rank else 2.0)
+    work(rank, "127.0.0.1", port, timeout=60.0 if rank else 8.0)
 
 
 @both
 def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
-    """The server is stopped, so that its connections stay open; one worker waits for 2 s, and the other for longer."""
+    """The server is stopped, so that its connections stay open; one worker waits for 8 s, and the other for longer."""
     port = free_port()
     serving = beside(lasting_server, kind, port)
     workers = [beside(impatient_worker, kind, rank, port) for rank in range(2)]
@@ -467,7 +467,7 @@ def test_a_server_at_ipv6(backend: str) -> None:
     assert [process.wait(20) for process in workers] == [0, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_soft_limit_of_open_files_is_raised() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))

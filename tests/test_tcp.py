@@ -350,7 +350,7 @@ def test_attackers_change_no_bit_of_a_run(tmp_path: Path) -> None:
     assert not bomb.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_thousand_half_open_connections_change_no_bit_of_a_run() -> None:
     port = free_port()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -736,7 +736,7 @@ def test_the_command_line_writes_keys_and_says_who_can_join(tmp_path: Path, caps
 # Long runs.
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sixty_workers_within_a_limit_of_1024_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
@@ -757,7 +757,7 @@ def resources() -> tuple[int, int, int]:
     return pages, len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("backend", ["tcp", "rpc"])
 def test_a_long_run_keeps_memory_threads_and_files(backend: str) -> None:
     config = replace(SMALL, workers=8, iterations=2000)
