@@ -20,7 +20,8 @@ Streams = Callable[[int], torch.Generator]
 Writer = Callable[..., None]
 """Fills the rows of G (p, n) that belong to the Byzantine workers; all other rows are honest.
 
-It is called as write(G, byzantine, streams, **options), with `rule` and `iteration` too if the attack uses the rule.
+Its arguments are G, the Byzantine ranks and `Streams`, then the options by keyword. An attack that uses the rule also
+receives `rule` and `iteration` by keyword.
 """
 
 
