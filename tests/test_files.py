@@ -332,7 +332,7 @@ def kill_and_resume(folder: Path, delay: float) -> None:
         beside(run_to_the_end, folder).join()
 
 
-@pytest.mark.parametrize("moments", [4, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("moments", [pytest.param(4, marks=pytest.mark.long), pytest.param(50, marks=pytest.mark.long)])
 def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_curve(moments: int, tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     began = time.monotonic()

@@ -48,7 +48,8 @@ KINDS = (
 FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
 
 
-both = pytest.mark.parametrize("kind", [RpcConfig, TcpConfig], ids=["rpc", "tcp"])
+BOTH = [pytest.param(RpcConfig, id="rpc"), pytest.param(TcpConfig, id="tcp", marks=pytest.mark.long)]
+both = pytest.mark.parametrize("kind", BOTH)
 Kind = type[RpcConfig] | type[TcpConfig]
 
 
@@ -326,7 +327,7 @@ def test_nobody_is_left_whoever_is_killed(
         assert all(f"worker {rank}" in last for rank in range(3)), told
 
 
-@pytest.mark.parametrize("backend", ["rpc", "tcp"])
+@pytest.mark.parametrize("backend", ["rpc", pytest.param("tcp", marks=pytest.mark.long)])
 def test_workers_started_by_hand(tmp_path: Path, backend: str) -> None:
     """The command line's files are those of the simulation, but for what tells the time."""
     fa = [sys.executable, "-c", "from fa.cli import main; main()"]
@@ -456,7 +457,7 @@ def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
         each.join()
 
 
-@pytest.mark.parametrize("backend", ["rpc", "tcp"])
+@pytest.mark.parametrize("backend", ["rpc", pytest.param("tcp", marks=pytest.mark.long)])
 def test_a_server_at_ipv6(backend: str) -> None:
     where = f"[::1]:{free_port()}"
     command = [sys.executable, "-c", "from fa.cli import main; main()"]
@@ -531,7 +532,7 @@ def test_a_port_that_cannot_be_is_refused() -> None:
         RpcConfig(port=70000)
 
 
-@pytest.mark.parametrize("backend", ["rpc", "tcp"])
+@pytest.mark.parametrize("backend", ["rpc", pytest.param("tcp", marks=pytest.mark.long)])
 @pytest.mark.parametrize("silent", [False, True])
 def test_a_worker_that_finds_no_server_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys, backend: str, silent: bool

@@ -51,6 +51,8 @@ from fa.utils.timing import PhaseTimer
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import beside, free_port, tcp_worker, wait_until
 
+pytestmark = pytest.mark.long  # real processes and sockets: minutes in all
+
 SMALL = TrainConfig(rule="median", workers=4, byzantine=0, f=0, iterations=20, batch=4, lr=0.05, seed=5)
 N = 21_840
 HELLO = Header(Kind.HELLO, NO_RUN)
