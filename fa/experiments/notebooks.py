@@ -55,7 +55,7 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
 
 def heading(path: Path) -> str:
     """Return a notebook's title: the first line of its first cell."""
-    first = json.loads(path.read_text())["cells"][0]["source"]
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
     return "".join(first).partition("\n")[0].lstrip("# ")
 
 
@@ -68,7 +68,7 @@ def record_parameters(path: Path, command: str, parameters: Mapping[str, Any]) -
         parameters: Values by name.
     """
     if path.is_file():
-        about = json.loads(path.read_text()) | {"command": command, "parameters": dict(parameters)}
+        about = json.loads(path.read_text(encoding="utf-8")) | {"command": command, "parameters": dict(parameters)}
         write_atomically(path, json.dumps(about, indent=2) + "\n")
 
 
