@@ -26,6 +26,7 @@ install_import_hook(
 
 # A shell has its background jobs ignore Ctrl-C, and they hand that down to the processes that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 
 # A test never depends on how fast the machine is, nor on what an earlier run found.
 settings.register_profile("default", deadline=None, derandomize=True, max_examples=50)

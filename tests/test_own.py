@@ -64,7 +64,7 @@ def lab(colour: str, eye: str) -> np.ndarray:
 
 
 def test_their_looks_are_told_apart_by_every_eye() -> None:
-    known = [*style.LOOKS.values(), bench_draw._KRUM]
+    known = [*style.LOOKS.values(), *bench_draw._OTHERS.values()]
     colours = {variant.colour for variant in known}
     pairs = [(mine, other) for mine, _ in style.USER_LOOKS for other in (*colours, "#ffffff")]
     pairs += combinations([colour for colour, _ in style.USER_LOOKS], 2)

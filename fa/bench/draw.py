@@ -17,9 +17,9 @@ IMPLEMENTATIONS = {OURS: "this package", "byzfl": "byzfl", "byzpy": "byzpy", TOR
 _OTHERS = {
     "krum": Look("Krum", "#fbafe4", "p"),
     "geometric_median": Look("Geometric Median", "#117733", "H", (1, 1)),
-    "centered_clipping": Look("Centered Clipping", "#332288", "<", (1, 1)),
-    "minimum_diameter_averaging": Look("Minimum Diameter", "#aa4499", ">", (1, 1)),
-    "caf": Look("CAF", "#661100", "8", (1, 1)),
+    "centered_clipping": Look("Centered Clipping", "#442266", "<", (1, 1)),
+    "minimum_diameter_averaging": Look("Minimum Diameter", "#aaeeaa", ">", (1, 1)),
+    "caf": Look("CAF", "#442200", "8", (1, 1)),
     "monna": Look("MoNNA", "#44aa99", "d", (1, 1)),
 }
 """Looks of the rules that no figure of the paper has."""

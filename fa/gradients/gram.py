@@ -14,7 +14,7 @@ LARGEST_NORM = 1e150
 """Multiple of the usual norm to which larger norms are clipped where they are squared."""
 
 LARGEST_EXPONENT = 1000
-"""Exponent of two: norms below 2^-1000 count as 0, and those above 2^1000 as not finite."""
+"""Exponent of two, of the factors by which gradients are scaled; norms below 2^-1000 count as 0."""
 
 
 @dataclass(frozen=True)

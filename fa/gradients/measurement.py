@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fa import kernels
 from fa.gradients.blocks import ColumnBlocks
-from fa.gradients.gram import LARGEST_EXPONENT, LARGEST_NORM, Gram, PerGradient, Square, cosines, log2
+from fa.gradients.gram import LARGEST_NORM, Gram, PerGradient, Square, cosines, log2
 from fa.gradients.inputs import Gradients, by_rows, check_finite, read_groups
 
 # Smallest eigenvalue of the cosines that a float32 pass, whose error is about 1e-6, resolves to a fraction of 1e-4.
@@ -28,6 +28,7 @@ QUICK_LIMIT = 1e-2
 CANCELLED = 1e-10  # Ratio of squared distance to squared norms that float64 products do not resolve.
 _RANGE = {torch.float32: 1e-28, torch.float64: 1e-280}  # Below these squared norms, coordinates may have underflowed.
 _ORDINARY = (1e-120, 1e120)  # Between these, entries have squares, and sums of squares, within float64.
+_OUT_OF_RANGE = 1004  # Exponent of two: sums with rows of larger norms would leave float64.
 _ENTRIES = 1 << 22  # Number of entries of G that may be copied at a time.
 
 
@@ -40,7 +41,7 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
 
     Returns:
         The Gram matrix, NaN at rows that are not finite, and which rows are finite, (p,) bool. A row whose norm is
-        above 2^1000 counts as not finite, since sums with it would leave float64; its norm is Inf.
+        above 2^1004 counts as not finite, since sums with it would leave float64; its norm is Inf.
     """
     columns = ColumnBlocks((by_rows(G),)) if isinstance(G, Tensor) else G
     K = columns.sum_over_blocks(kernels.gram) if K is None else K.copy()
@@ -55,7 +56,7 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
         if torch.float64 in columns.dtypes:
             exponents = _exponents(columns, finite)
         K = columns.sum_over_blocks(lambda part: _precise(part, exponents))
-    far = finite & (log2(np.diag(K)) / 2 + exponents > LARGEST_EXPONENT)
+    far = finite & (log2(np.diag(K)) / 2 + exponents > _OUT_OF_RANGE)
     finite &= ~far
     rows = np.flatnonzero(finite)
     K[~finite], K[:, ~finite] = np.nan, np.nan

@@ -16,7 +16,7 @@ from fa.utils.validation import check
 NOT_FINITE = "NaN or Inf"
 """The reason to exclude a worker whose gradient is not finite."""
 
-OUT_OF_RANGE = "a norm above 2^1000"
+OUT_OF_RANGE = "a norm above 2^1004"
 """The reason to exclude a worker whose gradient would leave float64 in a sum."""
 
 

@@ -39,6 +39,27 @@ def flatten(model: nn.Module) -> Tensor:
     return vector
 
 
+def zero_gradients(workers: int, parameters: Tensor) -> Tensor:
+    """Allocate the gradient matrix of a run.
+
+    Args:
+        workers: Number of workers, p.
+        parameters: Vector of the model's parameters (n,), which gives dtype and device.
+
+    Returns:
+        Zeros (p, n).
+
+    Raises:
+        ValueError: The gradients do not fit in memory.
+    """
+    n = len(parameters)
+    try:
+        return parameters.new_zeros(workers, n)
+    except (RuntimeError, TypeError) as error:  # out of memory, or an integer beyond int64
+        requirement = f"few enough that {workers} times {n} coordinates fit in memory"
+        raise ValueError(f"workers must be {requirement}, got {workers}") from error
+
+
 class Buffers:
     """One worker's copy of a model's buffers: batch norm's running statistics."""
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fa.gradients.incremental import IncrementalGram
 from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
-from fa.training.parameter_vector import Buffers
+from fa.training.parameter_vector import Buffers, zero_gradients
 from fa.training.transports.base import GatheredGradients
 from fa.utils.timing import PhaseTimer
-from fa.utils.validation import TooFewWorkersError, check
+from fa.utils.validation import TooFewWorkersError
 
 
 class Gathering:
@@ -44,7 +44,7 @@ class Gathering:
         Raises:
             ValueError: The gradients do not fit in memory.
         """
-        self.G = _zero_gradients(config.workers, parameters)
+        self.G = zero_gradients(config.workers, parameters)
         self.buffers = [Buffers(model) for _ in range(config.workers)]
         self.momenta = [torch.zeros_like(parameters) for _ in range(config.workers if config.worker_momentum else 0)]
         self._config = config
@@ -123,12 +123,3 @@ def _without_finite_loss(losses: Mapping[int, Tensor]) -> set[int]:
     """Return the ranks whose loss is not finite, if others have a finite loss: the model has not diverged."""
     invalid = {rank for rank, loss in losses.items() if not math.isfinite(float(loss))}
     return invalid if len(invalid) < len(losses) else set()
-
-
-def _zero_gradients(workers: int, parameters: Tensor) -> Tensor:
-    n = len(parameters)
-    try:
-        return torch.zeros(workers, n, dtype=parameters.dtype)
-    except (RuntimeError, TypeError):  # out of memory, or an integer beyond int64
-        check("workers", workers, False, f"few enough that {workers} times {n} coordinates fit in memory")
-        raise

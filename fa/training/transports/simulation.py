@@ -9,7 +9,7 @@ from fa.data import Dataset
 from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.cuda_graph import GraphedWorkers
-from fa.training.parameter_vector import Buffers
+from fa.training.parameter_vector import Buffers, zero_gradients
 from fa.training.transports.base import GatheredGradients
 from fa.training.worker import Worker, worker_partitions
 
@@ -35,7 +35,7 @@ class SimulatedTransport:
         self._config = config
         self._attack = configured_attack(config)
         self._byzantine = range(config.byzantine)
-        self._G = _zero_gradients(config.workers, parameters)
+        self._G = zero_gradients(config.workers, parameters)
         parts = worker_partitions(config, dataset)
         self.workers = [Worker(rank, model, dataset, config, row, parts.get(rank)) for rank, row in enumerate(self._G)]
         idle = 0 if self._attack.uses_own_gradient else config.byzantine
@@ -60,13 +60,3 @@ class SimulatedTransport:
     def momenta(self) -> list[Tensor]:
         """Return each worker's momentum, if the run has worker momentum."""
         return [worker.momentum for worker in self.workers if worker.momentum is not None]
-
-
-def _zero_gradients(workers: int, parameters: Tensor) -> Tensor:
-    """Allocate zeros (p, n)."""
-    n = len(parameters)
-    try:
-        return torch.zeros(workers, n, dtype=parameters.dtype, device=parameters.device)
-    except (RuntimeError, TypeError) as error:  # out of memory, or an integer beyond int64
-        requirement = f"few enough that {workers} times {n} coordinates fit in memory"
-        raise ValueError(f"workers must be {requirement}, got {workers}") from error
