@@ -48,8 +48,9 @@ KINDS = (
 FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
 
 
-BOTH = [pytest.param(RpcConfig, id="rpc"), pytest.param(TcpConfig, id="tcp", marks=pytest.mark.long)]
-both = pytest.mark.parametrize("kind", BOTH)
+both = pytest.mark.parametrize("kind", [RpcConfig, TcpConfig], ids=["rpc", "tcp"])
+_SLOW_OVER_TCP = [pytest.param(RpcConfig, id="rpc"), pytest.param(TcpConfig, id="tcp", marks=pytest.mark.long)]
+one_of_both = pytest.mark.parametrize("kind", _SLOW_OVER_TCP)  # for tests that wait: over TCP they are long
 Kind = type[RpcConfig] | type[TcpConfig]
 
 
@@ -136,7 +137,7 @@ def test_ends_where_too_few_are_left(kind: Kind) -> None:
     assert not multiprocessing.active_children()
 
 
-@both
+@one_of_both
 def test_a_stopped_worker_is_left_out_and_comes_back(kind: Kind) -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1, iterations=250)
     stopped: list[int] = []
@@ -159,7 +160,7 @@ def test_a_stopped_worker_is_left_out_and_comes_back(kind: Kind) -> None:
     assert USED in last
 
 
-@both
+@one_of_both
 def test_a_quorum_does_not_wait_for_the_slowest(kind: Kind) -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1)
     stopped: list[int] = []
@@ -291,7 +292,7 @@ if __name__ == "__main__":
 """
 
 
-@both
+@one_of_both
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize(
     ("victim", "how", "stopping"),
@@ -440,7 +441,7 @@ def impatient_worker(kind: Kind, rank: int, port: int) -> None:
     work(rank, "127.0.0.1", port, timeout=60.0 if rank else 8.0)
 
 
-@both
+@one_of_both
 def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
     """The server is stopped, so that its connections stay open; one worker waits for 8 s, and the other for longer."""
     port = free_port()

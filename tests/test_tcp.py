@@ -51,8 +51,6 @@ from fa.utils.timing import PhaseTimer
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import beside, free_port, tcp_worker, wait_until
 
-pytestmark = pytest.mark.long  # real processes and sockets: minutes in all
-
 SMALL = TrainConfig(rule="median", workers=4, byzantine=0, f=0, iterations=20, batch=4, lr=0.05, seed=5)
 N = 21_840
 HELLO = Header(Kind.HELLO, NO_RUN)
@@ -710,6 +708,7 @@ print(len(train(config, {server}).curve))
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("server", "stdin"), [("rpc=RpcConfig()", True), ("tcp=TcpConfig()", False)])
 def test_a_script_needs_no_main_guard(tmp_path: Path, server: str, stdin: bool) -> None:
     script = UNGUARDED.replace("{server}", server)
