@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from fa import kernels
@@ -48,24 +48,29 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
     finite = _finite_rows(columns, K)
     if not finite.any():
         return Gram.unmeasured(columns.p), finite
-    rows = np.flatnonzero(finite)
-    exponents = np.zeros(columns.p)
+    exponents: PerGradient | None = None
     # On a GPU the first pass is in float64, whose range holds every product of narrower types.
     final = not columns.on_cpu and torch.float64 not in columns.dtypes
-    if not final and not _quick_pass_suffices(K[np.ix_(rows, rows)], columns.dtypes):
+    if not final and not _quick_pass_suffices(_among(K, finite), columns.dtypes):
         if torch.float64 in columns.dtypes:
             exponents = _exponents(columns, finite)
         K = columns.sum_over_blocks(lambda part: _precise(part, exponents))
-    far = finite & (log2(np.diag(K)) / 2 + exponents > _OUT_OF_RANGE)
+    # Without exponents, a row so long has an infinite square, and counts as not finite already.
+    far = np.zeros_like(finite) if exponents is None else _out_of_range(K, exponents, finite)
     finite &= ~far
-    rows = np.flatnonzero(finite)
-    K[~finite], K[:, ~finite] = np.nan, np.nan
+    if not finite.all():
+        K[~finite], K[:, ~finite] = np.nan, np.nan
     gram = Gram.from_inner_products(K, exponents)
-    if _cancelled(gram.select(rows), K[np.ix_(rows, rows)]):
-        divide = bool(exponents.any())
-        D2 = columns.sum_over_blocks(lambda part: _exact_distances(part, gram.scale, divide))
+    if _cancelled(gram.without(~finite), _among(K, finite)):
+        D2 = columns.sum_over_blocks(lambda part: _exact_distances(part, gram.scale, exponents is not None))
         gram = replace(gram, D2=np.minimum(D2, LARGEST_NORM**2))
-    return replace(gram, scaled_norms=np.where(far, np.inf, gram.scaled_norms)), finite
+    return replace(gram, scaled_norms=np.where(far, np.inf, gram.scaled_norms)) if far.any() else gram, finite
+
+
+def _among(K: Square, rows: Bool[np.ndarray, " p"]) -> Float64[np.ndarray, "q q"]:
+    """Return the inner products of some rows with each other."""
+    products: np.ndarray = K if rows.all() else K[np.ix_(rows, rows)]
+    return products
 
 
 def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
@@ -88,9 +93,9 @@ def measure_groups(G: Any) -> tuple[Gradients, tuple[int, ...], Gram]:
 
 def _finite_rows(G: ColumnBlocks, K: Square) -> Bool[np.ndarray, " p"]:
     """Return which rows are finite; only rows with a non-finite square, which may be an overflow, are read again."""
-    finite = np.isfinite(np.diag(K))
-    doubtful = np.flatnonzero(~finite)
-    if doubtful.size:
+    finite: np.ndarray = np.isfinite(K.diagonal())
+    if not finite.all():
+        doubtful = np.flatnonzero(~finite)
         bad = G.max_over_blocks(lambda part: np.array([not _is_finite(part[row]) for row in doubtful]))
         finite[doubtful] = bad == 0
     return finite
@@ -103,7 +108,7 @@ def _is_finite(row: Tensor) -> bool:
 
 def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
     """Return True if the quick pass has neither left its range nor lost small eigenvalues."""
-    squares = np.diag(K)
+    squares = K.diagonal()
     wide = dtypes == {torch.float64}
     if not np.isfinite(K).all() or squares.min() < _RANGE[torch.float64 if wide else torch.float32]:
         return False
@@ -112,13 +117,19 @@ def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
     return bool(np.linalg.eigvalsh(cosines(K, np.sqrt(squares)))[0] > QUICK_LIMIT)
 
 
-def _exponents(G: ColumnBlocks, finite: Bool[np.ndarray, " p"]) -> PerGradient:
-    """Return the exponents of two by which rows must be divided, so that squares stay within float64; 0 if all do."""
+def _out_of_range(K: Square, exponents: PerGradient, finite: Bool[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
+    """Return which finite rows have norms with which sums would leave float64."""
+    far: np.ndarray = finite & (log2(K.diagonal()) / 2 + exponents > _OUT_OF_RANGE)
+    return far
+
+
+def _exponents(G: ColumnBlocks, finite: Bool[np.ndarray, " p"]) -> PerGradient | None:
+    """Return the exponents of two by which rows must be divided, so that squares stay in float64; None if they do."""
     largest = np.zeros(len(finite))
     rows = np.flatnonzero(finite)
     largest[rows] = G.max_over_blocks(lambda part: np.array([_largest(part[row]) for row in rows]))
     ordinary = (largest == 0) | ((largest > _ORDINARY[0]) & (largest < _ORDINARY[1]))
-    return np.zeros(len(largest)) if ordinary.all() else np.frexp(largest)[1].astype(np.float64)
+    return None if ordinary.all() else np.frexp(largest)[1].astype(np.float64)
 
 
 def _largest(row: Tensor) -> float:
@@ -126,9 +137,9 @@ def _largest(row: Tensor) -> float:
     return max((float(piece.abs().max()) for piece in row.split(_ENTRIES) if len(piece)), default=0.0)
 
 
-def _precise(G: Tensor, exponents: PerGradient) -> Square:
+def _precise(G: Tensor, exponents: PerGradient | None) -> Square:
     """Compute the inner products in float64, of row i of G over 2^exponents_i."""
-    if not exponents.any():
+    if exponents is None:
         return kernels.gram(G, precise=True)
     return sum((kernels.gram(_divided(part, exponents), precise=True) for part in _parts(G)), np.zeros(()))
 
@@ -157,5 +168,8 @@ def _exact_distances(G: Tensor, scale: float, divide: bool) -> Square:
 def _cancelled(gram: Gram, K: Square) -> bool:
     """Return True if two gradients are closer than K resolves; pairs that K shows as equal do not count."""
     squares = np.square(gram.clipped_norms)
-    equal = (np.diag(K)[:, None] == K) & (np.diag(K)[None, :] == K)
-    return bool(((gram.D2 < CANCELLED * np.add.outer(squares, squares)) & ~equal).any())
+    near = gram.D2 < CANCELLED * (squares[:, None] + squares)
+    if near.sum() == near.diagonal().sum():  # Each is near itself alone.
+        return False
+    equal = (K.diagonal()[:, None] == K) & (K.diagonal() == K)
+    return bool((near & ~equal).any())

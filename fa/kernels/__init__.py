@@ -5,6 +5,7 @@ float32 by chunks. A pass that computes a direction also returns which rows hold
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fa.kernels import torch_fallback
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDTH = 1 << 24  # Number of columns of a piece; Ctrl-C takes effect between two pieces.
+_SMALL = 1 << 18  # Number of coordinates below which numpy does not request huge pages.
 _WIDENED = 1 << 22  # Number of entries of half precision that are converted to float32 at a time.
 
 Pass = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -28,8 +30,14 @@ def symmetric(upper: np.ndarray) -> np.ndarray:
     Returns:
         A new matrix of the same shape.
     """
-    whole: np.ndarray = np.triu(upper) + np.triu(upper, 1).T
+    whole, below = upper.copy(), _below_diagonal(len(upper))
+    whole[below] = upper.T[below]
     return whole
+
+
+@lru_cache
+def _below_diagonal(p: int) -> np.ndarray:
+    return np.tri(p, k=-1, dtype=bool)
 
 
 def gram(G: Tensor, precise: bool = False) -> np.ndarray:
@@ -148,6 +156,9 @@ def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
 
     They are views, except for half precision: then each piece is a copy in the same memory as the previous one.
     """
+    if _is_one_piece(G):
+        yield slice(None), G.numpy()
+        return
     p, n = G.shape
     half = G.dtype in _HALF
     width = max(1, min(n, _WIDENED // p if half else _WIDTH))
@@ -158,9 +169,15 @@ def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
         yield columns, (piece if copies is None else copies[:, : piece.shape[1]].copy_(piece)).numpy()
 
 
+def _is_one_piece(G: Tensor) -> bool:
+    return G.shape[1] <= _WIDTH and G.dtype not in _HALF
+
+
 def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, np.ndarray]:
     """Run a pass on each piece of the columns, and collect the rows with NaN or Inf."""
     d = _empty(G.shape[1], G.dtype) if out is None else out
+    if _is_one_piece(G):
+        return d, one_pass(G.numpy(), d.numpy())
     bad = np.zeros(G.shape[0], dtype=bool)
     for columns, piece in _pieces(G):
         own = d[columns]
@@ -172,5 +189,7 @@ def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, n
 
 
 def _empty(n: int, dtype: torch.dtype) -> Tensor:
-    """Allocate a tensor (n,) with numpy, which requests huge pages: the system provides them 500 times faster."""
+    """Allocate a tensor (n,); large ones with numpy, whose huge pages the system provides 500 times faster."""
+    if n < _SMALL:
+        return torch.empty(n, dtype=dtype, device="cpu")
     return torch.from_numpy(np.empty(n * dtype.itemsize, dtype=np.uint8)).view(dtype)

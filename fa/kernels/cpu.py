@@ -8,6 +8,7 @@ that release the GIL and run on Python threads. numba's thread pool can neither 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ def whole_rows(G: np.ndarray) -> np.ndarray:
     Returns:
         A view (p, stride).
     """
+    if G.flags.c_contiguous:
+        return G
     p, n = G.shape
     stride = G.strides[0] // G.itemsize if p > 1 else n
     return np.lib.stride_tricks.as_strided(G, (p, stride), (stride * G.itemsize, G.itemsize))
@@ -80,6 +83,8 @@ def row_factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     Returns:
         The factors, of the same shape.
     """
+    if dtype == np.float64:
+        return values
     sizes = np.abs(values[values != 0])
     narrow = sizes.size == 0 or (sizes.min() > 1e-30 and sizes.max() < 1e30)
     return values.astype(dtype) if narrow else values
@@ -95,12 +100,17 @@ def gram(G: np.ndarray, precise: bool) -> np.ndarray:
     Returns:
         K (p, p) float64; entries below the diagonal are unspecified.
     """
-    p = len(G)
-    groups = _groups_of_three(range(p))
-    rows = row_addresses(G, np.array(padded_rows(list(range(p)))))
-    tiles = [first + second for i, first in enumerate(groups) for second in groups[i:]]
+    padded, tiles = _all_pairs(len(G))
     zero = np.float64(0) if precise else G.dtype.type(0)
-    return _gram(G, G.size, zero, np.array(tiles), rows, np.empty(0, np.int64), 0)
+    return _gram(G, G.size, zero, tiles, row_addresses(G, padded), np.empty(0, np.int64), 0)
+
+
+@lru_cache
+def _all_pairs(p: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the p rows, padded, and tiles that have all pairs of them."""
+    groups = _groups_of_three(range(p))
+    tiles = [first + second for i, first in enumerate(groups) for second in groups[i:]]
+    return np.array(padded_rows(list(range(p)))), np.array(tiles)
 
 
 def gram_rows(G: np.ndarray, rows: Sequence[int], others: Sequence[int]) -> np.ndarray:
@@ -127,15 +137,15 @@ def _gram(
     """Compute K with the given tiles of rows; `split` is the number of first rows, 0 for all pairs."""
     p, n = G.shape
     parts = np.zeros((-(-n // CHUNK), p, p))
-    vectors = zero.dtype == G.dtype
+    vectors, whole = zero.dtype == G.dtype, whole_rows(G)
 
     def work(t: int, threads: int) -> None:
         memory, packed = packing_addresses(rows[: 0 if split else None], G.itemsize)
-        _gram_chunks(whole_rows(G), n, parts, t, threads, zero, vectors, rows, tiles, packed, indices, split)
+        _gram_chunks(whole, n, parts, t, threads, zero, vectors, rows, tiles, packed, indices, split)
         del memory  # The addresses in `packed` point to it.
 
     run_on_threads(work, size)
-    K: np.ndarray = parts.sum(axis=0)
+    K: np.ndarray = parts.sum(axis=0) if len(parts) > 1 else parts[0]
     return K
 
 
@@ -237,10 +247,9 @@ def combine(G: np.ndarray, weights: np.ndarray, d: np.ndarray) -> np.ndarray:
     Returns:
         Which rows that were read hold NaN or Inf, (p,) bool.
     """
-    rows = np.flatnonzero(weights)
-    factors = row_factors(weights[rows], G.dtype)
-    bad = run_on_threads(lambda t, T: _combine_chunks(whole_rows(G), rows, factors, d, t, T), G.size)
-    return np.any(bad, axis=0)  # type: ignore[no-any-return]
+    rows = weights.nonzero()[0]
+    factors, G = row_factors(weights[rows], G.dtype), whole_rows(G)
+    return reduce(np.logical_or, run_on_threads(lambda t, T: _combine_chunks(G, rows, factors, d, t, T), G.size))
 
 
 @jit

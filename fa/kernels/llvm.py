@@ -61,12 +61,13 @@ def row_addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
     Args:
         G: Matrix (p, n).
-        rows: Indices of the rows.
+        rows: Indices of the rows, int64.
 
     Returns:
         The addresses, int64, of the shape of `rows`.
     """
-    starts: np.ndarray = G.ctypes.data + rows.astype(np.int64) * G.strides[0]
+    first, _ = G.__array_interface__["data"]
+    starts: np.ndarray = first + rows * G.strides[0]
     return starts
 
 
@@ -93,10 +94,12 @@ def packing_addresses(rows: np.ndarray, itemsize: int) -> tuple[np.ndarray, np.n
         The memory, which must outlive the calls, and the addresses of the rows' first vectors in it; both are empty if
         packing does not pay.
     """
-    pays = rows.size >= _MIN_PACKED and bool(np.any(rows % _VECTOR))
-    memory = np.empty(rows.size * BLOCK * itemsize + _VECTOR if pays else 0, np.uint8)
+    pays = rows.size >= _MIN_PACKED and bool((rows % _VECTOR).any())
+    if not pays:
+        return np.empty(0, np.uint8), np.empty(0, np.int64)
+    memory = np.empty(rows.size * BLOCK * itemsize + _VECTOR, np.uint8)
     start = -(-memory.ctypes.data // _VECTOR) * _VECTOR
-    group, k = np.divmod(np.arange(rows.size if pays else 0), _TILE)
+    group, k = np.divmod(np.arange(rows.size), _TILE)
     return memory, start + group * _TILE * BLOCK * itemsize + k * _VECTOR
 
 

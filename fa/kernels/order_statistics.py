@@ -4,11 +4,15 @@ Up to 8 rows, or 16, are sorted within the processor's registers. More rows are 
 are then merged in the order of a sorting network.
 """
 
+from functools import reduce
+
 import numpy as np
 
 from fa.kernels.cache import jit
 from fa.kernels.cpu import CHUNK, mark_non_finite, row_factors, run_on_threads, whole_rows
 from fa.kernels.llvm import LANES, row_addresses, sort_plan, sort_rows
+
+_LARGEST = {np.dtype(kind): np.finfo(kind).max for kind in (np.float32, np.float64)}
 
 
 def order_statistic(G: np.ndarray, R: np.ndarray, lo: int, hi: int, keep: int, d: np.ndarray) -> np.ndarray:
@@ -27,33 +31,23 @@ def order_statistic(G: np.ndarray, R: np.ndarray, lo: int, hi: int, keep: int, d
     """
     q = R.shape[1]
     size, merges = sort_plan(q)
-    factors = row_factors(R, G.dtype)
-    starts, rows = _sparse_columns(R)
-    addresses = row_addresses(G, rows) if _is_selection(R) else np.empty(0, np.int64)
+    factors, whole = row_factors(R, G.dtype), whole_rows(G)
+    owners, rows = R.T.nonzero()
+    starts = owners.searchsorted(np.arange(q + 1))  # Column k of R is not zero at rows[starts[k]:starts[k + 1]].
+    unchanged = rows.size == q and bool((R[rows, np.arange(q)] == 1).all())  # Every column of G^T R is a row of G.
+    addresses = row_addresses(G, rows) if unchanged else np.empty(0, np.int64)
+    padded_columns = np.minimum(np.arange(size), q)
 
     def work(t: int, threads: int) -> np.ndarray:
         columns = np.zeros((q + 1, LANES), G.dtype)
-        columns[q] = np.finfo(G.dtype).max  # Padding rows have the largest value, so they are sorted to the end.
-        sources = np.full(size, row_addresses(columns, np.array([q]))[0])
-        sources[:q] = row_addresses(columns, np.arange(q))
+        columns[q] = _LARGEST[G.dtype]  # Padding rows have the largest value, so they are sorted to the end.
+        sources = row_addresses(columns, padded_columns)
         bad: np.ndarray = _order_chunks(
-            whole_rows(G), factors, starts, rows, columns, sources, addresses, merges, lo, hi, keep, d, t, threads
+            whole, factors, starts, rows, columns, sources, addresses, merges, lo, hi, keep, d, t, threads
         )
         return bad
 
-    return np.any(run_on_threads(work, G.size), axis=0)  # type: ignore[no-any-return]
-
-
-def _sparse_columns(R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return starts and rows: column k of R is not zero at rows[starts[k]:starts[k + 1]]."""
-    columns, rows = np.nonzero(R.T)
-    starts = np.searchsorted(columns, np.arange(R.shape[1] + 1))
-    return starts, rows
-
-
-def _is_selection(R: np.ndarray) -> bool:
-    """Return True if every column of G^T R is an unchanged row of G."""
-    return bool(np.all((R == 0) | (R == 1)) and np.all(R.sum(axis=0) == 1))
+    return reduce(np.logical_or, run_on_threads(work, G.size))
 
 
 @jit

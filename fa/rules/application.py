@@ -6,6 +6,7 @@ A decision is applied in one of three ways, each a subclass of `Application`.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -80,7 +81,7 @@ def apply_to_blocks(
 ) -> tuple[list[Tensor], Bool[np.ndarray, " p"]]:
     """Apply a decision to all blocks in this process; see `Application.apply`."""
     blocks = [application.apply(block, place) for block, place in zip(G.blocks, out, strict=True)]
-    not_finite: np.ndarray = np.any([rows for _, rows in blocks], axis=0)
+    not_finite = reduce(np.logical_or, (rows for _, rows in blocks))
     return [d for d, _ in blocks], not_finite
 
 

@@ -162,9 +162,9 @@ class Rule(RuleOptions, ABC):
     @single_threaded
     def _decide_about_workers(self, G: ColumnBlocks, gram: Gram, finite: np.ndarray, iteration: int) -> Decision:
         """Decide in Gram space, with the options adjusted for workers whose gradients are not finite."""
-        rows = np.flatnonzero(finite)
+        rows = finite.nonzero()[0]
         rule = self.for_rows(rows.tolist(), gram.p).adjusted_for_missing(gram.p - rows.size, rows.size)
-        mixed = apply_preaggregators(gram.select(rows), rule.steps, StepContext(rule.f, rule.seed, iteration))
+        mixed = apply_preaggregators(gram.without(~finite), rule.steps, StepContext(rule.f, rule.seed, iteration))
         with plugins.attribute_errors_to_plugin("rule"):
             if rule.direction_outside_span:
                 (whole,) = G.blocks

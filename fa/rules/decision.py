@@ -109,20 +109,22 @@ def to_worker_decision(
     if decided.combinations is not None:
         used = R @ decided.combinations
     contributes: np.ndarray = np.any(used, axis=1)
-    mixed_in: np.ndarray = np.any(R, axis=1)
     weights = None if decided.weights is None else R @ decided.weights
     return Decision(
-        selected=tuple(int(i) for i in np.flatnonzero(contributes)),
-        left_out=_reasons(gram, rows, mixed_in, contributes, decided.reason),
+        selected=tuple(contributes.nonzero()[0].tolist()),
+        left_out=_reasons(gram, rows, R, contributes, decided.reason),
         weights=weights,
         values=_explained_variances(gram, rows, R, decided),
         application=_application(decided, weights, used),
     )
 
 
-def _reasons(gram: Gram, rows: np.ndarray, mixed: np.ndarray, contributes: np.ndarray, reason: str) -> dict[int, str]:
+def _reasons(gram: Gram, rows: np.ndarray, R: np.ndarray, contributes: np.ndarray, reason: str) -> dict[int, str]:
     """Why each worker that does not contribute is excluded: by its values, by a pre-aggregator, or by the rule."""
+    if contributes.all():
+        return {}
     finite = set(rows.tolist())
+    mixed: np.ndarray = np.any(R, axis=1)
 
     def why(i: int) -> str:
         if i not in finite:

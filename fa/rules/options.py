@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from fa.rules.decision import NOT_FINITE
-from fa.rules.preaggregators import column_counts, make_step
+from fa.rules.preaggregators import Step, column_counts, make_step
 from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers
 
 AnyRule = TypeVar("AnyRule", bound="RuleOptions")
@@ -91,12 +91,14 @@ class RuleOptions:
 
     def accepts(self, p: int) -> bool:
         """Return whether p gradients are enough; see `check_workers`."""
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                self.check_workers(p)
-        except TooFewWorkersError:
-            return False
-        return True
+        *counts, q = column_counts(self.steps, p, self.f)
+        steps = [make_step(name) for name in self.steps]
+        return self._enough(q, self) and all(map(self._enough, counts, steps))
+
+    def _enough(self, p: int, what: "RuleOptions | Step") -> bool:
+        """Return whether a rule or pre-aggregator can be computed of p gradients, with a guarantee if `strict`."""
+        conditions = (what.min_workers,) if self.strict else (what.min_workers, what.least_workers)
+        return any(p >= times * self.f + plus for times, plus in conditions)
 
     def _check_min_workers(
         self, name: str, p: int, min_workers: tuple[int, int], least_workers: tuple[int, int], remark: str

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from functools import cache, wraps
 from threading import Lock
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
@@ -22,9 +22,10 @@ def usable_cores() -> int:
 
 
 @cache
-def _blas() -> ThreadpoolController:
+def _blas_libraries() -> list[Any]:
     """Find the loaded BLAS libraries, numpy's among them."""
-    return ThreadpoolController().select(user_api="blas")
+    controllers: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
+    return controllers
 
 
 def single_threaded(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -54,18 +55,26 @@ class _OneBlasThread:
     def __init__(self) -> None:
         self._lock = Lock()
         self._inside = 0
+        self._earlier: list[tuple[Any, int | None]] = []
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._earlier = _blas().limit(limits=1)
+                self._earlier = [(library, library.get_num_threads()) for library in _blas_libraries()]
+                self._set(1)
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._earlier.restore_original_limits()
+                self._set()
+
+    def _set(self, threads: int | None = None) -> None:
+        """Set the number of threads, by default the earlier one; a library that has it is not called."""
+        for library, earlier in self._earlier:
+            if earlier not in (1, None):
+                library.set_num_threads(threads or earlier)
 
 
 _one_blas_thread = _OneBlasThread()
