@@ -11,6 +11,10 @@ The regularizers are:
 - "l1", "group", "rows": the norms of `fa.irls.regularizers`.
 
 The term of a zero gradient is 0, as is the term of a pair of equal gradients.
+
+With weights c_i of the workers, the term of worker i is multiplied by c_i, and that of a pair by c_i c_j over the mean
+weight. With group_term="chordal", the term of worker i is min(m, k) - tr(Y^T Q_i Q_i^T Y) to the power 1/a, where Q_i
+is an orthonormal basis of the k-dimensional span of the worker's gradients, and v_i = tr(Y^T Q_i Q_i^T Y)/min(m, k).
 """
 
 from collections.abc import Iterator
@@ -23,22 +27,27 @@ from torch import Tensor
 
 from fa import irls
 from fa.gradients import check_finite, read_groups
-from fa.irls import regularizers
+from fa.irls import GroupTerm, regularizers
+from fa.irls.worker_weights import read_weights
 from fa.utils.validation import check, check_one_of, check_real
 
 ORTHONORMAL = 1e-4  # Largest accepted difference between Y^T Y and I; a float32 QR of 10^6 rows has 6e-5.
 
+_RANK = 1e-6  # Fraction of a worker's largest singular value below which a singular value is rounding error.
+
 Rows = Float64[Tensor, "N n"]
 Owner = Int[Tensor, " N"]
 Basis = Float64[Tensor, "n m"]
+PerTerm = Float64[Tensor, " T"]
 
 
-def values(G: Any, Y: Any) -> Float64[np.ndarray, " p"]:
+def values(G: Any, Y: Any, group_term: GroupTerm = "fraction") -> Float64[np.ndarray, " p"]:
     """Compute the explained variances v_i of the gradients under a basis.
 
     Args:
         G: Gradients (p, n), one worker per row, or a list of (k_i, n) arrays, k_i gradients from worker i.
         Y: Basis (n, m) with orthonormal columns, an array or a tensor.
+        group_term: Term of a worker with several gradients, "fraction" or "chordal".
 
     Returns:
         The v_i (p,), float64; 1 for a zero gradient.
@@ -47,12 +56,21 @@ def values(G: Any, Y: Any) -> Float64[np.ndarray, " p"]:
         ValueError: G has a row with NaN or Inf, or Y has another shape or columns that are not orthonormal.
     """
     rows, owner, basis = _read(G, Y)
-    residuals = _residuals(_unit(rows, owner), owner, basis)
+    rows, owner, sizes = _worker_terms(rows, owner, basis.shape[1], group_term)
+    residuals = _residuals(rows, owner, basis, sizes)
     values: np.ndarray = (1 - residuals).clamp(min=0.0).cpu().numpy()
     return values
 
 
-def value(G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: float = 2.0) -> float:
+def value(
+    G: Any,
+    Y: Any,
+    lam: float = 0.0,
+    regularizer: str = "pairwise",
+    a: float = 2.0,
+    worker_weights: Any = None,
+    group_term: GroupTerm = "fraction",
+) -> float:
     """Evaluate eq. 5 at Y, with the power 1/a.
 
     Args:
@@ -61,6 +79,8 @@ def value(G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: fl
         lam: Weight of the regularizer, at least 0.
         regularizer: "pairwise", "l1", "group" or "rows". "pairwise" needs one gradient per worker.
         a: Inverse of the power, greater than 0; the paper has 2.
+        worker_weights: Weight c_i > 0 of each worker; None for 1.
+        group_term: Term of a worker with several gradients, "fraction" or "chordal".
 
     Returns:
         The value of eq. 5.
@@ -80,8 +100,8 @@ def value(G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: fl
     """
     rows, owner, basis = _read(G, Y)
     total = sum(
-        factor * float((_residuals(terms, of, basis) ** (1 / a)).sum())
-        for factor, terms, of in _terms(rows, owner, lam, regularizer, a)
+        float(factors @ _residuals(terms, of, basis, sizes) ** (1 / a))
+        for factors, terms, of, sizes in _terms(rows, owner, lam, regularizer, a, worker_weights, group_term, basis)
     )
     if lam > 0 and regularizer != "pairwise":
         total += lam * regularizers.value(regularizer, basis)
@@ -89,7 +109,13 @@ def value(G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: fl
 
 
 def gradient(
-    G: Any, Y: Any, lam: float = 0.0, regularizer: str = "pairwise", a: float = 2.0
+    G: Any,
+    Y: Any,
+    lam: float = 0.0,
+    regularizer: str = "pairwise",
+    a: float = 2.0,
+    worker_weights: Any = None,
+    group_term: GroupTerm = "fraction",
 ) -> Float64[Tensor, "n m"] | Float64[np.ndarray, "n m"]:
     """Compute the Euclidean gradient of eq. 5 with respect to Y.
 
@@ -102,6 +128,8 @@ def gradient(
         lam: Weight of the regularizer, as in `value`.
         regularizer: Name of the regularizer, as in `value`.
         a: Inverse of the power, as in `value`.
+        worker_weights: Weights of the workers, as in `value`.
+        group_term: Term of a worker with several gradients, as in `value`.
 
     Returns:
         The gradient (n, m), float64, a tensor if Y is one.
@@ -111,8 +139,8 @@ def gradient(
     """
     rows, owner, basis = _read(G, Y)
     total = torch.zeros_like(basis)
-    for factor, terms, of in _terms(rows, owner, lam, regularizer, a):
-        slopes = factor / a * _residuals(terms, of, basis).clamp(min=irls.FLOOR) ** (1 / a - 1)
+    for factors, terms, of, sizes in _terms(rows, owner, lam, regularizer, a, worker_weights, group_term, basis):
+        slopes = factors / a * _residuals(terms, of, basis, sizes).clamp(min=irls.FLOOR) ** (1 / a - 1)
         total -= 2 * terms.T @ (slopes[of][:, None] * (terms @ basis))
     if lam > 0 and regularizer != "pairwise":
         total += lam * regularizers.gradient(regularizer, basis)
@@ -134,20 +162,57 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
     return rows, torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(rows.device), basis
 
 
-def _terms(rows: Rows, owner: Owner, lam: float, regularizer: str, a: float) -> Iterator[tuple[float, Rows, Owner]]:
-    """Yield the data terms, then the pairs' terms worker by worker: a factor, unit rows, and the term of each row."""
+def _terms(
+    rows: Rows,
+    owner: Owner,
+    lam: float,
+    regularizer: str,
+    a: float,
+    worker_weights: Any,
+    group_term: GroupTerm,
+    basis: Basis,
+) -> Iterator[tuple[PerTerm, Rows, Owner, PerTerm]]:
+    """Yield the data terms, then the pairs' terms worker by worker.
+
+    Each has the factors of its terms, unit rows, the term of each row, and the largest ||Y^T X||^2 of each term.
+    """
     check_real("lam", lam, 0)
     check_one_of("regularizer", regularizer, ("pairwise", *regularizers.NAMES))
     check_real("a", a, 0)
     check("a", a, a > 0, "greater than 0")
-    p = len(rows)
-    yield 1.0, _unit(rows, owner), owner
+    p, workers = len(rows), int(owner[-1]) + 1
+    c = torch.ones(workers, dtype=rows.dtype, device=rows.device)
+    if worker_weights is not None:
+        c = torch.tensor(read_weights(worker_weights, workers), dtype=rows.dtype, device=rows.device)
+    terms, of, sizes = _worker_terms(rows, owner, basis.shape[1], group_term)
+    yield c * sizes ** (1 / a), terms, of, sizes
     if lam == 0 or regularizer != "pairwise":
         return
-    check("lam", lam, p == int(owner[-1]) + 1, "0 where a worker has several gradients, which form no pairs")
+    check("lam", lam, p == workers, "0 where a worker has several gradients, which form no pairs")
     for i in range(p - 1):
         of = torch.arange(p - 1 - i, device=rows.device)
-        yield 2 * lam / (p - 1), _unit(rows[i + 1 :] - rows[i], of), of
+        factors = 2 * lam / (p - 1) * c[i] * c[i + 1 :] / c.mean()
+        yield factors, _unit(rows[i + 1 :] - rows[i], of), of, torch.ones_like(factors)
+
+
+def _worker_terms(rows: Rows, owner: Owner, m: int, group_term: GroupTerm) -> tuple[Rows, Owner, PerTerm]:
+    """Return the rows of the workers' terms, their workers, and the largest ||Y^T X_i||^2 of each term.
+
+    - "fraction": the gradients over the Frobenius norm of their worker's; 1.
+    - "chordal": an orthonormal basis of the span of each worker's gradients, of k dimensions; min(m, k).
+    """
+    check_one_of("group_term", group_term, irls.GROUP_TERMS)
+    unit = _unit(rows, owner)
+    sizes = torch.ones(int(owner[-1]) + 1, dtype=rows.dtype, device=rows.device)
+    if group_term == "fraction":
+        return unit, owner, sizes
+    bases = []
+    for worker in range(len(sizes)):
+        _, lengths, vectors = torch.linalg.svd(unit[owner == worker], full_matrices=False)
+        bases.append(vectors[lengths > _RANK * lengths[0]] if lengths[0] > 0 else vectors[:1] * 0)
+        sizes[worker] = min(m, len(bases[-1]))
+    counts = torch.tensor([len(basis) for basis in bases])
+    return torch.cat(bases), torch.repeat_interleave(torch.arange(len(counts)), counts).to(rows.device), sizes
 
 
 def _unit(rows: Rows, owner: Owner) -> Rows:
@@ -163,10 +228,17 @@ def _unit(rows: Rows, owner: Owner) -> Rows:
     return rows
 
 
-def _residuals(rows: Rows, owner: Owner, Y: Basis) -> Float64[Tensor, " T"]:
-    """Compute 1 - v of each term: the squared length of the residual of its rows."""
+def _residuals(rows: Rows, owner: Owner, Y: Basis, sizes: PerTerm) -> PerTerm:
+    """Compute 1 - v of each term.
+
+    It is the squared length of the residual of the term's rows, less what no Y explains, over the term's size. No Y
+    explains more than the size.
+    """
     rest = rows - (rows @ Y) @ Y.T
-    return _summed(rest.square().sum(dim=1), owner)[: int(owner[-1]) + 1]
+    terms = len(sizes)
+    residuals, lengths = (_summed(part.square().sum(dim=1), owner)[:terms] for part in (rest, rows))
+    beyond = torch.where(lengths > sizes + 0.5, lengths - sizes, 0.0)  # Both are whole numbers, up to rounding.
+    return (residuals - beyond).clamp(min=0.0) / sizes
 
 
 def _summed(numbers: Float64[Tensor, " N"], owner: Owner) -> Float64[Tensor, " N"]:

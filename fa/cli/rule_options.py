@@ -13,6 +13,7 @@ OPTIONS = {
     "a": (float, "FA: root in the objective, at least 1."),
     "tol": (float, "FA: decrease of the objective at which it stops; geometric median: change of a weight."),
     "max_iter": (int, "FA, geometric median, centered clipping: maximum number of iterations."),
+    "worker_weights": (str, "FA: weight of each worker, separated by commas, as in 1,1,0.5."),
     "formulation": (str, "FA, Bulyan: formula, 'paper' or 'released'."),
     "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'."),
     "neighbours": (str, "Krum, Multi-Krum, Bulyan: number of neighbours in a score, 'p-f-2' or 'p-f-1'."),
@@ -37,6 +38,26 @@ def rule_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def numbers(name: str, text: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """Parse numbers that are separated by commas.
+
+    Args:
+        name: Name of the option.
+        text: The numbers.
+        kind: Type of each.
+
+    Returns:
+        The numbers.
+
+    Raises:
+        ValueError: The text is something else.
+    """
+    try:
+        return tuple(kind(number) for number in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} must be numbers separated by commas, got {text!r}") from None
+
+
 def pop_rule_options(arguments: dict[str, Any]) -> dict[str, Any]:
     """Remove the options of the rule from a command's arguments, and return those that are set."""
     options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
@@ -44,4 +65,6 @@ def pop_rule_options(arguments: dict[str, Any]) -> dict[str, Any]:
     if "preaggregators" in options:
         names = options["preaggregators"]
         options["preaggregators"] = () if names == "none" else tuple(name.strip() for name in names.split(","))
+    if "worker_weights" in options:
+        options["worker_weights"] = numbers("worker_weights", options["worker_weights"], float)
     return options

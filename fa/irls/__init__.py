@@ -1,15 +1,20 @@
 """Solve eq. 5: FlagIRLS in the Gram matrix, and proximal steps for the regularizers whose Y leaves span(G)."""
 
-from fa.irls.problem import FLOOR, Formulation, Problem, build_problem
-from fa.irls.solution import DEFAULTS, FORMULATIONS, REGULARIZERS, Options, Solution
+from fa.irls.problem import FLOOR, Formulation, GroupTerm, Problem, build_problem
+from fa.irls.solution import DEFAULTS, FORMULATIONS, GROUP_TERMS, REGULARIZERS, Options, Solution
 from fa.irls.solver import State, check_m, default_m, solve, solve_gram, step, terminates
+from fa.irls.worker_weights import from_batches as weights_from_batches
+from fa.irls.worker_weights import from_noise as weights_from_noise
+from fa.irls.worker_weights import noise_variances
 
 __all__ = [
     "DEFAULTS",
     "FLOOR",
     "FORMULATIONS",
+    "GROUP_TERMS",
     "REGULARIZERS",
     "Formulation",
+    "GroupTerm",
     "Options",
     "Problem",
     "Solution",
@@ -17,8 +22,11 @@ __all__ = [
     "build_problem",
     "check_m",
     "default_m",
+    "noise_variances",
     "solve",
     "solve_gram",
     "step",
     "terminates",
+    "weights_from_batches",
+    "weights_from_noise",
 ]

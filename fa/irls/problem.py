@@ -4,16 +4,27 @@ IRLS, nested subspaces and certificates work with these terms only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
 
 from fa.gradients.gram import Gram
+from fa.irls.worker_weights import read_weights
 from fa.utils.validation import check
 
 Formulation = Literal["paper", "released"]
+
+GroupTerm = Literal["fraction", "chordal"]
+"""Term of a worker with several gradients G_i:
+
+- "fraction": 1 - ||Y^T G_i||^2/||G_i||^2, with Frobenius norms: the paper's. A longer gradient counts more.
+- "chordal": min(m, k_i) - ||Y^T Q_i||^2 with an orthonormal basis Q_i of the span of G_i, which has k_i dimensions:
+  the squared chordal distance of the Flag Median. A worker with more gradients has a larger term.
+
+Where all workers have k <= m gradients, orthogonal and of equal norms, the second is k times the first.
+"""
 
 FLOOR = 1e-12
 """Value of 1 - v below which the power is replaced by its tangent, so that weights stay finite."""
@@ -41,6 +52,7 @@ class Problem:
         m: Number of columns of Y.
         a: Inverse of the power.
         unresolved: Upper bound on the terms of pairs that differ, but are too close for a direction.
+        least_residuals: Squared length (T,) of each term that no Y of m columns can explain; None for 0.
     """
 
     basis: Float64[np.ndarray, "q r"]
@@ -51,6 +63,7 @@ class Problem:
     m: int
     a: float
     unresolved: float = 0.0
+    least_residuals: Float64[np.ndarray, " T"] | None = None
 
     def objective(self, residuals: Float64[np.ndarray, " T"]) -> float:
         """Evaluate eq. 5 with the power 1/a.
@@ -116,7 +129,8 @@ class Problem:
             The residuals (T,), float64.
         """
         lengths = np.square(complement.T @ self.terms).sum(axis=0)
-        return np.bincount(self.owner, lengths, minlength=self.factors.size)
+        residuals = np.bincount(self.owner, lengths, minlength=self.factors.size)
+        return residuals if self.least_residuals is None else np.maximum(residuals - self.least_residuals, 0.0)
 
     def second_moment(
         self, weights: Float64[np.ndarray, " T"], axes: Float64[np.ndarray, "r s"] | None = None
@@ -136,7 +150,14 @@ class Problem:
 
 
 def build_problem(
-    gram: Gram, m: int, lam: float, a: float, formulation: Formulation = "paper", counts: Sequence[int] | None = None
+    gram: Gram,
+    m: int,
+    lam: float,
+    a: float,
+    formulation: Formulation = "paper",
+    counts: Sequence[int] | None = None,
+    worker_weights: Any = None,
+    group_term: GroupTerm = "fraction",
 ) -> Problem:
     """Write eq. 5 for some gradients in an orthonormal basis of their span.
 
@@ -147,12 +168,14 @@ def build_problem(
         a: Inverse of the power.
         formulation: "paper" for the pairs of eq. 5, "released" for those of the released code.
         counts: Number of gradients of each worker; None for one each.
+        worker_weights: Weight c_i of each worker, as in `fa.irls.worker_weights`; None for 1.
+        group_term: Term of a worker with several gradients.
 
     Returns:
         The terms, factors and basis, float64.
 
     Raises:
-        ValueError: lam is not 0 and a worker has several gradients.
+        ValueError: lam is not 0 and a worker has several gradients, or there is not one weight for each worker.
     """
     counts = (1,) * gram.p if counts is None else tuple(counts)
     check("lam", lam, lam == 0 or len(counts) == gram.p, "0 where a worker has several gradients, which form no pairs")
@@ -160,17 +183,44 @@ def build_problem(
     owner = np.repeat(np.arange(len(counts)), counts)
     of_worker = norm_fractions(gram, owner)
     unit = (vectors * np.sqrt(eigenvalues)).T * (gram.scaled_norms > 0)
-    differences, factors = _pairs(gram, lam, formulation)
-    return Problem(
+    weights = np.ones(len(counts))
+    if worker_weights is not None:
+        weights = np.array(read_weights(worker_weights, len(counts)))
+    differences, factors = _pairs(gram, lam, formulation, weights)
+    problem = Problem(
         basis=vectors / np.sqrt(eigenvalues) * (gram.scaled_norms > 0)[:, None],
         terms=np.hstack([unit * of_worker, unit @ differences]),
         owner=np.concatenate([owner, len(counts) + np.arange(factors.size)]),
-        factors=np.concatenate([np.bincount(owner, of_worker) > 0, factors]).astype(np.float64),
+        factors=np.concatenate([weights * (np.bincount(owner, of_worker) > 0), factors]).astype(np.float64),
         p=len(counts),
         m=m,
         a=a,
-        unresolved=_unresolved(gram, lam, formulation),
+        unresolved=_unresolved(gram, lam, formulation, weights),
     )
+    return _chordal(problem, unit) if group_term == "chordal" else problem
+
+
+def _chordal(problem: Problem, unit: Float64[np.ndarray, "r q"]) -> Problem:
+    """Replace each worker's term by the chordal one, over s = min(m, k) so that 1 - v stays in [0, 1].
+
+    The factor s^(1/a) makes up for the division. For k > m, k - m of the basis' squared length is out of reach.
+    """
+    terms, factors = problem.terms.copy(), problem.factors.copy()
+    least = np.zeros(factors.size)
+    for worker in range(problem.p):
+        columns = problem.owner == worker
+        vectors, lengths, _ = np.linalg.svd(unit[:, columns[: unit.shape[1]]], full_matrices=False)
+        within = lengths > np.sqrt(RANK) * max(lengths[0], 1e-300)
+        k = int(within.sum())
+        s = min(problem.m, k)
+        if lengths[0] == 0:
+            continue
+        basis = np.zeros((len(terms), int(columns.sum())))
+        basis[:, :k] = vectors[:, within] / np.sqrt(s)
+        terms[:, columns] = basis
+        factors[worker] *= s ** (1 / problem.a)
+        least[worker] = (k - s) / s
+    return replace(problem, terms=terms, factors=factors, least_residuals=least if least.any() else None)
 
 
 def nonzero_eigenpairs(
@@ -227,22 +277,31 @@ def _apart(gram: Gram) -> Bool[np.ndarray, " pairs"]:
     return apart
 
 
-def _unresolved(gram: Gram, lam: float, formulation: Formulation) -> float:
+def _unresolved(gram: Gram, lam: float, formulation: Formulation, weights: Float64[np.ndarray, " workers"]) -> float:
     """Bound the contribution of the pairs that differ, but are too close for a direction."""
     if lam == 0 or gram.p == 1 or formulation == "released":
         return 0.0
     different = gram.D2[np.triu_indices(gram.p, 1)] > 0
-    return 2 * lam / (gram.p - 1) * int((different & ~_apart(gram)).sum())
+    return 2 * lam / (gram.p - 1) * float(_pair_weights(weights)[different & ~_apart(gram)].sum())
+
+
+def _pair_weights(weights: Float64[np.ndarray, " workers"]) -> Float64[np.ndarray, " pairs"]:
+    """Return c_i c_j over the mean weight, for each pair; 1 for equal weights."""
+    i, j = np.triu_indices(weights.size, 1)
+    products: np.ndarray = weights[i] * weights[j] / weights.mean()
+    return products
 
 
 def _pairs(
-    gram: Gram, lam: float, formulation: Formulation
+    gram: Gram, lam: float, formulation: Formulation, weights: Float64[np.ndarray, " workers"]
 ) -> tuple[Float64[np.ndarray, "p N"], Float64[np.ndarray, " N"]]:
     """Return the pairs' terms as coefficients of the unit gradients (p, N), and their factors c (N,); N = 0 if lam = 0.
 
     - "paper": (g_i - g_j)/D_ij, each pair twice, divided by p - 1.
     - "released": x_i - x_j, not divided by its length, in columns with the factor lam/(p(p - 1)). The eigenvectors are
       those of the columns' second moment, so the factor is squared here.
+
+    The factors are multiplied by `_pair_weights`.
     """
     p = gram.p
     if lam == 0 or p == 1:
@@ -252,9 +311,9 @@ def _pairs(
     differences = np.zeros((p, i.size))
     if formulation == "released":
         differences[i, columns], differences[j, columns] = 1.0, -1.0
-        return differences, np.full(i.size, 2 * (lam / (p * (p - 1))) ** 2)
+        return differences, 2 * (lam / (p * (p - 1))) ** 2 * _pair_weights(weights)
     apart = _apart(gram)
     distances = np.where(apart, np.sqrt(gram.D2[i, j]), np.inf)
     norms = gram.clipped_norms
     differences[i, columns], differences[j, columns] = norms[i] / distances, -norms[j] / distances
-    return differences, np.where(apart, 2 * lam / (p - 1), 0.0)
+    return differences, np.where(apart, 2 * lam / (p - 1) * _pair_weights(weights), 0.0)

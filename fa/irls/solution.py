@@ -12,11 +12,15 @@ from fa import kernels
 from fa.gradients import Gradients, read_groups
 from fa.gradients.gram import Gram
 from fa.irls import regularizers
-from fa.irls.problem import Formulation, Problem, build_problem
+from fa.irls.problem import Formulation, GroupTerm, Problem, build_problem
+from fa.irls.worker_weights import read_weights
 from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 FORMULATIONS = ("paper", "released")
 """Names of the formulations: that of the paper, and that of the released code."""
+
+GROUP_TERMS = ("fraction", "chordal")
+"""Names of the terms of a worker with several gradients; see `fa.irls.problem.GroupTerm`."""
 
 REGULARIZERS = ("pairwise", *regularizers.NAMES)
 """Names of the regularizers."""
@@ -35,6 +39,8 @@ class Options:
         max_iter: Largest number of steps.
         restarts: Number of further, random starts.
         seed: Seed of the random starts.
+        worker_weights: Weight of each worker, as in `fa.irls.worker_weights`; None for 1.
+        group_term: Term of a worker with several gradients, one of `GROUP_TERMS`.
 
     Raises:
         ValueError: A value is out of range.
@@ -48,8 +54,13 @@ class Options:
     max_iter: int = 5
     restarts: int = 0
     seed: int = 0
+    worker_weights: tuple[float, ...] | None = None
+    group_term: GroupTerm = "fraction"
 
     def __post_init__(self) -> None:
+        if self.worker_weights is not None:
+            object.__setattr__(self, "worker_weights", read_weights(self.worker_weights))
+        check_one_of("group_term", self.group_term, GROUP_TERMS)
         if self.m is not None:
             check_integer("m", self.m, 1)
         check_real("lam", self.lam, 0)
@@ -59,6 +70,8 @@ class Options:
         check_integer("max_iter", self.max_iter, 1)
         check_integer("restarts", self.restarts, 0)
         check_integer("seed", self.seed, 0)
+        within = self.group_term == "fraction" or not self.leaves_span
+        check("group_term", self.group_term, within, f'"fraction" with regularizer={self.regularizer!r}')
 
     @property
     def leaves_span(self) -> bool:
@@ -91,6 +104,8 @@ class Solution:
         gradients: The gradients; None if the solver had only their Gram matrix.
         Y: Basis (n, m) with "l1" and "rows", in the gradients' dtype (float32 for halves); a tensor if G is one.
             Otherwise None.
+        worker_weights: Weight of each worker; None for 1.
+        group_term: Term of a worker with several gradients.
     """
 
     objective: float
@@ -108,6 +123,8 @@ class Solution:
     counts: tuple[int, ...]
     gradients: Gradients | None = None
     Y: Any = None
+    worker_weights: tuple[float, ...] | None = None
+    group_term: GroupTerm = "fraction"
 
     @property
     def iterations(self) -> int:
@@ -118,7 +135,8 @@ class Solution:
     def problem(self) -> Problem:
         """Return the data terms and pairs in a basis of span(G), without a norm of Y."""
         lam = self.lam if self.regularizer == "pairwise" else 0.0
-        return build_problem(self.gram, self.m, lam, self.a, self.formulation, self.counts)
+        settings = self.formulation, self.counts, self.worker_weights, self.group_term
+        return build_problem(self.gram, self.m, lam, self.a, *settings)
 
     def __repr__(self) -> str:
         return (
@@ -158,7 +176,8 @@ class Solution:
         - "paper": (1/p) Y Y^T G 1.
         - "released": (1/m) sum_i Y Y^T g_i/||g_i||.
 
-        A worker with several gradients counts with their mean.
+        A worker with several gradients counts with their mean. With weights c_i, each g_i is multiplied by c_i over the
+        mean weight.
 
         Args:
             formulation: "paper" or "released"; None for the solution's.
@@ -188,6 +207,8 @@ class Solution:
         formulation = self.formulation if formulation is None else formulation
         check_one_of("formulation", formulation, FORMULATIONS)
         norms, each = self.gram.norms, np.repeat(1 / np.array(self.counts), self.counts)
+        if self.worker_weights is not None:
+            each = each * np.repeat(np.array(self.worker_weights) / np.mean(self.worker_weights), self.counts)
         return each * (norms / len(self.counts) if formulation == "paper" else (norms > 0) / self.m)
 
     def direction(self, formulation: Formulation | None = None) -> Any:

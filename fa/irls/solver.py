@@ -8,6 +8,8 @@ The terms t_k are:
 - with lam > 0, the unit differences (g_i - g_j)/D_ij of every pair, with c = 2 lam/(p - 1): eq. 5 counts each pair
   twice.
 
+`fa.irls.worker_weights` describes the c of workers that differ.
+
 The power is concave in ||Y^T t_k||^2, so its tangent bounds it from above. The minimiser of the tangents is the top m
 eigenvectors of sum_k c_k w_k t_k t_k^T, with w = (1 - v)^(1/a - 1). A step to it does not raise the objective.
 
@@ -31,8 +33,9 @@ from fa.gradients import Gradients
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure_groups
 from fa.irls import proximal
-from fa.irls.problem import RANK, Formulation, Problem, build_problem
+from fa.irls.problem import RANK, Formulation, GroupTerm, Problem, build_problem
 from fa.irls.solution import DEFAULTS, FORMULATIONS, Options, Solution
+from fa.irls.worker_weights import read_weights
 from fa.utils.blas import single_threaded
 from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
@@ -71,6 +74,8 @@ def solve(
     restarts: int = DEFAULTS.restarts,
     seed: int = DEFAULTS.seed,
     formulation: Formulation = "paper",
+    worker_weights: Any = DEFAULTS.worker_weights,
+    group_term: GroupTerm = DEFAULTS.group_term,
 ) -> Solution:
     """Find a subspace of m dimensions that makes eq. 5 small.
 
@@ -100,6 +105,10 @@ def solve(
         restarts: Number of further, random starts.
         seed: Seed of the random starts.
         formulation: "paper" for the pairs and the direction of the paper, "released" for those of the released code.
+        worker_weights: Weight c_i > 0 of each worker, in eq. 5 and in the direction; see `fa.irls.worker_weights`.
+            None for 1.
+        group_term: Term of a worker with several gradients: "fraction" or "chordal", as in
+            `fa.irls.problem.GroupTerm`.
 
     Returns:
         The solution, of which `direction` and `weights` give the aggregate of the formulation.
@@ -119,7 +128,8 @@ def solve(
 
     Source: the paper, eq. 5 and sections 2.2 and 2.3.
     """
-    options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed)
+    weights = None if worker_weights is None else read_weights(worker_weights)
+    options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed, weights, group_term)
     gradients, counts, gram = measure_groups(G)
     if not options.leaves_span:
         return solve_gram(gram, options, gradients, formulation, start, counts)
@@ -167,7 +177,7 @@ def solve_gram(
     counts = (1,) * gram.p if counts is None else tuple(counts)
     m = default_m(len(counts)) if options.m is None else options.m
     check_m(m, gram.p)
-    problem = build_problem(gram, m, lam, options.a, formulation, counts)
+    problem = build_problem(gram, m, lam, options.a, formulation, counts, options.worker_weights, options.group_term)
     runs = [
         _iterate(problem, weights, options.tol, options.max_iter)
         for weights in _starts(problem, gram, gradients, start, options)
@@ -190,6 +200,8 @@ def solve_gram(
         gram=gram,
         counts=counts,
         gradients=gradients,
+        worker_weights=options.worker_weights,
+        group_term=options.group_term,
     )
 
 

@@ -3,17 +3,20 @@
 Source: the paper, Algorithm 1 and eq. 5.
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from fa.gradients.gram import Gram
 from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, solve, solve_gram
+from fa.irls.worker_weights import read_weights
 from fa.objective import values
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
-from fa.rules.preaggregators import MixedGradients
+from fa.rules.options import AnyRule
+from fa.rules.preaggregators import MixedGradients, make_step
 from fa.utils.validation import check, check_one_of
 
 
@@ -35,6 +38,8 @@ class FlagAggregator(Rule):
             `preaggregators=("median_norm",)`, its default; `preaggregators=()` is the formula as printed.
             "released" is the authors' released code: unit gradients, one step from equal weights, and
             d = (1/m) sum_i Y Y^T g_i/||g_i||. Its pairs' terms are not divided by D_ij; their factor is squared.
+        worker_weights: Weight of each worker, for workers that differ in batch size or noise; see
+            `fa.irls.worker_weights`. None: 1. Pre-aggregators must keep all gradients apart.
     """
 
     m: int | None = DEFAULTS.m
@@ -44,6 +49,7 @@ class FlagAggregator(Rule):
     tol: float = DEFAULTS.tol
     max_iter: int | None = None
     formulation: Formulation = "paper"
+    worker_weights: tuple[float, ...] | None = DEFAULTS.worker_weights
 
     name: ClassVar[str] = "fa"
     column_count_option: ClassVar[str] = "m"
@@ -59,13 +65,33 @@ class FlagAggregator(Rule):
         check("max_iter", self.max_iter, self.max_iter == 1 or not released, '1 with formulation="released"')
         within = not (released and self.direction_outside_span)
         check("regularizer", self.regularizer, within, '"pairwise" or "group" with formulation="released"')
+        if self.worker_weights is not None:
+            object.__setattr__(self, "worker_weights", read_weights(self.worker_weights))
         _ = self.options  # checks them
 
     @property
     def options(self) -> Options:
         """Options of IRLS."""
         assert self.max_iter is not None  # by __post_init__
-        return Options(self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter)
+        return Options(
+            self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter, worker_weights=self.worker_weights
+        )
+
+    def check_workers(self, p: int, remark: str = "") -> None:
+        """Check p as every rule does, and that there is one weight for each gradient that the rule sees."""
+        super().check_workers(p, remark)
+        if self.worker_weights is not None:
+            read_weights(self.worker_weights, p)
+            mixing = [name for name in self.steps if not make_step(name).keeps_workers]
+            check("preaggregators", mixing, not mixing, "ones that neither choose nor mix workers, with worker_weights")
+
+    def for_rows(self: AnyRule, rows: Sequence[int], p: int) -> AnyRule:
+        """Return the rule with the weights of these rows."""
+        weights = self.worker_weights  # type: ignore[attr-defined]
+        if weights is None:
+            return self
+        read_weights(weights, p)
+        return replace(self, worker_weights=tuple(weights[row] for row in rows))  # type: ignore[call-arg]
 
     @property
     def direction_outside_span(self) -> bool:

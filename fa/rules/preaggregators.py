@@ -66,12 +66,14 @@ class Step:
         column_count: Computes q from p and f.
         min_workers: (times, plus): it needs p >= times f + plus.
         least_workers: (times, plus) for a rule with `strict` false.
+        keeps_workers: Whether column i remains the gradient of worker i, which the step only scales or projects.
     """
 
     apply: Callable[[Gram, StepContext], tuple[Factor, Gram]]
     column_count: Callable[[int, int], int] = lambda p, f: p
     min_workers: tuple[int, int] = (0, 1)
     least_workers: tuple[int, int] = (1, 1)
+    keeps_workers: bool = True
 
 
 def apply_preaggregators(gram: Gram, names: Sequence[str], context: StepContext) -> MixedGradients:
@@ -206,9 +208,9 @@ STEPS: dict[str, Step] = {
     "median_norm": Step(_median_norm),
     "clip": Step(_clip),
     "arc": Step(_arc, min_workers=(1, 1)),
-    "krum": Step(_krum, column_count=lambda p, f: p - f, min_workers=(2, 3)),
-    "nnm": Step(_nnm, min_workers=(2, 1)),
-    "bucketing": Step(_bucketing, column_count=_bucket_count),
+    "krum": Step(_krum, column_count=lambda p, f: p - f, min_workers=(2, 3), keeps_workers=False),
+    "nnm": Step(_nnm, min_workers=(2, 1), keeps_workers=False),
+    "bucketing": Step(_bucketing, column_count=_bucket_count, keeps_workers=False),
     "subspace": Step(_subspace),
     "random_span": Step(_random_span),
 }
@@ -240,7 +242,9 @@ def make_step(text: str) -> Step:
     whole = name == "bucketing" and number >= 1 and number.is_integer()
     check("preaggregators", text, whole, "bucketing:SIZE with an integer of at least 1, or a name without a value")
     return Step(
-        lambda gram, context: _bucketing(gram, context, int(number)), lambda p, f: _bucket_count(p, f, int(number))
+        lambda gram, context: _bucketing(gram, context, int(number)),
+        lambda p, f: _bucket_count(p, f, int(number)),
+        keeps_workers=False,
     )
 
 

@@ -137,8 +137,24 @@ def certify(G: Any, solution: Solution) -> Certificate:
         f"of the solution's {len(solution.counts)} workers, with as many gradients each, {solution.counts}",
     )
     _check_same(gram, solution.gram)
-    bound = relax(build_problem(gram, solution.m, solution.lam, solution.a, counts=counts))
+    settings = solution.worker_weights, solution.group_term
+    problem = build_problem(gram, solution.m, solution.lam, solution.a, "paper", counts, *settings)
+    check_convex(problem)
+    bound = relax(problem)
     return Certificate(solution.objective, bound, certified(solution.a))
+
+
+def check_convex(problem: Problem) -> None:
+    """Check that the relaxation of the terms is convex.
+
+    Args:
+        problem: Terms of eq. 5.
+
+    Raises:
+        ValueError: With the chordal term, a worker has more than m gradients.
+    """
+    convex = problem.least_residuals is None
+    check("group_term", "chordal", convex, '"fraction" where a worker has more gradients than m')
 
 
 def _check_same(gram: Gram, expected: Gram) -> None:

@@ -18,7 +18,8 @@ from jaxtyping import Float64
 from fa import irls
 from fa.gradients.measurement import measure_groups
 from fa.irls import Options, Problem
-from fa.sdp.certificate import certified, exponent, lower_bound, principal
+from fa.irls.worker_weights import read_weights
+from fa.sdp.certificate import certified, check_convex, exponent, lower_bound, principal
 from fa.utils.validation import check_one_of, check_real
 
 __all__ = ["Relaxation", "solve"]
@@ -64,7 +65,14 @@ class Relaxation:
 
 
 def solve(
-    G: Any, m: int | None = None, lam: float = 0.0, a: float = 2.0, eps: float = 0.0, solver: str | None = None
+    G: Any,
+    m: int | None = None,
+    lam: float = 0.0,
+    a: float = 2.0,
+    eps: float = 0.0,
+    solver: str | None = None,
+    worker_weights: Any = None,
+    group_term: irls.GroupTerm = "fraction",
 ) -> Relaxation:
     """Solve the relaxation of eq. 5.
 
@@ -77,6 +85,8 @@ def solve(
             c_k. The bound remains one of eq. 5.
         solver: "CLARABEL" or "SCS". None takes Clarabel for at most 15 dimensions and SCS for more, then the other one
             if the first fails.
+        worker_weights: As for `fa.irls.solve`.
+        group_term: As for `fa.irls.solve`; "chordal" needs at most m gradients from each worker.
 
     Returns:
         The relaxation's value and bound, and eq. 5 at the rounded and the polished point.
@@ -94,14 +104,16 @@ def solve(
         >>> round(relaxation.bound, 3), round(relaxation.polished_objective, 3)
         (1.742, 1.894)
     """
-    options = Options(m=m, lam=lam, a=a)
+    weights = None if worker_weights is None else read_weights(worker_weights)
+    options = Options(m=m, lam=lam, a=a, worker_weights=weights, group_term=group_term)
     check_real("eps", eps, 0)
     if solver is not None:
         check_one_of("solver", solver, SOLVERS)
     _, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if options.m is None else options.m
     irls.check_m(m, gram.p)
-    problem = irls.build_problem(gram, m, lam, a, counts=counts)
+    problem = irls.build_problem(gram, m, lam, a, "paper", counts, options.worker_weights, group_term)
+    check_convex(problem)
     cp = _cvxpy()
     start = time.perf_counter()
     W, U, value, used, status = _program(cp, problem, eps, solver)

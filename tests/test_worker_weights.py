@@ -1,0 +1,238 @@
+"""Workers that differ: weights against replicated workers and plain versions, and both terms of several gradients."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fa import irls, make_rule, objective, sdp
+from tests.test_sdp import n_by_n
+
+
+def gradients(p: int, n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((p, n)) + 0.3
+
+
+def plain_value(G, Y, c, lam=0.0, a=2.0):
+    """Eq. 5 with weights, written out."""
+    p, c = len(G), np.asarray(c, dtype=float)
+    residual = lambda g: max(1 - np.sum((Y.T @ g) ** 2) / (g @ g), 0.0) ** (1 / a)  # noqa: E731
+    total = sum(c[i] * residual(G[i]) for i in range(p))
+    pairs = sum(c[i] * c[j] / c.mean() * residual(G[i] - G[j]) for i in range(p) for j in range(p) if i != j)
+    return total + lam / (p - 1) * pairs
+
+
+def plain_irls(G, m, c, lam=0.0, steps=5):
+    """FlagIRLS with weights in all n coordinates."""
+    p, c = len(G), np.asarray(c, dtype=float)
+    terms = [(c[i], G[i] / np.linalg.norm(G[i])) for i in range(p)]
+    for i in range(p):
+        for j in range(p):
+            if i != j and lam > 0:
+                d = G[i] - G[j]
+                terms.append((lam / (p - 1) * c[i] * c[j] / c.mean(), d / np.linalg.norm(d)))
+    w = np.ones(len(terms))
+    for _ in range(steps):
+        A = sum(factor * weight * np.outer(x, x) for (factor, x), weight in zip(terms, w, strict=True))
+        Y = np.linalg.eigh(A)[1][:, -m:]
+        w = np.array([max(1 - np.sum((Y.T @ x) ** 2), 1e-12) ** -0.5 for _, x in terms])
+    return Y
+
+
+@pytest.mark.parametrize("lam", [0.0, 3.0])
+def test_equal_weights_change_no_bit(lam):
+    G = gradients(7, 40)
+    plain = irls.solve(G, lam=lam, restarts=2)
+    for weight in (1.0, 1):
+        weighted = irls.solve(G, lam=lam, restarts=2, worker_weights=[weight] * 7)
+        np.testing.assert_array_equal(weighted.direction(), plain.direction())
+        assert weighted.objective == plain.objective
+    for formulation in ("paper", "released"):
+        rules = [make_rule("fa", formulation=formulation, worker_weights=c) for c in (None, (1.0,) * 7)]
+        np.testing.assert_array_equal(rules[0](G), rules[1](G))
+
+
+@pytest.mark.parametrize("lam", [0.0, 3.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_weights_are_those_of_a_plain_version(lam, seed):
+    G, c = gradients(6, 30, seed), np.random.default_rng(seed).uniform(0.2, 3, 6)
+    solution = irls.solve(G, m=3, lam=lam, max_iter=5, tol=0.0, worker_weights=tuple(c))
+    Y = plain_irls(G, 3, c, lam)
+    np.testing.assert_allclose(solution.direction(), Y @ (Y.T @ (c / c.sum() @ G)), atol=1e-9)
+    assert solution.objective == pytest.approx(plain_value(G, Y, c, lam))
+    assert objective.value(G, Y, lam=lam, worker_weights=c) == pytest.approx(plain_value(G, Y, c, lam))
+
+
+@pytest.mark.parametrize("lam", [0.0, 2.0])
+def test_a_worker_of_weight_k_counts_as_k_workers(lam):
+    G, c = gradients(5, 20), (1, 3, 2, 1, 2)
+    copies, total, p = np.repeat(G, c, axis=0), sum(c), 5
+    # The sums over pairs agree where lam/(P - 1) of the copies is lam/(p - 1) over the mean weight P/p.
+    same = lam * p * (total - 1) / (total * (p - 1))
+    replicated = irls.solve(copies, m=3, lam=same, max_iter=20, tol=0.0)
+    weighted = irls.solve(G, m=3, lam=lam, max_iter=20, tol=0.0, worker_weights=c)
+    assert weighted.objective == pytest.approx(replicated.objective)
+    np.testing.assert_allclose(weighted.direction(), replicated.direction(), atol=1e-9)
+
+
+def test_a_common_factor_of_all_weights_changes_no_direction():
+    G, c = gradients(6, 30), np.array([1.0, 2.0, 0.5, 1.0, 4.0, 1.0])
+    one, two = (irls.solve(G, m=3, lam=2.0, worker_weights=tuple(factor * c)) for factor in (1.0, 7.0))
+    np.testing.assert_allclose(one.direction(), two.direction(), atol=1e-12)
+    assert two.objective == pytest.approx(7 * one.objective)
+
+
+@pytest.mark.parametrize("lam", [0.0, 2.0])
+def test_the_gradient_of_the_weighted_objective_is_autograds(lam):
+    G, c = torch.from_numpy(gradients(5, 12)), (1.0, 2.0, 0.5, 3.0, 1.0)
+    Y = torch.linalg.qr(torch.from_numpy(gradients(12, 2, 1))).Q.requires_grad_()
+    factor = torch.tensor(c, dtype=torch.float64)
+    residual = lambda X: (1 - ((X / X.norm(dim=1, keepdim=True)) @ Y).square().sum(dim=1)).sqrt()  # noqa: E731
+    i, j = np.triu_indices(5, 1)
+    pairs = 2 * lam / 4 * (factor[i] * factor[j] / factor.mean() * residual(G[i] - G[j])).sum()
+    (slope,) = torch.autograd.grad((factor * residual(G)).sum() + pairs, Y)
+    ours = objective.gradient(G, Y.detach(), lam=lam, worker_weights=c)
+    torch.testing.assert_close(ours, slope)
+
+
+@pytest.mark.parametrize("lam", [0.0, 2.0])
+@pytest.mark.parametrize("a", [1.5, 2.0])
+def test_the_bound_of_the_weighted_objective_is_below_every_value(lam, a):
+    G, c = gradients(6, 8), (1.0, 2.0, 0.5, 3.0, 1.0, 0.2)
+    solution = irls.solve(G, m=2, lam=lam, a=a, max_iter=200, restarts=5, worker_weights=c)
+    relaxed = sdp.solve(G, m=2, lam=lam, a=a, worker_weights=c)
+    certificate = sdp.certify(G, solution)
+    assert certificate.bound <= relaxed.polished_objective + 1e-9
+    assert certificate.bound >= relaxed.bound * (1 - 5e-3)
+    assert relaxed.bound == pytest.approx(relaxed.value, rel=1e-5)
+    for seed in range(20):
+        Y = np.linalg.qr(gradients(8, 2, seed))[0]
+        assert certificate.bound <= plain_value(G, Y, c, lam, a)
+
+
+def test_the_weighted_relaxation_is_the_n_by_n_program_of_copies():
+    G, c = gradients(5, 7), (1, 2, 1, 3, 1)
+    copies = [row[None] for row in np.repeat(G, c, axis=0)]
+    assert sdp.solve(G, m=2, worker_weights=c).value == pytest.approx(n_by_n(copies, 2), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 0.0, 1.0), (1.0, float("nan"), 1.0), (), (1.0, -1.0, 1.0)])
+def test_invalid_weights_are_refused(weights):
+    G = gradients(3, 10)
+    for call in (
+        lambda: irls.solve(G, worker_weights=weights),
+        lambda: objective.value(G, np.eye(10)[:, :2], worker_weights=weights),
+        lambda: make_rule("fa", worker_weights=weights)(G),
+    ):
+        with pytest.raises(ValueError, match=r"worker_weights"):
+            call()
+
+
+def test_the_rule_drops_the_weights_of_excluded_workers():
+    G, c = gradients(7, 30), (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    G[2] = np.nan
+    rest = [0, 1, 3, 4, 5, 6]
+    decision = make_rule("fa", f=1, worker_weights=c).aggregate(G)
+    expected = make_rule("fa", worker_weights=tuple(c[i] for i in rest))(G[rest])
+    np.testing.assert_allclose(decision.direction, expected, atol=1e-12)
+    assert set(decision.decision.left_out) == {2}
+
+
+def test_the_rule_refuses_weights_behind_a_step_that_selects_or_mixes_workers():
+    G = gradients(7, 30)
+    for step in ("krum", "bucketing", "nnm"):
+        with pytest.raises(ValueError, match=r"^preaggregators\b"):
+            make_rule("fa", f=1, worker_weights=(1.0,) * 7, preaggregators=("unit", step))(G)
+
+
+def test_the_released_formulation_has_weights_too():
+    G, c = gradients(6, 30), np.array([1.0, 2.0, 0.5, 3.0, 1.0, 0.2])
+    d = make_rule("fa", formulation="released", worker_weights=tuple(c), m=3)(G)
+    X = G / np.linalg.norm(G, axis=1, keepdims=True)
+    Y = np.linalg.eigh((X.T * c) @ X)[1][:, -3:]
+    np.testing.assert_allclose(d, Y @ (Y.T @ (c / c.mean() @ X)) / 3, atol=1e-10)
+
+
+def test_weights_of_a_rule_leave_the_span_with_a_norm():
+    G, c = gradients(5, 12), (1.0, 2.0, 0.5, 3.0, 1.0)
+    options = {"m": 2, "lam": 0.3, "regularizer": "rows", "worker_weights": c, "max_iter": 20}
+    solution = irls.solve(G, **options)
+    value = objective.value(G, solution.Y, lam=0.3, regularizer="rows", worker_weights=c)
+    assert solution.objective == pytest.approx(value)
+    d = make_rule("fa", preaggregators=(), **options)(G)
+    np.testing.assert_allclose(d, solution.Y @ (solution.Y.T @ (np.array(c) / sum(c) @ G)), atol=1e-10)
+
+
+@given(seed=st.integers(0, 1000), m=st.integers(1, 4), a=st.sampled_from([1.0, 2.0, 3.0]))
+def test_the_chordal_term_is_the_flag_medians(seed, m, a):
+    """sqrt(min(m, k) - tr(Y^T Q Q^T Y)), Q an orthonormal basis of a worker's span; also for k > m."""
+    rng = np.random.default_rng(seed)
+    groups = [rng.standard_normal((k, 9)) for k in (1, 3, 2, 5)]
+    solution = irls.solve(groups, m=m, a=a, max_iter=7, tol=0.0, group_term="chordal")
+    Y = np.linalg.qr(np.vstack(groups).T @ solution.coefficients)[0]
+    bases = [np.linalg.qr(group.T)[0] for group in groups]
+    sizes = [min(m, basis.shape[1]) for basis in bases]
+    traces = [np.square(Y.T @ basis).sum() for basis in bases]
+    expected = sum(max(size - trace, 0.0) ** (1 / a) for size, trace in zip(sizes, traces, strict=True))
+    assert solution.objective == pytest.approx(expected, abs=1e-6 ** (2 / max(a, 2)))
+    assert objective.value(groups, Y, a=a, group_term="chordal") == pytest.approx(expected, abs=1e-6 ** (2 / max(a, 2)))
+    np.testing.assert_allclose(solution.values, np.divide(traces, sizes), atol=1e-9)
+    np.testing.assert_allclose(objective.values(groups, Y, "chordal"), solution.values, atol=1e-9)
+    assert (np.diff(solution.history) <= 1e-9).all()
+
+
+def test_the_two_terms_agree_for_equal_numbers_of_orthonormal_gradients():
+    rng = np.random.default_rng(0)
+    groups = [np.linalg.qr(rng.standard_normal((12, 2)))[0].T for _ in range(5)]
+    one, two = (irls.solve(groups, m=4, max_iter=9, tol=0.0, group_term=term) for term in irls.GROUP_TERMS)
+    assert two.objective == pytest.approx(np.sqrt(2) * one.objective)
+    np.testing.assert_allclose(one.direction(), two.direction(), atol=1e-9)
+
+
+def test_the_chordal_term_does_not_depend_on_a_workers_basis():
+    rng = np.random.default_rng(0)
+    groups = [rng.standard_normal((2, 12)) for _ in range(5)]
+    mixed = [rng.standard_normal((2, 2)) @ group for group in groups]
+    chordal = [irls.solve(each, m=4, group_term="chordal").objective for each in (groups, mixed)]
+    fraction = [irls.solve(each, m=4).objective for each in (groups, mixed)]
+    assert chordal[0] == pytest.approx(chordal[1])
+    assert fraction[0] != pytest.approx(fraction[1])
+
+
+def test_the_chordal_bound_is_below_every_value_and_refused_beyond_m():
+    rng = np.random.default_rng(0)
+    groups = [rng.standard_normal((k, 8)) for k in (1, 2, 2, 1)]
+    solution = irls.solve(groups, m=2, max_iter=300, restarts=5, group_term="chordal", worker_weights=(1, 2, 1, 1))
+    bound = sdp.certify(groups, solution).bound
+    relaxed = sdp.solve(groups, m=2, group_term="chordal", worker_weights=(1, 2, 1, 1))
+    assert relaxed.bound * (1 - 5e-3) <= bound <= relaxed.polished_objective + 1e-9
+    for seed in range(20):
+        Y = np.linalg.qr(gradients(8, 2, seed))[0]
+        assert bound <= objective.value(groups, Y, group_term="chordal", worker_weights=(1, 2, 1, 1))
+    with pytest.raises(ValueError, match=r"^group_term\b"):
+        sdp.certify(groups, irls.solve(groups, m=1, group_term="chordal"))
+    with pytest.raises(ValueError, match=r"^group_term\b"):
+        irls.solve(groups, group_term="chordal", regularizer="rows", lam=1.0)
+
+
+def test_weights_from_batches_and_noise():
+    np.testing.assert_allclose(irls.weights_from_batches([1, 1, 16], 0.5), np.array([1, 1, 4]) / 2)
+    np.testing.assert_allclose(irls.weights_from_noise([16.0, 16.0, 1.0], 0.5), np.array([1, 1, 4]) / 2)
+    with pytest.raises(ValueError, match=r"^each of worker_weights\b"):
+        irls.weights_from_batches([1, 0])
+
+
+def test_inverse_variance_weights_have_the_least_variance():
+    """Of the mean of minibatch gradients, by its closed form 1/sum B; and the estimate of the noise is unbiased."""
+    rng, batches = np.random.default_rng(0), np.array([4, 4, 16, 64])
+    error = {}
+    for power in (0.0, 0.5, 1.0):
+        c = np.array(irls.weights_from_batches(batches, power))
+        error[power] = np.sum((c / c.sum()) ** 2 / batches)
+    assert min(error, key=error.get) == 1.0
+    assert error[1.0] == pytest.approx(1 / batches.sum())
+    samples = [rng.standard_normal((k, 4000)) for k in (4, 16)]
+    np.testing.assert_allclose(irls.noise_variances(samples) / 4000, [1 / 4, 1 / 16], rtol=0.1)
+    with pytest.raises(ValueError, match=r"^G\b"):
+        irls.noise_variances([np.ones((1, 3)), np.ones((2, 3))])
