@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int
@@ -78,7 +79,7 @@ class Gram:
         """Return the number of gradients."""
         return len(self.scaled_norms)
 
-    @property
+    @cached_property
     def norms(self) -> PerGradient:
         """Return the norms ||g_i|| (p,), float64."""
         return self.scale * self.scaled_norms
@@ -90,7 +91,7 @@ class Gram:
         products: np.ndarray = self.cosines * (norms[:, None] * norms)
         return products
 
-    @property
+    @cached_property
     def clipped_norms(self) -> PerGradient:
         """Return the scaled norms (p,), clipped where their squares would overflow, float64."""
         clipped: np.ndarray = np.minimum(self.scaled_norms, LARGEST_NORM)

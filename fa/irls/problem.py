@@ -182,13 +182,14 @@ def build_problem(
     eigenvalues, vectors = nonzero_eigenpairs(gram.cosines, 1.0)
     owner = np.repeat(np.arange(len(counts)), counts)
     of_worker = norm_fractions(gram, owner)
-    unit = (vectors * np.sqrt(eigenvalues)).T * (gram.scaled_norms > 0)
+    roots, nonzero = np.sqrt(eigenvalues), gram.scaled_norms > 0
+    unit = (vectors * roots).T * nonzero
     weights = np.ones(len(counts))
     if worker_weights is not None:
         weights = np.array(read_weights(worker_weights, len(counts)))
     differences, factors = _pairs(gram, lam, formulation, weights)
     problem = Problem(
-        basis=vectors / np.sqrt(eigenvalues) * (gram.scaled_norms > 0)[:, None],
+        basis=vectors / roots * nonzero[:, None],
         terms=np.hstack([unit * of_worker, unit @ differences]),
         owner=np.concatenate([owner, len(counts) + np.arange(factors.size)]),
         factors=np.concatenate([weights * (np.bincount(owner, of_worker) > 0), factors]).astype(np.float64),
@@ -250,6 +251,8 @@ def norm_fractions(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarr
     Returns:
         The fractions (q,): 1 for a worker's only gradient, and 0 for a zero gradient.
     """
+    if owner.size == owner[-1] + 1:
+        return (gram.scaled_norms > 0).astype(np.float64)
     together = np.sqrt(np.bincount(owner, np.square(gram.clipped_norms)))[owner]
     alone = np.bincount(owner)[owner] == 1
     several = np.divide(gram.clipped_norms, together, out=np.zeros(gram.p), where=together > 0)

@@ -234,8 +234,7 @@ def _starts(
     problem: Problem, gram: Gram, gradients: Gradients | None, start: Any, options: Options
 ) -> Iterator[Float64[np.ndarray, " T"]]:
     """Yield the weights of the first step: for the chosen start, then for random ones."""
-    generator = np.random.default_rng(options.seed)
-    r = len(problem.terms)
+    generator = _random_subspaces(options.seed, (len(problem.terms), problem.m))
     if not isinstance(start, str):
         yield _weights_of(problem, _hints(problem, gram, gradients, start))
     else:
@@ -245,9 +244,16 @@ def _starts(
         elif start == "data":
             yield _weights_of(problem, problem.terms[:, : problem.m])
         else:
-            yield _weights_of(problem, generator.standard_normal((r, problem.m)))
+            yield _weights_of(problem, next(generator))
     for _ in range(options.restarts):
-        yield _weights_of(problem, generator.standard_normal((r, problem.m)))
+        yield _weights_of(problem, next(generator))
+
+
+def _random_subspaces(seed: int, shape: tuple[int, int]) -> Iterator[Float64[np.ndarray, "r m"]]:
+    """Yield vectors that span random subspaces; the generator, which is slow to create, is not until the first."""
+    generator = np.random.default_rng(seed)
+    while True:
+        yield generator.standard_normal(shape)
 
 
 def _weights_of(problem: Problem, vectors: Float64[np.ndarray, "r k"]) -> Float64[np.ndarray, " T"]:

@@ -149,7 +149,7 @@ def _explained_variances(
     """v_i = ||Y^T g_i||^2/||g_i||^2 of every worker under Y = G^T C; 1 for a zero gradient, NaN for one not finite."""
     values = np.full(gram.p, np.nan)
     if decided.coefficients is not None:
-        finite = gram.select(rows)
+        finite = gram.select(rows) if rows.size < gram.p else gram
         C = R[rows] @ decided.coefficients
         squares = np.square(finite.cosines @ (finite.norms[:, None] * C)).sum(axis=1)
         values[rows] = np.where(finite.norms > 0, np.minimum(squares, 1.0), 1.0)

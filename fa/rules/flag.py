@@ -5,6 +5,7 @@ Source: the paper, Algorithm 1 and eq. 5.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 from torch import Tensor
@@ -69,7 +70,7 @@ class FlagAggregator(Rule):
             object.__setattr__(self, "worker_weights", read_weights(self.worker_weights))
         _ = self.options  # checks them
 
-    @property
+    @cached_property
     def options(self) -> Options:
         """Options of IRLS."""
         assert self.max_iter is not None  # by __post_init__
