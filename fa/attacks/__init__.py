@@ -113,6 +113,7 @@ ATTACKS = MappingProxyType(
             _builtin("random_symmetric", False, noise.random_symmetric),
             _builtin("random_honest_norm", False, noise.random_honest_norm),
             _builtin("random_shared", False, noise.random_shared),
+            _builtin("random_reached", False, noise.random_reached),
             _builtin("gaussian", False, noise.gaussian, mean=0.0, std=1.0),
             _builtin("collude", False, noise.collude),
             _builtin("alie", False, shifts.alie, factor=None),

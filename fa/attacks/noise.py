@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -31,6 +32,14 @@ def random_shared(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None
         first = byzantine[0]
         _uniform(G[first], 0, 1, streams(first))
         send_all(G[first], G, byzantine[1:])
+
+
+def random_reached(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    """Draw as "random", but send 0 in the coordinates in which every honest gradient is 0."""
+    reached = reduce(torch.logical_or, (row != 0 for row in honest_rows(G, byzantine)))
+    for worker in byzantine:
+        _uniform(G[worker], 0, 1, streams(worker))
+        G[worker].mul_(reached)
 
 
 def random_symmetric(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:

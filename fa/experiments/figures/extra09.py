@@ -1,0 +1,92 @@
+"""Extra 9: random vectors in all coordinates, or only in those that some honest gradient reaches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.figures.extras_common import make_extra, seed_caption
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, Lead, accuracies, comparison_verdict, learned, mean
+from fa.experiments.runs.profiles import MARGIN, PROFILES, for_profile
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study
+from fa.experiments.runs.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra09_unreached_coordinates"
+F = 3
+EVERYWHERE, REACHED = "random", "random_reached"
+ORDER_STATISTICS = ("median", "meamed", "phocas", "trimmed_mean")
+RULES = ("fa", "mean_unit", "multi_krum", *ORDER_STATISTICS)
+SEEDS = {"smoke": (2021,), "quick": (2021, 2022, 2023), "cpu": (2021, 2022, 2023), "paper": (2021,)}
+
+
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Extra 9; see `make_study`. It has the profile's own model, unlike the other extras."""
+    case_seeds = for_profile(SEEDS, profile)
+    grid = [Case(rule, F, {"attack": attack}, seeds=case_seeds) for rule in RULES for attack in (EVERYWHERE, REACHED)]
+    return make_extra(NAME, profile, grid, out, seeds, PROFILES[profile], **overrides)
+
+
+def final_accuracies(table: DataFrame) -> dict[str, dict[str, list[float]]]:
+    """Return final test accuracies by rule and attack, of the rules that have both.
+
+    Args:
+        table: The curves, one row a point.
+
+    Returns:
+        A dictionary from attack to accuracies, one per seed, for each rule.
+    """
+    final = accuracies(table, "attack")
+    pairs = {rule: {attack: final.get((rule, attack), []) for attack in (EVERYWHERE, REACHED)} for rule in RULES}
+    return {rule: pair for rule, pair in pairs.items() if pair[EVERYWHERE] and pair[REACHED]}
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """Draw one line per rule, from the accuracy under vectors in all coordinates to that under the confined ones."""
+    final = final_accuracies(table)
+    figure = style.new_figure(7.5, 1.6 + 0.45 * len(final))
+    axes = figure.subplots()
+    for y, (rule, pair) in enumerate(reversed(final.items())):
+        look = style.LOOKS[rule]
+        everywhere, reached = mean(pair[EVERYWHERE]), mean(pair[REACHED])
+        axes.plot([everywhere, reached], [y, y], color=look.colour, linewidth=2)
+        axes.plot(pair[EVERYWHERE], [y] * len(pair[EVERYWHERE]), "o", markersize=6, color=look.colour, fillstyle="none")
+        axes.plot(pair[REACHED], [y] * len(pair[REACHED]), "o", markersize=4, color=look.colour)
+        change = f"{reached - everywhere:+.3f}"
+        axes.text(1.02, y, change, va="center", fontsize=8, transform=axes.get_yaxis_transform())
+    axes.set_yticks(range(len(final)), [VARIANTS[rule].label for rule in reversed(final)])
+    axes.set(ylim=(-0.6, len(final) - 0.4))
+    axes.set_xlabel("test accuracy (fraction); line: between the means; at the right: their difference")
+    for marks, label in (("none", "vectors in all coordinates"), ("full", "where an honest gradient is not 0")):
+        axes.plot([], [], "o", color="0.3", fillstyle=marks, label=label)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
+    figure.suptitle(f"f = {F} Byzantine workers send random gradients; {seed_caption(table)}\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """Judge E9: whether rules lose accuracy if the random vectors are confined.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
+    final = final_accuracies(table)
+    testable = learned({rule: pair[EVERYWHERE] for rule, pair in final.items()}, chance)
+    judged = []
+    for words, rules in (("FA loses", ("fa",)), ("order statistics lose", ORDER_STATISTICS)):
+        leads = [_loss(rule, final[rule]) for rule in rules if rule in final]
+        if len(leads) == len(rules):
+            text = f"{words} accuracy if random vectors are 0 where all honest gradients are"
+            measured = "; ".join(f"{lead.describe()}; loss {lead.difference_text}" for lead in leads)
+            judged.append(Claim("E9", text, measured, comparison_verdict(leads, testable, margin=margin)))
+    return judged
+
+
+def _loss(rule: str, pair: dict[str, list[float]]) -> Lead:
+    """The accuracy under vectors in all coordinates beside that under the confined ones."""
+    return Lead(VARIANTS[rule].label, pair[EVERYWHERE], "confined", pair[REACHED], "everywhere")
