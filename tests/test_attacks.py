@@ -72,6 +72,17 @@ def test_uniform_range(name: str, low: float, G: Tensor) -> None:
     assert row.var() == pytest.approx(variance, rel=0.05)
 
 
+def test_vectors_are_confined_to_what_an_honest_gradient_reaches(G: Tensor) -> None:
+    """A coordinate in which one honest gradient is not 0 counts; the Byzantine workers' own gradients do not."""
+    everywhere = G.clone()
+    G[HONEST, :50], G[HONEST[0], :10] = 0.0, 1.0
+    ATTACKS["random"].apply(everywhere, FAULTY, SEED, ITERATION)
+    ATTACKS["random_reached"].apply(G, FAULTY, SEED, ITERATION)
+    sent, expected = G[list(FAULTY)], everywhere[list(FAULTY)]
+    expected[:, 10:50] = 0.0
+    assert torch.equal(sent, expected)
+
+
 def test_honest_norm_is_the_median(G: Tensor) -> None:
     """Of an even number of honest workers, so that the median lies between two norms."""
     G *= torch.arange(1, 8, device=G.device).float()[:, None]
