@@ -64,7 +64,7 @@ def test_peers_compute_what_our_rules_do() -> None:
         "monna": {"reference": 0},
     }
     for rule, aggregate in peers.library_aggregators("byzfl", p, f).items():
-        if rule == "caf":  # from a random vector; tests/test_field.py compares it where that does not matter
+        if rule == "caf":  # from a random vector; tests/test_field_rules.py compares it where that does not matter
             continue
         ours = fa.aggregate(G, rule, f=f, **options.get(rule, {}))
         np.testing.assert_allclose(np.asarray(aggregate(G)), ours, rtol=1e-4, atol=1e-5, err_msg=rule)

@@ -1,4 +1,4 @@
-"""Examples that are programs of their own; those of a rule and an attack are in tests/test_custom.py, DDP's in
+"""Examples that are programs of their own; those of a rule and an attack are in tests/test_user_rules.py, DDP's in
 tests/test_ddp.py.
 """
 

@@ -52,7 +52,7 @@ def attempt(call: Callable[..., Any], *arguments: Any) -> tuple[Any, ValueError 
 # --- rules ---
 
 HULL = {"geometric_median", "centered_clipping", "minimum_diameter_averaging", "caf", "monna"}
-"""Rules whose weights are at least 0 and sum to at most 1; tests/test_field.py has their plain versions."""
+"""Rules whose weights are at least 0 and sum to at most 1; tests/test_field_rules.py has their plain versions."""
 
 
 @pytest.mark.parametrize("name", fa.RULES)

@@ -69,7 +69,7 @@ def test_notebooks_are_found_by_whole_and_short_names_and_by_family() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
-    """From one cell; that outputs are stripped is a test in test_checks.py."""
+    """From one cell; that outputs are stripped is a test in test_conventions.py."""
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert [cell["metadata"].get("tags", []) for cell in notebook["cells"]].count(["parameters"]) == 1

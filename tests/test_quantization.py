@@ -221,7 +221,7 @@ def test_workers_may_come_in_any_order(kind: str) -> None:
     assert (integer_gram(one).integers[np.ix_(order, order)] == integer_gram(other).integers).all()
 
 
-def test_memory() -> None:
+def test_malloc() -> None:
     """15 workers: 120 pairs of 4 and 8 bytes, and 256 mantissas of 8, or of 4, bits from each."""
     assert switch_bytes(15, 8, 256) == 120 * 12 + 15 * 256
     assert switch_bytes(15, 4, 256, register=48) == 120 * 10 + 15 * 128
