@@ -52,7 +52,7 @@ def test_right_multiplication() -> None:
     assert verdicts(theory_claims.right_multiplication(1e-3, 0.1)) == [NOT]
 
 
-def test_quantization() -> None:
+def test_precision() -> None:
     errors = pd.DataFrame({"bits": [4, 8, 8], "direction_error": [0.5, 0.01, 0.02]})
 
     def verdict(reached: list[float], exact: list[float]) -> str:
@@ -70,7 +70,7 @@ def test_quantization() -> None:
     assert found[0].verdict == UNTESTABLE
 
 
-def test_cost_model() -> None:
+def test_cost() -> None:
     def table(p: float) -> pd.DataFrame:
         rows = [("SVD", "n", 0.9), ("SVD", "p", p), ("SVD", "k", 1.4), ("SVD", "N", 1.0)]
         gram = [("Gram", varied, 0.5) for varied in "npkN"]
