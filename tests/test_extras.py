@@ -14,7 +14,7 @@ from PIL import Image
 
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, figure_module
-from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra06, extra07, extra09, supp01
+from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra06, extra07, extra12, supp01
 from fa.experiments.figures.extras_common import RULES, SAME_LENGTH
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
@@ -441,26 +441,26 @@ def test_extra_7_sets_the_rate_and_the_length_of_a_step() -> None:
         ({}, [NOT, NOT]),
         ({"fa": 0.1}, [HOLDS, NOT]),
         ({"median": 0.1, "phocas": 0.03}, [NOT, IN_PART]),
-        (dict.fromkeys(extra09.ORDER_STATISTICS, 0.1), [NOT, HOLDS]),
+        (dict.fromkeys(extra12.ORDER_STATISTICS, 0.1), [NOT, HOLDS]),
         ({"fa": -0.1}, [NOT, NOT]),
     ],
 )
-def test_extra_9_judges_what_confined_vectors_cost(losses: dict[str, float], expected: list[str]) -> None:
-    study = extra09.study("quick")
+def test_extra_12_judges_what_confined_vectors_cost(losses: dict[str, float], expected: list[str]) -> None:
+    study = extra12.study("quick")
     numbers = table(study, 0.8)
     for rule, loss in losses.items():
-        confined = (numbers["variant"] == rule) & (numbers["attack"] == extra09.REACHED) & (numbers["iteration"] == 2)
+        confined = (numbers["variant"] == rule) & (numbers["attack"] == extra12.REACHED) & (numbers["iteration"] == 2)
         numbers.loc[confined, "test_accuracy"] -= loss + 0.001 * (numbers["seed"] - 2022)
-    assert verdicts(extra09.claims(numbers, 0.1, 0.02)) == expected
-    (panel,) = extra09.draw(numbers, "title").axes
-    assert len(panel.get_yticks()) == len(extra09.RULES)
-    assert verdicts(extra09.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
+    assert verdicts(extra12.claims(numbers, 0.1, 0.02)) == expected
+    (panel,) = extra12.draw(numbers, "title").axes
+    assert len(panel.get_yticks()) == len(extra12.RULES)
+    assert verdicts(extra12.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
 
 
-def test_extra_9_judges_nothing_of_which_runs_are_missing() -> None:
-    numbers = table(extra09.study("smoke"), 0.8)
+def test_extra_12_judges_nothing_of_which_runs_are_missing() -> None:
+    numbers = table(extra12.study("smoke"), 0.8)
     few = numbers[(numbers["variant"] != "fa") & (numbers["variant"] != "median")]
-    assert extra09.claims(few, 0.1) == []
+    assert extra12.claims(few, 0.1) == []
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ EXTRAS = (
     "extra05_combined",
     "extra06_subspace",
     "extra07_rate_or_subspace",
-    "extra09_unreached_coordinates",
+    "extra12_unreached_coordinates",
 )
 SUPPLEMENT = ("supp01_tiny_imagenet",)
 ALL = FIGURES + EXTRAS + SUPPLEMENT

@@ -26,7 +26,7 @@ NO_RULES = {
     "extra04": "its detectors belong to certain rules; fa plot shows the decisions of any rule",
     "extra06": "it compares FA with the mean of unit gradients",
     "extra07": "it compares FA with Multi-Krum and its controls",
-    "extra09": "it compares two attacks on the paper's rules",
+    "extra12": "it compares two attacks on the paper's rules",
 }
 """Figures that do not compare rules, with the reason."""
 
@@ -37,7 +37,7 @@ NO_ATTACK = {
     "extra04": "it compares attacks that it has names for",
     "extra05": "it compares two attacks",
     "extra06": "its test is specified for four attacks",
-    "extra09": "it compares two attacks",
+    "extra12": "it compares two attacks",
 }
 """Figures whose attack is their subject, and the reason. Extra 3 adds the attack to its seven."""
 

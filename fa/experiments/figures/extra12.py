@@ -1,4 +1,4 @@
-"""Extra 9: random vectors in all coordinates, or only in those that some honest gradient reaches."""
+"""Extra 12: random vectors in all coordinates, or only in those that some honest gradient reaches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-NAME = "extra09_unreached_coordinates"
+NAME = "extra12_unreached_coordinates"
 F = 3
 EVERYWHERE, REACHED = "random", "random_reached"
 ORDER_STATISTICS = ("median", "meamed", "phocas", "trimmed_mean")
@@ -24,7 +24,7 @@ SEEDS = {"smoke": (2021,), "quick": (2021, 2022, 2023), "cpu": (2021, 2022, 2023
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 9; see `make_study`. It has the profile's own model, unlike the other extras."""
+    """Create the study of Extra 12; see `make_study`. It has the profile's own model, unlike the other extras."""
     case_seeds = for_profile(SEEDS, profile)
     grid = [Case(rule, F, {"attack": attack}, seeds=case_seeds) for rule in RULES for attack in (EVERYWHERE, REACHED)]
     return make_extra(NAME, profile, grid, out, seeds, PROFILES[profile], **overrides)
@@ -68,7 +68,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """Judge E9: whether rules lose accuracy if the random vectors are confined.
+    """Judge E12: whether rules lose accuracy if the random vectors are confined.
 
     Args:
         table: The curves, one row a point.
@@ -83,7 +83,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         if len(leads) == len(rules):
             text = f"{words} accuracy if random vectors are 0 where all honest gradients are"
             measured = "; ".join(f"{lead.describe()}; loss {lead.difference_text}" for lead in leads)
-            judged.append(Claim("E9", text, measured, comparison_verdict(leads, testable, margin=margin)))
+            judged.append(Claim("E12", text, measured, comparison_verdict(leads, testable, margin=margin)))
     return judged
 
 
