@@ -110,6 +110,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "skipped": study.skipped,
         "unfinished": list(study.unfinished),
         "seeds": _fewest_seeds(study),
+        "initial_accuracy": results.initial_accuracies() if results.outcomes else {},
         "commit": _commit(),
         "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(results.seconds, 1),
