@@ -171,7 +171,8 @@ def _course_entries(faulty: bool) -> list[Line2D]:
     lines, marks = [], []
     for basis, label in LABELS.items():
         colour, dashes, marker = _LOOKS[basis]
-        lines.append(Line2D([], [], color=colour, linestyle=dashes, label=f"honest: {label}"))
+        line: dict[str, Any] = {"color": colour, "linestyle": dashes}
+        lines.append(Line2D([], [], label=f"honest: {label}", **line))
         mark: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "markersize": 5}
         marks.append(Line2D([], [], color=colour, linestyle="", label=f"Byzantine: {label}", **mark))
     return lines + marks if faulty else lines

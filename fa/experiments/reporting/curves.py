@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fa.experiments.reporting import style
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.study import INITIAL
@@ -14,6 +16,7 @@ from fa.experiments.runs.variants import VARIANTS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from pandas import DataFrame, Series
 
 
@@ -117,7 +120,7 @@ def with_initial(rows: DataFrame) -> DataFrame:
     """
     import pandas
 
-    points = rows[["iteration", "seed", "seconds", "test_accuracy"]]
+    points = rows[[name for name in ("iteration", "seed", "seconds", "test_accuracy") if name in rows]]
     initial = rows.attrs.get(INITIAL, {})
     seeds = list(dict.fromkeys(rows["seed"]))
     if not all(seed in initial for seed in seeds) or (rows["iteration"] == 0).any():
@@ -153,26 +156,29 @@ def label_ends(axes: Axes, gap: float = 0.045) -> None:
         axes: Axes with lines that have labels, and final limits.
         gap: Least distance of two names, as a share of the axes' height.
     """
-    bottom, top = axes.get_ylim()
-    _, right = axes.get_xlim()
-    lines = [line for line in axes.lines if not str(line.get_label()).startswith("_") and len(line.get_ydata())]
-    lines.sort(key=lambda line: line.get_ydata()[-1])
-    ends = [(float(line.get_ydata()[-1]) - bottom) / (top - bottom) for line in lines]
-    for line, end, place in zip(lines, ends, _spread(ends, gap), strict=True):
-        x = (float(line.get_xdata()[-1]) - axes.get_xlim()[0]) / (right - axes.get_xlim()[0])
-        arrow = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.7, "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)}
+    named = [line for line in axes.lines if not str(line.get_label()).startswith("_") and len(_points(line))]
+    to_share = axes.transData + axes.transAxes.inverted()
+    ends = {line: tuple(map(float, to_share.transform(_points(line)[-1]))) for line in named}
+    lines = sorted(named, key=lambda line: ends[line][1])
+    for line, place in zip(lines, _spread([ends[line][1] for line in lines], gap), strict=True):
+        colour: Any = line.get_color()
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)}
         axes.annotate(
             str(line.get_label()),
-            (x, end),
+            (ends[line][0], ends[line][1]),
             (1.05, place),
             xycoords="axes fraction",
             textcoords="axes fraction",
-            color=line.get_color(),
+            color=colour,
             va="center",
             fontsize=9,
             arrowprops=arrow,
             annotation_clip=False,
         )
+
+
+def _points(line: Line2D) -> np.ndarray:
+    return np.asarray(line.get_xydata(), dtype=float)
 
 
 def _spread(places: Sequence[float], gap: float) -> list[float]:
