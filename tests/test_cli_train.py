@@ -60,7 +60,7 @@ def test_where_stderr_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(
 ) -> None:
     monkeypatch.setattr("fa.utils.progress_bar.LINES", 0.0)
     monkeypatch.setenv("FORCE_COLOR", "1")  # as in a process that a notebook starts: colours may go there, a bar not
-    _, _, err = call(capsys, *QUICK, "--iterations", "3")
+    _, _, err = call(capsys, *QUICK, "--iterations", "3", "--evaluate-every", "3")
     first, last = err.splitlines()  # of the first iteration, which compiles, nothing is told
     assert (numbers(first)[:2], numbers(last)[:2]) == ([2, 3], [3, 3])
     assert len(numbers(last)) == len(numbers(first)) + 1  # the accuracy
@@ -73,11 +73,12 @@ def test_a_run_with_out_leaves_its_records(capsys: pytest.CaptureFixture[str], t
     assert str(tmp_path / "run") in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert TrainConfig.from_json(json.dumps(config)) == TrainConfig(
-        workers=3, byzantine=1, iterations=2, batch=4, rule="median", seed=7, lr=0.01
+        workers=3, byzantine=1, iterations=2, batch=4, rule="median", seed=7, lr=0.01, evaluate_every=1
     )
     with (tmp_path / "run" / "curve.csv").open() as file:
-        (row,) = csv.DictReader(file)
-    assert f"{float(row['test_accuracy']):.4f}" in out
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2, "a short run is evaluated often enough to be a curve"
+    assert f"{float(rows[-1]['test_accuracy']):.4f}" in out
 
 
 def test_options_of_rules_reach_the_rule(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,9 +92,9 @@ def test_a_lead_in_some_of_the_schemes_is_one_in_part() -> None:
 
 def test_the_figure_has_two_panels_for_each_scheme() -> None:
     figure = fig07.draw(curves({}), values(0.8, 0.6), "title")
-    assert len(figure.axes) == 10
-    assert [len(axes.lines) for axes in figure.axes] == [9] * 5 + [2] * 5
-    lines = figure.axes[5].lines
+    panels = [axes for axes in figure.axes if axes.lines]
+    assert [len(axes.lines) for axes in panels] == [9] * 5 + [2] * 5
+    lines = panels[5].lines
     assert [float(line.get_ydata()[0]) for line in lines] == [pytest.approx(0.8), pytest.approx(0.6)]
 
 

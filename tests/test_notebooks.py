@@ -23,6 +23,7 @@ from fa.cli import cli, main
 from fa.cli.notebook_parameters import parse
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, match_names, notebooks
 from fa.experiments.notebooks import LIMIT, execute, find
+from fa.experiments.reporting.artifacts import save_claims
 from fa.experiments.reporting.claims import UNTESTABLE
 from fa.experiments.runs.store import Record
 from fa.experiments.runs.study import Study
@@ -319,3 +320,24 @@ def test_an_executed_notebook_is_unchanged_for_git(tmp_path: Path) -> None:
     notebook.cells[-1].source += "more"
     nbformat.write(notebook, changed)
     assert git("diff", "--name-only", folder=tmp_path).split() == [f"notebooks/{changed.name}"]
+
+
+def test_papermill_itself_refuses_a_parameter_that_a_notebook_lacks(tmp_path: Path) -> None:
+    parameters = {"profile": "smoke", "iteration": 10}
+    with pytest.raises(papermill.PapermillExecutionError, match=r"parameter must be .*'iteration'.*'iterations'"):
+        papermill.execute_notebook(
+            str(find(["fig02"])[0]), str(tmp_path / "out.ipynb"), parameters, kernel_name="python3", progress_bar=False
+        )
+
+
+def test_every_notebook_checks_its_parameters() -> None:
+    assert all("\ncheck_parameters()" in "\n".join(text for _, text in sources(path)) for path in NOTEBOOKS)
+
+
+def test_a_notebook_in_another_folder_prints_where_its_files_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, printed in ((ROOT / "notebooks", False), (tmp_path, True)):
+        monkeypatch.chdir(folder)
+        save_claims("theory02_beta_mle", "smoke", [], tmp_path)
+        assert (str(tmp_path / "theory02_beta_mle.claims.csv") in capsys.readouterr().out) == printed

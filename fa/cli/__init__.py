@@ -26,6 +26,7 @@ COMMANDS = {
     "keys": "Write the keys of `fa server` and its workers.",
     "plot": "Draw one run and its workers' weights.",
     "sweep": "Do the runs of figures, and reuse finished ones.",
+    "grid": "Train with every rule under every attack of a file.",
     "reproduce": "Draw the paper's figures.",
     "report": "Write the verdicts on the paper's claims.",
     "aggregate": "Aggregate gradients in files.",

@@ -33,7 +33,10 @@ _BACKEND_HELP = "Workers: simulated, processes over TCP, processes over TensorPi
 _ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
 
 _TYPES = {"int": int, "Real": float}
-_SHOWN = {"lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations"}
+_SHOWN = {
+    "evaluate_every": "an epoch, and at most a tenth of the iterations",
+    "lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations",
+}
 
 LEAST_DECAY_ITERATIONS = 260
 """Default of the least number of iterations between two steps of the learning rate.
@@ -41,6 +44,10 @@ LEAST_DECAY_ITERATIONS = 260
 It is 10 epochs of CIFAR-10 with the paper's 15 workers and batches of 128. On the embedded digits 10 epochs are 50
 iterations, after which the rate would be too small before the model has learned.
 """
+
+
+LEAST_POINTS = 10
+"""Default of the least number of test accuracies in a run, so that a run of less than ten epochs gives a curve."""
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +58,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         choices = field.metadata["choices"]
         kind = click.Choice(choices) if choices else _TYPES.get(str(field.type).partition(" |")[0], str)
         flag, default = "--" + field.name.replace("_", "-"), field.default
-        shown = False if default in (None, ()) else _SHOWN.get(field.name, str(default))
+        shown = _SHOWN.get(field.name, False if default in (None, ()) else str(default))
         command = click.option(flag, field.name, type=kind, help=field.metadata["help"], show_default=shown)(command)
     return command
 
@@ -169,9 +176,14 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
     _check_default(settings)
     config = TrainConfig(rule_options=options, **settings)
     size = _train_size(config)
-    if "lr_decay_epochs" in settings or size is None:
+    if size is None:
         return config
-    least = -(-LEAST_DECAY_ITERATIONS // config.epoch_length(size))
+    epoch = config.epoch_length(size)
+    if "evaluate_every" not in settings:
+        config = dataclasses.replace(config, evaluate_every=min(epoch, max(1, config.iterations // LEAST_POINTS)))
+    if "lr_decay_epochs" in settings:
+        return config
+    least = -(-LEAST_DECAY_ITERATIONS // epoch)
     return dataclasses.replace(config, lr_decay_epochs=max(config.lr_decay_epochs, least))
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fa.experiments import match_names
 from fa.experiments.paths import project_root
 from fa.utils.files import write_atomically
-from fa.utils.validation import check
+from fa.utils.validation import check, check_one_of
 
 LIMIT = 500_000
 """Size in bytes above which the pictures of an executed copy are reduced to 256 colours."""
@@ -122,6 +124,37 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     except OSError as error:
         raise ValueError(f"{path.name} could not be executed into {executed}: {error.strerror or error}") from error
     return executed
+
+
+def check_parameters() -> None:
+    """Check, in a notebook's kernel, that papermill has set only parameters that the notebook declares.
+
+    `fa reproduce` checks them before it starts. Papermill itself only warns, and would run the notebook with its
+    defaults.
+
+    Raises:
+        ValueError: A parameter is unknown.
+    """
+    from IPython import get_ipython
+
+    shell = get_ipython()  # type: ignore[no-untyped-call,unused-ignore]
+    cells = [] if shell is None else [str(cell) for cell in shell.user_ns.get("In", ())]
+    for declared, injected in pairwise(cells):
+        if injected.startswith(_INJECTED):
+            for name in _assigned(injected):
+                check_one_of("parameter", name, _assigned(declared))
+
+
+_INJECTED = "# Parameters\n"  # First line of the cell that papermill adds after that of the parameters.
+
+
+def _assigned(source: str) -> list[str]:
+    """Return the names to which a cell assigns."""
+    names = []
+    for statement in ast.parse(source).body:
+        targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+        names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names
 
 
 def tidy(executed: Path) -> None:

@@ -67,7 +67,7 @@ class TrainConfig:
     seed: int = _setting(2021, "Seed of everything random.")
     sampling: str = _setting("random", "Fresh minibatches, or passes over fixed slices.", SAMPLINGS)
     device: str = _setting("cpu", "cpu, cuda or cuda:N.")
-    evaluate_every: int | None = _setting(None, "Iterations between two test accuracies; an epoch if left out.")
+    evaluate_every: int | None = _setting(None, "Iterations between two test accuracies.")
     augmentation: Mapping[str, Any] | tuple[tuple[str, Option], ...] = _setting(
         (), "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."
     )

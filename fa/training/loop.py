@@ -21,7 +21,7 @@ from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
 from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
-from fa.training.parameter_vector import flatten
+from fa.training.parameter_vector import Buffers, flatten
 from fa.training.records import USED, CurvePoint, Run, WorkerRow, prepare_output_dir
 from fa.training.transports.base import GatheredGradients, RpcConfig, TcpConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
@@ -104,6 +104,7 @@ def train(
         backend: dict[str, object] = {"name": "simulate"} if server is None else server.description()
         if saved is not None:
             saved.set_identity(config, dataset.checksum, threads_used, backend)
+        initial = evaluation.accuracy([Buffers(model)])  # A resumed run too begins with the initial parameters.
         with _transport(model, dataset, config, parameters, rule, server, timer) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), timer)
             honest = slice(config.byzantine, None)
@@ -111,7 +112,7 @@ def train(
         if state.backends[:-1]:
             backend = backend | {"earlier": state.backends[:-1]}
         curve, rows = tuple(state.curve), tuple(state.workers)
-        run = Run(config, curve, rows, timer.total, threads_used, dataset.checksum, backend, timer.seconds)
+        run = Run(config, curve, rows, timer.total, threads_used, dataset.checksum, backend, timer.seconds, initial)
         if out is not None:
             run.write(out)
             if saved is not None:

@@ -49,6 +49,8 @@ def read(described: Any) -> dict[str, Any]:
     ):
         for name in names:
             check(f"{name} of config.json", described.get(name), isinstance(described.get(name), kind), requirement)
+    initial = described.get("initial_accuracy")  # Earlier records of this version lack it.
+    check("initial_accuracy of config.json", initial, initial is None or isinstance(initial, int | float), "a number")
     return dict(described)
 
 

@@ -87,6 +87,7 @@ class Run:
     checksum: str  # of the data's content
     backend: Mapping[str, object] = field(default_factory=lambda: {"name": "simulate"})  # description of the transport
     seconds_of: Mapping[str, float] = field(default_factory=dict)  # of each phase
+    initial_accuracy: float | None = None  # test accuracy of the initial parameters, a fraction
 
     @property
     def final_accuracy(self) -> float:
@@ -143,6 +144,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "seconds_of": {phase: round(seconds, 6) for phase, seconds in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
+            **({} if self.initial_accuracy is None else {"initial_accuracy": self.initial_accuracy}),
         } | plugins.file_checksums(self.config.rule, self.config.attack)
 
 

@@ -41,7 +41,7 @@ def draw(shown: Scene) -> Figure:
     values.set_ylim(0, 1.02)
     _draw_workers(shares, shown.shares, shown.setting.f, "share in FA's direction (weight times norm)")
     _draw_course(course, shown)
-    figure.suptitle(_title(shown), fontsize=10)
+    style.set_heading(figure, _title(shown))
     return figure
 
 

@@ -210,7 +210,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     panels[0].set(ylabel="test accuracy (fraction)", ylim=(0, 1))
     lines = panels[0].get_legend_handles_labels()
     panels[-1].legend(*lines, title=f"f = {F}, attack", loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
-    figure.suptitle(f"What makes FA work\n{title}", fontsize=10)
+    style.set_heading(figure, f"What makes FA work\n{title}")
     return figure
 
 

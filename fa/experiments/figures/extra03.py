@@ -81,7 +81,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for axes, f in zip(panels.flat, counts, strict=True):
         image = draw_heat(axes, cells(table, f), f"f = {f}")
     figure.colorbar(image, ax=panels, label="final test accuracy (fraction)", shrink=0.6)
-    figure.suptitle(f"Every rule under every attack; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    style.set_heading(figure, f"Every rule under every attack; {style.FA_FORMULATION}\n{title}")
     return figure
 
 

@@ -80,7 +80,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
         draw_dots(axes, by_label(table[table["attack"] == attack]), variants, bold=tuple(COMBINED))
         axes.set_title(heading)
-    figure.suptitle(f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    style.set_heading(figure, f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}")
     return figure
 
 

@@ -72,7 +72,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             draw_line(axes, rows, label, style.LOOKS[key].colour, style.LOOKS[key].marker, dashes)
     finish(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"f = {F} Byzantine workers send random gradients\n{title}", fontsize=10)
+    style.set_heading(figure, f"f = {F} Byzantine workers send random gradients\n{title}")
     return figure
 
 

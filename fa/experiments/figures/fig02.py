@@ -35,7 +35,7 @@ def draw(table: DataFrame, title: str) -> Figure:
         draw_line(axes, table[table["f"] == f], f"f = {f}", colour, marker, dashes)  # Lines of f > 0 coincide.
     finish(axes)
     axes.legend(title="Byzantine workers", loc="center right")
-    figure.suptitle(f"The mean; Byzantine workers send {attack_heading(table)}\n{title}", fontsize=9)
+    style.set_heading(figure, f"The mean; Byzantine workers send {attack_heading(table)}\n{title}", size=9)
     return figure
 
 

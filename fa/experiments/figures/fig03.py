@@ -26,6 +26,8 @@ from fa.utils.seeds import derive_seed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
     from pandas import DataFrame
 
 NAME = "fig03_explained_variance"
@@ -122,7 +124,7 @@ def explained(cosines: Square, coefficients: Float64[np.ndarray, "p q"]) -> Floa
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Draw histograms of honest workers for each f, as in the paper (above), and means by iteration (below)."""
-    figure = style.new_figure(9.5, 6.2)
+    figure = style.new_figure(9.5, 6.8)
     grid = figure.subplots(2, 2, sharey="row")
     for panels, f in zip(grid.T, F_VALUES, strict=True):
         rows = table[table["f"] == f]
@@ -133,26 +135,47 @@ def draw(table: DataFrame, title: str) -> Figure:
         panels[1].set(xlabel="iteration", ylim=(0, 1.02))
     grid[0, 0].set_ylabel("share of honest workers\nand minibatches")
     grid[1, 0].set_ylabel("mean $v_i$ (lines: honest,\nmarks: Byzantine workers)")
-    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(
-        f"Explained variance of each worker's minibatch gradient, in runs trained with FA\n{title}", fontsize=10
-    )
+    grid[0, 0].legend(handles=_histogram_entries(), loc="upper center", fontsize=8)
+    entries = _course_entries(bool(table["faulty"].any()))
+    figure.legend(handles=entries, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    style.set_heading(figure, 
+        f"Explained variance of each worker's minibatch gradient, in runs trained with FA\n{title}")
     return figure
 
 
 def _histogram(axes: Axes, rows: DataFrame, basis: str) -> None:
-    colour, dashes, _ = _LOOKS[basis]
-    look: dict[str, Any] = {"histtype": "stepfilled", "alpha": 0.6} if dashes == "-" else {"histtype": "step"}
+    filled = _LOOKS[basis][1] == "-"
     share = np.full(len(rows), 1 / len(rows))
-    axes.hist(
-        rows["value"],
-        bins=25,
-        range=(0, 1),
-        weights=share,
-        color=colour,
-        linestyle=dashes,
-        **look,
-    )
+    kind: Any = "stepfilled" if filled else "step"
+    axes.hist(rows["value"], bins=25, range=(0, 1), weights=share, histtype=kind, **_area(basis))
+
+
+def _area(basis: str) -> dict[str, Any]:
+    """Return the look of a basis's histogram and of its entry in the legend."""
+    colour, dashes, _ = _LOOKS[basis]
+    if dashes == "-":
+        return {"color": colour, "alpha": 0.6}
+    return {"edgecolor": colour, "linestyle": dashes, "fill": False, "linewidth": 1.2}
+
+
+def _histogram_entries() -> list[Patch]:
+    from matplotlib.patches import Patch
+
+    return [Patch(label=label, **_area(basis)) for basis, label in LABELS.items()]
+
+
+def _course_entries(faulty: bool) -> list[Line2D]:
+    """Return an entry for each line of honest workers, and one for each mark of Byzantine workers, if any."""
+    from matplotlib.lines import Line2D
+
+    lines, marks = [], []
+    for basis, label in LABELS.items():
+        colour, dashes, marker = _LOOKS[basis]
+        line: dict[str, Any] = {"color": colour, "linestyle": dashes}
+        lines.append(Line2D([], [], label=f"honest: {label}", **line))
+        mark: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "markersize": 5}
+        marks.append(Line2D([], [], color=colour, linestyle="", label=f"Byzantine: {label}", **mark))
+    return lines + marks if faulty else lines
 
 
 def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
@@ -164,7 +187,6 @@ def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
     axes.plot(honest.index, honest, linestyle=dashes, **look)
     if len(faulty):
         axes.plot(faulty.index, faulty, marker, **look)
-    axes.plot([], [], linestyle=dashes, marker=marker, label=LABELS[basis], **look)  # The entry of the legend.
 
 
 def claims(table: DataFrame) -> list[Claim]:

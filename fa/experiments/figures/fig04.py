@@ -86,7 +86,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()
         row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    style.set_heading(figure, f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}")
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
-from fa.experiments.reporting.curves import draw_curves
+from fa.experiments.reporting.curves import draw_curves, finish, line_look
 from fa.experiments.reporting.style import FA_FORMULATION, LOOKS
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races
 from fa.experiments.runs.profiles import MARGIN
@@ -41,35 +41,28 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
         title: Settings, for the figure's title.
         links: The curves over lossy links; see `load_or_measure`.
     """
-    figure = style.new_figure(10.5, 4.2)
-    left, right = figure.subplots(1, 2)
+    panels = [] if links is None else list(links.groupby("loss"))
+    figure = style.new_figure(7 if not panels else 10.5, 4.2)
+    left, *right = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
     draw_curves(left, table, (*RULES, *user_rules_in(table)))
-    left.set_title("chunk loss: 10% of three gradients")
+    left.set_title(f"datagrams: 10% of three gradients\nlost, {title.partition(';')[0]}")
     figure.legend(*left.get_legend_handles_labels(), title="rule", loc="outside right center")
-    right.set_title("link loss: TCP retransmits")
-    if links is None or not len(links):
-        right.text(0.5, 0.5, "not measured here", ha="center", va="center", transform=right.transAxes)
-        right.set_axis_off()
-    else:
-        _draw_links(right, links)
-    figure.suptitle(f"f = 3 links lose 10% of their packets; {FA_FORMULATION}\n{title}", fontsize=10)
+    for axes, (loss, rows) in zip(right, panels, strict=True):
+        _draw_links(axes, rows)
+        name = f"{loss:.0%} of packets lost on {rows['lossy'].iloc[0]} links" if loss else "no loss"
+        axes.set_title(f"TCP, {name}\nMNIST CNN, {rows['workers'].iloc[0]} processes")
+    unmeasured = "" if panels else "; TCP links were not measured here"
+    style.set_heading(figure, f"f = 3 links lose 10% of their packets; {FA_FORMULATION}{unmeasured}\n{title}")
     return figure
 
 
 def _draw_links(axes: Axes, links: DataFrame) -> None:
-    from matplotlib.lines import Line2D
-
-    dashes: dict[float, Any] = {loss: "-" if loss else (0, (4, 2)) for loss in dict.fromkeys(links["loss"])}
-    for (key, loss), curve in links.groupby(["variant", "loss"], sort=False):
-        look, line = LOOKS[key], dashes[loss]
-        points = curve["seconds"], curve["test_accuracy"]
-        axes.plot(*points, color=look.colour, linestyle=line, marker=look.marker, markerfacecolor="none")
-    kinds = {f"{loss:.0%} lost" if loss else "none lost": line for loss, line in dashes.items()}
-    handles = [Line2D([], [], color="#222222", linestyle=line, label=kind) for kind, line in kinds.items()]
-    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(0.28, 0.5), fontsize=8)
-    first = links.iloc[0]
-    axes.set(xscale="log", ylim=(0, 1), ylabel="test accuracy (fraction)")
-    axes.set_xlabel(f"seconds (MNIST CNN, {first['workers']} processes, {first['lossy']} lossy links)")
+    variants = list(dict.fromkeys(links["variant"]))
+    for place, key in enumerate(variants):
+        look, curve = LOOKS[key], links[links["variant"] == key]
+        line = line_look(look.colour, look.marker, look.dashes, 1 - place / len(variants))
+        axes.plot(curve["seconds"], curve["test_accuracy"], label=look.label, **line)
+    finish(axes, "seconds")
 
 
 def claims(table: DataFrame, chance: float, links: DataFrame | None = None, margin: float = MARGIN) -> list[Claim]:

@@ -89,18 +89,23 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
         values: FA's explained variances; see `tables`.
         title: Settings, for the figure's title.
     """
-    figure = style.new_figure(15, 5.8)
-    grid = figure.subplots(2, len(SCHEMES), sharex=True, sharey="row")
+    figure = style.new_figure(9.5, 11)
+    halves: Any = figure.subfigures(2, 1)
     keys = (*RULES, CONTROL, *user_rules_in(table))
-    for column, (scheme, heading) in zip(grid.T, SCHEMES.items(), strict=True):
-        draw_curves(column[0], table[table["scheme"] == scheme], keys)
-        column[0].set_title(heading)
-        _draw_values(column[1], values[values["scheme"] == scheme])
-        for axes in column:
+    for half, heading in zip(halves, ("rule", "FA's values, workers' data"), strict=True):
+        *panels, empty = half.subplots(2, 3, sharex=True, sharey=True).flat
+        for axes, (scheme, name) in zip(panels, SCHEMES.items(), strict=True):
+            if half is halves[0]:
+                draw_curves(axes, table[table["scheme"] == scheme], keys)
+            else:
+                _draw_values(axes, values[values["scheme"] == scheme])
+            axes.set_title(name)
             axes.label_outer()
-    for row, heading in zip(grid, ("rule", "workers' data"), strict=True):
-        row[-1].legend(title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"f = {F} workers train on augmented data; {style.FA_FORMULATION}\n{title}", fontsize=10)
+        empty.set_axis_off()
+        empty.legend(*panels[0].get_legend_handles_labels(), title=heading, loc="center")
+        panels[2].xaxis.set_tick_params(labelbottom=True)  # The panel below it is the legend's.
+        panels[2].set_xlabel("iteration")
+    style.set_heading(figure, f"f = {F} workers train on augmented data; {style.FA_FORMULATION}\n{title}")
     return figure
 
 
@@ -109,7 +114,7 @@ def _draw_values(axes: Axes, values: DataFrame) -> None:
     step = max(1, int(values["iteration"].max()) // 40)
     values = values.assign(iteration=-(-values["iteration"] // step) * step)
     draw_kinds(axes, values, values["augmented"], "value", ("clean", "augmented"))
-    axes.set(xlabel="iteration", ylabel="explained variance $v_i$", ylim=(0, 1.02))
+    axes.set(xlabel="iteration", ylabel="explained variance $v_i$", xlim=(0, None), ylim=(0, 1.02))
 
 
 def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:

@@ -9,7 +9,7 @@ import torch
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, format_mean_range, learned, mean, verdict
-from fa.experiments.reporting.curves import draw_line, finish
+from fa.experiments.reporting.curves import draw_line, finish, label_ends
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
@@ -85,14 +85,14 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
     for lam, colour in zip(LAMBDAS, style.sequential_colors(len(LAMBDAS)), strict=True):
-        draw_line(left, ours[ours["lam"] == lam], rf"FA, $\lambda$ = {lam}", colour, "o")
+        draw_line(left, ours[ours["lam"] == lam], rf"FA, $\lambda$ = {lam}", colour, "")
     for key in OTHERS:
         look = style.LOOKS[key]
         draw_line(left, table[table["variant"] == key], look.label, look.colour, look.marker, (5, 2))
     finish(left)
-    left.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    label_ends(left)
     _draw_cosines(right, cosines)
-    figure.suptitle(f"f = 1 Byzantine worker sends {attack_heading(table)}; pairwise regularizer\n{title}", fontsize=10)
+    style.set_heading(figure, f"f = 1 Byzantine worker sends {attack_heading(table)}; pairwise regularizer\n{title}")
     return figure
 
 
@@ -103,13 +103,14 @@ def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
             rows = cosines[(cosines["other"] == key) & (cosines["formulation"] == formulation)]
             points = rows.groupby("lam")["cosine"].agg(["mean", "min", "max"])
             line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": dashes}
-            axes.plot(points.index, points["mean"], label=f"{label}, with {look.label}", **line)
+            axes.plot(points.index, points["mean"], label=f"{look.label}, {label}", **line)
             if formulation == "released":
                 axes.fill_between(points.index, points["min"], points["max"], color=look.colour, alpha=0.12, lw=0)
     axes.set_xscale("symlog", linthresh=1, base=2)
     axes.set_xticks(LAMBDAS, [str(lam) for lam in LAMBDAS])
     axes.set(xlabel=r"$\lambda$", ylabel="cosine of the directions (mean and range)", ylim=(None, 1.02))
     axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
+    axes.set_title("FA's direction and that of the other rule")
 
 
 def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:

@@ -86,7 +86,7 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
-    figure.suptitle(f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    style.set_heading(figure, f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}")
     return figure
 
 

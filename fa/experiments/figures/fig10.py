@@ -12,7 +12,7 @@ from fa.data import load
 from fa.experiments.measurements.cost import svd_steps
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
-from fa.experiments.reporting.curves import finish
+from fa.experiments.reporting.curves import finish, line_look, with_initial
 from fa.experiments.reporting.style import looks
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races, targets
 from fa.experiments.runs.profiles import MARGIN, for_profile
@@ -110,25 +110,26 @@ def draw(table: DataFrame, times: DataFrame, costs: DataFrame, title: str, chanc
         title: Settings, for the figure's title.
         chance: Accuracy of guessing.
     """
-    figure = style.new_figure(11.5, 7.6)
+    figure = style.new_figure(9.5, 8.4)
     (a, b), (c, d) = figure.subplots(2, 2)
     _draw_curves(a, table, targets(table, chance))
     _draw_epochs(b, times)
     _draw_ends(c, table)
     _draw_aggregations(d, times, costs)
-    figure.legend(*a.get_legend_handles_labels(), title="rule", loc="outside right center")
+    figure.legend(*a.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     heading = f"Workers are processes; f = {table['f'].iloc[0]} of them send {attack_heading(table)}"
-    figure.suptitle(f"{heading}; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    style.set_heading(figure, f"{heading}; {style.FA_FORMULATION}\n{title}")
     return figure
 
 
 def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     variants = looks(user_rules_in(table))
-    for key in (*RULES, *user_rules_in(table)):
-        look = variants[key]
-        curve = table[table["variant"] == key].groupby("iteration")[["seconds", "test_accuracy"]].mean()
-        every = max(1, len(curve) // 8)
-        axes.plot(*curve.to_numpy().T, color=look.colour, marker=look.marker, markevery=every, label=look.label)
+    keys = (*RULES, *user_rules_in(table))
+    for place, key in enumerate(keys):
+        look, rows = variants[key], with_initial(table[table["variant"] == key])
+        curve = rows.groupby("iteration")[["seconds", "test_accuracy"]].mean()
+        line = line_look(look.colour, look.marker, look.dashes, 1 - place / len(keys))
+        axes.plot(*curve.to_numpy().T, markevery=max(1, len(curve) // 8), label=look.label, **line)
     for number, accuracy in enumerate(aims):
         name = "" if number else "target accuracy"
         axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=name)
@@ -146,7 +147,7 @@ def _draw_epochs(axes: Axes, times: DataFrame) -> None:
         start += seconds
     axes.set(title="(b) an epoch", xlabel="seconds")
     axes.invert_yaxis()
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=2, frameon=False)
+    axes.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, -0.14), ncols=2, frameon=False)
 
 
 def _draw_ends(axes: Axes, table: DataFrame) -> None:
@@ -165,13 +166,13 @@ def _draw_aggregations(axes: Axes, times: DataFrame, costs: DataFrame) -> None:
     ours = style.LOOKS["fa"]
     variants = looks(means.index)
     dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
-    dots += [(f"{row.method}, outside of training", row.milliseconds, ours, "none") for row in costs.itertuples()]
+    dots += [(f"{row.method}*", row.milliseconds, ours, "none") for row in costs.itertuples()]
     for place, (_, value, look, fill) in enumerate(dots):
         axes.plot(value, place, look.marker, color=look.colour, markersize=7, fillstyle=fill)
         text = style.three_digits(value)
         axes.annotate(text, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
-    axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})", xscale="log")
+    axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})\n* outside of training", xscale="log")
     axes.set_xlim(right=4 * max(value for _, value, *_ in dots))
     axes.invert_yaxis()
 

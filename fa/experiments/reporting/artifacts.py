@@ -49,7 +49,14 @@ def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]
         _save_csv(rows, base.with_suffix(suffix))
     claims_csv(claims, base.with_suffix(".claims.csv"))
     write_atomically(base.with_suffix(".json"), json.dumps(provenance(results), indent=2) + "\n")
+    _print_place(base.with_suffix(".png"))
     return base.with_suffix(".png")
+
+
+def _print_place(path: Path) -> None:
+    """Print where a file is, unless the notebook runs in its own folder, as `fa reproduce` and `make lab` run it."""
+    if Path.cwd().resolve() != (project_root() / "notebooks").resolve():
+        print(f"written to {path.resolve()}")
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -87,6 +94,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
         "hardware": [hardware("cpu")],
     }
     write_atomically(folder / f"{name}.json", json.dumps(about, indent=2) + "\n")
+    _print_place(folder / f"{name}.claims.csv")
     return claims
 
 
@@ -110,6 +118,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "skipped": study.skipped,
         "unfinished": list(study.unfinished),
         "seeds": _fewest_seeds(study),
+        "initial_accuracy": results.initial_accuracies() if results.outcomes else {},
         "commit": _commit(),
         "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(results.seconds, 1),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.style import looks
+from fa.experiments.runs.study import INITIAL
 from fa.experiments.runs.user_rules import user_rules_in
 from fa.experiments.runs.variants import VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
     from pandas import DataFrame, Series
 
 
@@ -29,14 +34,14 @@ def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Fig
     """
     values = list(dict.fromkeys(table[column]))
     variants = (*(key for key in VARIANTS if key in set(table["variant"])), *user_rules_in(table))
-    figure = style.new_figure(2 + 3 * len(values), 3.6)
+    figure = style.new_figure(max(7, 2 + 3 * len(values)), 3.6)
     panels = figure.subplots(1, len(values), sharey=True, squeeze=False)[0]
     for axes, value in zip(panels, values, strict=True):
         draw_curves(axes, table[table[column] == value], variants)
         axes.set_title(f"{symbol} = {value}")
         axes.label_outer()
     panels[-1].legend(title="rule", loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(heading, fontsize=10)
+    style.set_heading(figure, heading)
     return figure
 
 
@@ -48,16 +53,45 @@ def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None
         table: The curves, one row a point.
         variants: Variants to draw, in the order of the legend.
     """
-    for key in variants:
+    for place, key in enumerate(variants):
         rows = table[table["variant"] == key]
         if len(rows):
             look = looks(variants)[key]
-            draw_line(axes, rows, rows["label"].iloc[0], look.colour, look.marker, look.dashes)
+            weight = 1 - place / len(variants)
+            draw_line(axes, rows, rows["label"].iloc[0], look.colour, look.marker, look.dashes, weight)
     finish(axes)
 
 
-def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str, dashes: tuple[int, ...] = ()) -> None:
+def line_look(colour: str, marker: str, dashes: tuple[int, ...] = (), weight: float = 0.5) -> dict[str, Any]:
+    """Return matplotlib's options of a curve that remains visible below another one.
+
+    Args:
+        colour: Colour of the line.
+        marker: matplotlib's marker, drawn hollow.
+        dashes: Lengths of dashes and gaps; default: a solid line.
+        weight: From 1 for the curve at the bottom, which is widest, to 0 for the one at the top.
+    """
+    size = {"markersize": 5 + 4 * weight, "linewidth": 1.2 + 1.2 * weight}
+    return {
+        "color": colour,
+        "marker": marker,
+        "markerfacecolor": "none",
+        "linestyle": (0, dashes) if dashes else "-",
+    } | size
+
+
+def draw_line(
+    axes: Axes,
+    rows: DataFrame,
+    label: str,
+    colour: str,
+    marker: str,
+    dashes: tuple[int, ...] = (),
+    weight: float = 0.5,
+) -> None:
     """Draw one line: the mean over the seeds of `rows`, and their range as a band.
+
+    It begins at iteration 0 if the records of all seeds have the accuracy of the initial parameters.
 
     Args:
         axes: Axes to draw on.
@@ -66,14 +100,34 @@ def draw_line(axes: Axes, rows: DataFrame, label: str, colour: str, marker: str,
         colour: Colour of the line.
         marker: matplotlib's marker.
         dashes: Lengths of dashes and gaps; default: a solid line.
+        weight: Width among coinciding curves; see `line_look`.
     """
-    points = rows.groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
+    points = with_initial(rows).groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
     every = max(1, len(points) // 8)
-    line = (0, dashes) if dashes else "-"
-    look: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "linestyle": line, "label": label}
-    axes.plot(points.index, points["mean"], markevery=every, markerfacecolor="none", **look)  # Lines may coincide.
+    axes.plot(points.index, points["mean"], markevery=every, label=label, **line_look(colour, marker, dashes, weight))
     if rows["seed"].nunique() > 1:
         axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
+
+
+def with_initial(rows: DataFrame) -> DataFrame:
+    """Return iteration, seed, seconds and accuracy of curves, with a first point at iteration 0 if records have it.
+
+    Args:
+        rows: Points of one variant with all its seeds.
+
+    Returns:
+        The points. Without the initial accuracy of every seed, none is added.
+    """
+    import pandas
+
+    points = rows[[name for name in ("iteration", "seed", "seconds", "test_accuracy") if name in rows]]
+    initial = rows.attrs.get(INITIAL, {})
+    seeds = list(dict.fromkeys(rows["seed"]))
+    if not all(seed in initial for seed in seeds) or (rows["iteration"] == 0).any():
+        return points
+    accuracies = [initial[seed] for seed in seeds]
+    first = {"iteration": 0, "seed": seeds, "seconds": 0.0, "test_accuracy": accuracies}
+    return pandas.concat([pandas.DataFrame(first), points], ignore_index=True)
 
 
 def draw_kinds(
@@ -95,8 +149,55 @@ def draw_kinds(
         axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
 
 
+def label_ends(axes: Axes, gap: float = 0.045) -> None:
+    """Write the name of every line beside its last point, in its colour and above or below close neighbours.
+
+    Args:
+        axes: Axes with lines that have labels, and final limits.
+        gap: Least distance of two names, as a share of the axes' height.
+    """
+    named = [line for line in axes.lines if not str(line.get_label()).startswith("_") and len(_points(line))]
+    to_share = axes.transData + axes.transAxes.inverted()
+    ends = {line: tuple(map(float, to_share.transform(_points(line)[-1]))) for line in named}
+    lines = sorted(named, key=lambda line: ends[line][1])
+    for line, place in zip(lines, _spread([ends[line][1] for line in lines], gap), strict=True):
+        colour: Any = line.get_color()
+        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)}
+        axes.annotate(
+            str(line.get_label()),
+            (ends[line][0], ends[line][1]),
+            (1.05, place),
+            xycoords="axes fraction",
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            fontsize=9,
+            arrowprops=arrow,
+            annotation_clip=False,
+        )
+
+
+def _points(line: Line2D) -> np.ndarray:
+    return np.asarray(line.get_xydata(), dtype=float)
+
+
+def _spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move ascending places apart by at least `gap`, with the least changes from bottom to top, from 0 on."""
+    groups: list[list[float]] = []  # Places of each group, which are `gap` apart around their mean.
+
+    def start(group: list[float]) -> float:
+        return max(0.0, sum(group) / len(group) - gap * (len(group) - 1) / 2)
+
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1 and start(groups[-2]) + gap * len(groups[-2]) > start(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [start(group) + gap * number for group in groups for number in range(len(group))]
+
+
 def finish(axes: Axes, xlabel: str = "iteration") -> None:
     """Set labels and limits of accuracy axes: up to 1, or 0.5 if no curve is higher."""
-    highest = max(shared.dataLim.ymax for shared in axes.get_shared_y_axes().get_siblings(axes))
+    drawn = [shared for shared in axes.get_shared_y_axes().get_siblings(axes) if shared.has_data()]
+    highest = max((shared.dataLim.ymax for shared in drawn), default=1.0)
     axes.set(xlabel=xlabel, ylabel="test accuracy (fraction)", ylim=(0, 0.5 if highest < 0.5 else 1))
     axes.set_xlim(left=0)

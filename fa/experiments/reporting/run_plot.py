@@ -39,11 +39,13 @@ class RunTables:
         curve: The rows of curve.csv.
         workers: One row for each iteration and worker. `share` is the weight over the sum of all absolute weights.
         config: The configuration.
+        initial_accuracy: Test accuracy at iteration 0, if the record has it.
     """
 
     curve: DataFrame
     workers: DataFrame
     config: Mapping[str, Any]
+    initial_accuracy: float | None = None
 
     @property
     def faulty(self) -> int:
@@ -96,7 +98,8 @@ def read(folder: str | Path) -> RunTables:
             f"{folder} must be a run's folder, as fa train --out leaves it; there is no {missing[0]} in it"
         )
     try:
-        config = Record(folder).description["config"]
+        record = Record(folder)
+        config = record.description["config"]
         curve = pandas.read_csv(folder / "curve.csv")
         workers = pandas.read_csv(folder / "workers.csv", na_values=UNDEFINED, keep_default_na=False)
         weights = workers["weight"].astype(float)
@@ -107,7 +110,7 @@ def read(folder: str | Path) -> RunTables:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} must hold a run's records as they were written; {error} is amiss") from error
-    return RunTables(curve, workers, config)
+    return RunTables(curve, workers, config, record.initial_accuracy)
 
 
 def _reason(status: str) -> str:
@@ -140,7 +143,7 @@ def draw(run: RunTables) -> Figure:
     handles = _legend(run)
     if handles:
         below.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.suptitle(_title(run, "" in maps), fontsize=10)
+    style.set_heading(figure, _title(run, "" in maps))
     return figure
 
 
@@ -159,7 +162,9 @@ def _title(run: RunTables, unweighed: bool) -> str:
 def _draw_curves(panels: Any, run: RunTables) -> None:
     accuracy, loss, counted = panels
     curve, part = run.curve, run.byzantine_share()
-    accuracy.plot(curve["iteration"], curve["test_accuracy"], color=style.HONEST, marker="o", markersize=4)
+    initial = [] if run.initial_accuracy is None else [run.initial_accuracy]
+    iterations = [0] * len(initial) + curve["iteration"].tolist()
+    accuracy.plot(iterations, initial + curve["test_accuracy"].tolist(), color=style.HONEST, marker="o", markersize=4)
     accuracy.set(ylabel="test accuracy (fraction)", ylim=(0, 1))
     loss.plot(curve["iteration"], curve["train_loss"], color=style.HONEST, marker="o", markersize=4)
     wide = (curve["train_loss"] > 0).all() and curve["train_loss"].max() > 30 * curve["train_loss"].min()

@@ -60,6 +60,8 @@ USER_LOOKS = (("#000000", "p"), ("#882255", "x"), ("#9500ff", "d"), ("#3d2ca0", 
 FA_VARIANTS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", "mean")
 """Formulations of FA and Bulyan, and the controls that show what protects."""
 
+_HEADING_SHARE = 0.96  # Of the figure's width, at most.
+
 FA_FORMULATION = "FA is the released code's formulation"
 """Note in the titles of figures whose "FA" is the released formulation."""
 
@@ -98,6 +100,37 @@ def sequential_colors(count: int) -> tuple[str, ...]:
 def three_digits(x: float) -> str:
     """Return a number with three significant digits, or all before the decimal point."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def set_heading(figure: Figure, text: str, size: float = 10) -> None:
+    """Set the title of a figure, with lines broken where they would leave it.
+
+    Args:
+        figure: The figure, at its final size.
+        text: The title, of one line or more.
+        size: Font size in points.
+    """
+    points = _HEADING_SHARE * 72 * figure.get_figwidth()
+    lines = [part for line in text.splitlines() for part in _fitting_lines(line, points, size)]
+    figure.suptitle("\n".join(lines), fontsize=size)
+
+
+def _fitting_lines(line: str, points: float, size: float) -> list[str]:
+    """Break a line between words, so that no part is wider than `points` if a word allows it."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    def width(text: str) -> float:
+        return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), "$" in text)[0])
+
+    lines = [""]
+    for word in line.split(" "):
+        extended = f"{lines[-1]} {word}".strip()
+        if lines[-1] and width(extended) > points:
+            lines.append(word)
+        else:
+            lines[-1] = extended
+    return lines
 
 
 def apply_theme() -> None:

@@ -47,6 +47,12 @@ class Record:
         except record_schema.NewerRecord as error:
             raise record_schema.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
 
+    @property
+    def initial_accuracy(self) -> float | None:
+        """Test accuracy of the initial parameters; None if an earlier release wrote the record."""
+        value = self.description.get("initial_accuracy")
+        return None if value is None else float(value)
+
     def check(self) -> None:
         """Check every file against the manifest.
 

@@ -34,6 +34,9 @@ Seeds = Sequence[int] | None
 RuleNames = Sequence[str] | None
 """The user's rules to add to a figure; None to add none."""
 
+INITIAL = "initial_accuracy"
+"""Attribute of a table of curves: the test accuracy at iteration 0 by seed, for the seeds whose records have it."""
+
 _TITLE_WIDTH = 80
 """Characters in a line of a title, which fit the narrowest figure."""
 
@@ -287,7 +290,20 @@ class Results:
             settings = {name: cell.case.columns.get(name) for name in columns}
             about = {"variant": cell.variant, "label": cell.case.label, "f": cell.config.byzantine, **settings}
             rows += [about | {"seed": cell.config.seed} | point for point in self.record(cell).curve]
-        return pandas.DataFrame(rows).astype({"iteration": int, "epoch": int})
+        table = pandas.DataFrame(rows).astype({"iteration": int, "epoch": int})
+        table.attrs[INITIAL] = self.initial_accuracies()
+        return table
+
+    def initial_accuracies(self) -> dict[int, float]:
+        """Return the test accuracy of the initial parameters by seed, since it does not depend on the rule.
+
+        Seeds are omitted whose records lack it or differ, as those of several models.
+        """
+        values: dict[int, set[float | None]] = {}
+        for cell in self.study.cells:
+            values.setdefault(cell.config.seed, set()).add(self.record(cell).initial_accuracy)
+        single = {seed: next(iter(found)) for seed, found in values.items() if len(found) == 1}
+        return {seed: value for seed, value in single.items() if value is not None}
 
 
 def make_study(
