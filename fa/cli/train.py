@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.cli.rule_options import pop_rule_options, rule_options
+from fa.cli.rule_options import numbers, pop_rule_options, rule_options
 from fa.cli.torchrun import TorchrunEnv, run_worker, torchrun_env
 from fa.training.config import TrainConfig
 from fa.utils.addresses import format_address, parse_address
@@ -32,7 +32,21 @@ _BACKEND_HELP = "Workers: simulated, processes over TCP, processes over TensorPi
 
 _ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
 
-_TYPES = {"int": int, "Real": float}
+
+class _BatchSizes(click.ParamType):
+    """A number of images, or numbers separated by commas."""
+
+    name = "integer[,integer...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            sizes = numbers("batch", str(value), int)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return sizes[0] if len(sizes) == 1 else sizes
+
+
+_TYPES = {"int": int, "Real": float, "Batch": _BatchSizes()}
 _SHOWN = {"lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations"}
 
 LEAST_DECAY_ITERATIONS = 260
