@@ -33,6 +33,7 @@ EXTRAS = (
     "extra05_combined",
     "extra06_subspace",
     "extra07_rate_or_subspace",
+    "extra08_batch_sizes",
 )
 SUPPLEMENT = ("supp01_tiny_imagenet",)
 ALL = FIGURES + EXTRAS + SUPPLEMENT

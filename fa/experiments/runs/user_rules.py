@@ -26,6 +26,7 @@ NO_RULES = {
     "extra04": "its detectors belong to certain rules; fa plot shows the decisions of any rule",
     "extra06": "it compares FA with the mean of unit gradients",
     "extra07": "it compares FA with Multi-Krum and its controls",
+    "extra08": "it compares weights of FA's workers",
 }
 """Figures that do not compare rules, with the reason."""
 
@@ -36,6 +37,7 @@ NO_ATTACK = {
     "extra04": "it compares attacks that it has names for",
     "extra05": "it compares two attacks",
     "extra06": "its test is specified for four attacks",
+    "extra08": "it compares two attacks with none",
 }
 """Figures whose attack is their subject, and the reason. Extra 3 adds the attack to its seven."""
 
