@@ -33,20 +33,13 @@ _BACKEND_HELP = "Workers: simulated, processes over TCP, processes over TensorPi
 _ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
 
 
-class _BatchSizes(click.ParamType):
-    """A number of images, or numbers separated by commas."""
-
-    name = "integer[,integer...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        try:
-            sizes = numbers("batch", str(value), int)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return sizes[0] if len(sizes) == 1 else sizes
+def integers(text: str) -> int | tuple[int, ...]:
+    """Parse a number, or numbers separated by commas."""
+    sizes = numbers("batch", text, int)
+    return sizes[0] if len(sizes) == 1 else sizes
 
 
-_TYPES = {"int": int, "Real": float, "Batch": _BatchSizes()}
+_TYPES = {"int": int, "Real": float, "Batch": integers}
 _SHOWN = {"lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations"}
 
 LEAST_DECAY_ITERATIONS = 260
