@@ -27,6 +27,9 @@ NO_RULES = {
     "extra06": "it compares FA with the mean of unit gradients",
     "extra07": "it compares FA with Multi-Krum and its controls",
     "extra08": "it compares weights of FA's workers",
+    "extra09": "it varies FA's options",
+    "extra10": "it varies the noise for four rules",
+    "extra11": "it judges FA in front of the paper's rules",
 }
 """Figures that do not compare rules, with the reason."""
 
@@ -38,6 +41,8 @@ NO_ATTACK = {
     "extra05": "it compares two attacks",
     "extra06": "its test is specified for four attacks",
     "extra08": "it compares two attacks with none",
+    "extra09": "it shows the paper's attack",
+    "extra10": "its workers train on augmented data and send their gradients",
 }
 """Figures whose attack is their subject, and the reason. Extra 3 adds the attack to its seven."""
 
