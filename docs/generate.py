@@ -79,7 +79,7 @@ def generated(text: str) -> str:
 def claims(*profiles: str) -> str:
     """Return the table of the paper's claims: a row for each claim, a column for each profile."""
     theory = verdicts("quick", "theory*")
-    columns = [verdicts(profile, "fig*") for profile in profiles]
+    columns = [verdicts(profile, "fig*") | verdicts(profile, "extra*") for profile in profiles]
     rows = []
     for number, statement in STATEMENTS.items():
         parts = [(number, k + 1) for k in range(len(PARTS.get(number, ("",))))]

@@ -22,7 +22,9 @@ OPTIONS = {
     "interpolation": (str, "Median, MeaMed: median of an even number of values, 'midpoint' or 'lower'."),
     "nu": (float, "Geometric median: distance below which a weight does not grow."),
     "tau": (float, "Centered clipping: largest length of a difference, by default the median length."),
-    "start": (str, "Centered clipping: first point, 'zero' or 'mean'."),
+    "start": (str, "FA: 'equal', 'data', 'random' or 'largest:K'. Centered clipping: first point, 'zero' or 'mean'."),
+    "dims": (str, "FA: dimensions of nested subspaces, separated by commas, as in 2,4,8."),
+    "prior": (str, "FA: alpha and beta of the explained variances, as in 1,0.5."),
     "maximum": (str, "CAF: rows of the maximum, 'remaining' or 'all'."),
     "reference": (int, "MoNNA: rank of the trusted worker, by default the last, -1."),
     "strict": (bool, "Whether too few workers for the rule's theorem are an error, 'true', or a warning, 'false'."),
@@ -65,6 +67,7 @@ def pop_rule_options(arguments: dict[str, Any]) -> dict[str, Any]:
     if "preaggregators" in options:
         names = options["preaggregators"]
         options["preaggregators"] = () if names == "none" else tuple(name.strip() for name in names.split(","))
-    if "worker_weights" in options:
-        options["worker_weights"] = numbers("worker_weights", options["worker_weights"], float)
+    for name, kind in (("worker_weights", float), ("dims", int), ("prior", float)):
+        if name in options:
+            options[name] = numbers(name, options[name], kind)
     return options

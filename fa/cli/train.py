@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.cli.rule_options import pop_rule_options, rule_options
+from fa.cli.rule_options import numbers, pop_rule_options, rule_options
 from fa.cli.torchrun import TorchrunEnv, run_worker, torchrun_env
 from fa.training.config import TrainConfig
 from fa.utils.addresses import format_address, parse_address
@@ -32,7 +32,14 @@ _BACKEND_HELP = "Workers: simulated, processes over TCP, processes over TensorPi
 
 _ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
 
-_TYPES = {"int": int, "Real": float}
+
+def integers(text: str) -> int | tuple[int, ...]:
+    """Parse a number, or numbers separated by commas."""
+    sizes = numbers("batch", text, int)
+    return sizes[0] if len(sizes) == 1 else sizes
+
+
+_TYPES = {"int": int, "Real": float, "Batch": integers}
 _SHOWN = {
     "evaluate_every": "an epoch, and at most a tenth of the iterations",
     "lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations",

@@ -7,7 +7,7 @@ SAMPLINGS = ("random", "cycled", "sequential")
 over a fixed slice, each with a short last minibatch, as in the released code.
 """
 
-SPLITS = ("iid", "dirichlet", "classes")
+SPLITS = ("iid", "dirichlet", "classes", "gamma")
 """Ways to distribute the training images: all workers share the whole set, or each honest worker has its own part.
 
 The parts are defined in `fa.data.splits`.

@@ -1,4 +1,4 @@
-"""Splits of the training images among workers: unequal shares of each class, or sorted by class."""
+"""Splits of the training images among workers: unequal shares of each class, sorted by class, or partly sorted."""
 
 from __future__ import annotations
 
@@ -67,3 +67,34 @@ def by_class(labels: Int64[Tensor, " n"], workers: int) -> Split:
         Indices of each worker's images, int64, ascending.
     """
     return [np.sort(part) for part in np.array_split(np.argsort(labels.numpy(), kind="stable"), workers)]
+
+
+def gamma_similarity(labels: Int64[Tensor, " n"], workers: int, gamma: float, seed: int) -> Split:
+    """Deal a share of the images at random in equal parts, and the rest by class.
+
+    This is ByzFL's "gamma_similarity_niid": floor(gamma n) images are dealt at random, and the others as in `by_class`.
+    With gamma = 1 all workers have nearly equal shares of each class, and with gamma = 0 the split is `by_class`.
+    ByzFL takes the first images of the data set for the random share; here the share is drawn.
+
+    Source: Karimireddy et al., SCAFFOLD: Stochastic Controlled Averaging for Federated Learning, ICML 2020.
+
+    Args:
+        labels: Training labels, int64 (n,).
+        workers: Number of workers.
+        gamma: Share of the images that is dealt at random, in [0, 1].
+        seed: Seed of the split.
+
+    Returns:
+        Indices of each worker's images, int64, ascending.
+
+    Raises:
+        ValueError: `gamma` is out of range.
+    """
+    check_real("gamma", gamma, 0)
+    check("gamma", gamma, gamma <= 1, "in [0, 1]")
+    order = np.random.default_rng(seeds.derive_seed("split", seed, 0, 0)).permutation(len(labels))
+    similar = int(gamma * len(labels))
+    rest = np.sort(order[similar:])
+    dealt = np.array_split(order[:similar], workers)
+    by_label = [rest[part] for part in by_class(labels[torch.from_numpy(rest)], workers)]
+    return [np.sort(np.concatenate(parts)) for parts in zip(dealt, by_label, strict=True)]

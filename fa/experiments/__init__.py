@@ -33,6 +33,10 @@ EXTRAS = (
     "extra05_combined",
     "extra06_subspace",
     "extra07_rate_or_subspace",
+    "extra08_batch_sizes",
+    "extra09_options_of_the_paper",
+    "extra10_noise_levels",
+    "extra11_in_front_of_rules",
     "extra12_unreached_coordinates",
 )
 SUPPLEMENT = ("supp01_tiny_imagenet",)

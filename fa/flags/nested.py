@@ -26,6 +26,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from fa import irls
+from fa.gradients import Gradients
+from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure_groups
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check, check_integer
@@ -86,7 +88,6 @@ class Flag:
         return self.levels[level].direction(formulation)
 
 
-@single_threaded
 def solve(
     G: Any,
     dims: Any,
@@ -130,16 +131,45 @@ def solve(
         >>> round(flag.objective, 4)
         2.8944
     """
-    check_integer("restarts", restarts, 0)
     gradients, counts, gram = measure_groups(G)
-    _check_dims(dims, gram.p)
-    options = irls.Options(dims[-1], lam, a=a, tol=tol, max_iter=max_iter, seed=seed)
-    outer = irls.solve_gram(gram, options, gradients, start=start, counts=counts)
-    problem = irls.build_problem(gram, dims[-1], lam, a, counts=counts)
-    rank, generator = len(problem.terms), np.random.default_rng(seed)
+    check_dims(dims, gram.p)
+    options = irls.Options(dims[-1], lam, a=a, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)
+    return solve_gram(gram, dims, options, gradients, start, counts)
+
+
+@single_threaded
+def solve_gram(
+    gram: Gram,
+    dims: Sequence[int],
+    options: irls.Options,
+    gradients: Gradients | None = None,
+    start: Any = "equal",
+    counts: Sequence[int] | None = None,
+) -> Flag:
+    """Solve as `solve` does, from the Gram matrix.
+
+    Args:
+        gram: Gram matrix of the q gradients.
+        dims: Dimensions m_1 < ... < m_K, at most the rank of G.
+        options: Options of `fa.irls.solve_gram`; their m does not count.
+        gradients: The gradients, for the levels' directions and for hints; None if only the Gram matrix is available.
+        start: Start of the outermost level, as for `fa.irls.solve_gram`.
+        counts: Number of gradients of each worker; None for one each.
+
+    Returns:
+        The flag. Its `direction` needs `gradients`.
+
+    Raises:
+        ValueError: As for `solve`.
+    """
+    check_dims(dims, gram.p)
+    outer = irls.solve_gram(gram, replace(options, m=dims[-1], restarts=0), gradients, start=start, counts=counts)
+    problem = outer.problem
+    rank, generator = len(problem.terms), np.random.default_rng(options.seed)
     check("the last of dims", dims[-1], dims[-1] <= rank, f"at most {rank}, the rank of G")
-    random = (np.linalg.qr(generator.standard_normal((rank, rank)))[0] for _ in range(restarts))
-    flags = [_iterate(problem, dims, Y, outer, tol, max_iter) for Y in (_in_order(problem, outer), *random)]
+    random = (np.linalg.qr(generator.standard_normal((rank, rank)))[0] for _ in range(options.restarts))
+    starts = (_in_order(problem, outer), *random)
+    flags = [_iterate(problem, dims, Y, outer, options.tol, options.max_iter) for Y in starts]
     return min(flags, key=lambda flag: flag.objective)
 
 
@@ -226,10 +256,19 @@ def _levels(
         )
 
 
-def _check_dims(dims: Any, q: int) -> None:
-    """Raise ValueError unless the dimensions are integers that increase and do not exceed q."""
+def check_dims(dims: Any, q: int | None = None) -> None:
+    """Check the dimensions of a flag.
+
+    Args:
+        dims: A sequence of dimensions.
+        q: Number of gradients; None if it is not available yet.
+
+    Raises:
+        ValueError: The dimensions are not integers that increase and do not exceed q.
+    """
     check("dims", dims, isinstance(dims, Sequence) and len(dims) > 0, "a sequence of one dimension at least")
     for m in dims:
         check_integer("each of dims", m, 1)
     check("dims", tuple(dims), all(m < larger for m, larger in pairwise(dims)), "increasing")
-    check("the last of dims", dims[-1], dims[-1] <= q, f"at most p = {q}, the number of gradients")
+    if q is not None:
+        check("the last of dims", dims[-1], dims[-1] <= q, f"at most p = {q}, the number of gradients")

@@ -44,6 +44,10 @@ class ColumnBlocks:
         """Return the number of gradients."""
         return int(self.blocks[0].shape[0])
 
+    def coordinate_count(self) -> int:
+        """Count the coordinates n in all blocks of all processes."""
+        return int(self.sum_over_blocks(lambda block: np.array([block.shape[1]]))[0])
+
     @property
     def dtypes(self) -> set[torch.dtype]:
         """Return the data types of the blocks, which may differ."""

@@ -1,5 +1,6 @@
 """Solve eq. 5: FlagIRLS in the Gram matrix, and proximal steps for the regularizers whose Y leaves span(G)."""
 
+from fa.irls.first_basis import random_first_basis
 from fa.irls.problem import FLOOR, Formulation, GroupTerm, Problem, build_problem
 from fa.irls.solution import DEFAULTS, FORMULATIONS, GROUP_TERMS, REGULARIZERS, Options, Solution
 from fa.irls.solver import State, check_m, default_m, solve, solve_gram, step, terminates
@@ -23,6 +24,7 @@ __all__ = [
     "check_m",
     "default_m",
     "noise_variances",
+    "random_first_basis",
     "solve",
     "solve_gram",
     "step",

@@ -158,7 +158,7 @@ def solve_gram(
         options: Options that do not depend on the gradients.
         gradients: The gradients, for the solution's direction and for hints; None if only the Gram matrix is available.
         formulation: As for `solve`.
-        start: As for `solve`.
+        start: As for `solve`, or a function that returns the weights of the first step from the problem.
         counts: Number of gradients of each worker; None for one each.
 
     Returns:
@@ -235,7 +235,9 @@ def _starts(
 ) -> Iterator[Float64[np.ndarray, " T"]]:
     """Yield the weights of the first step: for the chosen start, then for random ones."""
     generator = _random_subspaces(options.seed, (len(problem.terms), problem.m))
-    if not isinstance(start, str):
+    if callable(start):
+        yield start(problem)
+    elif not isinstance(start, str):
         yield _weights_of(problem, _hints(problem, gram, gradients, start))
     else:
         check_one_of("start", start, STARTS)

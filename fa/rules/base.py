@@ -46,6 +46,11 @@ class Rule(RuleOptions, ABC):
         """
         check("rule", self.name, not self.direction_outside_span, f"one that decides in the Gram matrix {where}")
 
+    @property
+    def needs_coordinate_count(self) -> bool:
+        """True if the decision depends on n, the number of coordinates; see `for_iteration`."""
+        return False
+
     @abstractmethod
     def decide(self, gram: Gram) -> ColumnDecision:
         """Decide about the columns that the rule sees.
@@ -153,17 +158,19 @@ class Rule(RuleOptions, ABC):
         Returns:
             Weights w with d = sum_i w_i g_i, or None if the rule needs more than weights of the gradients.
         """
-        if self.direction_outside_span:
+        if self.direction_outside_span or self.needs_coordinate_count:
             return None
         mixed = apply_preaggregators(gram, self.steps, StepContext(self.f, self.seed, iteration))
-        weights = self.decide(mixed.gram).weights
+        weights = self.for_iteration(iteration).decide(mixed.gram).weights
         return None if weights is None else mixed.R @ weights
 
     @single_threaded
     def _decide_about_workers(self, G: ColumnBlocks, gram: Gram, finite: np.ndarray, iteration: int) -> Decision:
         """Decide in Gram space, with the options adjusted for workers whose gradients are not finite."""
         rows = finite.nonzero()[0]
+        n = G.coordinate_count() if self.needs_coordinate_count else None
         rule = self.for_rows(rows.tolist(), gram.p).adjusted_for_missing(gram.p - rows.size, rows.size)
+        rule = rule.for_iteration(iteration, n)
         mixed = apply_preaggregators(gram.without(~finite), rule.steps, StepContext(rule.f, rule.seed, iteration))
         with plugins.attribute_errors_to_plugin("rule"):
             if rule.direction_outside_span:

@@ -4,21 +4,33 @@ Source: the paper, Algorithm 1 and eq. 5.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from fa import flags
+from fa.flags.nested import check_dims
+from fa.gradients import Gradients, read
 from fa.gradients.gram import Gram
-from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, solve, solve_gram
+from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, Solution, random_first_basis, solve, solve_gram
 from fa.irls.worker_weights import read_weights
 from fa.objective import values
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
 from fa.rules.options import AnyRule
 from fa.rules.preaggregators import MixedGradients, make_step
+from fa.theory.likelihood import Beta, fit
+from fa.utils import seeds
 from fa.utils.validation import check, check_one_of
+
+STARTS = ("equal", "data", "random")
+"""Names of starts. "largest:K" is one more."""
+
+_LARGEST = "largest:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +53,14 @@ class FlagAggregator(Rule):
             d = (1/m) sum_i Y Y^T g_i/||g_i||. Its pairs' terms are not divided by D_ij; their factor is squared.
         worker_weights: Weight of each worker, for workers that differ in batch size or noise; see
             `fa.irls.worker_weights`. None: 1. Pre-aggregators must keep all gradients apart.
+        start: First subspace: "equal" for equal weights, "data" for the span of the first m gradients, "random" for a
+            random subspace, drawn in each iteration. With formulation="released", "random" is the released code's
+            random Y in all n coordinates; otherwise it is in the span of the gradients. "largest:K" starts at the
+            hints of `fa.flags.hints`: each worker names the K coordinates in which its gradient is largest.
+        dims: Dimensions m_1 < ... < m_K of nested subspaces, as in `fa.flags.solve`, with the direction of the
+            outermost. They replace `m`. None: one subspace.
+        prior: alpha and beta of the Beta distribution of the explained variances, in the form of eq. 4 with this `a`.
+            The solver is `fa.theory.likelihood.fit` without random starts. None: (1, 1/2), by IRLS.
     """
 
     m: int | None = DEFAULTS.m
@@ -50,7 +70,11 @@ class FlagAggregator(Rule):
     tol: float = DEFAULTS.tol
     max_iter: int | None = None
     formulation: Formulation = "paper"
-    worker_weights: tuple[float, ...] | None = DEFAULTS.worker_weights
+    worker_weights: Sequence[float] | None = DEFAULTS.worker_weights
+    start: str = "equal"
+    dims: Sequence[int] | None = None
+    prior: Sequence[float] | None = None
+    _drawn: tuple[int, int | None] = field(default=(0, None), init=False, repr=False, compare=False)
 
     name: ClassVar[str] = "fa"
     column_count_option: ClassVar[str] = "m"
@@ -64,19 +88,63 @@ class FlagAggregator(Rule):
         if self.max_iter is None:
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
         check("max_iter", self.max_iter, self.max_iter == 1 or not released, '1 with formulation="released"')
-        within = not (released and self.direction_outside_span)
+        norm = self.options.leaves_span  # The constructor of the options checks them.
+        within = not (released and norm)
         check("regularizer", self.regularizer, within, '"pairwise" or "group" with formulation="released"')
         if self.worker_weights is not None:
             object.__setattr__(self, "worker_weights", read_weights(self.worker_weights))
-        _ = self.options  # checks them
+        if not _largest(self.start):
+            check_one_of("start", self.start, STARTS, f"or {_LARGEST}K")
+        check("start", self.start, self.start in STARTS or not norm, f"a name with regularizer={self.regularizer!r}")
+        if self.dims is not None:
+            check_dims(self.dims)
+            object.__setattr__(self, "dims", tuple(self.dims))
+            check("m", self.m, self.m is None, "None with dims, the last of which replaces it")
+            check("regularizer", self.regularizer, not norm, '"pairwise" with dims')
+            check("formulation", self.formulation, not released, '"paper" with dims')
+
+        if self.prior is not None:
+            self._check_prior(self.prior)
+
+    def _check_prior(self, prior: Sequence[float]) -> None:
+        """Check alpha and beta, and that no option asks for another solver."""
+        check("prior", prior, isinstance(prior, list | tuple) and len(prior) == 2, "two numbers, alpha and beta")
+        object.__setattr__(self, "prior", tuple(prior))
+        Beta(prior[0], prior[1], self.a)  # The constructor checks them.
+        others = {name: getattr(self, name) for name in ("worker_weights", "start", "dims", "formulation")}
+        defaults = {"worker_weights": None, "start": "equal", "dims": None, "formulation": "paper"}
+        changed = [name for name, value in others.items() if value != defaults[name]]
+        check("prior", prior, not changed, f"None with {', '.join(changed)}")
+        check("regularizer", self.regularizer, not self.options.leaves_span, '"pairwise" with prior')
 
     @cached_property
     def options(self) -> Options:
         """Options of IRLS."""
         assert self.max_iter is not None  # by __post_init__
-        return Options(
-            self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter, worker_weights=self.worker_weights
-        )
+        weights = None if self.worker_weights is None else tuple(self.worker_weights)
+        settings = self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter
+        return Options(*settings, seed=self._seed, worker_weights=weights)
+
+    @property
+    def _seed(self) -> int:
+        """Seed of the iteration's random start."""
+        if self.start != "random":
+            return self.seed
+        return seeds.derive_seed("first basis", self.seed, 0, self._drawn[0])
+
+    @property
+    def needs_coordinate_count(self) -> bool:
+        return self.formulation == "released" and self.start == "random"
+
+    @property
+    def direction_outside_span(self) -> bool:
+        """True for norms of Y, for a prior, and for hints, which read the gradients' coordinates."""
+        return self.options.leaves_span or _largest(self.start) > 0 or self.prior is not None
+
+    def check_within_span(self, where: str) -> None:
+        check("regularizer", self.regularizer, not self.options.leaves_span, f"'pairwise' or 'group' {where}")
+        check("start", self.start, not _largest(self.start), f"one of {', '.join(STARTS)} {where}")
+        check("prior", self.prior, self.prior is None, f"None {where}")
 
     def check_workers(self, p: int, remark: str = "") -> None:
         """Check p as every rule does, and that there is one weight for each gradient that the rule sees."""
@@ -94,17 +162,61 @@ class FlagAggregator(Rule):
         read_weights(weights, p)
         return replace(self, worker_weights=tuple(weights[row] for row in rows))  # type: ignore[call-arg]
 
-    @property
-    def direction_outside_span(self) -> bool:
-        return self.options.leaves_span
-
-    def check_within_span(self, where: str) -> None:
-        check("regularizer", self.regularizer, not self.direction_outside_span, f"'pairwise' or 'group' {where}")
+    def for_iteration(self: AnyRule, iteration: int, n: int | None = None) -> AnyRule:
+        """Return the rule that draws the iteration's random start."""
+        if self.start != "random":  # type: ignore[attr-defined]
+            return self
+        rule = replace(self)
+        object.__setattr__(rule, "_drawn", (iteration, n))
+        return rule
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
-        solution = solve(mixed.apply_to(G), **asdict(self.options))
-        return ColumnDecision(direction=solution.direction(), values=values(G, solution.Y))
+        columns = mixed.apply_to(G)
+        if self.options.leaves_span:
+            options = vars(self.options)
+            solution = solve(columns, start=self.start, **options)
+            return ColumnDecision(direction=solution.direction(), values=values(G, solution.Y))
+        if self.prior is not None:
+            return self._decide_by_likelihood(columns, *self.prior)
+        rows = columns.double()
+        largest = torch.topk(rows.abs(), min(_largest(self.start), rows.shape[1]), dim=1).indices
+        start = flags.hints(rows, list(largest), self.dims[-1] if self.dims else self.m)
+        return self._decide(mixed.gram, read(rows), start)
+
+    def _decide_by_likelihood(self, columns: Tensor, alpha: float, beta: float) -> ColumnDecision:
+        options, rows, dtype = self.options, columns.double(), columns.dtype
+        found = fit(
+            rows, Beta(alpha, beta, self.a), self.m, self.lam, self.tol, options.max_iter, restarts=0, seed=self.seed
+        )
+        Y = torch.from_numpy(found.Y).to(rows)
+        direction = (Y @ (Y.T @ rows.mean(dim=0))).to(dtype)
+        return ColumnDecision(direction=direction, values=found.values)
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        solution = solve_gram(gram, self.options, formulation=self.formulation)
+        if not self.needs_coordinate_count:
+            return self._decide(gram, None, self.start)
+        n = self._drawn[1]
+        check("n", n, n is not None, "available for a random first basis, as in `aggregate`")
+        assert n is not None
+        return self._decide(gram, None, random_first_basis(n, self._seed))
+
+    def _decide(self, gram: Gram, gradients: Gradients | None, start: Any) -> ColumnDecision:
+        solution = self._solve(gram, gradients, start)
         return ColumnDecision(weights=solution.weights(self.formulation), coefficients=solution.coefficients)
+
+    def _solve(self, gram: Gram, gradients: Gradients | None, start: Any) -> Solution:
+        if self.dims is None:
+            return solve_gram(gram, self.options, gradients, self.formulation, start)
+        # Excluded workers, and gradients that agree, leave fewer dimensions than were asked for.
+        rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
+        dims = [m for m in self.dims if m <= rank] or [max(1, rank)]
+        return flags.solve_gram(gram, dims, self.options, gradients, start).levels[-1]
+
+
+def _largest(start: str) -> int:
+    """Return K of "largest:K", and 0 for another start."""
+    name, colon, number = start.partition(":") if isinstance(start, str) else ("", "", "")
+    if name + colon != _LARGEST:
+        return 0
+    check("start", start, number.isdecimal() and int(number) > 0, f"{_LARGEST}K with an integer K of at least 1")
+    return int(number)

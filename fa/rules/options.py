@@ -123,6 +123,17 @@ class RuleOptions:
         """
         return self
 
+    def for_iteration(self: AnyRule, iteration: int, n: int | None = None) -> AnyRule:
+        """Return the rule for one iteration.
+
+        A rule that draws random numbers in `decide` overrides this method.
+
+        Args:
+            iteration: Iteration of the training run.
+            n: Number of coordinates, for a rule with `needs_coordinate_count`.
+        """
+        return self
+
     def adjusted_for_missing(self: AnyRule, missing: int, p: int) -> AnyRule:
         """Return the rule for p gradients that remain when `missing` workers are known to be Byzantine.
 

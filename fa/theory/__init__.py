@@ -1,4 +1,4 @@
-"""Computations of the theory notebooks. No other module of fa imports this package."""
+"""Computations of the theory notebooks. FA with a prior imports `likelihood`."""
 
 import importlib
 from typing import Any

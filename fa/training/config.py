@@ -27,6 +27,9 @@ Option = bool | int | float | str | None | tuple["Option", ...]
 Real = float | int
 """A real setting; integers are converted to float."""
 
+Batch = int | tuple[int, ...]
+"""A batch size of all workers, or one of each worker by rank."""
+
 
 def _setting(default: Any, text: str, choices: tuple[str, ...] = ()) -> Any:
     """Return a field with its help on the command line, and its choices if it has a few."""
@@ -58,7 +61,7 @@ class TrainConfig:
     f: int | None = _setting(None, "Number of Byzantine workers that the rule tolerates; --byzantine if left out.")
     attack: str = _setting("random", "Attack: a name in docs/training.md, FILE.py:NAME, or byzfl:NAME.")
     iterations: int = _setting(300, "Number of iterations.")
-    batch: int = _setting(128, "Images per worker and backward pass.")
+    batch: Batch = _setting(128, "Images per worker and backward pass: one number, or one for each rank, as in 128,64.")
     lr: Real = _setting(0.2, "Learning rate.")
     momentum: Real = _setting(0.0, "Momentum of the server's SGD; the released code and the figures use 0.9.")
     weight_decay: Real = _setting(5e-4, "Weight decay of SGD.")
@@ -77,6 +80,7 @@ class TrainConfig:
     # Byzantine workers that compute gradients always draw from all images.
     split: str = _setting("iid", "Honest workers' images: all, unequal shares of each class, or by class.", SPLITS)
     alpha: Real | None = _setting(None, "Dirichlet parameter of --split dirichlet: small for unequal shares.")
+    gamma: Real | None = _setting(None, "Share of the images that --split gamma deals at random, the rest by class.")
     worker_momentum: Real = _setting(0.0, "Momentum beta of the workers, which send beta m + (1 - beta) g.")
     precision: str = _setting("float32", "Precision of the forward pass; gradients and server use float32.", PRECISIONS)
     accumulate: int = _setting(1, "Backward passes of --batch images for one gradient, which is their mean.")
@@ -86,6 +90,7 @@ class TrainConfig:
     )
 
     attack_options: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
+    local_steps: int = _setting(1, "SGD steps of a worker in an iteration; it sends the change over minus --lr.")
 
     def __post_init__(self) -> None:
         for name in ("dataset", "model", "rule", "attack", "sampling", "device"):
@@ -97,6 +102,7 @@ class TrainConfig:
         check("rule_options", self.options, allowed, "without f and name, which other settings give")
         for name, low in _LEAST_INTEGER.items():
             self._normalize(name, int, low)
+        self._normalize_batch()
         if self.evaluate_every is not None:
             self._normalize("evaluate_every", int, 1)
         for name in ("byzantine", "f"):
@@ -113,17 +119,33 @@ class TrainConfig:
         for field in dataclasses.fields(self):
             if choices := field.metadata.get("choices"):
                 check_one_of(field.name, getattr(self, field.name), choices)
-        self._check_alpha()
+        self._check_parameter("alpha", "dirichlet", "0.5")
+        self._check_parameter("gamma", "gamma", "0.5")
+        if self.alpha is not None:
+            check("alpha", self.alpha, self.alpha != 0, "greater than 0")
+        if self.gamma is not None:
+            check("gamma", self.gamma, self.gamma <= 1, "in [0, 1]")
         used = bool(self.augmentation) or self.augmented == "faulty"
         check("augmented", self.augmented, used, "'faulty' without augmentation")
 
-    def _check_alpha(self) -> None:
-        if self.split != "dirichlet":
-            check("alpha", self.alpha, self.alpha is None, f"left out where split is {self.split!r}")
+    def _check_parameter(self, name: str, split: str, example: str) -> None:
+        """Check that the parameter of a split is set with this split only."""
+        value = getattr(self, name)
+        if self.split != split:
+            check(name, value, value is None, f"left out where split is {self.split!r}")
             return
-        check("alpha", self.alpha, self.alpha is not None, "given where split is 'dirichlet', as 0.5 is")
-        self._normalize("alpha", float, 0)
-        check("alpha", self.alpha, self.alpha != 0, "greater than 0")
+        check(name, value, value is not None, f"given where split is {split!r}, as {example} is")
+        self._normalize(name, float, 0)
+
+    def _normalize_batch(self) -> None:
+        """Check the batch sizes; equal ones become one number, so that they hash as before."""
+        if not isinstance(self.batch, list | tuple):
+            return self._normalize("batch", int, 1)
+        for size in self.batch:
+            check_integer("each of batch", size, 1)
+        sizes = tuple(int(size) for size in self.batch)
+        check("batch", sizes, len(sizes) == self.workers, f"one number, or workers={self.workers} of them")
+        object.__setattr__(self, "batch", sizes[0] if len(set(sizes)) == 1 else sizes)
 
     def _normalize(self, name: str, kind: type[int] | type[float], least: int) -> None:
         """Check a number and convert it to `kind`: equal ints, floats and numpy scalars give one hash."""
@@ -141,13 +163,18 @@ class TrainConfig:
         return self.byzantine if self.f is None else self.f
 
     @property
+    def batches(self) -> tuple[int, ...]:
+        """Images in a backward pass of each worker, by rank."""
+        return self.batch if isinstance(self.batch, tuple) else (self.batch,) * self.workers
+
+    @property
     def images(self) -> int:
-        """Number of images in one gradient."""
-        return self.batch * self.accumulate
+        """Number of images in one gradient, the largest of the workers'."""
+        return max(self.batches) * self.accumulate
 
     def epoch_length(self, train_size: int) -> int:
         """Return the iterations of an epoch, in which the workers together draw `train_size` images."""
-        return max(1, train_size // (self.workers * self.images))
+        return max(1, train_size // (sum(self.batches) * self.accumulate * self.local_steps))
 
     def to_json(self) -> str:
         """Return the canonical JSON text: equal configurations give equal texts.
@@ -172,6 +199,8 @@ class TrainConfig:
         unknown = sorted(set(record) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown key in a configuration: {', '.join(unknown)}")
+        if isinstance(record.get("batch"), list):
+            record["batch"] = tuple(record["batch"])
         return cls(**record)
 
 
@@ -186,10 +215,12 @@ _OMITTED_AT_DEFAULT = (
     "layers",
     "direction_norm",
     "attack_options",
+    "gamma",
+    "local_steps",
 )
 """Settings added since the first records."""
 
-_LEAST_INTEGER = {"accumulate": 1, "workers": 1, "iterations": 1, "batch": 1, "lr_decay_epochs": 1, "seed": 0}
+_LEAST_INTEGER = {"accumulate": 1, "workers": 1, "iterations": 1, "lr_decay_epochs": 1, "seed": 0, "local_steps": 1}
 
 
 def _pairs(setting: str, options: Any) -> tuple[tuple[str, Option], ...]:

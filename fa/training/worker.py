@@ -16,7 +16,7 @@ from fa.augment.recipes import MANIFEST, Recipe, augmented, load_built
 from fa.data import Dataset, load
 from fa.data.batches import check_batch, minibatch
 from fa.data.dataset import hold_out
-from fa.data.splits import by_class, dirichlet
+from fa.data.splits import by_class, dirichlet, gamma_similarity
 from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, views
@@ -62,6 +62,7 @@ class Worker:
         recipe = parse_recipe(config) if config.augmented == "all" or rank < config.byzantine else None
         self._indices = indices
         self._config = config
+        self._batch = config.batches[rank]
         self._device = torch.device(config.device)
         self._flips_labels = rank < config.byzantine and configured_attack(config).flips_labels
         self._dataset = _on_device(dataset if recipe is None else augmented(dataset, recipe, config.seed), self._device)
@@ -75,9 +76,35 @@ class Worker:
         Returns:
             Loss of the minibatch, a scalar tensor.
         """
+        if self._config.local_steps > 1:
+            return self._write_local_steps(iteration)
         images, labels = self.minibatch(iteration)
         with self.random_numbers(iteration):
             return self.compute(images, labels)
+
+    def _write_local_steps(self, iteration: int) -> Tensor:
+        """Write the sum of the gradients of K steps of SGD, each at the parameters that the steps before gave.
+
+        It is the change of the parameters over -lr, up to rounding. The local rate is `config.lr` throughout, and local
+        steps have neither momentum nor weight decay. The parameters are restored afterwards. Step k of
+        an iteration t draws what iteration t K + k draws without local steps.
+        """
+        steps, rate = self._config.local_steps, self._config.lr
+        before = [parameter.detach().clone() for parameter, _ in self._gradients]
+        total, losses = torch.zeros_like(self._row), []
+        with torch.no_grad():
+            for step in range(iteration * steps, (iteration + 1) * steps):
+                images, labels = self.minibatch(step)
+                with torch.enable_grad(), self.random_numbers(step):
+                    losses.append(self._write_plain_gradient(images, labels))
+                total += self._row
+                for parameter, gradient in self._gradients:
+                    parameter.sub_(gradient, alpha=rate)
+            for (parameter, _), value in zip(self._gradients, before, strict=True):
+                parameter.copy_(value)
+        self._row.copy_(total)
+        self.apply_momentum()
+        return torch.stack(losses).mean()
 
     def random_numbers(self, iteration: int) -> AbstractContextManager[None]:
         """Seed the global generators for what the model draws in this iteration, such as dropout."""
@@ -88,8 +115,6 @@ class Worker:
     def compute(self, images: Tensor, labels: Tensor) -> Tensor:
         """Write the gradient of a minibatch into the row; with worker momentum, write the momentum.
 
-        The backward passes add to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
-
         Args:
             images: Normalised images, float32 (B, C, H, W).
             labels: Labels, int64 (B,).
@@ -97,16 +122,24 @@ class Worker:
         Returns:
             Loss of the minibatch, a scalar tensor.
         """
+        loss = self._write_plain_gradient(images, labels)
+        self.apply_momentum()
+        return loss
+
+    def _write_plain_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Write the gradient of a minibatch into the row, and return its loss.
+
+        The backward passes add to p.grad in place, and p.grad is a view of the zeroed row: nothing is copied.
+        """
         self.buffers.install()
         self._row.zero_()
         for parameter, view in self._gradients:
             parameter.grad = view
         if not self._model.training:  # train() visits all modules, which costs 1% of a small model's passes
             self._model.train()
-        loss = sum(map(self._backward, images.split(self._config.batch), labels.split(self._config.batch)))
+        loss = sum(map(self._backward, images.split(self._batch), labels.split(self._batch)))
         for parameter, _ in self._gradients:
             parameter.grad = None
-        self.apply_momentum()
         return torch.as_tensor(loss)
 
     def apply_momentum(self) -> None:
@@ -136,7 +169,7 @@ class Worker:
         config = self._config
         images, labels = minibatch(
             self._dataset,
-            batch=config.images,
+            batch=self._batch * config.accumulate,
             worker=self.rank,
             workers=config.workers,
             iteration=iteration,
@@ -185,7 +218,11 @@ def worker_partitions(config: TrainConfig, dataset: Dataset) -> dict[int, Int64[
         parts = dirichlet(labels, honest, config.alpha, batch, config.seed)
     else:
         check_batch(batch, len(labels), honest, "cycled")
-        parts = by_class(labels, honest)
+        if config.gamma is not None:
+            parts = gamma_similarity(labels, honest, config.gamma, config.seed)
+            check_batch(batch, min(part.size for part in parts), 1, "cycled")
+        else:
+            parts = by_class(labels, honest)
     return dict(enumerate(parts, config.byzantine))
 
 

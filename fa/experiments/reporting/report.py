@@ -51,6 +51,8 @@ STATEMENTS = {
     "C14": Statement("Flag Median is the maximum likelihood estimate of Beta(1, 1/2) with a = 2", "theory02"),
     "C15": Statement("FA is a right multiplication through the Lagrange multipliers", "theory06"),
     "C16": Statement("a quantised SVD is accurate enough to offload to a switch", "theory07"),
+    "C17": Statement("significantly enhances the robustness of other Byzantine-resilient rules", "extra11"),
+    "C18": Statement("the subspace gives a sparse linear combination of the gradients", "extra11"),
 }
 """The paper's claims, with the numbers of the figures' tables."""
 

@@ -26,6 +26,10 @@ NO_RULES = {
     "extra04": "its detectors belong to certain rules; fa plot shows the decisions of any rule",
     "extra06": "it compares FA with the mean of unit gradients",
     "extra07": "it compares FA with Multi-Krum and its controls",
+    "extra08": "it compares weights of FA's workers",
+    "extra09": "it varies FA's options",
+    "extra10": "it varies the noise for four rules",
+    "extra11": "it judges FA in front of the paper's rules",
     "extra12": "it compares two attacks on the paper's rules",
 }
 """Figures that do not compare rules, with the reason."""
@@ -37,6 +41,9 @@ NO_ATTACK = {
     "extra04": "it compares attacks that it has names for",
     "extra05": "it compares two attacks",
     "extra06": "its test is specified for four attacks",
+    "extra08": "it compares two attacks with none",
+    "extra09": "it shows the paper's attack",
+    "extra10": "its workers train on augmented data and send their gradients",
     "extra12": "it compares two attacks",
 }
 """Figures whose attack is their subject, and the reason. Extra 3 adds the attack to its seven."""

@@ -40,7 +40,7 @@ class SimulatedTransport:
         self.workers = [Worker(rank, model, dataset, config, row, parts.get(rank)) for rank, row in enumerate(self._G)]
         idle = 0 if self._attack.uses_own_gradient else config.byzantine
         self._computing = self.workers[idle:]
-        on_gpu = parameters.device.type == "cuda"
+        on_gpu = parameters.device.type == "cuda" and config.local_steps == 1  # A graph has one pass of each worker.
         self._graphs = GraphedWorkers(self._computing) if on_gpu else None
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:

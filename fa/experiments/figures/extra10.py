@@ -1,0 +1,112 @@
+"""Extra 10: accuracy against the level of noise in the data of f workers: Gaussian noise and each ODE augmentation."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from fa.augment.recipes import read
+from fa.experiments.figures.extras_common import SHORT, make_extra
+from fa.experiments.paths import recipe_path
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
+from fa.experiments.runs.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra10_noise_levels"
+F = 3
+RULES = ("fa", "multi_krum", "median", "mean")
+LEVELS = MappingProxyType(
+    {
+        "noise": ("standard deviation of Gaussian noise", "noise", (0.1, 0.3, 1.0, 3.0)),
+        "lv": ("time of Lotka-Volterra's flow", "t", (0.01, 0.1, 0.5)),
+        "cat": ("steps of the cat map", "t", (1, 2, 3)),
+        "smooth_cat_flow": ("time of the smooth cat map's flow", "t", (0.1, 0.5, 1.0)),
+    }
+)
+"""Recipes in data_aug: label of the axis, the key that is varied, and its levels. Other noise is left out."""
+
+
+def recipe(name: str, level: float) -> tuple[tuple[str, Any], ...]:
+    """Return a recipe at one level, in the form of a configuration."""
+    key = LEVELS[name][1]
+    options = read(recipe_path(name)).options | {"noise": (0.0,)} | {key: (level,)}
+    if options["noise"] == (0.0,):
+        del options["noise"]
+    return tuple(sorted(options.items()))
+
+
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Extra 10; see `make_study`."""
+    grid = [
+        Case(key, F, {"attack": "none", "augmentation": recipe(name, level)})
+        for name, (_, _, levels) in LEVELS.items()
+        for level in levels
+        for key in RULES
+    ]
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
+
+
+def with_levels(table: DataFrame) -> DataFrame:
+    """Return the last points with columns `scheme` and `level` instead of the recipe.
+
+    Args:
+        table: The curves, one row a point.
+
+    Returns:
+        One row for each run.
+    """
+    places = {recipe(name, level): (name, level) for name, (_, _, levels) in LEVELS.items() for level in levels}
+    last = last_points(table)
+    found = [places[pairs] for pairs in last["augmentation"]]
+    return last.assign(scheme=[name for name, _ in found], level=[level for _, level in found])
+
+
+def draw(table: DataFrame, title: str) -> Figure:
+    """Draw a panel per scheme: final accuracy of each rule against the level."""
+    figure = style.new_figure(12, 3.6)
+    panels = figure.subplots(1, len(LEVELS), sharey=True)
+    last = with_levels(table)
+    for axes, (scheme, (text, _, levels)) in zip(panels, LEVELS.items(), strict=True):
+        for key in RULES:
+            look = style.LOOKS[key]
+            rows = last[(last["scheme"] == scheme) & (last["variant"] == key)]
+            points = rows.groupby("level")["test_accuracy"].mean()
+            axes.plot(points.index, points, color=look.colour, marker=look.marker, label=look.label)
+        axes.set(xlabel=text, ylim=(0, 1))
+        if max(levels) > 10 * min(levels):
+            axes.set_xscale("log")
+    panels[0].set_ylabel("test accuracy (fraction)")
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
+    figure.suptitle(f"f = {F} workers train on augmented data; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """Judge E10: FA against its best rival at the highest level of each scheme.
+
+    Args:
+        table: The curves, one row a point.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
+    last = with_levels(table)
+    groups = last.groupby(["scheme", "level", "variant"])["test_accuracy"].apply(list).to_dict()
+    leads = []
+    for scheme, (text, _, levels) in LEVELS.items():
+        reached = {key: groups[scheme, max(levels), key] for key in RULES}
+        rival = max((mean(reached[key]), key) for key in RULES[1:])[1]
+        leads.append(Lead(f"{text} {max(levels):g}", reached["fa"], rival, reached[rival]))
+    falls = []
+    for scheme, (_, _, levels) in LEVELS.items():
+        ends = [mean(groups[scheme, level, "fa"]) for level in (min(levels), max(levels))]
+        falls.append(f"{scheme} {ends[0]:.3f} to {ends[1]:.3f}")
+    testable = learned(groups, chance)
+    measured = "; ".join(map(str, leads)) + f"; {VARIANTS['fa'].label} from the lowest to the highest level: "
+    words = "at the highest level of noise FA is better than its best rival"
+    return [Claim("E10", words, measured + ", ".join(falls), comparison_verdict(leads, testable, margin=margin))]

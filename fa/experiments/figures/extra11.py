@@ -1,0 +1,124 @@
+"""Extra 11: FA's projection, and equal norms, in front of the paper's other rules; and how sparse FA's weights are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fa.experiments.figures.extras_common import SEEDS, SHORT, by_label, draw_dots, make_extra
+from fa.experiments.reporting import style
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, verdict
+from fa.experiments.reporting.equivalence import LEVEL
+from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study
+from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+NAME = "extra11_in_front_of_rules"
+F = 3
+OTHERS = PAPER_RULES[1:]
+"""The paper's rules without FA."""
+
+IN_FRONT = {"": (), "equal norms, ": ("unit",), "FA's projection, ": ("unit", "subspace")}
+"""Pre-aggregators by the beginning of a label."""
+
+NORMS, PROJECTION = list(IN_FRONT)[1:]
+FA = VARIANTS["fa"].label
+SMALL = 0.1  # Share of the largest weight below which a weight counts as zero.
+SPARSE = 0.5  # Least share of such weights in a sparse combination.
+
+
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
+    """Create the study of Extra 11; see `make_study`."""
+    case_seeds = () if profile == "smoke" else SEEDS
+    grid = [
+        Case(key, F, {}, {"preaggregators": steps} if steps else {}, case_seeds, f"{text}{VARIANTS[key].label}")
+        for key in OTHERS
+        for text, steps in IN_FRONT.items()
+    ]
+    grid.append(Case("fa", F, {}, {}, case_seeds, FA))
+    return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
+
+
+def small_weights(results: Results) -> DataFrame:
+    """Return the share of honest workers in FA whose weight is below a tenth of the iteration's largest.
+
+    Args:
+        results: Results of this figure's study.
+
+    Returns:
+        Columns seed, iteration and share. Sizes of weights count, not their signs.
+    """
+    import pandas
+
+    rows = []
+    for cell in results.study.cells:
+        if cell.case.label == FA:
+            table = pandas.read_csv(results.record(cell).folder / "workers.csv", na_values=["none"])
+            weights = table.pivot_table(index="iteration", columns="worker", values="weight").abs()
+            share = weights.iloc[:, F:].lt(SMALL * weights.max(axis=1), axis=0).mean(axis=1)
+            rows.append(pandas.DataFrame({"seed": cell.config.seed, "iteration": share.index, "share": share.values}))
+    return pandas.concat(rows, ignore_index=True)
+
+
+def draw(table: DataFrame, shares: DataFrame, title: str) -> Figure:
+    """Draw the accuracies of every rule with and without a step in front, and the share of small weights over time."""
+    figure = style.new_figure(11, 4.8)
+    left, right = figure.subplots(1, 2, width_ratios=(2, 1))
+    looks = {f"{text}{VARIANTS[key].label}": style.LOOKS[key] for key in OTHERS for text in IN_FRONT}
+    draw_dots(left, by_label(table), looks | {FA: style.LOOKS["fa"]}, bold=(FA,))
+    for seed, rows in shares.groupby("seed"):
+        right.plot(rows["iteration"], rows["share"], color=style.LOOKS["fa"].colour, alpha=0.6, label=f"seed {seed}")
+    right.axhline(SPARSE, color=style.BYZANTINE, linewidth=0.8)
+    right.set(xlabel="iteration", ylabel="honest weights below a tenth of the largest (share)", ylim=(0, 1.02))
+    figure.suptitle(f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    return figure
+
+
+def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+    """Judge C17 and C18, and whether the projection does more than equal norms alone.
+
+    Args:
+        table: The curves, one row a point.
+        shares: Rows of `small_weights`.
+        chance: Accuracy of guessing.
+        margin: Accuracies that differ by less are equal.
+    """
+    final = by_label(table)
+    testable = learned(final, chance)
+    level = LEVEL / len(OTHERS)
+    alone, norms = [], []
+    for key in OTHERS:
+        label = VARIANTS[key].label
+        projected = final[f"{PROJECTION}{label}"]
+        alone.append(Lead(label, projected, "alone", final[label], "projected"))
+        norms.append(Lead(label, projected, "with equal norms", final[f"{NORMS}{label}"], "projected"))
+    mean_share = float(shares["share"].mean())
+    by_seed = shares.groupby("seed")["share"].mean()
+    return [
+        Claim(
+            "C17",
+            "significantly enhances the robustness of state-of-the-art Byzantine resilient aggregators",
+            _measured(alone),
+            comparison_verdict(alone, testable, level, margin),
+        ),
+        Claim(
+            "C18",
+            "the subspace gives a sparse linear combination of the gradients",
+            f"honest weights below a tenth of the largest: share {mean_share:.3f} "
+            f"(seeds {by_seed.min():.3f} to {by_seed.max():.3f}); threshold: {SPARSE:g}",
+            verdict([mean_share >= SPARSE], testable),
+        ),
+        Claim(
+            "E11",
+            "FA's projection protects a rule better than equal norms alone",
+            _measured(norms),
+            comparison_verdict(norms, testable, level, margin),
+        ),
+    ]
+
+
+def _measured(leads: list[Lead]) -> str:
+    return "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in leads)
