@@ -34,9 +34,9 @@ from fa.training.records import USED, Run
 from fa.training.transports.base import GatheredGradients
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import Worker
-from fa.utils.validation import TooFewWorkersError
 from fa.utils import seeds
 from fa.utils.devices import find_device
+from fa.utils.validation import TooFewWorkersError
 
 SMALL = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=3, batch=4, lr=0.05, attack="random")
 

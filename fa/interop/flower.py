@@ -28,7 +28,7 @@ else:
     _MISSING = ""
 
 _MALFORMED = (
-    "sent other records, arrays of other names, shapes or dtypes than it was asked for, or metrics that are not finite"
+    "sent other records, or arrays of other names, shapes or dtypes, than it was asked for, or metrics of NaN or Inf"
 )
 
 Update = Mapping[str, Tensor]

@@ -43,7 +43,7 @@ class SimulatedTransport:
         self._graphs = GraphedWorkers(self._computing) if on_gpu else None
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Write each worker's gradient into its row, then the attack into the Byzantine rows; the rows of excluded workers are NaN."""
+        """Write each worker's gradient into its row, then the attack; rows of excluded workers are NaN."""
         if self._graphs is not None:
             losses = self._graphs.write_gradients(iteration)
         else:
