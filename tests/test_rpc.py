@@ -168,6 +168,36 @@ def test_losses_of_nan_and_killed_workers_end_a_run_whose_rule_needs_more(kind: 
         worker.join(20)
 
 
+def poor_worker(backend: str, rank: int, port: int) -> None:
+    """A worker whose memory does not suffice from the third iteration on."""
+    plain = Worker.write_gradient
+
+    def write(worker: Worker, iteration: int) -> torch.Tensor:
+        if iteration == 2:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**20,) * 2)
+        return plain(worker, iteration)
+
+    Worker.write_gradient = write
+    with suppress(ValueError):
+        (plain_worker if backend == "rpc" else tcp_worker)(rank, port)
+
+
+@both
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+def test_too_little_memory_in_a_worker_excludes_it_and_names_the_batch(kind: Kind) -> None:
+    port, backend = free_port(), kind.__name__[:3].lower()
+    work = plain_worker if backend == "rpc" else tcp_worker
+    workers = [beside(work, 0, port), beside(work, 1, port), beside(poor_worker, backend, 2, port)]
+    config = replace(SMALL, rule="median", workers=3, byzantine=0, f=0, iterations=4, batch=2000)
+    run = train(config, **served(kind(port=port, spawn_workers=False)))
+    for worker in workers:
+        worker.join(20)
+    statuses = [row.status for row in run.workers if row.worker == 2]
+    assert statuses[:2] == [USED] * 2
+    assert all(re.search(r"\bbatch must be .*\b2000\b", status) for status in statuses[2:])
+
+
 @one_of_both
 def test_a_stopped_worker_is_left_out_and_comes_back(kind: Kind) -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1, iterations=250)

@@ -21,6 +21,7 @@ from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, views
 from fa.utils import seeds
+from fa.utils.memory import names_memory
 from fa.utils.validation import check
 
 
@@ -74,10 +75,14 @@ class Worker:
 
         Returns:
             Loss of the minibatch, a scalar tensor.
+
+        Raises:
+            ValueError: A minibatch does not fit in memory.
         """
-        images, labels = self.minibatch(iteration)
-        with self.random_numbers(iteration):
-            return self.compute(images, labels)
+        with names_memory("batch", self._config.batch, "Or take fewer workers, or a smaller model."):
+            images, labels = self.minibatch(iteration)
+            with self.random_numbers(iteration):
+                return self.compute(images, labels)
 
     def random_numbers(self, iteration: int) -> AbstractContextManager[None]:
         """Seed the global generators for what the model draws in this iteration, such as dropout."""

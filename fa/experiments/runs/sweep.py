@@ -81,9 +81,10 @@ def sweep(
 ) -> list[Outcome]:
     """Run the configurations that the store lacks.
 
-    A failed run does not affect the others. A run that the store has no room for is written among the temporary files. Ctrl-C ends the children, which save their checkpoints, and raises
-    KeyboardInterrupt. Finished runs remain in the store, and the same call resumes the rest. Runs that another process
-    is doing come last: their records are awaited.
+    A failed run does not affect the others. If the store has no room for a record, it is written among the temporary
+    files. Ctrl-C ends the children, which save their checkpoints, and raises KeyboardInterrupt. Finished runs remain in
+    the store, and the same call resumes the rest. Runs that another process is doing come last: their records are
+    awaited.
 
     Args:
         configs: Configurations.
@@ -153,7 +154,9 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
         with claim:
             if record is None:
                 try:
-                    record = _save(train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config)), store)
+                    record = _save(
+                        train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config)), store
+                    )
                 except (ValueError, OSError, RuntimeError) as failure:
                     error = str(failure)
         yield Outcome(config, record, error)
