@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from fa.experiments.reporting import artifacts
-from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.store import Record, RunStore
 from fa.experiments.runs.sweep import sweep
 from fa.training import TrainConfig, train
 from fa.training.checkpoint import read
@@ -206,7 +207,7 @@ class Counted(Mean):
 
 SWEEP = """
 import sys
-from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.store import Record, RunStore
 from fa.experiments.runs.sweep import sweep
 from fa.training import TrainConfig
 
@@ -439,3 +440,36 @@ def text_calls_without_encoding(source: str) -> list[int]:
 @pytest.mark.parametrize("path", sorted((ROOT / "fa").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_text_is_utf8_whatever_the_locale(path: Path) -> None:
     assert text_calls_without_encoding(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_sweep_whose_disk_is_full_keeps_the_record_of_each_run(
+    small_disk: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = RunStore(small_disk(32) / "records")
+    configs = [replace(CONFIG, iterations=5, seed=seed) for seed in range(3)]
+    outcomes = sweep(configs, store, progress=False, processes=True)
+    unsaved = [outcome for outcome in outcomes if outcome.record is None]
+    assert 1 <= len(unsaved) < 3  # the others are in the store
+    for outcome in unsaved:
+        (record,) = tmp_path.glob(f"*/{store.key(outcome.config)}")
+        assert str(record) in str(outcome)
+        assert f"{Record(record).curve[-1]['test_accuracy']:.4f}" in str(outcome)
+        assert RunStore(record.parent).find(outcome.config) is not None
+
+
+@pytest.mark.parametrize("command", ["sweep", "reproduce"])
+def test_the_results_of_runs_that_are_not_saved_are_printed(
+    command: str, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    folder, temporary = small_disk(48), tmp_path / "temporary"
+    temporary.mkdir()
+    process = fa(
+        f"{command} fig02 --profile smoke --jobs 1 --out {folder}", env=os.environ | {"TMPDIR": str(temporary)}
+    )
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == (1 if command == "sweep" else 2)
+    saved, kept = len(list(folder.glob("records/*/manifest.json"))), list(temporary.glob("fa-record-*/*"))
+    assert len(kept) == 4 - saved > 0
+    assert all(str(path) in errors for path in kept)
+    assert len(re.findall(r"\baccuracy 0\.\d{4}", errors)) == len(kept)

@@ -1,6 +1,7 @@
 """The Flower strategy on Flower's own messages, and in its simulation."""
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -144,6 +145,51 @@ def test_what_is_no_model_is_left_out_and_counts_as_faulty(kind: str) -> None:
     assert (NOT_FINITE in strategy.left_out[1][99]) == (kind == "nan")
 
 
+METRICS: dict[str, dict[str, Any]] = {
+    "a list of another length": {"classes": [1.0, 2.0, 3.0]},
+    "a list for a number": {"loss": [0.5, 0.5], "classes": [1.0, 2.0]},
+    "a number for a list": {"loss": 0.5, "classes": 1.0},
+    "another name": {"loss": 0.5, "classes": [1.0, 2.0], "x": 1.0},
+    "NaN examples": {"num-examples": math.nan, "classes": [1.0, 2.0]},
+    "endless examples": {"num-examples": math.inf, "classes": [1.0, 2.0]},
+    "NaN": {"loss": math.nan, "classes": [1.0, 2.0]},
+    "endless numbers of a list": {"loss": 0.5, "classes": [1.0, -math.inf]},
+}
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_metrics_of_one_client_neither_end_a_round_nor_ruin_the_others(kind: str) -> None:
+    """FedAvg averages lists of equal length; node 99's metrics are of another form, or not finite."""
+
+    def change(node: int, message: Message, model: Model) -> Message:
+        metrics = {"num-examples": 10, "loss": 0.5, "classes": [1.0, 2.0]}
+        metrics |= METRICS[kind] if node == 99 else {}
+        records = {"arrays": ArrayRecord(model), "metrics": MetricRecord(metrics)}
+        return Message(RecordDict(records), reply_to=message)
+
+    strategy = Strategy(fa.make_rule("median", f=1))
+    model, metrics = a_round(strategy, change)
+    same(model, expected(fa.make_rule("median"), without=(99,)))
+    assert metrics is not None
+    assert dict(metrics) == {"loss": pytest.approx(0.5), "classes": pytest.approx([1.0, 2.0])}
+    assert list(strategy.left_out[1]) == [99]
+
+
+def test_a_round_that_was_not_configured_is_aggregated_as_fedavg_aggregates_it() -> None:
+    def replies() -> list[Message]:
+        strategy = FedAvg(min_train_nodes=len(NODES))
+        sent, replied = models()
+        messages = strategy.configure_train(1, ArrayRecord(sent), ConfigRecord(), Nodes())
+        return [reply(message, replied[message.metadata.dst_node_id]) for message in messages]
+
+    (ours, metrics), (theirs, expected_metrics) = (
+        s.aggregate_train(1, replies()) for s in (Strategy("mean"), FedAvg())
+    )
+    assert metrics == expected_metrics
+    model = theirs.to_torch_state_dict()
+    same(dict(ours.to_torch_state_dict()), {"w": model["w"], "b": model["b"].double()})
+
+
 def test_clients_that_fail_are_not_there() -> None:
     def failing(node: int, message: Message, model: Model) -> Message:
         return Message(Error(0, "no memory"), reply_to=message) if node in (99, 8) else reply(message, model)
@@ -184,7 +230,7 @@ def test_the_example_resists_a_faulty_client_in_flowers_simulation() -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         (line,) = (line for line in done.stdout.splitlines() if line.startswith(f"{rule}:"))
-        accuracies[rule], rounds = numbers(line)
-        assert rounds == 3
+        accuracies[rule], *counts = numbers(line)
+        assert counts == [3, 8]  # rounds and clients
     assert accuracies["fa"] > 0.4
     assert accuracies["fedavg"] < 0.3

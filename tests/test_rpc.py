@@ -1,5 +1,6 @@
 """Training over worker processes: the simulation's numbers bit for bit, and what is left when processes die or hang."""
 
+import math
 import multiprocessing
 import os
 import re
@@ -33,6 +34,7 @@ from fa.training.transports.rpc import connection, server
 from fa.training.transports.rpc import worker as over_rpc
 from fa.training.transports.rpc.server import RpcTransport, exchange
 from fa.training.transports.tcp import worker as over_tcp
+from fa.training.worker import Worker
 from fa.utils.forkserver import exit_when_parent_dies
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, served, tcp_worker, wait_until, worked
@@ -135,6 +137,65 @@ def test_ends_where_too_few_are_left(kind: Kind) -> None:
     with pytest.raises(TooFewWorkersError, match=r"\b[67]: .*\bmulti_krum\b.*\bworker 2: .*ended"):
         train(config, **served(kind()), progress=at(5, kill))
     assert not multiprocessing.active_children()
+
+
+def without_loss(backend: str, rank: int, port: int) -> None:
+    """A worker whose losses are NaN, and its gradients finite."""
+    plain = Worker.write_gradient
+    Worker.write_gradient = lambda worker, iteration: plain(worker, iteration) * torch.nan
+    (plain_worker if backend == "rpc" else tcp_worker)(rank, port)
+
+
+@both
+def test_losses_of_nan_and_killed_workers_end_a_run_whose_rule_needs_more(kind: Kind) -> None:
+    port, backend = free_port(), kind.__name__[:3].lower()
+    work = plain_worker if backend == "rpc" else tcp_worker
+    workers = [beside(work, rank, port) for rank in range(4)] + [beside(without_loss, backend, 4, port)]
+    config = replace(SMALL, rule="multi_krum", workers=5, byzantine=0, f=0)
+    seen: list[bool] = []
+
+    def kill(state: Progress) -> None:
+        seen.append(math.isfinite(float(state.loss)))
+        if state.iteration == 5:
+            for rank in (2, 3):
+                os.kill(workers[rank].pid, signal.SIGKILL)
+
+    named = r".*\bworker 2: .*\bworker 3: .*\bworker 4: .*nan"
+    with pytest.raises(TooFewWorkersError, match=rf"\b[67]: .*\bmulti_krum\b{named}"):
+        train(config, **served(kind(port=port, spawn_workers=False, deadline=5)), progress=kill)
+    assert all(seen)  # the loss of NaN is not part of the mean
+    for worker in workers:
+        worker.join(20)
+
+
+def poor_worker(backend: str, rank: int, port: int) -> None:
+    """A worker whose memory does not suffice from the third iteration on."""
+    plain = Worker.write_gradient
+
+    def write(worker: Worker, iteration: int) -> torch.Tensor:
+        if iteration == 2:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**20,) * 2)
+        return plain(worker, iteration)
+
+    Worker.write_gradient = write
+    with suppress(ValueError):
+        (plain_worker if backend == "rpc" else tcp_worker)(rank, port)
+
+
+@both
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+def test_too_little_memory_in_a_worker_excludes_it_and_names_the_batch(kind: Kind) -> None:
+    port, backend = free_port(), kind.__name__[:3].lower()
+    work = plain_worker if backend == "rpc" else tcp_worker
+    workers = [beside(work, 0, port), beside(work, 1, port), beside(poor_worker, backend, 2, port)]
+    config = replace(SMALL, rule="median", workers=3, byzantine=0, f=0, iterations=4, batch=2000)
+    run = train(config, **served(kind(port=port, spawn_workers=False)))
+    for worker in workers:
+        worker.join(20)
+    statuses = [row.status for row in run.workers if row.worker == 2]
+    assert statuses[:2] == [USED] * 2
+    assert all(re.search(r"\bbatch must be .*\b2000\b", status) for status in statuses[2:])
 
 
 @one_of_both

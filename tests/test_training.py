@@ -36,6 +36,7 @@ from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import Worker
 from fa.utils import seeds
 from fa.utils.devices import find_device
+from fa.utils.validation import TooFewWorkersError
 
 SMALL = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=3, batch=4, lr=0.05, attack="random")
 
@@ -575,6 +576,40 @@ def test_a_condition_that_no_longer_holds_stops_the_run() -> None:
     train(replace(config, attack="zero"), threads=1)
     with pytest.raises(ValueError, match=r"\b1: .*\bmulti_krum\b.*\b1 of 3\b"):
         train(replace(config, attack="nan"), threads=1)
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, *ranks: int, iteration: int = 1) -> None:
+    """From an iteration on, the losses of these ranks are NaN, and their gradients finite."""
+    plain = Worker.write_gradient
+
+    def write(worker: Worker, now: int) -> Tensor:
+        loss = plain(worker, now)
+        return loss * torch.nan if worker.rank in ranks and now >= iteration else loss
+
+    monkeypatch.setattr(Worker, "write_gradient", write)
+
+
+def test_a_loss_of_nan_excludes_its_worker_in_the_simulation(monkeypatch: pytest.MonkeyPatch) -> None:
+    lose(monkeypatch, 2)
+    config = replace(SMALL, workers=5, byzantine=1, rule="multi_krum", attack="collude", f=1, iterations=3)
+    seen: list[float] = []
+    rows = train(config, threads=1, progress=lambda state: seen.append(float(state.loss))).workers
+    statuses = [row.status for row in rows if row.worker == 2]
+    assert "nan" not in statuses[0]
+    assert all("loss of nan" in status for status in statuses[1:])
+    assert all(map(math.isfinite, seen))
+
+
+@pytest.mark.parametrize("ranks", [(1, 2), (0, 2, 3)])
+def test_losses_of_nan_end_a_run_whose_rule_needs_more_workers(
+    monkeypatch: pytest.MonkeyPatch, ranks: tuple[int, ...]
+) -> None:
+    lose(monkeypatch, *ranks)
+    config = replace(SMALL, workers=4, byzantine=0, rule="multi_krum", f=0)
+    with pytest.raises(
+        TooFewWorkersError, match=r"\b2: .*\bmulti_krum\b.*" + "".join(rf".*worker {r}: " for r in ranks)
+    ):
+        train(config, threads=1)
 
 
 @pytest.mark.parametrize(

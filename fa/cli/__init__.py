@@ -17,6 +17,7 @@ import click
 
 from fa import __version__
 from fa.utils.malloc import retain_freed_memory
+from fa.utils.memory import is_out_of_memory
 from fa.utils.signals import raised_as_interrupt
 
 COMMANDS = {
@@ -109,17 +110,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except (ValueError, OSError) as error:
         _fail(str(error))
-    except ImportError as error:
+    except (ImportError, MemoryError, RuntimeError) as error:
         _fail(_cure(error))
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _cure(error: ImportError) -> str:
-    """Return a message with what to install. Any other ImportError is a bug, and is raised again."""
-    package = (error.name or "").partition(".")[0]
+def _cure(error: Exception) -> str:
+    """Return a message with what to install, or that memory does not suffice. Any other error is raised again."""
+    if is_out_of_memory(error):
+        return f"there is too little memory: {(str(error).splitlines() or [type(error).__name__])[0]}"
+    package = (getattr(error, "name", None) or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and package in EXTRAS:
         return f"this command needs {package}, which is not installed: pip install 'flag-aggregator[{EXTRAS[package]}]'"
-    if "pip install" in str(error):
+    if isinstance(error, ImportError) and "pip install" in str(error):
         return str(error)
     raise error
 

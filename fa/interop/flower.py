@@ -8,6 +8,7 @@ rule's direction. All clients have equal weight, whatever their numbers of examp
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -26,7 +27,9 @@ except ImportError as error:  # The constructor of Strategy reports it.
 else:
     _MISSING = ""
 
-_MALFORMED = "sent other records, or arrays of other names, shapes or dtypes, than it was asked for"
+_MALFORMED = (
+    "sent other records, or arrays of other names, shapes or dtypes, than it was asked for, or metrics of NaN or Inf"
+)
 
 Update = Mapping[str, Tensor]
 """A client's update by array: the change of a floating-point one, the value of an integer one (batch norm's counts)."""
@@ -118,6 +121,8 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
         arrays, metrics = list(content.array_records.values()), list(content.metric_records.values())
         if len(arrays) != 1 or len(metrics) != 1 or not _weighs(metrics[0].get(self.weighted_by_key)):
             return None
+        if not all(np.isfinite(value).all() for value in metrics[0].values()):
+            return None  # FedAvg's mean of the metrics would not be finite either
         theirs = _tensors(arrays[0])
         if theirs.keys() != self._sent.keys() or any(not _alike(theirs[name], self._sent[name]) for name in theirs):
             return None
@@ -162,10 +167,9 @@ def _median_model(contents: Sequence[Any]) -> dict[str, Tensor]:
         return {}
     ((usual, _),) = Counter(kinds).most_common(1)
     alike = [model for model, kind in zip(models, kinds, strict=True) if kind == usual]
+    middle = (len(alike) - 1) // 2
     return {
-        name: torch.from_numpy(
-            np.sort(np.stack([model[name].numpy() for model in alike]), axis=0)[(len(alike) - 1) // 2]
-        )
+        name: torch.from_numpy(np.sort(np.stack([model[name].numpy() for model in alike]), axis=0))[middle].clone()
         for name in alike[0]
     }
 
@@ -181,5 +185,5 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 
 def _weighs(weight: Any) -> bool:
-    """Return True for a positive number."""
-    return isinstance(weight, int | float) and weight > 0
+    """Return True for a positive, finite number."""
+    return isinstance(weight, int | float) and 0 < weight < math.inf

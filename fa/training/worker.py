@@ -21,6 +21,7 @@ from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, views
 from fa.utils import seeds
+from fa.utils.memory import names_memory
 from fa.utils.validation import check
 
 
@@ -75,12 +76,16 @@ class Worker:
 
         Returns:
             Loss of the minibatch, a scalar tensor.
+
+        Raises:
+            ValueError: A minibatch does not fit in memory.
         """
-        if self._config.local_steps > 1:
-            return self._write_local_steps(iteration)
-        images, labels = self.minibatch(iteration)
-        with self.random_numbers(iteration):
-            return self.compute(images, labels)
+        with names_memory("batch", self._config.batch, "Or take fewer workers, or a smaller model."):
+            if self._config.local_steps > 1:
+                return self._write_local_steps(iteration)
+            images, labels = self.minibatch(iteration)
+            with self.random_numbers(iteration):
+                return self.compute(images, labels)
 
     def _write_local_steps(self, iteration: int) -> Tensor:
         """Write the sum of the gradients of K steps of SGD, each at the parameters that the steps before gave.

@@ -103,3 +103,8 @@ def check_one_of(name: str, value: Any, allowed: Sequence[str], others: str = ""
     close = get_close_matches(str(value), allowed, n=1)
     cure = f"Did you mean {close[0]!r}?" if close else ""
     check(name, value, False, f"one of {', '.join([*allowed, others] if others else allowed)}", cure)
+
+
+def printable(text: str) -> str:
+    """Replace the characters of another process's text that are not printable, such as line breaks."""
+    return "".join(character if character.isprintable() else "?" for character in text)

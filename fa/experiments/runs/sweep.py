@@ -6,6 +6,8 @@ not depend on the number of parallel runs. A child exits when its parent dies.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ from typing import Any
 from fa.data.registry import check_present
 from fa.experiments.runs.store import Record, RunStore
 from fa.training.config import TrainConfig
+from fa.training.records import Run
 from fa.utils import plugins
 from fa.utils.blas import usable_cores
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
@@ -78,9 +81,10 @@ def sweep(
 ) -> list[Outcome]:
     """Run the configurations that the store lacks.
 
-    A failed run does not affect the others. Ctrl-C ends the children, which save their checkpoints, and raises
-    KeyboardInterrupt. Finished runs remain in the store, and the same call resumes the rest. Runs that another process
-    is doing come last: their records are awaited.
+    A failed run does not affect the others. If the store has no room for a record, it is written among the temporary
+    files. Ctrl-C ends the children, which save their checkpoints, and raises KeyboardInterrupt. Finished runs remain in
+    the store, and the same call resumes the rest. Runs that another process is doing come last: their records are
+    awaited.
 
     Args:
         configs: Configurations.
@@ -150,7 +154,9 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
         with claim:
             if record is None:
                 try:
-                    record = store.save(train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config)))
+                    record = _save(
+                        train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config)), store
+                    )
                 except (ValueError, OSError, RuntimeError) as failure:
                     error = str(failure)
         yield Outcome(config, record, error)
@@ -234,12 +240,40 @@ def _work(config: str, root: str, answer: Connection) -> None:
         from fa.training import train
 
         store, its = RunStore(root), TrainConfig.from_json(config)
-        store.save(train(its, threads=1, checkpoint=store.checkpoint(its)))
+        _save(train(its, threads=1, checkpoint=store.checkpoint(its)), store)
     except (ValueError, OSError) as error:
         answer.send_bytes(str(error).encode())
     except BaseException:
         answer.send_bytes(traceback.format_exc().encode())
         raise
+
+
+def _save(run: Run, store: RunStore) -> Record:
+    """Save a finished run.
+
+    Raises:
+        ValueError: The store cannot be written to. The message has the result, and where the record is instead.
+    """
+    try:
+        return store.save(run)
+    except OSError as error:
+        last = run.curve[-1]
+        result = f"finished with accuracy {last.test_accuracy:.4f} and loss {last.train_loss:.4g}"
+        raise ValueError(f"{result}, not saved: {error.strerror or error}; {_keep(run, store.root)}") from error
+
+
+def _keep(run: Run, root: Path) -> str:
+    """Write a record among the temporary files, and describe where."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="fa-record-"))
+        try:
+            record = RunStore(folder).save(run)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    except OSError as error:
+        return f"nor is there room among the temporary files ({error.strerror or error})"
+    return f"move {record.folder} to {root}"
 
 
 def _usual_jobs(configs: Sequence[TrainConfig]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,8 +13,8 @@ from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, zero_gradients
 from fa.training.transports.base import GatheredGradients
+from fa.training.transports.completion import complete
 from fa.utils.timing import PhaseTimer
-from fa.utils.validation import TooFewWorkersError
 
 
 class Gathering:
@@ -88,25 +87,11 @@ class Gathering:
         Raises:
             TooFewWorkersError: No honest worker has sent a gradient.
         """
-        config = self._config
         if self.momenta:
             for rank in losses:
                 self.momenta[rank].copy_(self.G[rank])
-        honest = {rank: loss for rank, loss in losses.items() if rank >= config.byzantine}
-        invalid = _without_finite_loss(honest)
-        missing = {**missing, **{rank: f"sent a loss of {float(honest[rank])}" for rank in invalid}}
-        rows = sorted(honest.keys() - invalid)
-        if not rows:
-            reasons = "; ".join(f"worker {rank}: {reason}" for rank, reason in missing.items())
-            raise TooFewWorkersError(f"iteration {iteration + 1}: no honest worker is left ({reasons})")
-        absent = list(missing)
-        if absent and config.byzantine:  # the attack reads all honest rows: missing ones are the others' mean
-            self.G[absent] = self.G[rows].mean(dim=0)
-        self._attack.apply(self.G, range(config.byzantine), config.seed, iteration)
-        if absent:
-            self.G[absent] = torch.nan
-        loss = torch.stack([honest[rank] for rank in rows]).mean()
-        return GatheredGradients(self.G, loss, missing, self._inner_products(absent), notes)
+        loss, excluded = complete(self.G, self._attack, self._config, iteration, losses, missing)
+        return GatheredGradients(self.G, loss, excluded, self._inner_products(list(excluded)), notes)
 
     def _inner_products(self, absent: list[int]) -> np.ndarray | None:
         if self._gram is None:
@@ -117,9 +102,3 @@ class Gathering:
             matrix = self._gram.matrix()
         matrix[absent] = matrix[:, absent] = np.nan
         return matrix
-
-
-def _without_finite_loss(losses: Mapping[int, Tensor]) -> set[int]:
-    """Return the ranks whose loss is not finite, if others have a finite loss: the model has not diverged."""
-    invalid = {rank for rank, loss in losses.items() if not math.isfinite(float(loss))}
-    return invalid if len(invalid) < len(losses) else set()

@@ -44,6 +44,7 @@ class WorkerSlot(Generic[Request]):
     reason: str = ""  # why the rank is excluded, or will be once its delivered gradient has been used
     processes: int = 0  # that have joined with this rank
     assigned: int | None = None  # iteration that the newest reply asked for
+    left: bool = False  # True if the newest process has ended, and `reason` is its reason
     needs_state: bool = False  # True until the newest process has been sent the `Worker.state` of its rank
     request: Request | None = None  # pending: at most one per rank
     loss: Tensor | None = None  # scalar, of the delivered gradient's minibatch
@@ -125,7 +126,7 @@ class Rounds(Generic[Request]):
         self.skip(message.rank)
         if message.iteration == NEW:
             slot.processes += 1
-            slot.needs_state = True
+            slot.needs_state, slot.left = True, False
         elif slot.assigned not in (None, message.iteration):
             _exclude(slot, f"sent a gradient of iteration {message.iteration}, not {slot.assigned}")
         if self.iteration is None or message.iteration != self.iteration:
@@ -174,14 +175,14 @@ class Rounds(Generic[Request]):
         return replies
 
     def lose(self, rank: int, reason: str) -> None:
-        """Exclude a rank whose first process has ended, unless another process has joined with that rank."""
-        if self.slots[rank].processes <= 1:
+        """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason."""
+        if self.slots[rank].processes <= 1 and not self.slots[rank].left:
             self.leave(rank, reason)
 
     def leave(self, rank: int, reason: str) -> None:
         """Exclude a rank whose newest process has ended."""
-        self.slots[rank].request = None
-        _exclude(self.slots[rank], reason)
+        self.slots[rank].request, self.slots[rank].left = None, True
+        _exclude(self.slots[rank], reason[:_MAX_REASON])
 
     def refuse(self, rank: int, reason: str) -> None:
         """Record that a process may not join with a rank, unless another process has joined with it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fa.data import Dataset
@@ -11,6 +10,7 @@ from fa.training.config import TrainConfig
 from fa.training.cuda_graph import GraphedWorkers
 from fa.training.parameter_vector import Buffers, zero_gradients
 from fa.training.transports.base import GatheredGradients
+from fa.training.transports.completion import complete
 from fa.training.worker import Worker, worker_partitions
 
 
@@ -34,7 +34,6 @@ class SimulatedTransport:
         """
         self._config = config
         self._attack = configured_attack(config)
-        self._byzantine = range(config.byzantine)
         self._G = zero_gradients(config.workers, parameters)
         parts = worker_partitions(config, dataset)
         self.workers = [Worker(rank, model, dataset, config, row, parts.get(rank)) for rank, row in enumerate(self._G)]
@@ -44,14 +43,14 @@ class SimulatedTransport:
         self._graphs = GraphedWorkers(self._computing) if on_gpu else None
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Write each worker's gradient into its row, then the attack into the Byzantine rows."""
+        """Write each worker's gradient into its row, then the attack; rows of excluded workers are NaN."""
         if self._graphs is not None:
             losses = self._graphs.write_gradients(iteration)
         else:
             losses = [worker.write_gradient(iteration) for worker in self._computing]
-        self._attack.apply(self._G, self._byzantine, self._config.seed, iteration)
-        honest = losses[-(len(self.workers) - len(self._byzantine)) :]  # the last ranks
-        return GatheredGradients(self._G, torch.stack(honest).mean())
+        by_rank = {worker.rank: loss for worker, loss in zip(self._computing, losses, strict=True)}
+        loss, missing = complete(self._G, self._attack, self._config, iteration, by_rank, {})
+        return GatheredGradients(self._G, loss, missing)
 
     def statistics(self) -> list[Buffers]:
         """Return each worker's batch-norm statistics, which the caller may write to."""

@@ -94,7 +94,10 @@ def rpc_agent(store: Store, host: str, server: bool) -> Iterator[None]:
                 agent._update_group_membership(WorkerInfo(SERVER, 0), [], {}, True)
         except RuntimeError as error:
             raise ConnectionError(f"no server started within {TIMEOUT.seconds} s: {_first_line(error)}") from error
-        rpc.api._init_rpc_states(agent)
+        try:
+            rpc.api._init_rpc_states(agent)
+        except RuntimeError as error:  # too little memory, or too few threads
+            raise ConnectionError(f"RPC cannot start its threads: {_first_line(error)}") from error
     try:
         yield
     finally:

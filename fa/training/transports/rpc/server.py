@@ -19,7 +19,7 @@ from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import GradientMessage, Reply, Rounds
 from fa.training.transports.udp import Inbox
 from fa.utils.timing import PhaseTimer
-from fa.utils.validation import check
+from fa.utils.validation import check, printable
 
 _JOIN_TIMEOUT = 120.0  # seconds
 _CLOSE_TIMEOUT = 5.0  # seconds
@@ -121,6 +121,14 @@ class RpcTransport:
         """Exclude a rank whose first process has ended."""
         with self._changed:
             self._rounds.lose(rank, reason)
+            self._changed.notify_all()
+
+    def leave(self, rank: object, reason: object) -> None:
+        """Exclude a rank whose process ends, with the reason that it sends."""
+        self._check_rank(rank)
+        assert isinstance(rank, int)
+        with self._changed:
+            self._rounds.leave(rank, printable(str(reason)))
             self._changed.notify_all()
 
     def join(self) -> None:
@@ -243,6 +251,11 @@ def datagram_channel(rank: int) -> tuple[int, bytes] | None:
     """Return port and key for gradients as datagrams; None if messages carry them. Called by workers."""
     inbox = _active[0].inbox
     return (inbox.port, inbox.keys[rank]) if inbox else None
+
+
+def leave(rank: object, reason: object) -> None:
+    """Send the reason for which this worker ends. Called by workers."""
+    _active[0].leave(rank, reason)
 
 
 def acknowledge(rank: int) -> None:

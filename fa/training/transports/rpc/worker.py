@@ -77,6 +77,11 @@ def _work(rank: int, host: str) -> None:
         worker.parameters.copy_(received)
         for tensor, value in zip(worker.state, state, strict=bool(state)):
             tensor.copy_(value)
-        worker.compute(iteration)
+        try:
+            worker.compute(iteration)
+        except ValueError as error:
+            with suppress(ConnectionError):
+                connection.call_server(server.leave, rank, str(error))
+            raise
         if sender is not None:
             send(sender, rank, iteration, worker.gradient, channel[1], config.workers)

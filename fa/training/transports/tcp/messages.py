@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from fa.utils.validation import printable
+
 MAGIC = b"FLAG"
 VERSION = 1
 """Version of the protocol. Both ends must have the same one."""
@@ -150,5 +152,4 @@ def digest(text: str) -> bytes:
 
 def decode(data: bytes | bytearray | memoryview) -> str:
     """Return a text of a peer, with printable characters only and without line breaks."""
-    text = bytes(data).decode(errors="replace")
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return printable(bytes(data).decode(errors="replace"))

@@ -106,7 +106,7 @@ class RoundServer:
             raise ProtocolError("sent a message of another run")
         elif header.rank != connection.rank:
             raise ProtocolError(f"sent a message of rank {header.rank}, not {connection.rank}")
-        elif connection.joined:
+        elif connection.joined and not _is_reason(header):
             return self._place_gradient(connection, header)
         elif header.kind not in (Kind.JOIN, Kind.REFUSE) or header.length > MAX_TEXT:
             raise ProtocolError(f"sent {header.kind.name} of {header.length} bytes before it joined")
@@ -143,6 +143,8 @@ class RoundServer:
             self._greet(connection, header.rank)
         elif not connection.joined:
             self._join(connection, header)
+        elif _is_reason(header):
+            connection.fail(decode(connection.data))
         else:
             self._use(connection, header, kept)
 
@@ -316,6 +318,11 @@ class RoundServer:
         except TimeoutError:
             pass
         return bool(condition())
+
+
+def _is_reason(header: Header) -> bool:
+    """Return True for a message with the reason for which a worker ends."""
+    return header.kind is Kind.REFUSE and header.length <= MAX_TEXT
 
 
 def _ignore(rank: int) -> None:

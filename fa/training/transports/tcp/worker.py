@@ -50,7 +50,11 @@ def work(
         answer = byte_views([worker.gradient, *worker.statistics])
         while (header := link.receive(Kind.WORK, Kind.END)).kind is Kind.WORK:
             _receive(link, header, worker, sizes)
-            worker.compute(header.iteration)
+            try:
+                worker.compute(header.iteration)
+            except ValueError as error:
+                link.refuse(str(error))
+                raise
             loss = float(worker.loss)
             link.send(Header(Kind.GRADIENT, link.run, rank, header.iteration, sizes.n, 0, loss, worker.seconds), answer)
 
