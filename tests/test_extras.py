@@ -520,13 +520,12 @@ def test_extra_9_compares_each_option_with_the_default_and_its_verdicts_go_eithe
 
 def test_extra_10_varies_one_key_of_each_recipe_and_compares_at_the_highest_level() -> None:
     study = extra10.study("quick")
-    numbers = table(study, {"FA": 0.8})
-    last = extra10.with_levels(numbers)
+    numbers = extra10.with_levels(table(study, {"FA": 0.8}))
     for scheme, (_, key, levels) in extra10.LEVELS.items():
-        assert sorted(set(last[last["scheme"] == scheme]["level"])) == sorted(levels)
+        assert sorted(set(numbers[numbers["scheme"] == scheme]["level"])) == sorted(levels)
         assert all(dict(extra10.recipe(scheme, level))[key] == (level,) for level in levels)
     assert verdicts(extra10.claims(numbers, 0.1)) == [HOLDS]
-    assert verdicts(extra10.claims(table(study, {"Mean": 0.8}), 0.1)) == [NOT]
+    assert verdicts(extra10.claims(extra10.with_levels(table(study, {"Mean": 0.8})), 0.1)) == [NOT]
     panels = extra10.draw(numbers, "title").axes
     assert [len(panel.lines) for panel in panels] == [len(extra10.RULES)] * len(extra10.LEVELS)
 
