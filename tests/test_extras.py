@@ -14,7 +14,21 @@ from PIL import Image
 
 from fa.cli import cli, main
 from fa.experiments import EXTRAS, figure_module
-from fa.experiments.figures import extra01, extra02, extra03, extra04, extra05, extra06, extra07, extra12, supp01
+from fa.experiments.figures import (
+    extra01,
+    extra02,
+    extra03,
+    extra04,
+    extra05,
+    extra06,
+    extra07,
+    extra08,
+    extra09,
+    extra10,
+    extra11,
+    extra12,
+    supp01,
+)
 from fa.experiments.figures.extras_common import RULES, SAME_LENGTH
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
@@ -484,6 +498,93 @@ def test_extra_7_tells_the_rate_from_the_subspace(
     (panel,) = extra07.draw(numbers, "title").axes
     assert [line.get_label() for line in panel.lines] == list(dict.fromkeys(numbers["label"]))
     assert verdicts(extra07.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
+
+
+# Extra 8
+
+
+def test_extra_8_gives_batch_sizes_by_rank_that_differ_by_16_and_weights_by_them() -> None:
+    for profile in PROFILES:
+        for cell in extra08.study(profile).cells:
+            assert max(cell.config.batches) == 16 * min(cell.config.batches)
+            weights = cell.config.options.get("worker_weights")
+            power = extra08.POWERS.get(cell.case.label, 1.0)
+            if weights is not None:
+                np.testing.assert_allclose(weights[1] / weights[0], 16.0**power)
+    control = next(cell for cell in extra08.study("quick").cells if cell.case.label == extra08.CONTROL)
+    G, c = (
+        torch.randn(15, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)),
+        np.array(control.config.options["worker_weights"]),
+    )
+    unit = (G / G.norm(dim=1, keepdim=True)).numpy()
+    d = make_rule(control.config.rule, f=3, **control.config.options)(G)
+    np.testing.assert_allclose(d, c @ unit / 15, atol=1e-10)
+
+
+def test_extra_8_draws_its_panels_and_its_verdicts_go_either_way() -> None:
+    study = extra08.study("quick")
+    weighted = dict.fromkeys(extra08.POWERS, 0.8)
+    assert verdicts(extra08.claims(table(study, weighted | {extra08.FA: 0.7}, True), 0.1)) == [HOLDS, HOLDS]
+    assert verdicts(extra08.claims(table(study, weighted | {extra08.FA: 0.8, "Median": 0.9}, True), 0.1)) == [NOT, NOT]
+    assert verdicts(extra08.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
+    figure = extra08.draw(table(study, 0.5), "title")
+    assert [axes.get_title() for axes in figure.axes] == [heading for _, heading in extra08.PANELS.values()]
+
+
+# Extra 9
+
+
+def test_extra_9_compares_each_option_with_the_default_and_its_verdicts_go_either_way() -> None:
+    study = extra09.study("quick")
+    assert {cell.case.label for cell in study.cells} == set(extra09.ARMS)
+    better = {"pairs, lambda = 15": 0.8, "random start": 0.5}
+    assert verdicts(extra09.claims(table(study, better, True), 0.1)) == [HOLDS, NOT]
+    assert verdicts(extra09.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
+    (panel,) = extra09.draw(table(study, better), "title").axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == list(extra09.ARMS)[::-1]
+
+
+# Extra 10
+
+
+def test_extra_10_varies_one_key_of_each_recipe_and_compares_at_the_highest_level() -> None:
+    study = extra10.study("quick")
+    numbers = extra10.with_levels(table(study, {"FA": 0.8}))
+    for scheme, (_, key, levels) in extra10.LEVELS.items():
+        assert sorted(set(numbers[numbers["scheme"] == scheme]["level"])) == sorted(levels)
+        assert all(dict(extra10.recipe(scheme, level))[key] == (level,) for level in levels)
+    assert verdicts(extra10.claims(numbers, 0.1)) == [HOLDS]
+    assert verdicts(extra10.claims(extra10.with_levels(table(study, {"Mean": 0.8})), 0.1)) == [NOT]
+    panels = extra10.draw(numbers, "title").axes
+    assert [len(panel.lines) for panel in panels] == [len(extra10.RULES)] * len(extra10.LEVELS)
+
+
+# Extra 11
+
+
+def test_extra_11_judges_the_projection_and_the_sparsity() -> None:
+    study = extra11.study("quick")
+    shares = pd.DataFrame({"seed": [2021, 2022], "iteration": [1, 1], "share": [0.7, 0.9]})
+    projected = {f"{extra11.PROJECTION}{VARIANTS[key].label}": 0.8 for key in extra11.OTHERS}
+    norms = {f"{extra11.NORMS}{VARIANTS[key].label}": 0.8 for key in extra11.OTHERS}
+    numbers = table(study, projected | norms, True)
+    assert verdicts(extra11.claims(numbers, shares, 0.1)) == [HOLDS, HOLDS, NOT]
+    one = {f"{extra11.PROJECTION}Median": 0.8}
+    claims = extra11.claims(table(study, one, True), shares.assign(share=0.1), 0.1)
+    assert verdicts(claims) == [IN_PART, NOT, IN_PART]
+    assert len(extra11.draw(numbers, shares, "title").axes) == 2
+
+
+def test_extra_11_counts_small_weights_of_honest_workers(tmp_path: Path) -> None:
+    study = extra11.study("smoke", tmp_path, iterations=3)
+    study = replace(study, cells=tuple(cell for cell in study.cells if cell.case.label == extra11.FA))
+    results = study.run(1, progress=False)
+    shares = extra11.small_weights(results)
+    rows = pd.read_csv(results.record(study.cells[0]).folder / "workers.csv")
+    for iteration, group in rows.groupby("iteration"):
+        sizes = group["weight"].abs().to_numpy()
+        expected = np.mean(sizes[extra11.F :] < 0.1 * sizes.max())
+        assert shares.set_index("iteration")["share"][iteration] == pytest.approx(expected)
 
 
 # The notebooks, the report and the supplement

@@ -15,6 +15,7 @@ from fa.irls.first_basis import wishart
 from fa.theory import likelihood
 from fa.training import TrainConfig, train
 from fa.utils import seeds
+from tests import reference
 
 
 def gradients(p: int, n: int, seed: int = 0) -> np.ndarray:
@@ -175,3 +176,19 @@ def test_the_papers_prior_is_irls() -> None:
 def test_priors_that_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^(prior|alpha)\b"):
         make_rule("fa", **options)
+
+
+def test_the_printed_formula_of_bulyan_has_no_negative_coordinate() -> None:
+    """(1/m) ReLU(G S) 1 of section 2.3 against Bulyan's first stage: it is its mean of selected gradients, cut at 0."""
+    G, f = gradients(15, 200) - 0.3, 3
+    S = np.zeros((15, 15 - 2 * f))
+    S[reference.bulyan_selection(G, f), range(S.shape[1])] = 1.0
+    assert np.array_equal(S.sum(axis=0), np.ones(S.shape[1]))
+    printed, linear = np.maximum(G.T @ S, 0).mean(axis=1), (G.T @ S).mean(axis=1)
+    bulyan = make_rule("bulyan", f=f)(G)
+    np.testing.assert_allclose(linear, G[reference.bulyan_selection(G, f)].mean(axis=0))
+    assert printed.min() >= 0
+    assert (bulyan < 0).mean() > 0.3
+    cosine = lambda x, y: x @ y / np.linalg.norm(x) / np.linalg.norm(y)  # noqa: E731
+    assert cosine(linear, bulyan) > cosine(printed, bulyan) + 0.1
+    np.testing.assert_allclose(np.maximum(np.abs(G).T @ S, 0), np.abs(G).T @ S)  # Without signs it changes nothing.

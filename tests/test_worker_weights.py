@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fa import irls, make_rule, objective, sdp
+from fa.training import TrainConfig, train
 from tests.test_sdp import n_by_n
 
 
@@ -236,3 +237,41 @@ def test_inverse_variance_weights_have_the_least_variance():
     np.testing.assert_allclose(irls.noise_variances(samples) / 4000, [1 / 4, 1 / 16], rtol=0.1)
     with pytest.raises(ValueError, match=r"^G\b"):
         irls.noise_variances([np.ones((1, 3)), np.ones((2, 3))])
+
+
+@pytest.mark.parametrize("term", irls.GROUP_TERMS)
+@pytest.mark.parametrize("weights", [None, (1.0, 3.0, 0.5, 2.0)])
+def test_the_rule_groups_consecutive_rows_into_workers(term, weights):
+    G = gradients(8, 30)
+    options = {"group_term": term, "worker_weights": weights}
+    aggregate = make_rule("fa", preaggregators=(), gradients_per_worker=2, **options).aggregate(G)
+    solution = irls.solve([G[i : i + 2] for i in range(0, 8, 2)], **options)
+    np.testing.assert_allclose(aggregate.direction, solution.direction(), atol=1e-10)
+
+
+def test_a_row_that_is_not_finite_leaves_its_workers_other_gradients():
+    G, c = gradients(9, 30), (1.0, 3.0, 0.5)
+    G[[1, 3, 4, 5]] = np.nan
+    rule = make_rule("fa", f=4, preaggregators=(), gradients_per_worker=3, worker_weights=c)
+    solution = irls.solve([G[[0, 2]], G[6:]], worker_weights=(1.0, 0.5))
+    np.testing.assert_allclose(rule(G), solution.direction(), atol=1e-10)
+
+
+def test_groups_leave_the_span_with_a_norm_and_are_refused_where_they_do_not_fit():
+    G = gradients(6, 12)
+    options = {"m": 2, "lam": 0.3, "regularizer": "rows", "max_iter": 20}
+    d = make_rule("fa", preaggregators=(), gradients_per_worker=2, **options)(G)
+    np.testing.assert_allclose(d, irls.solve([G[:2], G[2:4], G[4:]], **options).direction(), atol=1e-10)
+    for k, steps in ((4, ()), (2, ("krum",))):
+        with pytest.raises(ValueError, match=r"^(gradients_per_worker|preaggregators)\b"):
+            make_rule("fa", f=1, gradients_per_worker=k, preaggregators=steps)(G)
+    with pytest.raises(ValueError, match=r"^lam\b"):
+        make_rule("fa", gradients_per_worker=2, lam=1.0)(G)
+
+
+def test_a_run_has_several_gradients_of_each_worker_and_goes_on_without_some():
+    options = {"gradients_per_worker": 2, "worker_weights": (1.0, 2.0, 3.0)}
+    config = TrainConfig(workers=6, byzantine=2, attack="nan", iterations=3, batch=4, rule_options=options)
+    run = train(config, threads=1)
+    assert np.isfinite(run.curve[-1].train_loss)
+    assert {row.status != "used" for row in run.workers if row.worker < 2} == {True}

@@ -23,6 +23,8 @@ OPTIONS = {
     "nu": (float, "Geometric median: distance below which a weight does not grow."),
     "tau": (float, "Centered clipping: largest length of a difference, by default the median length."),
     "start": (str, "FA: 'equal', 'data', 'random' or 'largest:K'. Centered clipping: first point, 'zero' or 'mean'."),
+    "gradients_per_worker": (int, "FA: number k of gradients of each worker; ranks i k to i k + k - 1 are worker i's."),
+    "group_term": (str, "FA: term of a worker with several gradients, 'fraction' or 'chordal'."),
     "dims": (str, "FA: dimensions of nested subspaces, separated by commas, as in 2,4,8."),
     "prior": (str, "FA: alpha and beta of the explained variances, as in 1,0.5."),
     "maximum": (str, "CAF: rows of the maximum, 'remaining' or 'all'."),

@@ -161,7 +161,8 @@ class Rule(RuleOptions, ABC):
         if self.direction_outside_span or self.needs_coordinate_count:
             return None
         mixed = apply_preaggregators(gram, self.steps, StepContext(self.f, self.seed, iteration))
-        weights = self.for_iteration(iteration).decide(mixed.gram).weights
+        rule = self.for_rows(range(gram.p), gram.p).for_iteration(iteration)
+        weights = rule.decide(mixed.gram).weights
         return None if weights is None else mixed.R @ weights
 
     @single_threaded

@@ -3,6 +3,7 @@
 Source: the paper, Algorithm 1 and eq. 5.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,7 +17,17 @@ from fa import flags
 from fa.flags.nested import check_dims
 from fa.gradients import Gradients, read
 from fa.gradients.gram import Gram
-from fa.irls import DEFAULTS, FORMULATIONS, Formulation, Options, Solution, random_first_basis, solve, solve_gram
+from fa.irls import (
+    DEFAULTS,
+    FORMULATIONS,
+    Formulation,
+    GroupTerm,
+    Options,
+    Solution,
+    random_first_basis,
+    solve,
+    solve_gram,
+)
 from fa.irls.worker_weights import read_weights
 from fa.objective import values
 from fa.rules.base import Rule
@@ -25,7 +36,7 @@ from fa.rules.options import AnyRule
 from fa.rules.preaggregators import MixedGradients, make_step
 from fa.theory.likelihood import Beta, fit
 from fa.utils import seeds
-from fa.utils.validation import check, check_one_of
+from fa.utils.validation import check, check_integer, check_one_of
 
 STARTS = ("equal", "data", "random")
 """Names of starts. "largest:K" is one more."""
@@ -59,6 +70,9 @@ class FlagAggregator(Rule):
             hints of `fa.flags.hints`: each worker names the K coordinates in which its gradient is largest.
         dims: Dimensions m_1 < ... < m_K of nested subspaces, as in `fa.flags.solve`, with the direction of the
             outermost. They replace `m`. None: one subspace.
+        gradients_per_worker: Number k of gradients of each worker: rows i k to i k + k - 1 are those of worker i, with
+            one term in eq. 5. `worker_weights` and the default of `m` then count workers, and `f` counts rows.
+        group_term: Term of a worker with several gradients, "fraction" or "chordal", as in `fa.irls.solve`.
         prior: alpha and beta of the Beta distribution of the explained variances, in the form of eq. 4 with this `a`.
             The solver is `fa.theory.likelihood.fit` without random starts. None: (1, 1/2), by IRLS.
     """
@@ -74,7 +88,10 @@ class FlagAggregator(Rule):
     start: str = "equal"
     dims: Sequence[int] | None = None
     prior: Sequence[float] | None = None
+    gradients_per_worker: int = 1
+    group_term: GroupTerm = DEFAULTS.group_term
     _drawn: tuple[int, int | None] = field(default=(0, None), init=False, repr=False, compare=False)
+    _counts: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     name: ClassVar[str] = "fa"
     column_count_option: ClassVar[str] = "m"
@@ -88,6 +105,7 @@ class FlagAggregator(Rule):
         if self.max_iter is None:
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
         check("max_iter", self.max_iter, self.max_iter == 1 or not released, '1 with formulation="released"')
+        check_integer("gradients_per_worker", self.gradients_per_worker, 1)
         norm = self.options.leaves_span  # The constructor of the options checks them.
         within = not (released and norm)
         check("regularizer", self.regularizer, within, '"pairwise" or "group" with formulation="released"')
@@ -111,9 +129,8 @@ class FlagAggregator(Rule):
         check("prior", prior, isinstance(prior, list | tuple) and len(prior) == 2, "two numbers, alpha and beta")
         object.__setattr__(self, "prior", tuple(prior))
         Beta(prior[0], prior[1], self.a)  # The constructor checks them.
-        others = {name: getattr(self, name) for name in ("worker_weights", "start", "dims", "formulation")}
-        defaults = {"worker_weights": None, "start": "equal", "dims": None, "formulation": "paper"}
-        changed = [name for name, value in others.items() if value != defaults[name]]
+        names = ("worker_weights", "start", "dims", "formulation", "gradients_per_worker")
+        changed = [name for name in names if getattr(self, name) != getattr(type(self), name)]
         check("prior", prior, not changed, f"None with {', '.join(changed)}")
         check("regularizer", self.regularizer, not self.options.leaves_span, '"pairwise" with prior')
 
@@ -123,7 +140,7 @@ class FlagAggregator(Rule):
         assert self.max_iter is not None  # by __post_init__
         weights = None if self.worker_weights is None else tuple(self.worker_weights)
         settings = self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter
-        return Options(*settings, seed=self._seed, worker_weights=weights)
+        return Options(*settings, seed=self._seed, worker_weights=weights, group_term=self.group_term)
 
     @property
     def _seed(self) -> int:
@@ -147,34 +164,50 @@ class FlagAggregator(Rule):
         check("prior", self.prior, self.prior is None, f"None {where}")
 
     def check_workers(self, p: int, remark: str = "") -> None:
-        """Check p as every rule does, and that there is one weight for each gradient that the rule sees."""
+        """Check p as every rule does, and that there are gradients and a weight of each worker."""
         super().check_workers(p, remark)
-        if self.worker_weights is not None:
-            read_weights(self.worker_weights, p)
+        k = self.gradients_per_worker
+        if self._counts is None:
+            check("gradients_per_worker", k, p % k == 0, f"a divisor of p = {p}, the number of gradients")
+        if self.worker_weights is not None or k > 1:
             mixing = [name for name in self.steps if not make_step(name).keeps_workers]
-            check("preaggregators", mixing, not mixing, "ones that neither choose nor mix workers, with worker_weights")
+            requirement = "ones that neither choose nor mix workers, with worker_weights or gradients_per_worker"
+            check("preaggregators", mixing, not mixing, requirement)
+        if self.worker_weights is not None:
+            read_weights(self.worker_weights, p // k if self._counts is None else len(self._counts))
 
     def for_rows(self: AnyRule, rows: Sequence[int], p: int) -> AnyRule:
-        """Return the rule with the weights of these rows."""
-        weights = self.worker_weights  # type: ignore[attr-defined]
-        if weights is None:
+        """Return the rule with the workers of these rows, and their weights."""
+        assert isinstance(self, FlagAggregator)
+        k, weights = self.gradients_per_worker, self.worker_weights
+        if k == 1 and weights is None:
             return self
-        read_weights(weights, p)
-        return replace(self, worker_weights=tuple(weights[row] for row in rows))  # type: ignore[call-arg]
+        check("gradients_per_worker", k, p % k == 0, f"a divisor of p = {p}, the number of gradients")
+        counts = Counter(row // k for row in rows)
+        rule: Any = self
+        if weights is not None:
+            read_weights(weights, p // k)
+            rule = replace(self, worker_weights=tuple(weights[worker] for worker in counts))
+        return _with_state(rule, self._drawn, tuple(counts.values()))  # type: ignore[no-any-return]
 
     def for_iteration(self: AnyRule, iteration: int, n: int | None = None) -> AnyRule:
         """Return the rule that draws the iteration's random start."""
-        if self.start != "random":  # type: ignore[attr-defined]
+        assert isinstance(self, FlagAggregator)
+        if self.start != "random":
             return self
-        rule = replace(self)
-        object.__setattr__(rule, "_drawn", (iteration, n))
-        return rule
+        return _with_state(self, (iteration, n), self._counts)  # type: ignore[no-any-return]
+
+    def with_options(self: AnyRule, **options: Any) -> AnyRule:
+        """Return a copy with other options, which keeps what depends on an iteration's gradients."""
+        assert isinstance(self, FlagAggregator)
+        return _with_state(replace(self, **options), self._drawn, self._counts)  # type: ignore[no-any-return]
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
         columns = mixed.apply_to(G)
         if self.options.leaves_span:
             options = vars(self.options)
-            solution = solve(columns, start=self.start, **options)
+            groups = columns if self._counts is None else list(columns.split(self._counts))
+            solution = solve(groups, start=self.start, **options)
             return ColumnDecision(direction=solution.direction(), values=values(G, solution.Y))
         if self.prior is not None:
             return self._decide_by_likelihood(columns, *self.prior)
@@ -206,11 +239,19 @@ class FlagAggregator(Rule):
 
     def _solve(self, gram: Gram, gradients: Gradients | None, start: Any) -> Solution:
         if self.dims is None:
-            return solve_gram(gram, self.options, gradients, self.formulation, start)
+            return solve_gram(gram, self.options, gradients, self.formulation, start, self._counts)
         # Excluded workers, and gradients that agree, leave fewer dimensions than were asked for.
         rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
         dims = [m for m in self.dims if m <= rank] or [max(1, rank)]
-        return flags.solve_gram(gram, dims, self.options, gradients, start).levels[-1]
+        return flags.solve_gram(gram, dims, self.options, gradients, start, self._counts).levels[-1]
+
+
+def _with_state(rule: Any, drawn: tuple[int, int | None], counts: tuple[int, ...] | None) -> Any:
+    """Return a copy of the rule with the fields that depend on an iteration's gradients."""
+    copied = replace(rule)
+    object.__setattr__(copied, "_drawn", drawn)
+    object.__setattr__(copied, "_counts", counts)
+    return copied
 
 
 def _largest(start: str) -> int:

@@ -134,6 +134,10 @@ class RuleOptions:
         """
         return self
 
+    def with_options(self: AnyRule, **options: Any) -> AnyRule:
+        """Return a copy with other options. A rule with fields that are no options overrides this method."""
+        return replace(self, **options)
+
     def adjusted_for_missing(self: AnyRule, missing: int, p: int) -> AnyRule:
         """Return the rule for p gradients that remain when `missing` workers are known to be Byzantine.
 
@@ -150,7 +154,7 @@ class RuleOptions:
             if self._column_count is not None:
                 q = column_counts(self.steps, p, options["f"])[-1]
                 options[self.column_count_option] = max(1, min(self._column_count, q))
-            rule, remark = replace(self, **options), f" ({missing} of {p + missing} left out: {NOT_FINITE})"
+            rule, remark = self.with_options(**options), f" ({missing} of {p + missing} left out: {NOT_FINITE})"
         rule.check_workers(p, remark)
         return rule
 

@@ -265,7 +265,8 @@ class Loop:
     def _enough(self, missing: Mapping[int, str]) -> bool:
         """Return True if the rule could serve the workers that are not missing, were their gradients finite."""
         try:
-            self._rule.adjusted_for_missing(len(missing), self._config.workers - len(missing))
+            rows = [worker for worker in range(self._config.workers) if worker not in missing]
+            self._rule.for_rows(rows, self._config.workers).adjusted_for_missing(len(missing), len(rows))
         except TooFewWorkersError:
             return False
         return True

@@ -53,25 +53,35 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def with_levels(table: DataFrame) -> DataFrame:
-    """Return the last points with columns `scheme` and `level` instead of the recipe.
+    """Return the curves with columns `scheme` and `level` instead of the recipe.
 
     Args:
         table: The curves, one row a point.
 
     Returns:
-        One row for each run.
+        The same rows.
     """
     places = {recipe(name, level): (name, level) for name, (_, _, levels) in LEVELS.items() for level in levels}
-    last = last_points(table)
-    found = [places[pairs] for pairs in last["augmentation"]]
-    return last.assign(scheme=[name for name, _ in found], level=[level for _, level in found])
+    found = [places[pairs] for pairs in table["augmentation"]]
+    table = table.drop(columns=["attack", "augmentation"])
+    table.insert(3, "level", [level for _, level in found])
+    table.insert(3, "scheme", [name for name, _ in found])
+    return table
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw a panel per scheme: final accuracy of each rule against the level."""
+    """Draw a panel per scheme: final accuracy of each rule against the level.
+
+    Args:
+        table: The curves of `with_levels`.
+        title: Settings, for the figure's title.
+
+    Returns:
+        The figure.
+    """
     figure = style.new_figure(12, 3.6)
     panels = figure.subplots(1, len(LEVELS), sharey=True)
-    last = with_levels(table)
+    last = last_points(table)
     for axes, (scheme, (text, _, levels)) in zip(panels, LEVELS.items(), strict=True):
         for key in RULES:
             look = style.LOOKS[key]
@@ -91,11 +101,11 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     """Judge E10: FA against its best rival at the highest level of each scheme.
 
     Args:
-        table: The curves, one row a point.
+        table: The curves of `with_levels`.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    last = with_levels(table)
+    last = last_points(table)
     groups = last.groupby(["scheme", "level", "variant"])["test_accuracy"].apply(list).to_dict()
     leads = []
     for scheme, (text, _, levels) in LEVELS.items():
