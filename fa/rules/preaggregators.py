@@ -6,6 +6,7 @@ The rule then sees q columns.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,6 +58,14 @@ class StepContext:
     iteration: int
 
 
+def _all_columns(p: int, f: int) -> int:
+    return p
+
+
+def _best_count(p: int, f: int) -> int:
+    return p - f
+
+
 @dataclass(frozen=True)
 class Step:
     """A pre-aggregator.
@@ -69,7 +78,7 @@ class Step:
     """
 
     apply: Callable[[Gram, StepContext], tuple[Factor, Gram]]
-    column_count: Callable[[int, int], int] = lambda p, f: p
+    column_count: Callable[[int, int], int] = _all_columns
     min_workers: tuple[int, int] = (0, 1)
     least_workers: tuple[int, int] = (1, 1)
 
@@ -122,6 +131,10 @@ def _clip(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
 
 def _clip_to_norm(gram: Gram, norm: float) -> tuple[Factor, Gram]:
     return _scale(gram, np.minimum(1.0, _factors_to_norm(gram, norm)))
+
+
+def _clip_at(gram: Gram, _: StepContext, norm: float) -> tuple[Factor, Gram]:
+    return _clip_to_norm(gram, norm)
 
 
 def _arc(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
@@ -206,7 +219,7 @@ STEPS: dict[str, Step] = {
     "median_norm": Step(_median_norm),
     "clip": Step(_clip),
     "arc": Step(_arc, min_workers=(1, 1)),
-    "krum": Step(_krum, column_count=lambda p, f: p - f, min_workers=(2, 3)),
+    "krum": Step(_krum, column_count=_best_count, min_workers=(2, 3)),
     "nnm": Step(_nnm, min_workers=(2, 1)),
     "bucketing": Step(_bucketing, column_count=_bucket_count),
     "subspace": Step(_subspace),
@@ -236,12 +249,10 @@ def make_step(text: str) -> Step:
     number = _number(value)
     if name == "clip":
         check("preaggregators", text, 0 < number < np.inf, "clip:NORM with a number greater than 0")
-        return Step(lambda gram, _: _clip_to_norm(gram, number))
+        return Step(partial(_clip_at, norm=number))
     whole = name == "bucketing" and number >= 1 and number.is_integer()
     check("preaggregators", text, whole, "bucketing:SIZE with an integer of at least 1, or a name without a value")
-    return Step(
-        lambda gram, context: _bucketing(gram, context, int(number)), lambda p, f: _bucket_count(p, f, int(number))
-    )
+    return Step(partial(_bucketing, size=int(number)), partial(_bucket_count, size=int(number)))
 
 
 def _number(text: str) -> float:

@@ -143,7 +143,7 @@ class Run:
             "seconds": round(self.seconds, 3),
             "seconds_of": {phase: round(seconds, 6) for phase, seconds in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
-        } | plugins.file_checksums(self.config.rule, self.config.attack)
+        } | plugins.identity(self.config.rule, self.config.attack)
 
 
 class UnwrittenRunError(ValueError):
@@ -158,6 +158,10 @@ class UnwrittenRunError(ValueError):
         """
         super().__init__(message)
         self.run = run
+
+    def __reduce__(self) -> tuple[type[UnwrittenRunError], tuple[str, Run]]:
+        """Support pickle, with which processes pass errors to their parents."""
+        return type(self), (str(self), self.run)
 
 
 def prepare_output_dir(directory: str | Path, **outputs: str | Path | None) -> Path:
