@@ -159,7 +159,8 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
     off = float((basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)).abs().max())
     if not off <= ORTHONORMAL:
         raise ValueError(f"Y must have orthonormal columns; Y^T Y differs from the identity by {off:.1e}")
-    return rows, torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).to(rows.device), basis
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return rows, torch.from_numpy(owner).to(rows.device), basis
 
 
 def _terms(

@@ -98,7 +98,8 @@ def _load(name: str) -> Attack:
     if loaded is None:
         check_one_of("attack", name, tuple(ATTACKS), plugins.OTHER_SPECS)
     check("attack", name, isinstance(loaded, Attack), "a fa.attacks.Attack")
-    return loaded  # type: ignore[no-any-return]
+    attack: Attack = replace(loaded, source=plugins.resolve_spec(name))
+    return attack
 
 
 def _builtin(name: str, uses_own_gradient: bool, write: Writer, /, **options: Any) -> Attack:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -38,6 +38,7 @@ class Attack:
         uses_rule: True if `write` also takes the keyword arguments `rule`, a `fa.Rule` or None, and `iteration`.
         rule: The rule in use, if `uses_rule`.
         builtin: True for the attacks of this package.
+        source: Name with which `fa.utils.plugins.load` finds the attack again; "" for attacks with another origin.
     """
 
     name: str
@@ -48,6 +49,14 @@ class Attack:
     uses_rule: bool = False
     rule: Any = None
     builtin: bool = False
+    source: str = ""
+
+    def __reduce__(self) -> tuple[Callable[..., Attack], tuple[dict[str, Any]]]:
+        """Support copy and pickle; other processes lack the modules of users' files."""
+        state = {option.name: getattr(self, option.name) for option in fields(self)}
+        if self.source:
+            del state["write"]
+        return _restore, (state | {"options": dict(self.options)},)
 
     def apply(self, G: Tensor, byzantine: Sequence[int], seed: int, iteration: int) -> None:
         """Overwrite the Byzantine rows of G in place; equal arguments write equal rows.
@@ -70,6 +79,12 @@ class Attack:
         for worker, total in zip(honest, before, strict=True):
             needed = f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
             check("attack", self.name, _sum_of_bytes(G[worker]) == total, needed)
+
+
+def _restore(state: dict[str, Any]) -> Attack:
+    """Create an attack from its fields; the function of a user's file or library is loaded."""
+    write = state["write"] if "write" in state else plugins.load("attack", state["source"]).write
+    return Attack(**state | {"write": write, "options": MappingProxyType(state["options"])})
 
 
 def _sum_of_bytes(row: Tensor) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -125,12 +126,12 @@ class Shift:
 
 def constant(value: float) -> Writer:
     """Return a writer that fills the rows with a value."""
+    return partial(_fill, value)
 
-    def write(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-        for worker in byzantine:
-            G[worker].fill_(value)
 
-    return write
+def _fill(value: float, G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
+    for worker in byzantine:
+        G[worker].fill_(value)
 
 
 def nothing(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from fa.data.dataset import Dataset
 from fa.data.sampling import SAMPLINGS
 from fa.utils import seeds
+from fa.utils.devices import with_index
 from fa.utils.validation import check_integer, check_one_of
 
 PADDING = 4  # Width of the black frame around an image before a random crop, in pixels.
@@ -153,7 +154,7 @@ def normalise(images: Images, dataset: Dataset, device: torch.device | str = "cp
     Returns:
         Normalised images, float32 (batch, C, H, W).
     """
-    scale, shift = _affine(dataset.mean, dataset.std, torch.device(device))
+    scale, shift = _affine(dataset.mean, dataset.std, with_index(torch.device(device)))
     return images.to(device).to(torch.float32).mul_(scale).sub_(shift)
 
 

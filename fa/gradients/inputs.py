@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Data types of gradients."""
+
+Infinities = list[tuple[Tensor, float]]
+"""Coordinates at which most workers have the same infinity, and that infinity."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,9 @@ def read(G: Any) -> Gradients:
         ValueError: No worker, no coordinate, workers of unequal shape, or integer or complex entries.
     """
     if isinstance(G, Tensor):
-        return Gradients(_matrix(G), lambda d: d)
+        return Gradients(_matrix(G), _same)
     if isinstance(G, np.ndarray):
-        return Gradients(_matrix(_tensor(G, "G")), lambda d: d.numpy())
+        return Gradients(_matrix(_tensor(G, "G")), Tensor.numpy)
     if isinstance(G, Sequence) and not isinstance(G, str):
         return _read_workers(G)
     raise ValueError(
@@ -212,10 +215,10 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
         for piece, name in zip(row.split([layer.numel() for layer in layers.values()]), layers, strict=True):
             piece.copy_(entry[name].reshape(-1))
     medians = {name: _median([entry[name] for entry in entries]) for name in states}
-    keep_shared = _remove_shared_infinities(G) if state_dict else lambda d: d
+    shared = _remove_shared_infinities(G) if state_dict else []
     if state_dict:
         _check_one_finite(G, layers)
-    return Gradients(G, lambda d: _like(workers[0], layers, medians, keep_shared(d)))
+    return Gradients(G, partial(_like, workers[0], layers, medians, shared))
 
 
 def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
@@ -256,25 +259,19 @@ def _median(tensors: list[Tensor]) -> Tensor:
     return torch.from_numpy(np.asarray(middle)).to(first.device, first.dtype)
 
 
-def _remove_shared_infinities(G: Tensor) -> Callable[[Tensor], Tensor]:
+def _remove_shared_infinities(G: Tensor) -> Infinities:
     """Set the coordinates of G at which most workers have the same infinity to 0.
 
     Returns:
-        A function that writes the infinities into a direction.
+        The coordinates, and the infinity at them.
     """
     infinite = reduce(torch.logical_or, (torch.isinf(row) for row in G))
     places = torch.nonzero(infinite).flatten()
     columns = G[:, places]
     shared = [(places[2 * (columns == value).sum(dim=0) > len(G)], value) for value in (-torch.inf, torch.inf)]
-
-    def keep(d: Tensor) -> Tensor:
-        for indices, value in shared:
-            d[indices] = value
-        return d
-
     for indices, _ in shared:
         G[:, indices] = 0.0
-    return keep
+    return shared
 
 
 def _check_one_finite(G: Tensor, layers: dict[Any, Tensor]) -> None:
@@ -294,8 +291,10 @@ def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int
         _check_same(worker, f"entry {name!r} on device", tensor.device, other[name].device)
 
 
-def _like(entry: Any, layers: dict[Any, Tensor], medians: dict[Any, Tensor], d: Tensor) -> Any:
-    """Give the direction d (n,) the form of one worker's entry, with its dtypes and arrays."""
+def _like(entry: Any, layers: dict[Any, Tensor], medians: dict[Any, Tensor], shared: Infinities, d: Tensor) -> Any:
+    """Give the direction d (n,) the form of one worker's entry, with its dtypes, arrays and shared infinities."""
+    for indices, value in shared:
+        d[indices] = value
     items, pack = _entries(entry)
     pieces = dict(zip(layers, d.split([layer.numel() for layer in layers.values()]), strict=True))
     shaped: dict[Any, Any] = {}

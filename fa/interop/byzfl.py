@@ -89,6 +89,16 @@ class ByzFLRule(Rule):
         return _made(self.name, aggregator, {option: getattr(self, option) for option in _options(aggregator)})
 
 
+def __getattr__(name: str) -> type[Rule]:
+    """Return the class of a rule, with which pickle finds it."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
+        return rule(name)
+    except ValueError as error:
+        raise AttributeError(str(error)) from error
+
+
 @cache
 def rule(name: str) -> type[Rule]:
     """Create the rule class of one of ByzFL's aggregators.

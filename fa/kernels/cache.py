@@ -15,15 +15,17 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
+import llvmlite
 import numba
 from numba.core import caching
 
 _SUFFIX = ".sha256"
 _NO_CACHE = "each process compiles its loops anew, since none of numba's cache folders is writable: set NUMBA_CACHE_DIR"
+_SETTINGS = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "BOUNDSCHECK", "DEBUGINFO_DEFAULT")
 _FASTMATH = {"reassoc", "contract", "nsz", "arcp"}  # Without "nnan" and "ninf": the loops must detect NaN and Inf.
 
 
@@ -44,9 +46,21 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     except RuntimeError:  # Neither the installation nor the user's cache folder can be written to.
         warnings.warn(_NO_CACHE, RuntimeWarning, stacklevel=1)  # once: Python shows a warning of one line once
         return compile_loop()(function)
+    if dispatcher is function:
+        return _refusing(function)
     cache = dispatcher._cache
     cache._cache_file = _CheckedFiles(cache.cache_path, cache._impl.filename_base, _STAMP)
     return dispatcher  # type: ignore[no-any-return]
+
+
+def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that raises a ValueError, since Python cannot run these loops."""
+
+    @wraps(function)
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ValueError("NUMBA_DISABLE_JIT must be unset, got 1. The loops use instructions that Python does not have")
+
+    return refuse
 
 
 class _CheckedFiles(caching.IndexDataCacheFile):
@@ -74,10 +88,16 @@ class _CheckedFiles(caching.IndexDataCacheFile):
         _write_checksum(self._data_path(name))
 
 
-def _sources_stamp() -> tuple[tuple[str, int, int], ...]:
-    """Return the name, time of change (ns) and size of each source file in this folder."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return tuple((file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
+def _sources_stamp() -> tuple[str, ...]:
+    """Return all on which the machine code depends beside a function's types and the processor, which numba compares.
+
+    Times of change do not tell: installers set them to a constant.
+    """
+    sources = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        sources.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    settings = [f"{name}={getattr(numba.config, name, None)}" for name in _SETTINGS]
+    return (sources.hexdigest(), numba.__version__, llvmlite.__version__, *settings)
 
 
 _STAMP = _sources_stamp()

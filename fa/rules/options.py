@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import Step, column_counts, make_step
+from fa.utils import plugins
 from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers
 
 AnyRule = TypeVar("AnyRule", bound="RuleOptions")
@@ -52,6 +53,13 @@ class RuleOptions:
         for name in self.steps:
             make_step(name)  # checks it
         check("strict", self.strict, isinstance(self.strict, bool), "True or False")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Support copy and pickle for rules of users' files, whose modules other processes lack."""
+        spec = plugins.file_spec(type(self))
+        if spec is None:
+            return super().__reduce_ex__(protocol)
+        return _restore, (spec, {option.name: getattr(self, option.name) for option in fields(self)})
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -161,3 +169,8 @@ class RuleOptions:
     @property
     def _column_count(self) -> int | None:
         return getattr(self, self.column_count_option) if self.column_count_option else None
+
+
+def _restore(spec: str, options: dict[str, Any]) -> Any:
+    """Create a rule of a user's file, which this process may not have loaded."""
+    return plugins.load("rule", spec)(**options)

@@ -6,6 +6,7 @@ The rule then sees q columns.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -57,6 +58,14 @@ class StepContext:
     iteration: int
 
 
+def _all_columns(p: int, f: int) -> int:
+    return p
+
+
+def _best_count(p: int, f: int) -> int:
+    return p - f
+
+
 @dataclass(frozen=True)
 class Step:
     """A pre-aggregator.
@@ -70,7 +79,7 @@ class Step:
     """
 
     apply: Callable[[Gram, StepContext], tuple[Factor, Gram]]
-    column_count: Callable[[int, int], int] = lambda p, f: p
+    column_count: Callable[[int, int], int] = _all_columns
     min_workers: tuple[int, int] = (0, 1)
     least_workers: tuple[int, int] = (1, 1)
     keeps_workers: bool = True
@@ -124,6 +133,10 @@ def _clip(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
 
 def _clip_to_norm(gram: Gram, norm: float) -> tuple[Factor, Gram]:
     return _scale(gram, np.minimum(1.0, _factors_to_norm(gram, norm)))
+
+
+def _clip_at(gram: Gram, _: StepContext, norm: float) -> tuple[Factor, Gram]:
+    return _clip_to_norm(gram, norm)
 
 
 def _arc(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
@@ -208,7 +221,7 @@ STEPS: dict[str, Step] = {
     "median_norm": Step(_median_norm),
     "clip": Step(_clip),
     "arc": Step(_arc, min_workers=(1, 1)),
-    "krum": Step(_krum, column_count=lambda p, f: p - f, min_workers=(2, 3), keeps_workers=False),
+    "krum": Step(_krum, column_count=_best_count, min_workers=(2, 3), keeps_workers=False),
     "nnm": Step(_nnm, min_workers=(2, 1), keeps_workers=False),
     "bucketing": Step(_bucketing, column_count=_bucket_count, keeps_workers=False),
     "subspace": Step(_subspace),
@@ -238,14 +251,11 @@ def make_step(text: str) -> Step:
     number = _number(value)
     if name == "clip":
         check("preaggregators", text, 0 < number < np.inf, "clip:NORM with a number greater than 0")
-        return Step(lambda gram, _: _clip_to_norm(gram, number))
+        return Step(partial(_clip_at, norm=number))
     whole = name == "bucketing" and number >= 1 and number.is_integer()
     check("preaggregators", text, whole, "bucketing:SIZE with an integer of at least 1, or a name without a value")
-    return Step(
-        lambda gram, context: _bucketing(gram, context, int(number)),
-        lambda p, f: _bucket_count(p, f, int(number)),
-        keeps_workers=False,
-    )
+    size = int(number)
+    return Step(partial(_bucketing, size=size), partial(_bucket_count, size=size), keeps_workers=False)
 
 
 def _number(text: str) -> float:

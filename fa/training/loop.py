@@ -26,6 +26,7 @@ from fa.training.records import USED, CurvePoint, Run, WorkerRow, prepare_output
 from fa.training.transports.base import GatheredGradients, RpcConfig, TcpConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import load_dataset, parse_recipe, worker_partitions
+from fa.utils.ambient import usual_settings
 from fa.utils.devices import find_device
 from fa.utils.files import exclusive
 from fa.utils.signals import held_back
@@ -44,6 +45,7 @@ class Progress(NamedTuple):
     evaluated: bool = False  # True if the accuracy belongs to this iteration
 
 
+@usual_settings()
 def train(
     config: TrainConfig,
     out: str | Path | None = None,

@@ -145,7 +145,7 @@ class Run:
             "seconds_of": {phase: round(seconds, 6) for phase, seconds in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
             **({} if self.initial_accuracy is None else {"initial_accuracy": self.initial_accuracy}),
-        } | plugins.file_checksums(self.config.rule, self.config.attack)
+        } | plugins.identity(self.config.rule, self.config.attack)
 
 
 class UnwrittenRunError(ValueError):
@@ -160,6 +160,10 @@ class UnwrittenRunError(ValueError):
         """
         super().__init__(message)
         self.run = run
+
+    def __reduce__(self) -> tuple[type[UnwrittenRunError], tuple[str, Run]]:
+        """Support pickle, with which processes pass errors to their parents."""
+        return type(self), (str(self), self.run)
 
 
 def prepare_output_dir(directory: str | Path, **outputs: str | Path | None) -> Path:

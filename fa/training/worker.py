@@ -21,6 +21,7 @@ from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, views
 from fa.utils import seeds
+from fa.utils.devices import with_index
 from fa.utils.memory import names_memory
 from fa.utils.validation import check
 
@@ -64,7 +65,7 @@ class Worker:
         self._indices = indices
         self._config = config
         self._batch = config.batches[rank]
-        self._device = torch.device(config.device)
+        self._device = with_index(torch.device(config.device))
         self._flips_labels = rank < config.byzantine and configured_attack(config).flips_labels
         self._dataset = _on_device(dataset if recipe is None else augmented(dataset, recipe, config.seed), self._device)
 

@@ -12,6 +12,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
+from fa.utils.ambient import usual_float_errors
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -40,7 +42,7 @@ def single_threaded(function: Callable[Arguments, Result]) -> Callable[Arguments
 
     @wraps(function)
     def limited(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with _one_blas_thread:
+        with _one_blas_thread, usual_float_errors():
             return function(*args, **kwargs)
 
     return limited

@@ -29,3 +29,12 @@ def find_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         check("device", name, (device.index or 0) < count, f"cuda:{count - 1} at most, of the {count} here")
     return device
+
+
+def with_index(device: torch.device) -> torch.device:
+    """Return the device itself for "cuda", which is the current one, so that caches distinguish devices.
+
+    Args:
+        device: The device.
+    """
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device

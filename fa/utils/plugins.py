@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +29,8 @@ LIBRARIES = ("byzfl",)
 
 OTHER_SPECS = "or FILE.py:NAME for one of your own, or byzfl:NAME"
 """Description of plugin names, as the end of a list of built-in names."""
+
+_PREFIX = "fa_custom_"  # of the names of users' modules
 
 _loaded: dict[tuple[Path, str], ModuleType] = {}
 
@@ -107,6 +109,37 @@ def file_checksums(*names: str) -> dict[str, dict[str, str]]:
     return {"files": checksums} if checksums else {}
 
 
+def identity(rule: str, attack: str) -> dict[str, dict[str, str]]:
+    """Return what a rule and an attack from outside this package are, as a part of a run's identity.
+
+    Args:
+        rule: Name of the rule.
+        attack: Name of the attack.
+
+    Returns:
+        Those of "files": {name: SHA-256 of its file} and "packages": {name: package and version} that are not empty.
+
+    Raises:
+        ValueError: A file does not exist.
+    """
+    names = {"rule": rule, "attack": attack}
+    packages = {name: package for kind, name in names.items() if (package := _package(kind, name))}
+    return file_checksums(rule, attack) | ({"packages": packages} if packages else {})
+
+
+def _package(kind: str, name: str) -> str:
+    """Return the package and the version that provide a rule or attack; empty for files and names of this package."""
+    if is_library_spec(name):
+        library = name.partition(":")[0]
+        try:
+            return f"{library} {version(library)}"
+        except PackageNotFoundError:
+            return library
+    points = [] if is_file_spec(name) else list(entry_points(group=f"fa.{kind}s", name=name))
+    found = points[0].dist if points else None
+    return "" if found is None else f"{found.name} {found.version}"
+
+
 def load(kind: str, name: str) -> Any:
     """Load a rule or an attack from outside this package.
 
@@ -157,6 +190,17 @@ def attribute_errors_to_plugin(kind: str) -> Iterator[None]:
         raise ValueError(f"{kind} failed: {place}: {type(error).__name__}: {error}") from error
 
 
+def file_spec(defined: type) -> str | None:
+    """Return FILE.py:NAME of a class that a user's file defines, and None for any other.
+
+    Args:
+        defined: The class.
+    """
+    if not defined.__module__.startswith(_PREFIX):
+        return None
+    return f"{sys.modules[defined.__module__].__file__}:{defined.__qualname__}"
+
+
 def _path(name: str) -> Path:
     """Return the absolute path in FILE.py:NAME; raise ValueError if it is not a file."""
     path = expand_user("the file of a rule or attack", name.rpartition(":")[0])
@@ -177,7 +221,7 @@ def _module(kind: str, name: str) -> ModuleType:
     path = _path(name)
     key = path, _checksum(path)
     if key not in _loaded:
-        _loaded[key] = _run(kind, path, f"fa_custom_{key[1][:16]}_{path.stem}")
+        _loaded[key] = _run(kind, path, f"{_PREFIX}{key[1][:16]}_{path.stem}")
     return _loaded[key]
 
 

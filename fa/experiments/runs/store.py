@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
@@ -13,6 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+from fa.data import tiny_imagenet
 from fa.data.registry import REGISTRY
 from fa.training import record_schema
 from fa.training.config import RECORD_VERSION, TrainConfig
@@ -89,8 +91,8 @@ class RunStore:
     def key(self, config: TrainConfig) -> str:
         """Return the name of a run's folder: 16 hex digits of a SHA-256.
 
-        The hash covers the configuration, the data's checksum, the version of the training code, and the files of a
-        user's rule or attack.
+        The hash covers the configuration, the data's checksum, the version of the training code, the files of a user's
+        rule or attack, and the version of the package that provides it. It does not cover what those files import.
         """
         return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -170,7 +172,7 @@ class RunStore:
             with suppress(OSError, ValueError):  # Damage is reported for the configuration itself.
                 described = json.loads(path.read_text(encoding="utf-8"))
                 if isinstance(described, dict) and described.get("schema_version") == record_schema.SCHEMA_VERSION:
-                    names = ("config", "data_checksum", "record_version", "files")
+                    names = ("config", "data_checksum", "record_version", "files", "packages")
                     yield _flatten({name: described[name] for name in names if name in described})
 
 
@@ -195,16 +197,21 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         "config": json.loads(config.to_json()),
         "data_checksum": _data_checksum(config.dataset),
         "record_version": RECORD_VERSION,
-    } | plugins.file_checksums(config.rule, config.attack)
+    } | plugins.identity(config.rule, config.attack)
+
+
+def _data_checksum(dataset: str) -> str:
+    """Return the registered checksum, so that the store works without the data, or that of the user's data."""
+    registered = REGISTRY[dataset].checksum if dataset in REGISTRY else None
+    return registered or _user_checksum(dataset, os.environ.get(tiny_imagenet.VARIABLE))
 
 
 @cache
-def _data_checksum(dataset: str) -> str:
-    """Return the registered checksum, so that the store works without the data, or that of the user's data."""
+def _user_checksum(dataset: str, folder: str | None) -> str:
+    """Return the checksum of data in a user's folder."""
     from fa.data import load
 
-    registered = REGISTRY[dataset].checksum if dataset in REGISTRY else None
-    return registered or load(dataset).checksum
+    return load(dataset).checksum
 
 
 def _flatten(identity: dict[str, Any]) -> dict[str, Any]:
