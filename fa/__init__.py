@@ -42,6 +42,7 @@ _ROOMS = (
     "interop",
     "irls",
     "layers",
+    "likelihood",
     "models",
     "objective",
     "rules",

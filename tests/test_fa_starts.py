@@ -8,11 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from fa import flags, irls, make_rule
+from fa import flags, irls, likelihood, make_rule
 from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.measurement import measure
 from fa.irls.first_basis import wishart
-from fa.theory import likelihood
 from fa.training import TrainConfig, train
 from fa.utils import seeds
 from tests import reference

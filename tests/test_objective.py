@@ -10,7 +10,7 @@ from pymanopt.manifolds import Grassmann
 
 from fa import irls, objective
 from fa.irls import regularizers
-from fa.theory.likelihood import Beta, fit
+from fa.likelihood import Beta, fit
 from tests.peers import lowest
 
 NORMS = regularizers.NAMES

@@ -249,6 +249,18 @@ def test_the_rule_groups_consecutive_rows_into_workers(term, weights):
     np.testing.assert_allclose(aggregate.direction, solution.direction(), atol=1e-10)
 
 
+@pytest.mark.parametrize("counts", [(3, 1, 4), (8,), (1,) * 8])
+def test_workers_may_have_different_numbers_of_gradients(counts):
+    G = gradients(8, 30)
+    rule = make_rule("fa", preaggregators=(), gradients_per_worker=counts, m=1)
+    groups = [rows.numpy() for rows in torch.from_numpy(G).split(counts)]
+    np.testing.assert_allclose(rule(G), irls.solve(groups, m=1).direction(), atol=1e-10)
+    with pytest.raises(ValueError, match=r"^gradients_per_worker\b.*\b7\b"):
+        rule(G[:7])
+    with pytest.raises(ValueError, match=r"^gradients_per_worker\b.*\b0\b"):
+        make_rule("fa", gradients_per_worker=(1, 0))
+
+
 def test_a_row_that_is_not_finite_leaves_its_workers_other_gradients():
     G, c = gradients(9, 30), (1.0, 3.0, 0.5)
     G[[1, 3, 4, 5]] = np.nan

@@ -23,7 +23,10 @@ OPTIONS = {
     "nu": (float, "Geometric median: distance below which a weight does not grow."),
     "tau": (float, "Centered clipping: largest length of a difference, by default the median length."),
     "start": (str, "FA: 'equal', 'data', 'random' or 'largest:K'. Centered clipping: first point, 'zero' or 'mean'."),
-    "gradients_per_worker": (int, "FA: number k of gradients of each worker; ranks i k to i k + k - 1 are worker i's."),
+    "gradients_per_worker": (
+        str,
+        "FA: number of gradients of each worker, as in 2 or 2,3,1: consecutive ranks are one worker's.",
+    ),
     "group_term": (str, "FA: term of a worker with several gradients, 'fraction' or 'chordal'."),
     "dims": (str, "FA: dimensions of nested subspaces, separated by commas, as in 2,4,8."),
     "prior": (str, "FA: alpha and beta of the explained variances, as in 1,0.5."),
@@ -69,7 +72,9 @@ def pop_rule_options(arguments: dict[str, Any]) -> dict[str, Any]:
     if "preaggregators" in options:
         names = options["preaggregators"]
         options["preaggregators"] = () if names == "none" else tuple(name.strip() for name in names.split(","))
-    for name, kind in (("worker_weights", float), ("dims", int), ("prior", float)):
+    for name, kind in (("worker_weights", float), ("dims", int), ("prior", float), ("gradients_per_worker", int)):
         if name in options:
             options[name] = numbers(name, options[name], kind)
+    if len(options.get("gradients_per_worker", ())) == 1:
+        (options["gradients_per_worker"],) = options["gradients_per_worker"]
     return options

@@ -32,12 +32,14 @@ class Gram:
         scaled_norms: Norms over `scale`, (p,) float64.
         D2: Squared distances over scale^2, (p, p) float64.
         scale: A power of two.
+        n: Number of coordinates of the gradients; None if no rule needs it.
     """
 
     cosines: Square
     scaled_norms: PerGradient
     D2: Square
     scale: float
+    n: int | None = None
 
     @classmethod
     def from_inner_products(cls, K: Square, exponents: PerGradient | None = None) -> "Gram":
@@ -120,7 +122,7 @@ class Gram:
             The Gram matrix (q, q), with the same scale.
         """
         square = np.ix_(rows, rows)
-        return Gram(self.cosines[square], self.scaled_norms[rows], self.D2[square], self.scale)
+        return Gram(self.cosines[square], self.scaled_norms[rows], self.D2[square], self.scale, self.n)
 
     def without(self, excluded: Bool[np.ndarray, " p"]) -> "Gram":
         """Return the Gram matrix of the gradients that are not excluded.
@@ -156,7 +158,7 @@ class Gram:
             first, second = a * a.T * self.D2, (a - a.T) * (a * squares - (a * squares).T)
             better = np.abs(first) + np.abs(second) < plain.diagonal()[:, None] + plain.diagonal()
             D2 = np.where(better, np.maximum(first + second, 0.0), of_products)
-        return Gram(self.cosines, scaled_norms, D2, scale)
+        return Gram(self.cosines, scaled_norms, D2, scale, self.n)
 
     def averaged(self, R: Float64[np.ndarray, "p q"]) -> "Gram":
         """Return the Gram matrix of q averages of the gradients, G^T R.
@@ -174,7 +176,7 @@ class Gram:
         z = R[:, :, None] - R[:, None, :]
         D2 = symmetric(-0.5 * (z * np.tensordot(self.D2, z, axes=1)).sum(axis=0))
         roots = np.sqrt(np.maximum(np.diag(K), 0.0))
-        return Gram(cosines(K, roots), roots, np.maximum(D2, 0.0), self.scale)
+        return Gram(cosines(K, roots), roots, np.maximum(D2, 0.0), self.scale, self.n)
 
 
 def median_nonzero(norms: PerGradient) -> float:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Rule(RuleOptions, ABC):
 
     @property
     def needs_coordinate_count(self) -> bool:
-        """True if the decision depends on n, the number of coordinates; see `for_iteration`."""
+        """True if the decision depends on `Gram.n`, the number of coordinates."""
         return False
 
     @abstractmethod
@@ -140,6 +140,8 @@ class Rule(RuleOptions, ABC):
             gram, finite = measure(G, inner_products)
         else:
             gram, finite = Gram.unmeasured(G.p), np.ones(G.p, dtype=bool)
+        if self.needs_coordinate_count:
+            gram = replace(gram, n=G.coordinate_count())
         while True:
             decision = self._decide_about_workers(G, gram, finite, iteration)
             directions, not_finite = apply_to_blocks(decision.application, G, places)
@@ -171,10 +173,9 @@ class Rule(RuleOptions, ABC):
     def _decide_about_workers(self, G: ColumnBlocks, gram: Gram, finite: np.ndarray, iteration: int) -> Decision:
         """Decide in Gram space, with the options adjusted for workers whose gradients are not finite."""
         rows = finite.nonzero()[0]
-        n = G.coordinate_count() if self.needs_coordinate_count else None
         rule = self.for_rows(rows.tolist(), gram.p).adjusted_for_missing(gram.p - rows.size, rows.size)
-        rule = rule.for_iteration(iteration, n)
         mixed = apply_preaggregators(gram.without(~finite), rule.steps, StepContext(rule.f, rule.seed, iteration))
+        rule = rule.for_iteration(iteration)
         with plugins.attribute_errors_to_plugin("rule"):
             if rule.direction_outside_span:
                 (whole,) = G.blocks

@@ -5,7 +5,7 @@ Source: the paper, Algorithm 1 and eq. 5.
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -13,29 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fa import flags
+from fa import flags, likelihood
 from fa.flags.nested import check_dims
 from fa.gradients import Gradients, read
 from fa.gradients.gram import Gram
-from fa.irls import (
-    DEFAULTS,
-    FORMULATIONS,
-    Formulation,
-    GroupTerm,
-    Options,
-    Solution,
-    random_first_basis,
-    solve,
-    solve_gram,
-)
+from fa.irls import DEFAULTS, FORMULATIONS, Formulation, GroupTerm, Options, random_first_basis, solve, solve_gram
 from fa.irls.worker_weights import read_weights
 from fa.objective import values
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
 from fa.rules.options import AnyRule
 from fa.rules.preaggregators import MixedGradients, make_step
-from fa.theory.likelihood import Beta, fit
-from fa.utils import seeds
+from fa.utils.seeds import derive_seed
 from fa.utils.validation import check, check_integer, check_one_of
 
 STARTS = ("equal", "data", "random")
@@ -70,11 +59,12 @@ class FlagAggregator(Rule):
             hints of `fa.flags.hints`: each worker names the K coordinates in which its gradient is largest.
         dims: Dimensions m_1 < ... < m_K of nested subspaces, as in `fa.flags.solve`, with the direction of the
             outermost. They replace `m`. None: one subspace.
-        gradients_per_worker: Number k of gradients of each worker: rows i k to i k + k - 1 are those of worker i, with
-            one term in eq. 5. `worker_weights` and the default of `m` then count workers, and `f` counts rows.
+        gradients_per_worker: Number k_i of gradients of each worker, or one for all. The first k_0 rows are those
+            of worker 0, and so on; each worker has one term in eq. 5. `worker_weights` and the default of `m` then
+            count workers, and `f` counts rows.
         group_term: Term of a worker with several gradients, "fraction" or "chordal", as in `fa.irls.solve`.
         prior: alpha and beta of the Beta distribution of the explained variances, in the form of eq. 4 with this `a`.
-            The solver is `fa.theory.likelihood.fit` without random starts. None: (1, 1/2), by IRLS.
+            The solver is `fa.likelihood.fit` without random starts. None: (1, 1/2), by IRLS.
     """
 
     m: int | None = DEFAULTS.m
@@ -88,10 +78,8 @@ class FlagAggregator(Rule):
     start: str = "equal"
     dims: Sequence[int] | None = None
     prior: Sequence[float] | None = None
-    gradients_per_worker: int = 1
+    gradients_per_worker: int | Sequence[int] = 1
     group_term: GroupTerm = DEFAULTS.group_term
-    _drawn: tuple[int, int | None] = field(default=(0, None), init=False, repr=False, compare=False)
-    _counts: tuple[int, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     name: ClassVar[str] = "fa"
     column_count_option: ClassVar[str] = "m"
@@ -105,12 +93,10 @@ class FlagAggregator(Rule):
         if self.max_iter is None:
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
         check("max_iter", self.max_iter, self.max_iter == 1 or not released, '1 with formulation="released"')
-        check_integer("gradients_per_worker", self.gradients_per_worker, 1)
+        self._check_workers_options()
         norm = self.options.leaves_span  # The constructor of the options checks them.
         within = not (released and norm)
         check("regularizer", self.regularizer, within, '"pairwise" or "group" with formulation="released"')
-        if self.worker_weights is not None:
-            object.__setattr__(self, "worker_weights", read_weights(self.worker_weights))
         if not _largest(self.start):
             check_one_of("start", self.start, STARTS, f"or {_LARGEST}K")
         check("start", self.start, self.start in STARTS or not norm, f"a name with regularizer={self.regularizer!r}")
@@ -120,15 +106,24 @@ class FlagAggregator(Rule):
             check("m", self.m, self.m is None, "None with dims, the last of which replaces it")
             check("regularizer", self.regularizer, not norm, '"pairwise" with dims')
             check("formulation", self.formulation, not released, '"paper" with dims')
-
         if self.prior is not None:
             self._check_prior(self.prior)
 
+    def _check_workers_options(self) -> None:
+        """Check the options that have one number for each worker."""
+        if self.worker_weights is not None:
+            object.__setattr__(self, "worker_weights", read_weights(self.worker_weights))
+        counts = self.gradients_per_worker
+        if isinstance(counts, list | tuple):
+            object.__setattr__(self, "gradients_per_worker", tuple(counts))
+        for count in counts if isinstance(counts, list | tuple) else (counts,):
+            check_integer("gradients_per_worker", count, 1)
+
     def _check_prior(self, prior: Sequence[float]) -> None:
-        """Check alpha and beta, and that no option asks for another solver."""
+        """Check alpha and beta, and that no option needs another solver."""
         check("prior", prior, isinstance(prior, list | tuple) and len(prior) == 2, "two numbers, alpha and beta")
         object.__setattr__(self, "prior", tuple(prior))
-        Beta(prior[0], prior[1], self.a)  # The constructor checks them.
+        likelihood.Beta(prior[0], prior[1], self.a)  # The constructor checks them.
         names = ("worker_weights", "start", "dims", "formulation", "gradients_per_worker")
         changed = [name for name in names if getattr(self, name) != getattr(type(self), name)]
         check("prior", prior, not changed, f"None with {', '.join(changed)}")
@@ -140,14 +135,7 @@ class FlagAggregator(Rule):
         assert self.max_iter is not None  # by __post_init__
         weights = None if self.worker_weights is None else tuple(self.worker_weights)
         settings = self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter
-        return Options(*settings, seed=self._seed, worker_weights=weights, group_term=self.group_term)
-
-    @property
-    def _seed(self) -> int:
-        """Seed of the iteration's random start."""
-        if self.start != "random":
-            return self.seed
-        return seeds.derive_seed("first basis", self.seed, 0, self._drawn[0])
+        return Options(*settings, seed=self.seed, worker_weights=weights, group_term=self.group_term)
 
     @property
     def needs_coordinate_count(self) -> bool:
@@ -166,48 +154,51 @@ class FlagAggregator(Rule):
     def check_workers(self, p: int, remark: str = "") -> None:
         """Check p as every rule does, and that there are gradients and a weight of each worker."""
         super().check_workers(p, remark)
-        k = self.gradients_per_worker
-        if self._counts is None:
-            check("gradients_per_worker", k, p % k == 0, f"a divisor of p = {p}, the number of gradients")
-        if self.worker_weights is not None or k > 1:
+        counts = self._counts(p)
+        if self.worker_weights is not None:
+            read_weights(self.worker_weights, len(counts))
+        if self.worker_weights is not None or len(counts) < p:
             mixing = [name for name in self.steps if not make_step(name).keeps_workers]
             requirement = "ones that neither choose nor mix workers, with worker_weights or gradients_per_worker"
             check("preaggregators", mixing, not mixing, requirement)
-        if self.worker_weights is not None:
-            read_weights(self.worker_weights, p // k if self._counts is None else len(self._counts))
+
+    def _counts(self, p: int) -> tuple[int, ...]:
+        """Return the number of gradients of each worker, of p together."""
+        counts = self.gradients_per_worker
+        if isinstance(counts, int):
+            check("gradients_per_worker", counts, p % counts == 0, f"a divisor of p = {p}, the number of gradients")
+            return (counts,) * (p // counts)
+        check("gradients_per_worker", counts, sum(counts) == p, f"numbers with the sum p = {p}")
+        return tuple(counts)
 
     def for_rows(self: AnyRule, rows: Sequence[int], p: int) -> AnyRule:
         """Return the rule with the workers of these rows, and their weights."""
         assert isinstance(self, FlagAggregator)
-        k, weights = self.gradients_per_worker, self.worker_weights
-        if k == 1 and weights is None:
+        if self.worker_weights is None and self.gradients_per_worker == 1:
             return self
-        check("gradients_per_worker", k, p % k == 0, f"a divisor of p = {p}, the number of gradients")
-        counts = Counter(row // k for row in rows)
-        rule: Any = self
-        if weights is not None:
-            read_weights(weights, p // k)
-            rule = replace(self, worker_weights=tuple(weights[worker] for worker in counts))
-        return _with_state(rule, self._drawn, tuple(counts.values()))  # type: ignore[no-any-return]
+        counts = self._counts(p)
+        owner = np.repeat(np.arange(len(counts)), counts)
+        remaining = Counter(owner[list(rows)].tolist())
+        weights = None if self.worker_weights is None else read_weights(self.worker_weights, len(counts))
+        return replace(
+            self,
+            gradients_per_worker=tuple(remaining.values()),
+            worker_weights=None if weights is None else tuple(weights[worker] for worker in remaining),
+        )
 
-    def for_iteration(self: AnyRule, iteration: int, n: int | None = None) -> AnyRule:
-        """Return the rule that draws the iteration's random start."""
+    def for_iteration(self: AnyRule, iteration: int) -> AnyRule:
+        """Return the rule with the seed of the iteration's random start."""
         assert isinstance(self, FlagAggregator)
         if self.start != "random":
             return self
-        return _with_state(self, (iteration, n), self._counts)  # type: ignore[no-any-return]
-
-    def with_options(self: AnyRule, **options: Any) -> AnyRule:
-        """Return a copy with other options, which keeps what depends on an iteration's gradients."""
-        assert isinstance(self, FlagAggregator)
-        return _with_state(replace(self, **options), self._drawn, self._counts)  # type: ignore[no-any-return]
+        return replace(self, seed=derive_seed("first basis", self.seed, 0, iteration))
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
         columns = mixed.apply_to(G)
         if self.options.leaves_span:
-            options = vars(self.options)
-            groups = columns if self._counts is None else list(columns.split(self._counts))
-            solution = solve(groups, start=self.start, **options)
+            counts = self._counts(len(columns))
+            groups = columns if len(counts) == len(columns) else list(columns.split(counts))
+            solution = solve(groups, start=self.start, **vars(self.options))
             return ColumnDecision(direction=solution.direction(), values=values(G, solution.Y))
         if self.prior is not None:
             return self._decide_by_likelihood(columns, *self.prior)
@@ -217,41 +208,28 @@ class FlagAggregator(Rule):
         return self._decide(mixed.gram, read(rows), start)
 
     def _decide_by_likelihood(self, columns: Tensor, alpha: float, beta: float) -> ColumnDecision:
-        options, rows, dtype = self.options, columns.double(), columns.dtype
-        found = fit(
-            rows, Beta(alpha, beta, self.a), self.m, self.lam, self.tol, options.max_iter, restarts=0, seed=self.seed
-        )
-        Y = torch.from_numpy(found.Y).to(rows)
-        direction = (Y @ (Y.T @ rows.mean(dim=0))).to(dtype)
-        return ColumnDecision(direction=direction, values=found.values)
+        prior, rows, max_iter = likelihood.Beta(alpha, beta, self.a), columns.double(), self.options.max_iter
+        fitted = likelihood.fit(rows, prior, self.m, self.lam, self.tol, max_iter, restarts=0, seed=self.seed)
+        Y = torch.from_numpy(fitted.Y).to(rows)
+        direction = (Y @ (Y.T @ rows.mean(dim=0))).to(columns.dtype)
+        return ColumnDecision(direction=direction, values=fitted.values)
 
     def decide(self, gram: Gram) -> ColumnDecision:
         if not self.needs_coordinate_count:
             return self._decide(gram, None, self.start)
-        n = self._drawn[1]
-        check("n", n, n is not None, "available for a random first basis, as in `aggregate`")
-        assert n is not None
-        return self._decide(gram, None, random_first_basis(n, self._seed))
+        check("n", gram.n, gram.n is not None, "available for a random first basis, as in `aggregate`")
+        assert gram.n is not None
+        return self._decide(gram, None, random_first_basis(gram.n, self.seed))
 
     def _decide(self, gram: Gram, gradients: Gradients | None, start: Any) -> ColumnDecision:
-        solution = self._solve(gram, gradients, start)
-        return ColumnDecision(weights=solution.weights(self.formulation), coefficients=solution.coefficients)
-
-    def _solve(self, gram: Gram, gradients: Gradients | None, start: Any) -> Solution:
+        counts = self._counts(gram.p)
         if self.dims is None:
-            return solve_gram(gram, self.options, gradients, self.formulation, start, self._counts)
-        # Excluded workers, and gradients that agree, leave fewer dimensions than were asked for.
-        rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
-        dims = [m for m in self.dims if m <= rank] or [max(1, rank)]
-        return flags.solve_gram(gram, dims, self.options, gradients, start, self._counts).levels[-1]
-
-
-def _with_state(rule: Any, drawn: tuple[int, int | None], counts: tuple[int, ...] | None) -> Any:
-    """Return a copy of the rule with the fields that depend on an iteration's gradients."""
-    copied = replace(rule)
-    object.__setattr__(copied, "_drawn", drawn)
-    object.__setattr__(copied, "_counts", counts)
-    return copied
+            solution = solve_gram(gram, self.options, gradients, self.formulation, start, counts)
+        else:  # Excluded workers, and gradients that agree, may leave fewer dimensions.
+            rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
+            dims = [m for m in self.dims if m <= rank] or [max(1, rank)]
+            solution = flags.solve_gram(gram, dims, self.options, gradients, start, counts).levels[-1]
+        return ColumnDecision(weights=solution.weights(self.formulation), coefficients=solution.coefficients)
 
 
 def _largest(start: str) -> int:

@@ -131,20 +131,15 @@ class RuleOptions:
         """
         return self
 
-    def for_iteration(self: AnyRule, iteration: int, n: int | None = None) -> AnyRule:
+    def for_iteration(self: AnyRule, iteration: int) -> AnyRule:
         """Return the rule for one iteration.
 
         A rule that draws random numbers in `decide` overrides this method.
 
         Args:
             iteration: Iteration of the training run.
-            n: Number of coordinates, for a rule with `needs_coordinate_count`.
         """
         return self
-
-    def with_options(self: AnyRule, **options: Any) -> AnyRule:
-        """Return a copy with other options. A rule with fields that are no options overrides this method."""
-        return replace(self, **options)
 
     def adjusted_for_missing(self: AnyRule, missing: int, p: int) -> AnyRule:
         """Return the rule for p gradients that remain when `missing` workers are known to be Byzantine.
@@ -162,7 +157,7 @@ class RuleOptions:
             if self._column_count is not None:
                 q = column_counts(self.steps, p, options["f"])[-1]
                 options[self.column_count_option] = max(1, min(self._column_count, q))
-            rule, remark = self.with_options(**options), f" ({missing} of {p + missing} left out: {NOT_FINITE})"
+            rule, remark = replace(self, **options), f" ({missing} of {p + missing} left out: {NOT_FINITE})"
         rule.check_workers(p, remark)
         return rule
 

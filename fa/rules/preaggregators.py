@@ -213,7 +213,7 @@ def _project(gram: Gram, C: Float64[np.ndarray, "p m"]) -> tuple[Factor, Gram]:
     D2 = np.square(P[:, :, None] - P[:, None, :]).sum(axis=0)
     lengths = np.linalg.norm(P, axis=0)
     units = np.divide(P, lengths, out=np.zeros_like(P), where=lengths != 0)
-    return C @ (gram.scale * P), Gram(symmetric(units.T @ units), lengths, D2, gram.scale)
+    return C @ (gram.scale * P), Gram(symmetric(units.T @ units), lengths, D2, gram.scale, gram.n)
 
 
 STEPS: dict[str, Step] = {

@@ -1,9 +1,9 @@
-"""Computations of the theory notebooks. FA with a prior imports `likelihood`."""
+"""Computations that only the theory notebooks use."""
 
 import importlib
 from typing import Any
 
-_MODULES = ("algorithm1_line5", "breakdown", "likelihood", "optimality", "quantization")
+_MODULES = ("algorithm1_line5", "breakdown", "optimality", "quantization")
 
 
 def __getattr__(name: str) -> Any:
