@@ -25,7 +25,7 @@ OPTIONS = {
     "start": (str, "FA: 'equal', 'data', 'random' or 'largest:K'. Centered clipping: first point, 'zero' or 'mean'."),
     "gradients_per_worker": (
         str,
-        "FA: number of gradients of each worker, as in 2 or 2,3,1: consecutive ranks are one worker's.",
+        "FA: number of gradients of each worker (consecutive ranks), as in 2 or 2,3,1.",
     ),
     "group_term": (str, "FA: term of a worker with several gradients, 'fraction' or 'chordal'."),
     "dims": (str, "FA: dimensions of nested subspaces, separated by commas, as in 2,4,8."),
