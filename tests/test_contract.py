@@ -111,7 +111,7 @@ def test_a_byzantine_worker_cannot_exclude_the_others_by_a_finite_mask() -> None
     workers = state_dicts(mask=torch.tensor([-torch.inf, 0.0]))
     workers[0]["mask"] = torch.zeros(2)
     result = fa.make_rule("median", f=1).aggregate(workers)
-    assert result.decision.left_out == {}
+    assert result.decision.excluded == {}
     assert torch.equal(result.direction["mask"], torch.tensor([-torch.inf, 0.0]))
 
 
@@ -168,7 +168,7 @@ def test_any_float64_is_right_or_left_out(data: st.DataObject) -> None:
     except ValueError:  # Too few are left, or their norms' ratios leave float64's range.
         return
     far = np.linalg.norm(G / 2.0**1004, axis=1) > 1
-    assert {i for i, reason in result.decision.left_out.items() if reason == OUT_OF_RANGE} == set(np.flatnonzero(far))
+    assert {i for i, reason in result.decision.excluded.items() if reason == OUT_OF_RANGE} == set(np.flatnonzero(far))
     assert np.isfinite(result.decision.values[~far]).all()
     assert np.abs(result.direction).max() <= max(2.0, 100 * np.abs(G[~far]).max())  # "unit" makes norms 1
 

@@ -39,7 +39,7 @@ def same(ours: fa.Rule, G: torch.Tensor) -> None:
     near = TOLERANCE[G.dtype] * float(here.direction.double().abs().max())
     torch.testing.assert_close(there.direction.cpu().double(), here.direction.double(), rtol=0, atol=near)
     assert there.decision.selected == here.decision.selected
-    assert there.decision.left_out == here.decision.left_out
+    assert there.decision.excluded == here.decision.excluded
     for name in ("weights", "values"):
         mine, theirs = getattr(here.decision, name), getattr(there.decision, name)
         assert (mine is None) == (theirs is None)

@@ -89,7 +89,7 @@ def work(rank: int, p: int, folder: Path) -> None:
                 loss(wrapped, rank, iteration).backward()
             found[f"{name}/{faulty}/g"], found[f"{name}/{faulty}/d"] = flat(own).numpy(), flat(wrapped).numpy()
             assert aggregation.decision is not None
-            found[f"{name}/{faulty}/left out"] = np.array(repr(aggregation.decision.left_out))
+            found[f"{name}/{faulty}/left out"] = np.array(repr(aggregation.decision.excluded))
     np.savez(folder / f"{rank}.npz", **found)
     refuses(rank)
     gives_nan_if_too_few_gradients_are_finite(rank)
@@ -152,8 +152,8 @@ def test_the_gradient_is_the_rules_of_whole_gradients(
     expected = make_rule(name, f=int(name == "median")).aggregate(G)
     for rank in found:
         np.testing.assert_allclose(rank[f"{name}/{faulty}/d"], expected.direction, rtol=1e-5, atol=1e-5)
-        assert str(rank[f"{name}/{faulty}/left out"]) == repr(expected.decision.left_out)
-    assert (1 in expected.decision.left_out) >= faulty
+        assert str(rank[f"{name}/{faulty}/left out"]) == repr(expected.decision.excluded)
+    assert (1 in expected.decision.excluded) >= faulty
 
 
 def test_the_example_runs_under_torchrun() -> None:

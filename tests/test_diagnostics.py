@@ -29,7 +29,7 @@ def run(folder: Path, rule: str, **options: object) -> run_plot.RunTables:
 
 
 @pytest.mark.parametrize(
-    ("rule", "options", "weighs", "left_out"),
+    ("rule", "options", "weighs", "excluded"),
     [
         ("krum", {}, True, 10),
         ("multi_krum", {}, True, 4),
@@ -42,7 +42,7 @@ def run(folder: Path, rule: str, **options: object) -> run_plot.RunTables:
     ],
 )
 def test_the_records_are_the_rules_decisions(
-    rule: str, options: dict, weighs: bool, left_out: int, tmp_path: Path
+    rule: str, options: dict, weighs: bool, excluded: int, tmp_path: Path
 ) -> None:
     """Against the rule called again on the gradients that the run saw."""
     decisions = []
@@ -56,8 +56,8 @@ def test_the_records_are_the_rules_decisions(
     for iteration, decision in enumerate(decisions, start=1):
         rows = read.workers[read.workers["iteration"] == iteration].set_index("worker")
         assert set(rows.index[rows["status"] == "used"]) == set(decision.selected)
-        assert {w: r for w, r in rows["reason"].items() if r} == decision.left_out
-        assert len(decision.left_out) == left_out
+        assert {w: r for w, r in rows["reason"].items() if r} == decision.excluded
+        assert len(decision.excluded) == excluded
         if weighs:
             np.testing.assert_allclose(rows["weight"], decision.weights, rtol=1e-4, atol=1e-6)
             share = np.abs(decision.weights) / np.abs(decision.weights).sum()

@@ -245,12 +245,12 @@ def hand_made() -> pd.DataFrame:
     common = {"attack": "alie", "seed": 1}
     values = {"FA": [[0.1, 0.9, 0.5, 0.6, 0.7], [0.1, 0.2, 0.5, 0.6, 0.7]]}
     weights = {"FA": [[0.2, 0.3, 0.1, 0.0, 0.4], [0.0, 0.1, 0.2, 0.2, 0.2]], extra04.UNIT_MEAN: [[0.2] * 5, [0.2] * 5]}
-    left_out = {"Multi-Krum": [{0, 1, 2}, {2, 3}], "Bulyan": [set(), set()], KRUM_FA: [{0, 1}, {0, 1}]}
+    excluded = {"Multi-Krum": [{0, 1, 2}, {2, 3}], "Bulyan": [set(), set()], KRUM_FA: [{0, 1}, {0, 1}]}
     rows = []
-    for rule in (*values, extra04.UNIT_MEAN, *left_out):
+    for rule in (*values, extra04.UNIT_MEAN, *excluded):
         for iteration in (0, 1):
             for worker in range(5):
-                out = worker in left_out.get(rule, [set(), set()])[iteration]
+                out = worker in excluded.get(rule, [set(), set()])[iteration]
                 row = {"value": np.nan, "weight": np.nan, "status": "left out" if out else USED}
                 for name, numbers in (("value", values), ("weight", weights)):
                     if rule in numbers:

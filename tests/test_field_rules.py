@@ -243,7 +243,7 @@ def test_the_trusted_worker_keeps_its_rank_if_others_are_excluded() -> None:
     bad[[0, 2]] = np.nan
     result = fa.make_rule("monna", f=2, reference=3).aggregate(bad)
     np.testing.assert_allclose(result.direction, fa.aggregate(G[[1, 3, 4, 5, 6]], "monna", f=0, reference=1))
-    assert result.decision.left_out == {0: NOT_FINITE, 2: NOT_FINITE}
+    assert result.decision.excluded == {0: NOT_FINITE, 2: NOT_FINITE}
     with pytest.raises(TooFewWorkersError, match=r"^reference must be .*\b2\b"):
         fa.make_rule("monna", f=2, reference=2).aggregate(bad)
     np.testing.assert_allclose(fa.aggregate(G, "monna", f=3), reference.monna(G, 3))

@@ -141,8 +141,8 @@ def test_what_is_no_model_is_left_out_and_counts_as_faulty(kind: str) -> None:
     model, metrics = a_round(strategy, faulty(kind))
     same(model, expected(fa.make_rule("trimmed_mean", f=1), without=(99,)))
     assert metrics == pytest.approx({"loss": 0.5})
-    assert list(strategy.left_out[1]) == [99]
-    assert (NOT_FINITE in strategy.left_out[1][99]) == (kind == "nan")
+    assert list(strategy.excluded[1]) == [99]
+    assert (NOT_FINITE in strategy.excluded[1][99]) == (kind == "nan")
 
 
 METRICS: dict[str, dict[str, Any]] = {
@@ -172,7 +172,7 @@ def test_metrics_of_one_client_neither_end_a_round_nor_ruin_the_others(kind: str
     same(model, expected(fa.make_rule("median"), without=(99,)))
     assert metrics is not None
     assert dict(metrics) == {"loss": pytest.approx(0.5), "classes": pytest.approx([1.0, 2.0])}
-    assert list(strategy.left_out[1]) == [99]
+    assert list(strategy.excluded[1]) == [99]
 
 
 def test_a_round_that_was_not_configured_is_aggregated_as_fedavg_aggregates_it() -> None:
@@ -209,14 +209,14 @@ def test_each_nodes_weight_or_reason_is_logged(
     caplog.set_level(logging.INFO, "flwr")
     strategy = Strategy(fa.make_rule("multi_krum", f=2, keep=4))
     a_round(strategy)
-    assert len(strategy.left_out[1]) == 5
-    (reason,) = set(strategy.left_out[1].values())
+    assert len(strategy.excluded[1]) == 5
+    (reason,) = set(strategy.excluded[1].values())
     assert numbers(reason) == [4]
-    assert set(strategy.left_out[1]) < set(NODES)
-    used = set(NODES) - set(strategy.left_out[1])
+    assert set(strategy.excluded[1]) < set(NODES)
+    used = set(NODES) - set(strategy.excluded[1])
     assert strategy.weights[1] == pytest.approx({node: 0.25 if node in used else 0.0 for node in NODES})
     lines = [record.getMessage() for record in caplog.records if "excluded" in record.getMessage()]
-    assert sorted(int(numbers(line)[0]) for line in lines) == sorted(strategy.left_out[1])
+    assert sorted(int(numbers(line)[0]) for line in lines) == sorted(strategy.excluded[1])
     assert all(any(str(node) in record.getMessage() for record in caplog.records) for node in used)
 
 

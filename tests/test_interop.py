@@ -61,7 +61,7 @@ def test_a_worker_with_nan_is_left_out_and_the_kind_is_kept() -> None:
     G = gradients().numpy().astype(np.float64)
     G[4, 7] = np.nan
     result = fa.make_rule("byzfl:TrMean", f=2).aggregate(G)
-    assert result.decision.left_out == {4: NOT_FINITE}
+    assert result.decision.excluded == {4: NOT_FINITE}
     np.testing.assert_allclose(result.direction, byzfl.TrMean(1)(torch.from_numpy(np.delete(G, 4, axis=0))))
     assert result.direction.dtype == np.float64
     assert fa.aggregate(gradients().half(), "byzfl:Median").dtype == torch.float16

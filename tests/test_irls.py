@@ -122,8 +122,8 @@ def test_a_pair_too_close_for_its_direction_is_left_out_and_the_resolution_says_
     solution = irls.solve(near, m=2, lam=3.0)
     expected = irls.solve(equal, m=2, lam=3.0)
     assert solution.objective == pytest.approx(expected.objective, rel=1e-6)
-    left_out = 2 * 3.0 / 3 * (not np.array_equal(near[0], near[1]))
-    assert solution.objective_error_bound == pytest.approx(expected.objective_error_bound + left_out)
+    excluded = 2 * 3.0 / 3 * (not np.array_equal(near[0], near[1]))
+    assert solution.objective_error_bound == pytest.approx(expected.objective_error_bound + excluded)
 
 
 @pytest.mark.parametrize("distance", [1e-4, 3e-6])

@@ -108,7 +108,7 @@ def test_the_options_of_the_rule_reach_it(capsys: pytest.CaptureFixture[str], tm
     assert decision.weights is not None
     assert report["weights"] == decision.weights.tolist()
     assert report["selected"] == list(decision.selected)
-    assert report["left_out"] == {str(worker): reason for worker, reason in decision.left_out.items()}
+    assert report["excluded"] == {str(worker): reason for worker, reason in decision.excluded.items()}
 
 
 def test_a_worker_with_nan_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path, G: torch.Tensor) -> None:

@@ -97,8 +97,8 @@ def test_the_tutorial_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out in DOCS["tutorial"]
     for block in others:
         exec(block, names)
-    left_out = fa.make_rule("multi_krum", f=3).aggregate(names["G"]).decision.left_out
-    assert ({0, 1, 2} <= set(left_out), len(left_out)) == (True, 5)
+    excluded = fa.make_rule("multi_krum", f=3).aggregate(names["G"]).decision.excluded
+    assert ({0, 1, 2} <= set(excluded), len(excluded)) == (True, 5)
     assert names["accuracy"]["mean"] < 0.2
     assert min(names["accuracy"]["fa"], names["accuracy"]["multi_krum"]) > 0.75
 

@@ -50,7 +50,7 @@ def test_released_bulyan_excludes_workers_of_worst_score() -> None:
     G = normal(11, 50)
     G[:2] += 100
     decision = make_rule("bulyan", f=2, formulation="released").aggregate(G).decision
-    assert set(decision.left_out) >= {0, 1}
+    assert set(decision.excluded) >= {0, 1}
     assert len(decision.selected) == 11 - 2 - 2
 
 

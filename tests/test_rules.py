@@ -350,7 +350,7 @@ def test_rows_that_are_not_finite_are_left_out_and_count_against_f(name, key, pr
     rest = np.delete(G, [2, 11], axis=0)
     result = make_rule(name, f=3, **options).aggregate(bad)
     np.testing.assert_allclose(result.direction, aggregate(rest, name, f=1, **options), atol=1e-12)
-    assert result.decision.left_out[2] == result.decision.left_out[11] == NOT_FINITE
+    assert result.decision.excluded[2] == result.decision.excluded[11] == NOT_FINITE
     assert not {2, 11} & set(result.decision.selected)
     if result.decision.weights is not None:
         assert result.decision.weights[2] == result.decision.weights[11] == 0
@@ -388,14 +388,14 @@ def test_decisions_tell_who_was_used_and_why_not_the_others():
     G = np.vstack([normal(12, 50), 9 + normal(3, 50)])
     krum = decide(G, "multi_krum", f=3)
     assert len(krum.selected) == 10
-    assert set(krum.selected) | set(krum.left_out) == set(range(15))
-    assert {12, 13, 14} <= set(krum.left_out)
-    (reason,) = set(krum.left_out.values())
+    assert set(krum.selected) | set(krum.excluded) == set(range(15))
+    assert {12, 13, 14} <= set(krum.excluded)
+    (reason,) = set(krum.excluded.values())
     assert "10" in reason  # the scores that were kept
     np.testing.assert_allclose(krum.weights @ G, aggregate(G, "multi_krum", f=3))
     fa = decide(G, "fa", f=3, preaggregators=("krum", "median_norm"))
-    assert list(fa.left_out) == [12, 13, 14]
-    assert not {reason, NOT_FINITE} & set(fa.left_out.values())  # by a step before the rule, which is another reason
+    assert list(fa.excluded) == [12, 13, 14]
+    assert not {reason, NOT_FINITE} & set(fa.excluded.values())  # by a step before the rule, which is another reason
     np.testing.assert_allclose(fa.weights @ G, aggregate(G, "fa", f=3, preaggregators=("krum", "median_norm")))
     median = decide(G, "median")
     assert median.weights is None

@@ -92,7 +92,7 @@ def refuses(shards: Shards, rank: int) -> None:
 
 
 def told(result: Aggregate) -> str:
-    return repr((result.decision.selected, result.decision.left_out))
+    return repr((result.decision.selected, result.decision.excluded))
 
 
 @pytest.fixture(scope="module")

@@ -137,7 +137,7 @@ def test_the_rule_drops_the_weights_of_excluded_workers():
     decision = make_rule("fa", f=1, worker_weights=c).aggregate(G)
     expected = make_rule("fa", worker_weights=tuple(c[i] for i in rest))(G[rest])
     np.testing.assert_allclose(decision.direction, expected, atol=1e-12)
-    assert set(decision.decision.left_out) == {2}
+    assert set(decision.decision.excluded) == {2}
 
 
 def test_the_rule_refuses_weights_behind_a_step_that_selects_or_mixes_workers():

@@ -58,11 +58,11 @@ def aggregate(
         size = G.shape[1]
         with create_output(out, layout, size) as d:
             decision = aggregator.aggregate(G, out=d).decision
-    seconds, p = time.perf_counter() - started, len(decision.selected) + len(decision.left_out)
+    seconds, p = time.perf_counter() - started, len(decision.selected) + len(decision.excluded)
     if as_json:
         click.echo(json.dumps(_description(decision, p), indent=2))
         return
-    for worker, reason in decision.left_out.items():
+    for worker, reason in decision.excluded.items():
         file = f" ({files[worker].name})" if len(files) > 1 else ""
         click.echo(f"worker {worker}{file} excluded: {reason}")
     click.echo(f"{rule} of {p} gradients with {size} coordinates in {seconds:.1f} s: {out}")
@@ -74,7 +74,7 @@ def _description(decision: Decision, p: int) -> dict[str, Any]:
 
     return {
         "selected": decision.selected,
-        "left_out": decision.left_out,
+        "excluded": decision.excluded,
         "weights": per_worker(decision.weights, p),
         "values": per_worker(decision.values, p),
     }

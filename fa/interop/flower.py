@@ -46,7 +46,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
 
     Attributes:
         rule: The rule.
-        left_out: Reasons for the exclusion of nodes, by round and node.
+        excluded: Reasons for the exclusion of nodes, by round and node.
         weights: Weights of the nodes' updates in the direction, by round and node. None for a rule without weights.
 
     Raises:
@@ -60,7 +60,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
             )
         super().__init__(**options)
         self.rule = make_rule(rule) if isinstance(rule, str) else rule
-        self.left_out: dict[int, dict[int, str]] = {}
+        self.excluded: dict[int, dict[int, str]] = {}
         self.weights: dict[int, dict[int, float | None]] = {}
         self._sent: dict[str, Tensor] = {}
 
@@ -105,14 +105,14 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
             return None, None
         G = [self._nothing() if update is None else update for update in updates]
         result = self.rule.aggregate(G, iteration=server_round)
-        left_out = {nodes[row]: reason for row, reason in result.decision.left_out.items()}
-        left_out |= {node: _MALFORMED for node, update in zip(nodes, updates, strict=True) if update is None}
-        self.left_out[server_round] = left_out
+        excluded = {nodes[row]: reason for row, reason in result.decision.excluded.items()}
+        excluded |= {node: _MALFORMED for node, update in zip(nodes, updates, strict=True) if update is None}
+        self.excluded[server_round] = excluded
         weights = dict(zip(nodes, per_worker(result.decision.weights, len(nodes)), strict=True))
         self.weights[server_round] = weights
         for node, weight in weights.items():
             share = "" if weight is None else f", weight {weight:.4f}"
-            status = f"excluded: {left_out[node]}" if node in left_out else f"used{share}"
+            status = f"excluded: {excluded[node]}" if node in excluded else f"used{share}"
             logging.getLogger("flwr").info("\t> Node %d %s", node, status)
         return self._moved(result.direction), self.train_metrics_aggr_fn(whole, self.weighted_by_key)
 

@@ -53,14 +53,14 @@ class Decision:
 
     Attributes:
         selected: Workers whose gradients contribute to d.
-        left_out: The other workers, with the reason to exclude each.
+        excluded: The other workers, with the reason to exclude each.
         weights: d = sum_i weights_i g_i. None for a rule that does not weight gradients.
         values: Explained variances v_i, NaN for a gradient that is not finite. None for a rule without a basis.
         application: How d is computed from the gradients.
     """
 
     selected: tuple[int, ...]
-    left_out: dict[int, str]
+    excluded: dict[int, str]
     weights: Float64[np.ndarray, " p"] | None
     values: Float64[np.ndarray, " p"] | None
     application: Application = field(repr=False)
@@ -112,7 +112,7 @@ def to_worker_decision(
     weights = None if decided.weights is None else R @ decided.weights
     return Decision(
         selected=tuple(contributes.nonzero()[0].tolist()),
-        left_out=_reasons(gram, rows, R, contributes, decided.reason),
+        excluded=_reasons(gram, rows, R, contributes, decided.reason),
         weights=weights,
         values=_explained_variances(gram, rows, R, decided),
         application=_application(decided, weights, used),

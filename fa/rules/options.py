@@ -157,7 +157,7 @@ class RuleOptions:
             if self._column_count is not None:
                 q = column_counts(self.steps, p, options["f"])[-1]
                 options[self.column_count_option] = max(1, min(self._column_count, q))
-            rule, remark = replace(self, **options), f" ({missing} of {p + missing} left out: {NOT_FINITE})"
+            rule, remark = replace(self, **options), f" ({missing} of {p + missing} excluded: {NOT_FINITE})"
         rule.check_workers(p, remark)
         return rule
 

@@ -276,7 +276,7 @@ class Loop:
 
 def _rows(iteration: int, gathered: GatheredGradients, aggregate: Aggregate) -> list[WorkerRow]:
     decision, workers = aggregate.decision, len(gathered.G)
-    reasons = decision.left_out | dict(gathered.missing)
+    reasons = decision.excluded | dict(gathered.missing)
     values, weights = per_worker(decision.values, workers), per_worker(decision.weights, workers)
     selected = set(decision.selected)
 
