@@ -245,10 +245,11 @@ def test_the_verdict_on_packet_loss(way: tuple[float, ...], expected: list[str])
     claims = fig06a.claims(numbers, 0.1, links)
     assert [claim.verdict for claim in claims] == expected
     assert re.search(r"\b100 ms\b.*\b0%.*\b200 ms\b.*\b10%", claims[1].measured)
-    left, right = fig06a.draw(numbers, "title", links).axes
-    assert len(left.lines) == 8
-    assert [list(line.get_xdata()) for line in right.lines] == [pytest.approx([0.5, 1]), pytest.approx([1, 2])]
-    assert not fig06a.draw(numbers, "title").axes[1].lines
+    chunks, whole, lossy = fig06a.draw(numbers, "title", links).axes
+    assert len(chunks.lines) == 8
+    assert [list(line.get_xdata()) for line in whole.lines] == [pytest.approx([0.5, 1])]
+    assert [list(line.get_xdata()) for line in lossy.lines] == [pytest.approx([1, 2])]
+    assert len(fig06a.draw(numbers, "title").axes) == 1, "without measured links"
 
 
 def test_the_accuracies_to_reach_are_shares_of_what_fa_and_the_best_other_both_have() -> None:

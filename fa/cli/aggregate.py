@@ -65,7 +65,7 @@ def aggregate(
     for worker, reason in decision.excluded.items():
         file = f" ({files[worker].name})" if len(files) > 1 else ""
         click.echo(f"worker {worker}{file} excluded: {reason}")
-    click.echo(f"{rule} of {p} gradients with {size} coordinates in {seconds:.1f} s: {out}")
+    click.echo(f"{rule} of {p} gradients with {size} coordinates in {seconds:.1f} s, compilation included: {out}")
 
 
 def _description(decision: Decision, p: int) -> dict[str, Any]:

@@ -65,6 +65,16 @@ class Decision:
     values: Float64[np.ndarray, " p"] | None
     application: Application = field(repr=False)
 
+    def __repr__(self) -> str:
+        with np.printoptions(precision=3, suppress=True, threshold=_SHOWN, linewidth=10_000):
+            return (
+                f"Decision(selected={self.selected}, left_out={self.left_out}, weights={self.weights}, "
+                f"values={self.values})"
+            )
+
+
+_SHOWN = 100  # Number of workers whose weights and values a repr shows in full.
+
 
 @dataclass(frozen=True)
 class Aggregate:
@@ -77,6 +87,11 @@ class Aggregate:
 
     direction: Any
     decision: Decision
+
+    def __repr__(self) -> str:
+        shape = getattr(self.direction, "shape", None)
+        text = type(self.direction).__name__ if shape is None else f"{self.direction.dtype} {tuple(shape)}"
+        return f"Aggregate(direction={text}, decision={self.decision})"
 
 
 def check_column_decision(rule: str, decided: Any, q: int) -> None:
