@@ -172,6 +172,9 @@ class TrainConfig:
         unknown = sorted(set(record) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ValueError(f"unknown key in a configuration: {', '.join(unknown)}")
+        for field in dataclasses.fields(cls):
+            value = record.get(field.name, "")
+            check(field.name, value, field.type != "str" or isinstance(value, str), "a string")
         return cls(**record)
 
 
