@@ -1,11 +1,14 @@
 """The passes over the coordinates: compiled and plain torch against numpy, and against each other."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from fa import kernels
-from fa.kernels import cpu, torch_fallback
+from fa.kernels import cache, cpu, torch_fallback
 from fa.kernels.llvm import BLOCK
 from fa.kernels.sorting_network import sorting_network
 
@@ -165,3 +168,25 @@ def test_half_precision_is_summed_in_float32(dtype):
     assert d.dtype == dtype
     assert torch.equal(d, torch.from_numpy(wide.mean(axis=0)).to(dtype))
     np.testing.assert_allclose(kernels.gram(G), wide @ wide.T, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "setting", ["OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "ENABLE_AVX", "BOUNDSCHECK", "DEBUGINFO_DEFAULT"]
+)
+def test_machine_code_of_other_settings_is_another_one(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cache._sources_stamp()
+    assert cache._sources_stamp() == before
+    monkeypatch.setattr(cache.numba.config, setting, "another", raising=False)
+    assert cache._sources_stamp() != before
+
+
+def test_machine_code_of_other_sources_is_another_one_whatever_their_times_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamps = set()
+    monkeypatch.setattr(cache, "__file__", str(tmp_path / "cache.py"))
+    for content in ("a = 1", "a = 2"):
+        (tmp_path / "cpu.py").write_text(content)
+        os.utime(tmp_path / "cpu.py", (1, 1))
+        stamps.add(cache._sources_stamp())
+    assert len(stamps) == 2

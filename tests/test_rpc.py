@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed.rpc
 
 import fa
 from fa import cli, models
@@ -337,6 +338,77 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
         assert times == 3
         assert all(value in status for value in named[kind]) if kind else status == USED, status
     assert [other.exitcode for other in others] == [0] * len(kinds)
+
+
+def ahead(rank: int, port: int) -> None:
+    """A worker whose gradients are said to be of iteration 7."""
+    call = connection.call_server
+
+    def lying(function: Callable, *arguments: object, **options: object) -> object:
+        if function is exchange and arguments[1] != NEW:
+            arguments = (arguments[0], 7, *arguments[2:])
+        return call(function, *arguments, **options)
+
+    connection.call_server = lying
+    plain_worker(rank, port)
+
+
+def test_gradients_of_another_iteration_are_left_out_without_a_wait() -> None:
+    config, port = replace(SMALL, rule="median", workers=3, byzantine=0, iterations=3), free_port()
+    workers = [beside(plain_worker, 0, port), beside(plain_worker, 1, port), beside(ahead, 2, port)]
+    run = train(config, rpc=RpcConfig(port=port, spawn_workers=False, deadline=600))
+    for worker in workers:
+        worker.join(20)
+    assert all(re.search(r"\biteration 7\b", status) for status in reasons(run, 2))
+    assert reasons(run, 0) == {USED: 3}
+
+
+def intruder(port: int, path: str) -> None:
+    """A process without any secret, which has the server execute code."""
+    with connection.rpc_agent(connection.connect_store("127.0.0.1", port), "127.0.0.1", server=False):
+        torch.distributed.rpc.rpc_sync(connection.SERVER, os.mkdir, (path,))
+
+
+@pytest.mark.long
+def test_any_peer_executes_code_at_the_server(tmp_path: Path) -> None:
+    """What RPC does not withstand, as docs/security.md says."""
+    port = free_port()
+
+    def attack(state: Progress) -> None:
+        if state.iteration == 3:
+            process = beside(intruder, port, str(tmp_path / "bomb"))
+            process.join(60)
+
+    train(replace(SMALL, rule="median"), rpc=RpcConfig(port=port), progress=attack)
+    assert (tmp_path / "bomb").exists()
+
+
+GARBAGE = {"HTTP": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "zeros": bytes(100_000), "ones": b"\xff" * 100_000}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", GARBAGE)
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+def test_garbage_at_a_port_of_rpc_may_end_the_server(tmp_path: Path, name: str) -> None:
+    """It aborts, hangs or goes on: docs/security.md promises nothing. Our part is that no process remains."""
+    script = tmp_path / "serve.py"
+    script.write_text(SERVER.replace("{server}", "rpc=RpcConfig()").replace("100000", "300"))
+    serving = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert serving.stdout is not None
+    try:
+        assert serving.stdout.readline() == "training\n"
+        below = descendants(serving.pid)
+        for address in listening(serving.pid):
+            port = int(address.partition(":")[2], 16)
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as attacker:
+                attacker.sendall(GARBAGE[name])
+        with suppress(subprocess.TimeoutExpired):
+            serving.wait(30)
+    finally:
+        serving.kill()
+        serving.wait()
+    assert serving.returncode in (0, 1, 2, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL)
+    wait_until(lambda: not any(map(alive, below)))
 
 
 SERVER = """

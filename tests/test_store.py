@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from fa.data import MissingDataError, load
 from fa.experiments.runs import store
 from fa.experiments.runs.store import Record, RunStore
 from fa.training import CurvePoint, Run, TrainConfig, WorkerRow, record_schema
+from fa.utils import plugins
 
 FIGURES = Path(__file__).parents[1] / "figures"
 COMMITTED = sorted(FIGURES.glob("*/records*"))
@@ -105,6 +107,22 @@ def test_other_data_or_code_is_another_run(runs: RunStore, monkeypatch: pytest.M
     monkeypatch.undo()
     monkeypatch.setattr(store, "RECORD_VERSION", 10**6)
     assert runs.key(CONFIG) != key
+
+
+def test_another_version_of_a_rules_package_or_folder_of_data_is_another_run(
+    runs: RunStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, rule="byzfl:Median")
+    key = runs.key(config)
+    assert runs.key(config) == key
+    monkeypatch.setattr(plugins, "version", lambda name: "99.0")
+    assert runs.key(config) != key
+    keys = set()
+    for folder in ("a", "b"):
+        monkeypatch.setenv("FA_TINY_IMAGENET", str(tmp_path / folder))
+        monkeypatch.setattr("fa.data.load", lambda name, folder=folder: SimpleNamespace(checksum=folder))
+        keys.add(runs.key(replace(CONFIG, dataset="tiny-imagenet")))
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("name", [*store.FILES, store.MANIFEST])

@@ -201,6 +201,9 @@ class TrainConfig:
             raise ValueError(f"unknown key in a configuration: {', '.join(unknown)}")
         if isinstance(record.get("batch"), list):
             record["batch"] = tuple(record["batch"])
+        for field in dataclasses.fields(cls):
+            value = record.get(field.name, "")
+            check(field.name, value, field.type != "str" or isinstance(value, str), "a string")
         return cls(**record)
 
 
