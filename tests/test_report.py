@@ -34,7 +34,7 @@ def rows(report: str) -> list[list[str]]:
 def test_every_claim_has_a_row_and_every_figure_its_section(folder: Path) -> None:
     report = write(folder).read_text()
     claims = rows(report)
-    assert list(dict.fromkeys(row[0] for row in claims)) == [f"C{i}" for i in range(1, 17)]
+    assert list(dict.fromkeys(row[0] for row in claims)) == [f"C{i}" for i in range(1, 19)]
     with (folder / "fig04_byzantine_workers.claims.csv").open(newline="") as file:
         claimed = list(csv.DictReader(file))
     provenance = json.loads((folder / "fig04_byzantine_workers.json").read_text())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fa.experiments.figures.extras_common import RULES, SEEDS, best_label, by_label, draw_dots, make_extra
 from fa.experiments.reporting import style
@@ -22,51 +24,98 @@ WORKERS = 15
 SIZES = {"smoke": (1, 16), "quick": (4, 64), "cpu": (4, 64), "paper": (16, 256)}
 """Batch sizes of even and of odd ranks, by profile: as many images in all as with equal batches, up to a tenth."""
 
-PANELS = {"none": (0, "no Byzantine worker"), "random": (3, "f = 3, random in [0, 1)"), "collude": (3, "f = 3, colluding")}
-"""Number of Byzantine workers and heading, by attack."""
 
-FA, PLAIN_MEAN = VARIANTS["fa"].label, VARIANTS["mean_unit"].label
+
+class Panel(NamedTuple):
+    """A panel of the figure.
+
+    Attributes:
+        heading: Title of the panel.
+        f: Number of Byzantine workers.
+        attack: Their attack.
+        large: Whether all Byzantine workers have the large batch, and so large weights.
+    """
+
+    heading: str
+    f: int
+    attack: str
+    large: bool = False
+
+
+PANELS = (
+    Panel("no Byzantine worker", 0, "none"),
+    Panel("f = 3, random in [0, 1)", 3, "random"),
+    Panel("f = 3, colluding", 3, "collude"),
+    Panel("f = 3, random, large batches", 3, "random", large=True),
+)
+
+FA = VARIANTS["fa"].label
 POWERS = {"FA, weights B": 1.0, "FA, weights sqrt(B)": 0.5}
 """Arms with weights, and the power of the batch size."""
 
 CONTROL = "Mean of unit gradients, weights B"
 
 
-def batches(profile: str) -> tuple[int, ...]:
+def batches(profile: str, panel: Panel) -> tuple[int, ...]:
     """Return the batch size of each rank."""
-    return tuple(SIZES[profile][rank % 2] for rank in range(WORKERS))
+    sizes = SIZES[profile]
+    return tuple(sizes[1] if panel.large and rank < panel.f else sizes[rank % 2] for rank in range(WORKERS))
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Create the study of Extra 8; see `make_study`."""
-    sizes = batches(profile)
-    weights = {name: weights_from_batches(sizes, power) for name, power in POWERS.items()}
-    arms: list[tuple[str, dict[str, Any], str]] = [(key, {}, VARIANTS[key].label) for key in RULES]
-    arms += [("fa", {"worker_weights": c}, name) for name, c in weights.items()]
-    # With m = p, Y Y^T changes nothing, so that FA is the weighted mean of unit gradients.
-    unweighted = {"preaggregators": ("unit",), "m": WORKERS}
-    arms.append(("fa_default", unweighted | {"worker_weights": weights_from_batches(sizes)}, CONTROL))
     case_seeds = () if profile == "smoke" else SEEDS
     grid = [
-        Case(key, f, {"attack": attack, "batch": sizes}, options, case_seeds, name)
-        for attack, (f, _) in PANELS.items()
-        for key, options, name in arms
+        Case(key, panel.f, {"attack": panel.attack, "batch": sizes}, options, case_seeds, name)
+        for panel in PANELS
+        for sizes in [batches(profile, panel)]
+        for name, (key, options) in _arms(sizes).items()
     ]
     return make_extra(NAME, profile, grid, out, seeds, **overrides)
 
 
+def _arms(sizes: tuple[int, ...]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return each arm's variant and options."""
+    arms: dict[str, tuple[str, dict[str, Any]]] = {VARIANTS[key].label: (key, {}) for key in RULES}
+    for name, power in POWERS.items():
+        arms[name] = "fa", {"worker_weights": weights_from_batches(sizes, power)}
+    # With m = p, Y Y^T changes nothing, so that FA is the weighted mean of unit gradients.
+    unprojected = {"preaggregators": ("unit",), "m": WORKERS}
+    arms[CONTROL] = "fa_default", unprojected | {"worker_weights": weights_from_batches(sizes)}
+    return arms
+
+
+def by_panel(table: DataFrame) -> dict[Panel, DataFrame]:
+    """Split the curves by panel.
+
+    Args:
+        table: The curves, one row a point; batch sizes may be texts, as in a CSV file.
+
+    Returns:
+        The rows of each panel.
+    """
+    large = table["batch"].map(_starts_large)
+    return {panel: table[(table["attack"] == panel.attack) & (large == panel.large)] for panel in PANELS}
+
+
+def _starts_large(sizes: Any) -> bool:
+    """Return True if the first rank has a larger batch than the last, which is small in every panel."""
+    numbers = re.findall(r"\d+", str(sizes))
+    return int(numbers[0]) > int(numbers[-1])
+
+
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw a panel per attack: every rule, and FA with weights, a mark for each seed."""
-    figure = style.new_figure(11, 4.4)
+    """Draw all panels: every rule, and FA with weights, a mark for each seed."""
+    figure = style.new_figure(17, 4.4)
     panels = figure.subplots(1, len(PANELS), sharey=True)
     looks = {VARIANTS[key].label: style.LOOKS[key] for key in RULES}
     looks |= dict.fromkeys(POWERS, style.LOOKS["fa"]) | {CONTROL: style.LOOKS["mean_unit"]}
-    for axes, (attack, (_, heading)) in zip(panels, PANELS.items(), strict=True):
-        draw_dots(axes, by_label(table[table["attack"] == attack]), looks, bold=(FA, *POWERS))
-        axes.set_title(heading)
-    small, large = sorted({size for sizes in table["batch"] for size in sizes})
-    text = f"Batch sizes {small} and {large} in turn; {style.FA_FORMULATION}"
-    figure.suptitle(f"{text}\n{title}", fontsize=10)
+    for axes, (panel, rows) in zip(panels, by_panel(table).items(), strict=True):
+        draw_dots(axes, by_label(rows), looks, bold=(FA, *POWERS))
+        axes.set_title(panel.heading)
+    sizes = sorted({int(number) for text in table["batch"].map(str) for number in re.findall(r"\d+", text)})
+    text = f"Batch sizes {sizes[0]} and {sizes[-1]} in turn; {style.FA_FORMULATION}"
+    figure.suptitle("\n".join([text, *wrap(title, 170)]), fontsize=10)
     return figure
 
 
@@ -78,17 +127,16 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = {attack: by_label(table[table["attack"] == attack]) for attack in PANELS}
+    final = {panel: by_label(rows) for panel, rows in by_panel(table).items()}
     testable = any(learned(reached, chance) for reached in final.values())
     level = LEVEL / len(POWERS)  # Bonferroni correction: one of the two powers is enough.
     others = [VARIANTS[key].label for key in (*RIVALS, "mean_unit")]
     against_fa, against_best = [], []
-    for attack, reached in final.items():
+    for panel, reached in final.items():
         best = best_label(reached, POWERS)
         rival = best_label(reached, (*others, CONTROL))
-        heading = PANELS[attack][1]
-        against_fa.append(Lead(heading, reached[best], FA, reached[FA], best))
-        against_best.append(Lead(heading, reached[best], rival, reached[rival], best))
+        against_fa.append(Lead(panel.heading, reached[best], FA, reached[FA], best))
+        against_best.append(Lead(panel.heading, reached[best], rival, reached[rival], best))
     words = "with batch sizes that differ by 16, weights by batch size improve FA"
     second = "FA with weights is better than every other rule, and than the weighted mean of unit gradients"
     return [
