@@ -68,7 +68,7 @@ class Decision:
     def __repr__(self) -> str:
         with np.printoptions(precision=3, suppress=True, threshold=_SHOWN, linewidth=10_000):
             return (
-                f"Decision(selected={self.selected}, left_out={self.left_out}, weights={self.weights}, "
+                f"Decision(selected={self.selected}, excluded={self.excluded}, weights={self.weights}, "
                 f"values={self.values})"
             )
 
