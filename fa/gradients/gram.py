@@ -55,7 +55,9 @@ class Gram:
         roots, exponent = np.sqrt(np.diag(K)), _usual_exponent(np.where(vanished, -np.inf, logs))
         factors = np.exp2(np.clip(powers - exponent, -LARGEST_EXPONENT, LARGEST_EXPONENT))
         inside = np.minimum(factors, LARGEST_NORM)
-        return cls(cosines(K, roots), roots * factors, _distances(K * np.outer(inside, inside)), 2.0**exponent)
+        with np.errstate(over="ignore", invalid="ignore"):  # A distance beyond float64 is infinite.
+            D2 = _distances(K * np.outer(inside, inside))
+        return cls(cosines(K, roots), roots * factors, D2, 2.0**exponent)
 
     @classmethod
     def unmeasured(cls, p: int) -> "Gram":
