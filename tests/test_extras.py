@@ -30,7 +30,7 @@ from fa.experiments.figures import (
     supp01,
 )
 from fa.experiments.figures.extras_common import RULES, SAME_LENGTH
-from fa.experiments.notebooks import execute, find
+from fa.experiments.notebooks import find
 from fa.experiments.reporting.artifacts import provenance
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead, comparison_verdict
 from fa.experiments.reporting.report import write
@@ -43,6 +43,7 @@ from fa.rules import make_rule
 from fa.training import train
 from fa.training.records import USED
 from tests import texts
+from tests.notebook_cells import run_cells
 
 (KRUM_FA,) = (label for label, (_, options) in extra04.CASES.items() if "krum" in options.get("preaggregators", ()))
 SUBSPACE = {"preaggregators": ("unit", "subspace")}.items()
@@ -613,7 +614,7 @@ def finish_all_but_one(study: Study) -> None:
 @pytest.mark.parametrize("name", EXTRAS)
 def test_an_extra_runs_at_smoke_size_and_the_report_has_its_findings(name: str, tmp_path: Path) -> None:
     finish_all_but_one(figure_module(name).study("smoke", tmp_path, iterations=2))
-    execute(find([name])[0], tmp_path, profile="smoke", out=str(tmp_path), iterations=2)
+    run_cells(find([name])[0], profile="smoke", out=str(tmp_path), iterations=2)
     check_files(tmp_path, name)
     claims = pd.read_csv((tmp_path / name).with_suffix(".claims.csv"))
     assert set(claims["verdict"]) == {UNTESTABLE}  # two iterations teach nothing
@@ -646,7 +647,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_the_supplement_runs_on_a_folder_of_the_same_shape(tiny: Path, tmp_path: Path) -> None:
     finish_all_but_one(supp01.study("smoke", tmp_path, iterations=1))
-    execute(find(["supp01"])[0], tmp_path, profile="smoke", out=str(tmp_path), iterations=1)
+    run_cells(find(["supp01"])[0], profile="smoke", out=str(tmp_path), iterations=1)
     check_files(tmp_path, "supp01_tiny_imagenet")
     about = json.loads((tmp_path / "supp01_tiny_imagenet.json").read_text())
     assert {(run["dataset"], run["lr"]) for run in about["runs"].values()} == {("tiny-imagenet", 0.1)}

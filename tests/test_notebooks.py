@@ -30,6 +30,8 @@ from fa.experiments.runs.study import Study
 from fa.experiments.runs.sweep import Outcome
 from fa.experiments.runs.variants import VARIANTS
 from fa.training import TrainConfig
+from tests import notebook_cells
+from tests.notebook_cells import run_cells
 from tests.texts import check_refusal
 
 ROOT = Path(__file__).parents[1]
@@ -81,16 +83,15 @@ def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
         assert parameter["help"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", [*OF_THEORY, *find(["augmentation", "explore"])], ids=lambda path: path.stem)
 def test_a_notebook_of_no_figure_runs_at_smoke_size(path: Path, tmp_path: Path) -> None:
     """With all that `fa reproduce` passes, most of which it has no parameter for."""
-    assert pictures(execute(path, tmp_path, profile="smoke", out=str(tmp_path), jobs=None, device=None)) > 0
+    assert notebook_cells.pictures(run_cells(path, profile="smoke", out=str(tmp_path), jobs=None, device=None)) > 0
 
 
 @pytest.mark.parametrize("path", OF_FIGURES, ids=lambda path: path.stem)
 def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_path: Path) -> None:
-    assert pictures(execute(path, tmp_path, profile="smoke", out=str(tmp_path), iterations=2)) > 0
+    assert notebook_cells.pictures(run_cells(path, profile="smoke", out=str(tmp_path), iterations=2)) > 0
     for suffix in (".png", ".pdf", ".csv", ".json", ".claims.csv"):
         assert (tmp_path / path.stem).with_suffix(suffix).is_file()
     table = pd.read_csv((tmp_path / path.stem).with_suffix(".csv"))

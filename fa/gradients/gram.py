@@ -61,7 +61,9 @@ class Gram:
         roots, exponent = np.sqrt(K.diagonal()), _usual_exponent(logs)
         factors = np.exp2(np.minimum(np.maximum(powers - exponent, -LARGEST_EXPONENT), LARGEST_EXPONENT))
         inside = np.minimum(factors, LARGEST_NORM)
-        return cls(cosines(K, roots), roots * factors, _distances(K * (inside[:, None] * inside)), 2.0**exponent)
+        with np.errstate(over="ignore", invalid="ignore"):  # A distance beyond float64 is infinite.
+            D2 = _distances(K * (inside[:, None] * inside))
+        return cls(cosines(K, roots), roots * factors, D2, 2.0**exponent)
 
     @classmethod
     def unmeasured(cls, p: int) -> "Gram":

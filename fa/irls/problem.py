@@ -178,7 +178,12 @@ def build_problem(
         ValueError: lam is not 0 and a worker has several gradients, or there is not one weight for each worker.
     """
     counts = (1,) * gram.p if counts is None else tuple(counts)
-    check("lam", lam, lam == 0 or len(counts) == gram.p, "0 where a worker has several gradients, which form no pairs")
+    check(
+        "lam",
+        lam,
+        bool(lam == 0) or len(counts) == gram.p,
+        "0 where a worker has several gradients, which form no pairs",
+    )
     eigenvalues, vectors = nonzero_eigenpairs(gram.cosines, 1.0)
     owner = np.repeat(np.arange(len(counts)), counts)
     of_worker = norm_fractions(gram, owner)
