@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import matplotlib
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
-from IPython.utils.capture import RichOutput, capture_output
+from IPython.utils.capture import capture_output
+from matplotlib import pyplot
 
 
 class _Shell(InteractiveShell):
@@ -21,20 +20,7 @@ class _Shell(InteractiveShell):
         """Do nothing."""
 
 
-@contextmanager
-def _pictures_inline(shell: InteractiveShell) -> Iterator[None]:
-    """Display open figures after each cell, as in a kernel; then remove the shell."""
-    backend = matplotlib.get_backend()
-    shell.enable_matplotlib("inline")
-    try:
-        yield
-    finally:
-        matplotlib.pyplot.close("all")
-        matplotlib.use(backend)
-        _Shell.clear_instance()
-
-
-def run_cells(path: Path, **parameters: Any) -> list[RichOutput]:
+def run_cells(path: Path, **parameters: Any) -> int:
     """Run the cells, with the parameters in a cell of their own as papermill has them.
 
     Args:
@@ -42,20 +28,23 @@ def run_cells(path: Path, **parameters: Any) -> list[RichOutput]:
         **parameters: Values of its parameters; those that it does not have are ignored.
 
     Returns:
-        The outputs that the cells display.
+        The number of pictures that a kernel would display.
     """
     shell = _Shell.instance(user_module=ModuleType("notebook_cells"))
-    values = {"interactive": False} | parameters
-    with chdir(path.parent), _pictures_inline(shell), capture_output() as captured:
-        for cell in nbformat.read(path, as_version=4).cells:
-            if cell.cell_type == "code":
-                shell.run_cell(cell.source, store_history=True).raise_error()
-            if "parameters" in cell.metadata.get("tags", ()):
-                lines = [f"{name} = {value!r}" for name, value in values.items() if name in shell.user_ns]
-                shell.run_cell("\n".join(["# Parameters", *lines]), store_history=True).raise_error()
-    return list(captured.outputs)
-
-
-def pictures(outputs: list[RichOutput]) -> int:
-    """Count the pictures among outputs."""
-    return sum("image/png" in (output.data or {}) for output in outputs)
+    shell.display_formatter.active_types = shell.display_formatter.format_types
+    values, displayed = {"interactive": False} | parameters, 0
+    try:
+        with chdir(path.parent), capture_output() as captured:
+            for cell in nbformat.read(path, as_version=4).cells:
+                if cell.cell_type == "code":
+                    result = shell.run_cell(cell.source, store_history=True)
+                    result.raise_error()
+                    displayed += "image/png" in shell.display_formatter.format(result.result)[0]
+                if "parameters" in cell.metadata.get("tags", ()):
+                    lines = [f"{name} = {value!r}" for name, value in values.items() if name in shell.user_ns]
+                    shell.run_cell("\n".join(["# Parameters", *lines]), store_history=True).raise_error()
+                displayed += len(pyplot.get_fignums())
+                pyplot.close("all")
+    finally:
+        _Shell.clear_instance()
+    return displayed + sum("image/png" in (output.data or {}) for output in captured.outputs)
