@@ -605,7 +605,7 @@ def check_files(folder: Path, name: str) -> None:
 
 def finish_all_but_one(study: Study) -> None:
     """Save a record for every run but the last: all with the numbers of one real run of FA."""
-    run = train(next(cell.config for cell in study.cells if cell.variant == "fa"), threads=1)
+    run = train(next(cell.config for cell in study.cells if cell.case.variant.startswith("fa")), threads=1)
     for config in study.configs[:-1]:
         study.store.save(replace(run, config=config))
 
@@ -620,7 +620,9 @@ def test_an_extra_runs_at_smoke_size_and_the_report_has_its_findings(name: str, 
     assert set(claims["verdict"]) == {UNTESTABLE}  # two iterations teach nothing
     (ours,) = (part for part in write(tmp_path).read_text().split("\n## ") if "\n| E" in part)
     rows = [line.split("|")[1].strip() for line in ours.splitlines() if re.match(r"\| [CE]\d", line)]
-    assert rows == list(claims["number"])
+    number = f"E{int(name[5:7])}"
+    assert rows == [number] * int((claims["number"] == number).sum())
+    assert set(claims["number"]) - {number} == ({"C17", "C18"} if name == extra11.NAME else set())
     if name == extra04.NAME:
         assert pd.read_csv(tmp_path / f"{name}.detection.csv").shape == (42, 5)
 

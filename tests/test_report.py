@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from fa.cli import cli, main
-from fa.experiments import FIGURES, figure_module
+from fa.experiments import EXTRAS, FIGURES, figure_module
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE
 from fa.experiments.reporting.report import ONE_RUN, REDUCED, REPRODUCED, STATEMENTS, verdict_text, write
 
@@ -150,7 +150,7 @@ def test_a_verdict_says_the_size_and_the_number_of_seeds(verdict: str) -> None:
 
 
 def test_the_statements_name_figures_and_notebooks_that_there_are() -> None:
-    there = {name.partition("_")[0] for name in FIGURES}
+    there = {name.partition("_")[0] for name in (*FIGURES, *EXTRAS)}
     there |= {path.stem.partition("_")[0] for path in (QUICK.parents[1] / "notebooks").glob("theory*")}
     named = {name for said in STATEMENTS.values() for name in said.tested_by.split(", ") if name}
     assert named <= there
