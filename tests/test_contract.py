@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fa
+from fa.gradients.measurement import measure
 from fa.rules.application import overlap
 from fa.rules.decision import OUT_OF_RANGE
 
@@ -171,6 +173,26 @@ def test_any_float64_is_right_or_left_out(data: st.DataObject) -> None:
     assert {i for i, reason in result.decision.excluded.items() if reason == OUT_OF_RANGE} == set(np.flatnonzero(far))
     assert np.isfinite(result.decision.values[~far]).all()
     assert np.abs(result.direction).max() <= max(2.0, 100 * np.abs(G[~far]).max())  # "unit" makes norms 1
+
+
+@pytest.mark.parametrize("steps", [("bucketing", "unit"), ("nnm", "median_norm"), ("arc", "nnm"), ("subspace",)])
+@pytest.mark.parametrize("name", ["fa", "phocas", "multi_krum", "geometric_median", "centered_clipping", "caf"])
+def test_norms_of_all_sizes_give_no_nan(name: str, steps: tuple[str, ...]) -> None:
+    """A direction is finite, or the ratio of the norms is refused."""
+    rng, rule = np.random.default_rng(0), fa.make_rule(name, f=1, preaggregators=steps)
+    for _ in range(60):
+        p = int(rng.integers(5, 12))
+        sizes = 10.0 ** rng.choice([-300, -200, -89, 0, 0, 30, 144, 160, 300], size=(p, 1))
+        with suppress(ValueError):
+            assert np.isfinite(rule(rng.standard_normal((p, 4)) * sizes)).all()
+
+
+def test_the_norm_of_an_average_is_right_for_norms_of_all_sizes() -> None:
+    """Far beyond 1e150 times the usual norm, where D2 is clipped."""
+    G = np.diag([3e-200, 4e-200, 3e250, 4e250, 1e-30])
+    R = np.array([[0.5, 0, 0, 0.5], [0.5, 0, 0, 0], [0, 0.5, 0, 0.5], [0, 0.5, 0, 0], [0, 0, 1.0, 0]])
+    averages = measure(torch.from_numpy(G))[0].averaged(R)
+    np.testing.assert_allclose(averages.norms, [2.5e-200, 2.5e250, 1e-30, 1.5e250], rtol=1e-12)
 
 
 def test_huge_regularization_ends() -> None:

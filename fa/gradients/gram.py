@@ -114,6 +114,23 @@ class Gram:
         divided: np.ndarray = np.divide(numbers, norms, out=np.zeros(numbers.shape), where=norms > 0)
         return divided
 
+    def check_ratios(self, coefficients: Float64[np.ndarray, "p *k"]) -> None:
+        """Check that coefficients of the gradients are finite, which ratios of norms beyond float64 prevent.
+
+        Args:
+            coefficients: Coefficients (p,) or (p, k).
+
+        Raises:
+            ValueError: A coefficient is not finite.
+        """
+        if np.isfinite(coefficients).all():
+            return
+        norms = self.norms[self.norms > 0]
+        raise ValueError(
+            "G must have norms whose ratios stay within float64's range; they go from "
+            f"{norms.min():.0e} to {norms.max():.0e}: set them equal first, as preaggregators=('median_norm',) does"
+        )
+
     def select(self, rows: Int[np.ndarray, " q"]) -> "Gram":
         """Return the Gram matrix of some of the gradients.
 
@@ -174,11 +191,17 @@ class Gram:
         Returns:
             The Gram matrix (q, q), with the same scale.
         """
-        K = symmetric(R.T @ self.K @ R)
+        if (self.scaled_norms > LARGEST_NORM).any():  # Divided by powers of two, no product overflows.
+            lengths = self.scaled_norms[:, None] * R
+            sizes = np.exp2(np.floor(log2(np.abs(lengths).max(axis=0))))
+            lengths = np.divide(lengths, sizes, out=np.zeros_like(R), where=sizes > 0)
+            K = symmetric(lengths.T @ self.cosines @ lengths)
+        else:
+            K, sizes = symmetric(R.T @ self.K @ R), np.ones(R.shape[1])
         z = R[:, :, None] - R[:, None, :]
         D2 = symmetric(-0.5 * (z * np.tensordot(self.D2, z, axes=1)).sum(axis=0))
         roots = np.sqrt(np.maximum(np.diag(K), 0.0))
-        return Gram(cosines(K, roots), roots, np.maximum(D2, 0.0), self.scale, self.n)
+        return Gram(cosines(K, roots), sizes * roots, np.maximum(D2, 0.0), self.scale, self.n)
 
 
 def median_nonzero(norms: PerGradient) -> float:

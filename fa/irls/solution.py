@@ -194,12 +194,7 @@ class Solution:
         scaled = self.gram.norms[:, None] * self.coefficients
         with np.errstate(over="ignore"):
             weights = self.gram.divide_by_norms(scaled @ (scaled.T @ lengths))
-        norms = self.gram.norms[self.gram.norms > 0]
-        if not np.isfinite(weights).all():
-            raise ValueError(
-                "G must have norms whose ratios stay within float64's range; they go from "
-                f"{norms.min():.0e} to {norms.max():.0e}: set them equal first, as preaggregators=('median_norm',) does"
-            )
+        self.gram.check_ratios(weights)
         return weights
 
     def _shares(self, formulation: Formulation | None) -> Float64[np.ndarray, " q"]:

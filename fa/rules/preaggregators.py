@@ -213,7 +213,10 @@ def _project(gram: Gram, C: Float64[np.ndarray, "p m"]) -> tuple[Factor, Gram]:
     D2 = np.square(P[:, :, None] - P[:, None, :]).sum(axis=0)
     lengths = np.linalg.norm(P, axis=0)
     units = np.divide(P, lengths, out=np.zeros_like(P), where=lengths != 0)
-    return C @ (gram.scale * P), Gram(symmetric(units.T @ units), lengths, D2, gram.scale, gram.n)
+    with np.errstate(over="ignore", invalid="ignore"):
+        R = C @ (gram.scale * P)
+    gram.check_ratios(R)
+    return R, Gram(symmetric(units.T @ units), lengths, D2, gram.scale, gram.n)
 
 
 STEPS: dict[str, Step] = {
