@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
-from fa.gradients.gram import Gram, PerGradient, median_nonzero
+from fa.gradients.gram import LARGEST_NORM, Gram, PerGradient, log2, median_nonzero
 from fa.irls.problem import RANK
 from fa.kernels import symmetric
 from fa.rules.krum_scores import lowest_scores
@@ -210,9 +210,13 @@ def _project(gram: Gram, C: Float64[np.ndarray, "p m"]) -> tuple[Factor, Gram]:
     """
     norms = gram.norms[:, None]
     P = (norms * (gram.cosines @ (norms * C))).T / gram.scale
-    D2 = np.square(P[:, :, None] - P[:, None, :]).sum(axis=0)
-    lengths = np.linalg.norm(P, axis=0)
-    units = np.divide(P, lengths, out=np.zeros_like(P), where=lengths != 0)
+    powers = np.exp2(np.floor(log2(np.abs(P).max(axis=0))))  # They keep squares within float64.
+    shapes = np.divide(P, powers, out=np.zeros_like(P), where=powers != 0)
+    roots = np.linalg.norm(shapes, axis=0)
+    units = np.divide(shapes, roots, out=np.zeros_like(P), where=roots != 0)
+    lengths = powers * roots
+    clipped = P * np.minimum(1.0, np.divide(LARGEST_NORM, lengths, out=np.ones(gram.p), where=lengths > LARGEST_NORM))
+    D2 = np.square(clipped[:, :, None] - clipped[:, None, :]).sum(axis=0)
     with np.errstate(over="ignore", invalid="ignore"):
         R = C @ (gram.scale * P)
     gram.check_ratios(R)
