@@ -646,7 +646,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_supplement_runs_on_a_folder_of_the_same_shape(tiny: Path, tmp_path: Path) -> None:
     finish_all_but_one(supp01.study("smoke", tmp_path, iterations=1))
     execute(find(["supp01"])[0], tmp_path, profile="smoke", out=str(tmp_path), iterations=1)
