@@ -175,7 +175,7 @@ def build_problem(
         The terms, factors and basis, float64.
 
     Raises:
-        ValueError: lam is not 0 and a worker has several gradients, or there is not one weight for each worker.
+        ValueError: lam is not 0 and a worker has several gradients, or there are more or fewer weights than workers.
     """
     counts = (1,) * gram.p if counts is None else tuple(counts)
     check("lam", lam, lam == 0 or len(counts) == gram.p, "0 where a worker has several gradients, which form no pairs")
