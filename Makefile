@@ -1,4 +1,4 @@
-# Everything runs in .venv, made once from requirements.lock and updated when the lock or pyproject.toml changes.
+# Everything runs in .venv, installed from requirements.lock and updated when the lock or pyproject.toml changes.
 PYTHON ?= python3
 PROFILE ?= quick
 
@@ -30,7 +30,7 @@ help: ## list the targets
 reproduce: $(STAMP) ## every figure with PROFILE=quick (default), smoke, cpu or paper, into figures/PROFILE
 	$(BIN)/fa reproduce --profile $(PROFILE)
 
-extras: $(STAMP) ## what the paper's claims depend on and it does not ask, with PROFILE as above
+extras: $(STAMP) ## the experiments beyond the paper, with PROFILE as above
 	$(BIN)/fa reproduce extras --profile $(PROFILE)
 
 test: lint ## lint, then the tests
@@ -39,7 +39,7 @@ test: lint ## lint, then the tests
 test-long: $(STAMP) ## the tests of a minute or more
 	$(ONE_THREAD) $(BIN)/python -m pytest -m long
 
-test-oldest: $(STAMP) ## the quick tests with the oldest dependencies that are allowed (warnings are theirs), in .venv-oldest
+test-oldest: $(STAMP) ## the quick tests with the oldest allowed dependencies, in .venv-oldest; their warnings are not errors
 	$(PYTHON) -m venv --clear .venv-oldest
 	$(BIN)/python tests/oldest.py > .venv-oldest/constraints.txt
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check --constraint .venv-oldest/constraints.txt \
@@ -60,7 +60,7 @@ lab: $(STAMP) ## open JupyterLab on the notebooks; git then ignores their output
 	! git rev-parse --git-dir >/dev/null 2>&1 || git config filter.notebook.clean 'python3 notebooks/strip.py'
 	$(BIN)/jupyter lab notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
-lock: ## make .venv anew from pyproject.toml's ranges and write what came to requirements.lock
+lock: ## new .venv from pyproject.toml's ranges; its versions become requirements.lock
 	$(check_python)
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[all]'

@@ -55,7 +55,7 @@ def test_stale_text_is_written_anew(generate: dict[str, Any]) -> None:
 
 def test_its_python_runs(tmp_path: Path) -> None:
     first, aggregation, _ = blocks(README)
-    several, processes = blocks(DOCS["rules"])
+    several, weighted, processes = blocks(DOCS["rules"])
     [theory] = blocks(DOCS["theory"])
     G = np.random.default_rng(0).standard_normal((15, 100))
     names: dict = {
@@ -68,6 +68,8 @@ def test_its_python_runs(tmp_path: Path) -> None:
     exec(theory, names)
     exec(several, names)
     assert names["solution"].values.shape == (12,)
+    exec(weighted, names)
+    assert names["d"].shape == (100,)
     names |= {"torch": torch, "g": torch.from_numpy(G[0]), "model": models.build("convnet", 1, 10, 28, seed=0)}
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     exec(processes, names)

@@ -87,7 +87,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(version)s")
 def cli() -> None:
-    """Train with faulty workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
+    """Train with Byzantine workers, aggregate gradients, and reproduce the Flag Aggregator's experiments."""
     retain_freed_memory()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # else torch logs connections, and errors twice
 

@@ -15,7 +15,7 @@ BETTER = 1e-6  # Relative difference of two objectives that counts as a differen
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--m", type=int, help="Number of columns of the subspace.  [default: ceil((p + 1)/2)]")
 @click.option("--lam", type=float, default=0.0, show_default=True, help="Weight of the pairwise term.")
-@click.option("--a", type=float, default=2.0, show_default=True, help="Root in the objective, at least 1.")
+@click.option("--a", type=float, default=2.0, show_default=True, help="Inverse of the power, at least 1.")
 @click.option("--max-iter", type=int, default=5, show_default=True, help="Maximum number of IRLS iterations.")
 @click.option("--restarts", type=int, default=0, show_default=True, help="Number of further, random starts of IRLS.")
 @click.option("--exact", is_flag=True, help="Also solve the convex relaxation with cvxpy.")

@@ -10,8 +10,8 @@ import click
 OPTIONS = {
     "m": (int, "FA: number of columns of the subspace, by default ceil((p + 1)/2)."),
     "lam": (float, "FA: weight of the regularizer; about p/(m sqrt(n)) for l1, p/sqrt(n m) for rows."),
-    "a": (float, "FA: root in the objective, at least 1."),
-    "tol": (float, "FA: decrease of the objective at which it stops; geometric median: change of a weight."),
+    "a": (float, "FA: inverse of the power in the objective, at least 1."),
+    "tol": (float, "FA: change of the objective at which it stops; geometric median: change of a weight."),
     "max_iter": (int, "FA, geometric median, centered clipping: maximum number of iterations."),
     "worker_weights": (str, "FA: weight of each worker, separated by commas, as in 1,1,0.5."),
     "formulation": (str, "FA, Bulyan: formula, 'paper' or 'released'."),
@@ -32,7 +32,7 @@ OPTIONS = {
     "prior": (str, "FA: alpha and beta of the explained variances, as in 1,0.5."),
     "maximum": (str, "CAF: rows of the maximum, 'remaining' or 'all'."),
     "reference": (int, "MoNNA: rank of the trusted worker, by default the last, -1."),
-    "strict": (bool, "Whether too few workers for the rule's theorem are an error, 'true', or a warning, 'false'."),
+    "strict": (bool, "Too few workers for the rule are an error, 'true', or a warning, 'false'."),
     "preaggregators": (str, "Pre-aggregators, separated by commas: 'unit', 'clip:2.0,bucketing:3', ...; 'none'."),
 }
 """Type and help by name."""

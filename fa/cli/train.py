@@ -90,7 +90,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder of the server's keys from `fa keys`, with tcp.")
 @click.option("--deadline", type=float, show_default="60", help="Timeout for a silent worker, in seconds.")
 @click.option("--quorum", type=int, help="Number of fastest workers to await.  [default: all]")
-@click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Gradients' path, with rpc.")
+@click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Path of gradients, with rpc.")
 @click.option("--lost", type=click.Choice(["zero", "previous"]), show_default="zero", help="Value of lost coordinates.")
 def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path | None, **arguments: Any) -> None:
     """Train once, with Byzantine workers, and print the result.

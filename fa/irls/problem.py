@@ -175,7 +175,7 @@ def build_problem(
         The terms, factors and basis, float64.
 
     Raises:
-        ValueError: lam is not 0 and a worker has several gradients, or the number of weights is not that of workers.
+        ValueError: lam is not 0 and a worker has several gradients, or there are more or fewer weights than workers.
     """
     counts = (1,) * gram.p if counts is None else tuple(counts)
     check(

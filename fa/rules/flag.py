@@ -45,7 +45,7 @@ class FlagAggregator(Rule):
         lam: Weight of the regularizer.
         regularizer: A name in `fa.irls.REGULARIZERS`.
         a: Parameter of the prior in eq. 5.
-        tol: Relative tolerance of IRLS.
+        tol: Change of the smoothed objective below which IRLS stops.
         max_iter: Maximum number of IRLS steps. None: 5, or 1 with formulation="released".
         formulation: "paper" is eq. 5, where a gradient's weight depends on its norm. It is robust with
             `preaggregators=("median_norm",)`, its default; `preaggregators=()` is the formula as printed.

@@ -58,7 +58,7 @@ class TrainConfig:
     rule_options: Mapping[str, Any] | tuple[tuple[str, Option], ...] = ()
     workers: int = _setting(15, "Number of workers, p.")
     byzantine: int = _setting(3, "Number of Byzantine workers, f: the first ranks.")
-    f: int | None = _setting(None, "Number of Byzantine workers that the rule tolerates; --byzantine if left out.")
+    f: int | None = _setting(None, "Number of Byzantine workers that the rule tolerates, by default --byzantine.")
     attack: str = _setting("random", "Attack: a name in docs/training.md, FILE.py:NAME, or byzfl:NAME.")
     iterations: int = _setting(300, "Number of iterations.")
     batch: Batch = _setting(128, "Images per worker and backward pass: one number, or one for each rank, as in 128,64.")
@@ -67,16 +67,16 @@ class TrainConfig:
     weight_decay: Real = _setting(5e-4, "Weight decay of SGD.")
     lr_decay: Real = _setting(0.2, "Factor of the step schedule.")
     lr_decay_epochs: int = _setting(10, "Epochs between two steps of the schedule.")
-    seed: int = _setting(2021, "Seed of everything random.")
+    seed: int = _setting(2021, "Seed of all random numbers.")
     sampling: str = _setting("random", "Fresh minibatches, or passes over fixed slices.", SAMPLINGS)
     device: str = _setting("cpu", "cpu, cuda or cuda:N.")
     evaluate_every: int | None = _setting(None, "Iterations between two test accuracies.")
     augmentation: Mapping[str, Any] | tuple[tuple[str, Option], ...] = _setting(
         (), "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."
     )
-    augmented: str = _setting("faulty", "Workers with augmented data: the faulty ones, or all.", ("faulty", "all"))
+    augmented: str = _setting("faulty", "Workers with augmented data: the Byzantine ones, or all.", ("faulty", "all"))
     # For choosing a setting without having seen the test images.
-    validation: Real = _setting(0.0, "Share of the training images that replace the test images, and train no worker.")
+    validation: Real = _setting(0.0, "Share of the training images for accuracy, instead of the test images.")
     # Byzantine workers that compute gradients always draw from all images.
     split: str = _setting("iid", "Honest workers' images: all, unequal shares of each class, or by class.", SPLITS)
     alpha: Real | None = _setting(None, "Dirichlet parameter of --split dirichlet: small for unequal shares.")
