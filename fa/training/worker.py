@@ -92,8 +92,8 @@ class Worker:
         """Write the sum of the gradients of K steps of SGD, each at the parameters that the steps before gave.
 
         It is the change of the parameters over -lr, up to rounding. The local rate is `config.lr` throughout, and local
-        steps have neither momentum nor weight decay. The parameters are restored afterwards. Step k of
-        an iteration t draws what iteration t K + k draws without local steps.
+        steps have neither momentum nor weight decay. The parameters are restored afterwards. Step k of an iteration t
+        draws what iteration t K + k draws without local steps.
         """
         steps, rate = self._config.local_steps, self._config.lr
         before = [parameter.detach().clone() for parameter, _ in self._gradients]

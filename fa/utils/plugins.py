@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,22 +93,6 @@ def display_name(name: str) -> str:
     return f"{attribute} ({Path(path).name})" if is_file_spec(name) else name
 
 
-def file_checksums(*names: str) -> dict[str, dict[str, str]]:
-    """Return the checksums of the users' files, as a part of a run's identity.
-
-    Args:
-        *names: Names of rules and attacks.
-
-    Returns:
-        {"files": {name: SHA-256 of its file}}, or {} if no name is in a file.
-
-    Raises:
-        ValueError: A file does not exist.
-    """
-    checksums = {name: _checksum(_path(name)) for name in names if is_file_spec(name)}
-    return {"files": checksums} if checksums else {}
-
-
 def identity(rule: str, attack: str) -> dict[str, dict[str, str]]:
     """Return what a rule and an attack from outside this package are, as a part of a run's identity.
 
@@ -123,8 +107,9 @@ def identity(rule: str, attack: str) -> dict[str, dict[str, str]]:
         ValueError: A file does not exist.
     """
     names = {"rule": rule, "attack": attack}
+    files = {name: _checksum(_path(name)) for name in names.values() if is_file_spec(name)}
     packages = {name: package for kind, name in names.items() if (package := _package(kind, name))}
-    return file_checksums(rule, attack) | ({"packages": packages} if packages else {})
+    return {part: content for part, content in (("files", files), ("packages", packages)) if content}
 
 
 def _package(kind: str, name: str) -> str:
@@ -135,9 +120,13 @@ def _package(kind: str, name: str) -> str:
             return f"{library} {version(library)}"
         except PackageNotFoundError:
             return library
-    points = [] if is_file_spec(name) else list(entry_points(group=f"fa.{kind}s", name=name))
-    found = points[0].dist if points else None
-    return "" if found is None else f"{found.name} {found.version}"
+    point = None if is_file_spec(name) else _entry_point(kind, name)
+    return "" if point is None or point.dist is None else f"{point.dist.name} {point.dist.version}"
+
+
+def _entry_point(kind: str, name: str) -> EntryPoint | None:
+    """Return the first entry point with this name in the group "fa.rules" or "fa.attacks", or None."""
+    return next(iter(entry_points(group=f"fa.{kind}s", name=name)), None)
 
 
 def load(kind: str, name: str) -> Any:
@@ -157,8 +146,8 @@ def load(kind: str, name: str) -> Any:
         library, _, attribute = name.partition(":")
         return getattr(importlib.import_module(f"fa.interop.{library}"), kind)(attribute)
     if not is_file_spec(name):
-        points = list(entry_points(group=f"fa.{kind}s", name=name))
-        return points[0].load() if points else None
+        point = _entry_point(kind, name)
+        return None if point is None else point.load()
     attribute = name.rpartition(":")[2]
     module = _module(kind, name)
     if not hasattr(module, attribute):

@@ -313,7 +313,7 @@ class GridResult:
     def accuracy(self, config: TrainConfig) -> float | None:
         """Return the final accuracy of a run; None if it failed."""
         record = self.outcomes[config].record
-        return None if record is None else float(record.description["final_accuracy"])
+        return None if record is None else record.final_accuracy
 
 
 def run(grid: Grid, store: RunStore, jobs: int | None = None, progress: bool = True) -> GridResult:
@@ -357,6 +357,6 @@ def choose_rates(cells: Sequence[Cell], outcomes: Mapping[TrainConfig, Outcome])
     reached: dict[str, dict[float, list[float]]] = {}
     for cell in cells:
         record = outcomes[cell.config].record
-        value = 0.0 if record is None else float(record.description["final_accuracy"])
+        value = 0.0 if record is None else record.final_accuracy
         reached.setdefault(cell.rule, {}).setdefault(float(cell.config.lr), []).append(value)
     return {rule: max(sorted(by_rate), key=lambda rate: mean(by_rate[rate])) for rule, by_rate in reached.items()}

@@ -50,6 +50,11 @@ class Record:
             raise record_schema.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
 
     @property
+    def final_accuracy(self) -> float:
+        """Test accuracy of the last parameters."""
+        return float(self.description["final_accuracy"])
+
+    @property
     def initial_accuracy(self) -> float | None:
         """Test accuracy of the initial parameters; None if an earlier release wrote the record."""
         value = self.description.get("initial_accuracy")
