@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from statistics import median
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.augment.recipes import read

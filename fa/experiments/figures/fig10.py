@@ -172,7 +172,11 @@ def _draw_aggregations(axes: Axes, times: DataFrame, costs: DataFrame) -> None:
         text = style.three_digits(value)
         axes.annotate(text, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
-    axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})\n* outside of training", xscale="log")
+    axes.set(
+        title="(d) the server's aggregation",
+        xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})\n* outside of training",
+        xscale="log",
+    )
     axes.set_xlim(right=4 * max(value for _, value, *_ in dots))
     axes.invert_yaxis()
 
