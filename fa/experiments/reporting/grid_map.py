@@ -60,10 +60,10 @@ def cells_table(grid: Grid, runs: DataFrame) -> DataFrame:
             for rule in grid.rules:
                 values = {name: means.get((split.label, f, rule.label, name), float("nan")) for name in attacks}
                 column = pandas.Series(values)
-                known = bool(column.notna().all())
+                complete = bool(column.notna().all())
                 worst = {
-                    WORST: column.min() if known else float("nan"),
-                    "worst_attack": column.idxmin() if known else "",
+                    WORST: column.min() if complete else float("nan"),
+                    "worst_attack": column.idxmin() if complete else "",
                 }
                 rows.append({"split": split.label, "f": f, "rule": rule.label} | values | worst)
     return pandas.DataFrame(rows)

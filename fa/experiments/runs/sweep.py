@@ -210,10 +210,10 @@ def _end(running: Sequence[_Child]) -> None:
 
 
 def _start(context: Any, config: TrainConfig, claim: ExitStack, root: Path) -> _Child:
-    answer, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(config.to_json(), str(root), theirs), daemon=True)
+    answer, child_end = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(config.to_json(), str(root), child_end), daemon=True)
     process.start()
-    theirs.close()
+    child_end.close()
     return _Child(config, claim, process, answer)
 
 
