@@ -9,7 +9,6 @@ Three kinds of names lead to them:
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import sys
@@ -21,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fa.utils.files import expand_user
+from fa.utils.files import expand_user, file_checksum
 from fa.utils.validation import TooFewWorkersError
 
 LIBRARIES = ("byzfl",)
@@ -107,7 +106,7 @@ def identity(rule: str, attack: str) -> dict[str, dict[str, str]]:
         ValueError: A file does not exist.
     """
     names = {"rule": rule, "attack": attack}
-    files = {name: _checksum(_path(name)) for name in names.values() if is_file_spec(name)}
+    files = {name: file_checksum(_path(name)) for name in names.values() if is_file_spec(name)}
     packages = {name: package for kind, name in names.items() if (package := _package(kind, name))}
     return {part: content for part, content in (("files", files), ("packages", packages)) if content}
 
@@ -200,15 +199,10 @@ def _path(name: str) -> Path:
     return path.resolve()
 
 
-def _checksum(path: Path) -> str:
-    """Compute the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _module(kind: str, name: str) -> ModuleType:
     """Return the file as a module, run once for each content of the file."""
     path = _path(name)
-    key = path, _checksum(path)
+    key = path, file_checksum(path)
     if key not in _loaded:
         _loaded[key] = _run(kind, path, f"{_PREFIX}{key[1][:16]}_{path.stem}")
     return _loaded[key]
