@@ -163,9 +163,11 @@ def solve_gram(
         The flag. Its `direction` needs `gradients`.
 
     Raises:
-        ValueError: As for `solve`.
+        ValueError: As for `solve`, or the term of the options is "chordal". It depends on m, so each level would need
+            terms of its own.
     """
     check_dims(dims, gram.p)
+    check("group_term", options.group_term, options.group_term == "fraction", '"fraction" with nested subspaces')
     outer = irls.solve_gram(gram, replace(options, m=dims[-1], restarts=0), gradients, start=start, counts=counts)
     problem = outer.problem
     rank, generator = len(problem.terms), np.random.default_rng(options.seed)

@@ -118,6 +118,7 @@ class FlagAggregator(Rule):
         check("m", self.m, self.m is None, "None with dims, the last of which replaces it")
         check("regularizer", self.regularizer, not self.options.leaves_span, f"{_WITHIN_SPAN} with dims")
         check("formulation", self.formulation, self.formulation == "paper", '"paper" with dims')
+        check("group_term", self.group_term, self.group_term == "fraction", '"fraction" with dims')
 
     def _check_prior(self, prior: Sequence[float]) -> None:
         """Check alpha and beta, and that no option needs another solver."""
