@@ -25,7 +25,7 @@ def backward(
         losses: One scalar for each of the p workers: a tensor (p,), a sequence, or a generator.
         parameters: The model's parameters; those that require no gradient are ignored.
         rule: A rule, or the name of one with its defaults.
-        iteration: Iteration of the training run, from which "bucketing" and "random_span" draw.
+        iteration: Iteration of the training run, for what the rule and its pre-aggregators draw.
 
     Returns:
         The direction, as a list of tensors of the parameters' shapes, and the decision about workers.

@@ -147,12 +147,12 @@ class Shards:
         for one in sent:
             one.work.wait()
         slices = [self._slices(len(d)) for d in out]
-        places = [d[own[self.rank]] for d, own in zip(out, slices, strict=True)]
+        places = [d[parts[self.rank]] for d, parts in zip(out, slices, strict=True)]
         columns = ColumnBlocks(
             [one.received.view(self.size, -1) for one in sent], partial(self._gather, device=out[0].device)
         )
         _, decision = rule.aggregate_blocks(columns, iteration, places)
-        pieces = [(d[piece], r) for d, its in zip(out, slices, strict=True) for r, piece in enumerate(its)]
+        pieces = [(d[piece], r) for d, parts in zip(out, slices, strict=True) for r, piece in enumerate(parts)]
         for work in [self._spread(piece, r) for piece, r in pieces if len(piece)]:
             work.wait()
         self._sent = list(sent)

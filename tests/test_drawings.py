@@ -94,7 +94,7 @@ def test_a_curve_begins_at_iteration_0_where_all_seeds_have_its_accuracy(
     table = curves(seeds=(1, 2))
     table.attrs[INITIAL] = initial
     axes = style.new_figure(4, 3).subplots()
-    draw_line(axes, table[table["variant"] == "fa"], "FA", "black", "o")
+    draw_line(axes, table[table["variant"] == "fa"], style.Look("FA", "black", "o"))
     assert axes.lines[0].get_xydata()[0] == pytest.approx(first)
     assert len(axes.lines[0].get_xdata()) == 2 + (first[0] == 0)
 

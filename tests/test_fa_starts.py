@@ -127,6 +127,8 @@ def test_nested_dimensions_shrink_with_the_rank() -> None:
         ({"dims": (2, 3), "m": 3}, r"^m\b.*3"),
         ({"dims": (2, 3), "formulation": "released"}, r"^formulation\b"),
         ({"dims": (2, 3), "regularizer": "l1", "lam": 1.0}, r"^regularizer\b"),
+        ({"dims": (2, 3), "group_term": "chordal"}, r"^group_term\b"),
+        ({"prior": (1.0, 0.5), "regularizer": "group", "lam": 1.0}, r"^regularizer\b"),
     ],
 )
 def test_options_that_are_refused(options: dict[str, Any], message: str) -> None:

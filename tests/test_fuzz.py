@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
 import fa
-from fa import attacks, augment, objective
+from fa import attacks, augment, likelihood, objective
 from fa.gradients import memory_map
 from fa.gradients.measurement import measure
 from fa.rules.preaggregators import STEPS
-from fa.theory import algorithm1_line5, likelihood, optimality, quantization
+from fa.theory import algorithm1_line5, optimality, quantization
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
 from tests.awkward import KINDS, REFUSED, Awkward, gradients, snapshot

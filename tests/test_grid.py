@@ -59,6 +59,15 @@ def test_a_grid_has_each_rule_attack_f_split_and_seed() -> None:
     assert (flipped.rule, flipped.attack, dict(flipped.attack_options)) == ("multi_krum", "alie", {"factor": 2.0})
 
 
+def test_a_split_has_its_parameter_in_its_entry() -> None:
+    splits = [{"split": "dirichlet", "alpha": 0.5}, {"split": "gamma", "gamma": 0.25}]
+    cells = parse(small(splits=splits)).cells()
+    assert {(cell.config.split, cell.config.alpha, cell.config.gamma) for cell in cells} == {
+        ("dirichlet", 0.5, None),
+        ("gamma", None, 0.25),
+    }
+
+
 def test_without_byzantine_workers_one_run_stands_for_all_attacks() -> None:
     configs = {cell.config for cell in parse(small()).cells() if cell.f == 0}
     assert {config.attack for config in configs} == {"none"}

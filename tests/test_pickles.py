@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fa
-from fa import attacks, flags, irls, models, sdp
+from fa import attacks, flags, irls, likelihood, models, sdp
 from fa.attacks import Attack
 from fa.augment import recipes
 from fa.data import MissingDataError, load
@@ -24,7 +24,7 @@ from fa.experiments.runs.sweep import Outcome
 from fa.gradients.measurement import measure
 from fa.layers import accelerate
 from fa.rules.preaggregators import STEPS, StepContext, make_step
-from fa.theory import algorithm1_line5, likelihood, optimality, quantization
+from fa.theory import algorithm1_line5, optimality, quantization
 from fa.training import TrainConfig, train
 from fa.training.records import UnwrittenRunError
 from fa.training.transports.base import RpcConfig, TcpConfig

@@ -29,6 +29,7 @@ from fa import irls
 from fa.gradients import Gradients
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure_groups
+from fa.utils.ambient import with_usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check, check_integer
 
@@ -88,6 +89,7 @@ class Flag:
         return self.levels[level].direction(formulation)
 
 
+@with_usual_float_errors
 def solve(
     G: Any,
     dims: Any,
@@ -137,6 +139,7 @@ def solve(
     return solve_gram(gram, dims, options, gradients, start, counts)
 
 
+@with_usual_float_errors
 @single_threaded
 def solve_gram(
     gram: Gram,
@@ -160,9 +163,11 @@ def solve_gram(
         The flag. Its `direction` needs `gradients`.
 
     Raises:
-        ValueError: As for `solve`.
+        ValueError: As for `solve`, or the term of the options is "chordal". It depends on m, so each level would need
+            terms of its own.
     """
     check_dims(dims, gram.p)
+    check("group_term", options.group_term, options.group_term == "fraction", '"fraction" with nested subspaces')
     outer = irls.solve_gram(gram, replace(options, m=dims[-1], restarts=0), gradients, start=start, counts=counts)
     problem = outer.problem
     rank, generator = len(problem.terms), np.random.default_rng(options.seed)

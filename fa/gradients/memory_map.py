@@ -307,7 +307,7 @@ def _head(path: Path, like: Layout, n: int) -> bytes:
     if path.suffix == ".npy":
         known = like.dtype in _NUMPY.values()
         check("the name of the result", str(path), known, "one in .safetensors, as .npy has no bfloat16")
-        dtype = next(dtype for dtype, its in _NUMPY.items() if its == like.dtype)
+        dtype = next(dtype for dtype, kind in _NUMPY.items() if kind == like.dtype)
         file = BytesIO()
         np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (n,)})
         return file.getvalue()

@@ -123,25 +123,25 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
             return None
         if not all(np.isfinite(value).all() for value in metrics[0].values()):
             return None  # FedAvg's mean of the metrics would not be finite either
-        theirs = _tensors(arrays[0])
-        if theirs.keys() != self._sent.keys() or any(not _alike(theirs[name], self._sent[name]) for name in theirs):
+        reply = _tensors(arrays[0])
+        if reply.keys() != self._sent.keys() or any(not _alike(reply[name], self._sent[name]) for name in reply):
             return None
         return {
-            name: theirs[name] - own if own.is_floating_point() else theirs[name] for name, own in self._sent.items()
+            name: reply[name] - sent if sent.is_floating_point() else reply[name] for name, sent in self._sent.items()
         }
 
     def _nothing(self) -> Update:
         """Return an update of NaN for a malformed reply, which rules exclude."""
         return {
-            name: torch.full_like(own, torch.nan) if own.is_floating_point() else own
-            for name, own in self._sent.items()
+            name: torch.full_like(sent, torch.nan) if sent.is_floating_point() else sent
+            for name, sent in self._sent.items()
         }
 
     def _moved(self, direction: Update) -> Any:
         """Return the model plus the direction."""
         moved = {
-            name: own + direction[name] if own.is_floating_point() else direction[name]
-            for name, own in self._sent.items()
+            name: sent + direction[name] if sent.is_floating_point() else direction[name]
+            for name, sent in self._sent.items()
         }
         return ArrayRecord({name: Array(np.asarray(tensor)) for name, tensor in moved.items()})
 

@@ -3,7 +3,7 @@
 from fa.irls.first_basis import random_first_basis
 from fa.irls.problem import FLOOR, Formulation, GroupTerm, Problem, build_problem
 from fa.irls.solution import DEFAULTS, FORMULATIONS, GROUP_TERMS, REGULARIZERS, Options, Solution
-from fa.irls.solver import State, check_m, default_m, solve, solve_gram, step, terminates
+from fa.irls.solver import STARTS, State, check_m, default_m, solve, solve_gram, step, terminates
 from fa.irls.worker_weights import from_batches as weights_from_batches
 from fa.irls.worker_weights import from_noise as weights_from_noise
 from fa.irls.worker_weights import noise_variances
@@ -14,6 +14,7 @@ __all__ = [
     "FORMULATIONS",
     "GROUP_TERMS",
     "REGULARIZERS",
+    "STARTS",
     "Formulation",
     "GroupTerm",
     "Options",

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float64
 
-from fa.irls.problem import FLOOR, Problem
+from fa.irls.problem import Problem
 from fa.utils.validation import check
 
 _DIRECT = 200  # Rows of Z outside the span up to which they are drawn themselves, instead of their Wishart matrix.
@@ -46,8 +46,7 @@ def random_first_basis(n: int, seed: int) -> Callable[[Problem], Float64[np.ndar
         inside = A @ (vectors / np.sqrt(eigenvalues)) @ vectors.T
         lengths = np.square(inside.T @ problem.terms).sum(axis=0)
         explained = np.bincount(problem.owner, lengths, minlength=problem.factors.size)
-        powers: np.ndarray = np.maximum(1 - explained, FLOOR) ** (1 / problem.a - 1)
-        return powers
+        return problem.weights(1 - explained)
 
     return weights
 

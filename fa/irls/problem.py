@@ -216,11 +216,11 @@ def _chordal(problem: Problem, unit: Float64[np.ndarray, "r q"]) -> Problem:
     for worker in range(problem.p):
         columns = problem.owner == worker
         vectors, lengths, _ = np.linalg.svd(unit[:, columns[: unit.shape[1]]], full_matrices=False)
-        within = lengths > np.sqrt(RANK) * max(lengths[0], 1e-300)
-        k = int(within.sum())
-        s = min(problem.m, k)
         if lengths[0] == 0:
             continue
+        within = lengths > np.sqrt(RANK) * lengths[0]
+        k = int(within.sum())
+        s = min(problem.m, k)
         basis = np.zeros((len(terms), int(columns.sum())))
         basis[:, :k] = vectors[:, within] / np.sqrt(s)
         terms[:, columns] = basis

@@ -1,5 +1,6 @@
 """Options and solutions of the solvers of eq. 5."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,7 +55,7 @@ class Options:
     max_iter: int = 5
     restarts: int = 0
     seed: int = 0
-    worker_weights: tuple[float, ...] | None = None
+    worker_weights: Sequence[float] | None = None
     group_term: GroupTerm = "fraction"
 
     def __post_init__(self) -> None:
@@ -123,7 +124,7 @@ class Solution:
     counts: tuple[int, ...]
     gradients: Gradients | None = None
     Y: Any = None
-    worker_weights: tuple[float, ...] | None = None
+    worker_weights: Sequence[float] | None = None
     group_term: GroupTerm = "fraction"
 
     @property

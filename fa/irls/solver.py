@@ -35,12 +35,10 @@ from fa.gradients.measurement import measure_groups
 from fa.irls import proximal
 from fa.irls.problem import RANK, Formulation, GroupTerm, Problem, build_problem
 from fa.irls.solution import DEFAULTS, FORMULATIONS, Options, Solution
-from fa.irls.worker_weights import read_weights
+from fa.utils.ambient import with_usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
-
-__all__ = ["State", "check_m", "default_m", "solve", "solve_gram", "step", "terminates"]
 
 STARTS = ("equal", "data", "random")
 """Names of starts of `solve`."""
@@ -62,6 +60,7 @@ class State:
 
 
 @untraced
+@with_usual_float_errors
 def solve(
     G: Any,
     m: int | None = DEFAULTS.m,
@@ -128,8 +127,7 @@ def solve(
 
     Source: the paper, eq. 5 and sections 2.2 and 2.3.
     """
-    weights = None if worker_weights is None else read_weights(worker_weights)
-    options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed, weights, group_term)
+    options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed, worker_weights, group_term)
     gradients, counts, gram = measure_groups(G)
     if not options.leaves_span:
         return solve_gram(gram, options, gradients, formulation, start, counts)
@@ -142,6 +140,7 @@ def solve(
     return solution if isinstance(G, torch.Tensor) else replace(solution, Y=solution.Y.numpy())
 
 
+@with_usual_float_errors
 @single_threaded
 def solve_gram(
     gram: Gram,
@@ -252,7 +251,7 @@ def _starts(
 
 
 def _random_subspaces(seed: int, shape: tuple[int, int]) -> Iterator[Float64[np.ndarray, "r m"]]:
-    """Yield vectors that span random subspaces; the generator, which is slow to create, is not until the first."""
+    """Yield vectors that span random subspaces. The generator is slow to create, so only the first draw creates it."""
     generator = np.random.default_rng(seed)
     while True:
         yield generator.standard_normal(shape)

@@ -87,7 +87,7 @@ class Rule(RuleOptions, ABC):
 
         Args:
             G: (p, n), one worker in each row, or another format that `fa.gradients.read` accepts.
-            iteration: Iteration of the training run, from which "bucketing" and "random_span" draw.
+            iteration: Iteration of the training run, for what the rule and its pre-aggregators draw.
             out: Tensor (n,) for d.
             inner_products: G G^T, if it is already computed (`fa.gradients.incremental.IncrementalGram`).
 
@@ -151,6 +151,7 @@ class Rule(RuleOptions, ABC):
                 return directions, decision
             finite &= ~not_finite
 
+    @with_usual_float_errors
     @single_threaded
     def weights(self, gram: Gram, iteration: int = 0) -> Float64[np.ndarray, " p"] | None:
         """Decide the weights of p finite gradients from their Gram matrix alone.

@@ -19,6 +19,8 @@ NOT_FINITE = "NaN or Inf"
 OUT_OF_RANGE = "a norm above 2^1004"
 """The reason to exclude a worker whose gradient would leave float64 in a sum."""
 
+_SHOWN = 100  # Number of workers whose weights and values a repr shows in full.
+
 
 @dataclass(frozen=True)
 class ColumnDecision:
@@ -71,9 +73,6 @@ class Decision:
                 f"Decision(selected={self.selected}, excluded={self.excluded}, weights={self.weights}, "
                 f"values={self.values})"
             )
-
-
-_SHOWN = 100  # Number of workers whose weights and values a repr shows in full.
 
 
 @dataclass(frozen=True)

@@ -13,24 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fa import flags, likelihood
+from fa import flags, irls, likelihood
 from fa.flags.nested import check_dims
 from fa.gradients import Gradients, read
 from fa.gradients.gram import Gram
-from fa.irls import DEFAULTS, FORMULATIONS, Formulation, GroupTerm, Options, random_first_basis, solve, solve_gram
+from fa.irls import DEFAULTS
 from fa.irls.worker_weights import read_weights
 from fa.objective import values
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
-from fa.rules.options import AnyRule
 from fa.rules.preaggregators import MixedGradients, make_step
 from fa.utils.seeds import derive_seed
 from fa.utils.validation import check, check_integer, check_one_of
 
-STARTS = ("equal", "data", "random")
-"""Names of starts. "largest:K" is one more."""
-
-_LARGEST = "largest:"
+_LARGEST = "largest:"  # Start of "largest:K", a start beside those of `fa.irls`.
+_WITHIN_SPAN = '"pairwise" or "group"'  # Regularizers whose Y is in the span of the gradients.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +70,19 @@ class FlagAggregator(Rule):
     a: float = DEFAULTS.a
     tol: float = DEFAULTS.tol
     max_iter: int | None = None
-    formulation: Formulation = "paper"
+    formulation: irls.Formulation = "paper"
     worker_weights: Sequence[float] | None = DEFAULTS.worker_weights
     start: str = "equal"
     dims: Sequence[int] | None = None
     prior: Sequence[float] | None = None
     gradients_per_worker: int | Sequence[int] = 1
-    group_term: GroupTerm = DEFAULTS.group_term
+    group_term: irls.GroupTerm = DEFAULTS.group_term
 
     name: ClassVar[str] = "fa"
     column_count_option: ClassVar[str] = "m"
 
     def __post_init__(self) -> None:
-        check_one_of("formulation", self.formulation, FORMULATIONS)
+        check_one_of("formulation", self.formulation, irls.FORMULATIONS)
         released = self.formulation == "released"
         if self.preaggregators is None and not released:
             object.__setattr__(self, "preaggregators", ("median_norm",))
@@ -94,18 +91,13 @@ class FlagAggregator(Rule):
             object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
         check("max_iter", self.max_iter, self.max_iter == 1 or not released, '1 with formulation="released"')
         self._check_workers_options()
-        norm = self.options.leaves_span  # The constructor of the options checks them.
-        within = not (released and norm)
-        check("regularizer", self.regularizer, within, '"pairwise" or "group" with formulation="released"')
-        if not _largest(self.start):
-            check_one_of("start", self.start, STARTS, f"or {_LARGEST}K")
-        check("start", self.start, self.start in STARTS or not norm, f"a name with regularizer={self.regularizer!r}")
+        within = not self.options.leaves_span  # The constructor of the options checks them.
+        check("regularizer", self.regularizer, within or not released, f'{_WITHIN_SPAN} with formulation="released"')
+        if not _hint_count(self.start):
+            check_one_of("start", self.start, irls.STARTS, f"or {_LARGEST}K")
+        check("start", self.start, self.start in irls.STARTS or within, f"a name with regularizer={self.regularizer!r}")
         if self.dims is not None:
-            check_dims(self.dims)
-            object.__setattr__(self, "dims", tuple(self.dims))
-            check("m", self.m, self.m is None, "None with dims, the last of which replaces it")
-            check("regularizer", self.regularizer, not norm, '"pairwise" with dims')
-            check("formulation", self.formulation, not released, '"paper" with dims')
+            self._check_dims(self.dims)
         if self.prior is not None:
             self._check_prior(self.prior)
 
@@ -119,6 +111,15 @@ class FlagAggregator(Rule):
         for count in counts if isinstance(counts, list | tuple) else (counts,):
             check_integer("gradients_per_worker", count, 1)
 
+    def _check_dims(self, dims: Sequence[int]) -> None:
+        """Check the dimensions of a flag, and that no option contradicts them."""
+        check_dims(dims)
+        object.__setattr__(self, "dims", tuple(dims))
+        check("m", self.m, self.m is None, "None with dims, the last of which replaces it")
+        check("regularizer", self.regularizer, not self.options.leaves_span, f"{_WITHIN_SPAN} with dims")
+        check("formulation", self.formulation, self.formulation == "paper", '"paper" with dims')
+        check("group_term", self.group_term, self.group_term == "fraction", '"fraction" with dims')
+
     def _check_prior(self, prior: Sequence[float]) -> None:
         """Check alpha and beta, and that no option needs another solver."""
         check("prior", prior, isinstance(prior, list | tuple) and len(prior) == 2, "two numbers, alpha and beta")
@@ -127,15 +128,14 @@ class FlagAggregator(Rule):
         names = ("worker_weights", "start", "dims", "formulation", "gradients_per_worker")
         changed = [name for name in names if getattr(self, name) != getattr(type(self), name)]
         check("prior", prior, not changed, f"None with {', '.join(changed)}")
-        check("regularizer", self.regularizer, not self.options.leaves_span, '"pairwise" with prior')
+        check("regularizer", self.regularizer, self.regularizer == "pairwise" or self.lam == 0, '"pairwise" with prior')
 
     @cached_property
-    def options(self) -> Options:
+    def options(self) -> irls.Options:
         """Options of IRLS."""
         assert self.max_iter is not None  # by __post_init__
-        weights = None if self.worker_weights is None else tuple(self.worker_weights)
         settings = self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter
-        return Options(*settings, seed=self.seed, worker_weights=weights, group_term=self.group_term)
+        return irls.Options(*settings, seed=self.seed, worker_weights=self.worker_weights, group_term=self.group_term)
 
     @property
     def needs_coordinate_count(self) -> bool:
@@ -144,11 +144,11 @@ class FlagAggregator(Rule):
     @property
     def direction_outside_span(self) -> bool:
         """True for norms of Y, for a prior, and for hints, which read the gradients' coordinates."""
-        return self.options.leaves_span or _largest(self.start) > 0 or self.prior is not None
+        return self.options.leaves_span or _hint_count(self.start) > 0 or self.prior is not None
 
     def check_within_span(self, where: str) -> None:
-        check("regularizer", self.regularizer, not self.options.leaves_span, f"'pairwise' or 'group' {where}")
-        check("start", self.start, not _largest(self.start), f"one of {', '.join(STARTS)} {where}")
+        check("regularizer", self.regularizer, not self.options.leaves_span, f"{_WITHIN_SPAN} {where}")
+        check("start", self.start, not _hint_count(self.start), f"one of {', '.join(irls.STARTS)} {where}")
         check("prior", self.prior, self.prior is None, f"None {where}")
 
     def check_workers(self, p: int, remark: str = "") -> None:
@@ -171,9 +171,8 @@ class FlagAggregator(Rule):
         check("gradients_per_worker", counts, sum(counts) == p, f"numbers with the sum p = {p}")
         return tuple(counts)
 
-    def for_rows(self: AnyRule, rows: Sequence[int], p: int) -> AnyRule:
+    def for_rows(self, rows: Sequence[int], p: int) -> "FlagAggregator":
         """Return the rule with the workers of these rows, and their weights."""
-        assert isinstance(self, FlagAggregator)
         if self.worker_weights is None and self.gradients_per_worker == 1:
             return self
         counts = self._counts(p)
@@ -186,9 +185,8 @@ class FlagAggregator(Rule):
             worker_weights=None if weights is None else tuple(weights[worker] for worker in remaining),
         )
 
-    def for_iteration(self: AnyRule, iteration: int) -> AnyRule:
+    def for_iteration(self, iteration: int) -> "FlagAggregator":
         """Return the rule with the seed of the iteration's random start."""
-        assert isinstance(self, FlagAggregator)
         if self.start != "random":
             return self
         return replace(self, seed=derive_seed("first basis", self.seed, 0, iteration))
@@ -198,12 +196,12 @@ class FlagAggregator(Rule):
         if self.options.leaves_span:
             counts = self._counts(len(columns))
             groups = columns if len(counts) == len(columns) else list(columns.split(counts))
-            solution = solve(groups, start=self.start, **vars(self.options))
+            solution = irls.solve(groups, start=self.start, **vars(self.options))
             return ColumnDecision(direction=solution.direction(), values=values(G, solution.Y))
         if self.prior is not None:
             return self._decide_by_likelihood(columns, *self.prior)
         rows = columns.double()
-        largest = torch.topk(rows.abs(), min(_largest(self.start), rows.shape[1]), dim=1).indices
+        largest = torch.topk(rows.abs(), min(_hint_count(self.start), rows.shape[1]), dim=1).indices
         start = flags.hints(rows, list(largest), self.dims[-1] if self.dims else self.m)
         return self._decide(mixed.gram, read(rows), start)
 
@@ -219,12 +217,12 @@ class FlagAggregator(Rule):
             return self._decide(gram, None, self.start)
         check("n", gram.n, gram.n is not None, "available for a random first basis, as in `aggregate`")
         assert gram.n is not None
-        return self._decide(gram, None, random_first_basis(gram.n, self.seed))
+        return self._decide(gram, None, irls.random_first_basis(gram.n, self.seed))
 
     def _decide(self, gram: Gram, gradients: Gradients | None, start: Any) -> ColumnDecision:
         counts = self._counts(gram.p)
         if self.dims is None:
-            solution = solve_gram(gram, self.options, gradients, self.formulation, start, counts)
+            solution = irls.solve_gram(gram, self.options, gradients, self.formulation, start, counts)
         else:  # Excluded workers, and gradients that agree, may leave fewer dimensions.
             rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
             dims = [m for m in self.dims if m <= rank] or [max(1, rank)]
@@ -232,7 +230,7 @@ class FlagAggregator(Rule):
         return ColumnDecision(weights=solution.weights(self.formulation), coefficients=solution.coefficients)
 
 
-def _largest(start: str) -> int:
+def _hint_count(start: str) -> int:
     """Return K of "largest:K", and 0 for another start."""
     name, colon, number = start.partition(":") if isinstance(start, str) else ("", "", "")
     if name + colon != _LARGEST:

@@ -9,7 +9,6 @@ import numpy as np
 from fa.gradients.gram import Gram
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
-from fa.rules.options import AnyRule
 from fa.rules.preaggregators import column_counts
 from fa.utils.validation import TooFewWorkersError, check
 
@@ -52,17 +51,17 @@ class MoNNA(Rule):
     def _check_reference(self, p: int) -> None:
         check("reference", self.reference, -p <= self.reference < p, f"in [-{p}, {p}), the ranks of p = {p} gradients")
 
-    def for_rows(self: AnyRule, rows: Sequence[int], p: int) -> AnyRule:
+    def for_rows(self, rows: Sequence[int], p: int) -> "MoNNA":
         """Return the rule with the trusted worker's rank among the rows.
 
         Raises:
             TooFewWorkersError: The trusted worker's gradient is not among them.
         """
-        self._check_reference(p)  # type: ignore[attr-defined]
-        reference = self.reference % p  # type: ignore[attr-defined]
+        self._check_reference(p)
+        reference = self.reference % p
         if reference not in rows:
             raise TooFewWorkersError(f"reference must be a worker with a finite gradient, got {reference}")
-        return replace(self, reference=list(rows).index(reference))  # type: ignore[call-arg]
+        return replace(self, reference=list(rows).index(reference))
 
     def decide(self, gram: Gram) -> ColumnDecision:
         """Decide the set of nearest gradients; of equal distances, the first row's is taken."""

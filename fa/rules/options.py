@@ -10,6 +10,7 @@ from fa.rules.preaggregators import Step, column_counts, make_step
 from fa.utils import plugins
 from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers
 
+# Not typing.Self, which beartype, with which the tests check calls, supports for decorated classes only.
 AnyRule = TypeVar("AnyRule", bound="RuleOptions")
 
 
@@ -21,7 +22,7 @@ class RuleOptions:
         f: Number of Byzantine workers to tolerate.
         preaggregators: Names in `fa.rules.preaggregators.STEPS`, applied in this order. A value may follow a name, as
             in "clip:2.0". None: the rule's default.
-        seed: Seed of the pre-aggregators "bucketing" and "random_span".
+        seed: Seed of what the rule and its pre-aggregators draw, as "bucketing" does.
         strict: True to raise an error if p is too small for the theorems of the rule and its pre-aggregators. False to
             warn, as long as the rule can be computed.
         name: Name of the rule.

@@ -78,7 +78,9 @@ class TrainConfig:
     # For choosing a setting without having seen the test images.
     validation: Real = _setting(0.0, "Share of the training images for accuracy, instead of the test images.")
     # Byzantine workers that compute gradients always draw from all images.
-    split: str = _setting("iid", "Honest workers' images: all, unequal shares of each class, or by class.", SPLITS)
+    split: str = _setting(
+        "iid", "Honest workers' images: all, unequal shares of each class, by class, or partly by class.", SPLITS
+    )
     alpha: Real | None = _setting(None, "Dirichlet parameter of --split dirichlet: small for unequal shares.")
     gamma: Real | None = _setting(None, "Share of the images that --split gamma deals at random, the rest by class.")
     worker_momentum: Real = _setting(0.0, "Momentum beta of the workers, which send beta m + (1 - beta) g.")

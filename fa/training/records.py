@@ -21,7 +21,13 @@ from fa.utils.validation import check
 
 FILES = ("curve.csv", "workers.csv", "config.json")
 """Files of a record; config.json is written last, and so marks a complete one."""
+
 USED = "used"
+"""Status of a worker whose gradient contributes to the direction."""
+
+LEFT_OUT = "left out: "
+"""Start of the status of an excluded worker, which its reason follows."""
+
 UNDEFINED = "none"
 """Entry of workers.csv for a value or weight that the rule does not define."""
 
@@ -43,7 +49,7 @@ class WorkerRow(NamedTuple):
     worker: int
     value: float | None  # explained variance v_i, if the rule defines it
     weight: float | None  # weight in the aggregate, if the rule has one weight per gradient
-    status: str  # "used", or "left out: " and the reason; then notes, such as "; 6 of 61 datagrams lost"
+    status: str  # USED, or LEFT_OUT and the reason; then notes, such as "; 6 of 61 datagrams lost"
 
 
 def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:

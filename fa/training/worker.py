@@ -22,7 +22,7 @@ from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, views
 from fa.utils import seeds
 from fa.utils.devices import with_index
-from fa.utils.memory import names_memory
+from fa.utils.memory import attribute_out_of_memory
 from fa.utils.validation import check
 
 
@@ -81,7 +81,7 @@ class Worker:
         Raises:
             ValueError: A minibatch does not fit in memory.
         """
-        with names_memory("batch", self._config.batch, "Or take fewer workers, or a smaller model."):
+        with attribute_out_of_memory("batch", self._config.batch, "Or take fewer workers, or a smaller model."):
             if self._config.local_steps > 1:
                 return self._write_local_steps(iteration)
             images, labels = self.minibatch(iteration)
@@ -92,8 +92,8 @@ class Worker:
         """Write the sum of the gradients of K steps of SGD, each at the parameters that the steps before gave.
 
         It is the change of the parameters over -lr, up to rounding. The local rate is `config.lr` throughout, and local
-        steps have neither momentum nor weight decay. The parameters are restored afterwards. Step k of
-        an iteration t draws what iteration t K + k draws without local steps.
+        steps have neither momentum nor weight decay. The parameters are restored afterwards. Step k of an iteration t
+        draws what iteration t K + k draws without local steps.
         """
         steps, rate = self._config.local_steps, self._config.lr
         before = [parameter.detach().clone() for parameter, _ in self._gradients]

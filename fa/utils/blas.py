@@ -12,8 +12,6 @@ from typing import Any, ParamSpec, TypeVar
 
 from threadpoolctl import ThreadpoolController
 
-from fa.utils.ambient import usual_float_errors
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -42,7 +40,7 @@ def single_threaded(function: Callable[Arguments, Result]) -> Callable[Arguments
 
     @wraps(function)
     def limited(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with _one_blas_thread, usual_float_errors():
+        with _one_blas_thread:
             return function(*args, **kwargs)
 
     return limited

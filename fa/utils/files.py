@@ -5,6 +5,7 @@ process was killed. Locks are those of `flock`, which end with the process.
 """
 
 import fcntl
+import hashlib
 import os
 import secrets
 import shutil
@@ -30,6 +31,11 @@ def expand_user(name: str, path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise ValueError(f"{name} must be in the home folder of a user of this system, got {str(path)!r}") from error
+
+
+def file_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

@@ -23,7 +23,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def names_memory(name: str, value: object, cure: str) -> Iterator[None]:
+def attribute_out_of_memory(name: str, value: object, cure: str) -> Iterator[None]:
     """Raise a ValueError that names an argument if memory does not suffice in the block.
 
     Args:

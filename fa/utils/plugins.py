@@ -9,19 +9,18 @@ Three kinds of names lead to them:
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from fa.utils.files import expand_user
+from fa.utils.files import expand_user, file_checksum
 from fa.utils.validation import TooFewWorkersError
 
 LIBRARIES = ("byzfl",)
@@ -93,22 +92,6 @@ def display_name(name: str) -> str:
     return f"{attribute} ({Path(path).name})" if is_file_spec(name) else name
 
 
-def file_checksums(*names: str) -> dict[str, dict[str, str]]:
-    """Return the checksums of the users' files, as a part of a run's identity.
-
-    Args:
-        *names: Names of rules and attacks.
-
-    Returns:
-        {"files": {name: SHA-256 of its file}}, or {} if no name is in a file.
-
-    Raises:
-        ValueError: A file does not exist.
-    """
-    checksums = {name: _checksum(_path(name)) for name in names if is_file_spec(name)}
-    return {"files": checksums} if checksums else {}
-
-
 def identity(rule: str, attack: str) -> dict[str, dict[str, str]]:
     """Return what a rule and an attack from outside this package are, as a part of a run's identity.
 
@@ -123,8 +106,9 @@ def identity(rule: str, attack: str) -> dict[str, dict[str, str]]:
         ValueError: A file does not exist.
     """
     names = {"rule": rule, "attack": attack}
+    files = {name: file_checksum(_path(name)) for name in names.values() if is_file_spec(name)}
     packages = {name: package for kind, name in names.items() if (package := _package(kind, name))}
-    return file_checksums(rule, attack) | ({"packages": packages} if packages else {})
+    return {part: content for part, content in (("files", files), ("packages", packages)) if content}
 
 
 def _package(kind: str, name: str) -> str:
@@ -135,9 +119,13 @@ def _package(kind: str, name: str) -> str:
             return f"{library} {version(library)}"
         except PackageNotFoundError:
             return library
-    points = [] if is_file_spec(name) else list(entry_points(group=f"fa.{kind}s", name=name))
-    found = points[0].dist if points else None
-    return "" if found is None else f"{found.name} {found.version}"
+    point = None if is_file_spec(name) else _entry_point(kind, name)
+    return "" if point is None or point.dist is None else f"{point.dist.name} {point.dist.version}"
+
+
+def _entry_point(kind: str, name: str) -> EntryPoint | None:
+    """Return the first entry point with this name in the group "fa.rules" or "fa.attacks", or None."""
+    return next(iter(entry_points(group=f"fa.{kind}s", name=name)), None)
 
 
 def load(kind: str, name: str) -> Any:
@@ -157,8 +145,8 @@ def load(kind: str, name: str) -> Any:
         library, _, attribute = name.partition(":")
         return getattr(importlib.import_module(f"fa.interop.{library}"), kind)(attribute)
     if not is_file_spec(name):
-        points = list(entry_points(group=f"fa.{kind}s", name=name))
-        return points[0].load() if points else None
+        point = _entry_point(kind, name)
+        return None if point is None else point.load()
     attribute = name.rpartition(":")[2]
     module = _module(kind, name)
     if not hasattr(module, attribute):
@@ -211,15 +199,10 @@ def _path(name: str) -> Path:
     return path.resolve()
 
 
-def _checksum(path: Path) -> str:
-    """Compute the SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _module(kind: str, name: str) -> ModuleType:
     """Return the file as a module, run once for each content of the file."""
     path = _path(name)
-    key = path, _checksum(path)
+    key = path, file_checksum(path)
     if key not in _loaded:
         _loaded[key] = _run(kind, path, f"{_PREFIX}{key[1][:16]}_{path.stem}")
     return _loaded[key]

@@ -6,8 +6,6 @@ from typing import ParamSpec, TypeVar, cast
 
 import torch
 
-from fa.utils.ambient import usual_float_errors
-
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -28,7 +26,6 @@ def untraced(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if torch.compiler.is_compiling():
             return cast(Result, torch.compiler.disable(function)(*args, **kwargs))
-        with usual_float_errors():
-            return function(*args, **kwargs)
+        return function(*args, **kwargs)
 
     return called

@@ -46,10 +46,10 @@ def draw(shown: Scene) -> Figure:
 
 
 def _title(shown: Scene) -> str:
-    its = shown.setting
+    setting = shown.setting
     heading = (
-        f"p = {its.p}, f = {its.f} ({its.attack}); FA: formulation {its.formulation}, m = {its.m}, "
-        rf"$\lambda$ = {its.lam:g}, a = {its.a:g}"
+        f"p = {setting.p}, f = {setting.f} ({setting.attack}); FA: formulation {setting.formulation}, m = {setting.m}, "
+        rf"$\lambda$ = {setting.lam:g}, a = {setting.a:g}"
     )
     return "\n".join([heading, *(f"left out: {reason}" for reason in shown.refused.values())])
 
@@ -58,7 +58,7 @@ def _near(shown: Scene) -> tuple[np.ndarray, np.ndarray]:
     """Return the corners of a square around the origin, the honest gradients, and the directions close to them."""
     inside = np.vstack([shown.points[shown.setting.f :], np.zeros(2)])
     far = 2 * float(np.linalg.norm(inside, axis=1).max())
-    inside = np.vstack([inside, *(its.point for its in shown.landings if np.linalg.norm(its.point) <= far)])
+    inside = np.vstack([inside, *(landing.point for landing in shown.landings if np.linalg.norm(landing.point) <= far)])
     low, high = inside.min(axis=0), inside.max(axis=0)
     middle, half = (low + high) / 2, 0.6 * max(float((high - low).max()), 1e-12)
     return middle - half, middle + half
@@ -70,12 +70,12 @@ def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray,
     axes.plot(points[:f, 0], points[:f, 1], "x", color=style.BYZANTINE, markersize=6, label="faulty gradients")
     variants = looks(landing.variant for landing in shown.landings)
     for landing in reversed(shown.landings):  # FA is drawn last, on top.
-        its = variants[landing.variant]
-        axes.plot(*np.array([[0, 0], landing.point]).T, color=its.colour, linewidth=1, alpha=0.7)
-        label = f"{its.label}: {landing.cosine:.2f}, {landing.inside:.0%}"
-        size = 12 if its.marker == "*" else 8
-        edge = its.colour if its.marker == "x" else "white"
-        axes.plot(*landing.point, its.marker, color=its.colour, markersize=size, markeredgecolor=edge, label=label)
+        look = variants[landing.variant]
+        axes.plot(*np.array([[0, 0], landing.point]).T, color=look.colour, linewidth=1, alpha=0.7)
+        label = f"{look.label}: {landing.cosine:.2f}, {landing.inside:.0%}"
+        size = 12 if look.marker == "*" else 8
+        edge = look.colour if look.marker == "x" else "white"
+        axes.plot(*landing.point, look.marker, color=look.colour, markersize=size, markeredgecolor=edge, label=label)
     axes.plot(0, 0, "+", color="black", markersize=10)
     axes.set(title=title, xlabel=shown.axes[0], ylabel=shown.axes[1], aspect="equal", adjustable="datalim")
     if corners is not None:

@@ -102,9 +102,11 @@ def draw(table: DataFrame, title: str) -> Figure:
     left.set_title(f"selection (ring: best rate); {seed_caption(choice)}")
     _draw_tested(right, accuracies(test), rates)
     right.set_title(f"each rule at its best rate; {seed_caption(test)}")
-    style.set_heading(figure, 
+    style.set_heading(
+        figure,
         f"f = {F} Byzantine workers send {attack_heading(table)}; each rule at its best learning rate; "
-        f"{style.FA_FORMULATION}\n{title}")
+        f"{style.FA_FORMULATION}\n{title}",
+    )
     return figure
 
 

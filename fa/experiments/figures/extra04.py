@@ -136,8 +136,7 @@ def draw(workers: DataFrame, detections: DataFrame, title: str) -> Figure:
     for axes, column in zip(below.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
         image = draw_heat(axes, cells(detections, column), f"{column} of detecting Byzantine workers")
     below.colorbar(image, ax=below.axes, label="share")
-    style.set_heading(figure, 
-        f"f = {F} Byzantine workers of 15; guessing three has precision and recall 0.2\n{title}")
+    style.set_heading(figure, f"f = {F} Byzantine workers of 15; guessing three has precision and recall 0.2\n{title}")
     return figure
 
 

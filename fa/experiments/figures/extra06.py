@@ -240,10 +240,12 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     names = {line.get_label(): line for axes in grid[1] for line in axes.lines if line.get_label() in LOOKS}
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False)
     subset = f" ({text})" if (text := subset_text(table)) else ""
-    style.set_heading(figure, 
+    style.set_heading(
+        figure,
         f"Steps of equal length: each arm less the {CONTROL.lower()}, paired by seed{subset}\n"
         f"grey: margin; thick: {1 - 2 * LEVEL:.0%} interval (equivalent: within the margin);"
-        f" thin: {1 - 2 * TEST_LEVEL:.2%} (helps: above it)\n{title}")
+        f" thin: {1 - 2 * TEST_LEVEL:.2%} (helps: above it)\n{title}",
+    )
     return figure
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import by_label, make_extra
@@ -69,7 +70,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for label, (key, dashes) in LOOKS.items():
         rows = table[table["label"] == label]
         if len(rows):
-            draw_line(axes, rows, label, style.LOOKS[key].colour, style.LOOKS[key].marker, dashes)
+            draw_line(axes, rows, replace(style.LOOKS[key], label=label, dashes=dashes))
     finish(axes)
     axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1))
     style.set_heading(figure, f"f = {F} Byzantine workers send random gradients\n{title}")

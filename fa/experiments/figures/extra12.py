@@ -63,7 +63,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for marks, label in (("none", "vectors in all coordinates"), ("full", "where an honest gradient is not 0")):
         axes.plot([], [], "o", color="0.3", fillstyle=marks, label=label)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    figure.suptitle(f"f = {F} Byzantine workers send random gradients; {seed_caption(table)}\n{title}", fontsize=10)
+    style.set_heading(figure, f"f = {F} Byzantine workers send random gradients; {seed_caption(table)}\n{title}")
     return figure
 
 

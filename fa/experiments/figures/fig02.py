@@ -32,7 +32,8 @@ def draw(table: DataFrame, title: str) -> Figure:
     axes = figure.subplots()
     colours = style.sequential_colors(len(F_VALUES))[::-1]
     for f, colour, marker, dashes in zip(F_VALUES, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
-        draw_line(axes, table[table["f"] == f], f"f = {f}", colour, marker, dashes)  # Lines of f > 0 coincide.
+        look = style.Look(f"f = {f}", colour, marker, dashes)  # Lines of f > 0 coincide.
+        draw_line(axes, table[table["f"] == f], look)
     finish(axes)
     axes.legend(title="Byzantine workers", loc="center right")
     style.set_heading(figure, f"The mean; Byzantine workers send {attack_heading(table)}\n{title}", size=9)

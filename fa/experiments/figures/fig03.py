@@ -138,8 +138,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     grid[0, 0].legend(handles=_histogram_entries(), loc="upper center", fontsize=8)
     entries = _course_entries(bool(table["faulty"].any()))
     figure.legend(handles=entries, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    style.set_heading(figure, 
-        f"Explained variance of each worker's minibatch gradient, in runs trained with FA\n{title}")
+    style.set_heading(
+        figure, f"Explained variance of each worker's minibatch gradient, in runs trained with FA\n{title}"
+    )
     return figure
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
-from fa.experiments.reporting.curves import draw_curves, finish, line_look
+from fa.experiments.reporting.curves import draw_curves, finish, line_options
 from fa.experiments.reporting.style import FA_FORMULATION, LOOKS
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races
 from fa.experiments.runs.profiles import MARGIN
@@ -59,9 +59,8 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
 def _draw_links(axes: Axes, links: DataFrame) -> None:
     variants = list(dict.fromkeys(links["variant"]))
     for place, key in enumerate(variants):
-        look, curve = LOOKS[key], links[links["variant"] == key]
-        line = line_look(look.colour, look.marker, look.dashes, 1 - place / len(variants))
-        axes.plot(curve["seconds"], curve["test_accuracy"], label=look.label, **line)
+        curve = links[links["variant"] == key]
+        axes.plot(curve["seconds"], curve["test_accuracy"], **line_options(LOOKS[key], 1 - place / len(variants)))
     finish(axes, "seconds")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +86,9 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
     for lam, colour in zip(LAMBDAS, style.sequential_colors(len(LAMBDAS)), strict=True):
-        draw_line(left, ours[ours["lam"] == lam], rf"FA, $\lambda$ = {lam}", colour, "")
+        draw_line(left, ours[ours["lam"] == lam], style.Look(rf"FA, $\lambda$ = {lam}", colour, marker=""))
     for key in OTHERS:
-        look = style.LOOKS[key]
-        draw_line(left, table[table["variant"] == key], look.label, look.colour, look.marker, (5, 2))
+        draw_line(left, table[table["variant"] == key], replace(style.LOOKS[key], dashes=(5, 2)))
     finish(left)
     label_ends(left)
     _draw_cosines(right, cosines)

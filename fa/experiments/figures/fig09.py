@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -76,9 +77,9 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
     for (p, f), colour, marker in zip(CROWDS, style.sequential_colors(len(CROWDS)), "osD^", strict=True):
         rows = table[(table["workers"] == p) & (table["f"] == f)]
-        draw_line(left, rows, f"p = {p}, f = {f}", colour, marker)
-    ceiling = style.LOOKS["mean"]
-    draw_line(left, table[table["variant"] == "mean"], CEILING, ceiling.colour, ceiling.marker, (1, 1))
+        draw_line(left, rows, style.Look(f"p = {p}, f = {f}", colour, marker))
+    ceiling = replace(style.LOOKS["mean"], label=CEILING, dashes=(1, 1))
+    draw_line(left, table[table["variant"] == "mean"], ceiling)
     finish(left)
     left.legend(title="FA, and the mean", loc="lower right")
     for name in RULES:

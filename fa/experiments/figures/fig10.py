@@ -12,7 +12,7 @@ from fa.data import load
 from fa.experiments.measurements.cost import svd_steps
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
-from fa.experiments.reporting.curves import finish, line_look, with_initial
+from fa.experiments.reporting.curves import finish, line_options, with_initial
 from fa.experiments.reporting.style import looks
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races, targets
 from fa.experiments.runs.profiles import MARGIN, for_profile
@@ -126,10 +126,10 @@ def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     variants = looks(user_rules_in(table))
     keys = (*RULES, *user_rules_in(table))
     for place, key in enumerate(keys):
-        look, rows = variants[key], with_initial(table[table["variant"] == key])
+        rows = with_initial(table[table["variant"] == key])
         curve = rows.groupby("iteration")[["seconds", "test_accuracy"]].mean()
-        line = line_look(look.colour, look.marker, look.dashes, 1 - place / len(keys))
-        axes.plot(*curve.to_numpy().T, markevery=max(1, len(curve) // 8), label=look.label, **line)
+        line = line_options(variants[key], 1 - place / len(keys))
+        axes.plot(*curve.to_numpy().T, markevery=max(1, len(curve) // 8), **line)
     for number, accuracy in enumerate(aims):
         name = "" if number else "target accuracy"
         axes.axhline(accuracy, color="#222222", linewidth=1, linestyle=":", label=name)
@@ -172,7 +172,11 @@ def _draw_aggregations(axes: Axes, times: DataFrame, costs: DataFrame) -> None:
         text = style.three_digits(value)
         axes.annotate(text, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
-    axes.set(title="(d) the server's aggregation", xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})\n* outside of training", xscale="log")
+    axes.set(
+        title="(d) the server's aggregation",
+        xlabel=f"milliseconds (n = {costs['n'].iloc[0]:,})\n* outside of training",
+        xscale="log",
+    )
     axes.set_xlim(right=4 * max(value for _, value, *_ in dots))
     axes.invert_yaxis()
 

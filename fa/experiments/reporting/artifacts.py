@@ -43,10 +43,9 @@ def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]
     study.folder.mkdir(parents=True, exist_ok=True)
     base = study.folder / study.name
     save_png(figure, base.with_suffix(".png"))
-    with new_file(base.with_suffix(".pdf")) as unfinished:
-        figure.savefig(unfinished, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    save_pdf(figure, base.with_suffix(".pdf"))
     for suffix, rows in {".csv": table, **{f".{name}.csv": rows for name, rows in more.items()}}.items():
-        _save_csv(rows, base.with_suffix(suffix))
+        save_csv(rows, base.with_suffix(suffix))
     claims_csv(claims, base.with_suffix(".claims.csv"))
     write_atomically(base.with_suffix(".json"), json.dumps(provenance(results), indent=2) + "\n")
     _print_place(base.with_suffix(".png"))
@@ -65,7 +64,14 @@ def save_png(figure: Figure, path: Path) -> None:
         figure.savefig(unfinished, dpi=150, metadata={"Software": None})
 
 
-def _save_csv(table: DataFrame, path: Path) -> None:
+def save_pdf(figure: Figure, path: Path) -> None:
+    """Write a figure without date and program, so that equal figures give equal files."""
+    with new_file(path) as unfinished:
+        figure.savefig(unfinished, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+
+
+def save_csv(table: DataFrame, path: Path) -> None:
+    """Write a table without its index, with the same line ends on every system."""
     write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
 
 
@@ -100,7 +106,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
 
 def claims_csv(claims: list[Claim], path: Path) -> None:
     """Write the claims to a file, for a report."""
-    _save_csv(claims_frame(claims), path)
+    save_csv(claims_frame(claims), path)
 
 
 def provenance(results: Results) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.style import looks
+from fa.experiments.reporting.style import Look, looks
 from fa.experiments.runs.study import INITIAL
 from fa.experiments.runs.user_rules import user_rules_in
 from fa.experiments.runs.variants import VARIANTS
@@ -56,39 +57,30 @@ def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None
     for place, key in enumerate(variants):
         rows = table[table["variant"] == key]
         if len(rows):
-            look = looks(variants)[key]
-            weight = 1 - place / len(variants)
-            draw_line(axes, rows, rows["label"].iloc[0], look.colour, look.marker, look.dashes, weight)
+            look = replace(looks(variants)[key], label=rows["label"].iloc[0])
+            draw_line(axes, rows, look, 1 - place / len(variants))
     finish(axes)
 
 
-def line_look(colour: str, marker: str, dashes: tuple[int, ...] = (), weight: float = 0.5) -> dict[str, Any]:
-    """Return matplotlib's options of a curve that remains visible below another one.
+def line_options(look: Look, weight: float = 0.5) -> dict[str, Any]:
+    """Return matplotlib's options of a curve that remains visible below another one; its marks are hollow.
 
     Args:
-        colour: Colour of the line.
-        marker: matplotlib's marker, drawn hollow.
-        dashes: Lengths of dashes and gaps; default: a solid line.
+        look: Label, colour, marker and dashes of the curve.
         weight: From 1 for the curve at the bottom, which is widest, to 0 for the one at the top.
     """
-    size = {"markersize": 5 + 4 * weight, "linewidth": 1.2 + 1.2 * weight}
     return {
-        "color": colour,
-        "marker": marker,
+        "label": look.label,
+        "color": look.colour,
+        "marker": look.marker,
         "markerfacecolor": "none",
-        "linestyle": (0, dashes) if dashes else "-",
-    } | size
+        "linestyle": look.linestyle,
+        "markersize": 5 + 4 * weight,
+        "linewidth": 1.2 + 1.2 * weight,
+    }
 
 
-def draw_line(
-    axes: Axes,
-    rows: DataFrame,
-    label: str,
-    colour: str,
-    marker: str,
-    dashes: tuple[int, ...] = (),
-    weight: float = 0.5,
-) -> None:
+def draw_line(axes: Axes, rows: DataFrame, look: Look, weight: float = 0.5) -> None:
     """Draw one line: the mean over the seeds of `rows`, and their range as a band.
 
     It begins at iteration 0 if the records of all seeds have the accuracy of the initial parameters.
@@ -96,17 +88,14 @@ def draw_line(
     Args:
         axes: Axes to draw on.
         rows: Points of one variant with all its seeds.
-        label: Name in the legend.
-        colour: Colour of the line.
-        marker: matplotlib's marker.
-        dashes: Lengths of dashes and gaps; default: a solid line.
-        weight: Width among coinciding curves; see `line_look`.
+        look: Label, colour, marker and dashes of the line.
+        weight: Width among coinciding curves; see `line_options`.
     """
     points = with_initial(rows).groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
     every = max(1, len(points) // 8)
-    axes.plot(points.index, points["mean"], markevery=every, label=label, **line_look(colour, marker, dashes, weight))
+    axes.plot(points.index, points["mean"], markevery=every, **line_options(look, weight))
     if rows["seed"].nunique() > 1:
-        axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(points.index, points["min"], points["max"], color=look.colour, alpha=0.15, linewidth=0)
 
 
 def with_initial(rows: DataFrame) -> DataFrame:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.artifacts import save_png
+from fa.experiments.reporting.artifacts import save_csv, save_pdf, save_png
 from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs.grid import Grid, GridResult
 from fa.training.config import TrainConfig
-from fa.utils.files import new_file, write_atomically
+from fa.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,10 +60,10 @@ def cells_table(grid: Grid, runs: DataFrame) -> DataFrame:
             for rule in grid.rules:
                 values = {name: means.get((split.label, f, rule.label, name), float("nan")) for name in attacks}
                 column = pandas.Series(values)
-                known = bool(column.notna().all())
+                complete = bool(column.notna().all())
                 worst = {
-                    WORST: column.min() if known else float("nan"),
-                    "worst_attack": column.idxmin() if known else "",
+                    WORST: column.min() if complete else float("nan"),
+                    "worst_attack": column.idxmin() if complete else "",
                 }
                 rows.append({"split": split.label, "f": f, "rule": rule.label} | values | worst)
     return pandas.DataFrame(rows)
@@ -133,10 +133,9 @@ def save(result: GridResult, folder: Path, name: str, about: dict[str, Any]) -> 
     base = folder / name
     figure = draw(result.grid, cells, heading(result))
     save_png(figure, base.with_suffix(".png"))
-    with new_file(base.with_suffix(".pdf")) as unfinished:
-        figure.savefig(unfinished, metadata={"CreationDate": None, "Producer": None, "Creator": None})
+    save_pdf(figure, base.with_suffix(".pdf"))
     for suffix, table in ((".csv", cells), (".runs.csv", runs)):
-        write_atomically(base.with_suffix(suffix), table.to_csv(index=False, lineterminator="\n"))
+        save_csv(table, base.with_suffix(suffix))
     provenance = about | {
         "settings": dict(result.grid.settings),
         "rates": dict(result.rates),

@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _tables(path: Path) -> list[str]:
     """Return the names of a figure's further tables, on which its claims also depend."""
-    return sorted(its.name for its in path.parent.glob(f"{path.stem}.*.csv") if not its.name.endswith(".claims.csv"))
+    return sorted(csv.name for csv in path.parent.glob(f"{path.stem}.*.csv") if not csv.name.endswith(".claims.csv"))
 
 
 def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:

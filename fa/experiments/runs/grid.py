@@ -48,6 +48,7 @@ _OF_AXES = (
     "f",
     "split",
     "alpha",
+    "gamma",
     "seed",
     "validation",
 )
@@ -196,9 +197,9 @@ def parse(content: Mapping[str, Any]) -> Grid:
     grid = Grid(
         rules=_axis("rules", content, _rule),
         attacks=_axis("attacks", content, _attack),
-        byzantine=_integers("byzantine", content.get("byzantine"), 0),
+        byzantine=_naturals("byzantine", content.get("byzantine")),
         splits=_axis("splits", {"splits": ["iid"], **content}, _split),
-        seeds=_integers("seeds", content.get("seeds", [TrainConfig.seed]), 0),
+        seeds=_naturals("seeds", content.get("seeds", [TrainConfig.seed])),
         settings=settings,
         tuning=_tuning(content["tuning"]) if "tuning" in content else None,
     )
@@ -225,7 +226,7 @@ def _attack(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split(table: Mapping[str, Any]) -> dict[str, Any]:
-    _check_keys("an entry of splits", table, ("split", "alpha"))
+    _check_keys("an entry of splits", table, ("split", "alpha", "gamma"))
     return dict(table)
 
 
@@ -259,7 +260,7 @@ def _tuning(value: Any) -> Tuning:
     for rate in rates:
         check_real("a rate in lr of [tuning]", rate, 0)
         check("a rate in lr of [tuning]", rate, rate > 0, "greater than 0")
-    seeds = _integers("seeds of [tuning]", table.get("seeds"), 0)
+    seeds = _naturals("seeds of [tuning]", table.get("seeds"))
     share = table.get("validation", 0.2)
     check_real("validation of [tuning]", share, 0)
     check("validation of [tuning]", share, 0 < share < 1, "between 0 and 1, both excluded")
@@ -281,10 +282,10 @@ def _list(name: str, value: Any) -> list[Any]:
     return list(value)
 
 
-def _integers(name: str, value: Any, least: int) -> tuple[int, ...]:
+def _naturals(name: str, value: Any) -> tuple[int, ...]:
     values = _list(name, value)
     for one in values:
-        check_integer(f"an entry of {name}", one, least)
+        check_integer(f"an entry of {name}", one, 0)
     return tuple(dict.fromkeys(values))
 
 
@@ -312,7 +313,7 @@ class GridResult:
     def accuracy(self, config: TrainConfig) -> float | None:
         """Return the final accuracy of a run; None if it failed."""
         record = self.outcomes[config].record
-        return None if record is None else float(record.description["final_accuracy"])
+        return None if record is None else record.final_accuracy
 
 
 def run(grid: Grid, store: RunStore, jobs: int | None = None, progress: bool = True) -> GridResult:
@@ -356,6 +357,6 @@ def choose_rates(cells: Sequence[Cell], outcomes: Mapping[TrainConfig, Outcome])
     reached: dict[str, dict[float, list[float]]] = {}
     for cell in cells:
         record = outcomes[cell.config].record
-        value = 0.0 if record is None else float(record.description["final_accuracy"])
+        value = 0.0 if record is None else record.final_accuracy
         reached.setdefault(cell.rule, {}).setdefault(float(cell.config.lr), []).append(value)
     return {rule: max(sorted(by_rate), key=lambda rate: mean(by_rate[rate])) for rule, by_rate in reached.items()}

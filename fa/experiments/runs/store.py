@@ -20,7 +20,7 @@ from fa.training import record_schema
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
 from fa.utils import plugins
-from fa.utils.files import create_folder, exclusive, new_folder
+from fa.utils.files import create_folder, exclusive, file_checksum, new_folder
 
 MANIFEST = "manifest.json"
 
@@ -50,6 +50,11 @@ class Record:
             raise record_schema.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
 
     @property
+    def final_accuracy(self) -> float:
+        """Test accuracy of the last parameters."""
+        return float(self.description["final_accuracy"])
+
+    @property
     def initial_accuracy(self) -> float | None:
         """Test accuracy of the initial parameters; None if an earlier release wrote the record."""
         value = self.description.get("initial_accuracy")
@@ -70,7 +75,7 @@ class Record:
             path = self.folder / name
             if not path.is_file():
                 raise DamagedRecord(f"{name} is missing")
-            if not isinstance(manifest, dict) or manifest.get(name) != _checksum(path):
+            if not isinstance(manifest, dict) or manifest.get(name) != file_checksum(path):
                 raise DamagedRecord(f"{name} is not as it was written")
         _ = self.description
 
@@ -145,7 +150,7 @@ class RunStore:
         try:
             with new_folder(target) as folder:
                 run.write_files(folder)
-                manifest = {name: _checksum(folder / name) for name in FILES}
+                manifest = {name: file_checksum(folder / name) for name in FILES}
                 text = json.dumps(manifest, indent=2, sort_keys=True)
                 (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
                 if target.is_dir() and self._whole(run.config) is None:
@@ -222,7 +227,3 @@ def _flatten(identity: dict[str, Any]) -> dict[str, Any]:
 def _differences(wanted: dict[str, Any], recorded: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     names = sorted(wanted.keys() | recorded.keys())
     return [(name, wanted.get(name), recorded.get(name)) for name in names if wanted.get(name) != recorded.get(name)]
-
-
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -154,9 +154,8 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
         with claim:
             if record is None:
                 try:
-                    record = _save(
-                        train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config)), store
-                    )
+                    run = train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config))
+                    record = _save(run, store)
                 except (ValueError, OSError, RuntimeError) as failure:
                     error = str(failure)
         yield Outcome(config, record, error)
@@ -211,10 +210,10 @@ def _end(running: Sequence[_Child]) -> None:
 
 
 def _start(context: Any, config: TrainConfig, claim: ExitStack, root: Path) -> _Child:
-    answer, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(config.to_json(), str(root), theirs), daemon=True)
+    answer, child_end = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(config.to_json(), str(root), child_end), daemon=True)
     process.start()
-    theirs.close()
+    child_end.close()
     return _Child(config, claim, process, answer)
 
 
@@ -232,15 +231,15 @@ def _outcome(child: _Child, root: Path) -> Outcome:
     return Outcome(child.config, record, error or ("" if record else "its record is not in the store"))
 
 
-def _work(config: str, root: str, answer: Connection) -> None:
+def _work(settings: str, root: str, answer: Connection) -> None:
     """Do one run in the child, save it to the store, and send a failure to the parent."""
     exit_when_parent_dies()
     retain_freed_memory()
     try:
         from fa.training import train
 
-        store, its = RunStore(root), TrainConfig.from_json(config)
-        _save(train(its, threads=1, checkpoint=store.checkpoint(its)), store)
+        store, config = RunStore(root), TrainConfig.from_json(settings)
+        _save(train(config, threads=1, checkpoint=store.checkpoint(config)), store)
     except (ValueError, OSError) as error:
         answer.send_bytes(str(error).encode())
     except BaseException:
@@ -259,10 +258,12 @@ def _save(run: Run, store: RunStore) -> Record:
     except OSError as error:
         last = run.curve[-1]
         result = f"finished with accuracy {last.test_accuracy:.4f} and loss {last.train_loss:.4g}"
-        raise ValueError(f"{result}, not saved: {error.strerror or error}; {_keep(run, store.root)}") from error
+        raise ValueError(
+            f"{result}, not saved: {error.strerror or error}; {_save_elsewhere(run, store.root)}"
+        ) from error
 
 
-def _keep(run: Run, root: Path) -> str:
+def _save_elsewhere(run: Run, root: Path) -> str:
     """Write a record among the temporary files, and describe where."""
     try:
         folder = Path(tempfile.mkdtemp(prefix="fa-record-"))
