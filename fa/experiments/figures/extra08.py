@@ -25,7 +25,6 @@ SIZES = {"smoke": (1, 16), "quick": (4, 64), "cpu": (4, 64), "paper": (16, 256)}
 """Batch sizes of even and of odd ranks, by profile: as many images in all as with equal batches, up to a tenth."""
 
 
-
 class Panel(NamedTuple):
     """A panel of the figure.
 
