@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fa.experiments.figures.extras_common import RULES, SEEDS, best_label, by_label, draw_dots, make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
@@ -114,7 +113,7 @@ def draw(table: DataFrame, title: str) -> Figure:
         axes.set_title(panel.heading)
     sizes = sorted({int(number) for text in table["batch"].map(str) for number in re.findall(r"\d+", text)})
     text = f"Batch sizes {sizes[0]} and {sizes[-1]} in turn; {style.FA_FORMULATION}"
-    figure.suptitle("\n".join([text, *wrap(title, 170)]), fontsize=10)
+    style.set_heading(figure, f"{text}\n{title}")
     return figure
 
 
@@ -139,10 +138,6 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     words = "with batch sizes that differ by 16, weights by batch size improve FA"
     second = "FA with weights is better than every other rule, and than the weighted mean of unit gradients"
     return [
-        Claim("E8", words, _measured(against_fa), comparison_verdict(against_fa, testable, level, margin)),
-        Claim("E8", second, _measured(against_best), comparison_verdict(against_best, testable, level, margin)),
+        Claim("E8", words, describe_leads(against_fa), comparison_verdict(against_fa, testable, level, margin)),
+        Claim("E8", second, describe_leads(against_best), comparison_verdict(against_best, testable, level, margin)),
     ]
-
-
-def _measured(leads: list[Lead]) -> str:
-    return "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in leads)

@@ -66,7 +66,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
         draw_dots(axes, by_label(table[table["attack"] == attack]), looks, bold=(DEFAULT,))
         axes.set_title(heading)
-    figure.suptitle(f"f = {F} Byzantine workers; options of FA, this package's default\n{title}", fontsize=10)
+    style.set_heading(figure, f"f = {F} Byzantine workers; options of FA, this package's default\n{title}")
     return figure
 
 

@@ -93,7 +93,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             axes.set_xscale("log")
     panels[0].set_ylabel("test accuracy (fraction)")
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1))
-    figure.suptitle(f"f = {F} workers train on augmented data; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    style.set_heading(figure, f"f = {F} workers train on augmented data; {style.FA_FORMULATION}\n{title}")
     return figure
 
 

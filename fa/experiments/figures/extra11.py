@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import SEEDS, SHORT, by_label, draw_dots, make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, verdict
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned, verdict
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study
@@ -73,7 +73,7 @@ def draw(table: DataFrame, shares: DataFrame, title: str) -> Figure:
         right.plot(rows["iteration"], rows["share"], color=style.LOOKS["fa"].colour, alpha=0.6, label=f"seed {seed}")
     right.axhline(SPARSE, color=style.BYZANTINE, linewidth=0.8)
     right.set(xlabel="iteration", ylabel="honest weights below a tenth of the largest (share)", ylim=(0, 1.02))
-    figure.suptitle(f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}", fontsize=10)
+    style.set_heading(figure, f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}")
     return figure
 
 
@@ -101,7 +101,7 @@ def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = M
         Claim(
             "C17",
             "significantly enhances the robustness of state-of-the-art Byzantine resilient aggregators",
-            _measured(alone),
+            describe_leads(alone),
             comparison_verdict(alone, testable, level, margin),
         ),
         Claim(
@@ -114,11 +114,7 @@ def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = M
         Claim(
             "E11",
             "FA's projection protects a rule better than equal norms alone",
-            _measured(norms),
+            describe_leads(norms),
             comparison_verdict(norms, testable, level, margin),
         ),
     ]
-
-
-def _measured(leads: list[Lead]) -> str:
-    return "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in leads)

@@ -98,6 +98,11 @@ class Lead:
         return f"{self.case}: {self.difference:+.3f}{test}"
 
 
+def describe_leads(leads: Sequence[Lead]) -> str:
+    """Return each comparison with its accuracies and its difference."""
+    return "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in leads)
+
+
 def claims_frame(claims: Sequence[Claim]) -> DataFrame:
     """Return the claims as a table, with its columns even if there are none."""
     import pandas

@@ -227,7 +227,9 @@ class Study:
 
     def _values(self, setting: str) -> str:
         """Return the values of a setting in the order of the cases, as in 64/128/192."""
-        return "/".join(dict.fromkeys(str(getattr(cell.config, setting)) for cell in self.cells))
+        values = (getattr(cell.config, setting) for cell in self.cells)
+        each = (value if isinstance(value, tuple) else (value,) for value in values)
+        return "/".join(dict.fromkeys(str(one) for several in each for one in several))
 
 
 def _summary(cells: Sequence[Cell], finished: Sequence[Cell]) -> tuple[str, ...]:
