@@ -170,7 +170,7 @@ def _pieces(G: Tensor) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def _is_one_piece(G: Tensor) -> bool:
-    return G.shape[1] <= _WIDTH and G.dtype not in _HALF
+    return 0 < G.shape[1] <= _WIDTH and G.dtype not in _HALF
 
 
 def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, np.ndarray]:

@@ -145,7 +145,7 @@ def _gram(
         del memory  # The addresses in `packed` point to it.
 
     run_on_threads(work, size)
-    K: np.ndarray = parts.sum(axis=0) if len(parts) > 1 else parts[0]
+    K: np.ndarray = parts.sum(axis=0)
     return K
 
 
