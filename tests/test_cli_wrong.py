@@ -62,6 +62,7 @@ JOINS = {
 }  # folders that may hold other files
 UNUSED = {  # places that these commands do not come to with these arguments
     ("sweep", "out"), ("data list", "root"), ("augment", "root"), ("reproduce", "jobs"), ("sweep", "jobs"),
+    ("aggregate", "group_term"),
     ("aggregate", "formulation"),  # see tests/test_rules.py: here a type checker is before ours
 }  # fmt: skip
 

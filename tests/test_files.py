@@ -28,6 +28,7 @@ from fa.training.records import UnwrittenRunError
 from fa.utils import signals
 from fa.utils.files import PREFIX, exclusive, new_file, new_folder, remove_abandoned, write_atomically
 from tests.processes import alive, beside, descendants, wait_until, worked
+from tests.texts import check_refusal
 
 ROOT = Path(__file__).parents[1]
 CONFIG = TrainConfig(workers=3, byzantine=1, rule="median", iterations=30, batch=4, momentum=0.9, seed=3)
@@ -247,7 +248,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_the_checkpoint_first(signum: signal.Signals, tmp_path: Path, undisturbed: list[str]) -> None:
     out, kept = tmp_path / "out", tmp_path / "kept"
-    words = f"train {RUN} --momentum 0.9 --iterations 100 --out {out} --checkpoint {kept}"
+    words = f"train {RUN} --momentum 0.9 --iterations 100 --evaluate-every 100 --out {out} --checkpoint {kept}"
     process = fa(f"{words} --tensorboard {tmp_path / 'board'}")
     wait_until(lambda: any(path.stat().st_size > 0 for path in (tmp_path / "board").glob("*")), 60)
     assert not kept.exists()  # the first one would be due after 300 s
@@ -255,7 +256,7 @@ def test_a_signal_saves_the_checkpoint_first(signum: signal.Signals, tmp_path: P
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors.count("\n")) == (128 + signum, 1)
     assert 0 < read(kept)["state"]["iteration"] < 100
-    train(replace(CONFIG, iterations=100), out, threads=1, checkpoint=kept)
+    train(replace(CONFIG, iterations=100, evaluate_every=100), out, threads=1, checkpoint=kept)
     assert numbers(out) == undisturbed
     assert names(tmp_path) == ["board", "out"]
 
@@ -459,17 +460,23 @@ def test_a_sweep_whose_disk_is_full_keeps_the_record_of_each_run(
 
 
 @pytest.mark.parametrize("command", ["sweep", "reproduce"])
-def test_the_results_of_runs_that_are_not_saved_are_printed(
-    command: str, small_disk: Callable[[int], Path], tmp_path: Path
-) -> None:
-    folder, temporary = small_disk(48), tmp_path / "temporary"
+def test_the_results_of_runs_that_are_not_saved_are_printed(command: str, small_disk: Callable[[int], Path]) -> None:
+    folder = small_disk(48)
+    with tempfile.TemporaryDirectory() as temporary:
+        process = fa(f"{command} fig02 --profile smoke --jobs 1 --out {folder}", env=os.environ | {"TMPDIR": temporary})
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == (1 if command == "sweep" else 2), errors
+        saved, kept = len(list(folder.glob("records/*/manifest.json"))), list(Path(temporary).glob("fa-record-*/*"))
+        assert len(kept) == 4 - saved > 0
+        assert all(str(path) in errors for path in kept)
+        assert len(re.findall(r"\baccuracy 0\.\d{4}", errors)) == len(kept)
+
+
+def test_a_folder_of_temporary_files_with_a_long_name_is_named(tmp_path: Path) -> None:
+    temporary = tmp_path / ("long" * 25)
     temporary.mkdir()
     process = fa(
-        f"{command} fig02 --profile smoke --jobs 1 --out {folder}", env=os.environ | {"TMPDIR": str(temporary)}
+        f"sweep fig02 --profile smoke --jobs 1 --out {tmp_path / 'out'}", env=os.environ | {"TMPDIR": str(temporary)}
     )
     _, errors = process.communicate(timeout=300)
-    assert process.returncode == (1 if command == "sweep" else 2)
-    saved, kept = len(list(folder.glob("records/*/manifest.json"))), list(temporary.glob("fa-record-*/*"))
-    assert len(kept) == 4 - saved > 0
-    assert all(str(path) in errors for path in kept)
-    assert len(re.findall(r"\baccuracy 0\.\d{4}", errors)) == len(kept)
+    check_refusal(process.returncode, errors, r"\bTMPDIR\b.*long")

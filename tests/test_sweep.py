@@ -198,5 +198,6 @@ def test_ctrl_c_while_processes_are_still_starting_is_told_once(tmp_path: Path) 
         _, errors = process.communicate(timeout=30)
     finally:
         os.killpg(process.pid, signal.SIGKILL) if alive(process.pid) else None
-    assert errors.count("Traceback") == 1
+    chained = errors.count("During handling")  # where the signal reached a handler of an exception
+    assert errors.count("Traceback") - chained == 1
     assert errors.rstrip().endswith("KeyboardInterrupt")

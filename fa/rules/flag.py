@@ -154,13 +154,14 @@ class FlagAggregator(Rule):
     def check_workers(self, p: int, remark: str = "") -> None:
         """Check p as every rule does, and that there are gradients and a weight of each worker."""
         super().check_workers(p, remark)
+        if self.worker_weights is None and self.gradients_per_worker == 1:
+            return
         counts = self._counts(p)
         if self.worker_weights is not None:
             read_weights(self.worker_weights, len(counts))
-        if self.worker_weights is not None or len(counts) < p:
-            mixing = [name for name in self.steps if not make_step(name).keeps_workers]
-            requirement = "ones that neither choose nor mix workers, with worker_weights or gradients_per_worker"
-            check("preaggregators", mixing, not mixing, requirement)
+        mixing = [name for name in self.steps if not make_step(name).keeps_workers]
+        requirement = "ones that neither choose nor mix workers, with worker_weights or gradients_per_worker"
+        check("preaggregators", mixing, not mixing, requirement)
 
     def _counts(self, p: int) -> tuple[int, ...]:
         """Return the number of gradients of each worker, of p together."""

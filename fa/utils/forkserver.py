@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,10 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from typing import Any
 
+from fa.utils.validation import check
+
 _PR_SET_PDEATHSIG = 1
+_LONGEST = 107 - len("/pymp-12345678/listener-12345678")  # Linux has 107 bytes for a socket's path.
 
 
 def forkserver_context(preload: str) -> Any:
@@ -30,7 +34,13 @@ def forkserver_context(preload: str) -> Any:
 
     Returns:
         The `multiprocessing` context.
+
+    Raises:
+        ValueError: The name of the folder of temporary files is too long for sockets in it.
     """
+    folder = tempfile.gettempdir()
+    cure = "Set it to a folder with a shorter name."
+    check("TMPDIR", folder, len(folder.encode()) <= _LONGEST, f"a folder of at most {_LONGEST} bytes", cure)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
     resource_tracker.ensure_running()  # It must start first, since it unblocks SIGINT when it starts.
