@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 
 import fa
 from fa.bench import draw as bench_draw
@@ -17,6 +18,7 @@ from fa.experiments import ALL, SUPPLEMENT, figure_module
 from fa.experiments.figures import extra02, extra03, fig04, fig05, fig06a, fig07, fig10
 from fa.experiments.reporting import style
 from fa.experiments.reporting.artifacts import provenance
+from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs import user_rules
 from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import Case, Results, Study, make_study
@@ -242,6 +244,29 @@ def test_a_sweep_names_the_line_too(tmp_path: Path) -> None:
     assert outcome.record is None
     assert str(outcome).startswith(f"{display_name(key)}, f = 1, seed 2021: ")
     assert re.search(r"\bmy_rule\.py\b.*\b5: ZeroDivisionError\b", str(outcome))
+
+
+def test_names_are_no_markup(tmp_path: Path) -> None:
+    """Neither of rich, which reads [red], nor of matplotlib, which reads dollar signs."""
+    file = tmp_path / "we$ird_[red].py"
+    file.write_text(Path(RULE.rpartition(":")[0]).read_text())
+    rule = f"{file}:{RULE.rpartition(':')[2]}"
+    runner, out = CliRunner(env={"COLUMNS": "200"}), ["--profile", "smoke", "--out", str(tmp_path)]
+    why = runner.invoke(cli, ["sweep", "fig05", "--rule", rule, "--why", *out], catch_exceptions=False)
+    (key,) = user_rules.register_rules([rule])
+    assert display_name(key) in why.stdout
+    train(TrainConfig(rule=rule, workers=4, byzantine=1, iterations=2, batch=4), tmp_path / "run", threads=1)
+    done = runner.invoke(cli, ["plot", str(tmp_path / "run")], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    figure = draw_heat_of(display_name(key))
+    figure.savefig(tmp_path / "heat.png")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [style.literal(display_name(key))]
+
+
+def draw_heat_of(name: str) -> Figure:
+    figure = style.new_figure(4, 4)
+    draw_heat(figure.subplots(), pd.DataFrame([[0.5]], index=[name], columns=[name]), name)
+    return figure
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fa.bench.cases import DEFAULT_P, OURS, PAPER, TORCH, Row
 from fa.bench.table import growth, rules, slopes
-from fa.experiments.reporting.style import Look, apply_theme, looks, sequential_colors, three_digits
+from fa.experiments.reporting.style import Look, apply_theme, literal, looks, sequential_colors, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     for by, label in IMPLEMENTATIONS.items():
         if by in timed:
             axes.barh(0, 0, color=colours[by], label=label)
-    names = [variant.label for variant in _variants(rows).values()]
+    names = [literal(variant.label) for variant in _variants(rows).values()]
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))
     axes.set_xlim(right=axes.get_xlim()[1] * 4)
@@ -81,7 +81,7 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
             sizes, seconds = zip(*line, strict=True)
             exponents = ", ".join(f"{found[rule]:.2f}" for found in (in_n, in_p) if rule in found)
             look = _variants(rows)[rule]
-            label = f"{look.label} ({exponents})"
+            label = literal(f"{look.label} ({exponents})")
             axes.loglog(sizes, [1e3 * s for s in seconds], color=look.colour, marker=look.marker, label=label)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 

@@ -72,7 +72,7 @@ def bench(
     if sizes or workers:
         sizes_and_workers = [(n, p) for p in workers or (cases.DEFAULT_P,) for n in sizes or (cases.DEFAULT_N,)]
     user_rules = register_rules(rules)
-    console = Console(width=120)
+    console = Console(width=120, markup=False)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []

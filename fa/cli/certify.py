@@ -83,7 +83,7 @@ def _show(report: dict[str, Any], names: list[str]) -> None:
         workers.add_column(column, justify="right")
     for row in zip(names, report["norms"], report["values"], report["weights"], strict=True):
         workers.add_row(row[0], *(f"{number:.6g}" for number in row[1:]))
-    console = Console()
+    console = Console(markup=False)
     console.print(workers, soft_wrap=not console.is_terminal)
     lines = [("objective", report["objective"], "eq. 5 at the subspace of IRLS")]
     lines += [("bound", report["bound"], f"lower bound on {report['certifies']}")]

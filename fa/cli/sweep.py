@@ -77,7 +77,7 @@ def _explain(study: Study, part: str | None) -> None:
         rule = plugins.display_name(config.rule) + (f" ({options})" if options else "")
         row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.explain(config))
         table.add_row(*row)
-    console = Console()
+    console = Console(markup=False)
     console.print(table, soft_wrap=not console.is_terminal)
     for variant, reason in study.skipped.items():
         click.echo(f"{variant} is excluded: {reason}")

@@ -100,7 +100,7 @@ def _reporter(progress: bool, root: Path) -> Iterator[Callable[[str], None]]:
             """Return the size in MB."""
             return Text(f"{store.workspace_size(root) / 1e6:.1f} MB")
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=not progress)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=not progress)
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), Arrived(), TimeElapsedColumn())
     with bar(*columns, console=console, shown=progress) as shown:
         task = shown.add_task("looking for a copy", total=None)

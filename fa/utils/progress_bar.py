@@ -38,7 +38,7 @@ def reporter(unit: str, shown: bool = True) -> Iterator[Report]:
 
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (TextColumn(unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note)
-    with bar(*columns, console=Console(stderr=True), shown=shown) as progress:
+    with bar(*columns, console=Console(stderr=True, markup=False), shown=shown) as progress:
         task = progress.add_task("", total=None, note="")
         started = last = time.monotonic()
         first: int | None = None

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.claims import mean
-from fa.experiments.reporting.style import Look
+from fa.experiments.reporting.style import Look, literal
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points, make_study
 from fa.experiments.runs.variants import PAPER_RULES
 
@@ -128,7 +128,7 @@ def draw_dots(
         axes.plot(values, [y] * len(values), look.marker, color=look.colour, alpha=0.6, markersize=5)
         axes.plot([mean(values)] * 2, [y - 0.35, y + 0.35], color=look.colour)
         axes.text(1.02, y, f"{mean(values):.3f}", va="center", fontsize=8, transform=axes.get_yaxis_transform())
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [literal(name) for name in names])
     for text in axes.get_yticklabels():
         text.set_fontweight("bold" if text.get_text() in bold else "normal")
     axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))

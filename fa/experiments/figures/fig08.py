@@ -86,7 +86,7 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
     for lam, colour in zip(LAMBDAS, style.sequential_colors(len(LAMBDAS)), strict=True):
-        draw_line(left, ours[ours["lam"] == lam], style.Look(rf"FA, $\lambda$ = {lam}", colour, marker=""))
+        draw_line(left, ours[ours["lam"] == lam], style.Look(f"FA, λ = {lam}", colour, marker=""))
     for key in OTHERS:
         draw_line(left, table[table["variant"] == key], replace(style.LOOKS[key], dashes=(5, 2)))
     finish(left)

@@ -70,7 +70,7 @@ def line_options(look: Look, weight: float = 0.5) -> dict[str, Any]:
         weight: From 1 for the curve at the bottom, which is widest, to 0 for the one at the top.
     """
     return {
-        "label": look.label,
+        "label": style.literal(look.label),
         "color": look.colour,
         "marker": look.marker,
         "markerfacecolor": "none",

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fa.experiments.reporting.style import literal
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
@@ -37,9 +39,10 @@ def draw_heat(axes: Axes, cells: DataFrame, title: str) -> AxesImage:
         text = f"{number:.2f}".removeprefix("0") if number < 0.995 else "1"
         colour = "white" if number < _DARK else "black"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
-    axes.set_xticks(range(len(cells.columns)), list(cells.columns), rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(cells.index)), list(cells.index))
+    columns, rows = ([literal(str(name)) for name in names] for names in (cells.columns, cells.index))
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0)
     axes.grid(visible=False)
-    axes.set_title(title)
+    axes.set_title(literal(title))
     return image

@@ -102,6 +102,11 @@ def three_digits(x: float) -> str:
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
+def literal(text: str) -> str:
+    """Return a text that may be a user's, so that matplotlib does not read its dollar signs as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def set_heading(figure: Figure, text: str, size: float = 10) -> None:
     """Set the title of a figure, with lines broken where they would leave it.
 
@@ -112,7 +117,7 @@ def set_heading(figure: Figure, text: str, size: float = 10) -> None:
     """
     points = _HEADING_SHARE * 72 * figure.get_figwidth()
     lines = [part for line in text.splitlines() for part in _fitting_lines(line, points, size)]
-    figure.suptitle("\n".join(lines), fontsize=size)
+    figure.suptitle(literal("\n".join(lines)), fontsize=size)
 
 
 def _fitting_lines(line: str, points: float, size: float) -> list[str]:
@@ -121,7 +126,7 @@ def _fitting_lines(line: str, points: float, size: float) -> list[str]:
     from matplotlib.textpath import text_to_path
 
     def width(text: str) -> float:
-        return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), "$" in text)[0])
+        return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0])
 
     lines = [""]
     for word in line.split(" "):
