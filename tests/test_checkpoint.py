@@ -107,7 +107,7 @@ def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_pa
         *(sys.executable, "-c", "from fa.cli import main; main()", "train", "--backend", "rpc", "--threads", "1"),
         *("--rule", "median", "--workers", "4", "--byzantine", "1", "--attack", "sign_flip", "--momentum", "0.9"),
         *("--iterations", "12", "--batch", "4", "--lr", "0.05", "--seed", "5", "--out", str(out)),
-        *("--checkpoint", str(kept), "--checkpoint-every", "0"),
+        *("--checkpoint", str(kept), "--checkpoint-every", "0", "--evaluate-every", "12"),
     ]
     first = subprocess.Popen(command)
     while not kept.exists():
@@ -118,7 +118,7 @@ def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_pa
     assert not out.exists()
     assert 0 < read(kept)["state"]["iteration"] < 12
     subprocess.run(command, check=True)
-    train(CONFIG, tmp_path / "whole", threads=1)
+    train(replace(CONFIG, evaluate_every=12), tmp_path / "whole", threads=1)
     there, here = Record(out), Record(tmp_path / "whole")
     assert [point | {"seconds": 0} for point in there.curve] == [point | {"seconds": 0} for point in here.curve]
     assert (out / "workers.csv").read_text() == (tmp_path / "whole" / "workers.csv").read_text()

@@ -610,8 +610,12 @@ def finish_all_but_one(study: Study) -> None:
         study.store.save(replace(run, config=config))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", EXTRAS)
+QUICK_EXTRAS = ("extra07_rate_or_subspace", "extra11_in_front_of_rules", "extra12_unreached_coordinates")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK_EXTRAS else pytest.mark.long) for name in EXTRAS]
+)
 def test_an_extra_runs_at_smoke_size_and_the_report_has_its_findings(name: str, tmp_path: Path) -> None:
     finish_all_but_one(figure_module(name).study("smoke", tmp_path, iterations=2))
     run_cells(find([name])[0], profile="smoke", out=str(tmp_path), iterations=2)

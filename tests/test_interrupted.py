@@ -27,7 +27,7 @@ def fa(words: str, **options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 def test_a_notebook_that_was_killed_in_mid_run_goes_on_from_the_runs_it_had_finished(tmp_path: Path) -> None:
     words = f"reproduce fig05 --profile smoke --jobs 1 --out {tmp_path}"
@@ -81,7 +81,7 @@ def test_where_no_room_is_left_one_line_says_for_what_and_nothing_half_made_stay
     assert [path.name for path in tmp_path.iterdir()] == ["G.npy"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_damaged_cache_of_compiled_loops_is_made_again(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", AGGREGATE]

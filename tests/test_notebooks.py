@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -82,13 +83,21 @@ def test_papermill_lists_typed_and_commented_parameters(path: Path) -> None:
         assert parameter["help"]
 
 
-@pytest.mark.parametrize("path", [*OF_THEORY, *find(["augmentation", "explore"])], ids=lambda path: path.stem)
+def long_unless(quick: tuple[str, ...], paths: list[Path]) -> list[Any]:
+    """Return the notebooks as parameters; those that are not quick are long tests."""
+    return [
+        pytest.param(path, id=path.stem, marks=() if path.stem.startswith(quick) else pytest.mark.long)
+        for path in paths
+    ]
+
+
+@pytest.mark.parametrize("path", long_unless(("theory",), [*OF_THEORY, *find(["augmentation", "explore"])]))
 def test_a_notebook_of_no_figure_runs_at_smoke_size(path: Path, tmp_path: Path) -> None:
     """With all that `fa reproduce` passes, most of which it has no parameter for."""
     assert run_cells(path, profile="smoke", out=str(tmp_path), jobs=None, device=None) > 0
 
 
-@pytest.mark.parametrize("path", OF_FIGURES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", long_unless(("fig02", "fig03", "fig06a", "fig08", "fig09"), OF_FIGURES))
 def test_a_notebook_runs_at_smoke_size_and_writes_its_figure(path: Path, tmp_path: Path) -> None:
     assert run_cells(path, profile="smoke", out=str(tmp_path), iterations=2) > 0
     for suffix in (".png", ".pdf", ".csv", ".json", ".claims.csv"):

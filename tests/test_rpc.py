@@ -425,6 +425,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 @one_of_both
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize(
@@ -574,6 +575,7 @@ def impatient_worker(kind: Kind, rank: int, port: int) -> None:
     work(rank, "127.0.0.1", port, timeout=60.0 if rank else 8.0)
 
 
+@pytest.mark.long
 @one_of_both
 def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
     """The server is stopped, so that its connections stay open; one worker waits for 8 s, and the other for longer."""

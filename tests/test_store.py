@@ -223,7 +223,7 @@ def test_a_failure_in_the_middle_leaves_nothing(runs: RunStore, monkeypatch: pyt
     def full(path: Path) -> str:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store, "_checksum", full)
+    monkeypatch.setattr(store, "file_checksum", full)
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         runs.save(finished())
     assert list(runs.root.iterdir()) == []

@@ -290,7 +290,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert re.search(message, last), last
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_figure_is_drawn_with_both(tmp_path: Path) -> None:
     own_options = ["--rule", RULE, "--attack", ATTACK, "--profile", "smoke", "--out", str(tmp_path)]
     done = CliRunner().invoke(cli, ["reproduce", "fig06bcd", *own_options], catch_exceptions=False)

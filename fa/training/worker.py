@@ -55,6 +55,8 @@ class Worker:
             row: The worker's row of G (n,), to which gradients are written.
             indices: Training images that the worker draws from; None for all.
         """
+        p = config.workers
+        check("rank", rank, 0 <= rank < p, f"at least 0 and less than the run's {p} workers")
         self.rank = rank
         self.momentum = torch.zeros_like(row) if config.worker_momentum else None  # of the last gradient
         self.buffers = Buffers(model)
