@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import make_extra, seed_caption
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, accuracies, comparison_verdict, learned, mean
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean
 from fa.experiments.runs.profiles import MARGIN, PROFILES, for_profile
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
 from fa.experiments.runs.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def final_accuracies(table: DataFrame) -> dict[str, dict[str, list[float]]]:
-    """Return final test accuracies by rule and attack, of the rules that have both.
+    """Return final test accuracies by rule and attack, with the seeds that have both.
 
     Args:
         table: The curves, one row a point.
@@ -39,9 +39,9 @@ def final_accuracies(table: DataFrame) -> dict[str, dict[str, list[float]]]:
     Returns:
         A dictionary from attack to accuracies, one per seed, for each rule.
     """
-    final = accuracies(table, "attack")
-    pairs = {rule: {attack: final.get((rule, attack), []) for attack in (EVERYWHERE, REACHED)} for rule in RULES}
-    return {rule: pair for rule, pair in pairs.items() if pair[EVERYWHERE] and pair[REACHED]}
+    final = last_points(table).pivot_table("test_accuracy", ["variant", "seed"], "attack", sort=False)
+    both = final.reindex(columns=[EVERYWHERE, REACHED]).dropna()
+    return {rule: both.loc[rule].to_dict("list") for rule in RULES if rule in both.index}
 
 
 def draw(table: DataFrame, title: str) -> Figure:
