@@ -60,10 +60,14 @@ class Gram:
             K = np.where(vanished[:, None] | vanished, 0.0, K)
         roots, exponent = np.sqrt(K.diagonal()), _usual_exponent(logs)
         factors = np.exp2(np.minimum(np.maximum(powers - exponent, -LARGEST_EXPONENT), LARGEST_EXPONENT))
-        inside = np.minimum(factors, LARGEST_NORM)
-        with np.errstate(over="ignore", invalid="ignore"):  # A distance beyond float64 is infinite.
-            D2 = _distances(K * (inside[:, None] * inside))
-        return cls(cosines(K, roots), roots * factors, D2, 2.0**exponent)
+        quotients, norms = cosines(K, roots), roots * factors
+        if (norms > LARGEST_NORM).any():  # Their squares would leave float64.
+            clipped = np.minimum(norms, LARGEST_NORM)
+            products = quotients * (clipped[:, None] * clipped)
+        else:
+            inside = np.minimum(factors, LARGEST_NORM)  # Only zero gradients have larger factors.
+            products = K * (inside[:, None] * inside)
+        return cls(quotients, norms, _distances(products), 2.0**exponent)
 
     @classmethod
     def unmeasured(cls, p: int) -> "Gram":

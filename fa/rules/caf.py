@@ -66,5 +66,5 @@ class CAF(Rule):
             top = squares[used].max() if self.maximum == "remaining" else squares.max()
             if top == 0:
                 break
-            c = c * np.maximum(1 - squares / top, 0.0)
+            c = c * (1 - np.minimum(squares, top) / top)
         return best

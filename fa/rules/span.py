@@ -45,8 +45,8 @@ def centred_points(gram: Gram) -> Points:
     lost_by_products = np.abs(K) + np.abs(first) + np.abs(second) + K[r, r]
     products = np.where(lost_by_distances <= lost_by_products, by_distances, by_products)
     lengths = np.sqrt(near[:, 0])
-    inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    cosines = np.clip(products * np.outer(inverse, inverse), -1.0, 1.0)
+    inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 1e-300)
+    cosines = np.clip(products * inverse[:, None] * inverse, -1.0, 1.0)  # The square of `inverse` may be infinite.
     np.fill_diagonal(cosines, 1.0)
     return _embed(lengths, cosines)
 
