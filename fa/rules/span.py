@@ -7,7 +7,7 @@ cancel if one gradient is many orders of magnitude longer than the others.
 import numpy as np
 from jaxtyping import Float64
 
-from fa.gradients.gram import Gram, PerGradient, Square
+from fa.gradients.gram import LARGEST_NORM, Gram, PerGradient, Square
 
 Points = Float64[np.ndarray, "p r"]
 
@@ -45,8 +45,8 @@ def centred_points(gram: Gram) -> Points:
     lost_by_products = np.abs(K) + np.abs(first) + np.abs(second) + K[r, r]
     products = np.where(lost_by_distances <= lost_by_products, by_distances, by_products)
     lengths = np.sqrt(near[:, 0])
-    inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 1e-300)
-    cosines = np.clip(products * inverse[:, None] * inverse, -1.0, 1.0)  # The square of `inverse` may be infinite.
+    inverse = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 1 / LARGEST_NORM)
+    cosines = np.clip(products * np.outer(inverse, inverse), -1.0, 1.0)
     np.fill_diagonal(cosines, 1.0)
     return _embed(lengths, cosines)
 
