@@ -136,13 +136,14 @@ def times(n: str, p: str) -> str:
     """Return a table of the benchmark at one size."""
     cases = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))["rows"]
     seconds = {(row["rule"], row["by"]): row["seconds"] for row in cases if (row["n"], row["p"]) == (int(n), int(p))}
+    libraries = [library for library in LIBRARIES if any(by == library for _, by in seconds)]
     rows = []
     for (rule, by), ours in seconds.items():
         if by in (OURS, PAPER):
-            others = [seconds.get((rule, library)) for library in LIBRARIES]
+            others = [seconds.get((rule, library)) for library in libraries]
             ratios = ["" if other is None else _two_digits(other / ours) for other in others]
             rows.append([rule, _two_digits(1e3 * ours), _two_digits(ours / seconds["mean", OURS]), *ratios])
-    return table(["rule", "ms", "x mean", *(f"{library}, x ours" for library in LIBRARIES)], rows)
+    return table(["rule", "ms", "x mean", *(f"{library}, x ours" for library in libraries)], rows)
 
 
 def _two_digits(number: float) -> str:
