@@ -29,7 +29,7 @@ import pandas as pd
 from fa.bench.cases import OURS, PAPER
 from fa.bench.peers import LIBRARIES
 from fa.experiments.reporting.report import STATEMENTS, verdict_text
-from fa.experiments.runs.study import last_points
+from fa.experiments.runs.results import last_points
 from fa.experiments.runs.variants import RIVALS
 
 ROOT = Path(__file__).parents[1]

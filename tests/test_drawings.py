@@ -20,7 +20,7 @@ from fa.experiments.figures import fig03, fig04, fig06a, fig08
 from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import run_plot, style
 from fa.experiments.reporting.curves import draw_line, draw_panels, label_ends
-from fa.experiments.runs.study import INITIAL
+from fa.experiments.runs.results import INITIAL
 from fa.training import TrainConfig, train
 
 LONG = "A title of many words that no figure of one panel could show in a single line, " * 3

@@ -35,8 +35,9 @@ from fa.experiments.reporting.artifacts import provenance
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead, comparison_verdict
 from fa.experiments.reporting.report import write
 from fa.experiments.runs.profiles import PROFILES
+from fa.experiments.runs.results import Results
 from fa.experiments.runs.store import RunStore
-from fa.experiments.runs.study import Results, Study
+from fa.experiments.runs.study import Study
 from fa.experiments.runs.variants import DATASETS, VARIANTS
 from fa.gradients.measurement import measure
 from fa.rules import make_rule

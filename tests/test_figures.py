@@ -23,7 +23,8 @@ from fa.experiments.reporting.artifacts import provenance, save
 from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, UNTESTABLE, Lead, accuracies, lead
 from fa.experiments.reporting.curves import finish
 from fa.experiments.runs.profiles import PROFILES, for_profile
-from fa.experiments.runs.study import Case, Results, Study, final_accuracies, last_points, make_study
+from fa.experiments.runs.results import Results, final_accuracies, last_points
+from fa.experiments.runs.study import Case, Study, make_study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 from fa.rules import make_rule
 from fa.training import CurvePoint, Run, TrainConfig

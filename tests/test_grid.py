@@ -168,6 +168,16 @@ def test_a_heat_map_has_a_panel_for_each_f_and_split_with_the_worst_attack_last(
     assert [text.get_text() for text in panels[0].get_yticklabels()] == ["mean", "bulyan"]
 
 
+def test_a_model_that_does_not_exist_is_named_before_any_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text('rules = ["mean"]\nattacks = ["random"]\nbyzantine = [1]\n[settings]\nmodel = "resnet81"\n')
+    code, _, err = call(capsys, "grid", str(path), "--dry-run")
+    assert code == 2
+    assert "resnet81" in err
+
+
 @pytest.mark.slow
 def test_the_command_resumes_and_chooses_rates_on_other_seeds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

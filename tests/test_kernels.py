@@ -9,7 +9,7 @@ import torch
 
 from fa import kernels
 from fa.kernels import cache, cpu, torch_fallback
-from fa.kernels.llvm import BLOCK
+from fa.kernels.products import BLOCK
 from fa.kernels.sorting_network import sorting_network
 
 CHUNK = cpu.CHUNK

@@ -20,8 +20,9 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.artifacts import provenance
 from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs import user_rules
+from fa.experiments.runs.results import Results
 from fa.experiments.runs.store import RunStore
-from fa.experiments.runs.study import Case, Results, Study, make_study
+from fa.experiments.runs.study import Case, Study, make_study
 from fa.experiments.runs.variants import VARIANTS
 from fa.training import TrainConfig, train
 from fa.utils.plugins import display_name

@@ -22,7 +22,8 @@ def grid(file: Path, out: Path | None, jobs: int | None, device: str | None, dry
     FILE is TOML, as examples/grid.toml. Finished runs in the output folder are reused, and the same command resumes.
     The last column of a heat map is the worst attack. Failed runs are listed at the end, with exit code 1.
     """
-    from fa.data.registry import check_present
+    from fa import models
+    from fa.data.registry import REGISTRY, check_present
     from fa.experiments.runs.grid import read, run
     from fa.experiments.runs.store import RunStore
 
@@ -33,8 +34,10 @@ def grid(file: Path, out: Path | None, jobs: int | None, device: str | None, dry
     tuning, reported = ({cell.config for cell in cells} for cells in (plan.tuning_cells(), plan.cells()))
     for pair, reason in plan.skipped().items():
         click.echo(f"excluded: {pair}: {reason}")
-    for dataset in {config.dataset for config in reported}:
+    for dataset, model in {(config.dataset, config.model) for config in reported}:
         check_present(dataset)
+        channels, size, _ = REGISTRY[dataset].shape
+        models.build(model, channels, REGISTRY[dataset].classes, size, seed=0)  # Fail before any run.
     if dry_run:
         click.echo(
             f"{len(tuning)} runs to choose learning rates, {len(reported)} runs to report; records: {store.root}"

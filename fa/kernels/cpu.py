@@ -15,14 +15,8 @@ import numpy as np
 import torch
 
 from fa.kernels.cache import jit
-from fa.kernels.llvm import (
-    BLOCK,
-    block_products,
-    block_products_of_rows,
-    packing_addresses,
-    padded_rows,
-    row_addresses,
-)
+from fa.kernels.products import BLOCK, block_products, block_products_of_rows, packing_addresses, padded_rows
+from fa.kernels.vectors import row_addresses
 
 CHUNK = 16 * BLOCK
 """Number of columns that a thread processes at a time."""

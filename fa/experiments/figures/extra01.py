@@ -21,7 +21,8 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean, verdict
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN, for_profile
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
+from fa.experiments.runs.results import last_points
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:

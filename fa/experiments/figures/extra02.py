@@ -18,7 +18,8 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, accuracies, comparison_verdict, lead, learned, mean, verdict
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, Cell, OutDir, Results, RuleNames, Seeds, Study
+from fa.experiments.runs.results import Results
+from fa.experiments.runs.study import Case, Cell, OutDir, RuleNames, Seeds, Study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, verdict
 from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs.profiles import for_profile
-from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, last_points
+from fa.experiments.runs.results import last_points
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
 from fa.experiments.runs.user_rules import builtin_rows, label, register_rules, resolve_attack, user_rules_in
 from fa.experiments.runs.variants import VARIANTS
 from fa.utils import plugins

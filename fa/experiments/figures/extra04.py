@@ -12,7 +12,8 @@ from fa.experiments.reporting.claims import Claim, verdict
 from fa.experiments.reporting.curves import draw_kinds
 from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs.recording import MIN_MINIBATCHES
-from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study
+from fa.experiments.runs.results import Results
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 from fa.training.records import UNDEFINED, USED
 
 if TYPE_CHECKING:

@@ -14,12 +14,13 @@ from fa.experiments.figures.extras_common import (
     SEEDS,
     SHORT,
     best_label,
+    by_attack,
     by_label,
-    draw_dots,
+    draw_dot_panels,
     make_extra,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
@@ -71,15 +72,11 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Draw a panel per attack: every rule and combination, a mark for each seed."""
-    figure = style.new_figure(10.5, 4.8)
-    panels = figure.subplots(1, len(ATTACKS), sharey=True)
     keys = (*RULES, *user_rules_in(table))
     rule_looks = looks(keys)
     variants = {rule_looks[key].label: rule_looks[key] for key in keys}
     variants |= {name: style.LOOKS[key] for name, (key, _) in COMBINED.items()}
-    for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
-        draw_dots(axes, by_label(table[table["attack"] == attack]), variants, bold=tuple(COMBINED))
-        axes.set_title(heading)
+    figure = draw_dot_panels(by_attack(table, ATTACKS), variants, (10.5, 4.8), bold=tuple(COMBINED))
     style.set_heading(figure, f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}")
     return figure
 
@@ -106,14 +103,13 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         Claim(
             "E5",
             "FA combined with another rule is better than every rule alone",
-            f"best of {len(OURS)} combinations, p < {level:.2g} required: "
-            + "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in top.values()),
+            f"best of {len(OURS)} combinations, p < {level:.2g} required: " + describe_leads(top.values()),
             comparison_verdict(list(top.values()), testable, level, margin),
         ),
         Claim(
             "E5",
             "after Krum's choice or mixing, the subspace is better than the mean of unit gradients, at equal length",
-            "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in pairs),
+            describe_leads(pairs),
             comparison_verdict(pairs, testable, margin=margin),
         ),
     ]

@@ -16,7 +16,8 @@ from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABL
 from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import MIN_MINIBATCHES
-from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study, last_points
+from fa.experiments.runs.results import last_points
+from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fa.experiments.figures.extras_common import RULES, SEEDS, best_label, by_label, draw_dots, make_extra
+from fa.experiments.figures.extras_common import RULES, SEEDS, best_label, by_label, draw_dot_panels, make_extra
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
 from fa.experiments.reporting.equivalence import LEVEL
@@ -104,13 +104,10 @@ def _starts_large(sizes: Any) -> bool:
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Draw all panels: every rule, and FA with weights, a mark for each seed."""
-    figure = style.new_figure(17, 4.4)
-    panels = figure.subplots(1, len(PANELS), sharey=True)
     looks = {VARIANTS[key].label: style.LOOKS[key] for key in RULES}
     looks |= dict.fromkeys(POWERS, style.LOOKS["fa"]) | {CONTROL: style.LOOKS["mean_unit"]}
-    for axes, (panel, rows) in zip(panels, by_panel(table).items(), strict=True):
-        draw_dots(axes, by_label(rows), looks, bold=(FA, *POWERS))
-        axes.set_title(panel.heading)
+    tables = {panel.heading: rows for panel, rows in by_panel(table).items()}
+    figure = draw_dot_panels(tables, looks, (17, 4.4), bold=(FA, *POWERS))
     sizes = sorted({int(number) for text in table["batch"].map(str) for number in re.findall(r"\d+", text)})
     text = f"Batch sizes {sizes[0]} and {sizes[-1]} in turn; {style.FA_FORMULATION}"
     style.set_heading(figure, f"{text}\n{title}")

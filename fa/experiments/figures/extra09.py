@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import SEEDS, SHORT, by_label, draw_dots, make_extra
+from fa.experiments.figures.extras_common import SEEDS, SHORT, by_attack, by_label, draw_dot_panels, make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
@@ -60,12 +60,8 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 def draw(table: DataFrame, title: str) -> Figure:
     """Draw a panel per attack: every option, a mark for each seed."""
-    figure = style.new_figure(8, 4.4)
-    panels = figure.subplots(1, len(ATTACKS), sharey=True, squeeze=False)[0]
     looks = dict.fromkeys(ARMS, style.LOOKS["fa_default"])
-    for axes, (attack, heading) in zip(panels, ATTACKS.items(), strict=True):
-        draw_dots(axes, by_label(table[table["attack"] == attack]), looks, bold=(DEFAULT,))
-        axes.set_title(heading)
+    figure = draw_dot_panels(by_attack(table, ATTACKS), looks, (8, 4.4), bold=(DEFAULT,))
     style.set_heading(figure, f"f = {F} Byzantine workers; options of FA, this package's default\n{title}")
     return figure
 
@@ -102,5 +98,4 @@ def _claim(
         every = [Lead(ATTACKS[attack], reached[name], DEFAULT, reached[DEFAULT], name) for name in arms]
         leads.append(max(every, key=lambda lead: (lead.better(margin, level), lead.difference)))
     measured = f"best of {len(arms)}, p < {level:.2g} required: "
-    measured += "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in leads)
-    return Claim("E9", words, measured, comparison_verdict(leads, testable, level, margin))
+    return Claim("E9", words, measured + describe_leads(leads), comparison_verdict(leads, testable, level, margin))

@@ -11,7 +11,8 @@ from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points
+from fa.experiments.runs.results import last_points
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 
 if TYPE_CHECKING:

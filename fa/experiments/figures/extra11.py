@@ -9,7 +9,8 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned, verdict
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study
+from fa.experiments.runs.results import Results
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:

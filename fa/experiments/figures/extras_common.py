@@ -8,12 +8,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.claims import mean
-from fa.experiments.reporting.style import Look, literal
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points, make_study
+from fa.experiments.reporting.style import Look, literal, new_figure
+from fa.experiments.runs.results import last_points
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.variants import PAPER_RULES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 RULES = (*PAPER_RULES, "mean", "mean_unit")
@@ -132,3 +134,35 @@ def draw_dots(
     for text in axes.get_yticklabels():
         text.set_fontweight("bold" if text.get_text() in bold else "normal")
     axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1), ylim=(-0.6, len(names) - 0.4))
+
+
+def by_attack(table: DataFrame, attacks: Mapping[str, str]) -> dict[str, DataFrame]:
+    """Return the rows of each attack, by its heading.
+
+    Args:
+        table: The curves, one row a point.
+        attacks: Heading by attack.
+    """
+    return {heading: table[table["attack"] == attack] for attack, heading in attacks.items()}
+
+
+def draw_dot_panels(
+    tables: Mapping[str, DataFrame], looks: Mapping[str, Look], size: tuple[float, float], bold: Sequence[str] = ()
+) -> Figure:
+    """Draw a panel of `draw_dots` for each table.
+
+    Args:
+        tables: Curves, one row a point, by heading of the panel.
+        looks: As for `draw_dots`.
+        size: Width and height of the figure, in inches.
+        bold: As for `draw_dots`.
+
+    Returns:
+        The figure, without a title.
+    """
+    figure = new_figure(*size)
+    panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    for axes, (heading, table) in zip(panels, tables.items(), strict=True):
+        draw_dots(axes, by_label(table), looks, bold)
+        axes.set_title(heading)
+    return figure

@@ -12,7 +12,8 @@ from jaxtyping import Float64
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, verdict
 from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
-from fa.experiments.runs.study import Case, OutDir, Results, Seeds, Study, make_study
+from fa.experiments.runs.results import Results
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.sweep import Outcome
 from fa.gradients.gram import Gram, Square
 from fa.gradients.measurement import measure

@@ -10,7 +10,8 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import LEARNED, Claim, accuracies, format_mean_range, lead, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_curves, draw_kinds
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, OutDir, Results, RuleNames, Seeds, Study, make_study
+from fa.experiments.runs.results import Results
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES, RIVALS, VARIANTS
 

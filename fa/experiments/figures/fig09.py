@@ -14,7 +14,8 @@ from fa.experiments.reporting.claims import MAX_LOSS, Claim, format_mean_range, 
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study, last_points, make_study
+from fa.experiments.runs.results import last_points
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
 from fa.rules import make_rule

@@ -17,7 +17,8 @@ from fa.experiments.reporting.style import looks
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races, targets
 from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.study import Case, OutDir, Results, RuleNames, Seeds, Study, last_points, make_study
+from fa.experiments.runs.results import Results, last_points
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
 from fa.rules import make_rule

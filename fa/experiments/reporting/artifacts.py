@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments import figure_module
 from fa.experiments.paths import figures_dir, project_root
 from fa.experiments.reporting.claims import Claim, claims_frame
-from fa.experiments.runs.study import Results, Study
+from fa.experiments.runs.results import Results
+from fa.experiments.runs.study import Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.training.config import TrainConfig
 from fa.training.records import hardware, versions

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.equivalence import LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import last_points
+from fa.experiments.runs.results import last_points
 from fa.experiments.runs.variants import RIVALS, VARIANTS
 
 if TYPE_CHECKING:
@@ -98,9 +98,9 @@ class Lead:
         return f"{self.case}: {self.difference:+.3f}{test}"
 
 
-def describe_leads(leads: Sequence[Lead]) -> str:
-    """Return each comparison with its accuracies and its difference."""
-    return "; ".join(f"{lead.describe()}; lead {lead.difference_text}" for lead in leads)
+def describe_leads(leads: Iterable[Lead], difference: str = "lead") -> str:
+    """Return each comparison with its accuracies and its difference, after a word for the difference."""
+    return "; ".join(f"{lead.describe()}; {difference} {lead.difference_text}" for lead in leads)
 
 
 def claims_frame(claims: Sequence[Claim]) -> DataFrame:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.style import Look, looks
-from fa.experiments.runs.study import INITIAL
+from fa.experiments.runs.results import INITIAL
 from fa.experiments.runs.user_rules import user_rules_in
 from fa.experiments.runs.variants import VARIANTS
 

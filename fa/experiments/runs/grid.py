@@ -29,12 +29,13 @@ from statistics import mean
 from typing import Any
 
 from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.study import refusal
 from fa.experiments.runs.sweep import Outcome, sweep
 from fa.rules import make_rule
 from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.utils import plugins
-from fa.utils.validation import TooFewWorkersError, check, check_integer, check_one_of, check_real
+from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 _AXES = {"rules": "rule", "attacks": "attack", "splits": "split"}
 _KEYS = ("rules", "attacks", "byzantine", "splits", "seeds", "settings", "tuning")
@@ -142,12 +143,7 @@ class Grid:
     def refusal(self, rule: Choice, f: int) -> str:
         """Return why a rule cannot tolerate f of the workers, or an empty string."""
         workers = self.settings.get("workers", TrainConfig.workers)
-        options = rule.settings["rule_options"]
-        try:
-            make_rule(rule.settings["rule"], f=f, **options).check_workers(workers)
-        except TooFewWorkersError as error:
-            return str(error)
-        return ""
+        return refusal(rule.settings["rule"], f, rule.settings["rule_options"], workers)
 
     def skipped(self) -> dict[str, str]:
         """Return the excluded pairs of rule and f with the reason."""

@@ -1,4 +1,4 @@
-"""Studies: the runs of one figure, and their curves as one tidy table."""
+"""Studies: the runs of one figure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from textwrap import wrap
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fa.data.registry import REGISTRY
 from fa.experiments.paths import figures_dir
 from fa.experiments.runs.profiles import MARGINS, profile_settings
-from fa.experiments.runs.store import Record, RunStore
+from fa.experiments.runs.results import Results
+from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.sweep import Outcome, select_shard, sweep
 from fa.experiments.runs.user_rules import label, resolve_attack, resolve_variant
 from fa.experiments.runs.variants import DATASETS, MODELS, VARIANTS
@@ -21,9 +22,6 @@ from fa.rules import make_rule
 from fa.training.config import TrainConfig
 from fa.utils import plugins
 from fa.utils.validation import check, check_one_of
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 OutDir = str | Path | None
 """Folder of a figure; None: the profile's."""
@@ -33,9 +31,6 @@ Seeds = Sequence[int] | None
 
 RuleNames = Sequence[str] | None
 """The user's rules to add to a figure; None to add none."""
-
-INITIAL = "initial_accuracy"
-"""Attribute of a table of curves: the test accuracy at iteration 0 by seed, for the seeds whose records have it."""
 
 _TITLE_WIDTH = 80
 """Characters in a line of a title, which fit the narrowest figure."""
@@ -252,62 +247,6 @@ def _summary(cells: Sequence[Cell], finished: Sequence[Cell]) -> tuple[str, ...]
     return tuple(parts)
 
 
-@dataclass(frozen=True)
-class Results:
-    """A study whose runs are all finished.
-
-    Attributes:
-        seconds: Seconds that the call took; few where the runs were finished before.
-        descriptions: The config.json of each run.
-    """
-
-    study: Study
-    outcomes: dict[TrainConfig, Outcome]
-    seconds: float
-    descriptions: tuple[dict[str, Any], ...]
-
-    def record(self, cell: Cell) -> Record:
-        """Return the record of one of the study's runs.
-
-        Args:
-            cell: One of the cells of the study.
-
-        Returns:
-            The record.
-        """
-        record = self.outcomes[cell.config].record
-        assert record is not None  # A study with a failed run has no results.
-        return record
-
-    def table(self) -> DataFrame:
-        """Return one row for each point of each curve.
-
-        Columns: variant, label, f, those of the cases, seed, and those of curve.csv.
-        """
-        import pandas
-
-        columns = list(dict.fromkeys(name for cell in self.study.cells for name in cell.case.columns))
-        rows = []
-        for cell in self.study.cells:
-            settings = {name: cell.case.columns.get(name) for name in columns}
-            about = {"variant": cell.variant, "label": cell.case.label, "f": cell.config.byzantine, **settings}
-            rows += [about | {"seed": cell.config.seed} | point for point in self.record(cell).curve]
-        table = pandas.DataFrame(rows).astype({"iteration": int, "epoch": int})
-        table.attrs[INITIAL] = self.initial_accuracies()
-        return table
-
-    def initial_accuracies(self) -> dict[int, float]:
-        """Return the test accuracy of the initial parameters by seed, since it does not depend on the rule.
-
-        Seeds are omitted whose records lack it or differ, as those of several models.
-        """
-        values: dict[int, set[float | None]] = {}
-        for cell in self.study.cells:
-            values.setdefault(cell.config.seed, set()).add(self.record(cell).initial_accuracy)
-        single = {seed: next(iter(found)) for seed, found in values.items() if len(found) == 1}
-        return {seed: value for seed, value in single.items() if value is not None}
-
-
 def make_study(
     name: str,
     profile: str,
@@ -352,7 +291,9 @@ def make_study(
         (seeds is not None or bool(changes))
         and configurations(grid, usual, seeds, changes) != configurations(grid, usual)
     )
-    skipped = {str(cell.case): reason for cell in cells if (reason := _refusal(cell.config))}
+    of_case = {str(cell.case): cell.config for cell in cells}
+    refusals = {case: refusal(run.rule, run.rule_f, run.options, run.workers) for case, run in of_case.items()}
+    skipped = {case: reason for case, reason in refusals.items() if reason}
     accepted = tuple(cell for cell in cells if str(cell.case) not in skipped)
     folder = figures_dir(profile, out, custom)
     return Study(name, profile, folder, accepted, skipped, attack=overrides.get("attack"))
@@ -387,12 +328,22 @@ def configurations(
     return cells
 
 
-def _refusal(config: TrainConfig) -> str:
-    """Return why the rule cannot be used with this number of workers, or an empty string."""
+def refusal(rule: str, f: int, options: Mapping[str, Any], workers: int) -> str:
+    """Return why a rule cannot be used with so many workers.
+
+    Args:
+        rule: Name of the rule.
+        f: Number of Byzantine workers to tolerate.
+        options: Options of the rule.
+        workers: Number of workers.
+
+    Returns:
+        The reason, or an empty string.
+    """
     try:
-        make_rule(config.rule, f=config.rule_f, **config.options).check_workers(config.workers)
-    except ValueError as refusal:
-        return str(refusal)
+        make_rule(rule, f=f, **options).check_workers(workers)
+    except ValueError as error:
+        return str(error)
     return ""
 
 
@@ -400,33 +351,3 @@ def _enumerate(seeds: Sequence[int]) -> str:
     """Return seeds in words; four and more in a row as "3001 to 3020"."""
     in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
     return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
-
-
-def last_points(table: DataFrame) -> DataFrame:
-    """Return the last point of every curve.
-
-    Args:
-        table: The curves, one row a point.
-
-    Returns:
-        One row for each curve.
-    """
-    curve = list(table.columns[: list(table.columns).index("iteration")])
-    ordered = table.sort_values("iteration", kind="stable")
-    last: DataFrame = ordered.groupby(curve, sort=False, dropna=False).last().reset_index()
-    return last
-
-
-def final_accuracies(table: DataFrame, by: str = "f") -> DataFrame:
-    """Return mean, least and greatest final test accuracy over the seeds, by label and the column `by`.
-
-    Args:
-        table: The curves, one row a point.
-        by: Column of the second key.
-
-    Returns:
-        One row for each label and value.
-    """
-    over_seeds = last_points(table).groupby(["label", by], sort=False)["test_accuracy"]
-    final: DataFrame = over_seeds.agg(["mean", "min", "max"])
-    return final
