@@ -52,6 +52,14 @@ def needed(requirement: Requirement) -> Iterator[Requirement]:
             yield need
 
 
+@in_venv
+def test_every_pin_installs_with_the_least_python() -> None:
+    least = "3.11.0"
+    assert SpecifierSet(PROJECT["requires-python"]).contains(least)
+    installed = {name: metadata.metadata(name)["Requires-Python"] for name in lock()}
+    assert [name for name, needs in installed.items() if needs and not SpecifierSet(needs).contains(least)] == []
+
+
 def test_every_requirement_is_pinned_within_its_range() -> None:
     pins = lock()
     for requirement in requirements():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import make_extra, seed_caption
+from fa.experiments.figures.extras_common import make_extra
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned, mean
 from fa.experiments.runs.profiles import MARGIN, PROFILES, for_profile
@@ -64,7 +64,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     for marks, label in (("none", "vectors in all coordinates"), ("full", "where an honest gradient is not 0")):
         axes.plot([], [], "o", color="0.3", fillstyle=marks, label=label)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
-    style.set_heading(figure, f"f = {F} Byzantine workers send random gradients; {seed_caption(table)}\n{title}")
+    style.set_heading(figure, f"f = {F} Byzantine workers send random gradients\n{title}")
     return figure
 
 
