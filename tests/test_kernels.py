@@ -58,12 +58,29 @@ def test_squared_distances_do_not_cancel(n):
     np.testing.assert_allclose(torch_fallback.squared_distances(torch.from_numpy(G)).numpy(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("p", [1, 4, 5, 15])
-@pytest.mark.parametrize("n", [1, 2049, CHUNK + 3])
-def test_the_weighted_sum_is_numpys(p, n):
-    G, weights = matrix(p, n), np.linspace(-1, 2, p)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("p", [1, 4, 8, 9, 15, 16, 17, 25])
+@pytest.mark.parametrize("n", [1, 17, 2049, CHUNK + 3])
+def test_the_weighted_sum_is_numpys(p, n, dtype):
+    G, weights = matrix(p, n, dtype), np.linspace(-1, 2, p)
     d, bad = kernels.combine(torch.from_numpy(G), weights)
-    np.testing.assert_allclose(d.numpy(), weights @ G, rtol=1e-13, atol=1e-13)
+    expected = weights.astype(dtype).astype(np.float64) @ G.astype(np.float64)
+    np.testing.assert_allclose(d.numpy(), expected, rtol=0, atol=1e-5 if dtype == np.float32 else 1e-13)
+    assert not bad.any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_coordinate_of_the_weighted_sum_does_not_depend_on_its_place(dtype):
+    G, weights = torch.from_numpy(matrix(15, CHUNK + 50, dtype)), np.linspace(-1, 2, 15)
+    whole = kernels.combine(G, weights)[0]
+    for start, stop in ((0, 1), (3, 50), (5, CHUNK + 49), (CHUNK - 7, CHUNK + 50)):
+        assert torch.equal(kernels.combine(G[:, start:stop], weights)[0], whole[start:stop])
+
+
+def test_a_weighted_sum_of_no_rows_is_zero():
+    G = torch.full((3, 5), torch.nan)
+    d, bad = kernels.combine(G, np.zeros(3))
+    assert not d.any()
     assert not bad.any()
 
 

@@ -16,12 +16,12 @@ import torch
 
 from fa.kernels.cache import jit
 from fa.kernels.products import BLOCK, block_products, block_products_of_rows, packing_addresses, padded_rows
+from fa.kernels.sums import add_rows, padded_terms
 from fa.kernels.vectors import row_addresses
 
 CHUNK = 16 * BLOCK
 """Number of columns that a thread processes at a time."""
 
-_SPAN = 4 * BLOCK  # Number of columns of a sum that stay in the cache while rows are added to it.
 _SERIAL = 1 << 19  # Number of entries of G below which one thread is faster than several.
 
 
@@ -242,6 +242,9 @@ def combine(G: np.ndarray, weights: np.ndarray, d: np.ndarray) -> np.ndarray:
         Which rows that were read hold NaN or Inf, (p,) bool.
     """
     rows = weights.nonzero()[0]
+    if rows.size == 0:
+        d[:] = 0
+        return np.zeros(len(G), np.bool_)
     factors, G = row_factors(weights[rows], G.dtype), whole_rows(G)
     return reduce(np.logical_or, run_on_threads(lambda t, T: _combine_chunks(G, rows, factors, d, t, T), G.size))
 
@@ -251,45 +254,31 @@ def _combine_chunks(G, rows, weights, d, first, step):
     """Write every `step`-th chunk of the sum; return which rows hold NaN or Inf."""
     p, n = G.shape[0], d.size
     bad = np.zeros(p, np.bool_)
+    addresses, padded = padded_terms(G, rows, weights)
     for chunk in range(first, -(-n // CHUNK), step):
         stop = min((chunk + 1) * CHUNK, n)
-        for lo in range(chunk * CHUNK, stop, _SPAN):
-            hi = min(lo + _SPAN, stop)
-            if not _combine_block(G, rows, weights, d, lo, hi):
+        for lo in range(chunk * CHUNK, stop, BLOCK):
+            hi = min(lo + BLOCK, stop)
+            if weights.dtype == d.dtype:
+                finite = add_rows(addresses, padded, lo, d[lo:hi])
+            else:
+                finite = _add_rows_in_float64(G, rows, weights, d[lo:hi], lo)
+            if not finite:
                 mark_non_finite(G, rows, lo, hi, bad)
     return bad
 
 
 @jit
-def _combine_block(G, rows, weights, d, lo, hi):
-    """Write d[lo:hi], eight rows at a time, then four, then one; return whether all of it is finite."""
-    out = d[lo:hi]
-    out[:] = 0
-    k = 0
-    while k + 8 <= rows.size:
-        g0, g1, g2, g3 = G[rows[k], lo:hi], G[rows[k + 1], lo:hi], G[rows[k + 2], lo:hi], G[rows[k + 3], lo:hi]
-        g4, g5, g6, g7 = G[rows[k + 4], lo:hi], G[rows[k + 5], lo:hi], G[rows[k + 6], lo:hi], G[rows[k + 7], lo:hi]
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        w4, w5, w6, w7 = weights[k + 4], weights[k + 5], weights[k + 6], weights[k + 7]
-        for c in range(out.size):
-            half = out[c] + ((w0 * g0[c] + w1 * g1[c]) + (w2 * g2[c] + w3 * g3[c]))
-            out[c] = half + ((w4 * g4[c] + w5 * g5[c]) + (w6 * g6[c] + w7 * g7[c]))
-        k += 8
-    while k + 4 <= rows.size:
-        g0, g1, g2, g3 = G[rows[k], lo:hi], G[rows[k + 1], lo:hi], G[rows[k + 2], lo:hi], G[rows[k + 3], lo:hi]
-        w0, w1, w2, w3 = weights[k], weights[k + 1], weights[k + 2], weights[k + 3]
-        for c in range(out.size):
-            out[c] += (w0 * g0[c] + w1 * g1[c]) + (w2 * g2[c] + w3 * g3[c])
-        k += 4
-    while k < rows.size:
-        row, w = G[rows[k], lo:hi], weights[k]
-        for c in range(out.size):
-            out[c] += w * row[c]
-        k += 1
-    probe = out.dtype.type(0)  # The first NaN or Inf makes it NaN.
+def _add_rows_in_float64(G, rows, weights, out, left):
+    """Write the sum of rows to `out`, with factors that float32 cannot hold; return whether all of it is finite."""
+    finite = True
     for c in range(out.size):
-        probe += out[c] * out.dtype.type(0)
-    return probe == 0
+        total = 0.0
+        for k in range(rows.size):
+            total += weights[k] * G[rows[k], left + c]
+        out[c] = total
+        finite &= np.isfinite(out[c])
+    return finite
 
 
 @jit

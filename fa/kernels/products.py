@@ -8,6 +8,8 @@ Compiled loops call `block_products` and `block_products_of_rows` with addresses
 `padded_rows` and `packing_addresses` prepare their arguments.
 """
 
+from itertools import product
+
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -130,26 +132,29 @@ def _products(diagonal, packed):
         def generate(context, builder, signature, arguments):
             rows, i, j, left, _, upcoming, sums = arguments
             vectors = Vectors(context, builder, kind)
-            first, second = (vectors.integers(signature.args[0], rows, index, _TILE) for index in (i, j))
+            first, second = (vectors.entries(signature.args[0], rows, index, _TILE) for index in (i, j))
             first, second = ([builder.add(row, left) for row in group] for group in (first, second))
             if packed:  # With constant distances, LLVM needs only one address for a group.
                 first, second = (
                     [builder.add(group[0], constant(k * VECTOR)) for k in range(_TILE)] for group in (first, second)
                 )
-            next_rows = vectors.integers(signature.args[5], upcoming, constant(0), _TILE)
+            next_rows = vectors.entries(signature.args[5], upcoming, constant(0), _TILE)
             totals = [dict.fromkeys(pairs), dict.fromkeys(pairs)]
-            for half, total in enumerate(totals):  # Every other vector: shorter sums are more precise.
-                for pair in pairs:
-                    total[pair] = cgutils.alloca_once_value(builder, vectors.zero)
-                with vectors.loop(half * VECTOR, BLOCK * vectors.size, 2 * VECTOR) as (at, _):
-                    offset = builder.mul(at, constant(_TILE if packed else 1))
-                    y = [vectors.load(builder.add(row, offset)) for row in second]
-                    x = y if diagonal else [vectors.load(builder.add(row, offset)) for row in first]
-                    for k, h in pairs:
-                        s = total[k, h]
-                        builder.store(vectors.multiply_add(x[k], y[h], builder.load(s)), s)
-                    for row in next_rows:
-                        vectors.prefetch(builder.add(row, at))
+            for total, pair in product(totals, pairs):
+                total[pair] = cgutils.alloca_once_value(builder, vectors.zero)
+            part = 64 * VECTOR if packed else 32 * VECTOR  # So many bytes of all rows stay in the first cache.
+            with vectors.loop(0, BLOCK * vectors.size, part) as (start, _):
+                for half, total in enumerate(totals):  # Every other vector: shorter sums are more precise.
+                    with vectors.loop(half * VECTOR, part, 2 * VECTOR) as (distance, _):
+                        at = builder.add(start, distance)
+                        offset = builder.mul(at, constant(_TILE if packed else 1))
+                        y = [vectors.load(builder.add(row, offset)) for row in second]
+                        x = y if diagonal else [vectors.load(builder.add(row, offset)) for row in first]
+                        for k, h in pairs:
+                            s = total[k, h]
+                            builder.store(vectors.multiply_add(x[k], y[h], builder.load(s)), s)
+                        for row in next_rows:
+                            vectors.prefetch(builder.add(row, at))
             data = context.make_array(signature.args[6])(context, builder, sums).data
             for k, h in pairs:
                 s = vectors.sum(builder.fadd(builder.load(totals[0][k, h]), builder.load(totals[1][k, h])))
@@ -173,8 +178,8 @@ def _pack(typing, rows, first, left, kind, packed):
     def generate(context, builder, signature, arguments):
         rows, first, left, _, packed = arguments
         vectors = Vectors(context, builder, kind)
-        sources = [builder.add(row, left) for row in vectors.integers(signature.args[0], rows, first, _TILE)]
-        targets = vectors.integers(signature.args[4], packed, first, _TILE)
+        sources = [builder.add(row, left) for row in vectors.entries(signature.args[0], rows, first, _TILE)]
+        targets = vectors.entries(signature.args[4], packed, first, _TILE)
         with vectors.loop(0, BLOCK * vectors.size, VECTOR) as (at, _):
             for source, target in zip(sources, targets, strict=True):
                 value = vectors.load(builder.add(source, at))

@@ -73,7 +73,7 @@ def _sort(count):
         def generate(context, builder, signature, arguments):
             rows, first, values = arguments
             vectors = Vectors(context, builder, kind)
-            sources = vectors.integers(signature.args[0], rows, first, count)
+            sources = vectors.entries(signature.args[0], rows, first, count)
             targets = vectors.rows_of(signature.args[2], values, first, count, LANES)
             probe = cgutils.alloca_once_value(builder, vectors.zero)
             with vectors.loop(0, LANES * vectors.size, VECTOR) as (at, _):

@@ -48,11 +48,11 @@ def row_addresses(G: np.ndarray, rows: np.ndarray) -> np.ndarray:
 class Vectors:
     """Builder of instructions on vectors of one type of coordinates."""
 
-    def __init__(self, context, builder, kind):
+    def __init__(self, context, builder, kind, lanes=None):
         self.builder, self.context = builder, context
         self.scalar = context.get_value_type(kind)
         self.size = context.get_abi_sizeof(self.scalar)
-        self.lanes = VECTOR // self.size
+        self.lanes = lanes or VECTOR // self.size
         self.kind = ir.VectorType(self.scalar, self.lanes)
         self.zero = ir.Constant(self.kind, [0.0] * self.lanes)
 
@@ -95,8 +95,14 @@ class Vectors:
         read, near, data = (ir.Constant(integer, code) for code in (0, 2, 1))
         self.builder.call(function, [self.builder.inttoptr(address, BYTE), read, near, data])
 
-    def integers(self, kind, array, first, count):
-        """Load `count` entries of an array of integers, from `first` on."""
+    def broadcast(self, value):
+        """Return a vector whose entries equal a number."""
+        undefined, integer = ir.Constant(self.kind, ir.Undefined), ir.IntType(32)
+        single = self.builder.insert_element(undefined, value, ir.Constant(integer, 0))
+        return self.builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(integer, self.lanes), None))
+
+    def entries(self, kind, array, first, count):
+        """Load `count` entries of an array, from `first` on."""
         data = self.context.make_array(kind)(self.context, self.builder, array).data
         places = (self.builder.gep(data, [self.builder.add(first, constant(k))]) for k in range(count))
         return [self.builder.load(place) for place in places]
