@@ -245,8 +245,23 @@ def combine(G: np.ndarray, weights: np.ndarray, d: np.ndarray) -> np.ndarray:
     if rows.size == 0:
         d[:] = 0
         return np.zeros(len(G), np.bool_)
-    factors, G = row_factors(weights[rows], G.dtype), whole_rows(G)
+    factors = row_factors(weights[rows], G.dtype)
+    if factors.dtype != G.dtype:
+        return _combine_in_float64(G, rows, factors, d)
+    G = whole_rows(G)
     return reduce(np.logical_or, run_on_threads(lambda t, T: _combine_chunks(G, rows, factors, d, t, T), G.size))
+
+
+def _combine_in_float64(G: np.ndarray, rows: np.ndarray, factors: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """Write the sum of float32 rows with factors that float32 cannot hold; return which rows hold NaN or Inf."""
+    bad = np.zeros(len(G), np.bool_)
+    for lo in range(0, d.size, CHUNK):
+        part = G[rows, lo : lo + CHUNK].astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            d[lo : lo + CHUNK] = factors @ part
+        if not np.isfinite(d[lo : lo + CHUNK]).all():
+            bad[rows] |= ~np.isfinite(part).all(axis=1)
+    return bad
 
 
 @jit
@@ -259,26 +274,9 @@ def _combine_chunks(G, rows, weights, d, first, step):
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
-            if weights.dtype == d.dtype:
-                finite = add_rows(addresses, padded, lo, d[lo:hi])
-            else:
-                finite = _add_rows_in_float64(G, rows, weights, d[lo:hi], lo)
-            if not finite:
+            if not add_rows(addresses, padded, lo, d[lo:hi]):
                 mark_non_finite(G, rows, lo, hi, bad)
     return bad
-
-
-@jit
-def _add_rows_in_float64(G, rows, weights, out, left):
-    """Write the sum of rows to `out`, with factors that float32 cannot hold; return whether all of it is finite."""
-    finite = True
-    for c in range(out.size):
-        total = 0.0
-        for k in range(rows.size):
-            total += weights[k] * G[rows[k], left + c]
-        out[c] = total
-        finite &= np.isfinite(out[c])
-    return finite
 
 
 @jit
