@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 import fa
+from fa import kernels
 from fa.attacks import ATTACKS, make_attack
+from fa.kernels import torch_fallback
 from fa.rules.preaggregators import STEPS
 from fa.training import train
 from fa.training.config import TrainConfig
@@ -96,6 +98,21 @@ def extra(rule: fa.Rule, n: int) -> int:
     before = torch.cuda.memory_allocated()
     rule.aggregate(G)
     return torch.cuda.max_memory_allocated() - before
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_tritons_kernels_have_the_results_of_torch(dtype: torch.dtype) -> None:
+    triton_passes = pytest.importorskip("fa.kernels.triton_passes", reason="torch brings Triton on Linux only")
+    assert kernels._passes(torch.ones(2, 3, device=GPU)) is triton_passes
+    G, near = gradients(dtype).to(GPU), {"rtol": RELATIVE[dtype], "atol": TOLERANCE[dtype]}
+    torch.testing.assert_close(triton_passes.gram(G), torch_fallback.gram(G), rtol=1e-12, atol=1e-9)
+    weights, R = torch.linspace(-1, 1, P, dtype=torch.float64), torch.eye(P, dtype=torch.float64)
+    mixed = torch.rand(P, P, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for arguments in ((weights,), (R, 7, 8, 0), (R, 7, 8, 12), (mixed, 7, 8, 12)):
+        name = "combine" if len(arguments) == 1 else "order_statistic"
+        ours, theirs = (getattr(module, name)(G, *arguments) for module in (triton_passes, torch_fallback))
+        torch.testing.assert_close(ours[0], theirs[0], **near)
+        assert torch.equal(ours[1], theirs[1])
 
 
 def test_a_direction_is_scaled_to_the_same_norm() -> None:

@@ -37,8 +37,9 @@ def test_lazy_imports_are_seen() -> None:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     distributions, undeclared = packages_distributions(), set()
+    with_torch = {"triton"}  # torch pins it where it has CUDA on Linux; fa works without it.
     for path in (ROOT / "fa").rglob("*.py"):
-        for package in set(imported(path.read_text())) - sys.stdlib_module_names - {"fa"}:
+        for package in set(imported(path.read_text())) - sys.stdlib_module_names - {"fa"} - with_torch:
             names = {canonicalize_name(name) for name in distributions.get(package, [package])}
             if not names & declared():
                 undeclared.add(f"{package} in {path.relative_to(ROOT)}")

@@ -1,17 +1,22 @@
 """Passes over the n coordinates of a gradient matrix G (p, n), on any device.
 
-On the CPU they are compiled loops (`cpu`), elsewhere plain torch (`torch_fallback`). Half precision is converted to
+On the CPU they are compiled loops (`cpu`), on CUDA Triton's kernels (`triton_passes`), elsewhere plain torch
+(`torch_fallback`). Half precision is converted to
 float32 by chunks. A pass that computes a direction also returns which rows hold NaN or Inf, without a pass of its own.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from subprocess import SubprocessError
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fa.kernels import torch_fallback
+from fa.utils.devices import with_index
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDTH = 1 << 24  # Number of columns of a piece; Ctrl-C takes effect between two pieces.
@@ -54,7 +59,7 @@ def gram(G: Tensor, precise: bool = False) -> np.ndarray:
         K (p, p), float64 and exactly symmetric.
     """
     if G.device.type != "cpu":
-        return symmetric(torch_fallback.gram(G).cpu().numpy())
+        return symmetric(_passes(G).gram(G).cpu().numpy())
     from fa.kernels import cpu
 
     K = np.zeros((G.shape[0], G.shape[0]))
@@ -113,7 +118,7 @@ def combine(G: Tensor, weights: np.ndarray, out: Tensor | None = None) -> tuple[
         The sum (n,), in G's dtype and on its device, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     if G.device.type != "cpu":
-        d, bad = torch_fallback.combine(G, torch.from_numpy(weights).to(G.device))
+        d, bad = _passes(G).combine(G, torch.from_numpy(weights))
         return _placed(d, out), bad.cpu().numpy()
     from fa.kernels import cpu
 
@@ -139,11 +144,43 @@ def order_statistic(
         The statistic (n,), in G's dtype and on its device, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     if G.device.type != "cpu":
-        d, bad = torch_fallback.order_statistic(G, torch.from_numpy(R).to(G.device), lo, hi, keep)
+        d, bad = _passes(G).order_statistic(G, torch.from_numpy(R), lo, hi, keep)
         return _placed(d, out), bad.cpu().numpy()
     from fa.kernels import order_statistics
 
     return _by_pieces(G, lambda piece, d: order_statistics.order_statistic(piece, R, lo, hi, keep, d), out)
+
+
+def _passes(G: Tensor) -> Any:
+    """Return the module with the passes for a matrix that is not on the CPU."""
+    for_triton = G.device.type == "cuda" and G.shape[1] > 0 and G.stride(1) == 1
+    if not (for_triton and _triton_works(with_index(G.device))):
+        return torch_fallback
+    from fa.kernels import triton_passes
+
+    return triton_passes
+
+
+@lru_cache
+def _triton_works(device: torch.device) -> bool:
+    """Run a small kernel, which needs Triton, a C compiler and a supported device; warn if it fails."""
+    try:
+        from triton.errors import TritonError
+
+        from fa.kernels import triton_passes
+    except ImportError:
+        return False  # torch brings Triton for CUDA on Linux only.
+    try:
+        triton_passes.gram(torch.ones(1, 1, device=device))
+    except (OSError, RuntimeError, SubprocessError, TritonError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(
+            f"Triton's kernels fail here, and slower passes of torch replace them ({reason})",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def _placed(d: Tensor, out: Tensor | None) -> Tensor:

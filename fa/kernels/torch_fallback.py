@@ -68,7 +68,7 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         G: Matrix (p, n).
-        weights: Weights (p,) float64; rows of weight 0 are not read.
+        weights: Weights (p,) float64, on the CPU; rows of weight 0 are not read.
 
     Returns:
         The sum (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
@@ -83,7 +83,7 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
                 total.add_(row, alpha=factor)
         d[left : left + len(total)] = total.to(G.dtype)
         if not torch.isfinite(total).all():  # NaN and Inf of a row remain in the sum.
-            bad |= _not_finite(chunk) & (weights != 0)
+            bad |= _not_finite(chunk) & (weights != 0).to(G.device)
     return d, bad
 
 
@@ -92,7 +92,7 @@ def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[
 
     Args:
         G: Matrix (p, n).
-        R: Factors (p, q) float64, on G's device.
+        R: Factors (p, q) float64, on the CPU.
         lo: First sorted value of the centre.
         hi: Index after the last one.
         keep: 0 for the centre, else the number of values nearest the centre.
@@ -101,17 +101,26 @@ def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[
         The statistic (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     rows = torch.nonzero(R.any(dim=1)).flatten()
+    factors, rows = R[rows].T.to(G.device), rows.to(G.device)
     bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     d = torch.empty(G.shape[1], dtype=G.dtype, device=G.device)
-    selects = bool(((R == 0) | (R == 1)).all() & (R.sum(dim=0) == 1).all())
-    selection = R.argmax(dim=0)
+    selects, selection = is_selection(R), R.argmax(dim=0).to(G.device)
     wide = torch.promote_types(G.dtype, torch.float32)
     for left, chunk in _chunks(G):
         X = chunk[rows]
-        columns = chunk[selection].to(wide) if selects else (R[rows].T @ X.double()).to(wide)
+        columns = chunk[selection].to(wide) if selects else (factors @ X.double()).to(wide)
         d[left : left + X.shape[1]] = _statistic(_sorted(columns), lo, hi, keep).to(G.dtype)
         bad[rows] |= _not_finite(X)
     return d, bad
+
+
+def is_selection(R: Tensor) -> bool:
+    """Return whether every column of G^T R is a row of G.
+
+    Args:
+        R: Factors (p, q).
+    """
+    return bool(((R == 0) | (R == 1)).all() & (R.sum(dim=0) == 1).all())
 
 
 def _sorted(columns: Tensor) -> Tensor:

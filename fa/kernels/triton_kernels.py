@@ -1,0 +1,89 @@
+"""Triton's kernels of the passes over a gradient matrix, which `triton_passes` launches.
+
+Each reads G once and makes no copy of it. This is Triton's language, a part of Python.
+"""
+
+import triton
+import triton.language as tl
+
+GROUP = tl.constexpr(8)
+"""Number of rows whose loads are under way together."""
+
+
+@triton.jit
+def gram(G, stride, p, n, parts, P: tl.constexpr, WIDTH: tl.constexpr):
+    """Write the products of all rows over every `programs`-th block of columns to parts[program]."""
+    rows, columns = tl.arange(0, P), tl.arange(0, WIDTH)
+    starts = G + rows[:, None].to(tl.int64) * stride
+    program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
+    K = tl.full((P, P), 0, tl.float64)
+    for left in range(program * WIDTH, n, programs * WIDTH):
+        inside = (rows[:, None] < p) & (left + columns[None, :] < n)
+        X = tl.load(starts + (left + columns[None, :]), mask=inside, other=0.0).to(tl.float64)
+        K += tl.dot(X, tl.trans(X), out_dtype=tl.float64)
+    tl.store(parts + program * P * P + rows[:, None] * P + rows[None, :], K)
+
+
+@triton.jit
+def combine(G, stride, n, rows, weights, count, d, bad, NARROW: tl.constexpr, WIDTH: tl.constexpr):
+    """Write the weighted sum of `count` rows, in float64, to d; set bad if it is not finite."""
+    columns = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    total = tl.full((WIDTH,), 0, tl.float64)
+    for first in range(0, count, GROUP):
+        for k in tl.static_range(GROUP):
+            there = first + k < count
+            start = G + tl.load(rows + first + k, mask=there, other=0) * stride
+            value = tl.load(start + columns, mask=there & (columns < n), other=0.0).to(tl.float64)
+            total += tl.load(weights + first + k, mask=there, other=0.0) * value
+    tl.store(bad + tl.full((WIDTH,), 0, tl.int32), 1, mask=total - total != 0)
+    tl.store(d + columns, total.to(NARROW).to(d.dtype.element_ty), mask=columns < n)
+
+
+@triton.jit
+def _exchange(x, i: tl.constexpr, j: tl.constexpr):
+    """Return the tuple x with the smaller of x[i] and x[j] at i, and the larger at j; i < j."""
+    low, high = tl.minimum(x[i], x[j]), tl.maximum(x[i], x[j])
+    return x[:i] + (low,) + x[i + 1 : j] + (high,) + x[j + 1 :]  # noqa: RUF005  # Triton has no starred items.
+
+
+@triton.jit
+def order_statistic(
+    G,
+    stride,
+    n,
+    rows,
+    d,
+    bad,
+    q: tl.constexpr,
+    lo: tl.constexpr,
+    hi: tl.constexpr,
+    keep: tl.constexpr,
+    NETWORK: tl.constexpr,
+    WIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    """Write a statistic of the q rows' values in each column to d, as `order_statistic`; set bad for NaN or Inf."""
+    columns = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
+    x = ()
+    probe = tl.full((WIDTH,), 0, WIDE)
+    for k in tl.static_range(q):
+        start = G + tl.load(rows + k) * stride
+        value = tl.load(start + columns, mask=columns < n, other=0.0).to(WIDE)
+        probe += value - value
+        x = x + (value,)  # noqa: RUF005  # Triton has no starred items.
+    tl.store(bad + tl.full((WIDTH,), 0, tl.int32), 1, mask=probe != 0)
+    for pair in tl.static_range(len(NETWORK) // 2):
+        x = _exchange(x, NETWORK[2 * pair], NETWORK[2 * pair + 1])
+    centre = tl.full((WIDTH,), 0, WIDE)
+    for k in tl.static_range(lo, hi):
+        centre += x[k]
+    centre /= hi - lo
+    if keep > 0:
+        first = tl.full((WIDTH,), 0, tl.int32)  # First value of the window of `keep` values nearest the centre.
+        for k in tl.static_range(q - keep):
+            first += (centre - x[k] > x[k + keep] - centre).to(tl.int32)
+        total = tl.full((WIDTH,), 0, WIDE)
+        for k in tl.static_range(q):
+            total += tl.where((first <= k) & (k < first + keep), x[k], 0.0)
+        centre = total / keep
+    tl.store(d + columns, centre.to(d.dtype.element_ty), mask=columns < n)

@@ -1,0 +1,139 @@
+"""The Triton kernels: run in Triton's interpreter on the CPU, and compiled for two GPUs without one."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fa import kernels
+from fa.kernels import torch_fallback
+
+triton = pytest.importorskip("triton", reason="torch brings Triton for CUDA on Linux only")
+
+NAMES = ("fa.kernels.triton_kernels", "fa.kernels.triton_passes")
+
+
+def imported(patch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    """The kernels and the passes, imported anew: Triton looks at the environment when it decorates a kernel."""
+    for name in NAMES:
+        patch.delitem(sys.modules, name, raising=False)
+    own_kernels, passes = map(importlib.import_module, NAMES)
+    return own_kernels, passes
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> Iterator[ModuleType]:
+    """The passes, whose kernels run in the interpreter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        yield imported(patch)[1]
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> ModuleType:
+    """The kernels, which can be compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TRITON_INTERPRET", raising=False)
+        return imported(patch)[0]
+
+
+def matrix(p: int, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows with a gap between them, as those of a part of the columns."""
+    return torch.randn(p, n + 3, generator=torch.Generator().manual_seed(p)).to(dtype)[:, :n]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("p", "n"), [(1, 1), (5, 300), (17, 1000)])
+def test_the_gram_matrix_is_torchs(interpreted: ModuleType, p: int, n: int, dtype: torch.dtype) -> None:
+    G = matrix(p, n, dtype)
+    torch.testing.assert_close(interpreted.gram(G), torch_fallback.gram(G), rtol=1e-13, atol=1e-12)
+
+
+def test_more_blocks_than_programs(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreted, "_GRAM_PROGRAMS", 2)
+    G = matrix(3, 700)
+    torch.testing.assert_close(interpreted.gram(G), torch_fallback.gram(G), rtol=1e-13, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_the_weighted_sum_is_torchs(interpreted: ModuleType, dtype: torch.dtype) -> None:
+    G, weights = matrix(11, 1500, dtype), torch.arange(-5, 6, dtype=torch.float64)
+    G[5, 7] = torch.nan  # Its weight is 0.
+    d, bad = interpreted.combine(G, weights)
+    expected, _ = torch_fallback.combine(G, weights)
+    torch.testing.assert_close(d, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+    assert not bad.any()
+    G[3, 1400] = torch.inf
+    with np.errstate(invalid="ignore"):
+        assert interpreted.combine(G, weights)[1].nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_an_order_statistic_is_torchs(interpreted: ModuleType, dtype: torch.dtype, keep: int) -> None:
+    G = matrix(7, 600, dtype).round(decimals=1)  # with ties
+    R = torch.eye(7, dtype=torch.float64)[:, [0, 2, 3, 5, 6]]
+    d, bad = interpreted.order_statistic(G, R, 2, 3, keep)
+    torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, 2, 3, keep)[0], rtol=1e-2, atol=1e-6)
+    assert not bad.any()
+    G[1], G[6, 3] = torch.nan, torch.nan
+    assert interpreted.order_statistic(G, R, 2, 3, keep)[1].nonzero().flatten().tolist() == [6]
+
+
+def test_an_order_statistic_of_mixed_rows_is_torchs(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interpreted, "_COLUMNS", 100)
+    G, R = matrix(4, 250), torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for lo, hi, keep in ((1, 3, 0), (1, 2, 2)):
+        d, _ = interpreted.order_statistic(G, R, lo, hi, keep)
+        torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, lo, hi, keep)[0])
+
+
+@pytest.mark.parametrize("p", [60, 65])
+def test_many_rows(interpreted: ModuleType, p: int) -> None:
+    G, R = matrix(p, 40), torch.eye(p, dtype=torch.float64)
+    torch.testing.assert_close(interpreted.gram(G), torch_fallback.gram(G), rtol=1e-13, atol=1e-12)
+    d, _ = interpreted.order_statistic(G, R, p // 2, p // 2 + 1, p - 3)
+    torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, p // 2, p // 2 + 1, p - 3)[0])
+
+
+def test_torch_replaces_kernels_that_fail(compiled: ModuleType) -> None:
+    with pytest.warns(RuntimeWarning):  # Triton has no CPU.
+        assert not kernels._triton_works.__wrapped__(torch.device("cpu"))
+
+
+SIGNATURES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "gram": (
+        {"G": "*fp32", "stride": "i64", "p": "i32", "n": "i64", "parts": "*fp64"},
+        {"P": 16, "WIDTH": 128},
+    ),
+    "combine": (
+        {"G": "*fp32", "stride": "i64", "n": "i64", "rows": "*i64", "weights": "*fp64", "count": "i32"}
+        | {"d": "*fp32", "bad": "*i32"},
+        {"NARROW": triton.language.float32, "WIDTH": 1024},
+    ),
+    "order_statistic": (
+        {"G": "*fp32", "stride": "i64", "n": "i64", "rows": "*i64", "d": "*fp32", "bad": "*i32"},
+        {"q": 3, "lo": 1, "hi": 2, "keep": 2, "NETWORK": (0, 2, 0, 1, 1, 2), "WIDTH": 512}
+        | {"WIDE": triton.language.float32},
+    ),
+}
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kernel", SIGNATURES)
+def test_a_kernel_compiles(compiled: ModuleType, kernel: str, capability: int) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    arguments, constants = SIGNATURES[kernel]
+    signature = arguments | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(getattr(compiled, kernel), signature=signature, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]
