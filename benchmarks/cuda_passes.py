@@ -2,7 +2,7 @@
 
     python benchmarks/cuda_passes.py [--p 15 60] [--n 11173962] [--repeats 50]
 
-The passes alternate in one process. The table has the median time in ms, the rate of reading G once in the shortest time,
+The passes alternate in one process. The table has the median time in ms, the rate of one read of G in the least time,
 and the ratio to the shortest time of Triton's weighted sum.
 """
 
