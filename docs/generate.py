@@ -7,6 +7,7 @@ HTML comments mark generated text. All other text is free.
 - `claims PROFILE ...`: the paper's claims, with the verdicts of each profile. Theory has no size; its verdicts stand in
   the first column.
 - `accuracy PROFILE/FIGURE COLUMN`: the final test accuracy of each variant, at each value of a column.
+- `worst FOLDER/GRID`: the worst accuracy over attacks of each rule of a grid, and that attack, for each split.
 - `times N P`: the time of each rule in benchmarks/bench.json, and the time of other libraries as a multiple of it.
 
 `<!-- = KIND ARGUMENTS -->` ... `<!-- /= -->` encloses a few words in a sentence:
@@ -132,6 +133,19 @@ def ends(name: str) -> pd.DataFrame:
     return last.groupby(settings, sort=False, dropna=False)["test_accuracy"].mean().reset_index()
 
 
+def worst(name: str) -> str:
+    """Return a table of the worst accuracy over attacks: rules down, best first; splits across."""
+    cells = pd.read_csv(FIGURES / f"{name}.csv")
+    splits = cells["split"].unique()
+    by = cells.set_index(["rule", "split"])
+    rules = cells[cells["split"] == splits[0]].sort_values("worst", ascending=False, kind="stable")["rule"]
+    rows = [
+        [rule, *(f"{by.loc[(rule, split), 'worst']:.2f} ({by.loc[(rule, split), 'worst_attack']})" for split in splits)]
+        for rule in rules
+    ]
+    return table(["rule", *splits], rows)
+
+
 def times(n: str, p: str) -> str:
     """Return a table of the benchmark at one size."""
     cases = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))["rows"]
@@ -190,7 +204,7 @@ def behind(name: str) -> str:
     return ", ".join(f"{gap:.2f}" for gap in gaps)
 
 
-TABLES = {"claims": claims, "accuracy": accuracy, "times": times}
+TABLES = {"claims": claims, "accuracy": accuracy, "worst": worst, "times": times}
 WORDS = {"verdict": verdict, "final": final, "range": bounds, "behind": behind}
 
 if __name__ == "__main__":
