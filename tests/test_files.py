@@ -18,13 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from fa import cli
 from fa.experiments.reporting import artifacts
 from fa.experiments.runs.store import Record, RunStore
 from fa.experiments.runs.sweep import sweep
 from fa.training import TrainConfig, train
 from fa.training.checkpoint import read
 from fa.training.records import UnwrittenRunError
+from fa.training.transports.base import GatheredGradients
+from fa.training.transports.simulation import SimulatedTransport
 from fa.utils import signals
 from fa.utils.files import PREFIX, exclusive, new_file, new_folder, remove_abandoned, write_atomically
 from tests.processes import alive, beside, descendants, wait_until, worked
@@ -144,9 +148,14 @@ def test_a_power_cut_never_loses_a_finished_run(
     (tmp_path / "REPORT.md").unlink()  # asserts that it was flushed
 
 
+def train_without_end(out: Path, kept: Path) -> None:
+    """In a process of its own."""
+    train(replace(CONFIG, iterations=1_000_000), out, threads=1, checkpoint=kept, checkpoint_every=0)
+
+
 def test_what_another_process_writes_is_refused(tmp_path: Path) -> None:
     out, kept = tmp_path / "out", tmp_path / "kept"
-    process = fa(f"train {RUN} --iterations 1000000 --out {out} --checkpoint {kept} --checkpoint-every 0")
+    process = beside(train_without_end, out, kept)
     try:
         wait_until(kept.exists, 60)
         for arguments, name in (({"out": out}, "out"), ({"checkpoint": kept}, "checkpoint")):
@@ -154,7 +163,7 @@ def test_what_another_process_writes_is_refused(tmp_path: Path) -> None:
                 train(CONFIG, **arguments)
     finally:
         process.kill()
-        process.communicate()
+        process.join()
     train(CONFIG, out, threads=1)
     assert names(tmp_path) == ["kept", "out"]
 
@@ -226,7 +235,11 @@ def test_two_sweeps_on_one_store_do_each_run_once(tmp_path: Path, monkeypatch: p
     (tmp_path / "sweep.py").write_text(SWEEP.format(settings=settings, root=str(tmp_path / "records")))
     command = [sys.executable, str(tmp_path / "sweep.py")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [int(process.communicate(timeout=120)[0]) for process in both] == [6, 6]
+    try:
+        assert [int(process.communicate(timeout=240)[0]) for process in both] == [6, 6]
+    finally:
+        for process in both:
+            process.kill()
     assert (tmp_path / "log").read_text() == "x" * 6
     store = RunStore(tmp_path / "records")
     assert names(store.root) == sorted(store.key(TrainConfig(seed=seed, **settings)) for seed in range(1, 7))
@@ -246,16 +259,30 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_the_checkpoint_first(signum: signal.Signals, tmp_path: Path, undisturbed: list[str]) -> None:
+def test_a_signal_saves_the_checkpoint_first(
+    signum: signal.Signals,
+    tmp_path: Path,
+    undisturbed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out, kept = tmp_path / "out", tmp_path / "kept"
     words = f"train {RUN} --momentum 0.9 --iterations 100 --evaluate-every 100 --out {out} --checkpoint {kept}"
-    process = fa(f"{words} --tensorboard {tmp_path / 'board'}")
-    wait_until(lambda: any(path.stat().st_size > 0 for path in (tmp_path / "board").glob("*")), 60)
-    assert not kept.exists()  # the first one would be due after 300 s
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors.count("\n")) == (128 + signum, 1)
-    assert 0 < read(kept)["state"]["iteration"] < 100
+    gradients = SimulatedTransport.gradients
+
+    def interrupted(transport: SimulatedTransport, iteration: int, parameters: torch.Tensor) -> GatheredGradients:
+        if iteration == 50:
+            assert not kept.exists()  # the first one would be due after 300 s
+            signal.raise_signal(signum)
+        return gradients(transport, iteration, parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fa.utils.progress_bar.LINES", float("inf"))
+        patch.setattr(SimulatedTransport, "gradients", interrupted)
+        with pytest.raises(SystemExit) as leaving:
+            cli.main([*words.split(), "--tensorboard", str(tmp_path / "board")])
+    assert (leaving.value.code, capsys.readouterr().err.count("\n")) == (128 + signum, 1)
+    assert 50 <= read(kept)["state"]["iteration"] <= 51
     train(replace(CONFIG, iterations=100, evaluate_every=100), out, threads=1, checkpoint=kept)
     assert numbers(out) == undisturbed
     assert names(tmp_path) == ["board", "out"]
@@ -307,11 +334,15 @@ def test_an_interrupted_sweep_keeps_its_checkpoints(tmp_path: Path) -> None:
     def runs() -> list[int]:
         return [run for child in descendants(process.pid) for run in descendants(child)]
 
-    wait_until(lambda: len(runs()) == 2 and all(worked(run) > 2 for run in runs()), 60)
-    below = descendants(process.pid)
-    process.send_signal(signal.SIGINT)
-    process.wait(60)
-    wait_until(lambda: not any(map(alive, below)))
+    try:
+        wait_until(lambda: len(runs()) == 2 and all(worked(run) > 2 for run in runs()))
+        below = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        wait_until(lambda: not any(map(alive, below)))
+    finally:
+        process.kill()  # if it is still there: its runs would go on for hours
+        process.wait()
     kept = list((tmp_path / "records").glob(".*.checkpoint"))
     assert [read(path)["state"]["iteration"] > 0 for path in kept] == [True] * 2
     remove_abandoned(tmp_path / "records")
@@ -459,24 +490,45 @@ def test_a_sweep_whose_disk_is_full_keeps_the_record_of_each_run(
         assert RunStore(record.parent).find(outcome.config) is not None
 
 
-@pytest.mark.parametrize("command", ["sweep", "reproduce"])
-def test_the_results_of_runs_that_are_not_saved_are_printed(command: str, small_disk: Callable[[int], Path]) -> None:
+def check_unsaved(folder: Path, temporary: str, errors: str) -> None:
+    """Assert that the four runs are saved, or kept in the folder of temporary files and printed."""
+    saved, kept = len(list(folder.glob("records/*/manifest.json"))), list(Path(temporary).glob("fa-record-*/*"))
+    assert len(kept) == 4 - saved > 0
+    assert all(str(path) in errors for path in kept)
+    assert len(re.findall(r"\baccuracy 0\.\d{4}", errors)) == len(kept)
+
+
+FIG02 = "fig02 --profile smoke --jobs 1 --out"
+
+
+def test_the_results_of_runs_that_are_not_saved_are_printed(small_disk: Callable[[int], Path]) -> None:
     folder = small_disk(48)
     with tempfile.TemporaryDirectory() as temporary:
-        process = fa(f"{command} fig02 --profile smoke --jobs 1 --out {folder}", env=os.environ | {"TMPDIR": temporary})
+        process = fa(f"sweep {FIG02} {folder}", env=os.environ | {"TMPDIR": temporary})
         _, errors = process.communicate(timeout=300)
-        assert process.returncode == (1 if command == "sweep" else 2), errors
-        saved, kept = len(list(folder.glob("records/*/manifest.json"))), list(Path(temporary).glob("fa-record-*/*"))
-        assert len(kept) == 4 - saved > 0
-        assert all(str(path) in errors for path in kept)
-        assert len(re.findall(r"\baccuracy 0\.\d{4}", errors)) == len(kept)
+        assert process.returncode == 1, errors
+        check_unsaved(folder, temporary, errors)
 
 
-def test_a_folder_of_temporary_files_with_a_long_name_is_named(tmp_path: Path) -> None:
+def test_the_results_of_a_notebooks_runs_that_are_not_saved_are_printed(
+    small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_disk(48)
+    with tempfile.TemporaryDirectory() as temporary:
+        monkeypatch.setenv("TMPDIR", temporary)  # for the notebook's kernel
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(["reproduce", *FIG02.split(), str(folder)])
+        errors = capsys.readouterr().err
+        assert leaving.value.code == 2, errors
+        check_unsaved(folder, temporary, errors)
+
+
+def test_a_folder_of_temporary_files_with_a_long_name_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     temporary = tmp_path / ("long" * 25)
     temporary.mkdir()
-    process = fa(
-        f"sweep fig02 --profile smoke --jobs 1 --out {tmp_path / 'out'}", env=os.environ | {"TMPDIR": str(temporary)}
-    )
-    _, errors = process.communicate(timeout=300)
-    check_refusal(process.returncode, errors, r"\bTMPDIR\b.*long")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["sweep", "fig02", "--profile", "smoke", "--jobs", "1", "--out", str(tmp_path / "out")])
+    check_refusal(leaving.value.code, capsys.readouterr().err, r"\bTMPDIR\b.*long")

@@ -86,7 +86,7 @@ def test_sequential_minibatches_end_with_what_is_left_of_the_slice() -> None:
 
 def test_each_released_setting_changes_a_run() -> None:
     config = TrainConfig(
-        workers=7, byzantine=1, batch=600, iterations=4, lr=0.05, sampling="sequential", attack="random_shared",
+        workers=7, byzantine=1, batch=1000, iterations=2, lr=0.05, sampling="sequential", attack="random_shared",
         rule="bulyan", rule_options={"formulation": "released"},
     )  # fmt: skip
     losses = [point.train_loss for point in train(config, threads=1).curve]

@@ -462,22 +462,35 @@ def test_nobody_is_left_whoever_is_killed(
         assert all(f"worker {rank}" in last for rank in range(3)), told
 
 
-@pytest.mark.parametrize("backend", ["rpc", pytest.param("tcp", marks=pytest.mark.long)])
-def test_workers_started_by_hand(tmp_path: Path, backend: str) -> None:
-    """The command line's files are those of the simulation, but for what tells the time."""
-    fa = [sys.executable, "-c", "from fa.cli import main; main()"]
-    run = ["train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
-    where = f"127.0.0.1:{free_port()}"
-    out = [*run, "--threads", "1", "--out"]
-    workers = [
-        subprocess.Popen([*fa, "worker", "--backend", backend, "--rank", str(rank), "--server", where])
-        for rank in range(2)
-    ]
-    subprocess.run([*fa, *out, tmp_path / backend, "--backend", backend, "--listen", where], check=True)
-    assert [process.wait(20) for process in workers] == [0, 0]
+def command_line(*words: str) -> None:
+    """Run `fa WORDS`, in a process of its own or in this one."""
     with pytest.raises(SystemExit) as done:
-        cli.main([*out, str(tmp_path / "simulate")])
+        cli.main(words)
     assert done.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "command", "host"),
+    [
+        ("rpc", "train", "[::1]"),
+        ("tcp", "server", "[::1]"),
+        pytest.param("rpc", "server", "127.0.0.1", marks=pytest.mark.long),
+        pytest.param("tcp", "train", "127.0.0.1", marks=pytest.mark.long),
+    ],
+)
+def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, host: str) -> None:
+    """The command line's files are those of the simulation, but for what tells the time."""
+    run = ["--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
+    run += ["--threads", "1", "--out"]
+    where = ["--backend", backend, f"{host}:{free_port()}"]
+    workers = [
+        beside(command_line, "worker", *where[:2], "--rank", str(rank), "--server", where[2]) for rank in range(2)
+    ]
+    command_line(command, *run, str(tmp_path / backend), *where[:2], "--listen", where[2])
+    for process in workers:
+        process.join(20)
+    assert [process.exitcode for process in workers] == [0, 0]
+    command_line("train", *run, str(tmp_path / "simulate"))
     one, other = (tmp_path / name / "workers.csv" for name in (backend, "simulate"))
     assert one.read_text() == other.read_text()
 
@@ -591,17 +604,6 @@ def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
     for each in (serving, *workers):
         each.kill()
         each.join()
-
-
-@pytest.mark.parametrize("backend", ["rpc", pytest.param("tcp", marks=pytest.mark.long)])
-def test_a_server_at_ipv6(backend: str) -> None:
-    where = f"[::1]:{free_port()}"
-    command = [sys.executable, "-c", "from fa.cli import main; main()"]
-    worker = [*command, "worker", "--backend", backend, "--server", where, "--rank"]
-    workers = [subprocess.Popen([*worker, str(rank)]) for rank in range(2)]
-    run = ["--workers", "2", "--byzantine", "0", "--iterations", "3", "--batch", "4", "--rule", "median"]
-    subprocess.run([*command, "server", "--backend", backend, "--listen", where, *run], check=True)
-    assert [process.wait(20) for process in workers] == [0, 0]
 
 
 @pytest.mark.long

@@ -273,6 +273,12 @@ def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, preaggregators
     np.testing.assert_allclose(
         aggregate(G * scale, name, f=1, preaggregators=preaggregators) / factor, expected, rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("preaggregators", [None, (), ("unit",), ("median_norm",), ("clip",), ("krum",), ("nnm",)])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_values_of_any_scale_are_those_at_scale_one(preaggregators, scale):
+    G = normal(15, 40)
     values = [make_rule("fa", f=0, preaggregators=preaggregators).aggregate(X).decision.values for X in (G, G * scale)]
     np.testing.assert_allclose(*values, rtol=0, atol=1e-10)
 
