@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -111,10 +113,11 @@ def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_pa
         *("--checkpoint", str(kept), "--checkpoint-every", "0", "--evaluate-every", "12"),
     ]
     first = subprocess.Popen([sys.executable, "-c", "from fa.cli import main; main()", *arguments])
-    while not kept.exists():
-        assert first.poll() is None
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
+    try:
+        while not kept.exists() and first.poll() is None:
+            time.sleep(0.01)
+    finally:
+        first.kill()
     assert first.wait() == -signal.SIGKILL
     assert not out.exists()
     assert 0 < read(kept)["state"]["iteration"] < 12
@@ -262,6 +265,15 @@ def test_a_sweep_goes_on_from_a_runs_checkpoint(tmp_path: Path) -> None:
 
 def stop_half_way(folder: Path) -> Path:
     kept = folder / "kept"
-    with pytest.raises(Stop):
-        train(CONFIG, threads=1, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+    kept.write_bytes(half_way())
     return kept
+
+
+@cache
+def half_way() -> bytes:
+    """Return the checkpoint of a run that was stopped."""
+    with TemporaryDirectory() as folder:
+        kept = Path(folder) / "kept"
+        with pytest.raises(Stop):
+            train(CONFIG, threads=1, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+        return kept.read_bytes()

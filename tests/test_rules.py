@@ -1,7 +1,5 @@
 """The rules against plain ones, against byzfl, on hard inputs, and in what must always hold."""
 
-import subprocess
-import sys
 import warnings
 from math import comb
 
@@ -19,6 +17,7 @@ from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import StepContext, apply_preaggregators
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
+from tests.processes import printed_beside
 from tests.tensors import DEVICE
 
 FA = {"paper": {"preaggregators": ()}, "released": {"formulation": "released"}, "default": {}}
@@ -477,7 +476,7 @@ def test_bad_options_are_named(call, message):
         call(normal(7, 5))
 
 
-def test_options_of_a_wrong_type_are_value_errors():
+def test_options_of_a_wrong_type_are_value_errors(tmp_path):
     """In a process of its own, where no shape checker is before ours."""
     options = [
         {"f": "3"},
@@ -497,8 +496,7 @@ for options in {options!r}:
     except ValueError as error:
         print(error)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    refused = run.stdout.splitlines()
+    refused = printed_beside(code, tmp_path).splitlines()
     for option, line in zip(options, refused, strict=True):
         assert f"{next(iter(option))} must be " in line
 
