@@ -123,9 +123,9 @@ def test_the_wheel_holds_all_that_training_needs(tmp_path: Path) -> None:
     assert written <= {str(path.relative_to(tmp_path / "installed")) for path in (tmp_path / "installed").rglob("*")}
     (first, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     code = first + "\nprint(fa.__file__, tuple(d.shape))\nfrom fa.cli import main; main()"
-    words = "train --workers 3 --byzantine 1 --iterations 2 --batch 4 --rule median"
+    words = "train --workers 3 --byzantine 1 --iterations 2 --batch 4 --rule mean"  # whose loop compiles quickly
     done = run(code, *words.split(), folder=tmp_path / "installed")
     assert done.returncode == 0, done.stderr
     place, *printed = done.stdout.splitlines()
     assert place.startswith(str(tmp_path / "installed"))
-    assert re.search(r"\bmedian\b.*\b3\b", "\n".join(printed))
+    assert re.search(r"\bmean\b.*\b3\b", "\n".join(printed))
