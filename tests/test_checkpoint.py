@@ -95,7 +95,7 @@ def test_batch_norm_statistics_are_each_workers_own_again(
         with pytest.raises(Stop):
             train(CONFIG, None, stopped_at(iteration), 1, checkpoint=kept, checkpoint_every=0, **served(server))
         for process in workers:
-            process.join(20)
+            process.join(120)
         return statistics(kept)
 
     expected = run_until(11, tmp_path / "whole", "simulate")

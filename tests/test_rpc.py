@@ -160,7 +160,7 @@ def test_losses_of_nan_and_killed_workers_end_a_run_whose_rule_needs_more(kind: 
         train(config, **served(kind(port=port, spawn_workers=False, deadline=5)), progress=kill)
     assert all(seen)  # the loss of NaN is not part of the mean
     for worker in workers:
-        worker.join(20)
+        worker.join(120)
 
 
 def poor_worker(backend: str, rank: int, port: int) -> None:
@@ -187,7 +187,7 @@ def test_too_little_memory_in_a_worker_excludes_it_and_names_the_batch(kind: Kin
     config = replace(SMALL, rule="median", workers=3, byzantine=0, f=0, iterations=4, batch=2000)
     run = train(config, **served(kind(port=port, spawn_workers=False)))
     for worker in workers:
-        worker.join(20)
+        worker.join(120)
     statuses = [row.status for row in run.workers if row.worker == 2]
     assert statuses[:2] == [USED] * 2
     assert all(re.search(r"\bbatch must be .*\b2000\b", status) for status in statuses[2:])
@@ -255,7 +255,7 @@ def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again(kind: Kin
         train(config, **served(kind(port=port, spawn_workers=spawned, deadline=30)), progress=act)
     assert seen.value.args[0] > 6
     for worker in (*first, *again):
-        worker.join(10)
+        worker.join(120)
     assert not multiprocessing.active_children()
 
 
@@ -311,7 +311,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
     others = [beside(lie if kind else honest, kind, rank, port) for rank, kind in enumerate(kinds)]
     run = train(config, rpc=RpcConfig(port=port, spawn_workers=False))
     for other in others:
-        other.join(20)
+        other.join(120)
     n = 21_840
     named = {
         "NaN": [NOT_FINITE],
@@ -331,7 +331,8 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
         ((status, times),) = reasons(run, rank).items()
         assert times == 3
         assert all(value in status for value in named[kind]) if kind else status == USED, status
-    assert [other.exitcode for other in others] == [0] * len(kinds)
+    assert [other.exitcode for other in others[:3]] == [0] * 3
+    assert {other.exitcode for other in others[3:]} <= {0, 1}  # 1 where the server, which awaits no liar, went first
 
 
 def ahead(rank: int, port: int) -> None:
@@ -352,7 +353,7 @@ def test_gradients_of_another_iteration_are_left_out_without_a_wait() -> None:
     workers = [beside(plain_worker, 0, port), beside(plain_worker, 1, port), beside(ahead, 2, port)]
     run = train(config, rpc=RpcConfig(port=port, spawn_workers=False, deadline=600))
     for worker in workers:
-        worker.join(20)
+        worker.join(120)
     assert all(re.search(r"\biteration 7\b", status) for status in reasons(run, 2))
     assert reasons(run, 0) == {USED: 3}
 
@@ -482,7 +483,7 @@ def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, hos
     ]
     command_line(command, *run, str(tmp_path / backend), *where[:2], "--listen", where[2])
     for process in workers:
-        process.join(20)
+        process.join(120)
     assert [process.exitcode for process in workers] == [0, 0]
     command_line("train", *run, str(tmp_path / "simulate"))
     one, other = (tmp_path / name / "workers.csv" for name in (backend, "simulate"))
@@ -516,11 +517,11 @@ def test_a_process_of_such_a_rank_ends_with_that_message() -> None:
 
     def wait(state: Progress) -> None:
         if state.iteration == 1:
-            others[0].join(30)
+            others[0].join(120)
 
     train(config, rpc=RpcConfig(port=port, spawn_workers=False), progress=wait)
     for worker in (*workers, *others):
-        worker.join(20)
+        worker.join(120)
         assert worker.exitcode == 0
 
 
@@ -592,7 +593,7 @@ def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
     wait_until(lambda: all(worked(worker.pid) > 1 for worker in workers))
     assert serving.pid is not None
     os.kill(serving.pid, signal.SIGSTOP)
-    workers[0].join(30)
+    workers[0].join(120)
     assert workers[0].exitcode == 1
     assert workers[1].is_alive()
     for each in (serving, *workers):
