@@ -34,4 +34,5 @@ def _rank(work: Callable[[int, int, Path], None], rank: int, p: int, folder: Pat
     where = f"file://{folder / 'group'}"
     dist.init_process_group("gloo", init_method=where, rank=rank, world_size=p, timeout=timedelta(seconds=120))
     work(rank, p, folder)
-    dist.destroy_process_group()
+    if dist.is_initialized():
+        dist.destroy_process_group()

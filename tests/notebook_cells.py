@@ -21,7 +21,7 @@ class _Shell(InteractiveShell):
 
 
 def run_cells(path: Path, **parameters: Any) -> int:
-    """Run the cells, with the parameters in a cell of their own as papermill has them.
+    """Run the cells, with the parameters in a cell of their own as papermill has them, and print their results.
 
     Args:
         path: The notebook.
@@ -33,13 +33,16 @@ def run_cells(path: Path, **parameters: Any) -> int:
     shell = _Shell.instance(user_module=ModuleType("notebook_cells"))
     shell.display_formatter.active_types = shell.display_formatter.format_types
     values, displayed = {"interactive": False} | parameters, 0
+    texts: list[str] = []
     try:
         with chdir(path.parent), capture_output() as captured:
             for cell in nbformat.read(path, as_version=4).cells:
                 if cell.cell_type == "code":
                     result = shell.run_cell(cell.source, store_history=True)
                     result.raise_error()
-                    displayed += "image/png" in shell.display_formatter.format(result.result)[0]
+                    formats = shell.display_formatter.format(result.result)[0]
+                    displayed += "image/png" in formats
+                    texts.append(str(formats.get("text/html", formats.get("text/plain", ""))))
                 if "parameters" in cell.metadata.get("tags", ()):
                     lines = [f"{name} = {value!r}" for name, value in values.items() if name in shell.user_ns]
                     shell.run_cell("\n".join(["# Parameters", *lines]), store_history=True).raise_error()
@@ -47,4 +50,5 @@ def run_cells(path: Path, **parameters: Any) -> int:
                 pyplot.close("all")
     finally:
         _Shell.clear_instance()
+    print(captured.stdout, *texts, sep="\n")
     return displayed + sum("image/png" in (output.data or {}) for output in captured.outputs)

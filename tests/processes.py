@@ -5,7 +5,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,19 @@ def beside(work: Callable[..., None], *arguments: object) -> multiprocessing.Pro
     started = forkserver_context("fa.training.transports.rpc.worker").Process(target=work, args=arguments, daemon=True)
     started.start()
     return started
+
+
+def printed_beside(code: str, folder: Path) -> str:
+    """Return what code prints in a process of its own, where no type checker is before the checks of fa."""
+    process = beside(_execute, code, folder / "printed.txt")
+    process.join(240)
+    assert process.exitcode == 0
+    return (folder / "printed.txt").read_text()
+
+
+def _execute(code: str, out: Path) -> None:
+    with out.open("w") as file, redirect_stdout(file):
+        exec(code, {"__name__": "__main__"})
 
 
 def plain_worker(rank: int, port: int) -> None:
@@ -98,7 +111,8 @@ def worked(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
+    """Wait for a condition; the limit, which only a failing test reaches, is for a machine with much else to do."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

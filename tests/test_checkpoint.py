@@ -12,13 +12,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from fa import cli
 from fa.experiments.runs.store import Record, RunStore
 from fa.experiments.runs.sweep import sweep
 from fa.training import Progress, Run, TrainConfig, train
@@ -92,7 +95,7 @@ def test_batch_norm_statistics_are_each_workers_own_again(
         with pytest.raises(Stop):
             train(CONFIG, None, stopped_at(iteration), 1, checkpoint=kept, checkpoint_every=0, **served(server))
         for process in workers:
-            process.join(20)
+            process.join(120)
         return statistics(kept)
 
     expected = run_until(11, tmp_path / "whole", "simulate")
@@ -103,21 +106,24 @@ def test_batch_norm_statistics_are_each_workers_own_again(
 
 def test_a_server_that_was_killed_goes_on_when_its_command_is_given_again(tmp_path: Path) -> None:
     kept, out = tmp_path / "kept", tmp_path / "out"
-    command = [
-        *(sys.executable, "-c", "from fa.cli import main; main()", "train", "--backend", "rpc", "--threads", "1"),
+    arguments = [
+        *("train", "--backend", "rpc", "--threads", "1"),
         *("--rule", "median", "--workers", "4", "--byzantine", "1", "--attack", "sign_flip", "--momentum", "0.9"),
         *("--iterations", "12", "--batch", "4", "--lr", "0.05", "--seed", "5", "--out", str(out)),
         *("--checkpoint", str(kept), "--checkpoint-every", "0", "--evaluate-every", "12"),
     ]
-    first = subprocess.Popen(command)
-    while not kept.exists():
-        assert first.poll() is None
-        time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
+    first = subprocess.Popen([sys.executable, "-c", "from fa.cli import main; main()", *arguments])
+    try:
+        while not kept.exists() and first.poll() is None:
+            time.sleep(0.01)
+    finally:
+        first.kill()
     assert first.wait() == -signal.SIGKILL
     assert not out.exists()
     assert 0 < read(kept)["state"]["iteration"] < 12
-    subprocess.run(command, check=True)
+    with pytest.raises(SystemExit) as done:
+        cli.main(arguments)
+    assert done.value.code == 0
     train(replace(CONFIG, evaluate_every=12), tmp_path / "whole", threads=1)
     there, here = Record(out), Record(tmp_path / "whole")
     assert [point | {"seconds": 0} for point in there.curve] == [point | {"seconds": 0} for point in here.curve]
@@ -259,6 +265,15 @@ def test_a_sweep_goes_on_from_a_runs_checkpoint(tmp_path: Path) -> None:
 
 def stop_half_way(folder: Path) -> Path:
     kept = folder / "kept"
-    with pytest.raises(Stop):
-        train(CONFIG, threads=1, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+    kept.write_bytes(half_way())
     return kept
+
+
+@cache
+def half_way() -> bytes:
+    """Return the checkpoint of a run that was stopped."""
+    with TemporaryDirectory() as folder:
+        kept = Path(folder) / "kept"
+        with pytest.raises(Stop):
+            train(CONFIG, threads=1, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+        return kept.read_bytes()

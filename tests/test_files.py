@@ -18,13 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from fa import cli
 from fa.experiments.reporting import artifacts
 from fa.experiments.runs.store import Record, RunStore
 from fa.experiments.runs.sweep import sweep
 from fa.training import TrainConfig, train
 from fa.training.checkpoint import read
 from fa.training.records import UnwrittenRunError
+from fa.training.transports.base import GatheredGradients
+from fa.training.transports.simulation import SimulatedTransport
 from fa.utils import signals
 from fa.utils.files import PREFIX, exclusive, new_file, new_folder, remove_abandoned, write_atomically
 from tests.processes import alive, beside, descendants, wait_until, worked
@@ -35,10 +39,11 @@ CONFIG = TrainConfig(workers=3, byzantine=1, rule="median", iterations=30, batch
 RUN = "--workers 3 --byzantine 1 --rule median --batch 4 --seed 3 --threads 1"
 
 
-def fa(words: str, **options: object) -> subprocess.Popen[str]:
+def fa(words: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run `fa WORDS` in a process of its own, which is killed if it takes too long."""
     command = [sys.executable, "-c", "from fa.cli import main; main()", *words.split()]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=ROOT, text=True, **pipes | options)
+    pipes = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 300, "check": False}
+    return subprocess.run(command, cwd=ROOT, text=True, **pipes | options)
 
 
 def names(folder: Path) -> list[str]:
@@ -144,9 +149,14 @@ def test_a_power_cut_never_loses_a_finished_run(
     (tmp_path / "REPORT.md").unlink()  # asserts that it was flushed
 
 
+def train_without_end(out: Path, kept: Path) -> None:
+    """In a process of its own."""
+    train(replace(CONFIG, iterations=1_000_000), out, threads=1, checkpoint=kept, checkpoint_every=0)
+
+
 def test_what_another_process_writes_is_refused(tmp_path: Path) -> None:
     out, kept = tmp_path / "out", tmp_path / "kept"
-    process = fa(f"train {RUN} --iterations 1000000 --out {out} --checkpoint {kept} --checkpoint-every 0")
+    process = beside(train_without_end, out, kept)
     try:
         wait_until(kept.exists, 60)
         for arguments, name in (({"out": out}, "out"), ({"checkpoint": kept}, "checkpoint")):
@@ -154,7 +164,7 @@ def test_what_another_process_writes_is_refused(tmp_path: Path) -> None:
                 train(CONFIG, **arguments)
     finally:
         process.kill()
-        process.communicate()
+        process.join()
     train(CONFIG, out, threads=1)
     assert names(tmp_path) == ["kept", "out"]
 
@@ -181,15 +191,17 @@ def test_an_output_folder_has_one_writer_among_threads_too(tmp_path: Path) -> No
     assert names(tmp_path) == ["out"]
 
 
-def test_outputs_within_the_folder_of_the_records_are_refused_at_once(tmp_path: Path) -> None:
+def test_outputs_within_the_folder_of_the_records_are_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The folder must be empty at the end, too."""
     with pytest.raises(ValueError, match=rf"^checkpoint must .*{tmp_path}"):
         train(CONFIG, tmp_path / "r", checkpoint=tmp_path / "r" / "state")
-    process = fa(f"train {RUN} --iterations 5 --out {tmp_path / 'r'} --tensorboard {tmp_path / 'r' / 'board'}")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert errors.startswith("fa: tensorboard must")
-    assert errors.count("\n") == 1
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(
+            [*f"train {RUN} --iterations 5 --out {tmp_path / 'r'} --tensorboard".split(), str(tmp_path / "r" / "b")]
+        )
+    check_refusal(leaving.value.code, capsys.readouterr().err, r"^fa: tensorboard must")
 
 
 COUNTED = """
@@ -226,7 +238,11 @@ def test_two_sweeps_on_one_store_do_each_run_once(tmp_path: Path, monkeypatch: p
     (tmp_path / "sweep.py").write_text(SWEEP.format(settings=settings, root=str(tmp_path / "records")))
     command = [sys.executable, str(tmp_path / "sweep.py")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [int(process.communicate(timeout=120)[0]) for process in both] == [6, 6]
+    try:
+        assert [int(process.communicate(timeout=240)[0]) for process in both] == [6, 6]
+    finally:
+        for process in both:
+            process.kill()
     assert (tmp_path / "log").read_text() == "x" * 6
     store = RunStore(tmp_path / "records")
     assert names(store.root) == sorted(store.key(TrainConfig(seed=seed, **settings)) for seed in range(1, 7))
@@ -246,16 +262,30 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_the_checkpoint_first(signum: signal.Signals, tmp_path: Path, undisturbed: list[str]) -> None:
+def test_a_signal_saves_the_checkpoint_first(
+    signum: signal.Signals,
+    tmp_path: Path,
+    undisturbed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out, kept = tmp_path / "out", tmp_path / "kept"
     words = f"train {RUN} --momentum 0.9 --iterations 100 --evaluate-every 100 --out {out} --checkpoint {kept}"
-    process = fa(f"{words} --tensorboard {tmp_path / 'board'}")
-    wait_until(lambda: any(path.stat().st_size > 0 for path in (tmp_path / "board").glob("*")), 60)
-    assert not kept.exists()  # the first one would be due after 300 s
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors.count("\n")) == (128 + signum, 1)
-    assert 0 < read(kept)["state"]["iteration"] < 100
+    gradients = SimulatedTransport.gradients
+
+    def interrupted(transport: SimulatedTransport, iteration: int, parameters: torch.Tensor) -> GatheredGradients:
+        if iteration == 50:
+            assert not kept.exists()  # the first one would be due after 300 s
+            signal.raise_signal(signum)
+        return gradients(transport, iteration, parameters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fa.utils.progress_bar.LINES", float("inf"))
+        patch.setattr(SimulatedTransport, "gradients", interrupted)
+        with pytest.raises(SystemExit) as leaving:
+            cli.main([*words.split(), "--tensorboard", str(tmp_path / "board")])
+    assert (leaving.value.code, capsys.readouterr().err.count("\n")) == (128 + signum, 1)
+    assert 50 <= read(kept)["state"]["iteration"] <= 51
     train(replace(CONFIG, iterations=100, evaluate_every=100), out, threads=1, checkpoint=kept)
     assert numbers(out) == undisturbed
     assert names(tmp_path) == ["board", "out"]
@@ -307,11 +337,15 @@ def test_an_interrupted_sweep_keeps_its_checkpoints(tmp_path: Path) -> None:
     def runs() -> list[int]:
         return [run for child in descendants(process.pid) for run in descendants(child)]
 
-    wait_until(lambda: len(runs()) == 2 and all(worked(run) > 2 for run in runs()), 60)
-    below = descendants(process.pid)
-    process.send_signal(signal.SIGINT)
-    process.wait(60)
-    wait_until(lambda: not any(map(alive, below)))
+    try:
+        wait_until(lambda: len(runs()) == 2 and all(worked(run) > 2 for run in runs()))
+        below = descendants(process.pid)
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        wait_until(lambda: not any(map(alive, below)))
+    finally:
+        process.kill()  # if it is still there: its runs would go on for hours
+        process.wait()
     kept = list((tmp_path / "records").glob(".*.checkpoint"))
     assert [read(path)["state"]["iteration"] > 0 for path in kept] == [True] * 2
     remove_abandoned(tmp_path / "records")
@@ -379,12 +413,16 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_result(size: int, small_disk: 
     assert len(numbers(folder.parent / "out")) > CONFIG.iterations
 
 
-def test_a_result_whose_records_cannot_be_written_is_printed(small_disk: Callable[[int], Path]) -> None:
+def test_a_result_whose_records_cannot_be_written_is_printed(
+    small_disk: Callable[[int], Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = small_disk(4)
-    output, errors = (process := fa(f"train {RUN} --iterations 30 --out {folder / 'out'}")).communicate(timeout=60)
-    assert process.returncode == 2
-    assert (errors.count("\n"), errors[:4]) == (1, "fa: ")
-    assert "accuracy" in output
+    monkeypatch.setattr("fa.utils.progress_bar.LINES", float("inf"))
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(f"train {RUN} --iterations 30 --out {folder / 'out'}".split())
+    printed = capsys.readouterr()
+    check_refusal(leaving.value.code, printed.err, "")
+    assert "accuracy" in printed.out
     assert names(folder) == []
 
 
@@ -423,6 +461,8 @@ def test_a_full_disk_leaves_the_old_figure_and_the_store_as_they_were(
     assert not store.root.exists() or names(store.root) == []
     (outcome,) = sweep([CONFIG], store, jobs=1, progress=False)
     assert (outcome.record, os.strerror(errno.ENOSPC) in outcome.error) == (None, True)
+    (kept,) = {*re.findall(r"/\S*/fa-record-[^/\s]+", str(outcome))}  # in the folder of temporary files
+    shutil.rmtree(kept)
 
 
 def text_calls_without_encoding(source: str) -> list[int]:
@@ -438,9 +478,10 @@ def text_calls_without_encoding(source: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "fa").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_text_is_utf8_whatever_the_locale(path: Path) -> None:
-    assert text_calls_without_encoding(path.read_text(encoding="utf-8")) == []
+def test_text_is_utf8_whatever_the_locale() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "fa").rglob("*.py")}
+    lines = {str(path.relative_to(ROOT)): text_calls_without_encoding(text) for path, text in sources.items()}
+    assert {path: calls for path, calls in lines.items() if calls} == {}
 
 
 def test_a_sweep_whose_disk_is_full_keeps_the_record_of_each_run(
@@ -459,24 +500,44 @@ def test_a_sweep_whose_disk_is_full_keeps_the_record_of_each_run(
         assert RunStore(record.parent).find(outcome.config) is not None
 
 
-@pytest.mark.parametrize("command", ["sweep", "reproduce"])
-def test_the_results_of_runs_that_are_not_saved_are_printed(command: str, small_disk: Callable[[int], Path]) -> None:
+def check_unsaved(folder: Path, temporary: str, errors: str) -> None:
+    """Assert that the four runs are saved, or kept in the folder of temporary files and printed."""
+    saved, kept = len(list(folder.glob("records/*/manifest.json"))), list(Path(temporary).glob("fa-record-*/*"))
+    assert len(kept) == 4 - saved > 0
+    assert all(str(path) in errors for path in kept)
+    assert len(re.findall(r"\baccuracy 0\.\d{4}", errors)) == len(kept)
+
+
+FIG02 = "fig02 --profile smoke --jobs 1 --out"
+
+
+def test_the_results_of_runs_that_are_not_saved_are_printed(small_disk: Callable[[int], Path]) -> None:
     folder = small_disk(48)
     with tempfile.TemporaryDirectory() as temporary:
-        process = fa(f"{command} fig02 --profile smoke --jobs 1 --out {folder}", env=os.environ | {"TMPDIR": temporary})
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == (1 if command == "sweep" else 2), errors
-        saved, kept = len(list(folder.glob("records/*/manifest.json"))), list(Path(temporary).glob("fa-record-*/*"))
-        assert len(kept) == 4 - saved > 0
-        assert all(str(path) in errors for path in kept)
-        assert len(re.findall(r"\baccuracy 0\.\d{4}", errors)) == len(kept)
+        done = fa(f"sweep {FIG02} {folder}", env=os.environ | {"TMPDIR": temporary})
+        assert done.returncode == 1, done.stderr
+        check_unsaved(folder, temporary, done.stderr)
 
 
-def test_a_folder_of_temporary_files_with_a_long_name_is_named(tmp_path: Path) -> None:
+def test_the_results_of_a_notebooks_runs_that_are_not_saved_are_printed(
+    small_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = small_disk(48)
+    with tempfile.TemporaryDirectory() as temporary:
+        monkeypatch.setenv("TMPDIR", temporary)  # for the notebook's kernel
+        with pytest.raises(SystemExit) as leaving:
+            cli.main(["reproduce", *FIG02.split(), str(folder)])
+        errors = capsys.readouterr().err
+        assert leaving.value.code == 2, errors
+        check_unsaved(folder, temporary, errors)
+
+
+def test_a_folder_of_temporary_files_with_a_long_name_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     temporary = tmp_path / ("long" * 25)
     temporary.mkdir()
-    process = fa(
-        f"sweep fig02 --profile smoke --jobs 1 --out {tmp_path / 'out'}", env=os.environ | {"TMPDIR": str(temporary)}
-    )
-    _, errors = process.communicate(timeout=300)
-    check_refusal(process.returncode, errors, r"\bTMPDIR\b.*long")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["sweep", "fig02", "--profile", "smoke", "--jobs", "1", "--out", str(tmp_path / "out")])
+    check_refusal(leaving.value.code, capsys.readouterr().err, r"\bTMPDIR\b.*long")

@@ -1,21 +1,27 @@
 """Killed, cut short, no room left: each is told or done again, and nothing that is finished is lost."""
 
+import io
+import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import matplotlib.image
 import numpy as np
 import pytest
 
+from fa import cli
 from fa.experiments import figure_module
 from fa.experiments.reporting import report
 from fa.experiments.runs.store import RunStore
-from tests.processes import alive, descendants, wait_until
+from tests.processes import alive, beside, descendants, wait_until
+from tests.texts import check_refusal
 
 ROOT = Path(__file__).parents[1]
 RUN = "--workers 3 --byzantine 1 --iterations 60 --batch 4 --rule median --threads 1"
@@ -58,6 +64,17 @@ def no_file_larger_than(size: int) -> dict[str, object]:
     return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))}
 
 
+def run_without_room(words: str, result: Path) -> None:
+    """In a process of its own: run `fa WORDS` where no file may be larger than 1024 bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    errors = io.StringIO()
+    with redirect_stderr(errors), pytest.raises(SystemExit) as leaving:
+        cli.main(words.split())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    result.write_text(json.dumps([leaving.value.code, errors.getvalue()]))
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -71,14 +88,15 @@ def test_where_no_room_is_left_one_line_says_for_what_and_nothing_half_made_stay
     words: str, named: str, tmp_path: Path
 ) -> None:
     """A limit on the size of files stands for a full disk."""
-    np.save(tmp_path / "G.npy", np.ones((3, 1000)))
-    process = fa(words.replace("PLACE", str(tmp_path)), **no_file_larger_than(1024))
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert errors.startswith("fa: ")
-    assert named.replace("PLACE", str(tmp_path)) in errors
-    assert errors.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["G.npy"]
+    place = tmp_path / "place"
+    place.mkdir()
+    np.save(place / "G.npy", np.ones((3, 1000)))
+    process = beside(run_without_room, words.replace("PLACE", str(place)), tmp_path / "result")
+    process.join(120)
+    assert process.exitcode == 0
+    code, errors = json.loads((tmp_path / "result").read_text())
+    check_refusal(code, errors, re.escape(named.replace("PLACE", str(place))))
+    assert [path.name for path in place.iterdir()] == ["G.npy"]
 
 
 @pytest.mark.long

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,8 +29,8 @@ from fa.training.transports.base import RpcConfig, TcpConfig
 from fa.training.transports.tcp.link import Refused
 from fa.training.transports.tcp.messages import Header, Kind
 from fa.utils.validation import TooFewWorkersError
+from tests.processes import beside
 
-ROOT = Path(__file__).parents[1]
 G = np.random.default_rng(0).standard_normal((9, 20))
 COPIES: dict[str, Callable[[Any], Any]] = {
     "pickle": lambda value: pickle.loads(pickle.dumps(value)),  # noqa: S301
@@ -171,13 +169,19 @@ def test_a_copied_preaggregator_gives_the_same_columns(name: str, how: str) -> N
     np.testing.assert_array_equal(one, other)
 
 
-READ = "import pickle, sys; loaded = pickle.load(sys.stdin.buffer); print(*[type(value).__name__ for value in loaded])"
+def read_types(values: Path) -> None:
+    """In a process of its own, which has not read the user's file."""
+    loaded = pickle.loads(values.read_bytes())  # noqa: S301
+    values.with_suffix(".txt").write_text(" ".join(type(value).__name__ for value in loaded))
 
 
-def test_other_processes_read_rules_and_attacks_of_a_users_file(file: Path) -> None:
+def test_other_processes_read_rules_and_attacks_of_a_users_file(file: Path, tmp_path: Path) -> None:
     values = [fa.make_rule(f"{file}:Mine"), attacks.make_attack(f"{file}:worst"), fa.make_rule("byzfl:Median")]
-    done = subprocess.run([sys.executable, "-c", READ], input=pickle.dumps(values), cwd=ROOT, capture_output=True)
-    assert done.stdout.split() == [b"Mine", b"Attack", b"Median"], done.stderr.decode()
+    (tmp_path / "values").write_bytes(pickle.dumps(values))
+    process = beside(read_types, tmp_path / "values")
+    process.join(60)
+    assert process.exitcode == 0
+    assert (tmp_path / "values.txt").read_text().split() == ["Mine", "Attack", "Median"]
     assert isinstance(values[1], Attack)
 
 

@@ -84,9 +84,14 @@ def test_sequential_minibatches_end_with_what_is_left_of_the_slice() -> None:
         assert torch.equal(torch.cat(passes[4:]), expected)
 
 
-def test_each_released_setting_changes_a_run() -> None:
+def test_each_released_setting_changes_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 700 digits: a worker's slice of 100 is a minibatch of 60 and one of 40, or of 60 again if it is cycled."""
+    digits = load("mnist-mini")
+    parts = {"train_images": 700, "train_labels": 700, "test_images": 100, "test_labels": 100}
+    few = replace(digits, **{name: getattr(digits, name)[:size] for name, size in parts.items()})
+    monkeypatch.setattr("fa.training.worker.load", lambda name: few)
     config = TrainConfig(
-        workers=7, byzantine=1, batch=600, iterations=4, lr=0.05, sampling="sequential", attack="random_shared",
+        workers=7, byzantine=1, batch=60, iterations=2, lr=0.05, sampling="sequential", attack="random_shared",
         rule="bulyan", rule_options={"formulation": "released"},
     )  # fmt: skip
     losses = [point.train_loss for point in train(config, threads=1).curve]

@@ -41,14 +41,8 @@ from fa.utils.validation import TooFewWorkersError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, served, tcp_worker, wait_until, worked
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
-KINDS = (
-    "mean",
-    "median",
-    "krum",
-    "bulyan",
-    "fa",
-)  # weights, order statistics, a choice, both, and weights by K
-FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
+KINDS = ("mean", "bulyan", "fa")  # weights, a choice with order statistics, and weights by K
+FEWER = {"bulyan": 0}  # f, where four workers are too few for a faulty one
 
 
 both = pytest.mark.parametrize("kind", [RpcConfig, TcpConfig], ids=["rpc", "tcp"])
@@ -166,7 +160,7 @@ def test_losses_of_nan_and_killed_workers_end_a_run_whose_rule_needs_more(kind: 
         train(config, **served(kind(port=port, spawn_workers=False, deadline=5)), progress=kill)
     assert all(seen)  # the loss of NaN is not part of the mean
     for worker in workers:
-        worker.join(20)
+        worker.join(120)
 
 
 def poor_worker(backend: str, rank: int, port: int) -> None:
@@ -193,7 +187,7 @@ def test_too_little_memory_in_a_worker_excludes_it_and_names_the_batch(kind: Kin
     config = replace(SMALL, rule="median", workers=3, byzantine=0, f=0, iterations=4, batch=2000)
     run = train(config, **served(kind(port=port, spawn_workers=False)))
     for worker in workers:
-        worker.join(20)
+        worker.join(120)
     statuses = [row.status for row in run.workers if row.worker == 2]
     assert statuses[:2] == [USED] * 2
     assert all(re.search(r"\bbatch must be .*\b2000\b", status) for status in statuses[2:])
@@ -261,7 +255,7 @@ def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again(kind: Kin
         train(config, **served(kind(port=port, spawn_workers=spawned, deadline=30)), progress=act)
     assert seen.value.args[0] > 6
     for worker in (*first, *again):
-        worker.join(10)
+        worker.join(120)
     assert not multiprocessing.active_children()
 
 
@@ -317,7 +311,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
     others = [beside(lie if kind else honest, kind, rank, port) for rank, kind in enumerate(kinds)]
     run = train(config, rpc=RpcConfig(port=port, spawn_workers=False))
     for other in others:
-        other.join(20)
+        other.join(120)
     n = 21_840
     named = {
         "NaN": [NOT_FINITE],
@@ -337,7 +331,8 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
         ((status, times),) = reasons(run, rank).items()
         assert times == 3
         assert all(value in status for value in named[kind]) if kind else status == USED, status
-    assert [other.exitcode for other in others] == [0] * len(kinds)
+    assert [other.exitcode for other in others[:3]] == [0] * 3
+    assert {other.exitcode for other in others[3:]} <= {0, 1}  # 1 where the server, which awaits no liar, went first
 
 
 def ahead(rank: int, port: int) -> None:
@@ -358,7 +353,7 @@ def test_gradients_of_another_iteration_are_left_out_without_a_wait() -> None:
     workers = [beside(plain_worker, 0, port), beside(plain_worker, 1, port), beside(ahead, 2, port)]
     run = train(config, rpc=RpcConfig(port=port, spawn_workers=False, deadline=600))
     for worker in workers:
-        worker.join(20)
+        worker.join(120)
     assert all(re.search(r"\biteration 7\b", status) for status in reasons(run, 2))
     assert reasons(run, 0) == {USED: 3}
 
@@ -462,22 +457,35 @@ def test_nobody_is_left_whoever_is_killed(
         assert all(f"worker {rank}" in last for rank in range(3)), told
 
 
-@pytest.mark.parametrize("backend", ["rpc", pytest.param("tcp", marks=pytest.mark.long)])
-def test_workers_started_by_hand(tmp_path: Path, backend: str) -> None:
-    """The command line's files are those of the simulation, but for what tells the time."""
-    fa = [sys.executable, "-c", "from fa.cli import main; main()"]
-    run = ["train", "--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
-    where = f"127.0.0.1:{free_port()}"
-    out = [*run, "--threads", "1", "--out"]
-    workers = [
-        subprocess.Popen([*fa, "worker", "--backend", backend, "--rank", str(rank), "--server", where])
-        for rank in range(2)
-    ]
-    subprocess.run([*fa, *out, tmp_path / backend, "--backend", backend, "--listen", where], check=True)
-    assert [process.wait(20) for process in workers] == [0, 0]
+def command_line(*words: str) -> None:
+    """Run `fa WORDS`, in a process of its own or in this one."""
     with pytest.raises(SystemExit) as done:
-        cli.main([*out, str(tmp_path / "simulate")])
+        cli.main(words)
     assert done.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("backend", "command", "host"),
+    [
+        ("rpc", "train", "[::1]"),
+        ("tcp", "server", "[::1]"),
+        pytest.param("rpc", "server", "127.0.0.1", marks=pytest.mark.long),
+        pytest.param("tcp", "train", "127.0.0.1", marks=pytest.mark.long),
+    ],
+)
+def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, host: str) -> None:
+    """The command line's files are those of the simulation, but for what tells the time."""
+    run = ["--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
+    run += ["--threads", "1", "--out"]
+    where = ["--backend", backend, f"{host}:{free_port()}"]
+    workers = [
+        beside(command_line, "worker", *where[:2], "--rank", str(rank), "--server", where[2]) for rank in range(2)
+    ]
+    command_line(command, *run, str(tmp_path / backend), *where[:2], "--listen", where[2])
+    for process in workers:
+        process.join(120)
+    assert [process.exitcode for process in workers] == [0, 0]
+    command_line("train", *run, str(tmp_path / "simulate"))
     one, other = (tmp_path / name / "workers.csv" for name in (backend, "simulate"))
     assert one.read_text() == other.read_text()
 
@@ -509,11 +517,11 @@ def test_a_process_of_such_a_rank_ends_with_that_message() -> None:
 
     def wait(state: Progress) -> None:
         if state.iteration == 1:
-            others[0].join(30)
+            others[0].join(120)
 
     train(config, rpc=RpcConfig(port=port, spawn_workers=False), progress=wait)
     for worker in (*workers, *others):
-        worker.join(20)
+        worker.join(120)
         assert worker.exitcode == 0
 
 
@@ -585,23 +593,12 @@ def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
     wait_until(lambda: all(worked(worker.pid) > 1 for worker in workers))
     assert serving.pid is not None
     os.kill(serving.pid, signal.SIGSTOP)
-    workers[0].join(30)
+    workers[0].join(120)
     assert workers[0].exitcode == 1
     assert workers[1].is_alive()
     for each in (serving, *workers):
         each.kill()
         each.join()
-
-
-@pytest.mark.parametrize("backend", ["rpc", pytest.param("tcp", marks=pytest.mark.long)])
-def test_a_server_at_ipv6(backend: str) -> None:
-    where = f"[::1]:{free_port()}"
-    command = [sys.executable, "-c", "from fa.cli import main; main()"]
-    worker = [*command, "worker", "--backend", backend, "--server", where, "--rank"]
-    workers = [subprocess.Popen([*worker, str(rank)]) for rank in range(2)]
-    run = ["--workers", "2", "--byzantine", "0", "--iterations", "3", "--batch", "4", "--rule", "median"]
-    subprocess.run([*command, "server", "--backend", backend, "--listen", where, *run], check=True)
-    assert [process.wait(20) for process in workers] == [0, 0]
 
 
 @pytest.mark.long

@@ -1,7 +1,5 @@
 """The rules against plain ones, against byzfl, on hard inputs, and in what must always hold."""
 
-import subprocess
-import sys
 import warnings
 from math import comb
 
@@ -19,6 +17,7 @@ from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import StepContext, apply_preaggregators
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
+from tests.processes import printed_beside
 from tests.tensors import DEVICE
 
 FA = {"paper": {"preaggregators": ()}, "released": {"formulation": "released"}, "default": {}}
@@ -273,6 +272,12 @@ def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, preaggregators
     np.testing.assert_allclose(
         aggregate(G * scale, name, f=1, preaggregators=preaggregators) / factor, expected, rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("preaggregators", [None, (), ("unit",), ("median_norm",), ("clip",), ("krum",), ("nnm",)])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_values_of_any_scale_are_those_at_scale_one(preaggregators, scale):
+    G = normal(15, 40)
     values = [make_rule("fa", f=0, preaggregators=preaggregators).aggregate(X).decision.values for X in (G, G * scale)]
     np.testing.assert_allclose(*values, rtol=0, atol=1e-10)
 
@@ -471,7 +476,7 @@ def test_bad_options_are_named(call, message):
         call(normal(7, 5))
 
 
-def test_options_of_a_wrong_type_are_value_errors():
+def test_options_of_a_wrong_type_are_value_errors(tmp_path):
     """In a process of its own, where no shape checker is before ours."""
     options = [
         {"f": "3"},
@@ -491,8 +496,7 @@ for options in {options!r}:
     except ValueError as error:
         print(error)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    refused = run.stdout.splitlines()
+    refused = printed_beside(code, tmp_path).splitlines()
     for option, line in zip(options, refused, strict=True):
         assert f"{next(iter(option))} must be " in line
 

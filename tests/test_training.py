@@ -8,8 +8,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +35,7 @@ from fa.training.worker import Worker
 from fa.utils import seeds
 from fa.utils.devices import find_device
 from fa.utils.validation import TooFewWorkersError
+from tests.processes import printed_beside
 
 SMALL = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=3, batch=4, lr=0.05, attack="random")
 
@@ -92,7 +91,7 @@ for settings in SETTINGS:
 """
 
 
-def test_config_takes_numpys_numbers_and_refuses_other_types() -> None:
+def test_config_takes_numpys_numbers_and_refuses_other_types(tmp_path: Path) -> None:
     """In a process of its own, where nothing checks the types before the configuration does."""
     wrong: list[tuple[str, str]] = [
         ('{"rule_options": 5}', "5"),
@@ -105,9 +104,7 @@ def test_config_takes_numpys_numbers_and_refuses_other_types() -> None:
         ('{"dataset": 5}', "5"),
     ]
     code = OF_ANY_TYPE.replace("SETTINGS", f"[{', '.join(settings for settings, _ in wrong)}]")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr == ""
-    for line, (settings, value) in zip(done.stdout.splitlines(), wrong, strict=True):
+    for line, (settings, value) in zip(printed_beside(code, tmp_path).splitlines(), wrong, strict=True):
         name = settings.split('"')[1]
         assert re.match(rf"{name} must be .*{re.escape(value)}", line), line
 
@@ -325,20 +322,17 @@ DETERMINISTIC = TrainConfig(
 )
 
 AGAIN = """
-import sys
 from fa.training import TrainConfig, train
-run = train(TrainConfig.from_json(sys.stdin.read()), threads=1)
+run = train(TrainConfig.from_json(SETTINGS), threads=1)
 print(repr(([(p.iteration, p.train_loss.hex(), p.test_accuracy) for p in run.curve], run.workers)))
 """
 
 
-def test_runs_are_equal_to_the_bit_here_and_in_another_process() -> None:
+def test_runs_are_equal_to_the_bit_here_and_in_another_process(tmp_path: Path) -> None:
     first, second = (train(DETERMINISTIC, threads=1) for _ in range(2))
     assert fingerprint(first) == fingerprint(second)
-    done = subprocess.run(
-        [sys.executable, "-c", AGAIN], input=DETERMINISTIC.to_json(), capture_output=True, text=True, check=True
-    )
-    assert hashlib.sha256(done.stdout.strip().encode()).hexdigest() == fingerprint(first)
+    there = printed_beside(AGAIN.replace("SETTINGS", repr(DETERMINISTIC.to_json())), tmp_path)
+    assert hashlib.sha256(there.strip().encode()).hexdigest() == fingerprint(first)
     other = train(replace(DETERMINISTIC, seed=2022), threads=1)
     assert fingerprint(other) != fingerprint(first)
 
