@@ -62,7 +62,7 @@ class FlagOptions(RuleOptions):
     tol: float = DEFAULTS.tol
     max_iter: int | None = None
     formulation: irls.Formulation = "paper"
-    worker_weights: Sequence[float] | None = DEFAULTS.worker_weights
+    worker_weights: Sequence[float] | np.ndarray | None = DEFAULTS.worker_weights
     start: str = "equal"
     dims: Sequence[int] | None = None
     prior: Sequence[float] | None = None

@@ -18,7 +18,6 @@ from jaxtyping import Float64
 from fa import irls
 from fa.gradients.measurement import measure_groups
 from fa.irls import Options, Problem
-from fa.irls.worker_weights import read_weights
 from fa.sdp.certificate import certified, check_convex, exponent, lower_bound, principal
 from fa.utils.validation import check_one_of, check_real
 
@@ -104,8 +103,7 @@ def solve(
         >>> round(relaxation.bound, 3), round(relaxation.polished_objective, 3)
         (1.742, 1.894)
     """
-    weights = None if worker_weights is None else read_weights(worker_weights)
-    options = Options(m=m, lam=lam, a=a, worker_weights=weights, group_term=group_term)
+    options = Options(m=m, lam=lam, a=a, worker_weights=worker_weights, group_term=group_term)
     check_real("eps", eps, 0)
     if solver is not None:
         check_one_of("solver", solver, SOLVERS)
