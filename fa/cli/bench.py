@@ -54,10 +54,7 @@ def bench(
     By default n = 20,000, 1,000,000 and 11,181,642 with 15 workers, and 7, 30 and 60 workers at n = 1,000,000.
     """
     import torch
-    from rich.console import Console
 
-    from fa.bench import cases
-    from fa.bench.table import summary, table
     from fa.experiments.runs.user_rules import register_rules
     from fa.utils.devices import find_device
 
@@ -68,10 +65,33 @@ def bench(
         out.mkdir(parents=True, exist_ok=True)
     if threads is not None:
         torch.set_num_threads(threads)
-    sizes_and_workers = cases.all_cases() if full else cases.default_cases()
+    rows = _measure(_cases(sizes, workers, full), device, repeats, patience, register_rules(rules))
+    if out is not None:
+        _write(out, rows, device)
+
+
+def _cases(sizes: Sequence[int], workers: Sequence[int], full: bool) -> Sequence[tuple[int, int]]:
+    """Return the pairs of n and p to measure."""
+    from fa.bench import cases
+
     if sizes or workers:
-        sizes_and_workers = [(n, p) for p in workers or (cases.DEFAULT_P,) for n in sizes or (cases.DEFAULT_N,)]
-    user_rules = register_rules(rules)
+        return [(n, p) for p in workers or (cases.DEFAULT_P,) for n in sizes or (cases.DEFAULT_N,)]
+    return cases.all_cases() if full else cases.default_cases()
+
+
+def _measure(
+    sizes_and_workers: Sequence[tuple[int, int]],
+    device: str,
+    repeats: int,
+    patience: float,
+    user_rules: Sequence[str],
+) -> list[Row]:
+    """Print a table for each case as soon as it is measured, then a summary."""
+    from rich.console import Console
+
+    from fa.bench import cases
+    from fa.bench.table import summary, table
+
     console = Console(width=120, markup=False)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
@@ -80,8 +100,7 @@ def bench(
         rows += case
         console.print(table(case))
     click.echo("\n".join(summary(rows)))
-    if out is not None:
-        _write(out, rows, device)
+    return rows
 
 
 def _print_progress(text: str) -> None:

@@ -95,7 +95,7 @@ def _products(x: Tensor, y: Tensor, w: Tensor, stride: tuple[int, int], padding:
     """Split a convolution into matrix products `column += patch @ taps.T`.
 
     Each product stands for one row of the kernel and one column of the output. Neighbouring taps of the row are
-    neighbours in memory, in the input as in the weights. Taps on the padding are left out.
+    neighbours in memory, in the input as in the weights. Taps on the padding are omitted.
 
     Args:
         x: Input (H, B, W, in), contiguous.

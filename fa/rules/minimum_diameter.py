@@ -54,7 +54,7 @@ def _smallest_set(D2: np.ndarray, f: int) -> tuple[int, ...]:
             low = middle + 1
     graph = _farther(D2, bounds[high])
     rows: list[int] = []
-    remaining, budget = (1 << p) - 1, f  # Rows that may be used, and how many of them may be left out.
+    remaining, budget = (1 << p) - 1, f  # Rows that may be used, and how many of them may be excluded.
     for row in range(p):
         bit = 1 << row
         if not remaining & bit or len(rows) == p - f:

@@ -81,7 +81,7 @@ class Checkpoint:
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
             "threads": threads,  # another number would round differently
-        } | plugins.identity(config.rule, config.attack)
+        } | plugins.files_and_packages(config.rule, config.attack)
 
     def load(
         self, parameters: Tensor, statistics: list[Buffers], momenta: Sequence[Tensor] = ()

@@ -134,7 +134,7 @@ class TrainConfig:
         """Check that the parameter of a split is set with this split only."""
         value = getattr(self, name)
         if self.split != split:
-            check(name, value, value is None, f"left out where split is {self.split!r}")
+            check(name, value, value is None, f"omitted where split is {self.split!r}")
             return
         check(name, value, value is not None, f"given where split is {split!r}, as {example} is")
         self._normalize(name, float, 0)
@@ -170,7 +170,7 @@ class TrainConfig:
         return self.batch if isinstance(self.batch, tuple) else (self.batch,) * self.workers
 
     @property
-    def images(self) -> int:
+    def max_images(self) -> int:
         """Number of images in one gradient, the largest of the workers'."""
         return (max(self.batch) if isinstance(self.batch, tuple) else self.batch) * self.accumulate
 

@@ -25,8 +25,11 @@ FILES = ("curve.csv", "workers.csv", "config.json")
 USED = "used"
 """Status of a worker whose gradient contributes to the direction."""
 
-LEFT_OUT = "left out: "
+EXCLUDED = "excluded: "
 """Start of the status of an excluded worker, which its reason follows."""
+
+EXCLUDED_BEFORE = "left out: "
+"""The same start in records of older releases."""
 
 UNDEFINED = "none"
 """Entry of workers.csv for a value or weight that the rule does not define."""
@@ -49,7 +52,7 @@ class WorkerRow(NamedTuple):
     worker: int
     value: float | None  # explained variance v_i, if the rule defines it
     weight: float | None  # weight in the aggregate, if the rule has one weight per gradient
-    status: str  # USED, or LEFT_OUT and the reason; then notes, such as "; 6 of 61 datagrams lost"
+    status: str  # USED, or EXCLUDED and the reason; then notes, such as "; 6 of 61 datagrams lost"
 
 
 def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
@@ -151,7 +154,7 @@ class Run:
             "seconds_of": {phase: round(seconds, 6) for phase, seconds in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
             **({} if self.initial_accuracy is None else {"initial_accuracy": self.initial_accuracy}),
-        } | plugins.identity(self.config.rule, self.config.attack)
+        } | plugins.files_and_packages(self.config.rule, self.config.attack)
 
 
 class UnwrittenRunError(ValueError):

@@ -218,7 +218,7 @@ def worker_partitions(config: TrainConfig, dataset: Dataset) -> dict[int, Int64[
     Raises:
         ValueError: An honest worker has fewer images than a minibatch.
     """
-    labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.images
+    labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.max_images
     if config.split == "iid":
         check_batch(batch, len(labels), config.workers, config.sampling)
         return {}

@@ -51,7 +51,7 @@ def _title(shown: Scene) -> str:
         f"p = {setting.p}, f = {setting.f} ({setting.attack}); FA: formulation {setting.formulation}, m = {setting.m}, "
         rf"$\lambda$ = {setting.lam:g}, a = {setting.a:g}"
     )
-    return "\n".join([heading, *(f"left out: {reason}" for reason in shown.refused.values())])
+    return "\n".join([heading, *(f"excluded: {reason}" for reason in shown.refused.values())])
 
 
 def _near(shown: Scene) -> tuple[np.ndarray, np.ndarray]:

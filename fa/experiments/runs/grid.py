@@ -202,7 +202,7 @@ def parse(content: Mapping[str, Any]) -> Grid:
     if grid.tuning is not None:
         shared = sorted(set(grid.tuning.seeds) & set(grid.seeds))
         check("seeds of [tuning]", list(grid.tuning.seeds), not shared, f"others than seeds = {list(grid.seeds)}")
-        check("lr of [settings]", settings.get("lr"), "lr" not in settings, "left out with [tuning], which chooses it")
+        check("lr of [settings]", settings.get("lr"), "lr" not in settings, "omitted with [tuning], which chooses it")
     for cell in grid.cells():
         configured_attack(cell.config)  # Fail before any run.
     check("rules", [rule.label for rule in grid.rules], bool(grid.cells()), "rules for which there are enough workers")

@@ -174,12 +174,12 @@ class Rounds(Generic[Request]):
             slot.state = WorkerState.WAITING
         return replies
 
-    def lose(self, rank: int, reason: str) -> None:
+    def first_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason."""
         if self.slots[rank].processes <= 1 and not self.slots[rank].left:
-            self.leave(rank, reason)
+            self.newest_process_ended(rank, reason)
 
-    def leave(self, rank: int, reason: str) -> None:
+    def newest_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose newest process has ended."""
         self.slots[rank].request, self.slots[rank].left = None, True
         _exclude(self.slots[rank], reason[:_MAX_REASON])

@@ -117,10 +117,10 @@ class RpcTransport:
         self._send(replies)
         return answer
 
-    def lose(self, rank: int, reason: str) -> None:
+    def first_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended."""
         with self._changed:
-            self._rounds.lose(rank, reason)
+            self._rounds.first_process_ended(rank, reason)
             self._changed.notify_all()
 
     def leave(self, rank: object, reason: object) -> None:
@@ -128,7 +128,7 @@ class RpcTransport:
         self._check_rank(rank)
         assert isinstance(rank, int)
         with self._changed:
-            self._rounds.leave(rank, printable(str(reason)))
+            self._rounds.newest_process_ended(rank, printable(str(reason)))
             self._changed.notify_all()
 
     def join(self) -> None:

@@ -252,14 +252,14 @@ class RoundServer:
         if rank is None or self._connections.get(rank) is not connection:
             return
         del self._connections[rank]
-        self.rounds.leave(rank, connection.reason)
+        self.rounds.newest_process_ended(rank, connection.reason)
         self._changed.set()
 
     # Called by the transport.
 
-    def lose(self, rank: int, reason: str) -> None:
+    def first_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended."""
-        self.rounds.lose(rank, reason)
+        self.rounds.first_process_ended(rank, reason)
         self._changed.set()
 
     async def join(self, timeout: float) -> None:
