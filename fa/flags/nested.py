@@ -29,7 +29,7 @@ from fa import irls
 from fa.gradients import Gradients
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure_groups
-from fa.utils.ambient import with_usual_float_errors
+from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check, check_integer
 
@@ -89,7 +89,7 @@ class Flag:
         return self.levels[level].direction(formulation)
 
 
-@with_usual_float_errors
+@usual_float_errors()
 def solve(
     G: Any,
     dims: Any,
@@ -143,7 +143,7 @@ def solve(
     return solve_gram(gram, dims, options, gradients, start, counts)
 
 
-@with_usual_float_errors
+@usual_float_errors()
 @single_threaded
 def solve_gram(
     gram: Gram,

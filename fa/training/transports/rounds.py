@@ -75,6 +75,14 @@ class Reply(Generic[Request]):
     with_state: bool = False  # True if the process also needs the `Worker.state` of its rank
 
 
+class Outcome(NamedTuple):
+    """What a round has brought."""
+
+    missing: dict[int, str]  # reason for each rank without a gradient
+    losses: dict[int, Tensor]  # of each rank with a gradient
+    seconds: float  # time that the slowest gradient took
+
+
 class Rounds(Generic[Request]):
     """State of all workers over the rounds of a run.
 
@@ -187,7 +195,7 @@ class Rounds(Generic[Request]):
     def refuse(self, rank: int, reason: str) -> None:
         """Record that a process may not join with a rank, unless another process has joined with it."""
         if self.slots[rank].state is WorkerState.ABSENT:
-            _exclude(self.slots[rank], reason)
+            _exclude(self.slots[rank], reason[:_MAX_REASON])
 
     def begin(self, iteration: int) -> list[Reply[Request]]:
         """Open the round of an iteration; returns the replies to all pending requests."""
@@ -221,6 +229,15 @@ class Rounds(Generic[Request]):
         late = f"not among the fastest {self._quorum}"
         delivered = self.delivered
         return {rank: slot.reason or late for rank, slot in enumerate(self.slots) if rank not in delivered}
+
+    def outcome(self, elapsed: float) -> Outcome:
+        """Return what the round that has ended has brought.
+
+        Args:
+            elapsed: Seconds since the round began, which bound the times that workers report.
+        """
+        losses = {rank: loss for rank in self.delivered if (loss := self.slots[rank].loss) is not None}
+        return Outcome(self.missing(), losses, min(max(slot.seconds for slot in self.slots), elapsed))
 
     def close(self) -> list[Reply[Request]]:
         """End the run; returns the replies to all pending requests."""
