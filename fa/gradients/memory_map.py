@@ -305,8 +305,8 @@ def _head(path: Path, like: Layout, n: int) -> bytes:
     """Return the file's header."""
     check("the name of the result", str(path), path.suffix in (".npy", ".safetensors"), "one in .npy or .safetensors")
     if path.suffix == ".npy":
-        known = like.dtype in _NUMPY.values()
-        check("the name of the result", str(path), known, "one in .safetensors, as .npy has no bfloat16")
+        supported = like.dtype in _NUMPY.values()
+        check("the name of the result", str(path), supported, "one in .safetensors, as .npy has no bfloat16")
         dtype = next(dtype for dtype, kind in _NUMPY.items() if kind == like.dtype)
         file = BytesIO()
         np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (n,)})

@@ -94,7 +94,16 @@ class Aggregate:
 
 
 def check_column_decision(rule: str, decided: Any, q: int) -> None:
-    """Check what a rule of this name decides about q columns."""
+    """Check what a rule of this name decides about q columns.
+
+    Args:
+        rule: Name of the rule, for the message.
+        decided: What it returned.
+        q: Number of columns.
+
+    Raises:
+        ValueError: It is no complete `ColumnDecision`, or its weights are not q finite numbers.
+    """
     check(f"the decision of {rule}", decided, isinstance(decided, ColumnDecision), "a fa.rules.ColumnDecision")
     weights = decided.weights
     if weights is None:

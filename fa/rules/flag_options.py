@@ -174,7 +174,15 @@ class FlagOptions(RuleOptions):
         check("prior", self.prior, self.prior is None, f"None {where}")
 
     def check_workers(self, p: int, remark: str = "") -> None:
-        """Check p as every rule does, and that there are gradients and a weight of each worker."""
+        """Check p as every rule does, and that there are gradients and a weight of each worker.
+
+        Args:
+            p: Number of gradients.
+            remark: As for `RuleOptions.check_workers`.
+
+        Raises:
+            ValueError: p is too small, or does not fit the workers' weights, numbers of gradients or pre-aggregators.
+        """
         super().check_workers(p, remark)
         if self.worker_weights is None and self.gradients_per_worker == 1:
             return
@@ -202,7 +210,12 @@ class FlagOptions(RuleOptions):
         return tuple(counts)
 
     def for_rows(self: AnyOptions, rows: Sequence[int], p: int) -> AnyOptions:
-        """Return the rule with the workers of these rows, and their weights."""
+        """Return the rule with the workers of these rows, and their weights.
+
+        Args:
+            rows: Rows of the gradients that remain, in ascending order.
+            p: Number of all gradients.
+        """
         if self.worker_weights is None and self.gradients_per_worker == 1:
             return self
         counts = self.counts(p)
@@ -216,7 +229,11 @@ class FlagOptions(RuleOptions):
         )
 
     def for_iteration(self: AnyOptions, iteration: int) -> AnyOptions:
-        """Return the rule with the seed of the iteration's random start."""
+        """Return the rule with the seed of the iteration's random start.
+
+        Args:
+            iteration: Iteration of the training run.
+        """
         if self.start != "random":
             return self
         return replace(self, seed=derive_seed("first basis", self.seed, 0, iteration))

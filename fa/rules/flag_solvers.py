@@ -32,7 +32,15 @@ def by_irls(options: FlagOptions, gram: Gram, start: Any, gradients: Gradients |
 def by_nested_subspaces(
     options: FlagOptions, dims: Sequence[int], gram: Gram, start: Any, gradients: Gradients | None = None
 ) -> ColumnDecision:
-    """Decide by the outermost of nested subspaces; the arguments are those of `by_irls`, with the dimensions."""
+    """Decide by the outermost of nested subspaces; the arguments are those of `by_irls`, with the dimensions.
+
+    Args:
+        options: Options of FA.
+        dims: Dimensions of the subspaces, from the innermost.
+        gram: As for `by_irls`.
+        start: As for `by_irls`.
+        gradients: As for `by_irls`.
+    """
     # Excluded workers, and gradients that agree, may leave fewer dimensions.
     rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
     dims = [m for m in dims if m <= rank] or [max(1, rank)]
@@ -55,7 +63,13 @@ def by_proximal_steps(options: FlagOptions, G: Tensor, columns: Tensor) -> Colum
 
 
 def by_likelihood(options: FlagOptions, prior: Sequence[float], columns: Tensor) -> ColumnDecision:
-    """Decide by the most likely basis of the columns (q, n), under a Beta distribution."""
+    """Decide by the most likely basis of the columns (q, n), under a Beta distribution.
+
+    Args:
+        options: Options of FA.
+        prior: alpha and beta of the distribution.
+        columns: The columns (q, n).
+    """
     alpha, beta = prior
     beta_prior, rows = likelihood.Beta(alpha, beta, options.a), columns.double()
     max_iter = options.irls_options.max_iter
@@ -68,7 +82,15 @@ def by_likelihood(options: FlagOptions, prior: Sequence[float], columns: Tensor)
 
 
 def largest_coordinates(options: FlagOptions, columns: Tensor) -> Any:
-    """Return the hints of `fa.flags.hints` where each worker names its `hint_count` largest coordinates."""
+    """Return the hints of `fa.flags.hints` where each worker names its `hint_count` largest coordinates.
+
+    Args:
+        options: Options of FA.
+        columns: The columns (q, n).
+
+    Returns:
+        An orthonormal basis (n, k), a start of the other solvers.
+    """
     largest = torch.topk(columns.abs(), min(options.hint_count, columns.shape[1]), dim=1).indices
     return flags.hints(columns, list(largest), options.dims[-1] if options.dims else options.m)
 

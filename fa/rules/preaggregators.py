@@ -39,7 +39,14 @@ class MixedGradients:
     gram: Gram
 
     def apply_to(self, G: Float[Tensor, "p n"]) -> Float[Tensor, "q n"]:
-        """Compute these columns, as rows, from gradients in memory."""
+        """Compute these columns, as rows, from gradients in memory.
+
+        Args:
+            G: The gradients (p, n).
+
+        Returns:
+            The columns (q, n), in the gradients' dtype.
+        """
         return torch.from_numpy(self.R.T).to(G) @ G
 
 
@@ -101,7 +108,16 @@ def apply_preaggregators(gram: Gram, names: Sequence[str], context: StepContext)
 
 
 def column_counts(names: Sequence[str], p: int, f: int) -> list[int]:
-    """Return the number of columns before the first of these pre-aggregators, p, and after each."""
+    """Return the number of columns before the first of these pre-aggregators, p, and after each.
+
+    Args:
+        names: Names of pre-aggregators.
+        p: Number of gradients.
+        f: Number of Byzantine workers to tolerate.
+
+    Returns:
+        One number more than there are pre-aggregators.
+    """
     counts = [p]
     for name in names:
         counts.append(make_step(name).column_count(counts[-1], f))
@@ -197,9 +213,9 @@ def _random_span(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
     rng = np.random.default_rng((context.seed, context.iteration))
     drawn = rng.permutation(gram.p)[: irls.default_m(gram.p)]
     lengths, vectors = np.linalg.eigh(gram.cosines[np.ix_(drawn, drawn)])
-    kept = lengths > RANK * max(lengths[-1], 1.0)
-    C = np.zeros((gram.p, int(kept.sum())))
-    C[drawn] = vectors[:, kept] / np.sqrt(lengths[kept])
+    nonzero = lengths > RANK * max(lengths[-1], 1.0)
+    C = np.zeros((gram.p, int(nonzero.sum())))
+    C[drawn] = vectors[:, nonzero] / np.sqrt(lengths[nonzero])
     return _project(gram, gram.divide_by_norms(C))
 
 

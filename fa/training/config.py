@@ -175,7 +175,14 @@ class TrainConfig:
         return (max(self.batch) if isinstance(self.batch, tuple) else self.batch) * self.accumulate
 
     def epoch_length(self, train_size: int) -> int:
-        """Return the iterations of an epoch, in which the workers together draw `train_size` images."""
+        """Return the iterations of an epoch, in which the workers together draw `train_size` images.
+
+        Args:
+            train_size: Number of training images.
+
+        Returns:
+            Number of iterations, at least 1.
+        """
         images = sum(self.batch) if isinstance(self.batch, tuple) else self.batch * self.workers
         return max(1, train_size // (images * self.accumulate * self.local_steps))
 
@@ -196,7 +203,17 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
-        """Parse the text of `to_json`; missing keys take their defaults, and unknown keys raise ValueError."""
+        """Parse the text of `to_json`; missing keys take their defaults.
+
+        Args:
+            text: JSON text of a configuration.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: The text is no JSON object, has an unknown key, or an invalid value.
+        """
         record = json.loads(text)
         check("the configuration", record, isinstance(record, dict), "a JSON object")
         unknown = sorted(set(record) - {field.name for field in dataclasses.fields(cls)})

@@ -125,15 +125,22 @@ class Run:
                 try:
                     _publish(temporary, target)
                 except (ValueError, OSError) as error:  # a finished run must not be lost
-                    kept = temporary.with_name(temporary.name.removeprefix(PREFIX))
-                    publish(temporary, kept)
-                    raise ValueError(f"{error}; the run is finished, and its records are in {kept}") from error
+                    rescued = temporary.with_name(temporary.name.removeprefix(PREFIX))
+                    publish(temporary, rescued)
+                    raise ValueError(f"{error}; the run is finished, and its records are in {rescued}") from error
         except ValueError as error:
             raise UnwrittenRunError(str(error), self) from error
         return target
 
     def write_files(self, folder: Path) -> None:
-        """Write the three files into `folder`."""
+        """Write the three files into `folder`.
+
+        Args:
+            folder: Existing folder.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
         _write_csv(folder / "curve.csv", CurvePoint._fields, self.curve)
         _write_csv(folder / "workers.csv", WorkerRow._fields, self.workers)
         description = json.dumps(self.description(), indent=2, sort_keys=True)
@@ -246,7 +253,14 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, str | int]:
-    """Return the processor, its number of cores, and the training device."""
+    """Return the processor, its number of cores, and the training device.
+
+    Args:
+        device: Name of the training device.
+
+    Returns:
+        Entries cpu, instructions, cores and device.
+    """
     import torch
 
     kind = torch.device(device)

@@ -106,5 +106,12 @@ def check_one_of(name: str, value: Any, allowed: Sequence[str], others: str = ""
 
 
 def printable(text: str) -> str:
-    """Replace the characters of another process's text that are not printable, such as line breaks."""
+    """Replace the characters of another process's text that are not printable, such as line breaks.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text with question marks instead.
+    """
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -38,7 +38,18 @@ class Transport(Protocol):
     """Source of the p gradients of an iteration."""
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Gather the gradients at `parameters` (n,), which are the workers' parameters from then on."""
+        """Gather the gradients at `parameters` (n,), which are the workers' parameters from then on.
+
+        Args:
+            iteration: Iteration, from 0.
+            parameters: Vector of the server's parameters (n,).
+
+        Returns:
+            The gradients.
+
+        Raises:
+            TooFewWorkersError: No honest worker has sent a gradient.
+        """
         ...
 
     def statistics(self) -> list[Buffers]:
@@ -138,6 +149,9 @@ class RpcConfig(_ServerConfig):
 
     def check(self, config: TrainConfig) -> None:
         """Check that worker processes can do a run.
+
+        Args:
+            config: The run's configuration.
 
         Raises:
             ValueError: The configuration needs the simulation, other datagrams or another quorum.
