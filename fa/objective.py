@@ -30,7 +30,7 @@ from fa import irls
 from fa.gradients import check_finite, read_groups
 from fa.irls import GroupTerm, regularizers
 from fa.irls.worker_weights import read_weights
-from fa.utils.validation import check, check_one_of, check_real
+from fa.utils.validation import check, check_one_of, check_positive, check_real
 
 ORTHONORMAL = 1e-4  # Largest accepted difference between Y^T Y and I; a float32 QR of 10^6 rows has 6e-5.
 
@@ -197,8 +197,7 @@ class _Equation:
     def __post_init__(self) -> None:
         check_real("lam", self.lam, 0)
         check_one_of("regularizer", self.regularizer, irls.REGULARIZERS)
-        check_real("a", self.a, 0)
-        check("a", self.a, self.a > 0, "greater than 0")
+        check_positive("a", self.a)
 
     @property
     def has_norm(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 
 from fa.cli.user_rule_options import rule_option
 from fa.utils.files import write_atomically
-from fa.utils.validation import check
+from fa.utils.validation import check_positive
 
 if TYPE_CHECKING:
     from fa.bench.cases import Row
@@ -59,7 +60,7 @@ def bench(
     from fa.utils.devices import find_device
 
     find_device(device)
-    check("patience", patience, patience > 0, "greater than 0")
+    check_positive("patience", patience)
     if out is not None:
         importlib.import_module("matplotlib")  # fails before the measurements if it is missing
         out.mkdir(parents=True, exist_ok=True)
@@ -96,15 +97,11 @@ def _measure(
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
     rows: list[Row] = []
-    for case in cases.measure(sizes_and_workers, device, repeats, patience, _print_progress, user_rules):
+    for case in cases.measure(sizes_and_workers, device, repeats, patience, partial(click.echo, err=True), user_rules):
         rows += case
         console.print(table(case))
     click.echo("\n".join(summary(rows)))
     return rows
-
-
-def _print_progress(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _write(out: Path, rows: Sequence[Row], device: str) -> None:

@@ -1,6 +1,7 @@
 """What a rule decides: about the columns that it sees, and from that about the workers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,19 @@ class ColumnDecision:
     coefficients: Float64[np.ndarray, "q m"] | None = None
     direction: Tensor | None = None
     values: Float64[np.ndarray, " rows"] | None = None
+
+    @classmethod
+    def mean_of(cls, columns: Sequence[int] | Int[np.ndarray, " k"], q: int, reason: str) -> "ColumnDecision":
+        """Select columns, of which d is the mean.
+
+        Args:
+            columns: Indices of the columns.
+            q: Number of all columns.
+            reason: Why the other columns are excluded.
+        """
+        weights = np.zeros(q)
+        weights[list(columns)] = 1 / len(columns)
+        return cls(weights=weights, columns=tuple(map(int, columns)), reason=reason)
 
 
 @dataclass(frozen=True)

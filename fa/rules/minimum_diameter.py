@@ -36,9 +36,7 @@ class MinimumDiameterAveraging(Rule):
     def decide(self, gram: Gram) -> ColumnDecision:
         """Decide the set of p - f gradients."""
         rows = _smallest_set(gram.D2, self.f)
-        weights = np.zeros(gram.p)
-        weights[list(rows)] = 1 / len(rows)
-        return ColumnDecision(weights=weights, columns=rows, reason=f"not in the closest set of {len(rows)}")
+        return ColumnDecision.mean_of(rows, gram.p, f"not in the closest set of {len(rows)}")
 
 
 def _smallest_set(D2: np.ndarray, f: int) -> tuple[int, ...]:

@@ -80,6 +80,4 @@ class MoNNA(Rule):
         distances = gram.D2[self.reference].copy()
         distances[self.reference] = -1.0
         rows = np.sort(np.argsort(distances, kind="stable")[: max(1, gram.p - self.f)])
-        weights = np.zeros(gram.p)
-        weights[rows] = 1 / rows.size
-        return ColumnDecision(weights=weights, columns=tuple(rows.tolist()), reason="far from the trusted gradient")
+        return ColumnDecision.mean_of(rows, gram.p, "far from the trusted gradient")

@@ -35,7 +35,7 @@ from fa.rules import make_rule
 from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.utils import plugins
-from fa.utils.validation import check, check_integer, check_one_of, check_real
+from fa.utils.validation import check, check_integer, check_one_of, check_positive, check_real
 
 _AXES = {"rules": "rule", "attacks": "attack", "splits": "split"}
 _KEYS = ("rules", "attacks", "byzantine", "splits", "seeds", "settings", "tuning")
@@ -254,8 +254,7 @@ def _tuning(value: Any) -> Tuning:
     _check_keys("[tuning]", table, _TUNING_KEYS)
     rates = _list("lr of [tuning]", table.get("lr"))
     for rate in rates:
-        check_real("a rate in lr of [tuning]", rate, 0)
-        check("a rate in lr of [tuning]", rate, rate > 0, "greater than 0")
+        check_positive("a rate in lr of [tuning]", rate)
     seeds = _naturals("seeds of [tuning]", table.get("seeds"))
     share = table.get("validation", 0.2)
     check_real("validation of [tuning]", share, 0)

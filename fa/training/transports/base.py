@@ -15,7 +15,7 @@ from torch import Tensor
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.utils.addresses import is_loopback
-from fa.utils.validation import check, check_integer, check_one_of, check_real
+from fa.utils.validation import check, check_integer, check_one_of, check_positive
 
 
 class GatheredGradients(NamedTuple):
@@ -85,8 +85,7 @@ class _ServerConfig:
         check("host", self.host, self.host != "", "a host's name or address")
         check_integer("port", self.port, 0)
         check("port", self.port, self.port < 1 << 16, f"at most {(1 << 16) - 1}")
-        check_real("deadline", self.deadline, 0)
-        check("deadline", self.deadline, self.deadline > 0, "greater than 0")
+        check_positive("deadline", self.deadline)
         if self.quorum is not None:
             check_integer("quorum", self.quorum, 1)
 
