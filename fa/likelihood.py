@@ -20,7 +20,7 @@ from jaxtyping import Float64
 from fa import irls
 from fa.gradients import Gradients
 from fa.gradients.measurement import measure_groups
-from fa.utils.validation import check, check_real
+from fa.utils.validation import check_positive
 
 _DESCENT = 1e-4  # Share of the first-order decrease that a step of the line search must reach.
 _TRIES = 30  # Number of steps of the line search; each is a quarter of the previous one.
@@ -50,10 +50,8 @@ class Beta:
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta", "a"):
-            number = getattr(self, name)
-            if number != math.inf or name != "a":
-                check_real(name, number, 0)
-            check(name, number, number > 0, "greater than 0")
+            if name != "a" or self.a != math.inf:
+                check_positive(name, getattr(self, name))
 
     def density(self, v: Numbers) -> Numbers:
         """Return eq. 2, v^(alpha - 1) (1 - v)^(beta - 1)/B(alpha, beta), elementwise.

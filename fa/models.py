@@ -41,7 +41,14 @@ class ConvNet(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "b channels size size"]) -> Float[Tensor, "b classes"]:
-        """Return the logits (b, classes) of normalised images (b, channels, size, size)."""
+        """Return the logits (b, classes) of normalised images (b, channels, size, size).
+
+        Args:
+            images: Normalised images (b, channels, size, size).
+
+        Returns:
+            The logits (b, classes).
+        """
         logits: Tensor = self.classifier(self.features(images))
         return logits
 

@@ -18,7 +18,8 @@ is an orthonormal basis of the k-dimensional span of the worker's gradients, and
 """
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from fa import irls
 from fa.gradients import check_finite, read_groups
 from fa.irls import GroupTerm, regularizers
 from fa.irls.worker_weights import read_weights
-from fa.utils.validation import check, check_one_of, check_real
+from fa.utils.validation import check, check_one_of, check_positive, check_real
 
 ORTHONORMAL = 1e-4  # Largest accepted difference between Y^T Y and I; a float32 QR of 10^6 rows has 6e-5.
 
@@ -56,8 +57,7 @@ def values(G: Any, Y: Any, group_term: GroupTerm = "fraction") -> Float64[np.nda
         ValueError: G has a row with NaN or Inf, or Y has another shape or columns that are not orthonormal.
     """
     rows, owner, basis = _read(G, Y)
-    rows, owner, sizes = _worker_terms(rows, owner, basis.shape[1], group_term)
-    residuals = _residuals(rows, owner, basis, sizes)
+    residuals = _worker_terms(rows, owner, basis.shape[1], group_term).residuals(basis)
     values: np.ndarray = (1 - residuals).clamp(min=0.0).cpu().numpy()
     return values
 
@@ -98,14 +98,13 @@ def value(
         >>> round(objective.value(G, Y), 4)
         1.8944
     """
+    equation = _Equation(lam, regularizer, a, worker_weights, group_term)
     rows, owner, basis = _read(G, Y)
     total = sum(
-        float(factors @ _residuals(terms, of, basis, sizes) ** (1 / a))
-        for factors, terms, of, sizes in _terms(rows, owner, lam, regularizer, a, worker_weights, group_term, basis)
+        float(factors @ terms.residuals(basis) ** (1 / a))
+        for factors, terms in equation.sums(rows, owner, basis.shape[1])
     )
-    if lam > 0 and regularizer != "pairwise":
-        total += lam * regularizers.value(regularizer, basis)
-    return total
+    return total + lam * regularizers.value(regularizer, basis) if equation.has_norm else total
 
 
 def gradient(
@@ -137,12 +136,13 @@ def gradient(
     Raises:
         ValueError: An argument is out of range, as in `value`.
     """
+    equation = _Equation(lam, regularizer, a, worker_weights, group_term)
     rows, owner, basis = _read(G, Y)
     total = torch.zeros_like(basis)
-    for factors, terms, of, sizes in _terms(rows, owner, lam, regularizer, a, worker_weights, group_term, basis):
-        slopes = factors / a * _residuals(terms, of, basis, sizes).clamp(min=irls.FLOOR) ** (1 / a - 1)
-        total -= 2 * terms.T @ (slopes[of][:, None] * (terms @ basis))
-    if lam > 0 and regularizer != "pairwise":
+    for factors, terms in equation.sums(rows, owner, basis.shape[1]):
+        slopes = factors / a * terms.residuals(basis).clamp(min=irls.FLOOR) ** (1 / a - 1)
+        total -= 2 * terms.rows.T @ (slopes[terms.owner][:, None] * (terms.rows @ basis))
+    if equation.has_norm:
         total += lam * regularizers.gradient(regularizer, basis)
     return total if isinstance(Y, Tensor) else total.cpu().numpy()
 
@@ -163,57 +163,83 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
     return rows, torch.from_numpy(owner).to(rows.device), basis
 
 
-def _terms(
-    rows: Rows,
-    owner: Owner,
-    lam: float,
-    regularizer: str,
-    a: float,
-    worker_weights: Any,
-    group_term: GroupTerm,
-    basis: Basis,
-) -> Iterator[tuple[PerTerm, Rows, Owner, PerTerm]]:
-    """Yield the data terms, then the pairs' terms worker by worker.
+class _Terms(NamedTuple):
+    """Terms of eq. 5."""
 
-    Each has the factors of its terms, unit rows, the term of each row, and the largest ||Y^T X||^2 of each term.
-    """
-    check_real("lam", lam, 0)
-    check_one_of("regularizer", regularizer, ("pairwise", *regularizers.NAMES))
-    check_real("a", a, 0)
-    check("a", a, a > 0, "greater than 0")
-    p, workers = len(rows), int(owner[-1]) + 1
-    c = torch.ones(workers, dtype=rows.dtype, device=rows.device)
-    if worker_weights is not None:
-        c = torch.tensor(read_weights(worker_weights, workers), dtype=rows.dtype, device=rows.device)
-    terms, of, sizes = _worker_terms(rows, owner, basis.shape[1], group_term)
-    yield c * sizes ** (1 / a), terms, of, sizes
-    if lam == 0 or regularizer != "pairwise":
-        return
-    check("lam", lam, p == workers, "0 where a worker has several gradients, which form no pairs")
-    for i in range(p - 1):
-        of = torch.arange(p - 1 - i, device=rows.device)
-        factors = 2 * lam / (p - 1) * c[i] * c[i + 1 :] / c.mean()
-        yield factors, _unit(rows[i + 1 :] - rows[i], of), of, torch.ones_like(factors)
+    rows: Rows  # Unit gradients, or an orthonormal basis of each term's gradients.
+    owner: Owner  # Term of each row.
+    sizes: PerTerm  # Largest ||Y^T X||^2 of each term.
+
+    def residuals(self, Y: Basis) -> PerTerm:
+        """Compute 1 - v of each term.
+
+        It is the squared length of the residual of the term's rows, less what no Y explains, over the term's size. No Y
+        explains more than the size.
+        """
+        rest = self.rows - (self.rows @ Y) @ Y.T
+        terms = len(self.sizes)
+        residuals, lengths = (_summed(part.square().sum(dim=1), self.owner)[:terms] for part in (rest, self.rows))
+        # Lengths and sizes are whole numbers, up to rounding.
+        beyond = torch.where(lengths > self.sizes + 0.5, lengths - self.sizes, 0.0)
+        return (residuals - beyond).clamp(min=0.0) / self.sizes
 
 
-def _worker_terms(rows: Rows, owner: Owner, m: int, group_term: GroupTerm) -> tuple[Rows, Owner, PerTerm]:
-    """Return the rows of the workers' terms, their workers, and the largest ||Y^T X_i||^2 of each term.
+@dataclass(frozen=True)
+class _Equation:
+    """The options of eq. 5, as in `value`."""
 
-    - "fraction": the gradients over the Frobenius norm of their worker's; 1.
-    - "chordal": an orthonormal basis of the span of each worker's gradients, of k dimensions; min(m, k).
+    lam: float
+    regularizer: str
+    a: float
+    worker_weights: Any
+    group_term: GroupTerm
+
+    def __post_init__(self) -> None:
+        check_real("lam", self.lam, 0)
+        check_one_of("regularizer", self.regularizer, irls.REGULARIZERS)
+        check_positive("a", self.a)
+
+    @property
+    def has_norm(self) -> bool:
+        """True if a norm of Y counts."""
+        return self.lam > 0 and self.regularizer != "pairwise"
+
+    def sums(self, rows: Rows, owner: Owner, m: int) -> Iterator[tuple[PerTerm, _Terms]]:
+        """Yield the factors and the terms of the workers, then those of the pairs, worker by worker."""
+        p, workers = len(rows), int(owner[-1]) + 1
+        c = torch.ones(workers, dtype=rows.dtype, device=rows.device)
+        if self.worker_weights is not None:
+            c = torch.tensor(read_weights(self.worker_weights, workers), dtype=rows.dtype, device=rows.device)
+        terms = _worker_terms(rows, owner, m, self.group_term)
+        yield c * terms.sizes ** (1 / self.a), terms
+        if self.lam == 0 or self.regularizer != "pairwise":
+            return
+        check("lam", self.lam, p == workers, "0 where a worker has several gradients, which form no pairs")
+        for i in range(p - 1):
+            pairs = torch.arange(p - 1 - i, device=rows.device)
+            factors = 2 * self.lam / (p - 1) * c[i] * c[i + 1 :] / c.mean()
+            yield factors, _Terms(_unit(rows[i + 1 :] - rows[i], pairs), pairs, torch.ones_like(factors))
+
+
+def _worker_terms(rows: Rows, owner: Owner, m: int, group_term: GroupTerm) -> _Terms:
+    """Return the workers' terms.
+
+    - "fraction": the gradients over the Frobenius norm of their worker's, of size 1.
+    - "chordal": an orthonormal basis of the span of each worker's gradients, of k dimensions and size min(m, k).
     """
     check_one_of("group_term", group_term, irls.GROUP_TERMS)
     unit = _unit(rows, owner)
     sizes = torch.ones(int(owner[-1]) + 1, dtype=rows.dtype, device=rows.device)
     if group_term == "fraction":
-        return unit, owner, sizes
+        return _Terms(unit, owner, sizes)
     bases = []
     for worker in range(len(sizes)):
         _, lengths, vectors = torch.linalg.svd(unit[owner == worker], full_matrices=False)
         bases.append(vectors[lengths > _RANK * lengths[0]] if lengths[0] > 0 else vectors[:1] * 0)
         sizes[worker] = min(m, len(bases[-1]))
     counts = torch.tensor([len(basis) for basis in bases])
-    return torch.cat(bases), torch.repeat_interleave(torch.arange(len(counts)), counts).to(rows.device), sizes
+    owner = torch.repeat_interleave(torch.arange(len(counts)), counts).to(rows.device)
+    return _Terms(torch.cat(bases), owner, sizes)
 
 
 def _unit(rows: Rows, owner: Owner) -> Rows:
@@ -227,19 +253,6 @@ def _unit(rows: Rows, owner: Owner) -> Rows:
         together = largest if order == torch.inf else _summed(norms.square(), owner).sqrt()
         rows = rows / torch.where(together > 0, together, 1.0)[owner][:, None]
     return rows
-
-
-def _residuals(rows: Rows, owner: Owner, Y: Basis, sizes: PerTerm) -> PerTerm:
-    """Compute 1 - v of each term.
-
-    It is the squared length of the residual of the term's rows, less what no Y explains, over the term's size. No Y
-    explains more than the size.
-    """
-    rest = rows - (rows @ Y) @ Y.T
-    terms = len(sizes)
-    residuals, lengths = (_summed(part.square().sum(dim=1), owner)[:terms] for part in (rest, rows))
-    beyond = torch.where(lengths > sizes + 0.5, lengths - sizes, 0.0)  # Both are whole numbers, up to rounding.
-    return (residuals - beyond).clamp(min=0.0) / sizes
 
 
 def _summed(numbers: Float64[Tensor, " N"], owner: Owner) -> Float64[Tensor, " N"]:

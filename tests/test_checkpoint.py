@@ -139,7 +139,7 @@ def test_a_new_worker_process_is_given_the_batch_norm_statistics_and_the_momentu
     transport = RpcTransport(model, config, parameters, RpcConfig(quorum=1, deadline=30))
     transport.statistics()[1].tensors[0].fill_(3.0)
     fresh = [torch.zeros_like(tensor) for tensor in transport.statistics()[1].tensors]
-    transport.lose(0, "absent")
+    transport.first_process_ended(0, "absent")
     answer = transport.exchange(GradientMessage(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
     server = threading.Thread(target=transport.gradients, args=(0, parameters))
     server.start()

@@ -89,6 +89,20 @@ def test_restarts_lower_the_objective(capsys: pytest.CaptureFixture[str], G: np.
     assert report["converged"]
 
 
+def test_weights_of_workers_are_those_of_irls_and_of_the_relaxation(
+    capsys: pytest.CaptureFixture[str], G: np.ndarray, file: Path
+) -> None:
+    code, out, _ = call(capsys, file, "--m", 2, "--lam", 1, "--worker-weights", "1,2,1,0.5,1,3", "--exact", "--json")
+    assert code == 0
+    report, weights = json.loads(out), (1.0, 2.0, 1.0, 0.5, 1.0, 3.0)
+    solution = irls.solve(G, m=2, lam=1.0, worker_weights=weights)
+    assert report["worker_weights"] == list(weights)
+    assert (report["objective"], report["bound"]) == (solution.objective, sdp.certify(G, solution).bound)
+    assert report["exact"]["value"] == sdp.solve(G, m=2, lam=1.0, worker_weights=weights).value
+    check_one_line(call(capsys, file, "--worker-weights", "1,2"), r"^fa: worker_weights must be .*\b6\b")
+    check_one_line(call(capsys, file, "--worker-weights", "much"), r"^fa: worker_weights must be .*'much'")
+
+
 def lines_after_the_table(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[str]:
     """The lines that are not numbers: what could lower the objective."""
     _, out, _ = call(capsys, *arguments)

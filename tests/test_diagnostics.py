@@ -16,7 +16,7 @@ from fa.experiments.reporting import run_plot
 from fa.rules.decision import NOT_FINITE
 from fa.training import TrainConfig, train
 from fa.training.record_schema import SCHEMA_VERSION
-from fa.training.records import USED
+from fa.training.records import EXCLUDED, EXCLUDED_BEFORE, USED
 from tests.texts import check_refusal, numbers
 
 SHORT = {"workers": 11, "byzantine": 2, "iterations": 3, "batch": 4, "attack": "random"}
@@ -118,6 +118,15 @@ def test_reasons_are_told_apart(tmp_path: Path) -> None:
     labels = [handle.get_label() for handle in run_plot._legend(read)]
     assert all(label.endswith(end) for label, end in zip(labels, (score, NOT_FINITE, "a; b"), strict=True))
     run_plot.draw(read)
+
+
+def test_records_of_older_releases_have_the_same_reasons(tmp_path: Path) -> None:
+    reasons = run(tmp_path, "krum").workers["reason"]
+    file = tmp_path / "run" / "workers.csv"
+    older = file.read_text().replace(EXCLUDED, EXCLUDED_BEFORE)
+    assert older != file.read_text()
+    file.write_text(older)
+    assert run_plot.read(tmp_path / "run").workers["reason"].equals(reasons)
 
 
 def test_a_place_that_is_none_is_told(tmp_path: Path) -> None:

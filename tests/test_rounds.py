@@ -90,7 +90,7 @@ def test_workers_that_do_not_join_are_excluded_until_they_do() -> None:
 def test_a_second_process_of_a_rank_replaces_the_first() -> None:
     state = rounds()
     assert join(state, 0, "second") == [Reply(0, "first", None)]
-    state.lose(0, "ended")  # only first processes are watched
+    state.first_process_ended(0, "ended")  # only first processes are watched
     assert state.slots[0].state is WorkerState.WAITING
     state.acknowledge(0)  # the first process exits, although the run is not over
     assert state.slots[0].state is WorkerState.WAITING
@@ -260,7 +260,7 @@ def test_a_lost_process_is_not_awaited_and_a_new_one_of_its_rank_is() -> None:
     state.begin(0)
     send(state, 0)
     send(state, 1)
-    state.lose(2, "ended")
+    state.first_process_ended(2, "ended")
     assert state.complete
     assert finish(state) == {2: "ended"}
     assert [reply.rank for reply in state.begin(1)] == [0, 1]
@@ -276,7 +276,7 @@ def test_a_connection_that_ends_excludes_its_rank_whichever_process_it_belongs_t
     state = rounds()
     join(state, 0, "second")
     state.begin(0)
-    state.leave(0, "ended")
+    state.newest_process_ended(0, "ended")
     send(state, 1)
     send(state, 2)
     assert finish(state) == {0: "ended"}
@@ -299,7 +299,7 @@ def test_the_last_gradient_of_a_lost_process_is_used_once(copied: bool) -> None:
     if copied:
         state.deliver(last)
         state.request(0, "never answered")
-    state.lose(0, "ended")
+    state.first_process_ended(0, "ended")
     if not copied:
         state.deliver(last)
     send(state, 1)
@@ -311,7 +311,7 @@ def test_the_last_gradient_of_a_lost_process_is_used_once(copied: bool) -> None:
 
 def without_honest(state: Rounds[str]) -> None:
     for rank in range(P):
-        state.lose(rank, "ended")
+        state.first_process_ended(rank, "ended")
 
 
 def silent(state: Rounds[str]) -> None:

@@ -49,7 +49,7 @@ def test_each_worker_has_its_batch_size() -> None:
     model = build_normed(seed=0)
     transport = SimulatedTransport(model, MNIST, config, flatten(model))
     assert [len(worker.minibatch(0)[0]) for worker in transport.workers] == [2 * size for size in SIZES]
-    assert config.images == 32
+    assert config.max_images == 32
     assert config.epoch_length(600) == 600 // (2 * sum(SIZES))
 
 

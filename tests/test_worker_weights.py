@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fa import irls, make_rule, objective, sdp
+from fa import flags, irls, make_rule, objective, sdp
 from fa.training import TrainConfig, train
 from tests.test_sdp import n_by_n
 
@@ -77,6 +77,27 @@ def test_a_worker_of_weight_k_counts_as_k_workers(lam):
     np.testing.assert_allclose(weighted.direction(), replicated.direction(), atol=1e-9)
 
 
+@pytest.mark.parametrize("lam", [0.0, 3.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_nested_subspaces_have_weights_in_every_level(lam, seed):
+    G, c = gradients(6, 30, seed), np.random.default_rng(seed).uniform(0.2, 3, 6)
+    flag = flags.solve(G, (1, 3), lam=lam, max_iter=50, worker_weights=c)
+    Y = G.T @ flag.coefficients
+    for level, m in zip(flag.levels, (1, 3), strict=True):
+        assert level.objective == pytest.approx(plain_value(G, Y[:, :m], c, lam))
+    np.testing.assert_allclose(flag.direction(), Y @ (Y.T @ (c / c.sum() @ G)), atol=1e-9)
+    other = flags.solve(G, (1, 3), lam=lam, max_iter=50)
+    at_other = G.T @ other.coefficients
+    assert flag.objective <= sum(plain_value(G, at_other[:, :m], c, lam) for m in (1, 3))
+
+
+def test_a_flag_of_one_level_with_weights_is_irls_with_weights():
+    G, c = gradients(6, 30), (1, 3, 2, 1, 2, 0.5)
+    flag = flags.solve(G, (3,), max_iter=300, worker_weights=c)
+    solution = irls.solve(G, m=3, max_iter=600, worker_weights=c)
+    np.testing.assert_allclose(flag.direction(), solution.direction(), atol=1e-5)
+
+
 def test_a_common_factor_of_all_weights_changes_no_direction():
     G, c = gradients(6, 30), np.array([1.0, 2.0, 0.5, 1.0, 4.0, 1.0])
     one, two = (irls.solve(G, m=3, lam=2.0, worker_weights=tuple(factor * c)) for factor in (1.0, 7.0))
@@ -123,6 +144,7 @@ def test_invalid_weights_are_refused(weights):
     G = gradients(3, 10)
     for call in (
         lambda: irls.solve(G, worker_weights=weights),
+        lambda: flags.solve(G, (1, 2), worker_weights=weights),
         lambda: objective.value(G, np.eye(10)[:, :2], worker_weights=weights),
         lambda: make_rule("fa", worker_weights=weights)(G),
     ):

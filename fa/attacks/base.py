@@ -93,13 +93,27 @@ def _sum_of_bytes(row: Tensor) -> int:
 
 
 def send_all(vector: Tensor, G: Tensor, byzantine: Sequence[int]) -> None:
-    """Write one vector (n,) into the rows of all Byzantine workers."""
+    """Write one vector (n,) into the rows of all Byzantine workers.
+
+    Args:
+        vector: The vector (n,).
+        G: Gradient matrix (p, n), changed in place.
+        byzantine: Ranks of the Byzantine workers.
+    """
     for worker in byzantine:
         G[worker].copy_(vector)
 
 
 def honest_rows(G: Tensor, byzantine: Sequence[int]) -> Tensor:
-    """Return the honest rows of G; a view if the Byzantine rows come first."""
+    """Return the honest rows of G; a view if the Byzantine rows come first.
+
+    Args:
+        G: Gradient matrix (p, n).
+        byzantine: Ranks of the Byzantine workers.
+
+    Returns:
+        The other rows, (h, n).
+    """
     if tuple(byzantine) == tuple(range(len(byzantine))):
         return G[len(byzantine) :]
     return G[[worker for worker in range(len(G)) if worker not in byzantine]]

@@ -18,7 +18,11 @@ CHUNK = 360
 
 
 def random(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Draw each coordinate uniformly from [0, 1): the paper's attack."""
+    """Draw each coordinate uniformly from [0, 1): the paper's attack.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+    """
     for worker in byzantine:
         _uniform(G[worker], 0, 1, streams(worker))
 
@@ -27,6 +31,9 @@ def random_shared(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None
     """Draw one vector uniformly from [0, 1) for all Byzantine workers: the released code's attack.
 
     There, all Byzantine processes draw from generators with the same seed, and send equal vectors.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
     """
     if byzantine:
         first = byzantine[0]
@@ -35,7 +42,11 @@ def random_shared(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None
 
 
 def random_reached(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Draw as "random", but send 0 in the coordinates in which every honest gradient is 0."""
+    """Draw as "random", but send 0 in the coordinates in which every honest gradient is 0.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+    """
     reached = reduce(torch.logical_or, (row != 0 for row in honest_rows(G, byzantine)))
     for worker in byzantine:
         _uniform(G[worker], 0, 1, streams(worker))
@@ -43,26 +54,44 @@ def random_reached(G: Tensor, byzantine: Sequence[int], streams: Streams) -> Non
 
 
 def random_symmetric(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Draw each coordinate uniformly from [-1, 1)."""
+    """Draw each coordinate uniformly from [-1, 1).
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+    """
     for worker in byzantine:
         _uniform(G[worker], -1, 1, streams(worker))
 
 
 def gaussian(G: Tensor, byzantine: Sequence[int], streams: Streams, mean: float = 0.0, std: float = 1.0) -> None:
-    """Draw each coordinate from a normal distribution. Blanchard et al., NIPS 2017, use a standard deviation of 200."""
+    """Draw each coordinate from a normal distribution. Blanchard et al., NIPS 2017, use a standard deviation of 200.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+        mean: Mean of a coordinate.
+        std: Standard deviation of a coordinate.
+    """
     for worker in byzantine:
         _normal(G[worker], mean, std, streams(worker))
 
 
 def random_honest_norm(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Draw a direction uniformly, with the honest gradients' median norm: checks of norms cannot detect it."""
+    """Draw a direction uniformly, with the honest gradients' median norm: checks of norms cannot detect it.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+    """
     length = _honest_norm(G, byzantine)
     for worker in byzantine:
         _sphere(G[worker], length, streams(worker))
 
 
 def collude(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Draw as "random_honest_norm", with the same vector for all Byzantine workers."""
+    """Draw as "random_honest_norm", with the same vector for all Byzantine workers.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+    """
     if byzantine:
         first = byzantine[0]
         _sphere(G[first], _honest_norm(G, byzantine), streams(first))
@@ -70,14 +99,24 @@ def collude(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
 
 
 def drop(G: Tensor, byzantine: Sequence[int], streams: Streams, rate: float = DROPPED) -> None:
-    """Set each coordinate of the worker's own gradient to zero with probability `rate`."""
+    """Set each coordinate of the worker's own gradient to zero with probability `rate`.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+        rate: Probability of a loss, in [0, 1].
+    """
     for worker in byzantine:
         lost = torch.rand(G.shape[1], dtype=torch.float32, device="cpu", generator=streams(worker)) < rate
         G[worker].masked_fill_(lost.to(G.device), 0)
 
 
 def chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams, rate: float = DROPPED) -> None:
-    """Set each chunk of the worker's own gradient to zero with probability `rate`, as a link that loses datagrams."""
+    """Set each chunk of the worker's own gradient to zero with probability `rate`, as a link that loses datagrams.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+        rate: Probability of a loss, in [0, 1].
+    """
     n = G.shape[1]
     for worker in byzantine:
         draws = torch.rand(-(-n // CHUNK), dtype=torch.float32, device="cpu", generator=streams(worker))

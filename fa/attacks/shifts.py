@@ -27,6 +27,10 @@ def alie(G: Tensor, byzantine: Sequence[int], streams: Streams, factor: float | 
     Byzantine workers need s honest gradients for a majority. By default, `factor` is chosen such that s of them are
     expected to lie farther out, or 0 if s exceeds half of them. Baruch et al., A Little Is Enough, NeurIPS 2019,
     algorithm 3.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+        factor: Number of standard deviations; None for the default above.
     """
     honest = honest_rows(G, byzantine)
     if factor is None:
@@ -41,17 +45,30 @@ def ipm(G: Tensor, byzantine: Sequence[int], streams: Streams, factor: float = O
     """Send the honest mean times -`factor`: inner product manipulation.
 
     Xie et al., Fall of Empires, UAI 2019.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+        factor: Length of the vector, relative to the honest mean.
     """
     send_all(-factor * honest_rows(G, byzantine).mean(dim=0), G, byzantine)
 
 
 def mimic(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Copy the first honest worker's gradient, which then counts f + 1 times: Karimireddy et al., ICLR 2022."""
+    """Copy the first honest worker's gradient, which then counts f + 1 times: Karimireddy et al., ICLR 2022.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+    """
     send_all(honest_rows(G, byzantine)[0], G, byzantine)
 
 
 def sign_flip(G: Tensor, byzantine: Sequence[int], streams: Streams, gradient: str = "own") -> None:
-    """Negate the worker's own gradient, or the honest mean."""
+    """Negate the worker's own gradient, or the honest mean.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+        gradient: "own" or "mean".
+    """
     if gradient == "mean":
         ipm(G, byzantine, streams, factor=1.0)
         return
@@ -63,6 +80,10 @@ def min_max(G: Tensor, byzantine: Sequence[int], streams: Streams, direction: st
     """Shift the honest mean as far as no honest gradient is farther away than two honest gradients can be.
 
     Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021. The largest shift is the root of a quadratic.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+        direction: A name in `DIRECTIONS`.
     """
     shift = Shift(honest_rows(G, byzantine), direction)
     with np.errstate(all="ignore"):  # Gradients that are not finite, or too long, give a vector that is not finite.
@@ -77,6 +98,10 @@ def min_sum(G: Tensor, byzantine: Sequence[int], streams: Streams, direction: st
     """Shift the honest mean as far as its squared distances sum to at most the largest sum of an honest gradient.
 
     Shejwalkar and Houmansadr, Manipulating the Byzantine, NDSS 2021.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+        direction: A name in `DIRECTIONS`.
     """
     shift = Shift(honest_rows(G, byzantine), direction)
     with np.errstate(all="ignore"):
@@ -114,7 +139,11 @@ class Shift:
         self.squares, self.products = np.array(pairs).T
 
     def vector(self, factor: float) -> Tensor:
-        """Return mean + factor * direction (n,)."""
+        """Return mean + factor * direction (n,).
+
+        Args:
+            factor: Position x on the line.
+        """
         return self.mean + factor * self.direction
 
     def squared_distances(self) -> np.ndarray:
@@ -125,7 +154,14 @@ class Shift:
 
 
 def constant(value: float) -> Writer:
-    """Return a writer that fills the rows with a value."""
+    """Return a writer that fills the rows with a value.
+
+    Args:
+        value: Value of each coordinate.
+
+    Returns:
+        The writer.
+    """
     return partial(_fill, value)
 
 
@@ -135,4 +171,8 @@ def _fill(value: float, G: Tensor, byzantine: Sequence[int], streams: Streams) -
 
 
 def nothing(G: Tensor, byzantine: Sequence[int], streams: Streams) -> None:
-    """Leave the worker's own gradient unchanged."""
+    """Leave the worker's own gradient unchanged.
+
+    Args:
+        G, byzantine, streams: As for `fa.attacks.Writer`.
+    """

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from fa.utils.optional import import_optional
 from fa.utils.validation import check, check_one_of, check_real
 
 RTOL = ATOL = 1e-8
@@ -189,7 +189,7 @@ def integrate(system: str, start: Points, t: float, parameters: Mapping[str, flo
         return start.copy()
     if (matrix := _long_linear_flow(system, t, parameters)) is not None:
         return np.asarray(start @ matrix.T)
-    solve_ivp = _scipy("integrate").solve_ivp
+    solve_ivp = import_optional("scipy.integrate", "fa.augment.flow", "theory").solve_ivp
     # Time is measured in units of t, because LSODA hangs on an interval of 5e-324.
     solution = solve_ivp(
         derivative, (0.0, 1.0), start.ravel(), "LSODA", t_eval=(1.0,), rtol=RTOL, atol=ATOL, lband=1, uband=1
@@ -218,16 +218,8 @@ def _long_linear_flow(system: str, t: float, parameters: Mapping[str, float]) ->
 @cache
 def _log_cat() -> np.ndarray:
     """Return the cat map's generator: the flow of this matrix for a unit of time is the map."""
-    generator: np.ndarray = _scipy("linalg").logm(CAT.astype(np.float64))
+    generator: np.ndarray = import_optional("scipy.linalg", "fa.augment.flow", "theory").logm(CAT.astype(np.float64))
     return generator
-
-
-def _scipy(module: str) -> Any:
-    """Import a module of scipy on first use, since training without augmentation does not need scipy."""
-    try:
-        return importlib.import_module(f"scipy.{module}")
-    except ImportError as error:
-        raise ImportError("fa.augment.flow needs scipy: pip install 'flag-aggregator[theory]'") from error
 
 
 def check_parameters(system: str, given: Mapping[str, Any]) -> dict[str, float]:

@@ -62,12 +62,20 @@ def source(system: str, height: int, width: int, t: float, parameters: Mapping[s
 
 
 def centred(system: str) -> bool:
-    """Return True if coordinates are pixels from the image's centre, False if the image is the unit square."""
+    """Return True if coordinates are pixels from the image's centre, False if the image is the unit square.
+
+    Args:
+        system: Name of a flow in `fa.augment.SYSTEMS`, or of a map.
+    """
     return system in SYSTEMS and SYSTEMS[system].pixels
 
 
 def torus(system: str) -> bool:
-    """Return True if pixels that leave the image on one side enter it on the opposite side."""
+    """Return True if pixels that leave the image on one side enter it on the opposite side.
+
+    Args:
+        system: Name of a flow in `fa.augment.SYSTEMS`, or of a map.
+    """
     return system in SYSTEMS and SYSTEMS[system].torus
 
 

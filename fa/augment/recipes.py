@@ -87,11 +87,11 @@ class Recipe:
         Raises:
             ValueError: Unknown key, or invalid value.
         """
-        given = dict(options)
-        system = given.get("system", "")
+        settings = dict(options)
+        system = settings.get("system", "")
         usual = SYSTEMS[system.removesuffix("_map")].parameters if system in MOVES else {}
         values: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in settings.items():
             check_one_of("a recipe's key", name, (*_READERS, *usual))
             values[name] = _READERS[name](name, value) if name in _READERS else _number(name, value)
         parameters = tuple((name, values.pop(name)) for name in sorted(usual.keys() & values.keys()))
@@ -233,14 +233,14 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
     check("out", str(out), not out.exists(), "a folder that does not exist yet")
     try:
         with new_folder(out) as folder:
-            made = _augmented(dataset, recipe, seed, progress)
-            store.write(folder, {name: getattr(made, name).numpy() for name in ARRAYS})
+            augmented = _augmented(dataset, recipe, seed, progress)
+            store.write(folder, {name: getattr(augmented, name).numpy() for name in ARRAYS})
             manifest = {
                 "dataset": dataset.name,
                 "dataset_checksum": dataset.checksum,
                 "recipe": recipe.options,
                 "seed": seed,
-                "checksum": made.checksum,
+                "checksum": augmented.checksum,
                 **{name: getattr(dataset, name) for name in ("classes", "mean", "std", "augment")},
             }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -265,8 +265,8 @@ def load_built(folder: str | Path) -> Dataset:
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         arrays = store.read(folder)
-        found = content_checksum(arrays)
-        check("its content's SHA-256", found, found == manifest["checksum"], "the manifest's")
+        checksum = content_checksum(arrays)
+        check("its content's SHA-256", checksum, checksum == manifest["checksum"], "the manifest's")
         return Dataset(
             name=f"{manifest['dataset']} augmented",
             **tensors(arrays),
@@ -274,7 +274,7 @@ def load_built(folder: str | Path) -> Dataset:
             mean=tuple(manifest["mean"]),
             std=tuple(manifest["std"]),
             augment=manifest["augment"],
-            checksum=found,
+            checksum=checksum,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MissingDataError(f"there is no whole augmented data set in {folder}: {error}; `fa augment`") from error

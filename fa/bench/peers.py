@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from functools import partial
 from math import comb
 from typing import Any, NamedTuple
 
@@ -107,11 +106,7 @@ def torch_aggregators() -> dict[str, Aggregator]:
 
 def svd_flag_aggregator(steps: int) -> Aggregator:
     """Return FA by an SVD of the n x p matrix in each of `steps` steps."""
-    return partial(_svd_steps, steps)
-
-
-def _svd_steps(steps: int, G: Tensor) -> object:
-    return svd_steps([row[None] for row in G], steps=steps)
+    return lambda G: svd_steps([row[None] for row in G], steps=steps)
 
 
 def read_once(G: Tensor) -> Tensor:

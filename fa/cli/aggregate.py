@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from fa.cli.rule_options import pop_rule_options, rule_options
 from fa.utils.validation import check
 
 if TYPE_CHECKING:
-    from fa.rules import Decision
+    from fa.rules import Decision, Rule
 
 
 @click.command()
@@ -35,7 +36,6 @@ def aggregate(
     """
     import torch
 
-    from fa.gradients.memory_map import create_output, open_gradients, read_state_dicts, write_state_dict
     from fa.rules import make_rule
 
     with warnings.catch_warnings(record=True) as caught:
@@ -45,19 +45,10 @@ def aggregate(
     aggregator.check_within_span("for files, which are not read into memory")
     if threads is not None:
         torch.set_num_threads(threads)
-    started = time.perf_counter()
     overwrites = out.exists() and any(out.samefile(path) for path in files)
     check("out", str(out), not overwrites, "different from the files of the gradients")
-    if state_dicts := read_state_dicts(files):
-        result = aggregator.aggregate(state_dicts)
-        decision, size = result.decision, sum(tensor.numel() for tensor in result.direction.values())
-        write_state_dict(out, result.direction)
-    else:
-        G, layout = open_gradients(files)
-        aggregator.check_workers(len(G))
-        size = G.shape[1]
-        with create_output(out, layout, size) as d:
-            decision = aggregator.aggregate(G, out=d).decision
+    started = time.perf_counter()
+    decision, size = _aggregate(aggregator, files, out)
     seconds, p = time.perf_counter() - started, len(decision.selected) + len(decision.excluded)
     if as_json:
         click.echo(json.dumps(_description(decision, p), indent=2))
@@ -66,6 +57,20 @@ def aggregate(
         file = f" ({files[worker].name})" if len(files) > 1 else ""
         click.echo(f"worker {worker}{file} excluded: {reason}")
     click.echo(f"{rule} of {p} gradients with {size} coordinates in {seconds:.1f} s, compilation included: {out}")
+
+
+def _aggregate(rule: Rule, files: Sequence[Path], out: Path) -> tuple[Decision, int]:
+    """Write the direction to `out`; return the decision and the number of coordinates."""
+    from fa.gradients.memory_map import create_output, open_gradients, read_state_dicts, write_state_dict
+
+    if state_dicts := read_state_dicts(files):
+        result = rule.aggregate(state_dicts)
+        write_state_dict(out, result.direction)
+        return result.decision, sum(tensor.numel() for tensor in result.direction.values())
+    G, layout = open_gradients(files)
+    rule.check_workers(len(G))
+    with create_output(out, layout, G.shape[1]) as d:
+        return rule.aggregate(G, out=d).decision, G.shape[1]
 
 
 def _description(decision: Decision, p: int) -> dict[str, Any]:

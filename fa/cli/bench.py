@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 
 from fa.cli.user_rule_options import rule_option
 from fa.utils.files import write_atomically
-from fa.utils.validation import check
+from fa.utils.validation import check_positive
 
 if TYPE_CHECKING:
     from fa.bench.cases import Row
@@ -54,38 +55,53 @@ def bench(
     By default n = 20,000, 1,000,000 and 11,181,642 with 15 workers, and 7, 30 and 60 workers at n = 1,000,000.
     """
     import torch
-    from rich.console import Console
 
-    from fa.bench import cases
-    from fa.bench.table import summary, table
     from fa.experiments.runs.user_rules import register_rules
     from fa.utils.devices import find_device
 
     find_device(device)
-    check("patience", patience, patience > 0, "greater than 0")
+    check_positive("patience", patience)
     if out is not None:
         importlib.import_module("matplotlib")  # fails before the measurements if it is missing
         out.mkdir(parents=True, exist_ok=True)
     if threads is not None:
         torch.set_num_threads(threads)
-    sizes_and_workers = cases.all_cases() if full else cases.default_cases()
-    if sizes or workers:
-        sizes_and_workers = [(n, p) for p in workers or (cases.DEFAULT_P,) for n in sizes or (cases.DEFAULT_N,)]
-    user_rules = register_rules(rules)
-    console = Console(width=120, markup=False)
-    for missing in cases.missing_libraries():
-        click.echo(missing, err=True)
-    rows: list[Row] = []
-    for case in cases.measure(sizes_and_workers, device, repeats, patience, _print_progress, user_rules):
-        rows += case
-        console.print(table(case))
-    click.echo("\n".join(summary(rows)))
+    rows = _measure(_cases(sizes, workers, full), device, repeats, patience, register_rules(rules))
     if out is not None:
         _write(out, rows, device)
 
 
-def _print_progress(text: str) -> None:
-    click.echo(text, err=True)
+def _cases(sizes: Sequence[int], workers: Sequence[int], full: bool) -> Sequence[tuple[int, int]]:
+    """Return the pairs of n and p to measure."""
+    from fa.bench import cases
+
+    if sizes or workers:
+        return [(n, p) for p in workers or (cases.DEFAULT_P,) for n in sizes or (cases.DEFAULT_N,)]
+    return cases.all_cases() if full else cases.default_cases()
+
+
+def _measure(
+    sizes_and_workers: Sequence[tuple[int, int]],
+    device: str,
+    repeats: int,
+    patience: float,
+    user_rules: Sequence[str],
+) -> list[Row]:
+    """Print a table for each case as soon as it is measured, then a summary."""
+    from rich.console import Console
+
+    from fa.bench import cases
+    from fa.bench.table import summary, table
+
+    console = Console(width=120, markup=False)
+    for missing in cases.missing_libraries():
+        click.echo(missing, err=True)
+    rows: list[Row] = []
+    for case in cases.measure(sizes_and_workers, device, repeats, patience, partial(click.echo, err=True), user_rules):
+        rows += case
+        console.print(table(case))
+    click.echo("\n".join(summary(rows)))
+    return rows
 
 
 def _write(out: Path, rows: Sequence[Row], device: str) -> None:

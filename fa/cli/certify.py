@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from fa.cli.rule_options import OPTIONS, numbers
+
 BETTER = 1e-6  # Relative difference of two objectives that counts as a difference.
 
 
@@ -18,6 +20,7 @@ BETTER = 1e-6  # Relative difference of two objectives that counts as a differen
 @click.option("--a", type=float, default=2.0, show_default=True, help="Inverse of the power, at least 1.")
 @click.option("--max-iter", type=int, default=5, show_default=True, help="Maximum number of IRLS iterations.")
 @click.option("--restarts", type=int, default=0, show_default=True, help="Number of further, random starts of IRLS.")
+@click.option("--worker-weights", help=OPTIONS["worker_weights"][1])
 @click.option("--exact", is_flag=True, help="Also solve the convex relaxation with cvxpy.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def certify(
@@ -27,6 +30,7 @@ def certify(
     a: float,
     max_iter: int,
     restarts: int,
+    worker_weights: str | None,
     exact: bool,
     as_json: bool,
 ) -> None:
@@ -35,17 +39,29 @@ def certify(
     One .npy or .safetensors file has all gradients, (p, n), one row per worker. Or each file has one worker's. Files
     are memory-mapped.
     """
-    from fa import irls, sdp
     from fa.gradients.memory_map import open_gradients
 
+    weights = None if worker_weights is None else numbers("worker_weights", worker_weights, float)
     G, _ = open_gradients(files)
-    solution = irls.solve(G, m=m, lam=lam, a=a, max_iter=max_iter, restarts=restarts)
+    problem = {"m": m, "lam": lam, "a": a, "worker_weights": weights}
+    report = _certify(G, problem, max_iter, restarts) | ({"exact": _exact(G, problem)} if exact else {})
+    if as_json:
+        click.echo(json.dumps(report, indent=2))
+    else:
+        _show(report, [path.name for path in files] if len(files) > 1 else [str(i) for i in range(len(G))])
+
+
+def _certify(G: Any, problem: dict[str, Any], max_iter: int, restarts: int) -> dict[str, Any]:
+    from fa import irls, sdp
+
+    solution = irls.solve(G, **problem, max_iter=max_iter, restarts=restarts)
     certificate = sdp.certify(G, solution)
-    report: dict[str, Any] = {
+    return {
         "p": len(G),
         "m": solution.m,
         "lam": solution.lam,
         "a": solution.a,
+        "worker_weights": solution.worker_weights,
         "iterations": solution.iterations,
         "converged": solution.converged,
         "objective": certificate.objective,
@@ -56,17 +72,13 @@ def certify(
         "values": solution.values.tolist(),
         "weights": solution.weights().tolist(),
     }
-    if exact:
-        report["exact"] = _exact(sdp, G, m=m, lam=lam, a=a)
-    if as_json:
-        click.echo(json.dumps(report, indent=2))
-    else:
-        _show(report, [path.name for path in files] if len(files) > 1 else [str(i) for i in range(len(G))])
 
 
-def _exact(sdp: Any, G: Any, **options: Any) -> dict[str, Any]:
+def _exact(G: Any, problem: dict[str, Any]) -> dict[str, Any]:
+    from fa import sdp
+
     try:
-        relaxation = sdp.solve(G, **options)
+        relaxation = sdp.solve(G, **problem)
     except (ImportError, RuntimeError) as error:
         raise click.ClickException(str(error)) from error
     names = ("bound", "value", "rounded_objective", "polished_objective", "solver", "status", "seconds")

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from fa.cli.torchrun import check_device
+from fa.cli.runs import check_device, resumable
+
+if TYPE_CHECKING:
+    from fa.experiments.runs.grid import GridResult
+    from fa.training import TrainConfig
 
 
 @click.command()
@@ -22,8 +28,6 @@ def grid(file: Path, out: Path | None, jobs: int | None, device: str | None, dry
     FILE is TOML, as examples/grid.toml. Finished runs in the output folder are reused, and the same command resumes.
     The last column of a heat map is the worst attack. Failed runs are listed at the end, with exit code 1.
     """
-    from fa import models
-    from fa.data.registry import REGISTRY, check_present
     from fa.experiments.runs.grid import read, run
     from fa.experiments.runs.store import RunStore
 
@@ -31,31 +35,41 @@ def grid(file: Path, out: Path | None, jobs: int | None, device: str | None, dry
     plan = read(file, device=device)
     folder = out or Path("runs") / file.stem
     store = RunStore(folder / "records")
-    tuning, reported = ({cell.config for cell in cells} for cells in (plan.tuning_cells(), plan.cells()))
     for pair, reason in plan.skipped().items():
         click.echo(f"excluded: {pair}: {reason}")
-    for dataset, model in {(config.dataset, config.model) for config in reported}:
-        check_present(dataset)
-        channels, size, _ = REGISTRY[dataset].shape
-        models.build(model, channels, REGISTRY[dataset].classes, size, seed=0)  # Fail before any run.
+    tuning, reported = ({cell.config for cell in cells} for cells in (plan.tuning_cells(), plan.cells()))
+    _check_data_and_models(reported)
     if dry_run:
         click.echo(
             f"{len(tuning)} runs to choose learning rates, {len(reported)} runs to report; records: {store.root}"
         )
         return
-    try:
+    with resumable():
         result = run(plan, store, jobs)
-    except KeyboardInterrupt:
-        click.echo("finished runs are saved; the same command resumes", err=True)
-        raise
+    words = ["fa", "grid", str(file), *(["--out", str(out)] if out else []), *(["--device", device] if device else [])]
+    _report(result, folder, file, shlex.join(words))
+
+
+def _check_data_and_models(configs: Iterable[TrainConfig]) -> None:
+    """Raise an error for a missing data set or an unknown model, before any run would."""
+    from fa import models
+    from fa.data.registry import REGISTRY, check_present
+
+    for dataset, model in {(config.dataset, config.model) for config in configs}:
+        check_present(dataset)
+        channels, size, _ = REGISTRY[dataset].shape
+        models.build(model, channels, REGISTRY[dataset].classes, size, seed=0)
+
+
+def _report(result: GridResult, folder: Path, file: Path, command: str) -> None:
+    """Print failed runs and learning rates, and draw the heat maps."""
     from fa.experiments.reporting.grid_map import save  # imports pandas, which an invalid file must not wait for
 
     for outcome in result.failed:
         click.echo(f"fa: {outcome}", err=True)
     for rule, rate in result.rates.items():
         click.echo(f"learning rate of {rule}: {rate:g}")
-    words = ["fa", "grid", str(file), *(["--out", str(out)] if out else []), *(["--device", device] if device else [])]
-    about = {"command": shlex.join(words), "file": file.read_text(encoding="utf-8")}
+    about = {"command": command, "file": file.read_text(encoding="utf-8")}
     click.echo(f"heat maps, tables and records: {save(result, folder, file.stem, about)}")
     if result.failed:
         raise click.exceptions.Exit(1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from fa.cli.notebook_parameters import command, parameter_option, parse, show
-from fa.cli.torchrun import check_device
+from fa.cli.runs import check_device, resumable
 from fa.cli.user_rule_options import applicable_figures, study_options
 
 
@@ -47,24 +49,30 @@ def reproduce(
     names, custom = applicable_figures(list(paths), rules, attack)
     values = parse(parameters, [paths[stem] for stem in names])
     target = figures_dir(profile, out, custom=bool(custom or values)).resolve()
+    arguments = {"profile": profile, "out": str(target), "jobs": jobs, "device": device, "finished": finished}
     for stem, options in names.items():
-        path = paths[stem]
-        click.echo(f"{path.stem}, profile {profile}")
-        try:
-            arguments = {"profile": profile, "out": str(target), "jobs": jobs, "device": device, "finished": finished}
-            execute(path, target, **arguments, **options, **values)
-        except KeyboardInterrupt:
-            # The interrupted cell is an asyncio task without a waiter, which would log a traceback.
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-            click.echo("finished runs are saved; the same command resumes", err=True)
-            raise
+        click.echo(f"{stem}, profile {profile}")
+        with resumable(), _without_asyncio_errors():
+            execute(paths[stem], target, **arguments, **options, **values)
         if values:
             again = command(profile, stem, values, options.get("rules", ()), options.get("attack"), device)
             record_parameters(target / f"{stem}.json", again, values)
-    from fa.experiments.reporting.report import (  # imports torch, which an invalid name must not wait for
-        figure_files,
-        write,
-    )
+    _report(target)
+
+
+@contextmanager
+def _without_asyncio_errors() -> Iterator[None]:
+    """Hide the traceback of an interrupted cell, which is an asyncio task without a waiter."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+
+
+def _report(target: Path) -> None:
+    """Name the folder, and write the verdicts on the figures in it."""
+    from fa.experiments.reporting.report import figure_files, write  # imports torch
 
     click.echo(f"figures and executed notebooks: {target}")
     if figure_files(target):

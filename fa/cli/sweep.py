@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fa.cli.torchrun import check_device
+from fa.cli.runs import check_device, resumable
 from fa.cli.user_rule_options import applicable_figures, study_options
 from fa.experiments import ALL, figure_module, match_names
 from fa.utils import plugins
@@ -51,11 +51,8 @@ def sweep(
 
 def _run(study: Study, jobs: int | None, part: str | None) -> bool:
     """Do the runs of a study, print the outcome, and return True if all succeeded."""
-    try:
+    with resumable():
         outcomes = study.sweep(jobs, shard=part)
-    except KeyboardInterrupt:
-        click.echo("finished runs are saved; the same command resumes", err=True)
-        raise
     if not outcomes and study.shard(part):
         click.echo(f"{study.name}: trains when `fa reproduce` draws it; nothing to do")
         return True

@@ -1,4 +1,4 @@
-"""The place of a process in a distributed run: torchrun's environment, addresses, workers, devices."""
+"""The place of a process in a distributed run: torchrun's environment, and the workers that it starts."""
 
 from __future__ import annotations
 
@@ -40,18 +40,17 @@ def _integer(name: str) -> int:
 
 
 def run_worker(rank: int, host: str, port: int, threads: int) -> None:
-    """Run a worker of the RPC server at host:port until the run ends, with a number of torch's threads."""
+    """Run a worker of the RPC server until the run ends.
+
+    Args:
+        rank: Rank of the worker.
+        host: Host of the server.
+        port: Port of the server.
+        threads: Number of torch's threads.
+    """
     import torch
 
     from fa.training.transports.rpc.worker import work
 
     torch.set_num_threads(threads)
     work(rank, host, port)
-
-
-def check_device(name: str | None) -> None:
-    """Raise a ValueError for a missing device, before the first run would."""
-    if name is not None:
-        from fa.utils.devices import find_device
-
-        find_device(name)

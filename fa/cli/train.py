@@ -106,32 +106,45 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
     settings = {name: value for name, value in arguments.items() if value is not None}
     server_settings = {name: settings.pop(name) for name in _SERVER if name in settings}
     checkpoint = {name: settings.pop(name) for name in _CHECKPOINT if name in settings}
-    if checkpoint.keys() == {"checkpoint_every"}:
-        check("checkpoint", None, False, "a file with --checkpoint-every")
-    config = _config(settings if place is None else {"workers": place.size - 1} | settings)
-    if place is not None:
-        requirement = f"{place.size - 1} with WORLD_SIZE={place.size}, as one process is the server"
-        check("workers", config.workers, config.workers == place.size - 1, requirement)
-        if place.rank:
-            return run_worker(place.rank - 1, place.host, place.port, threads or 1)
+    check("checkpoint", None, checkpoint.keys() != {"checkpoint_every"}, "a file with --checkpoint-every")
+    config = _config(settings) if place is None else _torchrun_config(settings, place)
+    if place is not None and place.rank:
+        return run_worker(place.rank - 1, place.host, place.port, threads or 1)
     if tensorboard is not None:
         from fa.training.tensorboard import check_installed
 
         check_installed()
-    if server_settings:
-        check("backend", backend, backend != "simulate", f"'tcp' with --{next(iter(server_settings))}")
-    from fa.training import train as run_training
-
-    rpc = _rpc_config(place, **server_settings) if backend in ("rpc", "torchrun") else None
-    tcp = _tcp_config(**server_settings) if backend == "tcp" else None
-    _announce(rpc or tcp, config.workers)
+    server = _server(backend, place, server_settings)
+    _announce(next(iter(server.values()), None), config.workers)
     try:
-        with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
-            run = run_training(config, out=out, progress=progress, threads=threads, rpc=rpc, tcp=tcp, **checkpoint)
+        run = _run(config, tensorboard, out=out, threads=threads, **server, **checkpoint)
     except UnwrittenRunError as error:
         _report(error.run, _write_elsewhere(error))
     else:
         _report(run, out)
+
+
+def _run(config: TrainConfig, tensorboard: Path | None, **options: Any) -> Run:
+    from fa.training import train as run_training
+
+    with reporter("iterations") as report, _board(tensorboard, config, report) as progress:
+        return run_training(config, progress=progress, **options)
+
+
+def _torchrun_config(settings: dict[str, Any], place: TorchrunEnv) -> TrainConfig:
+    """Return the configuration of a run whose workers are all of torchrun's processes but one."""
+    config = _config({"workers": place.size - 1} | settings)
+    requirement = f"{place.size - 1} with WORLD_SIZE={place.size}, as one process is the server"
+    check("workers", config.workers, config.workers == place.size - 1, requirement)
+    return config
+
+
+def _server(backend: str, place: TorchrunEnv | None, settings: dict[str, Any]) -> dict[str, RpcConfig | TcpConfig]:
+    """Return the argument of `fa.training.train` for the backend; none for the simulation."""
+    if backend == "simulate":
+        check("backend", backend, not settings, f"'tcp' with --{next(iter(settings), '')}")
+        return {}
+    return {"tcp": _tcp_config(**settings)} if backend == "tcp" else {"rpc": _rpc_config(place, **settings)}
 
 
 def _announce(server: RpcConfig | TcpConfig | None, workers: int) -> None:

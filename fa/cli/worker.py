@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fa.utils.addresses import parse_address
-from fa.utils.validation import check, check_real
+from fa.utils.validation import check, check_positive
 
 
 @click.command()
@@ -25,8 +25,7 @@ def worker(rank: int, server: str, backend: str, keys: Path | None, timeout: flo
     The server has all settings of the run.
     """
     host, port = parse_address("server", server)
-    check_real("timeout", timeout, 0)
-    check("timeout", timeout, timeout > 0, "greater than 0")
+    check_positive("timeout", timeout)
     check("keys", keys, keys is None or backend == "tcp", "omitted with rpc, which has no authentication")
     import torch
 

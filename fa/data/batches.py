@@ -18,7 +18,7 @@ from fa.data.dataset import Dataset
 from fa.data.sampling import SAMPLINGS
 from fa.utils import seeds
 from fa.utils.devices import with_index
-from fa.utils.validation import check_integer, check_one_of
+from fa.utils.validation import check, check_integer, check_one_of
 
 PADDING = 4  # Width of the black frame around an image before a random crop, in pixels.
 
@@ -71,8 +71,7 @@ def minibatch(
     for name, value, least in (("batch", batch, 1), ("workers", workers, 1), ("worker", worker, 0)):
         check_integer(name, value, least)
     check_integer("iteration", iteration, 0)
-    if worker >= workers:
-        raise ValueError(f"worker must be less than workers = {workers}, got {worker}")
+    check("worker", worker, worker < workers, f"less than workers = {workers}")
     size = len(dataset.train_labels)
     if sampling == "random":
         generator = seeds.generator("minibatch", seed, worker, iteration)
@@ -249,5 +248,4 @@ def _sequential(count: int, start: int, stop: int, iteration: int) -> Int64[Tens
 
 def _check_batch(batch: int, size: int, what: str) -> None:
     """Raise ValueError if `batch` is larger than `size`."""
-    if batch > size:
-        raise ValueError(f"batch must be at most {size}, the images of {what}, got {batch}")
+    check("batch", batch, batch <= size, f"at most {size}, the images of {what}")

@@ -60,7 +60,11 @@ class Dataset:
         return channels, self.classes, side
 
     def to(self, device: torch.device) -> Dataset:
-        """Return the data set with its arrays on this device; itself if they are there."""
+        """Return the data set with its arrays on this device; itself if they are there.
+
+        Args:
+            device: The device.
+        """
         if self.train_images.device == device:
             return self
         return replace(self, **{name: getattr(self, name).to(device) for name in ARRAYS})
@@ -86,7 +90,14 @@ def content_checksum(arrays: Arrays) -> str:
 
 
 def tensors(arrays: Arrays) -> dict[str, Tensor]:
-    """Return the arrays as tensors that share their memory."""
+    """Return the arrays as tensors that share their memory.
+
+    Args:
+        arrays: The four arrays.
+
+    Returns:
+        The tensors by name.
+    """
     return {name: torch.from_numpy(arrays[name]) for name in ARRAYS}
 
 
@@ -107,11 +118,11 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
     count = round(share * size)
     check("validation", share, 0 < count < size, f"a share that keeps some of {size} training images, not all")
     order = torch.randperm(size, generator=seeds.generator("validation", 0, 0, 0))
-    held, kept = order[:count].sort().values, order[count:].sort().values
+    validation, training = order[:count].sort().values, order[count:].sort().values
     return replace(
         dataset,
-        train_images=dataset.train_images[kept],
-        train_labels=dataset.train_labels[kept],
-        test_images=dataset.train_images[held],
-        test_labels=dataset.train_labels[held],
+        train_images=dataset.train_images[training],
+        train_labels=dataset.train_labels[training],
+        test_images=dataset.train_images[validation],
+        test_labels=dataset.train_labels[validation],
     )

@@ -35,7 +35,14 @@ def kept(part: str, size: int) -> np.ndarray:
 
 
 def subset(mnist: Arrays) -> dict[str, np.ndarray]:
-    """Return the arrays of mnist-mini, selected from those of MNIST."""
+    """Return the arrays of mnist-mini, selected from those of MNIST.
+
+    Args:
+        mnist: Arrays of MNIST.
+
+    Returns:
+        The selected images and labels.
+    """
     return {name: array[kept(name.split("_")[0], len(array))] for name, array in mnist.items()}
 
 

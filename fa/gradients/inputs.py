@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fa.utils.validation import check
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Data types of gradients."""
 
@@ -49,26 +51,22 @@ def read(G: Any) -> Gradients:
         return Gradients(_matrix(_tensor(G, "G")), Tensor.numpy)
     if isinstance(G, Sequence) and not isinstance(G, str):
         return _read_workers(G)
-    raise ValueError(
-        f"G must be a (p, n) array or tensor, or a sequence with one entry a worker; it is a {type(G).__name__}"
-    )
+    requirement = "a (p, n) array or tensor, or a sequence with one entry a worker"
+    raise ValueError(f"G must be {requirement}, got a {type(G).__name__}")
 
 
 def _matrix(G: Tensor) -> Tensor:
     """Check a matrix (p, n), and return it with contiguous rows."""
     _check_dtype(G.dtype, "G")
     _check_dense(G, "G")
-    if G.ndim != 2:
-        raise ValueError(f"G must have 2 dimensions, (workers, parameters); its shape is {tuple(G.shape)}")
-    if 0 in G.shape:
-        raise ValueError(f"G must hold at least one worker and one parameter; its shape is {tuple(G.shape)}")
+    check("G", tuple(G.shape), G.ndim == 2, "of 2 dimensions, (workers, parameters)")
+    check("G", tuple(G.shape), 0 not in G.shape, "of at least one worker and one parameter")
     return by_rows(G.detach())
 
 
 def _check_dense(tensor: Tensor, name: str) -> None:
     """Raise ValueError for a sparse tensor, such as the gradient of an embedding with sparse=True."""
-    if tensor.layout != torch.strided:
-        raise ValueError(f"{name} must be dense; its layout is {tensor.layout}: call .to_dense()")
+    check(name, tensor.layout, tensor.layout == torch.strided, "dense", "Call .to_dense().")
 
 
 def by_rows(G: Tensor) -> Tensor:
@@ -115,10 +113,7 @@ def _described(values: Any) -> str:
 
 def _check_dtype(dtype: torch.dtype, name: str) -> None:
     """Raise ValueError unless the dtype is one of `DTYPES`."""
-    if dtype not in DTYPES:
-        raise ValueError(
-            f"{name} must be of float16, bfloat16, float32 or float64; its dtype is {str(dtype).removeprefix('torch.')}"
-        )
+    check(name, dtype, dtype in DTYPES, "of float16, bfloat16, float32 or float64")
 
 
 def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
@@ -139,8 +134,8 @@ def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
     groups = [_tensor(entry, f"worker {i}") for i, entry in enumerate(G)]
     rows = [_matrix(group[None] if group.ndim == 1 else group) for group in groups]
     for worker, group in enumerate(rows):
-        _check_same(worker, "number of parameters,", rows[0].shape[1], group.shape[1])
-        _check_same(worker, "dtype,", rows[0].dtype, group.dtype)
+        _check_same(worker, "the number of parameters", rows[0].shape[1], group.shape[1])
+        _check_same(worker, "the dtype", rows[0].dtype, group.dtype)
     restore = _same if isinstance(G[0], Tensor) else Tensor.numpy
     return Gradients(torch.cat(rows), restore), tuple(len(group) for group in rows)
 
@@ -184,8 +179,7 @@ def _same(d: Tensor) -> Tensor:
 
 def _check_same(worker: int, what: str, first: object, other: object) -> None:
     """Raise ValueError unless a worker has the same property as worker 0."""
-    if other != first:
-        raise ValueError(f"worker {worker} must have worker 0's {what} {first}, got {other}")
+    check(f"worker {worker}", other, other == first, f"like worker 0, with {what} {first}")
 
 
 def _read_workers(workers: Sequence[Any]) -> Gradients:
@@ -194,8 +188,7 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
     In a mapping, integers, masks and batch norm's running statistics are not coordinates. `restore` returns their
     median over the workers. Infinities that more than half of the workers share, as in an attention mask, stay.
     """
-    if not workers:
-        raise ValueError("G must hold at least one worker; it is an empty sequence")
+    check("G", workers, len(workers) > 0, "a sequence that is not empty")
     entries = [_tensors(entry, i) for i, entry in enumerate(workers)]
     state_dict = isinstance(workers[0], Mapping)
     states = {name for name, tensor in entries[0].items() if state_dict and _is_state(name, tensor)}
@@ -284,11 +277,11 @@ def _check_one_finite(G: Tensor, layers: dict[Any, Tensor]) -> None:
 
 def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int) -> None:
     """Raise ValueError unless two entries have tensors of the same names, shapes, dtypes and devices."""
-    _check_same(worker, "entries", list(first), list(other))
+    _check_same(worker, "the entries", list(first), list(other))
     for name, tensor in first.items():
-        _check_same(worker, f"entry {name!r} of shape", tuple(tensor.shape), tuple(other[name].shape))
-        _check_same(worker, f"entry {name!r} of dtype", tensor.dtype, other[name].dtype)
-        _check_same(worker, f"entry {name!r} on device", tensor.device, other[name].device)
+        _check_same(worker, f"the shape of entry {name!r}", tuple(tensor.shape), tuple(other[name].shape))
+        _check_same(worker, f"the dtype of entry {name!r}", tensor.dtype, other[name].dtype)
+        _check_same(worker, f"the device of entry {name!r}", tensor.device, other[name].device)
 
 
 def _like(entry: Any, layers: dict[Any, Tensor], medians: dict[Any, Tensor], shared: Infinities, d: Tensor) -> Any:

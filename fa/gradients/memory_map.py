@@ -35,10 +35,8 @@ from fa.utils.validation import check
 _NPY = b"\x93NUMPY"
 _SAFETENSORS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _NUMPY = {np.dtype(f"float{bits}"): getattr(torch, f"float{bits}") for bits in (16, 32, 64)}
-_MAP_FIXED, _MAP_NORESERVE = (
-    0x10,
-    0x4000 if sys.platform == "linux" else 0x40,
-)  # Missing in module mmap.
+_MAP_FIXED = 0x10  # Missing in module mmap, as is the next one.
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0x40
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -86,20 +84,14 @@ def layout(path: Path) -> Layout:
     """
     try:
         special = path.exists() and not path.is_file()
-        _check(not special, path, "must be a regular file, which can be mapped", "it is a folder, pipe or device")
+        check(str(path), "a folder, pipe or device", not special, "a regular file, which can be mapped")
         with path.open("rb") as file:
             npy = file.read(len(_NPY)) == _NPY
         found = _npy(path) if npy else _safetensors(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    _check(math.prod(found.shape) > 0, path, "must hold at least one number", f"its shape is {found.shape}")
+    check(str(path), found.shape, math.prod(found.shape) > 0, "of at least one number")
     return found
-
-
-def _check(holds: bool, path: Path, must: str, it_is: str) -> None:
-    """Raise ValueError that names the file, unless a condition holds."""
-    if not holds:
-        raise ValueError(f"{path} {must}; {it_is}")
 
 
 def _npy(path: Path) -> Layout:
@@ -111,8 +103,8 @@ def _npy(path: Path) -> Layout:
     except (ValueError, EOFError, OverflowError, TypeError, MemoryError) as error:
         why = "it is cut short" if "mmap length" in str(error) else str(error)
         raise ValueError(f"{path} cannot be read: {why}") from error
-    _check(array.dtype in _NUMPY, path, "must be of float16, float32 or float64", f"its dtype is {array.dtype}")
-    _check(array.flags.c_contiguous, path, "must hold one worker's numbers after another's", "it is in Fortran order")
+    check(str(path), str(array.dtype), array.dtype in _NUMPY, "of float16, float32 or float64")
+    check(str(path), "Fortran order", array.flags.c_contiguous, "in C order, one worker's numbers after another's")
     return Layout(path, array.offset, _NUMPY[array.dtype], array.shape)
 
 
@@ -125,8 +117,8 @@ def _safetensors(path: Path) -> Layout:
             tensors = {name: tuple(each.get_shape()) for name, each in slices.items()}
     except SafetensorError as error:
         raise ValueError(f"{path} must be a .npy or .safetensors file; it cannot be read: {error}") from error
-    known = len(kinds) == 1 and kinds <= _SAFETENSORS.keys()
-    _check(known, path, f"must hold numbers of one of {', '.join(_SAFETENSORS)}", f"it has {sorted(kinds)}")
+    supported = len(kinds) == 1 and kinds <= _SAFETENSORS.keys()
+    check(str(path), sorted(kinds), supported, f"of numbers of one of {', '.join(_SAFETENSORS)}")
     shapes = list(tensors.values())
     shape = shapes[0] if len(shapes) == 1 and len(shapes[0]) == 2 else (sum(map(math.prod, shapes)),)
     with path.open("rb") as raw:
@@ -155,12 +147,12 @@ def open_gradients(files: Sequence[Path]) -> tuple[Tensor, Layout]:
     if len(layouts) == 1 and len(first.shape) == 2:
         return _matrix([first], first.shape), first
     for other in layouts:
-        many = f"one gradient, (n,), where {len(files)} files are given" if len(files) > 1 else "(p, n) or (n,)"
-        _check(len(other.shape) == 1, other.path, f"must hold {many}", f"its shape is {other.shape}")
+        name, many = str(other.path), f"(n,), one gradient, as one of {len(files)} files"
+        check(name, other.shape, len(other.shape) == 1, f"of shape {many if len(files) > 1 else '(p, n) or (n,)'}")
         same = (other.shape, other.dtype) == (first.shape, first.dtype)
-        _check(same, other.path, f"must hold {first.kind}, as {first.path} does", f"it holds {other.kind}")
+        check(name, other.kind, same, f"of {first.kind}, as {first.path} is")
         named = _names(other.tensors) == _names(first.tensors)
-        _check(named, other.path, f"must hold the tensors of {first.path}", "it has others, or in another order")
+        check(name, "others, or another order", named, f"of the tensors of {first.path} in their order")
     return _matrix(layouts, (len(layouts), *first.shape)), first
 
 
@@ -180,10 +172,8 @@ def _matrix(layouts: list[Layout], shape: tuple[int, ...]) -> Tensor:
     begins = first.offset % page
     distance = -(-(begins + first.bytes) // page) * page
     memory = _mapped([each.path for each in layouts], starts, begins + first.bytes, distance)
-    if len(layouts) == 1:
-        rows, n = shape[0], shape[1]
-        return _as(memory, begins, first.dtype, (rows, n), n)
-    return _as(memory, begins, first.dtype, (shape[0], shape[1]), distance // first.dtype.itemsize)
+    stride = shape[1] if len(layouts) == 1 else distance // first.dtype.itemsize
+    return _as(memory, begins, first.dtype, shape, stride)
 
 
 def _copied(layouts: list[Layout]) -> Tensor:
@@ -229,7 +219,7 @@ def write_state_dict(path: Path, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _as(memory: Any, begins: int, dtype: torch.dtype, shape: tuple[int, int], stride: int) -> Tensor:
+def _as(memory: Any, begins: int, dtype: torch.dtype, shape: tuple[int, ...], stride: int) -> Tensor:
     """View a buffer as a matrix, from byte `begins` on, with `stride` coordinates between rows."""
     flat = torch.frombuffer(memory, dtype=dtype, offset=begins, count=(shape[0] - 1) * stride + shape[1])
     return flat.as_strided(shape, (stride, 1))
@@ -305,8 +295,8 @@ def _head(path: Path, like: Layout, n: int) -> bytes:
     """Return the file's header."""
     check("the name of the result", str(path), path.suffix in (".npy", ".safetensors"), "one in .npy or .safetensors")
     if path.suffix == ".npy":
-        known = like.dtype in _NUMPY.values()
-        check("the name of the result", str(path), known, "one in .safetensors, as .npy has no bfloat16")
+        supported = like.dtype in _NUMPY.values()
+        check("the name of the result", str(path), supported, "one in .safetensors, as .npy has no bfloat16")
         dtype = next(dtype for dtype, kind in _NUMPY.items() if kind == like.dtype)
         file = BytesIO()
         np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": (n,)})

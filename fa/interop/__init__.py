@@ -3,14 +3,6 @@
 A `fa.Rule` needs no adapter in the other direction: it accepts a list of vectors and returns a vector.
 """
 
-import importlib
-from typing import Any
+from fa.utils.lazy import lazy_modules
 
-_LIBRARIES = ("byzfl", "flower")
-
-
-def __getattr__(name: str) -> Any:
-    """Import the module for a library on first access."""
-    if name in _LIBRARIES:
-        return importlib.import_module(f"fa.interop.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_modules(__name__, ("byzfl", "flower"))

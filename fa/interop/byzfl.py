@@ -59,7 +59,14 @@ class ByzFLRule(Rule):
         return True
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        """Raise ValueError, because ByzFL's aggregators need the gradients."""
+        """Raise ValueError, because ByzFL's aggregators need the gradients.
+
+        Args:
+            gram: Not used.
+
+        Raises:
+            ValueError: Always.
+        """
         raise ValueError(f"{self.name} needs the gradients in memory and cannot decide from their Gram matrix")
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
@@ -86,7 +93,7 @@ class ByzFLRule(Rule):
     def _aggregator(self) -> Any:
         """Create ByzFL's aggregator with this rule's options; its errors name the rule."""
         aggregator = _classes("aggregators.aggregators")[self.aggregator]
-        return _made(self.name, aggregator, {option: getattr(self, option) for option in _options(aggregator)})
+        return _create(self.name, aggregator, {option: getattr(self, option) for option in _options(aggregator)})
 
 
 def __getattr__(name: str) -> type[Rule]:
@@ -172,7 +179,7 @@ def attack(name: str) -> Attack:
         against = {"agg": partial(_aggregate, rule, iteration), "pre_agg_list": [], "f": len(excluded)}
         for worker in byzantine:
             with fork_global_rng(streams(worker).initial_seed(), G.device):
-                made = _made(spec, attacks[label], ({} if rule is None else against) | explicit | changed)
+                made = _create(spec, attacks[label], ({} if rule is None else against) | explicit | changed)
                 G[worker] = torch.as_tensor(made(honest)).to(G)
 
     options = {option: value for option, value in defaults.items() if not searches or option not in _AGAINST_RULE}
@@ -184,7 +191,7 @@ def _aggregate(rule: Rule, iteration: int, vectors: Tensor) -> Tensor:
     return torch.as_tensor(rule(vectors, iteration))
 
 
-def _made(spec: str, library_class: type, options: dict[str, Any]) -> Any:
+def _create(spec: str, library_class: type, options: dict[str, Any]) -> Any:
     """Create an object of ByzFL; its errors about an option name the rule or attack."""
     try:
         return library_class(**options)

@@ -55,7 +55,7 @@ class Options:
     max_iter: int = 5
     restarts: int = 0
     seed: int = 0
-    worker_weights: Sequence[float] | None = None
+    worker_weights: Sequence[float] | np.ndarray | None = None
     group_term: GroupTerm = "fraction"
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class Solution:
     counts: tuple[int, ...]
     gradients: Gradients | None = None
     Y: Any = None
-    worker_weights: Sequence[float] | None = None
+    worker_weights: Sequence[float] | np.ndarray | None = None
     group_term: GroupTerm = "fraction"
 
     @property

@@ -35,7 +35,7 @@ from fa.gradients.measurement import measure_groups
 from fa.irls import proximal
 from fa.irls.problem import RANK, Formulation, GroupTerm, Problem, build_problem
 from fa.irls.solution import DEFAULTS, FORMULATIONS, Options, Solution
-from fa.utils.ambient import with_usual_float_errors
+from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
@@ -60,7 +60,7 @@ class State:
 
 
 @untraced
-@with_usual_float_errors
+@usual_float_errors()
 def solve(
     G: Any,
     m: int | None = DEFAULTS.m,
@@ -140,7 +140,7 @@ def solve(
     return solution if isinstance(G, torch.Tensor) else replace(solution, Y=solution.Y.numpy())
 
 
-@with_usual_float_errors
+@usual_float_errors()
 @single_threaded
 def solve_gram(
     gram: Gram,

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from fa.gradients import read_groups
-from fa.utils.validation import check, check_real
+from fa.utils.validation import check, check_positive, check_real
 
 Weights = tuple[float, ...]
 
@@ -52,8 +52,7 @@ def read_weights(weights: Any, p: int | None = None) -> Weights:
     listed = isinstance(weights, Sequence | np.ndarray) and not isinstance(weights, str) and len(weights) > 0
     check("worker_weights", weights, listed, "a sequence with one number for each worker")
     for weight in weights:
-        check_real("each of worker_weights", weight, 0)
-        check("each of worker_weights", weight, bool(weight > 0), "greater than 0")
+        check_positive("each of worker_weights", weight)
     if p is not None:
         check("worker_weights", tuple(weights), len(weights) == p, f"{p} numbers, one for each worker")
     return tuple(float(weight) for weight in weights)

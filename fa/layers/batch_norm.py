@@ -19,7 +19,14 @@ class BatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise a batch (B, C, H, W)."""
+        """Normalise a batch (B, C, H, W).
+
+        Args:
+            input: Batch (B, C, H, W).
+
+        Returns:
+            The normalised batch, of the same shape.
+        """
         if not self._applies(input):
             return super().forward(input)
         if self.num_batches_tracked is not None:

@@ -21,7 +21,14 @@ class Conv2d(nn.Conv2d):
     """torch's Conv2d, with matrix products on maps of up to 4 x 4."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve images (B, in, H, W) to (B, out, H', W')."""
+        """Convolve images (B, in, H, W) to (B, out, H', W').
+
+        Args:
+            input: Images (B, in, H, W).
+
+        Returns:
+            The output (B, out, H', W').
+        """
         if not self._applies(input):
             return super().forward(input)
         stride, padding = cast(tuple[int, int], self.stride), cast(tuple[int, int], self.padding)
@@ -95,7 +102,7 @@ def _products(x: Tensor, y: Tensor, w: Tensor, stride: tuple[int, int], padding:
     """Split a convolution into matrix products `column += patch @ taps.T`.
 
     Each product stands for one row of the kernel and one column of the output. Neighbouring taps of the row are
-    neighbours in memory, in the input as in the weights. Taps on the padding are left out.
+    neighbours in memory, in the input as in the weights. Taps on the padding are omitted.
 
     Args:
         x: Input (H, B, W, in), contiguous.

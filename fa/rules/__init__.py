@@ -83,12 +83,12 @@ def _make(name: str, options: dict[str, Any]) -> Rule:
     allowed = [field.name for field in fields(rule) if field.init]
     for option in options:
         check_one_of(f"the option of rule {name!r}", option, allowed)
-    made = rule(**options)
-    if "f" not in options and made.depends_on_f and name not in _warned:
+    created = rule(**options)
+    if "f" not in options and created.depends_on_f and name not in _warned:
         _warned.add(name)  # Python's own memory of warnings is lost with every `warnings.catch_warnings`.
         message = f"f must be set for rule {name!r} to tolerate Byzantine workers, got none. f=0 stops this warning."
         warnings.warn(message, stacklevel=3)
-    return made
+    return created
 
 
 def _rule_class(name: str) -> type[Rule]:

@@ -25,7 +25,15 @@ class Application(ABC):
 
     @abstractmethod
     def apply(self, G: Tensor, out: Tensor | None) -> Block:
-        """Compute d for one block G (p, n_k) of the gradients, in `out` (n_k,) unless that is None."""
+        """Compute d for one block G (p, n_k) of the gradients, in `out` (n_k,) unless that is None.
+
+        Args:
+            G: A block (p, n_k) of the gradients.
+            out: Tensor (n_k,) for d, or None.
+
+        Returns:
+            The block of d, and the gradients that hold NaN or Inf in it.
+        """
 
 
 @dataclass(frozen=True)
@@ -79,21 +87,43 @@ class ComputedDirection(Application):
 def apply_to_blocks(
     application: Application, G: ColumnBlocks, out: Sequence[Tensor | None]
 ) -> tuple[list[Tensor], Bool[np.ndarray, " p"]]:
-    """Apply a decision to all blocks in this process; see `Application.apply`."""
+    """Apply a decision to all blocks in this process; see `Application.apply`.
+
+    Args:
+        application: How d is computed.
+        G: The blocks.
+        out: A tensor (n_k,) or None for each block.
+
+    Returns:
+        The blocks of d, and the gradients that hold NaN or Inf in one of them.
+    """
     blocks = [application.apply(block, place) for block, place in zip(G.blocks, out, strict=True)]
     not_finite = reduce(np.logical_or, (rows for _, rows in blocks))
     return [d for d, _ in blocks], not_finite
 
 
 def check_out(out: Tensor, G: Tensor) -> None:
-    """Check that `out` can hold a direction of the gradients G (p, n): (n,), contiguous, of their dtype and device."""
+    """Check that `out` can hold a direction of the gradients G (p, n): (n,), contiguous, of their dtype and device.
+
+    Args:
+        out: Tensor for the direction.
+        G: Gradients (p, n).
+
+    Raises:
+        ValueError: `out` has another shape, dtype, device or memory order.
+    """
     kind = (tuple(out.shape), out.dtype, out.device)
     check("out", kind, kind == ((G.shape[1],), G.dtype, G.device), f"({(G.shape[1],)}, {G.dtype}, {G.device})")
     check("out", f"of stride {out.stride()}", out.is_contiguous(), "contiguous")
 
 
 def overlap(one: Tensor, other: Tensor) -> bool:
-    """Return True if two tensors of one device lie in overlapping ranges of memory."""
+    """Return True if two tensors of one device lie in overlapping ranges of memory.
+
+    Args:
+        one: A tensor.
+        other: Another tensor.
+    """
     (start, stop), (first, last) = _memory_range(one), _memory_range(other)
     return one.device == other.device and start < last and first < stop
 

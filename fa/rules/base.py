@@ -18,7 +18,7 @@ from fa.rules.decision import Aggregate, ColumnDecision, Decision, check_column_
 from fa.rules.options import RuleOptions
 from fa.rules.preaggregators import MixedGradients, StepContext, apply_preaggregators
 from fa.utils import plugins
-from fa.utils.ambient import with_usual_float_errors
+from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.tracing import untraced
 from fa.utils.validation import check
@@ -112,7 +112,7 @@ class Rule(RuleOptions, ABC):
         (d,), decision = self.aggregate_blocks(ColumnBlocks((gradients.G,)), iteration, (out,), inner_products)
         return Aggregate(gradients.restore(d), decision)
 
-    @with_usual_float_errors
+    @usual_float_errors()
     def aggregate_blocks(
         self,
         G: ColumnBlocks,
@@ -151,7 +151,7 @@ class Rule(RuleOptions, ABC):
                 return directions, decision
             finite &= ~not_finite
 
-    @with_usual_float_errors
+    @usual_float_errors()
     @single_threaded
     def weights(self, gram: Gram, iteration: int = 0) -> Float64[np.ndarray, " p"] | None:
         """Decide the weights of p finite gradients from their Gram matrix alone.

@@ -42,7 +42,15 @@ class Bulyan(ScoredRule):
         check("formulation", self.formulation, default, "'paper' with other neighbours or distance than the default")
 
     def check_workers(self, p: int, remark: str = "") -> None:
-        """Check p; the released formulation uses p - 4f - 2 values, also with `strict` false."""
+        """Check p; the released formulation uses p - 4f - 2 values, also with `strict` false.
+
+        Args:
+            p: Number of gradients.
+            remark: As for `RuleOptions.check_workers`.
+
+        Raises:
+            TooFewWorkersError: p is too small.
+        """
         super().check_workers(p, remark)
         if self.formulation == "released":
             check_min_workers(self.name, column_counts(self.steps, p, self.f)[-1], self.f, *self.min_workers, remark)

@@ -9,7 +9,7 @@ from fa.gradients.gram import Gram
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
 from fa.rules.span import points
-from fa.utils.validation import check, check_integer, check_one_of, check_real
+from fa.utils.validation import check_integer, check_one_of, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,7 @@ class CenteredClipping(Rule):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tau is not None:
-            check_real("tau", self.tau, 0)
-            check("tau", self.tau, self.tau > 0, "greater than 0")
+            check_positive("tau", self.tau)
         check_integer("max_iter", self.max_iter, 1)
         check_one_of("start", self.start, ("zero", "mean"))
 

@@ -11,7 +11,14 @@ from fa.utils.validation import check_one_of
 
 
 def median_range(p: int) -> tuple[int, int]:
-    """Return the range of the sorted values whose mean is the median: the middle one, or the middle two."""
+    """Return the range of the sorted values whose mean is the median: the middle one, or the middle two.
+
+    Args:
+        p: Number of values.
+
+    Returns:
+        Index of the first of them, and the index behind the last one.
+    """
     return (p - 1) // 2, p // 2 + 1
 
 

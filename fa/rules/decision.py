@@ -1,6 +1,7 @@
 """What a rule decides: about the columns that it sees, and from that about the workers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +49,19 @@ class ColumnDecision:
     direction: Tensor | None = None
     values: Float64[np.ndarray, " rows"] | None = None
 
+    @classmethod
+    def mean_of(cls, columns: Sequence[int] | Int[np.ndarray, " k"], q: int, reason: str) -> "ColumnDecision":
+        """Select columns, of which d is the mean.
+
+        Args:
+            columns: Indices of the columns.
+            q: Number of all columns.
+            reason: Why the other columns are excluded.
+        """
+        weights = np.zeros(q)
+        weights[list(columns)] = 1 / len(columns)
+        return cls(weights=weights, columns=tuple(map(int, columns)), reason=reason)
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -94,7 +108,16 @@ class Aggregate:
 
 
 def check_column_decision(rule: str, decided: Any, q: int) -> None:
-    """Check what a rule of this name decides about q columns."""
+    """Check what a rule of this name decides about q columns.
+
+    Args:
+        rule: Name of the rule, for the message.
+        decided: What it returned.
+        q: Number of columns.
+
+    Raises:
+        ValueError: It is no complete `ColumnDecision`, or its weights are not q finite numbers.
+    """
     check(f"the decision of {rule}", decided, isinstance(decided, ColumnDecision), "a fa.rules.ColumnDecision")
     weights = decided.weights
     if weights is None:

@@ -3,238 +3,50 @@
 Source: the paper, Algorithm 1 and eq. 5.
 """
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from fa import flags, irls, likelihood
-from fa.flags.nested import check_dims
+from fa import irls
 from fa.gradients import Gradients, read
 from fa.gradients.gram import Gram
-from fa.irls import DEFAULTS
-from fa.irls.worker_weights import read_weights
-from fa.objective import values
+from fa.rules import flag_solvers
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
-from fa.rules.preaggregators import MixedGradients, make_step
-from fa.utils.seeds import derive_seed
-from fa.utils.validation import check, check_integer, check_one_of
-
-_LARGEST = "largest:"  # Start of "largest:K", a start beside those of `fa.irls`.
-_WITHIN_SPAN = '"pairwise" or "group"'  # Regularizers whose Y is in the span of the gradients.
+from fa.rules.flag_options import FlagOptions
+from fa.rules.preaggregators import MixedGradients
+from fa.utils.validation import check
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlagAggregator(Rule):
-    """d = (1/p) Y Y^T G 1, with the basis Y from IRLS on eq. 5.
+class FlagAggregator(FlagOptions, Rule):
+    """d = (1/p) Y Y^T G 1, with the basis Y from IRLS on eq. 5; `FlagOptions` describes the options.
 
     With regularizer="l1" or "rows" and lam > 0, Y is outside the span of the gradients. The decision then has no
     weights, and `max_iter` counts proximal steps.
-
-    Attributes:
-        m: Number of columns of Y. None: ceil((p + 1)/2).
-        lam: Weight of the regularizer.
-        regularizer: A name in `fa.irls.REGULARIZERS`.
-        a: Parameter of the prior in eq. 5.
-        tol: Change of the smoothed objective below which IRLS stops.
-        max_iter: Maximum number of IRLS steps. None: 5, or 1 with formulation="released".
-        formulation: "paper" is eq. 5, where a gradient's weight depends on its norm. It is robust with
-            `preaggregators=("median_norm",)`, its default; `preaggregators=()` is the formula as printed.
-            "released" is the authors' released code: unit gradients, one step from equal weights, and
-            d = (1/m) sum_i Y Y^T g_i/||g_i||. Its pairs' terms are not divided by D_ij; their factor is squared.
-        worker_weights: Weight of each worker, for workers that differ in batch size or noise; see
-            `fa.irls.worker_weights`. None: 1. Pre-aggregators must keep all gradients apart.
-        start: First subspace: "equal" for equal weights, "data" for the span of the first m gradients, "random" for a
-            random subspace, drawn in each iteration. With formulation="released", "random" is the released code's
-            random Y in all n coordinates; otherwise it is in the span of the gradients. "largest:K" starts at the
-            hints of `fa.flags.hints`: each worker names the K coordinates in which its gradient is largest.
-        dims: Dimensions m_1 < ... < m_K of nested subspaces, as in `fa.flags.solve`, with the direction of the
-            outermost. They replace `m`. None: one subspace.
-        gradients_per_worker: Number k_i of gradients of each worker, or one for all. The first k_0 rows are those
-            of worker 0, and so on; each worker has one term in eq. 5. `worker_weights` and the default of `m` then
-            count workers, and `f` counts rows.
-        group_term: Term of a worker with several gradients, "fraction" or "chordal", as in `fa.irls.solve`.
-        prior: alpha and beta of the Beta distribution of the explained variances, in the form of eq. 4 with this `a`.
-            The solver is `fa.likelihood.fit` without random starts. None: (1, 1/2), by IRLS.
     """
-
-    m: int | None = DEFAULTS.m
-    lam: float = DEFAULTS.lam
-    regularizer: str = DEFAULTS.regularizer
-    a: float = DEFAULTS.a
-    tol: float = DEFAULTS.tol
-    max_iter: int | None = None
-    formulation: irls.Formulation = "paper"
-    worker_weights: Sequence[float] | None = DEFAULTS.worker_weights
-    start: str = "equal"
-    dims: Sequence[int] | None = None
-    prior: Sequence[float] | None = None
-    gradients_per_worker: int | Sequence[int] = 1
-    group_term: irls.GroupTerm = DEFAULTS.group_term
 
     name: ClassVar[str] = "fa"
     column_count_option: ClassVar[str] = "m"
 
-    def __post_init__(self) -> None:
-        check_one_of("formulation", self.formulation, irls.FORMULATIONS)
-        released = self.formulation == "released"
-        if self.preaggregators is None and not released:
-            object.__setattr__(self, "preaggregators", ("median_norm",))
-        super().__post_init__()
-        if self.max_iter is None:
-            object.__setattr__(self, "max_iter", 1 if released else DEFAULTS.max_iter)
-        check("max_iter", self.max_iter, self.max_iter == 1 or not released, '1 with formulation="released"')
-        self._check_workers_options()
-        within = not self.options.leaves_span  # The constructor of the options checks them.
-        check("regularizer", self.regularizer, within or not released, f'{_WITHIN_SPAN} with formulation="released"')
-        if not _hint_count(self.start):
-            check_one_of("start", self.start, irls.STARTS, f"or {_LARGEST}K")
-        check("start", self.start, self.start in irls.STARTS or within, f"a name with regularizer={self.regularizer!r}")
-        if self.dims is not None:
-            self._check_dims(self.dims)
-        if self.prior is not None:
-            self._check_prior(self.prior)
-
-    def _check_workers_options(self) -> None:
-        """Check the options that have one number for each worker."""
-        if self.worker_weights is not None:
-            object.__setattr__(self, "worker_weights", read_weights(self.worker_weights))
-        counts = self.gradients_per_worker
-        if isinstance(counts, list | tuple):
-            object.__setattr__(self, "gradients_per_worker", tuple(counts))
-        for count in counts if isinstance(counts, list | tuple) else (counts,):
-            check_integer("gradients_per_worker", count, 1)
-
-    def _check_dims(self, dims: Sequence[int]) -> None:
-        """Check the dimensions of a flag, and that no option contradicts them."""
-        check_dims(dims)
-        object.__setattr__(self, "dims", tuple(dims))
-        check("m", self.m, self.m is None, "None with dims, the last of which replaces it")
-        check("regularizer", self.regularizer, not self.options.leaves_span, f"{_WITHIN_SPAN} with dims")
-        check("formulation", self.formulation, self.formulation == "paper", '"paper" with dims')
-        check("group_term", self.group_term, self.group_term == "fraction", '"fraction" with dims')
-
-    def _check_prior(self, prior: Sequence[float]) -> None:
-        """Check alpha and beta, and that no option needs another solver."""
-        check("prior", prior, isinstance(prior, list | tuple) and len(prior) == 2, "two numbers, alpha and beta")
-        object.__setattr__(self, "prior", tuple(prior))
-        likelihood.Beta(prior[0], prior[1], self.a)  # The constructor checks them.
-        names = ("worker_weights", "start", "dims", "formulation", "gradients_per_worker")
-        changed = [name for name in names if getattr(self, name) != getattr(type(self), name)]
-        check("prior", prior, not changed, f"None with {', '.join(changed)}")
-        check("regularizer", self.regularizer, self.regularizer == "pairwise" or self.lam == 0, '"pairwise" with prior')
-
-    @cached_property
-    def options(self) -> irls.Options:
-        """Options of IRLS."""
-        assert self.max_iter is not None  # by __post_init__
-        settings = self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter
-        return irls.Options(*settings, seed=self.seed, worker_weights=self.worker_weights, group_term=self.group_term)
-
-    @property
-    def needs_coordinate_count(self) -> bool:
-        return self.formulation == "released" and self.start == "random"
-
-    @property
-    def direction_outside_span(self) -> bool:
-        """True for norms of Y, for a prior, and for hints, which read the gradients' coordinates."""
-        return self.options.leaves_span or _hint_count(self.start) > 0 or self.prior is not None
-
-    def check_within_span(self, where: str) -> None:
-        check("regularizer", self.regularizer, not self.options.leaves_span, f"{_WITHIN_SPAN} {where}")
-        check("start", self.start, not _hint_count(self.start), f"one of {', '.join(irls.STARTS)} {where}")
-        check("prior", self.prior, self.prior is None, f"None {where}")
-
-    def check_workers(self, p: int, remark: str = "") -> None:
-        """Check p as every rule does, and that there are gradients and a weight of each worker."""
-        super().check_workers(p, remark)
-        if self.worker_weights is None and self.gradients_per_worker == 1:
-            return
-        counts = self._counts(p)
-        if self.worker_weights is not None:
-            read_weights(self.worker_weights, len(counts))
-        mixing = [name for name in self.steps if not make_step(name).keeps_workers]
-        requirement = "ones that neither choose nor mix workers, with worker_weights or gradients_per_worker"
-        check("preaggregators", mixing, not mixing, requirement)
-
-    def _counts(self, p: int) -> tuple[int, ...]:
-        """Return the number of gradients of each worker, of p together."""
-        counts = self.gradients_per_worker
-        if isinstance(counts, int):
-            check("gradients_per_worker", counts, p % counts == 0, f"a divisor of p = {p}, the number of gradients")
-            return (counts,) * (p // counts)
-        check("gradients_per_worker", counts, sum(counts) == p, f"numbers with the sum p = {p}")
-        return tuple(counts)
-
-    def for_rows(self, rows: Sequence[int], p: int) -> "FlagAggregator":
-        """Return the rule with the workers of these rows, and their weights."""
-        if self.worker_weights is None and self.gradients_per_worker == 1:
-            return self
-        counts = self._counts(p)
-        owner = np.repeat(np.arange(len(counts)), counts)
-        remaining = Counter(owner[list(rows)].tolist())
-        weights = None if self.worker_weights is None else read_weights(self.worker_weights, len(counts))
-        return replace(
-            self,
-            gradients_per_worker=tuple(remaining.values()),
-            worker_weights=None if weights is None else tuple(weights[worker] for worker in remaining),
-        )
-
-    def for_iteration(self, iteration: int) -> "FlagAggregator":
-        """Return the rule with the seed of the iteration's random start."""
-        if self.start != "random":
-            return self
-        return replace(self, seed=derive_seed("first basis", self.seed, 0, iteration))
+    def decide(self, gram: Gram) -> ColumnDecision:
+        if not self.needs_coordinate_count:
+            return self._decide(gram, self.start)
+        check("n", gram.n, gram.n is not None, "available for a random first basis, as in `aggregate`")
+        assert gram.n is not None
+        return self._decide(gram, irls.random_first_basis(gram.n, self.seed))
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
         columns = mixed.apply_to(G)
-        if self.options.leaves_span:
-            counts = self._counts(len(columns))
-            groups = columns if len(counts) == len(columns) else list(columns.split(counts))
-            solution = irls.solve(groups, start=self.start, **vars(self.options))
-            return ColumnDecision(direction=solution.direction(), values=values(G, solution.Y))
+        if self.irls_options.leaves_span:
+            return flag_solvers.by_proximal_steps(self, G, columns)
         if self.prior is not None:
-            return self._decide_by_likelihood(columns, *self.prior)
+            return flag_solvers.by_likelihood(self, self.prior, columns)
         rows = columns.double()
-        largest = torch.topk(rows.abs(), min(_hint_count(self.start), rows.shape[1]), dim=1).indices
-        start = flags.hints(rows, list(largest), self.dims[-1] if self.dims else self.m)
-        return self._decide(mixed.gram, read(rows), start)
+        return self._decide(mixed.gram, flag_solvers.largest_coordinates(self, rows), read(rows))
 
-    def _decide_by_likelihood(self, columns: Tensor, alpha: float, beta: float) -> ColumnDecision:
-        prior, rows, max_iter = likelihood.Beta(alpha, beta, self.a), columns.double(), self.options.max_iter
-        fitted = likelihood.fit(rows, prior, self.m, self.lam, self.tol, max_iter, restarts=0, seed=self.seed)
-        Y = torch.from_numpy(fitted.Y).to(rows)
-        direction = (Y @ (Y.T @ rows.mean(dim=0))).to(columns.dtype)
-        return ColumnDecision(direction=direction, values=fitted.values)
-
-    def decide(self, gram: Gram) -> ColumnDecision:
-        if not self.needs_coordinate_count:
-            return self._decide(gram, None, self.start)
-        check("n", gram.n, gram.n is not None, "available for a random first basis, as in `aggregate`")
-        assert gram.n is not None
-        return self._decide(gram, None, irls.random_first_basis(gram.n, self.seed))
-
-    def _decide(self, gram: Gram, gradients: Gradients | None, start: Any) -> ColumnDecision:
-        counts = self._counts(gram.p)
+    def _decide(self, gram: Gram, start: Any, gradients: Gradients | None = None) -> ColumnDecision:
         if self.dims is None:
-            solution = irls.solve_gram(gram, self.options, gradients, self.formulation, start, counts)
-        else:  # Excluded workers, and gradients that agree, may leave fewer dimensions.
-            rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
-            dims = [m for m in self.dims if m <= rank] or [max(1, rank)]
-            solution = flags.solve_gram(gram, dims, self.options, gradients, start, counts).levels[-1]
-        return ColumnDecision(weights=solution.weights(self.formulation), coefficients=solution.coefficients)
-
-
-def _hint_count(start: str) -> int:
-    """Return K of "largest:K", and 0 for another start."""
-    name, colon, number = start.partition(":") if isinstance(start, str) else ("", "", "")
-    if name + colon != _LARGEST:
-        return 0
-    check("start", start, number.isdecimal() and int(number) > 0, f"{_LARGEST}K with an integer K of at least 1")
-    return int(number)
+            return flag_solvers.by_irls(self, gram, start, gradients)
+        return flag_solvers.by_nested_subspaces(self, self.dims, gram, start, gradients)

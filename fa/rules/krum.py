@@ -6,8 +6,6 @@ Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant 
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from fa.gradients.gram import Gram
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
@@ -40,10 +38,7 @@ class ScoredRule(Rule):
 
     def _mean_of_lowest(self, gram: Gram, count: int) -> ColumnDecision:
         columns = lowest_scores(gram, self.f, count, self.scoring)
-        weights = np.zeros(gram.p)
-        weights[columns] = 1 / columns.size
-        reason = f"not among the {count} best scores"
-        return ColumnDecision(weights=weights, columns=tuple(columns.tolist()), reason=reason)
+        return ColumnDecision.mean_of(columns, gram.p, f"not among the {count} best scores")
 
 
 @dataclass(frozen=True, kw_only=True)

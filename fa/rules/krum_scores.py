@@ -47,7 +47,15 @@ class Scoring:
         check_one_of("distance", self.distance, DISTANCES)
 
     def scores(self, D2: Square, f: int) -> Float64[np.ndarray, " p"]:
-        """Compute the scores of p gradients from their squared distances D2 (p, p)."""
+        """Compute the scores of p gradients from their squared distances D2 (p, p).
+
+        Args:
+            D2: Squared distances (p, p).
+            f: Number of Byzantine workers to tolerate.
+
+        Returns:
+            The scores (p,).
+        """
         count = len(D2) - f - (2 if self.neighbours == "p-f-2" else 1)
         return krum_scores(D2 if self.distance == "squared" else np.sqrt(D2), max(1, count))
 

@@ -36,9 +36,7 @@ class MinimumDiameterAveraging(Rule):
     def decide(self, gram: Gram) -> ColumnDecision:
         """Decide the set of p - f gradients."""
         rows = _smallest_set(gram.D2, self.f)
-        weights = np.zeros(gram.p)
-        weights[list(rows)] = 1 / len(rows)
-        return ColumnDecision(weights=weights, columns=rows, reason=f"not in the closest set of {len(rows)}")
+        return ColumnDecision.mean_of(rows, gram.p, f"not in the closest set of {len(rows)}")
 
 
 def _smallest_set(D2: np.ndarray, f: int) -> tuple[int, ...]:
@@ -54,7 +52,7 @@ def _smallest_set(D2: np.ndarray, f: int) -> tuple[int, ...]:
             low = middle + 1
     graph = _farther(D2, bounds[high])
     rows: list[int] = []
-    remaining, budget = (1 << p) - 1, f  # Rows that may be used, and how many of them may be left out.
+    remaining, budget = (1 << p) - 1, f  # Rows that may be used, and how many of them may be excluded.
     for row in range(p):
         bit = 1 << row
         if not remaining & bit or len(rows) == p - f:

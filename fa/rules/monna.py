@@ -42,7 +42,15 @@ class MoNNA(Rule):
         check("reference", self.reference, integer, "an integer")
 
     def check_workers(self, p: int, remark: str = "") -> None:
-        """Check p as every rule does, and that `reference` is one of the gradients that the rule sees."""
+        """Check p as every rule does, and that `reference` is one of the gradients that the rule sees.
+
+        Args:
+            p: Number of gradients.
+            remark: As for `RuleOptions.check_workers`.
+
+        Raises:
+            ValueError: p is too small, a pre-aggregator drops or mixes gradients, or `reference` is not a rank.
+        """
         super().check_workers(p, remark)
         same = column_counts(self.steps, p, self.f)[-1] == p
         check("preaggregators", self.steps, same, "ones that keep all gradients, as `reference` is one of them")
@@ -53,6 +61,10 @@ class MoNNA(Rule):
 
     def for_rows(self, rows: Sequence[int], p: int) -> "MoNNA":
         """Return the rule with the trusted worker's rank among the rows.
+
+        Args:
+            rows: Ranks of the workers whose gradients remain, in ascending order.
+            p: Number of all workers.
 
         Raises:
             TooFewWorkersError: The trusted worker's gradient is not among them.
@@ -68,6 +80,4 @@ class MoNNA(Rule):
         distances = gram.D2[self.reference].copy()
         distances[self.reference] = -1.0
         rows = np.sort(np.argsort(distances, kind="stable")[: max(1, gram.p - self.f)])
-        weights = np.zeros(gram.p)
-        weights[rows] = 1 / rows.size
-        return ColumnDecision(weights=weights, columns=tuple(rows.tolist()), reason="far from the trusted gradient")
+        return ColumnDecision.mean_of(rows, gram.p, "far from the trusted gradient")

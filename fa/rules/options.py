@@ -99,7 +99,11 @@ class RuleOptions:
             check(self.column_count_option, used, used <= q, f"at most p = {q}, the number of gradients{after}")
 
     def accepts(self, p: int) -> bool:
-        """Return whether p gradients are enough; see `check_workers`."""
+        """Return whether p gradients are enough; see `check_workers`.
+
+        Args:
+            p: Number of gradients.
+        """
         *counts, q = column_counts(self.steps, p, self.f)
         steps = [make_step(name) for name in self.steps]
         return self._enough(q, self) and all(map(self._enough, counts, steps))
@@ -146,6 +150,10 @@ class RuleOptions:
         """Return the rule for p gradients that remain when `missing` workers are known to be Byzantine.
 
         They count against f. The option of `column_count_option` is reduced to the number of columns that remain.
+
+        Args:
+            missing: Number of workers without a finite gradient.
+            p: Number of the other workers.
 
         Raises:
             TooFewWorkersError: p is too small for the adjusted rule.

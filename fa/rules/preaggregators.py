@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fa import irls
 from fa.gradients.gram import LARGEST_NORM, Gram, PerGradient, log2, median_nonzero
-from fa.irls.problem import RANK
+from fa.irls.problem import nonzero_eigenpairs
 from fa.kernels import symmetric
 from fa.rules.krum_scores import lowest_scores
 from fa.utils.validation import check, check_one_of
@@ -39,7 +39,14 @@ class MixedGradients:
     gram: Gram
 
     def apply_to(self, G: Float[Tensor, "p n"]) -> Float[Tensor, "q n"]:
-        """Compute these columns, as rows, from gradients in memory."""
+        """Compute these columns, as rows, from gradients in memory.
+
+        Args:
+            G: The gradients (p, n).
+
+        Returns:
+            The columns (q, n), in the gradients' dtype.
+        """
         return torch.from_numpy(self.R.T).to(G) @ G
 
 
@@ -101,7 +108,16 @@ def apply_preaggregators(gram: Gram, names: Sequence[str], context: StepContext)
 
 
 def column_counts(names: Sequence[str], p: int, f: int) -> list[int]:
-    """Return the number of columns before the first of these pre-aggregators, p, and after each."""
+    """Return the number of columns before the first of these pre-aggregators, p, and after each.
+
+    Args:
+        names: Names of pre-aggregators.
+        p: Number of gradients.
+        f: Number of Byzantine workers to tolerate.
+
+    Returns:
+        One number more than there are pre-aggregators.
+    """
     counts = [p]
     for name in names:
         counts.append(make_step(name).column_count(counts[-1], f))
@@ -127,16 +143,10 @@ def _median_norm(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
     return _scale(gram, _factors_to_norm(gram, median_nonzero(gram.norms)))
 
 
-def _clip(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
-    return _clip_to_norm(gram, median_nonzero(gram.norms))
-
-
-def _clip_to_norm(gram: Gram, norm: float) -> tuple[Factor, Gram]:
+def _clip(gram: Gram, _: StepContext, norm: float | None = None) -> tuple[Factor, Gram]:
+    """Norms above `norm`, by default the median of the norms, are reduced to it."""
+    norm = median_nonzero(gram.norms) if norm is None else norm
     return _scale(gram, np.minimum(1.0, _factors_to_norm(gram, norm)))
-
-
-def _clip_at(gram: Gram, _: StepContext, norm: float) -> tuple[Factor, Gram]:
-    return _clip_to_norm(gram, norm)
 
 
 def _arc(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
@@ -145,7 +155,7 @@ def _arc(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
     Source: Allouah et al., The Vital Role of Gradient Clipping in Byzantine-Resilient Distributed Learning, 2024.
     """
     k = 2 * context.f * (gram.p - context.f) // gram.p
-    return _clip_to_norm(gram, float(np.sort(gram.norms)[gram.p - 1 - k]))
+    return _clip(gram, context, float(np.sort(gram.norms)[gram.p - 1 - k]))
 
 
 def _krum(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
@@ -196,10 +206,9 @@ def _random_span(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
     """
     rng = np.random.default_rng((context.seed, context.iteration))
     drawn = rng.permutation(gram.p)[: irls.default_m(gram.p)]
-    lengths, vectors = np.linalg.eigh(gram.cosines[np.ix_(drawn, drawn)])
-    kept = lengths > RANK * max(lengths[-1], 1.0)
-    C = np.zeros((gram.p, int(kept.sum())))
-    C[drawn] = vectors[:, kept] / np.sqrt(lengths[kept])
+    eigenvalues, vectors = nonzero_eigenpairs(gram.cosines[np.ix_(drawn, drawn)], 1.0)
+    C = np.zeros((gram.p, eigenvalues.size))
+    C[drawn] = vectors / np.sqrt(eigenvalues)
     return _project(gram, gram.divide_by_norms(C))
 
 
@@ -258,7 +267,7 @@ def make_step(text: str) -> Step:
     number = _number(value)
     if name == "clip":
         check("preaggregators", text, 0 < number < np.inf, "clip:NORM with a number greater than 0")
-        return Step(partial(_clip_at, norm=number))
+        return Step(partial(_clip, norm=number))
     whole = name == "bucketing" and number >= 1 and number.is_integer()
     check("preaggregators", text, whole, "bucketing:SIZE with an integer of at least 1, or a name without a value")
     size = int(number)

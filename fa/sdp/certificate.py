@@ -33,7 +33,7 @@ from jaxtyping import Float64
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure_groups
 from fa.irls import Problem, Solution, build_problem
-from fa.utils.ambient import with_usual_float_errors
+from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check
 
@@ -94,7 +94,7 @@ def relative_gap(objective: float, bound: float) -> float:
     return (objective - bound) / objective if objective >= NEGLIGIBLE else 0.0
 
 
-@with_usual_float_errors
+@usual_float_errors()
 @single_threaded
 def certify(G: Any, solution: Solution) -> Certificate:
     """Bound the distance of a solution from the best subspace of its m dimensions.

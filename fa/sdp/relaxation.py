@@ -5,7 +5,6 @@ the relaxation's value. The lengths may be smoothed here, which makes the loss d
 convergence argument requires.
 """
 
-import importlib
 import time
 import warnings
 from contextlib import suppress
@@ -18,8 +17,8 @@ from jaxtyping import Float64
 from fa import irls
 from fa.gradients.measurement import measure_groups
 from fa.irls import Options, Problem
-from fa.irls.worker_weights import read_weights
 from fa.sdp.certificate import certified, check_convex, exponent, lower_bound, principal
+from fa.utils.optional import import_optional
 from fa.utils.validation import check_one_of, check_real
 
 __all__ = ["Relaxation", "solve"]
@@ -104,8 +103,7 @@ def solve(
         >>> round(relaxation.bound, 3), round(relaxation.polished_objective, 3)
         (1.742, 1.894)
     """
-    weights = None if worker_weights is None else read_weights(worker_weights)
-    options = Options(m=m, lam=lam, a=a, worker_weights=weights, group_term=group_term)
+    options = Options(m=m, lam=lam, a=a, worker_weights=worker_weights, group_term=group_term)
     check_real("eps", eps, 0)
     if solver is not None:
         check_one_of("solver", solver, SOLVERS)
@@ -114,7 +112,7 @@ def solve(
     irls.check_m(m, gram.p)
     problem = irls.build_problem(gram, m, lam, a, "paper", counts, options.worker_weights, group_term)
     check_convex(problem)
-    cp = _cvxpy()
+    cp = import_optional("cvxpy", "fa.sdp.solve", "theory")
     start = time.perf_counter()
     W, U, value, used, status = _program(cp, problem, eps, solver)
     seconds = time.perf_counter() - start
@@ -178,14 +176,6 @@ def _program(
     return np.asarray(W.value), U, float(program.value), used, str(program.status)
 
 
-def _cvxpy() -> Any:
-    """Import cvxpy, or raise ImportError with the command that installs it."""
-    try:
-        return importlib.import_module("cvxpy")
-    except ImportError as error:
-        raise ImportError("fa.sdp.solve needs cvxpy: pip install 'flag-aggregator[theory]'") from error
-
-
 def _blocks(problem: Problem, X: Float64[np.ndarray, "r q"]) -> tuple[list[Any], list[tuple[int, int]]]:
     """Split the terms by columns: their first columns, their second columns, and so on.
 
@@ -200,7 +190,7 @@ def _blocks(problem: Problem, X: Float64[np.ndarray, "r q"]) -> tuple[list[Any],
     blocks = [np.zeros((X.shape[1], problem.factors.size)) for _ in range(1 + within.max())]
     for column, (term, j) in enumerate(zip(owner, within, strict=True)):
         blocks[j][:, term] = coefficients[:, column]
-    sparse = importlib.import_module("scipy.sparse")  # scipy is a dependency of cvxpy.
+    sparse = import_optional("scipy.sparse", "fa.sdp.solve", "theory")
     return [sparse.csc_array(block) for block in blocks], list(zip(owner.tolist(), within.tolist(), strict=True))
 
 

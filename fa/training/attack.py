@@ -8,6 +8,12 @@ from fa.training.config import TrainConfig
 def configured_attack(config: TrainConfig) -> Attack:
     """Create a run's attack with its options, and with the run's rule if the attack uses it.
 
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The attack.
+
     Raises:
         ValueError: The attack, the rule, or an option is invalid.
     """

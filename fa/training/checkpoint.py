@@ -81,7 +81,7 @@ class Checkpoint:
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
             "threads": threads,  # another number would round differently
-        } | plugins.identity(config.rule, config.attack)
+        } | plugins.files_and_packages(config.rule, config.attack)
 
     def load(
         self, parameters: Tensor, statistics: list[Buffers], momenta: Sequence[Tensor] = ()
@@ -181,7 +181,15 @@ class Checkpoint:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write the content by torch.save, followed by its SHA-256 (32 bytes)."""
+    """Write the content by torch.save, followed by its SHA-256 (32 bytes).
+
+    Args:
+        path: File to write or replace.
+        content: Tensors, and other objects that torch.load accepts without pickle.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
     saved = io.BytesIO()  # torch.save raises a RuntimeError where the disk is full.
     torch.save(content, saved)
     with new_file(path) as unfinished, unfinished.open("wb") as file:
@@ -190,7 +198,18 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the file of `write`; raises ValueError if a bit of it has changed."""
+    """Read the file of `write`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The content.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: A bit of it has changed.
+    """
     content = path.read_bytes()
     if hashlib.sha256(memoryview(content)[:-_CHECKSUM]).digest() != content[-_CHECKSUM:]:
         raise ValueError("its checksum differs")

@@ -134,7 +134,7 @@ class TrainConfig:
         """Check that the parameter of a split is set with this split only."""
         value = getattr(self, name)
         if self.split != split:
-            check(name, value, value is None, f"left out where split is {self.split!r}")
+            check(name, value, value is None, f"omitted where split is {self.split!r}")
             return
         check(name, value, value is not None, f"given where split is {split!r}, as {example} is")
         self._normalize(name, float, 0)
@@ -170,14 +170,20 @@ class TrainConfig:
         return self.batch if isinstance(self.batch, tuple) else (self.batch,) * self.workers
 
     @property
-    def images(self) -> int:
+    def max_images(self) -> int:
         """Number of images in one gradient, the largest of the workers'."""
-        return (max(self.batch) if isinstance(self.batch, tuple) else self.batch) * self.accumulate
+        return max(self.batches) * self.accumulate
 
     def epoch_length(self, train_size: int) -> int:
-        """Return the iterations of an epoch, in which the workers together draw `train_size` images."""
-        images = sum(self.batch) if isinstance(self.batch, tuple) else self.batch * self.workers
-        return max(1, train_size // (images * self.accumulate * self.local_steps))
+        """Return the iterations of an epoch, in which the workers together draw `train_size` images.
+
+        Args:
+            train_size: Number of training images.
+
+        Returns:
+            Number of iterations, at least 1.
+        """
+        return max(1, train_size // (sum(self.batches) * self.accumulate * self.local_steps))
 
     def to_json(self) -> str:
         """Return the canonical JSON text: equal configurations give equal texts.
@@ -196,7 +202,17 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
-        """Parse the text of `to_json`; missing keys take their defaults, and unknown keys raise ValueError."""
+        """Parse the text of `to_json`; missing keys take their defaults.
+
+        Args:
+            text: JSON text of a configuration.
+
+        Returns:
+            The configuration.
+
+        Raises:
+            ValueError: The text is no JSON object, has an unknown key, or an invalid value.
+        """
         record = json.loads(text)
         check("the configuration", record, isinstance(record, dict), "a JSON object")
         unknown = sorted(set(record) - {field.name for field in dataclasses.fields(cls)})

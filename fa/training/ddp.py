@@ -51,7 +51,14 @@ class Aggregation:
         self._pending: list[tuple[Tensor, Sent, Future[Tensor]]] = []
 
     def add_bucket(self, bucket: GradBucket) -> Future[Tensor]:
-        """Start the exchange of a bucket, and return its future, which the last bucket completes."""
+        """Start the exchange of a bucket, and return its future, which the last bucket completes.
+
+        Args:
+            bucket: Bucket of DDP, with this process's gradient in it.
+
+        Returns:
+            The future of the bucket's part of the direction.
+        """
         buffer = bucket.buffer()
         future: Future[Tensor] = Future(devices=[buffer.device] if buffer.is_cuda else [])
         self._pending.append((buffer, self._shards.send(buffer), future))

@@ -22,7 +22,7 @@ from fa.training.config import TrainConfig
 from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import Buffers, flatten
-from fa.training.records import LEFT_OUT, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
+from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
 from fa.training.transports.base import GatheredGradients, RpcConfig, TcpConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import load_dataset, parse_recipe, worker_partitions
@@ -281,7 +281,7 @@ def _rows(iteration: int, gathered: GatheredGradients, aggregate: Aggregate) -> 
     selected = set(decision.selected)
 
     def status(worker: int) -> str:
-        text = USED if worker in selected else LEFT_OUT + reasons.get(worker, "not selected")
+        text = USED if worker in selected else EXCLUDED + reasons.get(worker, "not selected")
         return f"{text}; {gathered.notes[worker]}" if worker in gathered.notes else text
 
     return [WorkerRow(iteration, i, values[i], weights[i], status(i)) for i in range(workers)]
@@ -289,7 +289,7 @@ def _rows(iteration: int, gathered: GatheredGradients, aggregate: Aggregate) -> 
 
 def _rows_without_step(iteration: int, workers: int, missing: Mapping[int, str]) -> list[WorkerRow]:
     reasons = [missing.get(worker, "the loss is not finite") for worker in range(workers)]
-    return [WorkerRow(iteration, i, None, None, LEFT_OUT + reason) for i, reason in enumerate(reasons)]
+    return [WorkerRow(iteration, i, None, None, EXCLUDED + reason) for i, reason in enumerate(reasons)]
 
 
 @contextmanager

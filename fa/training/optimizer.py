@@ -25,12 +25,24 @@ class SGD:
         self._decayed = torch.empty_like(parameters) if config.weight_decay else None
 
     def rate(self, iteration: int) -> float:
-        """Return the learning rate at an iteration, from 0: it is multiplied by lr_decay every lr_decay_epochs."""
+        """Return the learning rate at an iteration, from 0: it is multiplied by lr_decay every lr_decay_epochs.
+
+        Args:
+            iteration: Iteration, from 0.
+
+        Returns:
+            The learning rate.
+        """
         steps = iteration // self._epoch_length // self._config.lr_decay_epochs
         return self._config.lr * self._config.lr_decay**steps
 
     def step(self, direction: Tensor, iteration: int) -> None:
-        """Update the parameters (n,) in place, against `direction` (n,)."""
+        """Update the parameters (n,) in place, against `direction` (n,).
+
+        Args:
+            direction: Direction d (n,).
+            iteration: Iteration, from 0.
+        """
         step = direction
         if self._decayed is not None:
             step = torch.add(direction, self._parameters, alpha=self._config.weight_decay, out=self._decayed)

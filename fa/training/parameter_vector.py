@@ -25,12 +25,27 @@ def _pieces(vector: Tensor, parameters: list[nn.Parameter]) -> Iterator[Tensor]:
 
 
 def views(vector: Tensor, model: nn.Module) -> list[Tensor]:
-    """Return views of `vector` (n,) in the shapes of the model's parameters."""
+    """Return views of `vector` (n,) in the shapes of the model's parameters.
+
+    Args:
+        vector: Vector (n,).
+        model: The model.
+
+    Returns:
+        One view for each parameter, in the model's order.
+    """
     return list(_pieces(vector, list(model.parameters())))
 
 
 def flatten(model: nn.Module) -> Tensor:
-    """Move the model's parameters into one new vector (n,), of which they become views, and return it."""
+    """Move the model's parameters into one new vector (n,), of which they become views, and return it.
+
+    Args:
+        model: The model, changed in place.
+
+    Returns:
+        The vector (n,).
+    """
     parameters = list(model.parameters())
     vector = parameters[0].new_empty(sum(parameter.numel() for parameter in parameters)).detach()
     for parameter, view in zip(parameters, views(vector, model), strict=True):
@@ -81,6 +96,10 @@ class Buffers:
         return [buffer for _, _, buffer in self._slots]
 
     def set_to_mean(self, others: list[Buffers]) -> None:
-        """Set each buffer to the mean over `others`; integers, such as batch counts, to that of the first one."""
+        """Set each buffer to the mean over `others`; integers, such as batch counts, to that of the first one.
+
+        Args:
+            others: Buffers of models with the same architecture.
+        """
         for buffer, *values in zip(self.tensors, *(other.tensors for other in others), strict=True):
             buffer.copy_(torch.stack(values).mean(dim=0) if buffer.is_floating_point() else values[0])

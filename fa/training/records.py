@@ -25,8 +25,11 @@ FILES = ("curve.csv", "workers.csv", "config.json")
 USED = "used"
 """Status of a worker whose gradient contributes to the direction."""
 
-LEFT_OUT = "left out: "
+EXCLUDED = "excluded: "
 """Start of the status of an excluded worker, which its reason follows."""
+
+EXCLUDED_BEFORE = "left out: "
+"""The same start in records of older releases."""
 
 UNDEFINED = "none"
 """Entry of workers.csv for a value or weight that the rule does not define."""
@@ -49,7 +52,7 @@ class WorkerRow(NamedTuple):
     worker: int
     value: float | None  # explained variance v_i, if the rule defines it
     weight: float | None  # weight in the aggregate, if the rule has one weight per gradient
-    status: str  # USED, or LEFT_OUT and the reason; then notes, such as "; 6 of 61 datagrams lost"
+    status: str  # USED, or EXCLUDED and the reason; then notes, such as "; 6 of 61 datagrams lost"
 
 
 def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
@@ -122,15 +125,22 @@ class Run:
                 try:
                     _publish(temporary, target)
                 except (ValueError, OSError) as error:  # a finished run must not be lost
-                    kept = temporary.with_name(temporary.name.removeprefix(PREFIX))
-                    publish(temporary, kept)
-                    raise ValueError(f"{error}; the run is finished, and its records are in {kept}") from error
+                    rescued = temporary.with_name(temporary.name.removeprefix(PREFIX))
+                    publish(temporary, rescued)
+                    raise ValueError(f"{error}; the run is finished, and its records are in {rescued}") from error
         except ValueError as error:
             raise UnwrittenRunError(str(error), self) from error
         return target
 
     def write_files(self, folder: Path) -> None:
-        """Write the three files into `folder`."""
+        """Write the three files into `folder`.
+
+        Args:
+            folder: Existing folder.
+
+        Raises:
+            OSError: A file cannot be written.
+        """
         _write_csv(folder / "curve.csv", CurvePoint._fields, self.curve)
         _write_csv(folder / "workers.csv", WorkerRow._fields, self.workers)
         description = json.dumps(self.description(), indent=2, sort_keys=True)
@@ -151,7 +161,7 @@ class Run:
             "seconds_of": {phase: round(seconds, 6) for phase, seconds in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
             **({} if self.initial_accuracy is None else {"initial_accuracy": self.initial_accuracy}),
-        } | plugins.identity(self.config.rule, self.config.attack)
+        } | plugins.files_and_packages(self.config.rule, self.config.attack)
 
 
 class UnwrittenRunError(ValueError):
@@ -243,7 +253,14 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: str) -> dict[str, str | int]:
-    """Return the processor, its number of cores, and the training device."""
+    """Return the processor, its number of cores, and the training device.
+
+    Args:
+        device: Name of the training device.
+
+    Returns:
+        Entries cpu, instructions, cores and device.
+    """
     import torch
 
     kind = torch.device(device)

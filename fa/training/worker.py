@@ -115,7 +115,14 @@ class Worker:
         return torch.stack(losses).mean()
 
     def random_numbers(self, iteration: int) -> AbstractContextManager[None]:
-        """Seed the global generators for what the model draws in this iteration, such as dropout."""
+        """Seed the global generators for what the model draws in this iteration, such as dropout.
+
+        Args:
+            iteration: Iteration, from 0.
+
+        Returns:
+            A context, which restores the generators' states.
+        """
         return seeds.fork_global_rng(
             seeds.derive_seed("dropout", self._config.seed, self.rank, iteration), self._device
         )
@@ -173,6 +180,12 @@ class Worker:
         """Return the iteration's images, normalised float32 (B, C, H, W), and labels (B,), on the run's device.
 
         With an attack that flips labels, those of a Byzantine worker are flipped.
+
+        Args:
+            iteration: Iteration, from 0.
+
+        Returns:
+            The images and the labels.
         """
         config = self._config
         images, labels = minibatch(
@@ -199,6 +212,15 @@ def load_dataset(config: TrainConfig) -> Dataset:
     """Load the data set of a run, by its name or from a folder that `fa augment` wrote.
 
     With `config.validation`, that share of the training images replaces the test images.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The data set.
+
+    Raises:
+        MissingDataError: The data set is missing or damaged.
     """
     written = (Path(config.dataset) / MANIFEST).is_file()
     dataset = load_built(config.dataset) if written else load(config.dataset)
@@ -218,7 +240,7 @@ def worker_partitions(config: TrainConfig, dataset: Dataset) -> dict[int, Int64[
     Raises:
         ValueError: An honest worker has fewer images than a minibatch.
     """
-    labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.images
+    labels, honest, batch = dataset.train_labels, config.workers - config.byzantine, config.max_images
     if config.split == "iid":
         check_batch(batch, len(labels), config.workers, config.sampling)
         return {}
@@ -236,6 +258,9 @@ def worker_partitions(config: TrainConfig, dataset: Dataset) -> dict[int, Int64[
 
 def parse_recipe(config: TrainConfig) -> Recipe | None:
     """Parse the recipe that augments a run's training images.
+
+    Args:
+        config: The run's configuration.
 
     Returns:
         The recipe; None without augmentation.

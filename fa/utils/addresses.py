@@ -39,12 +39,21 @@ def parse_address(name: str, text: str) -> tuple[str, int]:
 
 
 def format_address(host: str, port: int) -> str:
-    """Return HOST:PORT, with brackets around an IPv6 address."""
+    """Return HOST:PORT, with brackets around an IPv6 address.
+
+    Args:
+        host: Name or address of a host.
+        port: Port.
+    """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """True if a host's name or address is one of loopback."""
+    """True if a host's name or address is one of loopback.
+
+    Args:
+        host: Name or address of a host.
+    """
     if host == "localhost":
         return True
     with suppress(ValueError):
@@ -54,6 +63,14 @@ def is_loopback(host: str) -> bool:
 
 def create_listener(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """Bind a socket at one address of this host, IPv4 or IPv6; a stream's also listens.
+
+    Args:
+        host: Name or address of this host.
+        port: Port; 0 for any free port.
+        kind: SOCK_STREAM or SOCK_DGRAM.
+
+    Returns:
+        The socket.
 
     Raises:
         OSError: The host is unknown, or the port is in use.
@@ -76,7 +93,11 @@ _BACKLOG = 1024  # connections that wait for the server
 
 
 def interface_towards(host: str) -> str | None:
-    """Return the name of this host's network interface that reaches a host; None if it cannot be determined."""
+    """Return the name of this host's network interface that reaches a host; None if it cannot be determined.
+
+    Args:
+        host: Name or address of the other host.
+    """
     if is_loopback(host):
         return "lo" if sys.platform == "linux" else "lo0"
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

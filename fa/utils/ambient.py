@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 import numpy as np
 import torch
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
-
 
 def usual_float_errors() -> np.errstate:
-    """Return a context in which numpy reports floating-point errors as it does by default: underflow is 0."""
+    """Return a context, and decorator, in which numpy reports floating-point errors by default: underflow is 0."""
     return np.errstate(divide="warn", over="warn", invalid="warn", under="ignore")
-
-
-def with_usual_float_errors(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Decorate a function so that it runs in `usual_float_errors`.
-
-    Args:
-        function: Function to decorate.
-
-    Returns:
-        A function with the same arguments and result.
-    """
-
-    @wraps(function)
-    def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with usual_float_errors():
-            return function(*args, **kwargs)
-
-    return called
 
 
 @contextmanager

@@ -5,15 +5,12 @@ work itself. The number of threads may also change the last bits of a result.
 """
 
 import os
-from collections.abc import Callable
-from functools import cache, wraps
+from contextlib import ContextDecorator
+from functools import cache
 from threading import Lock
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
-
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
 
 def usable_cores() -> int:
@@ -28,25 +25,7 @@ def _blas_libraries() -> list[Any]:
     return controllers
 
 
-def single_threaded(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Decorate a function so that BLAS has one thread while it runs.
-
-    Args:
-        function: Function to decorate.
-
-    Returns:
-        A function with the same arguments and result.
-    """
-
-    @wraps(function)
-    def limited(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with _one_blas_thread:
-            return function(*args, **kwargs)
-
-    return limited
-
-
-class _OneBlasThread:
+class _OneBlasThread(ContextDecorator):
     """Limit BLAS to one thread while at least one of Python's threads is inside.
 
     The first to enter sets the limit, and the last to leave restores the earlier one.
@@ -77,4 +56,5 @@ class _OneBlasThread:
                 library.set_num_threads(threads or earlier)
 
 
-_one_blas_thread = _OneBlasThread()
+single_threaded = _OneBlasThread()
+"""Context and decorator in which BLAS has one thread."""

@@ -34,7 +34,11 @@ def expand_user(name: str, path: str | Path) -> Path:
 
 
 def file_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits.
+
+    Args:
+        path: The file.
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -16,7 +16,11 @@ _PHRASES = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True for an error of too little memory, whichever library raised it."""
+    """Return True for an error of too little memory, whichever library raised it.
+
+    Args:
+        error: The error.
+    """
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError | ImportError) and any(phrase in str(error).lower() for phrase in _PHRASES)

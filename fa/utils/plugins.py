@@ -92,8 +92,8 @@ def display_name(name: str) -> str:
     return f"{attribute} ({Path(path).name})" if is_file_spec(name) else name
 
 
-def identity(rule: str, attack: str) -> dict[str, dict[str, str]]:
-    """Return what a rule and an attack from outside this package are, as a part of a run's identity.
+def files_and_packages(rule: str, attack: str) -> dict[str, dict[str, str]]:
+    """Return the files and packages that a rule and an attack come from, as a part of a run's identity.
 
     Args:
         rule: Name of the rule.

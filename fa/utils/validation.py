@@ -86,6 +86,20 @@ def check_real(name: str, value: Any, least: float, why: str = "") -> None:
     )
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Check that a value is a finite number greater than 0.
+
+    Args:
+        name: Name of the argument.
+        value: Its value; a bool does not count as a number.
+
+    Raises:
+        ValueError: The value is not such a number.
+    """
+    check_real(name, value, 0)
+    check(name, value, bool(value > 0), "greater than 0")
+
+
 def check_one_of(name: str, value: Any, allowed: Sequence[str], others: str = "") -> None:
     """Check that a value is one of a few words, and suggest the closest word otherwise.
 
@@ -106,5 +120,12 @@ def check_one_of(name: str, value: Any, allowed: Sequence[str], others: str = ""
 
 
 def printable(text: str) -> str:
-    """Replace the characters of another process's text that are not printable, such as line breaks."""
+    """Replace the characters of another process's text that are not printable, such as line breaks.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The text with question marks instead.
+    """
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -219,7 +219,7 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
         decision.values,
         counted / (size if size > 0 else 1.0),
         limit.history,
-        rule.options.max_iter,
+        rule.irls_options.max_iter,
         _objective(seen, rule),
         sdp.certify(seen, limit).bound,
         refused,
@@ -289,6 +289,6 @@ def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
 
 def _objective(seen: Float64[Tensor, "p k"], rule: FlagAggregator) -> float:
     """Return eq. 5 at the rule's Y."""
-    solution = irls.solve_gram(measure(seen)[0], rule.options, formulation=rule.formulation)
+    solution = irls.solve_gram(measure(seen)[0], rule.irls_options, formulation=rule.formulation)
     assert solution.coefficients is not None  # FA's Y is in the span
     return objective.value(seen, seen.T @ torch.from_numpy(solution.coefficients), rule.lam, a=rule.a)

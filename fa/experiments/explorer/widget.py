@@ -51,7 +51,7 @@ def _title(shown: Scene) -> str:
         f"p = {setting.p}, f = {setting.f} ({setting.attack}); FA: formulation {setting.formulation}, m = {setting.m}, "
         rf"$\lambda$ = {setting.lam:g}, a = {setting.a:g}"
     )
-    return "\n".join([heading, *(f"left out: {reason}" for reason in shown.refused.values())])
+    return "\n".join([heading, *(f"excluded: {reason}" for reason in shown.refused.values())])
 
 
 def _near(shown: Scene) -> tuple[np.ndarray, np.ndarray]:
@@ -146,23 +146,23 @@ def static(pool: Float[Tensor, "p n"], rules: Sequence[str] = ()) -> None:
 
 def picture(figure: Figure) -> bytes:
     """Return a figure as PNG."""
-    kept = BytesIO()
-    figure.savefig(kept, format="png", dpi=100)
-    return kept.getvalue()
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
 
 
 def _widget(widgets: Any, pool: Float[Tensor, "p n"], rules: Sequence[str]) -> Any:
     """Create the controls with their figure."""
     usual = default_setting(len(pool))
     # Gradients that are NaN cannot be drawn, and there are no labels to flip.
-    known = [name for name, attack in ATTACKS.items() if name != "nan" and not attack.flips_labels]
+    attacks = [name for name, attack in ATTACKS.items() if name != "nan" and not attack.flips_labels]
     controls = {
         "p": widgets.IntSlider(usual.p, min(3, len(pool)), min(MAX_WORKERS, len(pool)), description="p"),
         "f": widgets.IntSlider(usual.f, 0, (usual.p - 1) // 2, description="f"),
         "m": widgets.IntSlider(usual.m, 1, usual.p, description="m"),
         "lam": widgets.SelectionSlider(options=LAMBDAS, value=usual.lam, description="lambda"),
         "a": widgets.SelectionSlider(options=POWERS, value=usual.a, description="a"),
-        "attack": widgets.Dropdown(options=known, value=usual.attack, description="attack"),
+        "attack": widgets.Dropdown(options=attacks, value=usual.attack, description="attack"),
         "formulation": widgets.Dropdown(options=list(FORMULATIONS), value=usual.formulation, description="formulation"),
         "plane": widgets.Dropdown(options=PLANES, value=usual.plane, description="plane"),
     }

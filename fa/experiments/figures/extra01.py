@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import (
     MIN_GAIN,
-    SEEDS,
     best_label,
     by_label,
     make_extra,
     seed_caption,
+    several_seeds,
 )
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean, verdict
@@ -107,7 +107,7 @@ def _sweeps() -> list[Case]:
 
 
 def _regimes(profile: str) -> list[Case]:
-    seeds = () if profile == "smoke" else SEEDS
+    seeds = several_seeds(profile)
     cases = []
     for attack, f, changes in for_profile(REGIMES, profile):
         settings = {"attack": attack, **changes}

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments.figures.extras_common import (
     RULES,
     SAME_LENGTH,
-    SEEDS,
     SHORT,
     best_label,
     by_attack,
     by_label,
     draw_dot_panels,
     make_extra,
+    several_seeds,
 )
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
@@ -60,7 +60,7 @@ OURS = [name for name in COMBINED if "FA" in name]
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
     """Create the study of Extra 5; see `make_study`."""
-    case_seeds = () if profile == "smoke" else SEEDS
+    case_seeds = several_seeds(profile)
     alone, grid = (*RULES, *register_rules(rules)), []
     for attack in ATTACKS:
         grid += [Case(key, F, {"attack": attack}, seeds=case_seeds) for key in alone]

@@ -90,8 +90,8 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
         for attack, f in ATTACKS
         for name, (variant, options) in ARMS.items()
     ]
-    made = make_extra(NAME, profile, grid, out, seeds, LENGTH, **overrides)
-    return replace(made, cells=tuple(_draw_by_seed(cell) for cell in made.cells), records="records-many")
+    whole = make_extra(NAME, profile, grid, out, seeds, LENGTH, **overrides)
+    return replace(whole, cells=tuple(_draw_by_seed(cell) for cell in whole.cells), records="records-many")
 
 
 def _draw_by_seed(cell: Cell) -> Cell:

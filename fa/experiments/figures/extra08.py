@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fa.experiments.figures.extras_common import RULES, SEEDS, best_label, by_label, draw_dot_panels, make_extra
+from fa.experiments.figures.extras_common import RULES, best_label, by_label, draw_dot_panels, make_extra, several_seeds
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
 from fa.experiments.reporting.equivalence import LEVEL
@@ -62,7 +62,7 @@ def batches(profile: str, panel: Panel) -> tuple[int, ...]:
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Create the study of Extra 8; see `make_study`."""
-    case_seeds = () if profile == "smoke" else SEEDS
+    case_seeds = several_seeds(profile)
     grid = [
         Case(key, panel.f, {"attack": panel.attack, "batch": sizes}, options, case_seeds, name)
         for panel in PANELS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import SEEDS, SHORT, by_attack, by_label, draw_dot_panels, make_extra
+from fa.experiments.figures.extras_common import SHORT, by_attack, by_label, draw_dot_panels, make_extra, several_seeds
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
 from fa.experiments.reporting.equivalence import LEVEL
@@ -49,7 +49,7 @@ ARMS = {DEFAULT: {}, **PRIORS, **STARTS}
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Create the study of Extra 9; see `make_study`."""
-    case_seeds = () if profile == "smoke" else SEEDS
+    case_seeds = several_seeds(profile)
     grid = [
         Case("fa_default", F, {"attack": attack}, options, case_seeds, name)
         for attack in ATTACKS

@@ -30,7 +30,7 @@ LEVELS = MappingProxyType(
         "smooth_cat_flow": ("time of the smooth cat map's flow", "t", (0.1, 0.5, 1.0)),
     }
 )
-"""Recipes in data_aug: label of the axis, the key that is varied, and its levels. Other noise is left out."""
+"""Recipes in data_aug: label of the axis, the key that is varied, and its levels. Other noise is omitted."""
 
 
 def recipe(name: str, level: float) -> tuple[tuple[str, Any], ...]:

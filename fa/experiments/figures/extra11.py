@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import SEEDS, SHORT, by_label, draw_dots, make_extra
+from fa.experiments.figures.extras_common import SHORT, by_label, draw_dots, make_extra, several_seeds
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned, verdict
 from fa.experiments.reporting.equivalence import LEVEL
@@ -33,7 +33,7 @@ SPARSE = 0.5  # Least share of such weights in a sparse combination.
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Create the study of Extra 11; see `make_study`."""
-    case_seeds = () if profile == "smoke" else SEEDS
+    case_seeds = several_seeds(profile)
     grid = [
         Case(key, F, {}, {"preaggregators": steps} if steps else {}, case_seeds, f"{text}{VARIANTS[key].label}")
         for key in OTHERS

@@ -80,6 +80,15 @@ def make_extra(
     return replace(make_study(name, profile, grid, out, seeds, settings, **overrides), seed_caption="")
 
 
+def several_seeds(profile: str) -> tuple[int, ...]:
+    """Return `SEEDS` for the cases of a study; none at "smoke", where the profile's seed is enough.
+
+    Args:
+        profile: Name of the profile.
+    """
+    return () if profile == "smoke" else SEEDS
+
+
 def by_label(table: DataFrame) -> dict[str, list[float]]:
     """Return final test accuracies by label, in the table's order of labels and the order of the seeds.
 

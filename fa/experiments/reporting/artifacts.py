@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,15 +42,31 @@ def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]
     """
     study = results.study
     study.folder.mkdir(parents=True, exist_ok=True)
-    base = study.folder / study.name
-    save_png(figure, base.with_suffix(".png"))
+    tables = {"": table, **{f".{name}": rows for name, rows in more.items()}, ".claims": claims_frame(claims)}
+    path = save_files(figure, study.folder / study.name, tables, provenance(results))
+    _print_place(path)
+    return path
+
+
+def save_files(figure: Figure, base: Path, tables: Mapping[str, DataFrame], about: Mapping[str, Any]) -> Path:
+    """Write a figure as PNG and PDF, its tables as CSV, and its provenance as JSON.
+
+    Args:
+        figure: The figure.
+        base: Path of the files without a suffix.
+        tables: Tables by the end of their name, such as "" or ".claims".
+        about: The provenance.
+
+    Returns:
+        The path of the PNG.
+    """
+    png = base.with_suffix(".png")
+    save_png(figure, png)
     save_pdf(figure, base.with_suffix(".pdf"))
-    for suffix, rows in {".csv": table, **{f".{name}.csv": rows for name, rows in more.items()}}.items():
-        save_csv(rows, base.with_suffix(suffix))
-    claims_csv(claims, base.with_suffix(".claims.csv"))
-    write_atomically(base.with_suffix(".json"), json.dumps(provenance(results), indent=2) + "\n")
-    _print_place(base.with_suffix(".png"))
-    return base.with_suffix(".png")
+    for end, table in tables.items():
+        save_csv(table, base.with_suffix(f"{end}.csv"))
+    write_atomically(base.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+    return png
 
 
 def _print_place(path: Path) -> None:
@@ -90,7 +106,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
     """
     folder = figures_dir(profile, out)
     folder.mkdir(parents=True, exist_ok=True)
-    claims_csv(claims, folder / f"{name}.claims.csv")
+    save_csv(claims_frame(claims), folder / f"{name}.claims.csv")
     about = {
         "figure": name,
         "profile": profile,
@@ -103,11 +119,6 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
     write_atomically(folder / f"{name}.json", json.dumps(about, indent=2) + "\n")
     _print_place(folder / f"{name}.claims.csv")
     return claims
-
-
-def claims_csv(claims: list[Claim], path: Path) -> None:
-    """Write the claims to a file, for a report."""
-    save_csv(claims_frame(claims), path)
 
 
 def provenance(results: Results) -> dict[str, Any]:

@@ -133,17 +133,17 @@ def displacements(recipes: dict[str, Recipe], images: Images) -> DataFrame:
 
     rows: list[dict[str, Any]] = []
     side = images.shape[-1]
-    here = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1)
+    pixels = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1)
     white = torch.ones(1, side, side)
     for name, recipe in recipes.items():
         for t in recipe.t:
-            given: dict[str, Any] = dict(recipe.parameters)
-            away = np.abs(source(recipe.system, side, side, t, given) - here)
+            parameters: dict[str, Any] = dict(recipe.parameters)
+            offsets = np.abs(source(recipe.system, side, side, t, parameters) - pixels)
             if recipe.system == "cat":
-                away = np.minimum(away, side - away)
-            distance = np.hypot(*np.moveaxis(away, -1, 0))
-            lost = 1 - float(warp(white, recipe.system, t, **given).mean())
-            same = (warp(images, recipe.system, t, **given) == images).flatten(1).all(dim=1).float().mean()
+                offsets = np.minimum(offsets, side - offsets)
+            distance = np.hypot(*np.moveaxis(offsets, -1, 0))
+            lost = 1 - float(warp(white, recipe.system, t, **parameters).mean())
+            same = (warp(images, recipe.system, t, **parameters) == images).flatten(1).all(dim=1).float().mean()
             rows.append({"recipe": name, "t": t, "mean distance": distance.mean(), "largest": distance.max()})
             rows[-1] |= {"black": lost, "images unchanged": float(same)}
     return pandas.DataFrame(rows)

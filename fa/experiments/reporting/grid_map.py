@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.artifacts import save_csv, save_pdf, save_png
+from fa.experiments.reporting.artifacts import save_files
 from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs.grid import Grid, GridResult
 from fa.training.config import TrainConfig
-from fa.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,17 +128,11 @@ def save(result: GridResult, folder: Path, name: str, about: dict[str, Any]) -> 
     """
     runs = runs_table(result)
     cells = cells_table(result.grid, runs)
-    base = folder / name
-    figure = draw(result.grid, cells, heading(result))
-    save_png(figure, base.with_suffix(".png"))
-    save_pdf(figure, base.with_suffix(".pdf"))
-    for suffix, table in ((".csv", cells), (".runs.csv", runs)):
-        save_csv(table, base.with_suffix(suffix))
     provenance = about | {
         "settings": dict(result.grid.settings),
         "rates": dict(result.rates),
         "skipped": result.grid.skipped(),
         "failed": [str(outcome) for outcome in result.failed],
     }
-    write_atomically(base.with_suffix(".json"), json.dumps(provenance, indent=2) + "\n")
-    return base.with_suffix(".png")
+    figure = draw(result.grid, cells, heading(result))
+    return save_files(figure, folder / name, {"": cells, ".runs": runs}, provenance)

@@ -178,10 +178,10 @@ def _about_size(profile: str) -> list[str]:
 
 def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
     """Return a warning if some figures have other settings than the profile."""
-    own = [figure["figure"] for figure in figures if figure["command"] is None or figure.get("parameters")]
-    if not own:
+    changed = [figure["figure"] for figure in figures if figure["command"] is None or figure.get("parameters")]
+    if not changed:
         return []
-    return ["", f"Figures with other settings, or with a part of the profile's runs: {', '.join(own)}."]
+    return ["", f"Figures with other settings, or with a part of the profile's runs: {', '.join(changed)}."]
 
 
 def _claims(figures: list[dict[str, Any]]) -> list[str]:

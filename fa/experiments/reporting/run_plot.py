@@ -19,7 +19,7 @@ import numpy as np
 from fa.experiments.reporting import style
 from fa.experiments.runs.store import Record
 from fa.training.record_schema import NewerRecord
-from fa.training.records import FILES, LEFT_OUT, UNDEFINED, USED, WorkerRow, faulty_share
+from fa.training.records import EXCLUDED, EXCLUDED_BEFORE, FILES, UNDEFINED, USED, WorkerRow, faulty_share
 from fa.utils import plugins
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def read(folder: str | Path) -> RunTables:
 def _reason(status: str) -> str:
     """Return the reason why a worker was excluded; empty if it was used."""
     decision = status.partition(";")[0]
-    return "" if decision == USED else decision.removeprefix(LEFT_OUT)
+    return "" if decision == USED else decision.removeprefix(EXCLUDED).removeprefix(EXCLUDED_BEFORE)
 
 
 def draw(run: RunTables) -> Figure:
@@ -243,6 +243,6 @@ def _legend(run: RunTables) -> list[Any]:
     look: dict[str, Any] = {"facecolor": "#414d6b" if weighed else _GAP, "edgecolor": "white"}
     used = [] if weighed else [Patch(facecolor=_USED, label="used")]
     return used + [
-        Patch(**look, hatch=hatch, label=LEFT_OUT + "; ".join(reasons[:2]))
+        Patch(**look, hatch=hatch, label=EXCLUDED + "; ".join(reasons[:2]))
         for hatch, reasons in reasons_by_hatch.items()
     ]

@@ -35,7 +35,7 @@ from fa.rules import make_rule
 from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.utils import plugins
-from fa.utils.validation import check, check_integer, check_one_of, check_real
+from fa.utils.validation import check, check_integer, check_one_of, check_positive, check_real
 
 _AXES = {"rules": "rule", "attacks": "attack", "splits": "split"}
 _KEYS = ("rules", "attacks", "byzantine", "splits", "seeds", "settings", "tuning")
@@ -202,7 +202,7 @@ def parse(content: Mapping[str, Any]) -> Grid:
     if grid.tuning is not None:
         shared = sorted(set(grid.tuning.seeds) & set(grid.seeds))
         check("seeds of [tuning]", list(grid.tuning.seeds), not shared, f"others than seeds = {list(grid.seeds)}")
-        check("lr of [settings]", settings.get("lr"), "lr" not in settings, "left out with [tuning], which chooses it")
+        check("lr of [settings]", settings.get("lr"), "lr" not in settings, "omitted with [tuning], which chooses it")
     for cell in grid.cells():
         configured_attack(cell.config)  # Fail before any run.
     check("rules", [rule.label for rule in grid.rules], bool(grid.cells()), "rules for which there are enough workers")
@@ -254,8 +254,7 @@ def _tuning(value: Any) -> Tuning:
     _check_keys("[tuning]", table, _TUNING_KEYS)
     rates = _list("lr of [tuning]", table.get("lr"))
     for rate in rates:
-        check_real("a rate in lr of [tuning]", rate, 0)
-        check("a rate in lr of [tuning]", rate, rate > 0, "greater than 0")
+        check_positive("a rate in lr of [tuning]", rate)
     seeds = _naturals("seeds of [tuning]", table.get("seeds"))
     share = table.get("validation", 0.2)
     check_real("validation of [tuning]", share, 0)

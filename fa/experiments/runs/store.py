@@ -202,7 +202,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         "config": json.loads(config.to_json()),
         "data_checksum": _data_checksum(config.dataset),
         "record_version": RECORD_VERSION,
-    } | plugins.identity(config.rule, config.attack)
+    } | plugins.files_and_packages(config.rule, config.attack)
 
 
 def _data_checksum(dataset: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.utils.addresses import is_loopback
-from fa.utils.validation import check, check_integer, check_one_of, check_real
+from fa.utils.validation import check, check_integer, check_one_of, check_positive
 
 
 class GatheredGradients(NamedTuple):
@@ -38,7 +38,18 @@ class Transport(Protocol):
     """Source of the p gradients of an iteration."""
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Gather the gradients at `parameters` (n,), which are the workers' parameters from then on."""
+        """Gather the gradients at `parameters` (n,), which are the workers' parameters from then on.
+
+        Args:
+            iteration: Iteration, from 0.
+            parameters: Vector of the server's parameters (n,).
+
+        Returns:
+            The gradients.
+
+        Raises:
+            TooFewWorkersError: No honest worker has sent a gradient.
+        """
         ...
 
     def statistics(self) -> list[Buffers]:
@@ -74,8 +85,7 @@ class _ServerConfig:
         check("host", self.host, self.host != "", "a host's name or address")
         check_integer("port", self.port, 0)
         check("port", self.port, self.port < 1 << 16, f"at most {(1 << 16) - 1}")
-        check_real("deadline", self.deadline, 0)
-        check("deadline", self.deadline, self.deadline > 0, "greater than 0")
+        check_positive("deadline", self.deadline)
         if self.quorum is not None:
             check_integer("quorum", self.quorum, 1)
 
@@ -138,6 +148,9 @@ class RpcConfig(_ServerConfig):
 
     def check(self, config: TrainConfig) -> None:
         """Check that worker processes can do a run.
+
+        Args:
+            config: The run's configuration.
 
         Raises:
             ValueError: The configuration needs the simulation, other datagrams or another quorum.

@@ -53,7 +53,14 @@ class Gathering:
         self._gram: IncrementalGram | None = None
 
     def state(self, rank: int) -> list[Tensor]:
-        """Return the `Worker.state` of a rank, with which a new process of the rank continues."""
+        """Return the `Worker.state` of a rank, with which a new process of the rank continues.
+
+        Args:
+            rank: Rank of the worker.
+
+        Returns:
+            Its batch-norm statistics and, if the run has it, its momentum.
+        """
         return self.buffers[rank].tensors + self.momenta[rank : rank + 1]
 
     def begin(self) -> None:
@@ -61,7 +68,11 @@ class Gathering:
         self._gram = IncrementalGram(self.G) if self._needs_gram else None
 
     def add(self, rank: int) -> None:
-        """Use a row that has arrived. Byzantine rows are used later, since the attack changes them."""
+        """Use a row that has arrived. Byzantine rows are used later, since the attack changes them.
+
+        Args:
+            rank: Rank of the row.
+        """
         if self._gram is not None and rank >= self._config.byzantine:
             with self._timer.phase("gram"):
                 self._gram.add_row(rank)

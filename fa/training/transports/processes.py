@@ -21,7 +21,7 @@ def spawn_workers(
     workers: int,
     work: Callable[..., None],
     arguments: Callable[[int], tuple[Any, ...]],
-    lose: Callable[[int, str], None],
+    on_exit: Callable[[int, str], None],
 ) -> Iterator[None]:
     """Run worker processes while the context lasts.
 
@@ -29,10 +29,10 @@ def spawn_workers(
         workers: Number of processes.
         work: Function that each process calls; the fork server imports its module for all of them.
         arguments: Returns the arguments of `work` for a rank.
-        lose: Called in another thread with the rank and a reason when a process ends.
+        on_exit: Called in another thread with the rank and a reason when a process ends.
     """
     processes: list[Any] = []
-    watcher = threading.Thread(target=_watch, args=(processes, lose), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(processes, on_exit), daemon=True)
     try:
         for rank in range(workers):
             context = forkserver_context(work.__module__)
@@ -53,12 +53,12 @@ def spawn_workers(
             watcher.join()
 
 
-def _watch(processes: list[Any], lose: Callable[[int, str], None]) -> None:
+def _watch(processes: list[Any], on_exit: Callable[[int, str], None]) -> None:
     """Report every process that ends."""
     ranks = {process.sentinel: rank for rank, process in enumerate(processes)}
     while ranks:
         for sentinel in wait(list(ranks)):
-            lose(ranks.pop(sentinel), "its process has ended")
+            on_exit(ranks.pop(sentinel), "its process has ended")
 
 
 def _run(rank: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> None:

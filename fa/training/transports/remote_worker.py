@@ -53,7 +53,14 @@ class RemoteWorker:
         return self._worker.state
 
     def compute(self, iteration: int) -> None:
-        """Compute the gradient at the present parameters."""
+        """Compute the gradient at the present parameters.
+
+        Args:
+            iteration: Iteration, from 0.
+
+        Raises:
+            ValueError: The minibatch cannot be drawn.
+        """
         if self._computes:
             started = time.perf_counter()
             self.loss = self._worker.write_gradient(iteration)

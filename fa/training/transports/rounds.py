@@ -75,6 +75,14 @@ class Reply(Generic[Request]):
     with_state: bool = False  # True if the process also needs the `Worker.state` of its rank
 
 
+class Outcome(NamedTuple):
+    """What a round has brought."""
+
+    missing: dict[int, str]  # reason for each rank without a gradient
+    losses: dict[int, Tensor]  # of each rank with a gradient
+    seconds: float  # time that the slowest gradient took
+
+
 class Rounds(Generic[Request]):
     """State of all workers over the rounds of a run.
 
@@ -118,6 +126,9 @@ class Rounds(Generic[Request]):
     def offer(self, message: GradientMessage) -> bool:
         """Process a worker's message; its request follows separately, by `request`.
 
+        Args:
+            message: The message, with fields of any type except rank and iteration.
+
         Returns:
             True if the gradient is the rank's first valid one of the open round. The caller must then copy it and call
             `deliver`. Otherwise the gradient is discarded.
@@ -139,25 +150,42 @@ class Rounds(Generic[Request]):
         return True
 
     def expects(self, rank: int, iteration: int) -> bool:
-        """True if a gradient of that iteration would be accepted from the rank."""
+        """True if a gradient of that iteration would be accepted from the rank.
+
+        Args:
+            rank: Rank of the worker.
+            iteration: Iteration of the gradient.
+        """
         states = (WorkerState.COMPUTING, WorkerState.EXCLUDED)
         return iteration == self.iteration and self.slots[rank].state in states
 
     def skip(self, rank: int) -> None:
-        """Process a message whose gradient comes too late; its request follows separately, by `request`."""
+        """Process a message whose gradient comes too late; its request follows separately, by `request`.
+
+        Args:
+            rank: Rank of the worker.
+        """
         slot = self.slots[rank]
         slot.reason = ""
         if slot.state in (WorkerState.ABSENT, WorkerState.EXCLUDED):
             slot.state = WorkerState.COMPUTING
 
     def deliver(self, message: GradientMessage) -> None:
-        """Record that the gradient of an accepted message has been copied."""
+        """Record that the gradient of an accepted message has been copied.
+
+        Args:
+            message: The message that `offer` accepted.
+        """
         slot = self.slots[message.rank]
         slot.state, slot.loss, slot.seconds = WorkerState.DELIVERED, message.loss, message.seconds
         self.arrivals.append(message.rank)
 
     def request(self, rank: int, request: Request) -> list[Reply[Request]]:
         """Register a worker's request for its next iteration.
+
+        Args:
+            rank: Rank of the worker.
+            request: What the transport replies to.
 
         Returns:
             Replies that are due: to this request if a round is open for the rank or the run is over. An earlier request
@@ -174,23 +202,45 @@ class Rounds(Generic[Request]):
             slot.state = WorkerState.WAITING
         return replies
 
-    def lose(self, rank: int, reason: str) -> None:
-        """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason."""
-        if self.slots[rank].processes <= 1 and not self.slots[rank].left:
-            self.leave(rank, reason)
+    def first_process_ended(self, rank: int, reason: str) -> None:
+        """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason.
 
-    def leave(self, rank: int, reason: str) -> None:
-        """Exclude a rank whose newest process has ended."""
+        Args:
+            rank: Rank of the process.
+            reason: The reason, for the records.
+        """
+        if self.slots[rank].processes <= 1 and not self.slots[rank].left:
+            self.newest_process_ended(rank, reason)
+
+    def newest_process_ended(self, rank: int, reason: str) -> None:
+        """Exclude a rank whose newest process has ended.
+
+        Args:
+            rank: Rank of the process.
+            reason: The reason, for the records.
+        """
         self.slots[rank].request, self.slots[rank].left = None, True
         _exclude(self.slots[rank], reason[:_MAX_REASON])
 
     def refuse(self, rank: int, reason: str) -> None:
-        """Record that a process may not join with a rank, unless another process has joined with it."""
+        """Record that a process may not join with a rank, unless another process has joined with it.
+
+        Args:
+            rank: Rank of the process.
+            reason: The reason, for the records.
+        """
         if self.slots[rank].state is WorkerState.ABSENT:
-            _exclude(self.slots[rank], reason)
+            _exclude(self.slots[rank], reason[:_MAX_REASON])
 
     def begin(self, iteration: int) -> list[Reply[Request]]:
-        """Open the round of an iteration; returns the replies to all pending requests."""
+        """Open the round of an iteration; returns the replies to all pending requests.
+
+        Args:
+            iteration: Iteration, from 0.
+
+        Returns:
+            The replies.
+        """
         self.iteration = iteration
         self.arrivals.clear()
         for slot in self.slots:
@@ -213,7 +263,11 @@ class Rounds(Generic[Request]):
         self._exclude_unless(WorkerState.DELIVERED, f"no gradient within {self._deadline:g} s")
 
     def pass_joining_deadline(self, seconds: float) -> None:
-        """Exclude every rank that has not joined within that many seconds."""
+        """Exclude every rank that has not joined within that many seconds.
+
+        Args:
+            seconds: Length of the deadline, for the reason.
+        """
         self._exclude_unless(WorkerState.WAITING, f"has not joined within {seconds:g} s")
 
     def missing(self) -> dict[int, str]:
@@ -222,13 +276,26 @@ class Rounds(Generic[Request]):
         delivered = self.delivered
         return {rank: slot.reason or late for rank, slot in enumerate(self.slots) if rank not in delivered}
 
+    def outcome(self, elapsed: float) -> Outcome:
+        """Return what the round that has ended has brought.
+
+        Args:
+            elapsed: Seconds since the round began, which bound the times that workers report.
+        """
+        losses = {rank: loss for rank in self.delivered if (loss := self.slots[rank].loss) is not None}
+        return Outcome(self.missing(), losses, min(max(slot.seconds for slot in self.slots), elapsed))
+
     def close(self) -> list[Reply[Request]]:
         """End the run; returns the replies to all pending requests."""
         self._closed = True
         return self._pop_requests(None)
 
     def acknowledge(self, rank: int) -> None:
-        """Record that a process exits. Before the end of the run it is one that another process has replaced."""
+        """Record that a process exits. Before the end of the run it is one that another process has replaced.
+
+        Args:
+            rank: Rank of the process.
+        """
         if self._closed:
             self.slots[rank].state = WorkerState.FINISHED
 

@@ -36,7 +36,18 @@ _BURST = 16  # datagrams between two pauses
 
 
 def create_sender(host: str, port: int) -> socket.socket:
-    """Create a socket for `send`; raises OSError for an unknown host."""
+    """Create a socket for `send`.
+
+    Args:
+        host: Host of the server.
+        port: Port of its inbox.
+
+    Returns:
+        A connected socket.
+
+    Raises:
+        OSError: The host is unknown.
+    """
     family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     sender = socket.socket(family, kind)
     sender.connect(address)
@@ -113,7 +124,11 @@ class Inbox:
         self._thread.start()
 
     def begin(self, iteration: int) -> None:
-        """Accept the datagrams of this iteration only."""
+        """Accept the datagrams of this iteration only.
+
+        Args:
+            iteration: Iteration, from 0.
+        """
         with self._changed:
             self._iteration = iteration
             self._received[:] = False

@@ -47,6 +47,13 @@ def create_store(host: str, port: int) -> tuple[TCPStore, int]:
 def connect_store(host: str, port: int) -> TCPStore:
     """Connect to the store of another process.
 
+    Args:
+        host: Host of the server.
+        port: Port of its store.
+
+    Returns:
+        The store.
+
     Raises:
         ConnectionError: No store answers within `TIMEOUT`. Something else may listen there, and be silent.
     """

@@ -62,7 +62,9 @@ def serve(
             store, port = connection.create_store(options.host, options.port)
         stack.enter_context(connection.rpc_agent(store, options.host, server=True))
         spawned = config.workers if options.spawn_workers else 0
-        stack.enter_context(spawn_workers(spawned, work, lambda rank: (rank, options.host, port), transport.lose))
+        stack.enter_context(
+            spawn_workers(spawned, work, lambda rank: (rank, options.host, port), transport.first_process_ended)
+        )
         transport.join()
         yield transport
         transport.close()

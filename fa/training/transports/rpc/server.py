@@ -16,14 +16,13 @@ from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import GatheredGradients, RpcConfig
 from fa.training.transports.gathering import Gathering
-from fa.training.transports.rounds import GradientMessage, Reply, Rounds
+from fa.training.transports.rounds import GradientMessage, Outcome, Reply, Rounds
 from fa.training.transports.udp import Inbox
 from fa.utils.timing import PhaseTimer
 from fa.utils.validation import check, printable
 
 _JOIN_TIMEOUT = 120.0  # seconds
 _CLOSE_TIMEOUT = 5.0  # seconds
-_MAX_REASON = 200  # characters of a reason that a worker can influence
 
 Work: TypeAlias = tuple[int, Tensor, list[Tensor]]
 """The iteration, its parameters, and the `Worker.state` of the rank if the process is new."""
@@ -88,7 +87,7 @@ class RpcTransport:
                 check(name, value, value == expected, f"the server's {expected}")
             except ValueError as error:
                 with self._changed:
-                    self._rounds.refuse(rank, f"refused: {error}"[:_MAX_REASON])
+                    self._rounds.refuse(rank, f"refused: {error}")
                     self._changed.notify_all()
                 raise
 
@@ -117,10 +116,10 @@ class RpcTransport:
         self._send(replies)
         return answer
 
-    def lose(self, rank: int, reason: str) -> None:
+    def first_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended."""
         with self._changed:
-            self._rounds.lose(rank, reason)
+            self._rounds.first_process_ended(rank, reason)
             self._changed.notify_all()
 
     def leave(self, rank: object, reason: object) -> None:
@@ -128,7 +127,7 @@ class RpcTransport:
         self._check_rank(rank)
         assert isinstance(rank, int)
         with self._changed:
-            self._rounds.leave(rank, printable(str(reason)))
+            self._rounds.newest_process_ended(rank, printable(str(reason)))
             self._changed.notify_all()
 
     def join(self) -> None:
@@ -145,34 +144,28 @@ class RpcTransport:
             replies = self._rounds.begin(iteration)
         self._send(replies)
         self._gathering.begin()
-        missing, losses, seconds = self._gather()
-        self._timer.add("compute", seconds)
-        return self._gathering.finish(iteration, missing, losses, self._collect_datagrams() if self.inbox else {})
+        outcome = self._gather()
+        self._timer.add("compute", outcome.seconds)
+        notes = self._collect_datagrams() if self.inbox else {}
+        return self._gathering.finish(iteration, outcome.missing, outcome.losses, notes)
 
-    def _gather(self) -> tuple[dict[int, str], dict[int, Tensor], float]:
-        """Wait for the round's gradients.
-
-        Returns:
-            The reason for each missing rank, the loss of each other rank, and the time of the slowest gradient.
-        """
+    def _gather(self) -> Outcome:
+        """Wait for the round's gradients."""
         rounds, began = self._rounds, time.monotonic()
-        end, ended, missing = began + self._options.deadline, False, dict[int, str]()
-        while not ended:
+        end, outcome = began + self._options.deadline, None
+        while outcome is None:
             with self._changed:
                 changed = self._changed.wait_for(lambda: rounds.arrivals or rounds.complete, end - time.monotonic())
-                ended = not changed or rounds.complete
-                if ended:
+                if not changed or rounds.complete:
                     rounds.end()
                     self._changed.wait_for(lambda: not rounds.receiving)  # Those rows are incomplete until then.
                     if not rounds.complete:
                         rounds.pass_deadline()
-                    missing = rounds.missing()
+                    outcome = rounds.outcome(time.monotonic() - began)
                 arrivals = rounds.pop_arrivals()
             for rank in arrivals:
                 self._gathering.add(rank)
-        slots = rounds.slots
-        losses = {rank: loss for rank in rounds.delivered if (loss := slots[rank].loss) is not None}
-        return missing, losses, min(max(slot.seconds for slot in slots), time.monotonic() - began)
+        return outcome
 
     def _collect_datagrams(self) -> dict[int, str]:
         """Write the gradients that came as datagrams into their rows; returns a note for each with losses."""

@@ -24,6 +24,10 @@ class Handler(Protocol):
     def place(self, connection: Connection, header: Header) -> list[memoryview] | None:
         """Check a header, and return the memory for its bytes, of the length that it announces; None to ignore them.
 
+        Args:
+            connection: Connection of the message.
+            header: Its header.
+
         Raises:
             ProtocolError: The message is not expected.
         """
@@ -31,6 +35,11 @@ class Handler(Protocol):
 
     def receive(self, connection: Connection, header: Header, kept: bool) -> None:
         """Process a message whose bytes have arrived, and are in their place if `kept`.
+
+        Args:
+            connection: Connection of the message.
+            header: Its header.
+            kept: False if its bytes were ignored.
 
         Raises:
             ProtocolError: The message is not valid.
@@ -143,7 +152,12 @@ class Connection(asyncio.BufferedProtocol):
     # Writing.
 
     async def send(self, header: Header, views: Sequence[memoryview]) -> None:
-        """Send a message in chunks, as fast as the other end reads them; returns early if the connection ends."""
+        """Send a message in chunks, as fast as the other end reads them; returns early if the connection ends.
+
+        Args:
+            header: Header of the message, with its length.
+            views: The bytes that follow it.
+        """
         self._sending = True
         self._transport.write(header.pack())
         for view in views:
@@ -155,12 +169,22 @@ class Connection(asyncio.BufferedProtocol):
         self._sending = False
 
     def post(self, header: Header, data: bytes = b"") -> None:
-        """Send a short message, unless a long one is being sent."""
+        """Send a short message, unless a long one is being sent.
+
+        Args:
+            header: Header of the message, without its length.
+            data: The bytes that follow it.
+        """
         if not self._closed and not self._sending:
             self._transport.write(header._replace(length=len(data)).pack() + data)
 
     def finish(self, header: Header, data: bytes = b"") -> None:
-        """Send a last short message, and end the connection once it has been sent."""
+        """Send a last short message, and end the connection once it has been sent.
+
+        Args:
+            header: As for `post`.
+            data: As for `post`.
+        """
         if self._closed:
             return
         if self._sending:
@@ -171,7 +195,11 @@ class Connection(asyncio.BufferedProtocol):
         self._end()
 
     def fail(self, reason: str) -> None:
-        """End the connection, and send the reason to the other end."""
+        """End the connection, and send the reason to the other end.
+
+        Args:
+            reason: The reason, also for the records.
+        """
         self.reason = reason
         self.finish(Header(Kind.REFUSE, self._handler.run), reason.encode()[:MAX_TEXT])
 

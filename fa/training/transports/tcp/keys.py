@@ -126,6 +126,12 @@ _USAGES = (
 def server_context(folder: Path) -> ssl.SSLContext:
     """Load the server's keys; only certificates of the same CA are accepted.
 
+    Args:
+        folder: Folder that `create_keys` wrote.
+
+    Returns:
+        The context of the server's sockets.
+
     Raises:
         ValueError: The folder does not hold keys.
     """
@@ -134,6 +140,12 @@ def server_context(folder: Path) -> ssl.SSLContext:
 
 def worker_context(folder: Path) -> ssl.SSLContext:
     """Load a worker's keys; only the server's certificate is accepted.
+
+    Args:
+        folder: Folder that `create_keys` wrote.
+
+    Returns:
+        The context of a worker's socket.
 
     Raises:
         ValueError: The folder does not hold keys.
@@ -159,5 +171,10 @@ def _load(context: ssl.SSLContext, folder: Path) -> ssl.SSLContext:
 
 
 def is_of_rank(certificate: dict[str, Any], rank: int) -> bool:
-    """True if a certificate, as `SSLSocket.getpeercert` returns it, is the one of a rank."""
+    """True if a certificate, as `SSLSocket.getpeercert` returns it, is the one of a rank.
+
+    Args:
+        certificate: The peer's certificate.
+        rank: Rank of the worker.
+    """
     return ("DNS", _WORKER.format(rank)) in certificate.get("subjectAltName", ())

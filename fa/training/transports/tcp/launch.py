@@ -59,7 +59,9 @@ def serve(
         transport = TcpTransport(server, gathering, listener, context, timer)
         stack.callback(transport.stop)
         stack.enter_context(
-            spawn_workers(spawned, work, lambda rank: (rank, host, port, None, tokens[rank]), transport.lose)
+            spawn_workers(
+                spawned, work, lambda rank: (rank, host, port, None, tokens[rank]), transport.first_process_ended
+            )
         )
         transport.join()
         yield transport

@@ -43,7 +43,18 @@ class Link:
         self.run = NO_RUN  # until the server has sent it
 
     def greet(self, hello: bytes) -> bytes:
-        """Send the first message, and return the configuration with which the server answers."""
+        """Send the first message, and return the configuration with which the server answers.
+
+        Args:
+            hello: Bytes of the first message.
+
+        Returns:
+            The configuration as JSON.
+
+        Raises:
+            ConnectionError: The server is gone, silent, or sends another message.
+            Refused: The server refuses the worker.
+        """
         self.send(Header(Kind.HELLO, NO_RUN), [hello])
         header = self.receive(Kind.WELCOME)
         if header.length > MAX_CONFIG:
@@ -53,7 +64,11 @@ class Link:
         return configuration
 
     def refuse(self, reason: str) -> None:
-        """Send the reason for which this worker does not take part."""
+        """Send the reason for which this worker does not take part.
+
+        Args:
+            reason: The reason.
+        """
         with suppress(ConnectionError):
             self.send(Header(Kind.REFUSE, self.run), [reason.encode()[:MAX_TEXT]])
 
@@ -63,6 +78,10 @@ class Link:
 
     def send(self, header: Header, views: Sequence[bytes | memoryview] = ()) -> None:
         """Send a message, whose rank, run and length are filled in.
+
+        Args:
+            header: Header of the message.
+            views: The bytes that follow it.
 
         Raises:
             ConnectionError: The server is gone, or reads nothing for the timeout.
@@ -96,13 +115,30 @@ class Link:
             return header
 
     def read(self, length: int) -> bytearray:
-        """Return that many bytes; the caller has checked the number."""
+        """Return that many bytes; the caller has checked the number.
+
+        Args:
+            length: Number of bytes.
+
+        Returns:
+            The bytes.
+
+        Raises:
+            ConnectionError: The server is gone or silent.
+        """
         data = bytearray(length)
         self.read_into([memoryview(data)])
         return data
 
     def read_into(self, views: Sequence[memoryview]) -> None:
-        """Fill the views with the next bytes."""
+        """Fill the views with the next bytes.
+
+        Args:
+            views: Memory of the bytes, which is filled in this order.
+
+        Raises:
+            ConnectionError: The server is gone or silent.
+        """
         with _translated():
             for view in views:
                 while len(view):

@@ -128,6 +128,12 @@ class Sizes(NamedTuple):
 def byte_views(tensors: Sequence[Tensor]) -> list[memoryview]:
     """Return the bytes of tensors on the CPU without a copy; empty tensors are omitted.
 
+    Args:
+        tensors: Contiguous tensors on the CPU.
+
+    Returns:
+        One view for each tensor that is not empty.
+
     Raises:
         ValueError: A tensor is not contiguous.
     """
@@ -151,5 +157,12 @@ def digest(text: str) -> bytes:
 
 
 def decode(data: bytes | bytearray | memoryview) -> str:
-    """Return a text of a peer, with printable characters only and without line breaks."""
+    """Return a text of a peer, with printable characters only and without line breaks.
+
+    Args:
+        data: The text in UTF-8.
+
+    Returns:
+        The text.
+    """
     return printable(bytes(data).decode(errors="replace"))

@@ -7,7 +7,7 @@ import hmac
 import secrets
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ import fa
 from fa.training.config import TrainConfig
 from fa.training.transports.base import TcpConfig
 from fa.training.transports.gathering import Gathering
-from fa.training.transports.rounds import NEW, GradientMessage, Reply, Rounds
+from fa.training.transports.rounds import NEW, GradientMessage, Outcome, Reply, Rounds
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.keys import is_of_rank
 from fa.training.transports.tcp.messages import (
@@ -39,14 +39,6 @@ from fa.utils.validation import check
 
 _PING_INTERVAL = 5.0  # seconds
 _DIGEST_SIZE = 32
-
-
-class Outcome(NamedTuple):
-    """What a round has brought."""
-
-    missing: dict[int, str]  # reason for each rank without a gradient
-    losses: dict[int, Tensor]  # of each rank with a gradient
-    seconds: float  # time of the slowest gradient
 
 
 class RoundServer:
@@ -252,14 +244,14 @@ class RoundServer:
         if rank is None or self._connections.get(rank) is not connection:
             return
         del self._connections[rank]
-        self.rounds.leave(rank, connection.reason)
+        self.rounds.newest_process_ended(rank, connection.reason)
         self._changed.set()
 
     # Called by the transport.
 
-    def lose(self, rank: int, reason: str) -> None:
+    def first_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended."""
-        self.rounds.lose(rank, reason)
+        self.rounds.first_process_ended(rank, reason)
         self._changed.set()
 
     async def join(self, timeout: float) -> None:
@@ -284,10 +276,7 @@ class RoundServer:
             connection.ignore()  # incomplete rows are not written to any more
         if not complete:
             rounds.pass_deadline()
-        slots = rounds.slots
-        losses = {rank: loss for rank in rounds.delivered if (loss := slots[rank].loss) is not None}
-        seconds = min(max(slot.seconds for slot in slots), loop.time() - began)
-        return Outcome(rounds.missing(), losses, seconds)
+        return rounds.outcome(loop.time() - began)
 
     async def end(self, timeout: float) -> None:
         """End the run, and wait until the present workers have ended their connections."""

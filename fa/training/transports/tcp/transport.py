@@ -72,9 +72,9 @@ class TcpTransport:
         with self._timer.phase("join"):
             self._submit(self._server.join(_JOIN_TIMEOUT)).result()
 
-    def lose(self, rank: int, reason: str) -> None:
+    def first_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended."""
-        self._loop.call_soon_threadsafe(self._server.lose, rank, reason)
+        self._loop.call_soon_threadsafe(self._server.first_process_ended, rank, reason)
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
         """Gather the gradients that arrive in time; the rows of the others are NaN, which rules exclude."""
