@@ -1,6 +1,5 @@
 """What every test runs under: checked shapes and types, one random state left as it was, hypothesis' profiles."""
 
-import functools
 import os
 import pkgutil
 import random
@@ -35,16 +34,6 @@ settings.register_profile(
     "long", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("default")
-
-
-@pytest.fixture(autouse=True, scope="session")
-def entry_points_once() -> Iterator[None]:
-    """Read the entry points of all installed packages once: the key of a run takes 15 ms to look for two names."""
-    from fa.utils import plugins
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plugins, "entry_points", functools.cache(plugins.entry_points))
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ from torch import Tensor
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.training.records import CurvePoint, WorkerRow
-from fa.utils import plugins
 from fa.utils.files import new_file, temporary_folder
 from fa.utils.validation import check, check_real
 
@@ -81,7 +80,7 @@ class Checkpoint:
             "data_checksum": checksum,
             "record_version": RECORD_VERSION,
             "threads": threads,  # another number would round differently
-        } | plugins.files_and_packages(config.rule, config.attack)
+        } | config.files_and_packages()
 
     def load(
         self, parameters: Tensor, statistics: list[Buffers], momenta: Sequence[Tensor] = ()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fa.data.sampling import SAMPLINGS, SPLITS
+from fa.utils import plugins
 from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 RECORD_VERSION = 1
@@ -129,6 +130,15 @@ class TrainConfig:
             check("gamma", self.gamma, self.gamma <= 1, "in [0, 1]")
         used = bool(self.augmentation) or self.augmented == "faulty"
         check("augmented", self.augmented, used, "'faulty' without augmentation")
+
+    def files_and_packages(self) -> dict[str, dict[str, str]]:
+        """Return the files and packages that the rule and the attack come from; see `fa.utils.plugins`."""
+        from fa.attacks import ATTACKS
+        from fa.rules import RULES
+
+        builtin = {"rule": RULES, "attack": ATTACKS}
+        names = {"rule": self.rule, "attack": self.attack}
+        return plugins.files_and_packages({kind: name for kind, name in names.items() if name not in builtin[kind]})
 
     def _check_parameter(self, name: str, split: str, example: str) -> None:
         """Check that the parameter of a split is set with this split only."""

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from fa import __version__
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
-from fa.utils import plugins
 from fa.utils.files import PREFIX, publish, sync_folder, temporary_folder
 from fa.utils.validation import check
 
@@ -161,7 +160,7 @@ class Run:
             "seconds_of": {phase: round(seconds, 6) for phase, seconds in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
             **({} if self.initial_accuracy is None else {"initial_accuracy": self.initial_accuracy}),
-        } | plugins.files_and_packages(self.config.rule, self.config.attack)
+        } | self.config.files_and_packages()
 
 
 class UnwrittenRunError(ValueError):

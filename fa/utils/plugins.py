@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -92,12 +92,11 @@ def display_name(name: str) -> str:
     return f"{attribute} ({Path(path).name})" if is_file_spec(name) else name
 
 
-def files_and_packages(rule: str, attack: str) -> dict[str, dict[str, str]]:
+def files_and_packages(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Return the files and packages that a rule and an attack come from, as a part of a run's identity.
 
     Args:
-        rule: Name of the rule.
-        attack: Name of the attack.
+        names: Names by kind, "rule" and "attack", without those of this package.
 
     Returns:
         Those of "files": {name: SHA-256 of its file} and "packages": {name: package and version} that are not empty.
@@ -105,7 +104,6 @@ def files_and_packages(rule: str, attack: str) -> dict[str, dict[str, str]]:
     Raises:
         ValueError: A file does not exist.
     """
-    names = {"rule": rule, "attack": attack}
     files = {name: file_checksum(_path(name)) for name in names.values() if is_file_spec(name)}
     packages = {name: package for kind, name in names.items() if (package := _package(kind, name))}
     return {part: content for part, content in (("files", files), ("packages", packages)) if content}

@@ -19,7 +19,6 @@ from fa.data.registry import REGISTRY
 from fa.training import record_schema
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.records import FILES, Run
-from fa.utils import plugins
 from fa.utils.files import create_folder, exclusive, file_checksum, new_folder
 
 MANIFEST = "manifest.json"
@@ -202,7 +201,7 @@ def _identity(config: TrainConfig) -> dict[str, Any]:
         "config": json.loads(config.to_json()),
         "data_checksum": _data_checksum(config.dataset),
         "record_version": RECORD_VERSION,
-    } | plugins.files_and_packages(config.rule, config.attack)
+    } | config.files_and_packages()
 
 
 def _data_checksum(dataset: str) -> str:
