@@ -182,7 +182,7 @@ class TrainConfig:
     @property
     def max_images(self) -> int:
         """Number of images in one gradient, the largest of the workers'."""
-        return max(self.batches) * self.accumulate
+        return (max(self.batch) if isinstance(self.batch, tuple) else self.batch) * self.accumulate
 
     def epoch_length(self, train_size: int) -> int:
         """Return the iterations of an epoch, in which the workers together draw `train_size` images.
@@ -193,7 +193,8 @@ class TrainConfig:
         Returns:
             Number of iterations, at least 1.
         """
-        return max(1, train_size // (sum(self.batches) * self.accumulate * self.local_steps))
+        images = sum(self.batch) if isinstance(self.batch, tuple) else self.batch * self.workers
+        return max(1, train_size // (images * self.accumulate * self.local_steps))
 
     def to_json(self) -> str:
         """Return the canonical JSON text: equal configurations give equal texts.
