@@ -110,9 +110,9 @@ def test_tritons_kernels_have_the_results_of_torch(dtype: torch.dtype) -> None:
     mixed = torch.rand(P, P, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for arguments in ((weights,), (R, 7, 8, 0), (R, 7, 8, 12), (mixed, 7, 8, 12)):
         name = "combine" if len(arguments) == 1 else "order_statistic"
-        ours, theirs = (getattr(module, name)(G, *arguments) for module in (triton_passes, torch_fallback))
-        torch.testing.assert_close(ours[0], theirs[0], **near)
-        assert torch.equal(ours[1], theirs[1])
+        actual, expected = (getattr(module, name)(G, *arguments) for module in (triton_passes, torch_fallback))
+        torch.testing.assert_close(actual[0], expected[0], **near)
+        assert torch.equal(actual[1], expected[1])
 
 
 def test_a_direction_is_scaled_to_the_same_norm() -> None:

@@ -77,6 +77,17 @@ def test_a_coordinate_of_the_weighted_sum_does_not_depend_on_its_place(dtype):
         assert torch.equal(kernels.combine(G[:, start:stop], weights)[0], whole[start:stop])
 
 
+def test_a_result_may_have_gaps():
+    G, columns = torch.from_numpy(matrix(4, 300, np.float32)), torch.zeros(300, 2)
+    for one_pass in (
+        lambda out: kernels.combine(G, np.full(4, 0.25), out=out),
+        lambda out: kernels.order_statistic(G, np.eye(4), 1, 3, 0, out=out),
+    ):
+        one_pass(columns[:, 0])
+        assert torch.equal(columns[:, 0], one_pass(None)[0])
+        assert not columns[:, 1].any()
+
+
 def test_a_weighted_sum_of_no_rows_is_zero():
     G = torch.full((3, 5), torch.nan)
     d, bad = kernels.combine(G, np.zeros(3))

@@ -41,7 +41,7 @@ from fa.utils.validation import TooFewWorkersError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, served, tcp_worker, wait_until, worked
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
-KINDS = ("mean", "bulyan", "fa")  # weights, a choice with order statistics, and weights by K
+KINDS = ("median", "bulyan", "fa")  # order statistics, a choice before them, and weights by K
 FEWER = {"bulyan": 0}  # f, where four workers are too few for a faulty one
 
 

@@ -14,7 +14,7 @@ from tests.processes import beside
 
 ROOT = Path(__file__).parents[1]
 SAID = {"RANK": "3", "WORLD_SIZE": "5", "MASTER_ADDR": "node0", "MASTER_PORT": "4711"}
-RUN = ["--rule", "median", "--byzantine", "0", "--iterations", "3", "--batch", "4", "--threads", "1"]
+RUN = ["--rule", "median", "--byzantine", "1", "--iterations", "3", "--batch", "4", "--threads", "1"]
 
 
 def say(monkeypatch: pytest.MonkeyPatch, **change: str) -> None:
@@ -64,11 +64,11 @@ def test_torchrun_starts_a_server_and_its_workers(tmp_path: Path) -> None:
     script = tmp_path / "fa"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from fa.cli import main; main()" "$@"\n')
     script.chmod(0o755)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", "--no-python"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4", "--no-python"]
     out = [*RUN, "--out"]
     subprocess.run([*torchrun, script, "train", "--backend", "torchrun", *out, tmp_path / "torchrun"], check=True)
     with pytest.raises(SystemExit) as done:
-        cli.main(["train", "--workers", "2", *out, str(tmp_path / "simulate")])
+        cli.main(["train", "--workers", "3", *out, str(tmp_path / "simulate")])
     assert done.value.code == 0
     one, other = (tmp_path / name / "workers.csv" for name in ("torchrun", "simulate"))
     assert one.read_text() == other.read_text()
@@ -98,7 +98,7 @@ def test_the_slurm_script_starts_one_server_and_the_workers(tmp_path: Path) -> N
     subprocess.run(["bash", ROOT / "examples" / "slurm.sh"], cwd=tmp_path, env=environment, check=True)
     said = sorted((tmp_path / "said").read_text().splitlines())
     assert [line.split()[:4] for line in said] == [[rank, "2", "localhost", "20007"] for rank in "01"]
-    smaller = [*RUN, "--dataset", "mnist-mini", "--model", "convnet"]
+    smaller = [*RUN[:2], "--byzantine", "0", *RUN[4:], "--dataset", "mnist-mini", "--model", "convnet"]
     processes = []
     for rank, size, address, port, *words in map(str.split, said):
         where = {"RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": address, "MASTER_PORT": port}

@@ -16,33 +16,45 @@ from fa.kernels import torch_fallback
 
 triton = pytest.importorskip("triton", reason="torch brings Triton for CUDA on Linux only")
 
+NEAR = {
+    torch.float64: {"rtol": 1e-12, "atol": 1e-12},
+    torch.float32: {"rtol": 1e-6, "atol": 1e-6},
+    torch.bfloat16: {"rtol": 1e-2, "atol": 1e-6},
+}
+
 NAMES = ("fa.kernels.triton_kernels", "fa.kernels.triton_passes")
 
 
-def imported(patch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+def imported() -> tuple[ModuleType, ModuleType]:
     """The kernels and the passes, imported anew: Triton looks at the environment when it decorates a kernel."""
+    forget()
+    triton_kernels, triton_passes = map(importlib.import_module, NAMES)
+    return triton_kernels, triton_passes
+
+
+def forget() -> None:
+    """Let the next import load the modules anew."""
     for name in NAMES:
-        patch.delitem(sys.modules, name, raising=False)
-    own_kernels, passes = map(importlib.import_module, NAMES)
-    return own_kernels, passes
+        sys.modules.pop(name, None)
+        vars(kernels).pop(name.rpartition(".")[2], None)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def interpreted() -> Iterator[ModuleType]:
     """The passes, whose kernels run in the interpreter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
-        yield imported(patch)[1]
-    for name in NAMES:
-        sys.modules.pop(name, None)
+        yield imported()[1]
+    forget()
 
 
-@pytest.fixture(scope="module")
-def compiled() -> ModuleType:
-    """The kernels, which can be compiled."""
+@pytest.fixture
+def compiled() -> Iterator[tuple[ModuleType, ModuleType]]:
+    """The kernels, which can be compiled, and the passes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRITON_INTERPRET", raising=False)
-        return imported(patch)[0]
+        yield imported()
+    forget()
 
 
 def matrix(p: int, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,7 +81,7 @@ def test_the_weighted_sum_is_torchs(interpreted: ModuleType, dtype: torch.dtype)
     G[5, 7] = torch.nan  # Its weight is 0.
     d, bad = interpreted.combine(G, weights)
     expected, _ = torch_fallback.combine(G, weights)
-    torch.testing.assert_close(d, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
+    torch.testing.assert_close(d, expected, **NEAR[dtype])
     assert not bad.any()
     G[3, 1400] = torch.inf
     with np.errstate(invalid="ignore"):
@@ -82,21 +94,21 @@ def test_an_order_statistic_is_torchs(interpreted: ModuleType, dtype: torch.dtyp
     G = matrix(7, 600, dtype).round(decimals=1)  # with ties
     R = torch.eye(7, dtype=torch.float64)[:, [0, 2, 3, 5, 6]]
     d, bad = interpreted.order_statistic(G, R, 2, 3, keep)
-    torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, 2, 3, keep)[0], rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, 2, 3, keep)[0], **NEAR[dtype])
     assert not bad.any()
     G[1], G[6, 3] = torch.nan, torch.nan
     assert interpreted.order_statistic(G, R, 2, 3, keep)[1].nonzero().flatten().tolist() == [6]
 
 
 def test_an_order_statistic_of_mixed_rows_is_torchs(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interpreted, "_COLUMNS", 100)
+    monkeypatch.setattr(interpreted, "_ENTRIES", 400)
     G, R = matrix(4, 250), torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for lo, hi, keep in ((1, 3, 0), (1, 2, 2)):
         d, _ = interpreted.order_statistic(G, R, lo, hi, keep)
         torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, lo, hi, keep)[0])
 
 
-@pytest.mark.parametrize("p", [60, 65])
+@pytest.mark.parametrize("p", [20, 60, 65])
 def test_many_rows(interpreted: ModuleType, p: int) -> None:
     G, R = matrix(p, 40), torch.eye(p, dtype=torch.float64)
     torch.testing.assert_close(interpreted.gram(G), torch_fallback.gram(G), rtol=1e-13, atol=1e-12)
@@ -104,36 +116,46 @@ def test_many_rows(interpreted: ModuleType, p: int) -> None:
     torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, p // 2, p // 2 + 1, p - 3)[0])
 
 
-def test_torch_replaces_kernels_that_fail(compiled: ModuleType) -> None:
-    with pytest.warns(RuntimeWarning):  # Triton has no CPU.
+def test_torch_replaces_kernels_that_fail(
+    compiled: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(G: Tensor) -> Tensor:
+        raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(compiled[1], "gram", fail)
+    with pytest.warns(RuntimeWarning):
         assert not kernels._triton_works.__wrapped__(torch.device("cpu"))
 
 
-SIGNATURES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
-    "gram": (
-        {"G": "*fp32", "stride": "i64", "p": "i32", "n": "i64", "parts": "*fp64"},
-        {"P": 16, "WIDTH": 128},
-    ),
-    "combine": (
-        {"G": "*fp32", "stride": "i64", "n": "i64", "rows": "*i64", "weights": "*fp64", "count": "i32"}
-        | {"d": "*fp32", "bad": "*i32"},
-        {"NARROW": triton.language.float32, "WIDTH": 1024},
-    ),
-    "order_statistic": (
-        {"G": "*fp32", "stride": "i64", "n": "i64", "rows": "*i64", "d": "*fp32", "bad": "*i32"},
-        {"q": 3, "lo": 1, "hi": 2, "keep": 2, "NETWORK": (0, 2, 0, 1, 1, 2), "WIDTH": 512}
-        | {"WIDE": triton.language.float32},
-    ),
-}
+def launches(dtype: str) -> dict[str, tuple[str, dict[str, str], dict[str, Any]]]:
+    """The kernels that a matrix of this type needs: name, types of arguments, constants."""
+    wide = triton.language.float64 if dtype == "fp64" else triton.language.float32
+    matrix = {"G": f"*{dtype}", "stride": "i32", "n": "i32"}
+    rows = {"rows": "*i64", "d": f"*{dtype}", "bad": "*i32"}
+    grams = {
+        f"gram, P = {P}": ("gram", matrix | {"p": "i32", "parts": "*fp64"}, {"P": P, "WIDTH": 128 * 16 // P})
+        for P in (16, 64)
+    }
+    order = {"q": 3, "lo": 1, "hi": 2, "keep": 2, "NETWORK": (0, 2, 0, 1, 1, 2), "WIDE": wide, "WIDTH": 512}
+    sums = matrix | rows | {"weights": "*fp64", "count": "i32"}
+    others = {
+        "combine": ("combine", sums, {"NARROW": wide, "WIDTH": 1024}),
+        "order_statistic": ("order_statistic", matrix | rows, order),
+    }
+    return others if dtype == "bf16" else grams | others
+
+
+CASES = [(dtype, kernel) for dtype in ("fp32", "fp64", "bf16") for kernel in launches(dtype)]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
-@pytest.mark.parametrize("kernel", SIGNATURES)
-def test_a_kernel_compiles(compiled: ModuleType, kernel: str, capability: int) -> None:
+@pytest.mark.parametrize(("dtype", "kernel"), CASES, ids=str)
+def test_a_kernel_compiles(compiled: tuple[ModuleType, ModuleType], dtype: str, kernel: str, capability: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    arguments, constants = SIGNATURES[kernel]
-    signature = arguments | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(getattr(compiled, kernel), signature=signature, constexprs=constants)
+    name, arguments, constants = launches(dtype)[kernel]
+    function = getattr(compiled[0], name)
+    types = arguments | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(function, {name: types[name] for name in function.arg_names}, constants)
     assert triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm["cubin"]

@@ -1,8 +1,8 @@
 """Passes over the n coordinates of a gradient matrix G (p, n), on any device.
 
 On the CPU they are compiled loops (`cpu`), on CUDA Triton's kernels (`triton_passes`), elsewhere plain torch
-(`torch_fallback`). Half precision is converted to
-float32 by chunks. A pass that computes a direction also returns which rows hold NaN or Inf, without a pass of its own.
+(`torch_fallback`). On the CPU, half precision is converted to float32 by chunks. A pass that computes a direction also
+returns which rows hold NaN or Inf, without a pass of its own.
 """
 
 import warnings
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fa.kernels import torch_fallback
 from fa.utils.devices import with_index
+from fa.utils.memory import is_out_of_memory
 
 _HALF = (torch.float16, torch.bfloat16)
 _WIDTH = 1 << 24  # Number of columns of a piece; Ctrl-C takes effect between two pieces.
@@ -173,6 +174,8 @@ def _triton_works(device: torch.device) -> bool:
     try:
         triton_passes.gram(torch.ones(1, 1, device=device))
     except (OSError, RuntimeError, SubprocessError, TritonError) as error:
+        if is_out_of_memory(error):
+            raise  # It says nothing about Triton.
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         warnings.warn(
             f"Triton's kernels fail here, and slower passes of torch replace them ({reason})",
@@ -212,6 +215,9 @@ def _is_one_piece(G: Tensor) -> bool:
 
 def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, np.ndarray]:
     """Run a pass on each piece of the columns, and collect the rows with NaN or Inf."""
+    if out is not None and not out.is_contiguous():  # The loops write to consecutive addresses.
+        d, bad = _by_pieces(G, one_pass, None)
+        return out.copy_(d), bad
     d = _empty(G.shape[1], G.dtype) if out is None else out
     if _is_one_piece(G):
         return d, one_pass(G.numpy(), d.numpy())

@@ -1,5 +1,5 @@
-"""Passes over a gradient matrix in plain torch, for CUDA and every other device; tests compare the compiled loops with
-them.
+"""Passes over a gradient matrix in plain torch, for every device; tests compare the compiled loops and Triton's kernels
+with them.
 
 Products are float64, so that a device setting such as TF32 does not change the decision of a rule.
 """

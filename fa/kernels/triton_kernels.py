@@ -1,6 +1,6 @@
 """Triton's kernels of the passes over a gradient matrix, which `triton_passes` launches.
 
-Each reads G once and makes no copy of it. This is Triton's language, a part of Python.
+Each reads its matrix once. This is Triton's language, a part of Python.
 """
 
 import triton
@@ -31,10 +31,10 @@ def combine(G, stride, n, rows, weights, count, d, bad, NARROW: tl.constexpr, WI
     total = tl.full((WIDTH,), 0, tl.float64)
     for first in range(0, count, GROUP):
         for k in tl.static_range(GROUP):
-            there = first + k < count
-            start = G + tl.load(rows + first + k, mask=there, other=0) * stride
-            value = tl.load(start + columns, mask=there & (columns < n), other=0.0).to(tl.float64)
-            total += tl.load(weights + first + k, mask=there, other=0.0) * value
+            present = first + k < count
+            start = G + tl.load(rows + first + k, mask=present, other=0) * stride
+            value = tl.load(start + columns, mask=present & (columns < n), other=0.0).to(tl.float64)
+            total += tl.load(weights + first + k, mask=present, other=0.0) * value
     tl.store(bad + tl.full((WIDTH,), 0, tl.int32), 1, mask=total - total != 0)
     tl.store(d + columns, total.to(NARROW).to(d.dtype.element_ty), mask=columns < n)
 

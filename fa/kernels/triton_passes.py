@@ -18,13 +18,19 @@ from fa.kernels.sorting_network import sorting_network
 
 Result = TypeVar("Result")
 
-MOST_ROWS = 64
-"""Number of rows up to which a thread's registers hold what it needs; `torch_fallback` takes more."""
+HALF = (torch.float16, torch.bfloat16)
+"""Types of half precision."""
+
+MOST_ROWS, MOST_SORTED = 64, 32
+"""Numbers of rows of the Gram matrix, and of sorted rows, beyond which `torch_fallback` computes them.
+
+A thread's registers hold no more rows. More sorted rows would also take 20 seconds to compile.
+"""
 
 _GRAM_WIDTH, _SUM_WIDTH = 128, 1024  # Numbers of columns that a program processes at a time.
-_SORT_WIDTHS = ((16, 512), (32, 256), (MOST_ROWS, 128))  # The same by the greatest number of sorted rows.
+_SORT_WIDTHS = ((16, 512), (MOST_SORTED, 256))  # The same by the greatest number of sorted rows.
 _GRAM_PROGRAMS = 1024  # Number of partial Gram matrices, whatever the device, so that K does not depend on it.
-_COLUMNS = 1 << 22  # Number of columns of G^T R that are computed at a time.
+_ENTRIES = 1 << 26  # Number of entries of the rows that are mixed at a time.
 
 
 def _on_its_device(one_pass: Callable[..., Result]) -> Callable[..., Result]:
@@ -49,7 +55,7 @@ def gram(G: Tensor) -> Tensor:
         K (p, p), float64.
     """
     p, n = G.shape
-    if p > MOST_ROWS:
+    if p > MOST_ROWS or G.dtype in HALF:  # Triton 3.8 cannot compile products of halves as float64.
         return torch_fallback.gram(G)
     size = max(16, triton.next_power_of_2(p))  # Both sides of a product on tensor cores have 16 rows or more.
     programs = min(_GRAM_PROGRAMS, triton.cdiv(n, _GRAM_WIDTH))
@@ -97,7 +103,7 @@ def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[
     Returns:
         The statistic (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
     """
-    if R.shape[1] > MOST_ROWS:
+    if R.shape[1] > MOST_SORTED:
         return torch_fallback.order_statistic(G, R, lo, hi, keep)
     d, bad = torch.empty(G.shape[1], dtype=G.dtype, device=G.device), _flag(G)
     rows = torch.nonzero(R.any(dim=1)).flatten()
@@ -105,10 +111,11 @@ def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[
         _launch_order(G, R.argmax(dim=0), d, bad, lo, hi, keep)
         return d, _bad_rows(G, rows, bad)
     indices, factors = rows.to(G.device), R[rows].T.to(G.device)
-    for left in range(0, G.shape[1], _COLUMNS):
-        values = factors @ G[indices, left : left + _COLUMNS].double()
+    width = max(1, _ENTRIES // max(1, len(rows)))
+    for left in range(0, G.shape[1], width):
+        values = factors @ G[indices, left : left + width].double()
         values = values.to(torch.promote_types(G.dtype, torch.float32))
-        _launch_order(values, torch.arange(len(values)), d[left : left + _COLUMNS], bad, lo, hi, keep)
+        _launch_order(values, torch.arange(len(values)), d[left : left + width], bad, lo, hi, keep)
     return d, _bad_rows(G, rows, bad)
 
 
@@ -132,8 +139,8 @@ def _flag(G: Tensor) -> Tensor:
 
 def _bad_rows(G: Tensor, rows: Tensor, bad: Tensor) -> Tensor:
     """Return which rows that were read hold NaN or Inf; without a further pass if the kernel has seen none."""
-    found = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
+    not_finite = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     if bad.item():
         for row in rows.tolist():
-            found[row] = ~torch.isfinite(G[row]).all()
-    return found
+            not_finite[row] = ~torch.isfinite(G[row]).all()
+    return not_finite

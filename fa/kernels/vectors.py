@@ -10,7 +10,7 @@ emit that language directly. Such a function has two stages:
 An intrinsic is called from compiled functions only, and numba supplies its first argument. A register holds a vector of
 up to 16 float32.
 
-`vectors`, `products` and `sorting` use `numba.extending.intrinsic` and the low-level builder functions
+`vectors`, `products`, `sorting` and `sums` use `numba.extending.intrinsic` and the low-level builder functions
 `numba.core.cgutils`. Of a numba context, they use `make_array`, `get_value_type` and `get_abi_sizeof`. Tested with
 numba 0.61 to 0.68 and llvmlite 0.44 to 0.50.
 """
