@@ -15,6 +15,7 @@ HTML comments mark generated text. All other text is free.
 - `verdict PROFILE CLAIM PART`: the verdict on a part of a claim, counted from 1.
 - `final PROFILE/FIGURE CONDITION`: the final test accuracies in the rows that fulfil a condition of `DataFrame.query`.
 - `range PROFILE/FIGURE CONDITION`: the least and the largest of those.
+- `lowest FOLDER/GRID CONDITION`: the worst accuracy over attacks in the rows of a grid that fulfil a condition.
 - `behind PROFILE/FIGURE`: the best other rule's final test accuracy less FA's, in each of the figure's settings.
 """
 
@@ -186,6 +187,11 @@ def bounds(name: str, condition: str) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
+def lowest(name: str, condition: str) -> str:
+    """Return the worst accuracies over attacks in the rows of a grid that fulfil the condition, in order."""
+    return ", ".join(f"{value:.2f}" for value in pd.read_csv(FIGURES / f"{name}.csv").query(condition)["worst"])
+
+
 def _selected(name: str, condition: str) -> list[float]:
     last = ends(name)
     settings = [column for column in last if column not in ("variant", "label", "test_accuracy")]
@@ -205,7 +211,7 @@ def behind(name: str) -> str:
 
 
 TABLES = {"claims": claims, "accuracy": accuracy, "worst": worst, "times": times}
-WORDS = {"verdict": verdict, "final": final, "range": bounds, "behind": behind}
+WORDS = {"verdict": verdict, "final": final, "range": bounds, "lowest": lowest, "behind": behind}
 
 if __name__ == "__main__":
     main()

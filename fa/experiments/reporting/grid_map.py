@@ -19,6 +19,9 @@ WORST = "worst"
 """Name of the column of the least accuracy over attacks."""
 
 
+_LISTED = 6  # Number of rules up to which the title has the learning rate of each.
+
+
 def runs_table(result: GridResult) -> DataFrame:
     """Return one row for each reported run.
 
@@ -106,9 +109,12 @@ def heading(result: GridResult) -> str:
         f"{settings.iterations} iterations, {seeds}",
     ]
     if result.rates and grid.tuning is not None:
-        chosen = ", ".join(f"{rule} {value:g}" for rule, value in result.rates.items())
-        tuned_on = ", ".join(map(str, grid.tuning.seeds))
-        lines.append(f"learning rates by validation accuracy, seeds {tuned_on}: {chosen}")
+        if len(result.rates) <= _LISTED:
+            chosen = ", ".join(f"{rule} {value:g}" for rule, value in result.rates.items())
+        else:
+            chosen = f"{min(result.rates.values()):g} to {max(result.rates.values()):g}"
+        tuned_on = ("seed " if len(grid.tuning.seeds) == 1 else "seeds ") + ", ".join(map(str, grid.tuning.seeds))
+        lines.append(f"learning rate of each rule by validation accuracy, {tuned_on}: {chosen}")
     if skipped := grid.skipped():
         lines.append(f"excluded, since there are too few workers: {'; '.join(skipped)}")
     return "\n".join(lines)
