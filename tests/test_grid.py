@@ -112,6 +112,7 @@ def test_a_rule_that_needs_more_workers_is_excluded_with_the_reason() -> None:
         ({"tuning": {"lr": [0.0], "seeds": [2]}}, r"^a rate in lr of \[tuning\].*0\.0"),
         ({"tuning": {"lr": [0.1]}}, r"^seeds of \[tuning\].*None"),
         ({"tuning": {"lr": [0.1], "seeds": [2], "validation": 1}}, r"^validation of \[tuning\].*1"),
+        ({"tuning": {"lr": [0.1], "seeds": [2], "byzantine": [9]}}, r"^byzantine of \[tuning\].*9"),
         ({"tuning": {"rates": [0.1]}}, r"^a key of \[tuning\].*'rates'"),
         ({"tuning": {"lr": [0.1], "seeds": [2]}, "settings": {"lr": 0.1}}, r"^lr of \[settings\].*0\.1"),
     ],
@@ -236,3 +237,10 @@ def test_the_committed_robustness_table_follows_from_its_runs() -> None:
     expected = [(cell.rule, cell.attack, cell.split, cell.config.seed, cell.config.lr) for cell in grid.cells(rates)]
     assert list(runs[["rule", "attack", "split", "seed", "lr"]].itertuples(index=False, name=None)) == expected
     pd.testing.assert_frame_equal(cells_table(grid, runs), cells)
+
+
+def test_rates_may_be_chosen_at_some_f() -> None:
+    tuning = {"lr": [0.2], "seeds": [7], "byzantine": [1]}
+    grid = parse(small(byzantine=[0, 1], splits=["iid"], tuning=tuning))
+    assert {cell.f for cell in grid.tuning_cells()} == {1}
+    assert {cell.f for cell in grid.cells()} == {0, 1}

@@ -13,9 +13,11 @@
     lr = [0.05, 0.1]
     seeds = [100]                                             # none of the seeds above
     validation = 0.2                                          # share of the training images, default 0.2
+    byzantine = [3]                                           # some of the numbers above, default all
 
 With [tuning], each rule has one learning rate for the whole grid, since a server does not know the attack. It is the
-rate with the greatest mean validation accuracy over all attacks, f, splits and tuning seeds; the lowest of equals.
+rate with the greatest mean validation accuracy over the attacks, splits, f and seeds of the tuning; the lowest of
+equals.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from fa.utils.validation import check, check_integer, check_one_of, check_positi
 
 _AXES = {"rules": "rule", "attacks": "attack", "splits": "split"}
 _KEYS = ("rules", "attacks", "byzantine", "splits", "seeds", "settings", "tuning")
-_TUNING_KEYS = ("lr", "seeds", "validation")
+_TUNING_KEYS = ("lr", "seeds", "validation", "byzantine")
 _OF_AXES = (
     "rule",
     "rule_options",
@@ -71,11 +73,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Learning rates to choose from, and the seeds and share of validation images for the choice."""
+    """Learning rates to choose from, and the seeds, share of validation images and numbers f for the choice."""
 
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
     validation: float
+    byzantine: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -129,11 +132,12 @@ class Grid:
         cells: list[Cell] = []
         for rate in tuning.rates:
             settings = {"lr": rate, "validation": tuning.validation}
-            cells += self._cells(tuning.seeds, lambda _, settings=settings: settings)
+            cells += self._cells(tuning.seeds, lambda _, settings=settings: settings, tuning.byzantine)
         return cells
 
-    def _cells(self, seeds: Sequence[int], further: Any) -> Iterator[Cell]:
-        for split, f, rule, attack, seed in product(self.splits, self.byzantine, self.rules, self.attacks, seeds):
+    def _cells(self, seeds: Sequence[int], further: Any, byzantine: Sequence[int] = ()) -> Iterator[Cell]:
+        numbers = byzantine or self.byzantine
+        for split, f, rule, attack, seed in product(self.splits, numbers, self.rules, self.attacks, seeds):
             if not self.refusal(rule, f):
                 attacked = attack.settings if f else {"attack": "none"}
                 settings = {**self.settings, **rule.settings, **attacked, **split.settings, **further(rule)}
@@ -202,6 +206,8 @@ def parse(content: Mapping[str, Any]) -> Grid:
     if grid.tuning is not None:
         shared = sorted(set(grid.tuning.seeds) & set(grid.seeds))
         check("seeds of [tuning]", list(grid.tuning.seeds), not shared, f"others than seeds = {list(grid.seeds)}")
+        numbers = grid.tuning.byzantine
+        check("byzantine of [tuning]", list(numbers), set(numbers) <= set(grid.byzantine), f"some of {grid.byzantine}")
         check("lr of [settings]", settings.get("lr"), "lr" not in settings, "omitted with [tuning], which chooses it")
     for cell in grid.cells():
         configured_attack(cell.config)  # Fail before any run.
@@ -259,7 +265,8 @@ def _tuning(value: Any) -> Tuning:
     share = table.get("validation", 0.2)
     check_real("validation of [tuning]", share, 0)
     check("validation of [tuning]", share, 0 < share < 1, "between 0 and 1, both excluded")
-    return Tuning(tuple(sorted(set(map(float, rates)))), seeds, float(share))
+    numbers = _naturals("byzantine of [tuning]", table["byzantine"]) if "byzantine" in table else ()
+    return Tuning(tuple(sorted(set(map(float, rates)))), seeds, float(share), numbers)
 
 
 def _check_keys(place: str, table: Mapping[str, Any], allowed: Sequence[str]) -> None:
