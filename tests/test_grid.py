@@ -239,6 +239,11 @@ def test_the_committed_robustness_table_follows_from_its_runs() -> None:
     pd.testing.assert_frame_equal(cells_table(grid, runs), cells)
 
 
+def test_an_option_that_does_not_fit_the_workers_is_an_error_and_no_gap() -> None:
+    with pytest.raises(ValueError, match=r"^m must be .*\b99\b"):
+        parse(small(rules=[{"rule": "fa", "m": 99}, "median"]))
+
+
 def test_rates_may_be_chosen_at_some_f() -> None:
     tuning = {"lr": [0.2], "seeds": [7], "byzantine": [1]}
     grid = parse(small(byzantine=[0, 1], splits=["iid"], tuning=tuning))

@@ -69,9 +69,9 @@ def test_the_weighted_sum_is_numpys(p, n, dtype):
     assert not bad.any()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_coordinate_of_the_weighted_sum_does_not_depend_on_its_place(dtype):
-    G, weights = torch.from_numpy(matrix(15, CHUNK + 50, dtype)), np.linspace(-1, 2, 15)
+@pytest.mark.parametrize(("dtype", "scale"), [(np.float32, 1.0), (np.float32, 1e-35), (np.float64, 1.0)])
+def test_a_coordinate_of_the_weighted_sum_does_not_depend_on_its_place(dtype, scale):
+    G, weights = torch.from_numpy(matrix(15, CHUNK + 50, dtype)), scale * np.linspace(-1, 2, 15)
     whole = kernels.combine(G, weights)[0]
     for start, stop in ((0, 1), (3, 50), (5, CHUNK + 49), (CHUNK - 7, CHUNK + 50)):
         assert torch.equal(kernels.combine(G[:, start:stop], weights)[0], whole[start:stop])

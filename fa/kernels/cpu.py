@@ -257,8 +257,11 @@ def _combine_in_float64(G: np.ndarray, rows: np.ndarray, factors: np.ndarray, d:
     bad = np.zeros(len(G), np.bool_)
     for lo in range(0, d.size, CHUNK):
         part = G[rows, lo : lo + CHUNK].astype(np.float64)
+        total = np.zeros(part.shape[1])
         with np.errstate(over="ignore", invalid="ignore"):
-            d[lo : lo + CHUNK] = factors @ part
+            for factor, row in zip(factors, part, strict=True):  # BLAS would sum in an order of its own.
+                total += factor * row
+            d[lo : lo + CHUNK] = total
         if not np.isfinite(d[lo : lo + CHUNK]).all():
             bad[rows] |= ~np.isfinite(part).all(axis=1)
     return bad

@@ -91,18 +91,7 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 @_on_its_device
 def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[Tensor, Tensor]:
-    """Compute a statistic of each coordinate, as `fa.kernels.order_statistic` does.
-
-    Args:
-        G: Matrix (p, n) with contiguous rows.
-        R: Factors (p, q) float64, on the CPU.
-        lo: First sorted value of the centre.
-        hi: Index after the last one.
-        keep: 0 for the centre, else the number of values nearest the centre.
-
-    Returns:
-        The statistic (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
-    """
+    """Compute a statistic of each coordinate, with the arguments and results of `torch_fallback.order_statistic`."""
     if R.shape[1] > MOST_SORTED:
         return torch_fallback.order_statistic(G, R, lo, hi, keep)
     d, bad = torch.empty(G.shape[1], dtype=G.dtype, device=G.device), _flag(G)

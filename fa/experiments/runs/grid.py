@@ -122,7 +122,8 @@ class Grid:
         Args:
             rates: Learning rate by rule, as `choose_rates` returns it; default: that of the settings.
         """
-        return list(self._cells(self.seeds, lambda rule: {"lr": rates[rule.label]} if rates else {}))
+        rate = (lambda rule: {"lr": rates[rule.label]}) if rates else (lambda _: {})
+        return list(self._cells(self.seeds, rate, self.byzantine))
 
     def tuning_cells(self) -> list[Cell]:
         """Return the runs on validation images, from which the rates are chosen."""
@@ -135,9 +136,8 @@ class Grid:
             cells += self._cells(tuning.seeds, lambda _, settings=settings: settings, tuning.byzantine)
         return cells
 
-    def _cells(self, seeds: Sequence[int], further: Any, byzantine: Sequence[int] = ()) -> Iterator[Cell]:
-        numbers = byzantine or self.byzantine
-        for split, f, rule, attack, seed in product(self.splits, numbers, self.rules, self.attacks, seeds):
+    def _cells(self, seeds: Sequence[int], further: Any, byzantine: Sequence[int]) -> Iterator[Cell]:
+        for split, f, rule, attack, seed in product(self.splits, byzantine, self.rules, self.attacks, seeds):
             if not self.refusal(rule, f):
                 attacked = attack.settings if f else {"attack": "none"}
                 settings = {**self.settings, **rule.settings, **attacked, **split.settings, **further(rule)}
@@ -193,21 +193,20 @@ def parse(content: Mapping[str, Any]) -> Grid:
     """
     _check_keys("a grid", content, _KEYS)
     settings = _table("settings", content.get("settings", {}))
+    byzantine = _naturals("byzantine", content.get("byzantine"))
     _check_keys("[settings]", settings, _SETTINGS)
     grid = Grid(
         rules=_axis("rules", content, _rule),
         attacks=_axis("attacks", content, _attack),
-        byzantine=_naturals("byzantine", content.get("byzantine")),
+        byzantine=byzantine,
         splits=_axis("splits", {"splits": ["iid"], **content}, _split),
         seeds=_naturals("seeds", content.get("seeds", [TrainConfig.seed])),
         settings=settings,
-        tuning=_tuning(content["tuning"]) if "tuning" in content else None,
+        tuning=_tuning(content["tuning"], byzantine) if "tuning" in content else None,
     )
     if grid.tuning is not None:
         shared = sorted(set(grid.tuning.seeds) & set(grid.seeds))
         check("seeds of [tuning]", list(grid.tuning.seeds), not shared, f"others than seeds = {list(grid.seeds)}")
-        numbers = grid.tuning.byzantine
-        check("byzantine of [tuning]", list(numbers), set(numbers) <= set(grid.byzantine), f"some of {grid.byzantine}")
         check("lr of [settings]", settings.get("lr"), "lr" not in settings, "omitted with [tuning], which chooses it")
     for cell in grid.cells():
         configured_attack(cell.config)  # Fail before any run.
@@ -255,7 +254,7 @@ def _label(kind: str, table: Mapping[str, Any]) -> str:
     return plugins.display_name(table[kind]) + (f" ({options})" if options else "")
 
 
-def _tuning(value: Any) -> Tuning:
+def _tuning(value: Any, byzantine: tuple[int, ...]) -> Tuning:
     table = _table("tuning", value)
     _check_keys("[tuning]", table, _TUNING_KEYS)
     rates = _list("lr of [tuning]", table.get("lr"))
@@ -265,7 +264,8 @@ def _tuning(value: Any) -> Tuning:
     share = table.get("validation", 0.2)
     check_real("validation of [tuning]", share, 0)
     check("validation of [tuning]", share, 0 < share < 1, "between 0 and 1, both excluded")
-    numbers = _naturals("byzantine of [tuning]", table["byzantine"]) if "byzantine" in table else ()
+    numbers = _naturals("byzantine of [tuning]", table.get("byzantine", list(byzantine)))
+    check("byzantine of [tuning]", list(numbers), set(numbers) <= set(byzantine), f"some of {list(byzantine)}")
     return Tuning(tuple(sorted(set(map(float, rates)))), seeds, float(share), numbers)
 
 

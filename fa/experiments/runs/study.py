@@ -21,7 +21,7 @@ from fa.experiments.runs.variants import DATASETS, MODELS, VARIANTS
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
 from fa.utils import plugins
-from fa.utils.validation import check, check_one_of
+from fa.utils.validation import TooFewWorkersError, check, check_one_of
 
 OutDir = str | Path | None
 """Folder of a figure; None: the profile's."""
@@ -329,7 +329,7 @@ def configurations(
 
 
 def refusal(rule: str, f: int, options: Mapping[str, Any], workers: int) -> str:
-    """Return why a rule cannot be used with so many workers.
+    """Return why there are too few workers for a rule.
 
     Args:
         rule: Name of the rule.
@@ -339,10 +339,13 @@ def refusal(rule: str, f: int, options: Mapping[str, Any], workers: int) -> str:
 
     Returns:
         The reason, or an empty string.
+
+    Raises:
+        ValueError: An option is invalid, or does not fit the number of workers.
     """
     try:
         make_rule(rule, f=f, **options).check_workers(workers)
-    except ValueError as error:
+    except TooFewWorkersError as error:
         return str(error)
     return ""
 
