@@ -18,7 +18,7 @@ SEED, ITERATION = 2021, 7
 FAULTY = (0, 3)
 HONEST = [1, 2, 4, 5, 6]
 RULE = make_rule("multi_krum", f=2)
-DRAWS = 100
+DRAWS = 300
 
 
 def attacked(name: str, G: Tensor, seed: int = SEED, iteration: int = ITERATION) -> Tensor:
@@ -276,16 +276,16 @@ def moved(rule: Any, G: Tensor, f: int, vector: np.ndarray) -> float:
     return float((rule(sent, ITERATION) - G[f:].mean(dim=0)).norm())
 
 
+@pytest.mark.parametrize("direction", ["std", "mean", "sign"])
 @pytest.mark.parametrize(
-    ("name", "options", "direction"),
+    ("name", "options"),
     [
-        ("multi_krum", {}, "std"),
-        ("multi_krum", {"preaggregators": ("bucketing",)}, "mean"),
-        ("geometric_median", {"preaggregators": ("nnm",)}, "sign"),
-        ("fa", {}, "std"),
-        ("fa", {}, "sign"),
-        ("median", {}, "mean"),
-        ("meamed", {"preaggregators": ("nnm",)}, "std"),
+        ("multi_krum", {}),
+        ("multi_krum", {"preaggregators": ("bucketing",)}),
+        ("geometric_median", {"preaggregators": ("nnm",)}),
+        ("fa", {}),
+        ("median", {}),
+        ("meamed", {"preaggregators": ("nnm",)}),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*strict")
@@ -307,13 +307,13 @@ def test_the_line_search_does_more_harm_than_fixed_factors(name: str, options: d
 def test_the_line_search_finds_what_byzfls_finds() -> None:
     """Of 20 evaluations each, ours does as much harm in three of four draws or more."""
     wins = 0
-    for seed in range(24):
+    for seed in range(60):
         G, f = draw(seed)
         rule = make_rule("krum", f=f, strict=False)
         ours = moved(rule, G, f, sent_by("line_search", G, f, rule=rule, evaluations=20))
         peer = byzfl.Optimal_ALittleIsEnough(agg=rule, pre_agg_list=[], f=f, start=0.0, delta=-10.0)
         wins += ours >= moved(rule, G, f, np.asarray(peer(G[f:].numpy()))) * (1 - 1e-9)
-    assert wins >= 18
+    assert wins >= 45
 
 
 def test_a_line_search_without_a_rule_is_refused() -> None:

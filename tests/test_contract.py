@@ -180,13 +180,13 @@ def test_any_float64_is_right_or_left_out(data: st.DataObject) -> None:
 def test_norms_of_all_sizes_give_no_nan(name: str, steps: tuple[str, ...]) -> None:
     """A direction is finite, or the ratio of the norms is refused."""
     rng, rule, answered = np.random.default_rng(0), fa.make_rule(name, f=1, preaggregators=steps), 0
-    for _ in range(24):
+    for _ in range(60):
         p = int(rng.integers(5, 12))
         sizes = 10.0 ** rng.choice([-300, -200, -89, 0, 0, 30, 144, 160, 300], size=(p, 1))
         with suppress(ValueError):
             assert np.isfinite(rule(rng.standard_normal((p, 4)) * sizes)).all()
             answered += 1
-    assert answered >= 2
+    assert answered >= 5
 
 
 def test_the_norm_of_an_average_is_right_for_norms_of_all_sizes() -> None:

@@ -14,7 +14,7 @@ from fa.rules.preaggregators import make_step
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
 
-DRAWS = 100
+DRAWS = 300
 NEW = ("geometric_median", "centered_clipping", "minimum_diameter_averaging", "caf", "monna")
 
 Gradients = NDArray[np.float64]

@@ -41,8 +41,8 @@ from fa.utils.validation import TooFewWorkersError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, served, tcp_worker, wait_until, worked
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
-KINDS = ("median", "bulyan", "fa")  # order statistics, a choice before them, and weights by K
-FEWER = {"bulyan": 0}  # f, where four workers are too few for a faulty one
+KINDS = ("mean", "median", "krum", "bulyan", "fa")  # weights, order statistics, a choice, both, and weights by K
+FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
 
 
 both = pytest.mark.parametrize("kind", [RpcConfig, TcpConfig], ids=["rpc", "tcp"])
@@ -160,7 +160,7 @@ def test_losses_of_nan_and_killed_workers_end_a_run_whose_rule_needs_more(kind: 
         train(config, **served(kind(port=port, spawn_workers=False, deadline=5)), progress=kill)
     assert all(seen)  # the loss of NaN is not part of the mean
     for worker in workers:
-        worker.join(120)
+        worker.join(20)
 
 
 def poor_worker(backend: str, rank: int, port: int) -> None:
@@ -187,7 +187,7 @@ def test_too_little_memory_in_a_worker_excludes_it_and_names_the_batch(kind: Kin
     config = replace(SMALL, rule="median", workers=3, byzantine=0, f=0, iterations=4, batch=2000)
     run = train(config, **served(kind(port=port, spawn_workers=False)))
     for worker in workers:
-        worker.join(120)
+        worker.join(20)
     statuses = [row.status for row in run.workers if row.worker == 2]
     assert statuses[:2] == [USED] * 2
     assert all(re.search(r"\bbatch must be .*\b2000\b", status) for status in statuses[2:])
@@ -255,7 +255,7 @@ def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again(kind: Kin
         train(config, **served(kind(port=port, spawn_workers=spawned, deadline=30)), progress=act)
     assert seen.value.args[0] > 6
     for worker in (*first, *again):
-        worker.join(120)
+        worker.join(10)
     assert not multiprocessing.active_children()
 
 
@@ -311,7 +311,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
     others = [beside(lie if kind else honest, kind, rank, port) for rank, kind in enumerate(kinds)]
     run = train(config, rpc=RpcConfig(port=port, spawn_workers=False))
     for other in others:
-        other.join(120)
+        other.join(20)
     n = 21_840
     named = {
         "NaN": [NOT_FINITE],
@@ -331,8 +331,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
         ((status, times),) = reasons(run, rank).items()
         assert times == 3
         assert all(value in status for value in named[kind]) if kind else status == USED, status
-    assert [other.exitcode for other in others[:3]] == [0] * 3
-    assert {other.exitcode for other in others[3:]} <= {0, 1}  # 1 where the server, which awaits no liar, went first
+    assert [other.exitcode for other in others] == [0] * len(kinds)
 
 
 def ahead(rank: int, port: int) -> None:
@@ -353,7 +352,7 @@ def test_gradients_of_another_iteration_are_left_out_without_a_wait() -> None:
     workers = [beside(plain_worker, 0, port), beside(plain_worker, 1, port), beside(ahead, 2, port)]
     run = train(config, rpc=RpcConfig(port=port, spawn_workers=False, deadline=600))
     for worker in workers:
-        worker.join(120)
+        worker.join(20)
     assert all(re.search(r"\biteration 7\b", status) for status in reasons(run, 2))
     assert reasons(run, 0) == {USED: 3}
 
@@ -483,7 +482,7 @@ def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, hos
     ]
     command_line(command, *run, str(tmp_path / backend), *where[:2], "--listen", where[2])
     for process in workers:
-        process.join(120)
+        process.join(20)
     assert [process.exitcode for process in workers] == [0, 0]
     command_line("train", *run, str(tmp_path / "simulate"))
     one, other = (tmp_path / name / "workers.csv" for name in (backend, "simulate"))
@@ -517,11 +516,11 @@ def test_a_process_of_such_a_rank_ends_with_that_message() -> None:
 
     def wait(state: Progress) -> None:
         if state.iteration == 1:
-            others[0].join(120)
+            others[0].join(20)
 
     train(config, rpc=RpcConfig(port=port, spawn_workers=False), progress=wait)
     for worker in (*workers, *others):
-        worker.join(120)
+        worker.join(20)
         assert worker.exitcode == 0
 
 
@@ -593,7 +592,7 @@ def test_a_worker_ends_when_its_server_is_silent(kind: Kind) -> None:
     wait_until(lambda: all(worked(worker.pid) > 1 for worker in workers))
     assert serving.pid is not None
     os.kill(serving.pid, signal.SIGSTOP)
-    workers[0].join(120)
+    workers[0].join(20)
     assert workers[0].exitcode == 1
     assert workers[1].is_alive()
     for each in (serving, *workers):

@@ -85,12 +85,12 @@ def test_by_class_is_byzfls_extreme_split(workers: int) -> None:
 @pytest.mark.parametrize("split", [UNEQUAL, {"split": "classes"}], ids=["dirichlet", "classes"])
 def test_honest_workers_draw_from_their_own_and_faulty_ones_from_all(split: dict[str, Any], sampling: str) -> None:
     """The first pixel of an image is its number."""
-    size = 60
+    size = 240
     images = torch.zeros(size, 1, 28, 28, dtype=torch.uint8)
     images[:, 0, 0, 0] = torch.arange(size)
     data = replace(MNIST, train_images=images, train_labels=drawn(10, size, 1))
     config = replace(SMALL, sampling=sampling, **split)
-    seen = [numbers(worker.minibatch(t)[0] for t in range(150)) for worker in simulation(config, data).workers]
+    seen = [numbers(worker.minibatch(t)[0] for t in range(600)) for worker in simulation(config, data).workers]
     owned = worker_partitions(config, data)
     assert sorted(owned) == list(range(1, len(seen)))
     assert len(seen[0]) == (size if sampling == "random" else size // 5)

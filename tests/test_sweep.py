@@ -147,12 +147,7 @@ def runs_below(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 @pytest.mark.parametrize(
     ("how", "stopping"),
-    [
-        (signal.SIGINT, False),
-        pytest.param(signal.SIGKILL, False, marks=pytest.mark.long),
-        (signal.SIGTERM, False),
-        (signal.SIGKILL, True),
-    ],
+    [(signal.SIGINT, False), (signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)],
     ids=["SIGINT", "SIGKILL", "SIGTERM", "SIGKILL-stopped"],
 )
 def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(

@@ -229,7 +229,7 @@ def test_a_run_over_tls_has_the_simulations_bits_and_a_certificate_is_good_for_i
     server = TcpConfig(port=port, spawn_workers=False, keys=keys / "server")
     train(config, threads=1, tcp=server, progress=progress)
     for process in good:
-        process.join(120)
+        process.join(20)
     assert [process.exitcode for process in good] == [0, 0]
     assert seen == losses(config)[0]
     assert "rank 0" in refused[0]
@@ -390,7 +390,7 @@ def test_workers_join_while_others_hold_connections_open() -> None:
     scanned.set()
     thread.join()
     for process in workers:
-        process.join(120)
+        process.join(20)
     assert seen == losses(config)[0]
 
 
@@ -509,7 +509,7 @@ def test_a_gradient_counts_once_and_a_second_one_costs_the_connection() -> None:
     processes = [beside(tcp_worker, 0, port), beside(tcp_worker, 1, port), beside(replaying_worker, 2, port)]
     run = train(config, tcp=TcpConfig(port=port, spawn_workers=False))
     for process in processes:
-        process.join(120)
+        process.join(20)
     status = [row.status for row in run.workers if row.worker == 2]
     assert status[0] in (USED, status[2])
     assert "GRADIENT" in status[2]
@@ -563,7 +563,7 @@ def test_both_ends_report_why_a_worker_may_not_join(capfd: pytest.CaptureFixture
     processes.append(beside(tcp_worker, 4, port))
     run = train(config, tcp=TcpConfig(port=port, spawn_workers=False))
     for process in processes:
-        process.join(120)
+        process.join(20)
     assert [process.exitcode for process in processes] == [0] * 5
     printed = capfd.readouterr().err
     for rank, reason in enumerate(reasons.values()):
@@ -579,7 +579,7 @@ def test_a_run_whose_workers_are_all_refused_ends_with_the_reasons() -> None:
     with pytest.raises(TooFewWorkersError, match=r"\bworker 0: .*checksum.*\bworker 1: .*checksum"):
         train(config, tcp=TcpConfig(port=port, spawn_workers=False))
     for process in processes:
-        process.join(120)
+        process.join(20)
 
 
 def test_a_rank_that_the_run_does_not_have_is_refused() -> None:
@@ -593,7 +593,7 @@ def test_a_rank_that_the_run_does_not_have_is_refused() -> None:
 
     run = train(config, tcp=TcpConfig(port=port, spawn_workers=False), progress=join)
     for process in processes:
-        process.join(120)
+        process.join(20)
     assert statuses(run, 1) == {USED}
 
 
