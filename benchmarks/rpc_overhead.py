@@ -23,7 +23,7 @@ from fa.rules import make_rule
 from fa.training import TrainConfig
 from fa.training.optimizer import SGD
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import LOOPBACK, RpcConfig, TcpConfig, Transport
+from fa.training.transports.base import LOOPBACK, RpcConfig, ServedRun, TcpConfig, Transport
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW
 from fa.training.transports.rpc import connection
@@ -167,11 +167,11 @@ def main() -> None:
     config = TrainConfig(workers=given.workers, byzantine=0, attack="none", rule=given.rule, lr=1e-6)
     over_tcp, over_rpc = (Iterations(name, config, parameters) for name in ("TCP", "RPC"))
     needs_gram = make_rule(given.rule, f=0).needs_gram
-    gathering = Gathering(model, config, parameters, needs_gram, over_tcp.timer)
+    runs = [ServedRun(model, config, parameters, CHECKSUM, needs_gram, over.timer) for over in (over_tcp, over_rpc)]
+    gathering = Gathering(runs[0])
     listener = create_listener(LOOPBACK, 0)
-    rounds = RoundServer(config, CHECKSUM, parameters, gathering, TcpConfig(), None)
-    tcp = TcpTransport(rounds, gathering, listener, None, over_tcp.timer)
-    by_rpc = rpc.RpcTransport(model, config, parameters, RpcConfig(), needs_gram, over_rpc.timer)
+    tcp = TcpTransport(RoundServer(runs[0], gathering, TcpConfig(), None), gathering, listener, None, over_tcp.timer)
+    by_rpc = rpc.RpcTransport(runs[1], RpcConfig())
     rpc.set_active(by_rpc)
     store, port = connection.create_store(LOOPBACK, 0)
     ports = listener.getsockname()[1], port, free_port()

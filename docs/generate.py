@@ -7,7 +7,7 @@ HTML comments mark generated text. All other text is free.
 - `claims PROFILE ...`: the paper's claims, with the verdicts of each profile. Theory has no size; its verdicts stand in
   the first column.
 - `accuracy PROFILE/FIGURE COLUMN`: the final test accuracy of each variant, at each value of a column.
-- `worst FOLDER/GRID`: the worst accuracy over attacks of each rule of a grid, and that attack, for each split.
+- `worst FOLDER/GRID`: the worst accuracy over attacks of each rule of a grid, and that attack, for each f and split.
 - `times N P`: the time of each rule in benchmarks/bench.json, and the time of other libraries as a multiple of it.
 
 `<!-- = KIND ARGUMENTS -->` ... `<!-- /= -->` encloses a few words in a sentence:
@@ -135,16 +135,20 @@ def ends(name: str) -> pd.DataFrame:
 
 
 def worst(name: str) -> str:
-    """Return a table of the worst accuracy over attacks: rules down, best first; splits across."""
+    """Return a table of the worst accuracy over attacks: rules down, best for the greatest f and first split first."""
     cells = pd.read_csv(FIGURES / f"{name}.csv")
-    splits = cells["split"].unique()
-    by = cells.set_index(["rule", "split"])
-    rules = cells[cells["split"] == splits[0]].sort_values("worst", ascending=False, kind="stable")["rule"]
-    rows = [
-        [rule, *(f"{by.loc[(rule, split), 'worst']:.2f} ({by.loc[(rule, split), 'worst_attack']})" for split in splits)]
-        for rule in rules
-    ]
-    return table(["rule", *splits], rows)
+    columns = list(dict.fromkeys(zip(cells["f"], cells["split"], strict=True)))
+    columns.sort(key=lambda column: column[0])  # The order of splits stays.
+    by = cells.set_index(["f", "split", "rule"])
+    first = cells[(cells["f"] == cells["f"].max()) & (cells["split"] == columns[0][1])]
+    rules = first.sort_values("worst", ascending=False, kind="stable")["rule"]
+
+    def cell(column: tuple[int, str], rule: str) -> str:
+        row = by.loc[(*column, rule)]
+        return f"{row['worst']:.2f} ({row['worst_attack']})"
+
+    rows = [[rule, *(cell(column, rule) for column in columns)] for rule in rules]
+    return table(["rule", *(f"f = {f}, {split}" for f, split in columns)], rows)
 
 
 def times(n: str, p: str) -> str:

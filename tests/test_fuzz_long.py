@@ -25,13 +25,12 @@ from fa.training import TrainConfig, train
 from fa.training.checkpoint import read
 from fa.training.parameter_vector import flatten
 from fa.training.transports import udp
-from fa.training.transports.base import TcpConfig
+from fa.training.transports.base import ServedRun, TcpConfig
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.messages import HEADER_SIZE, MAX_TEXT, NO_RUN, TOKEN_SIZE, Header, Kind, ProtocolError
 from fa.training.transports.tcp.server import RoundServer
 from fa.utils.addresses import parse_address
-from fa.utils.timing import PhaseTimer
 from tests.test_fuzz import attempt
 
 pytestmark = pytest.mark.long
@@ -175,8 +174,8 @@ def test_streams_of_messages(capfd: pytest.CaptureFixture) -> None:
     async def fuzz() -> None:
         nonlocal joined, delivered
         for _ in range(STREAMS // 20):
-            gathering = Gathering(torch.nn.Identity(), CONFIG, parameters, False, PhaseTimer())
-            server = RoundServer(CONFIG, "sum", parameters, gathering, TcpConfig(), tokens)
+            run = ServedRun(torch.nn.Identity(), CONFIG, parameters, "sum")
+            server = RoundServer(run, Gathering(run), TcpConfig(), tokens)
             server.rounds.begin(0)
             for _ in range(20):
                 connection = Connection(server)

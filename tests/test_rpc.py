@@ -29,7 +29,7 @@ from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc import connection, server
 from fa.training.transports.rpc import worker as over_rpc
@@ -400,7 +400,7 @@ def test_garbage_at_a_port_of_rpc_may_end_the_server(tmp_path: Path, name: str) 
             serving.wait(30)
     finally:
         serving.kill()
-        serving.wait()
+        serving.communicate()
     assert serving.returncode in (0, 1, 2, -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL)
     wait_until(lambda: not any(map(alive, below)))
 
@@ -492,7 +492,7 @@ def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, hos
 def small_transport(**options: Any) -> RpcTransport:
     model = models.build("convnet", 1, 10, 28, seed=0)
     config = replace(SMALL, rule="median", workers=2, byzantine=0)
-    return RpcTransport(model, config, flatten(model), RpcConfig(), **options)
+    return RpcTransport(ServedRun(model, config, flatten(model), **options), RpcConfig())
 
 
 @pytest.mark.parametrize("rank", [-1, 2, 0.5, "0", None, True, torch.tensor(0)])
@@ -612,8 +612,7 @@ def test_a_soft_limit_of_open_files_is_raised() -> None:
 
 
 def test_of_two_processes_of_a_rank_the_later_stays() -> None:
-    model = models.build("convnet", 1, 10, 28, seed=0)
-    transport = RpcTransport(model, replace(SMALL, rule="median", workers=2, byzantine=0), flatten(model), RpcConfig())
+    transport = small_transport()
     first, second = (transport.exchange(GradientMessage(0, NEW, torch.ones(1), torch.ones(()), [])) for _ in range(2))
     assert first.value() is None
     assert not second.done()
@@ -623,7 +622,7 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
     model = models.build("convnet", 1, 10, 28, seed=0)
     parameters = flatten(model)
-    transport = RpcTransport(model, config, parameters, RpcConfig(), needs_gram=True)
+    transport = RpcTransport(ServedRun(model, config, parameters, needs_gram=True), RpcConfig())
 
     def send(rank: int, iteration: int, length: int) -> None:
         transport.exchange(GradientMessage(rank, iteration, torch.ones(length), torch.ones(()), []))

@@ -263,6 +263,7 @@ def test_hard_gradients_give_what_the_plain_rules_give(name, step, dtype):
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("preaggregators", [None, (), ("unit",), ("median_norm",), ("clip",), ("krum",), ("nnm",)])
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
 def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, preaggregators, scale):
     if name == "monna" and preaggregators == ("krum",):
         return  # which MoNNA refuses
@@ -410,6 +411,7 @@ def test_decisions_tell_who_was_used_and_why_not_the_others():
 
 
 @pytest.mark.parametrize("preaggregators", [(), ("median_norm",), ("krum",), ("nnm",), ("bucketing",)])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
 def test_values_are_the_explained_variances_of_the_workers_own_gradients(preaggregators):
     G = normal(9, 50) * np.linspace(1, 3, 9)[:, None]
     found = (
@@ -542,7 +544,7 @@ def test_a_place_within_the_gradients_is_refused():
     [
         ("trimmed_mean", {}, True),
         ("multi_krum", {}, True),
-        ("fa", {"preaggregators": ("nnm",)}, True),
+        ("fa", {"preaggregators": ("nnm", "median_norm")}, True),
         ("fa", {}, False),
         ("median", {}, False),
         ("mean", {}, False),
@@ -558,6 +560,32 @@ def test_a_missing_f_warns_once_where_it_matters(name, options, matters, monkeyp
             make_rule(name, **options)
         make_rule(name, f=0, **options)
     assert len(caught) == matters
+
+
+@pytest.mark.parametrize(
+    ("options", "warns"),
+    [
+        ({"preaggregators": "nnm"}, True),
+        ({"preaggregators": ("krum", "bucketing:3")}, True),
+        ({"preaggregators": ("nnm", "median_norm")}, False),
+        ({"preaggregators": "clip:2"}, False),
+        ({"preaggregators": "nnm", "formulation": "released"}, False),
+        ({"preaggregators": ()}, False),
+        ({}, False),
+    ],
+)
+def test_fa_warns_of_preaggregators_under_which_a_long_gradient_wins(options, warns, monkeypatch):
+    """The warning stands exactly where one long gradient turns the direction; () is the printed formula, as asked."""
+    monkeypatch.setattr(fa.rules, "_warned", set())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        rule = make_rule("fa", f=1, **options)
+    assert len(caught) == warns
+    if options.get("preaggregators") != ():
+        G = 1 + normal(9, 50)
+        G[0] = 1e6 * normal(1, 50, seed=1)  # its nearest-neighbour mixture alone is long
+        turned = np.linalg.norm(rule(G)) > 100 * np.linalg.norm(G[1:], axis=1).max()
+        assert turned <= warns
 
 
 @pytest.mark.parametrize("name", RULES)

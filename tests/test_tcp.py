@@ -28,7 +28,7 @@ from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.tcp import link, listener
 from fa.training.transports.tcp.keys import create_keys, worker_context
@@ -47,7 +47,6 @@ from fa.training.transports.tcp.messages import (
 from fa.training.transports.tcp.worker import work
 from fa.utils.addresses import create_listener, format_address, is_loopback, parse_address, same_user
 from fa.utils.open_files import raise_file_limit
-from fa.utils.timing import PhaseTimer
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import beside, free_port, tcp_worker, wait_until
 
@@ -672,12 +671,12 @@ def test_gradients_that_do_not_fit_in_memory_name_the_workers() -> None:
     parameters = flatten(model)
     config = replace(SMALL, workers=10**12)
     with pytest.raises(ValueError, match=rf"^workers must be .*, got {10**12}"):
-        Gathering(model, config, parameters, False, PhaseTimer())
+        Gathering(ServedRun(model, config, parameters))
 
 
 def gathered(losses: dict[int, float], missing: dict[int, str]) -> tuple[Tensor, dict[int, str]]:
     model = models.build("convnet", 1, 10, 28, seed=0)
-    gathering = Gathering(model, SMALL, flatten(model), True, PhaseTimer())
+    gathering = Gathering(ServedRun(model, SMALL, flatten(model), needs_gram=True))
     gathering.begin()
     for rank in losses:
         gathering.G[rank] = 1.0

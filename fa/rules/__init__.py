@@ -42,7 +42,7 @@ _BY_NAME = {rule.name: rule for rule in _CLASSES}
 RULES = tuple(_BY_NAME)
 """Names of the rules of this package."""
 
-_warned: set[str] = set()  # rules for which the warning about f was issued
+_warned: set[tuple[str, str]] = set()  # names of rules with the warnings that were issued for them
 
 __all__ = [
     "RULES",
@@ -64,7 +64,8 @@ def make_rule(name: str, f: int | None = None, **options: Any) -> Rule:
         name: A name in `RULES`, "FILE.py:CLASS" for a `Rule` in a file, "byzfl:NAME" for an aggregator of ByzFL, or an
             entry point of the group "fa.rules".
         f: Number of Byzantine workers to tolerate. None: 0, and the first time a warning if the rule depends on f.
-        options: Other options of the rule, such as `preaggregators`.
+        options: Other options of the rule, such as `preaggregators`. The first time that FA gets ones that do not bound
+            norms, it warns.
 
     Raises:
         ValueError: The name, an option or its value is invalid.
@@ -84,11 +85,24 @@ def _make(name: str, options: dict[str, Any]) -> Rule:
     for option in options:
         check_one_of(f"the option of rule {name!r}", option, allowed)
     created = rule(**options)
-    if "f" not in options and created.depends_on_f and name not in _warned:
-        _warned.add(name)  # Python's own memory of warnings is lost with every `warnings.catch_warnings`.
-        message = f"f must be set for rule {name!r} to tolerate Byzantine workers, got none. f=0 stops this warning."
+    message = _trap(name, created, options)
+    if message and (name, message) not in _warned:
+        _warned.add((name, message))  # Python's own memory of warnings is lost with every `warnings.catch_warnings`.
         warnings.warn(message, stacklevel=3)
     return created
+
+
+def _trap(name: str, rule: Rule, options: dict[str, Any]) -> str:
+    """Return how these options expose a rule to Byzantine workers, perhaps by mistake; empty if they do not."""
+    if "f" not in options and rule.depends_on_f:
+        return f"f must be set for rule {name!r} to tolerate Byzantine workers, got none. f=0 stops this warning."
+    if isinstance(rule, FlagAggregator) and rule.follows_norms:
+        cure = ", ".join(map(repr, (*rule.steps, "median_norm")))
+        return (
+            f"preaggregators must bound norms for rule {name!r} to tolerate long Byzantine gradients, got {rule.steps}"
+            f". They replace the default; ({cure}) keeps it."
+        )
+    return ""
 
 
 def _rule_class(name: str) -> type[Rule]:

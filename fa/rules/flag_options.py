@@ -156,6 +156,12 @@ class FlagOptions(RuleOptions):
         return self.formulation == "released" and self.start == "random"
 
     @property
+    def follows_norms(self) -> bool:
+        """True if pre-aggregators stand in the default's place, and a gradient's weight may grow with its norm."""
+        bounded = self.formulation == "released" or any(make_step(name).bounds_norms for name in self.steps)
+        return bool(self.steps) and not bounded
+
+    @property
     def direction_outside_span(self) -> bool:
         """True for norms of Y, for a prior, and for hints, which read the gradients' coordinates."""
         return self.irls_options.leaves_span or self.hint_count > 0 or self.prior is not None

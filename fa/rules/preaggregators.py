@@ -83,6 +83,7 @@ class Step:
         min_workers: (times, plus): it needs p >= times f + plus.
         least_workers: (times, plus) for a rule with `strict` false.
         keeps_workers: Whether column i remains the gradient of worker i, which the step only scales or projects.
+        bounds_norms: Whether a column's norm stays bounded however long one gradient is.
     """
 
     apply: Callable[[Gram, StepContext], tuple[Factor, Gram]]
@@ -90,6 +91,7 @@ class Step:
     min_workers: tuple[int, int] = (0, 1)
     least_workers: tuple[int, int] = (1, 1)
     keeps_workers: bool = True
+    bounds_norms: bool = False
 
 
 def apply_preaggregators(gram: Gram, names: Sequence[str], context: StepContext) -> MixedGradients:
@@ -233,10 +235,10 @@ def _project(gram: Gram, C: Float64[np.ndarray, "p m"]) -> tuple[Factor, Gram]:
 
 
 STEPS: dict[str, Step] = {
-    "unit": Step(_unit),
-    "median_norm": Step(_median_norm),
-    "clip": Step(_clip),
-    "arc": Step(_arc, min_workers=(1, 1)),
+    "unit": Step(_unit, bounds_norms=True),
+    "median_norm": Step(_median_norm, bounds_norms=True),
+    "clip": Step(_clip, bounds_norms=True),
+    "arc": Step(_arc, min_workers=(1, 1), bounds_norms=True),
     "krum": Step(_krum, column_count=_best_count, min_workers=(2, 3), keeps_workers=False),
     "nnm": Step(_nnm, min_workers=(2, 1), keeps_workers=False),
     "bucketing": Step(_bucketing, column_count=_bucket_count, keeps_workers=False),
@@ -267,7 +269,7 @@ def make_step(text: str) -> Step:
     number = _number(value)
     if name == "clip":
         check("preaggregators", text, 0 < number < np.inf, "clip:NORM with a number greater than 0")
-        return Step(partial(_clip, norm=number))
+        return Step(partial(_clip, norm=number), bounds_norms=True)
     whole = name == "bucketing" and number >= 1 and number.is_integer()
     check("preaggregators", text, whole, "bucketing:SIZE with an integer of at least 1, or a name without a value")
     size = int(number)

@@ -23,7 +23,7 @@ from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import Buffers, flatten
 from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
-from fa.training.transports.base import GatheredGradients, RpcConfig, TcpConfig, Transport
+from fa.training.transports.base import GatheredGradients, RpcConfig, ServedRun, TcpConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import load_dataset, parse_recipe, worker_partitions
 from fa.utils.ambient import usual_settings
@@ -145,13 +145,14 @@ def _transport(
     """Start the workers, which end with the context."""
     if server is None:
         return nullcontext(SimulatedTransport(model, dataset, config, parameters))
+    run = ServedRun(model, config, parameters, dataset.checksum, rule.needs_gram, timer)
     if isinstance(server, TcpConfig):
         from fa.training.transports.tcp.launch import serve as serve_tcp
 
-        return serve_tcp(model, config, parameters, dataset.checksum, rule.needs_gram, server, timer)
+        return serve_tcp(run, server)
     from fa.training.transports.rpc.launch import serve as serve_rpc
 
-    return serve_rpc(model, config, parameters, dataset.checksum, rule.needs_gram, server, timer)
+    return serve_rpc(run, server)
 
 
 class Loop:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
-from torch import Tensor
+from torch import Tensor, nn
 
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.utils.addresses import is_loopback
+from fa.utils.timing import PhaseTimer
 from fa.utils.validation import check, check_integer, check_one_of, check_positive
 
 
@@ -62,6 +63,27 @@ class Transport(Protocol):
     def momenta(self) -> list[Tensor]:
         """Return each worker's momentum (n,), by rank; empty without worker momentum. May be written to likewise."""
         ...
+
+
+@dataclass(frozen=True)
+class ServedRun:
+    """What the server of worker processes needs to know of a run.
+
+    Attributes:
+        model: The model, whose buffers each worker has a copy of.
+        config: The configuration, which workers receive.
+        parameters: Vector of all parameters (n,), which the training loop updates in place between rounds.
+        checksum: Checksum of the data set, which workers must have too.
+        needs_gram: True to compute the Gram matrix while gradients arrive.
+        timer: Timer of the run's phases.
+    """
+
+    model: nn.Module
+    config: TrainConfig
+    parameters: Tensor
+    checksum: str = ""
+    needs_gram: bool = False
+    timer: PhaseTimer = field(default_factory=PhaseTimer)
 
 
 LOOPBACK = "127.0.0.1"

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fa.gradients.incremental import IncrementalGram
 from fa.training.attack import configured_attack
-from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers, zero_gradients
-from fa.training.transports.base import GatheredGradients
+from fa.training.transports.base import GatheredGradients, ServedRun
 from fa.training.transports.completion import complete
-from fa.utils.timing import PhaseTimer
 
 
 class Gathering:
@@ -28,28 +26,24 @@ class Gathering:
         momenta: Momentum as each worker last sent it, by rank: it is the worker's gradient.
     """
 
-    def __init__(
-        self, model: nn.Module, config: TrainConfig, parameters: Tensor, needs_gram: bool, timer: PhaseTimer
-    ) -> None:
+    def __init__(self, run: ServedRun) -> None:
         """Allocate the rows.
 
         Args:
-            model: The run's model, whose buffers each worker has a copy of.
-            config: The run's configuration.
-            parameters: Vector of all parameters (n,).
-            needs_gram: True to compute the Gram matrix while gradients arrive.
-            timer: Timer of the run's phases.
+            run: The run.
 
         Raises:
             ValueError: The gradients do not fit in memory.
         """
-        self.G = zero_gradients(config.workers, parameters)
-        self.buffers = [Buffers(model) for _ in range(config.workers)]
-        self.momenta = [torch.zeros_like(parameters) for _ in range(config.workers if config.worker_momentum else 0)]
+        config = run.config
+        self.G = zero_gradients(config.workers, run.parameters)
+        self.buffers = [Buffers(run.model) for _ in range(config.workers)]
+        with_momentum = config.workers if config.worker_momentum else 0
+        self.momenta = [torch.zeros_like(run.parameters) for _ in range(with_momentum)]
         self._config = config
         self._attack = configured_attack(config)
-        self._needs_gram = needs_gram
-        self._timer = timer
+        self._needs_gram = run.needs_gram
+        self._timer = run.timer
         self._gram: IncrementalGram | None = None
 
     def state(self, rank: int) -> list[Tensor]:

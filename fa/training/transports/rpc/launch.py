@@ -7,10 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from torch import Tensor, nn
-
-from fa.training.config import TrainConfig
-from fa.training.transports.base import RpcConfig
+from fa.training.transports.base import RpcConfig, ServedRun
 from fa.training.transports.processes import spawn_workers
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc.server import RpcTransport, clear_active, set_active
@@ -18,31 +15,17 @@ from fa.training.transports.rpc.worker import work
 from fa.training.transports.udp import Inbox
 from fa.utils.addresses import create_listener
 from fa.utils.open_files import raise_file_limit
-from fa.utils.timing import PhaseTimer
 
 _FILES = 34  # that TensorPipe opens in the server for each worker: 31 were counted
 
 
 @contextmanager
-def serve(
-    model: nn.Module,
-    config: TrainConfig,
-    parameters: Tensor,
-    checksum: str,
-    needs_gram: bool,
-    options: RpcConfig,
-    timer: PhaseTimer,
-) -> Iterator[RpcTransport]:
+def serve(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
     """Serve a run from this process; the context begins once the workers have joined.
 
     Args:
-        model: The run's model.
-        config: The run's configuration.
-        parameters: Vector of the model's parameters (n,).
-        checksum: Checksum of the run's data set.
-        needs_gram: True if the rule needs the Gram matrix.
+        run: The run.
         options: Address, and whether to start the workers here.
-        timer: Timer of the run's phases.
 
     Yields:
         The transport.
@@ -50,10 +33,11 @@ def serve(
     Raises:
         ValueError: This process serves another run, or may not open enough files.
     """
-    raise_file_limit("workers", config.workers, _FILES)
+    workers = run.config.workers
+    raise_file_limit("workers", workers, _FILES)
     with ExitStack() as stack:
-        inbox = stack.enter_context(_open_inbox(options, config.workers, len(parameters)))
-        transport = RpcTransport(model, config, parameters, options, needs_gram, timer, inbox, checksum)
+        inbox = stack.enter_context(_open_inbox(options, workers, len(run.parameters)))
+        transport = RpcTransport(run, options, inbox)
         set_active(transport)
         stack.callback(clear_active)
         if options.external_store:
@@ -61,7 +45,7 @@ def serve(
         else:
             store, port = connection.create_store(options.host, options.port)
         stack.enter_context(connection.rpc_agent(store, options.host, server=True))
-        spawned = config.workers if options.spawn_workers else 0
+        spawned = workers if options.spawn_workers else 0
         stack.enter_context(
             spawn_workers(spawned, work, lambda rank: (rank, options.host, port), transport.first_process_ended)
         )

@@ -5,20 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed import rpc
 from torch.futures import Future
 
 import fa
-from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
-from fa.training.transports.base import GatheredGradients, RpcConfig
+from fa.training.transports.base import GatheredGradients, RpcConfig, ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import GradientMessage, Outcome, Reply, Rounds
 from fa.training.transports.udp import Inbox
-from fa.utils.timing import PhaseTimer
 from fa.utils.validation import check, printable
 
 _JOIN_TIMEOUT = 120.0  # seconds
@@ -40,36 +39,25 @@ class RpcTransport:
 
     def __init__(
         self,
-        model: nn.Module,
-        config: TrainConfig,
-        parameters: Tensor,
+        run: ServedRun,
         options: RpcConfig,
-        needs_gram: bool = False,
-        timer: PhaseTimer | None = None,
         inbox: Inbox | None = None,
-        checksum: str = "",
     ) -> None:
         """Prepare the rounds of a run; no worker has joined yet.
 
         Args:
-            model: The run's model, whose buffers each worker has a copy of.
-            config: The run's configuration.
-            parameters: Vector of all parameters (n,), which the caller updates in place between rounds.
+            run: The run.
             options: Deadline and quorum of a round.
-            needs_gram: True to compute the Gram matrix while gradients arrive.
-            timer: Timer of the run's phases.
             inbox: Receiver of gradients that travel as datagrams; messages then carry none.
-            checksum: Checksum of the run's data set, which workers must have too.
         """
-        self.config = config
+        self.config = config = run.config
         self.inbox = inbox
         self._options = options
-        self._parameters = parameters
-        self._timer = timer or PhaseTimer()
-        needs_gram = needs_gram and not inbox  # datagrams arrive interleaved
-        self._gathering = Gathering(model, config, parameters, needs_gram, self._timer)
+        self._parameters = run.parameters
+        self._timer = run.timer
+        self._gathering = Gathering(replace(run, needs_gram=False) if inbox else run)  # datagrams arrive interleaved
         self._rows = [row[: 0 if inbox else None] for row in self._gathering.G]  # filled by messages
-        self._compared = {"release": fa.__version__, "checksum of the data": checksum}
+        self._compared = {"release": fa.__version__, "checksum of the data": run.checksum}
         self._changed = threading.Condition()  # guards self._rounds
         statistics = self._gathering.buffers[0].tensors
         self._rounds = Rounds[Answer](config.workers, self._rows[0], statistics, options.quorum, options.deadline)

@@ -7,10 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from torch import Tensor, nn
-
-from fa.training.config import TrainConfig
-from fa.training.transports.base import TcpConfig
+from fa.training.transports.base import ServedRun, TcpConfig
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.processes import spawn_workers
 from fa.training.transports.tcp.keys import server_context
@@ -20,43 +17,29 @@ from fa.training.transports.tcp.transport import TcpTransport
 from fa.training.transports.tcp.worker import work
 from fa.utils.addresses import create_listener
 from fa.utils.open_files import raise_file_limit
-from fa.utils.timing import PhaseTimer
 
 
 @contextmanager
-def serve(
-    model: nn.Module,
-    config: TrainConfig,
-    parameters: Tensor,
-    checksum: str,
-    needs_gram: bool,
-    options: TcpConfig,
-    timer: PhaseTimer,
-) -> Iterator[TcpTransport]:
+def serve(run: ServedRun, options: TcpConfig) -> Iterator[TcpTransport]:
     """Serve a run from this process; the context begins once the workers have joined.
 
     Args:
-        model: The run's model.
-        config: The run's configuration.
-        parameters: Vector of the model's parameters (n,).
-        checksum: Checksum of the run's data set.
-        needs_gram: True if the rule needs the Gram matrix.
+        run: The run.
         options: Address, keys, and whether to start the workers here.
-        timer: Timer of the run's phases.
 
     Yields:
         The transport.
     """
     context = None if options.keys is None else server_context(options.keys)
-    raise_file_limit("workers", config.workers, 1)
-    gathering = Gathering(model, config, parameters, needs_gram, timer)
-    spawned = config.workers if options.spawn_workers else 0
+    raise_file_limit("workers", run.config.workers, 1)
+    gathering = Gathering(run)
+    spawned = run.config.workers if options.spawn_workers else 0
     tokens = [secrets.token_bytes(TOKEN_SIZE) for _ in range(spawned)]
-    server = RoundServer(config, checksum, parameters, gathering, options, tokens or None)
+    server = RoundServer(run, gathering, options, tokens or None)
     with ExitStack() as stack:
         listener = create_listener(options.host, options.port)
         host, port = listener.getsockname()[:2]
-        transport = TcpTransport(server, gathering, listener, context, timer)
+        transport = TcpTransport(server, gathering, listener, context, run.timer)
         stack.callback(transport.stop)
         stack.enter_context(
             spawn_workers(

@@ -10,11 +10,9 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import fa
-from fa.training.config import TrainConfig
-from fa.training.transports.base import TcpConfig
+from fa.training.transports.base import ServedRun, TcpConfig
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage, Outcome, Reply, Rounds
 from fa.training.transports.tcp.connection import Connection
@@ -50,9 +48,7 @@ class RoundServer:
 
     def __init__(
         self,
-        config: TrainConfig,
-        checksum: str,
-        parameters: Tensor,
+        run: ServedRun,
         gathering: Gathering,
         options: TcpConfig,
         tokens: Sequence[bytes] | None,
@@ -60,26 +56,24 @@ class RoundServer:
         """Prepare the rounds of a run; no worker has joined yet.
 
         Args:
-            config: The run's configuration.
-            checksum: Checksum of the run's data set.
-            parameters: Vector of all parameters (n,), which the caller updates in place between rounds.
+            run: The run.
             gathering: Rows and states of the ranks.
             options: Deadline and quorum of a round.
             tokens: Secret of each rank; None if workers have none.
         """
         self.run = secrets.token_bytes(RUN_SIZE)
         self.rounds = Rounds[Connection](
-            config.workers, gathering.G[0], gathering.buffers[0].tensors, options.quorum, options.deadline
+            run.config.workers, gathering.G[0], gathering.buffers[0].tensors, options.quorum, options.deadline
         )
-        text = config.to_json()
+        text = run.config.to_json()
         check("rule_options", f"{len(text)} bytes", len(text) <= MAX_CONFIG, f"at most {MAX_CONFIG} bytes as JSON")
         self._configuration = text.encode()
-        self._compared = digest(text) + checksum.encode()
-        self._parameters = parameters
+        self._compared = digest(text) + run.checksum.encode()
+        self._parameters = run.parameters
         self._gathering = gathering
         self._deadline = options.deadline
         self._tokens = tokens
-        self._sizes = Sizes(len(parameters), size(gathering.buffers[0].tensors), size(gathering.state(0)))
+        self._sizes = Sizes(len(run.parameters), size(gathering.buffers[0].tensors), size(gathering.state(0)))
         self._received = [[torch.empty_like(b) for b in buffers.tensors] for buffers in gathering.buffers]
         self._connections: dict[int, Connection] = {}  # that take part in rounds: the newest of each rank
         self._joining: dict[int, Connection] = {}  # that have authenticated themselves: the newest of each rank
