@@ -62,7 +62,18 @@ def all_cases() -> list[tuple[int, int]]:
 
 
 def num_byzantine(p: int) -> int:
-    """Return the largest f that every rule accepts: p >= 4f + 3."""
+    """Return the largest f that every rule accepts: p >= 4f + 3.
+
+    Args:
+        p: Number of workers.
+
+    Returns:
+        floor((p - 3)/4), or 0 if p is below 7.
+
+    Example:
+        >>> [num_byzantine(p) for p in WORKERS]
+        [1, 3, 6, 14]
+    """
     return max(0, (p - 3) // 4)
 
 
@@ -144,5 +155,18 @@ def _rows(n: int, p: int, keys: Sequence[tuple[str, str]], timings: Sequence[Tim
 
 
 def as_records(rows: Sequence[Row]) -> list[dict[str, object]]:
-    """Return the rows for a JSON file."""
+    """Convert rows to dictionaries for a JSON file.
+
+    Args:
+        rows: Rows of any number of cases.
+
+    Returns:
+        A dictionary for each row, with the fields of `Row` (times in seconds). Its gigabytes_per_second is rounded to
+        three decimals.
+
+    Example:
+        >>> row = Row(n=10**9, p=7, f=1, rule="mean", by=OURS, seconds=2.0, first=3.0, repeats=5, over_mean=1.0)
+        >>> as_records([row])[0]["gigabytes_per_second"]
+        14.0
+    """
     return [asdict(row) | {"gigabytes_per_second": round(row.gigabytes_per_second, 3)} for row in rows]

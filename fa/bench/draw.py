@@ -26,7 +26,15 @@ _OTHERS = {
 
 
 def draw(rows: Sequence[Row], title: str) -> Figure:
-    """Draw bars at the largest n (15 workers if timed), and time against n and against p, log-log."""
+    """Draw bars at the largest n (15 workers if timed), and time against n and against p, log-log.
+
+    Args:
+        rows: Rows of all cases. A panel of growth is empty if each rule has fewer than two sizes.
+        title: Title of the figure, such as the machine and the versions.
+
+    Returns:
+        The figure, with three panels and times in milliseconds.
+    """
     apply_theme()
     from matplotlib.figure import Figure
 

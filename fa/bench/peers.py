@@ -105,10 +105,24 @@ def torch_aggregators() -> dict[str, Aggregator]:
 
 
 def svd_flag_aggregator(steps: int) -> Aggregator:
-    """Return FA by an SVD of the n x p matrix in each of `steps` steps."""
+    """Create FA as the paper's cost model has it: each step is an SVD of the n x p matrix.
+
+    Args:
+        steps: Number of steps, at least 1. The released code takes 1, and the paper at most 5.
+
+    Returns:
+        A function of G (p, n), which computes the explained variances and d; see `svd_steps`.
+    """
     return lambda G: svd_steps([row[None] for row in G], steps=steps)
 
 
 def read_once(G: Tensor) -> Tensor:
-    """Read G once, as a lower bound on the time of any rule."""
+    """Read G once, as a lower bound on the time of any rule.
+
+    Args:
+        G: Gradients (p, n).
+
+    Returns:
+        The sum of all entries, a scalar of G's dtype.
+    """
     return torch.sum(G)

@@ -15,7 +15,15 @@ _OTHERS = (*LIBRARIES, TORCH)
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Return the table of one case, a row for each rule, with the time of reading G alone in its title."""
+    """Create the table of one case, a row for each rule, with the time of reading G alone in its title.
+
+    Args:
+        rows: All rows of one (n, p), including the one of `read_once`.
+
+    Returns:
+        The table, with time in ms, multiple of the mean, GB/s, first call in ms and number of calls. The last columns
+        are the times of other implementations as multiples of ours.
+    """
     case = rows[0]
     by_key = {(row.rule, row.by): row for row in rows}
     read = next(row for row in rows if row.rule == "")
@@ -35,7 +43,19 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def rules(rows: Sequence[Row]) -> list[str]:
-    """Return our timed rules, in order."""
+    """Return the names of our timed rules.
+
+    Args:
+        rows: Rows of any number of cases.
+
+    Returns:
+        Each name once, in the order of the rows.
+
+    Example:
+        >>> common = dict(n=10, p=7, f=1, seconds=1.0, first=1.0, repeats=1, over_mean=1.0)
+        >>> rules([Row(rule=name, by=by, **common) for name in ("mean", "fa") for by in (OURS, TORCH)])
+        ['mean', 'fa']
+    """
     return list(dict.fromkeys(row.rule for row in rows if row.by == OURS))
 
 
@@ -63,14 +83,37 @@ def slopes(rows: Sequence[Row], varied: str) -> dict[str, float]:
 
 
 def growth(rows: Sequence[Row], rule: str, by: str, varied: str) -> list[tuple[int, float]]:
-    """Return (size, seconds) of a rule as n or p grows and the other is fixed."""
+    """Select the times of a rule as n or p grows and the other is at its default.
+
+    Args:
+        rows: Rows of all cases.
+        rule: Name of the rule.
+        by: Implementation, as in `Row.by`.
+        varied: "n" (with p = 15) or "p" (with n = 1,000,000).
+
+    Returns:
+        Pairs (value of `varied`, median seconds) in ascending order; empty if the rule was not timed.
+
+    Example:
+        >>> common = dict(p=15, f=3, rule="mean", by=OURS, first=1.0, repeats=1, over_mean=1.0)
+        >>> growth([Row(n=20, seconds=2.0, **common), Row(n=10, seconds=1.0, **common)], "mean", OURS, "n")
+        [(10, 1.0), (20, 2.0)]
+    """
     held, at = ("p", DEFAULT_P) if varied == "n" else ("n", DEFAULT_N)
     found = [row for row in rows if (row.rule, row.by) == (rule, by) and getattr(row, held) == at]
     return sorted((getattr(row, varied), row.seconds) for row in found)
 
 
 def summary(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield lines on how time grows with n and p, after all cases."""
+    """Describe how our times grow with n and p.
+
+    Args:
+        rows: Rows of all cases.
+
+    Yields:
+        At most three lines. They have each rule's exponent in n, its exponent in p, and the ratio of its times at
+        p = 60 and p = 15. A line is omitted if too few sizes were timed.
+    """
     for varied, at in (("n", f"p = {DEFAULT_P}"), ("p", f"n = {DEFAULT_N:,}")):
         exponents = slopes(rows, varied)
         if exponents:

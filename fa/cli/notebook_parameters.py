@@ -107,7 +107,13 @@ def command(
 
 
 def show(paths: Sequence[Path]) -> None:
-    """Print the notebooks with their parameters, the parameters' meanings, and the variants of figures."""
+    """Print each notebook with its title and parameters, then the parameters' types and meanings, then all variants.
+
+    Parameters with an option of their own, such as --profile, are omitted.
+
+    Args:
+        paths: Notebooks (.ipynb), in the order in which they are printed.
+    """
     from fa.experiments.notebooks import heading, parameters_of
     from fa.experiments.runs.variants import VARIANTS
 

@@ -39,7 +39,15 @@ OPTIONS = {
 
 
 def rule_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of all rules to a command."""
+    """Add the options of all rules to a command.
+
+    Args:
+        command: Function or click command that takes the keys of `OPTIONS` as keyword arguments. An option that is not
+            set is None.
+
+    Returns:
+        The decorated command.
+    """
     for name, (kind, text) in reversed(OPTIONS.items()):
         command = click.option("--" + name.replace("_", "-"), name, type=kind, default=None, help=text)(command)
     return command
@@ -66,7 +74,24 @@ def numbers(name: str, text: str, kind: type[int] | type[float]) -> tuple[Any, .
 
 
 def pop_rule_options(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Remove the options of the rule from a command's arguments, and return those that are set."""
+    """Remove the options of the rule from a command's arguments.
+
+    Args:
+        arguments: Arguments of the command by name, which this function changes.
+
+    Returns:
+        The options that are set, as `make_rule` takes them. Texts with commas become tuples.
+
+    Raises:
+        ValueError: An option that consists of numbers has another text.
+
+    Example:
+        >>> arguments = {"m": 4, "lam": None, "dims": "2,4", "preaggregators": "clip:2.0, unit", "f": 1}
+        >>> pop_rule_options(arguments)
+        {'m': 4, 'dims': (2, 4), 'preaggregators': ('clip:2.0', 'unit')}
+        >>> arguments
+        {'f': 1}
+    """
     options = {name: arguments.pop(name) for name in OPTIONS if name in arguments}
     options = {name: value for name, value in options.items() if value is not None}
     if "preaggregators" in options:

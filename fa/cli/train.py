@@ -34,7 +34,21 @@ _ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. 
 
 
 def integers(text: str) -> int | tuple[int, ...]:
-    """Parse a number, or numbers separated by commas."""
+    """Parse the batch size: one integer, or one for each worker.
+
+    Args:
+        text: Value of --batch: integers separated by commas.
+
+    Returns:
+        The integer if there is one, and a tuple otherwise.
+
+    Raises:
+        ValueError: The text is something else.
+
+    Example:
+        >>> integers("32"), integers("32,64")
+        (32, (32, 64))
+    """
     sizes = numbers("batch", text, int)
     return sizes[0] if len(sizes) == 1 else sizes
 

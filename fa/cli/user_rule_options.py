@@ -21,7 +21,14 @@ profile_option = click.option(
 
 
 def study_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a study: its size, its resources, the user's rules and attack, and its folder."""
+    """Add the options of a study: --profile, --jobs, --device, --rule, --attack and --out.
+
+    Args:
+        command: Function or click command that takes profile, jobs, device, rules, attack and out.
+
+    Returns:
+        The decorated command. `rules` is a tuple; the others are None if they are not set, except profile ("quick").
+    """
     for option in (
         click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: figures/PROFILE]"),
         click.option("--attack", metavar="NAME", help=_ATTACK),

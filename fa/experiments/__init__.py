@@ -44,7 +44,22 @@ ALL = FIGURES + EXTRAS + SUPPLEMENT
 
 
 def figure_module(name: str) -> Any:
-    """Return the module of a figure, by a name that `match_names` accepts."""
+    """Import the module of a figure.
+
+    Args:
+        name: A name that `match_names` accepts, such as "fig02" or "fig02_mean_tolerance". A family stands for its
+            first figure.
+
+    Returns:
+        The module, with NAME, `study`, `draw` and `claims`.
+
+    Raises:
+        ValueError: Unknown name.
+
+    Example:
+        >>> figure_module("fig02").NAME
+        'fig02_mean_tolerance'
+    """
     return importlib.import_module(f"fa.experiments.figures.{_number(match_names([name], ALL)[0])}")
 
 

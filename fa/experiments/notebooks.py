@@ -48,7 +48,14 @@ class Parameter(NamedTuple):
 
 
 def parameters_of(path: Path) -> dict[str, Parameter]:
-    """Return the parameters that a notebook declares, by name."""
+    """Read the parameters that a notebook declares in its cell with the tag "parameters".
+
+    Args:
+        path: The notebook (.ipynb).
+
+    Returns:
+        The parameters by name, in the notebook's order.
+    """
     import papermill
 
     declared = papermill.inspect_notebook(path)
@@ -56,7 +63,14 @@ def parameters_of(path: Path) -> dict[str, Parameter]:
 
 
 def heading(path: Path) -> str:
-    """Return a notebook's title: the first line of its first cell."""
+    """Read a notebook's title: the first line of its first cell.
+
+    Args:
+        path: The notebook (.ipynb).
+
+    Returns:
+        The title without leading "#".
+    """
     first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]
     return "".join(first).partition("\n")[0].lstrip("# ")
 

@@ -12,7 +12,19 @@ GROUP = tl.constexpr(8)
 
 @triton.jit
 def gram(G, stride, p, n, parts, P: tl.constexpr, WIDTH: tl.constexpr):
-    """Write the products of all rows over every `programs`-th block of columns to parts[program]."""
+    """Compute G G^T in parts, whose sum is the Gram matrix.
+
+    Each of the launch's programs sums the products over every `programs`-th block of WIDTH columns.
+
+    Args:
+        G: Matrix (p, n) with contiguous rows.
+        stride: Distance of two rows, in entries.
+        p: Number of rows.
+        n: Number of columns.
+        parts: Result (programs, P, P), float64. Entries beyond p are 0.
+        P: A power of two, at least 16 and at least p.
+        WIDTH: Number of columns of a block, a power of two.
+    """
     rows, columns = tl.arange(0, P), tl.arange(0, WIDTH)
     starts = G + rows[:, None].to(tl.int64) * stride
     program, programs = tl.program_id(0).to(tl.int64), tl.num_programs(0)
@@ -26,7 +38,20 @@ def gram(G, stride, p, n, parts, P: tl.constexpr, WIDTH: tl.constexpr):
 
 @triton.jit
 def combine(G, stride, n, rows, weights, count, d, bad, NARROW: tl.constexpr, WIDTH: tl.constexpr):
-    """Write the weighted sum of `count` rows, in float64, to d; set bad if it is not finite."""
+    """Compute the weighted sum of rows in float64. Each program computes WIDTH columns.
+
+    Args:
+        G: Matrix (p, n) with contiguous rows.
+        stride: Distance of two rows, in entries.
+        n: Number of columns.
+        rows: Indices (count,) of the rows, int64.
+        weights: Their weights (count,), float64.
+        count: Number of rows.
+        d: Result (n,), in G's dtype.
+        bad: Flag (1,), int32, set to 1 if an entry of the sum is NaN or Inf.
+        NARROW: Type to which the sum is rounded before it is converted to that of d: float64 or float32.
+        WIDTH: Number of columns of a program, a power of two.
+    """
     columns = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     total = tl.full((WIDTH,), 0, tl.float64)
     for first in range(0, count, GROUP):
@@ -62,7 +87,25 @@ def order_statistic(
     WIDE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Write a statistic of the q rows' values in each column to d, as `order_statistic`; set bad for NaN or Inf."""
+    """Compute a statistic of the q rows' values in each column; see `fa.kernels.order_statistic`.
+
+    Each program computes WIDTH columns.
+
+    Args:
+        G: Matrix with contiguous rows.
+        stride: Distance of two rows, in entries.
+        n: Number of columns.
+        rows: Indices (q,) of the rows, int64.
+        d: Result (n,).
+        bad: Flag (1,), int32, set to 1 if a value is NaN or Inf.
+        q: Number of rows.
+        lo: First sorted value of the centre.
+        hi: Index after the last one.
+        keep: 0 for the centre, else the number of values nearest the centre.
+        NETWORK: Pairs of `sorting_network(q)`, flattened.
+        WIDE: Type of the computation: float64 or float32.
+        WIDTH: Number of columns of a program, a power of two.
+    """
     columns = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     x = ()
     probe = tl.full((WIDTH,), 0, WIDE)

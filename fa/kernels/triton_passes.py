@@ -91,7 +91,18 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 @_on_its_device
 def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[Tensor, Tensor]:
-    """Compute a statistic of each coordinate, with the arguments and results of `torch_fallback.order_statistic`."""
+    """Compute a statistic of each coordinate; see `fa.kernels.order_statistic`.
+
+    Args:
+        G: Matrix (p, n) with contiguous rows.
+        R: Factors (p, q) float64, on the CPU. `torch_fallback` computes more than `MOST_SORTED` columns.
+        lo: First sorted value of the centre.
+        hi: Index after the last one.
+        keep: 0 for the centre, else the number of values nearest the centre.
+
+    Returns:
+        The statistic (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
+    """
     if R.shape[1] > MOST_SORTED:
         return torch_fallback.order_statistic(G, R, lo, hi, keep)
     d, bad = torch.empty(G.shape[1], dtype=G.dtype, device=G.device), _flag(G)

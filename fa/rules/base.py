@@ -56,16 +56,27 @@ class Rule(RuleOptions, ABC):
     def decide(self, gram: Gram) -> ColumnDecision:
         """Decide about the columns that the rule sees.
 
+        Each rule overrides this method. The decision depends on the rule's options and on the Gram matrix alone.
+
         Args:
-            gram: Their Gram matrix; `gram.p` satisfies `min_workers`.
+            gram: Gram matrix of the q columns: the finite gradients, or what the pre-aggregators compute from them.
+                `gram.p` is q and satisfies `min_workers`. Entries may be NaN if `reads_gram` is false.
+
+        Returns:
+            The decision, which consists of weights of the columns or of a statistic of each coordinate.
         """
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
         """Decide from gradients in memory; called if `direction_outside_span` is true.
 
+        By default, this is `decide` with the Gram matrix of the columns.
+
         Args:
-            G: The finite gradients, before pre-aggregators.
+            G: The finite gradients (rows, n), before pre-aggregators.
             mixed: The columns that the rule sees: the output of the pre-aggregators.
+
+        Returns:
+            The decision, which may hold the direction d (n,) itself instead of weights.
         """
         return self.decide(mixed.gram)
 

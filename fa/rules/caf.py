@@ -47,7 +47,14 @@ class CAF(Rule):
         check_one_of("maximum", self.maximum, ("remaining", "all"))
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        """Decide the weights of the best mean."""
+        """Decide the weights of the mean whose covariance has the smallest largest eigenvalue.
+
+        Args:
+            gram: Gram matrix of p >= 2f + 1 gradients.
+
+        Returns:
+            The weights (p,), which are not negative and sum to 1. Gradients that the filter removes have weight 0.
+        """
         return ColumnDecision(weights=self._weights(centred_points(gram)), reason="filtered out")
 
     def _weights(self, X: Points) -> np.ndarray:

@@ -46,7 +46,14 @@ class CenteredClipping(Rule):
         check_one_of("start", self.start, ("zero", "mean"))
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        """Decide the weights of the gradients in v."""
+        """Decide the weights of the gradients in v after `max_iter` steps.
+
+        Args:
+            gram: Gram matrix of p gradients. `tau` is in the unit of their norms.
+
+        Returns:
+            The weights (p,). They sum to 1 with start="mean", and may sum to less with start="zero".
+        """
         X = points(gram)
         weights = np.full(gram.p, 0.0 if self.start == "zero" else 1 / gram.p)
         for _ in range(self.max_iter):

@@ -51,7 +51,15 @@ class GeometricMedian(Rule):
         check_real("tol", self.tol, 0)
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        """Decide the weights of the geometric median."""
+        """Decide the weights of the geometric median.
+
+        Args:
+            gram: Gram matrix of p gradients. `nu` is in the unit of their norms.
+
+        Returns:
+            The weights (p,), which are not negative and sum to 1. If a majority of the gradients is equal and `nu` is
+            None, d is their mean.
+        """
         radii = np.sqrt(np.sort(gram.D2, axis=1)[:, gram.p // 2])
         nu = _SMOOTHING * float(radii.min()) if self.nu is None else self.nu / gram.scale
         if self.nu is None and nu == 0:  # A majority agrees.

@@ -34,7 +34,14 @@ class MinimumDiameterAveraging(Rule):
     min_workers: ClassVar[tuple[int, int]] = (2, 1)
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        """Decide the set of p - f gradients."""
+        """Decide the set of p - f gradients with the smallest largest distance.
+
+        Args:
+            gram: Gram matrix of p gradients, whose squared distances are read.
+
+        Returns:
+            The weights (p,), which are 1/(p - f) in the set and 0 outside of it.
+        """
         rows = _smallest_set(gram.D2, self.f)
         return ColumnDecision.mean_of(rows, gram.p, f"not in the closest set of {len(rows)}")
 

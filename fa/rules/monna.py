@@ -76,7 +76,14 @@ class MoNNA(Rule):
         return replace(self, reference=list(rows).index(reference))
 
     def decide(self, gram: Gram) -> ColumnDecision:
-        """Decide the set of nearest gradients; of equal distances, the first row's is taken."""
+        """Decide the set of the p - f gradients nearest the trusted one; the lower row comes first at equal distances.
+
+        Args:
+            gram: Gram matrix of p gradients, of which row `reference` is the trusted worker's.
+
+        Returns:
+            The weights (p,), which are equal in the set and 0 outside of it. The trusted gradient is in the set.
+        """
         distances = gram.D2[self.reference].copy()
         distances[self.reference] = -1.0
         rows = np.sort(np.argsort(distances, kind="stable")[: max(1, gram.p - self.f)])

@@ -154,7 +154,22 @@ def load_gradients(source: Any) -> Float64[Tensor, "p n"]:
 
 
 def default_setting(p: int) -> Setting:
-    """Return the first setting for p available gradients: three Byzantine workers, or none if p is below 15."""
+    """Return the explorer's first setting.
+
+    Args:
+        p: Number of available gradients, at least 1.
+
+    Returns:
+        The default `Setting` (p = 15, f = 3) if p is at least 15. Otherwise all p gradients, without an attack.
+
+    Raises:
+        ValueError: p is below 1.
+
+    Example:
+        >>> setting = default_setting(7)
+        >>> setting.p, setting.f, setting.attack, setting.m
+        (7, 0, 'none', 4)
+    """
     usual = Setting()
     return usual if p >= usual.p else Setting(p=p, f=0, attack="none", m=irls.default_m(p))
 

@@ -26,7 +26,14 @@ POWERS = (1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 
 
 def draw(shown: Scene) -> Figure:
-    """Draw the plane, whole and near the honest gradients (above), and v_i, shares and eq. 5 by step (below)."""
+    """Draw the plane, whole and near the honest gradients (above), and v_i, shares and eq. 5 by step (below).
+
+    Args:
+        shown: The result of a setting; see `scene`.
+
+    Returns:
+        The figure, with five panels and a legend.
+    """
     figure = style.new_figure(13, 8.6)
     grid = figure.add_gridspec(2, 13, height_ratios=(1.5, 1))
     whole, near, names = (figure.add_subplot(grid[0, lo:hi]) for lo, hi in ((0, 5), (5, 10), (10, 13)))
@@ -145,7 +152,14 @@ def static(pool: Float[Tensor, "p n"], rules: Sequence[str] = ()) -> None:
 
 
 def picture(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
+    """Render a figure.
+
+    Args:
+        figure: A figure of matplotlib.
+
+    Returns:
+        A PNG file with 100 pixels per inch, as bytes.
+    """
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

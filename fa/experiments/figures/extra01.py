@@ -76,7 +76,20 @@ large learning rate, the rest of the attack costs more.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 1; see `make_study`."""
+    """Create the study of Extra 1: formulations and options of FA, and the division by the norm.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's, and three seeds for the regimes except at "smoke".
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with the cases of norms (f = 3), of options under two attacks (f = 3), and of `REGIMES`.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     grid = [*_norms(), *_sweeps(), *_regimes(profile)]
     return make_extra(NAME, profile, grid, out, seeds, **overrides)
 
@@ -91,7 +104,18 @@ def _norms() -> list[Case]:
 
 
 def equal(name: str) -> str:
-    """Return the label of a rule whose input gradients all have the median norm."""
+    """Return the label of a rule whose input gradients all have the median norm.
+
+    Args:
+        name: Label of the rule with unchanged gradients.
+
+    Returns:
+        The label.
+
+    Example:
+        >>> equal("Median")
+        'Median, equal norms'
+    """
     return f"{name}, equal norms"
 
 
@@ -184,7 +208,14 @@ def leads(regimes: DataFrame) -> list[Lead]:
 
 
 def by_regime(regimes: DataFrame) -> dict[str, DataFrame]:
-    """Return the rows of each regime by its name."""
+    """Split the runs on regimes by regime.
+
+    Args:
+        regimes: Last points of the runs on regimes, with the columns attack, f and lr, and batch if it varies.
+
+    Returns:
+        Rows by name, such as "random, f = 1, lr = 0.2", in the order of the table.
+    """
     sized = [name for name in ("batch",) if name in regimes]
     groups = regimes.groupby(["attack", "f", "lr", *sized], sort=False, dropna=False)
     return {_regime(attack, int(f), *rest): rows for (attack, f, *rest), rows in groups}
@@ -196,7 +227,16 @@ def _regime(attack: str, f: int, lr: float, batch: float = float("nan")) -> str:
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw the division by the norm and the regimes (above); m, the number of steps and lambda (below)."""
+    """Draw the division by the norm and the regimes (above); m, the number of steps and lambda (below).
+
+    Args:
+        table: The curves, one row a point, with the columns label, attack, f, lr, a column for each
+            option in `DEFAULT`, seed, iteration and test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with five panels.
+    """
     norms, sweeps, regimes = parts(table)
     figure = style.new_figure(13, 8.4)
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
@@ -268,7 +308,18 @@ def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:
 
 
 def ticks(option: str) -> list[float]:
-    """Return the values of an option, which are evenly spaced on its axis."""
+    """Return the values of an option in the sweeps, for the ticks of its axis.
+
+    Args:
+        option: A key of `SWEPT`: "m", "max_iter" or "lam".
+
+    Returns:
+        The distinct values in ascending order.
+
+    Example:
+        >>> ticks("lam")
+        [0.0, 1.0, 4.0, 15.0]
+    """
     return sorted({float(values[option]) for values in SWEPT[option]})
 
 

@@ -36,7 +36,22 @@ VALIDATION_SHARE = 0.2  # Share of the training images that are used for validat
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Extra 2, whose runs use validation images; see `make_study` and `tested`."""
+    """Create the study of Extra 2: runs from which each rule's learning rate is chosen.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: 2021.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study of runs with validation images, at f = 3, for each rule and rate. `tested` creates the study of the
+        best rates.
+
+    Raises:
+        ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
+    """
     grid = [
         Case(key, F, {"lr": rate, "validation": VALIDATION_SHARE}, seeds=(SEEDS[0],))
         for key in (*RULES, *register_rules(rules))
@@ -94,7 +109,16 @@ def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = Non
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw validation accuracy by learning rate (left), and test accuracy at the best rate (right)."""
+    """Draw validation accuracy by learning rate (left), and test accuracy at the best rate (right).
+
+    Args:
+        table: The curves, one row a point, with the columns variant, label, f, lr, validation, seed, iteration and
+            test_accuracy. Rows with validation = 0 are runs at the best rates, whose accuracy is that on test images.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with two panels.
+    """
     figure = style.new_figure(13, 4.4)
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     rates = chosen(table)

@@ -44,7 +44,22 @@ def study(
     attack: str | None = None,
     **overrides: Any,
 ) -> Study:
-    """Create the study of Extra 3; see `make_study`."""
+    """Create the study of Extra 3: every rule under every attack of `ATTACKS`.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's, and at "paper" 2021.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        attack: Attack that is added to `ATTACKS`, such as "FILE.py:NAME". The default folder is then the custom one.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with f from 1 to 6 (4 at "smoke").
+
+    Raises:
+        ValueError: Unknown profile, rule, attack or setting, an invalid value, or empty `seeds`.
+    """
     case_seeds, grid = SEEDS.get(profile, ()), []
     keys = (*RULES, *register_rules(rules))
     attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [resolve_attack(attack)])))
@@ -74,7 +89,16 @@ def cells(table: DataFrame, f: int) -> DataFrame:
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw one heat map per f, with rules as rows and attacks as columns."""
+    """Draw one heat map per f, with rules as rows and attacks as columns.
+
+    Args:
+        table: The curves, one row a point, with the columns variant, label, f, attack, seed, iteration and
+            test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with at most three panels in a row.
+    """
     counts = sorted(set(table["f"]))
     columns = min(3, len(counts))
     figure = style.new_figure(4 + 3 * columns, 7.6)
@@ -87,7 +111,18 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
-    """Judge E3: which rule has the best worst case, and whether FA is better than its control."""
+    """Judge E3: which rule has the best worst case, and whether FA is better than its control.
+
+    The user's rules and attacks do not count.
+
+    Args:
+        table: The curves, one row a point, with the columns variant, label, f, attack, seed, iteration and
+            test_accuracy.
+        chance: Accuracy of guessing (a fraction).
+
+    Returns:
+        Two claims. Differences of at most `MIN_GAIN` count as equal.
+    """
     table = builtin_rows(table)
     final = {
         (rule, attack, f): mean(values)

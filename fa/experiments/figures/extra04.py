@@ -51,7 +51,20 @@ COURSES = {"value": "FA's explained variance $v_i$", "share": "FA's weight, of t
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 4; see `make_study`."""
+    """Create the study of Extra 4: decisions about workers under every attack of Extra 3.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's, and at "paper" 2021.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with f = 3, for each attack and each of `CASES`.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     grid = [
         Case(key, F, {"attack": attack}, options, SEEDS.get(profile, ()), name)
         for attack in ATTACKS
@@ -61,7 +74,15 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def workers(results: Results) -> DataFrame:
-    """Return the workers.csv of every run, with columns rule, attack and seed; "none" is NaN."""
+    """Read the workers.csv of every run.
+
+    Args:
+        results: Results of this figure's study.
+
+    Returns:
+        One row for each run, iteration and worker, with the columns rule (a label), attack, seed, iteration, worker,
+        value, weight and status. A value or weight that the rule does not define is NaN.
+    """
     import pandas
 
     rows = []

@@ -59,7 +59,21 @@ OURS = [name for name in COMBINED if "FA" in name]
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Extra 5; see `make_study`."""
+    """Create the study of Extra 5: rules alone and in combination, under two attacks.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: 2021, 2022 and 2023, and at "smoke" the profile's.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with f = 3, for each attack, rule and combination.
+
+    Raises:
+        ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
+    """
     case_seeds = several_seeds(profile)
     alone, grid = (*RULES, *register_rules(rules)), []
     for attack in ATTACKS:
@@ -71,7 +85,15 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw a panel per attack: every rule and combination, a mark for each seed."""
+    """Draw a panel per attack: every rule and combination, a mark for each seed.
+
+    Args:
+        table: The curves, one row a point, with the columns variant, label, attack, seed, iteration and test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with two panels.
+    """
     keys = (*RULES, *user_rules_in(table))
     rule_looks = looks(keys)
     variants = {rule_looks[key].label: rule_looks[key] for key in keys}

@@ -84,7 +84,22 @@ LOOKS = {name: style.LOOKS[key] for name, key in FORMULATIONS.items()} | {SPAN: 
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 6; see `make_study`. The random span draws by the run's seed."""
+    """Create the study of Extra 6: subspaces and the mean of unit gradients, in steps of equal length.
+
+    The random span draws by the seed of its run.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: those of `SEEDS`.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, for each of `ATTACKS` and `ARMS`. Its records are in the folder "records-many".
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     grid = [
         Case(variant, f, {"attack": attack}, options, for_profile(SEEDS, profile), name)
         for attack, f in ATTACKS
@@ -221,13 +236,29 @@ def _by_seed(rows: DataFrame) -> dict[int, float]:
 
 
 def subset_text(table: DataFrame) -> str:
-    """Return the share of the test's seeds that the runs have; empty for all of them."""
+    """Describe which share of the test's seeds the runs have.
+
+    Args:
+        table: The curves, with a column `seed`.
+
+    Returns:
+        The number of seeds of `ALL_SEEDS` in the table; empty for all of them.
+    """
     count = len(set(table["seed"]) & set(ALL_SEEDS))
     return "" if count == len(ALL_SEEDS) else f"a subset, {count} of {len(ALL_SEEDS)} seeds"
 
 
 def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
-    """Draw paired differences with intervals for each attack (above), and cosines by iteration (below)."""
+    """Draw paired differences with intervals for each attack (above), and cosines by iteration (below).
+
+    Args:
+        table: The curves, one row a point, with the columns label, attack, f, seed, iteration and test_accuracy.
+        cosines: Cosines of directions with the mean of unit gradients, as `cosines` returns them.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with a column of two panels for each of `ATTACKS`.
+    """
     figure = style.new_figure(13, 6.4)
     grid = figure.subplots(2, len(ATTACKS), sharey="row")
     compared = comparisons(table)

@@ -45,7 +45,20 @@ LOOKS = {
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 7; see `make_study`."""
+    """Create the study of Extra 7: FA and Multi-Krum at several learning rates.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: 2021.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with f = 3, and f = 0 for one curve. The two runs with earlier settings are part of "paper" only.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     rate = profile_settings(profile)["lr"]
     settings: dict[str, dict[str, Any]] = {
         KRUM_SLOWER: {"lr": RATE_FACTOR * rate},
@@ -64,7 +77,16 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw one panel with all curves."""
+    """Draw one panel with all curves.
+
+    Args:
+        table: The curves, one row a point, with the columns label, seed, iteration and test_accuracy. Curves without
+            rows are omitted.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure.
+    """
     figure = style.new_figure(9.5, 4.6)
     axes = figure.subplots()
     for label, (key, dashes) in LOOKS.items():

@@ -55,13 +55,42 @@ CONTROL = "Mean of unit gradients, weights B"
 
 
 def batches(profile: str, panel: Panel) -> tuple[int, ...]:
-    """Return the batch size of each rank."""
+    """Return the batch size of each rank.
+
+    Args:
+        profile: A key of `SIZES`, which has a small and a large batch size.
+        panel: Panel of the figure. If `large` is true, its first f ranks have the large batch.
+
+    Returns:
+        The batch sizes of all 15 ranks. They alternate, and rank 0 has the small one.
+
+    Raises:
+        KeyError: Unknown profile.
+
+    Example:
+        >>> batches("quick", PANELS[0])[:5], batches("quick", PANELS[3])[:5]
+        ((4, 64, 4, 64, 4), (64, 64, 64, 64, 4))
+    """
     sizes = SIZES[profile]
     return tuple(sizes[1] if panel.large and rank < panel.f else sizes[rank % 2] for rank in range(WORKERS))
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 8; see `make_study`."""
+    """Create the study of Extra 8: batch sizes that differ between workers.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: 2021, 2022 and 2023, and at "smoke" the profile's.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, for each of `PANELS`, each rule, and FA with weights of the workers.
+
+    Raises:
+        KeyError: Unknown profile.
+        ValueError: Unknown setting, an invalid value, or empty `seeds`.
+    """
     case_seeds = several_seeds(profile)
     grid = [
         Case(key, panel.f, {"attack": panel.attack, "batch": sizes}, options, case_seeds, name)
@@ -103,7 +132,16 @@ def _starts_large(sizes: Any) -> bool:
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw all panels: every rule, and FA with weights, a mark for each seed."""
+    """Draw all panels: every rule, and FA with weights, a mark for each seed.
+
+    Args:
+        table: The curves, one row a point, with the columns label, attack, batch, seed, iteration and test_accuracy.
+            Batch sizes may be texts, as in a CSV file.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with a panel for each of `PANELS`.
+    """
     looks = {VARIANTS[key].label: style.LOOKS[key] for key in RULES}
     looks |= dict.fromkeys(POWERS, style.LOOKS["fa"]) | {CONTROL: style.LOOKS["mean_unit"]}
     tables = {panel.heading: rows for panel, rows in by_panel(table).items()}

@@ -48,7 +48,20 @@ ARMS = {DEFAULT: {}, **PRIORS, **STARTS}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 9; see `make_study`."""
+    """Create the study of Extra 9: options of FA that the paper names.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: 2021, 2022 and 2023, and at "smoke" the profile's.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with f = 3, for each of `ARMS`.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     case_seeds = several_seeds(profile)
     grid = [
         Case("fa_default", F, {"attack": attack}, options, case_seeds, name)
@@ -59,7 +72,15 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw a panel per attack: every option, a mark for each seed."""
+    """Draw a panel per attack: every option, a mark for each seed.
+
+    Args:
+        table: The curves, one row a point, with the columns label, attack, seed, iteration and test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with a panel for each of `ATTACKS`.
+    """
     looks = dict.fromkeys(ARMS, style.LOOKS["fa_default"])
     figure = draw_dot_panels(by_attack(table, ATTACKS), looks, (8, 4.4), bold=(DEFAULT,))
     style.set_heading(figure, f"f = {F} Byzantine workers; options of FA, this package's default\n{title}")

@@ -34,7 +34,22 @@ LEVELS = MappingProxyType(
 
 
 def recipe(name: str, level: float) -> tuple[tuple[str, Any], ...]:
-    """Return a recipe at one level, in the form of a configuration."""
+    """Read a recipe, and set its level.
+
+    Args:
+        name: A key of `LEVELS`, the name of a recipe in data_aug.
+        level: Value of the varied key, in the unit of `LEVELS`.
+
+    Returns:
+        The recipe's options, sorted by name, as the setting `augmentation` takes them. Noise of 0 is omitted.
+
+    Raises:
+        KeyError: The recipe is not in `LEVELS`.
+
+    Example:
+        >>> recipe("lv", 0.1)
+        (('system', 'lotka_volterra'), ('t', (0.1,)))
+    """
     key = LEVELS[name][1]
     options = read(recipe_path(name)).options | {"noise": (0.0,)} | {key: (level,)}
     if options["noise"] == (0.0,):
@@ -43,7 +58,20 @@ def recipe(name: str, level: float) -> tuple[tuple[str, Any], ...]:
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 10; see `make_study`."""
+    """Create the study of Extra 10: three workers with augmented images, at several levels of noise.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, for each recipe and level of `LEVELS` and each of `RULES`.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     grid = [
         Case(key, F, {"attack": "none", "augmentation": recipe(name, level)})
         for name, (_, _, levels) in LEVELS.items()

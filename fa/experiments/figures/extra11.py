@@ -32,7 +32,20 @@ SPARSE = 0.5  # Least share of such weights in a sparse combination.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 11; see `make_study`."""
+    """Create the study of Extra 11: FA's projection as a pre-aggregator of other rules.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: 2021, 2022 and 2023, and at "smoke" the profile's.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with f = 3, for each of `OTHERS` and `IN_FRONT`, and FA itself.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     case_seeds = several_seeds(profile)
     grid = [
         Case(key, F, {}, {"preaggregators": steps} if steps else {}, case_seeds, f"{text}{VARIANTS[key].label}")
@@ -65,7 +78,16 @@ def small_weights(results: Results) -> DataFrame:
 
 
 def draw(table: DataFrame, shares: DataFrame, title: str) -> Figure:
-    """Draw the accuracies of every rule with and without a step in front, and the share of small weights over time."""
+    """Draw the accuracies of every rule (left), and the share of small weights by iteration (right).
+
+    Args:
+        table: The curves, one row a point, with the columns label, seed, iteration and test_accuracy.
+        shares: Shares of small weights in FA, as `small_weights` returns them.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with two panels.
+    """
     figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     looks = {f"{text}{VARIANTS[key].label}": style.LOOKS[key] for key in OTHERS for text in IN_FRONT}

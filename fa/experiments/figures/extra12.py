@@ -25,7 +25,20 @@ SEEDS = {"smoke": (2021,), "quick": (2021, 2022, 2023), "cpu": (2021, 2022, 2023
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Extra 12; see `make_study`. It has the profile's own model, unlike the other extras."""
+    """Create the study of Extra 12: random vectors in all coordinates, or where an honest gradient is not 0.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: those of `SEEDS`.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with f = 3, for each of `RULES` under both attacks. Unlike other extras, it uses the profile's model.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     case_seeds = for_profile(SEEDS, profile)
     grid = [Case(rule, F, {"attack": attack}, seeds=case_seeds) for rule in RULES for attack in (EVERYWHERE, REACHED)]
     return make_extra(NAME, profile, grid, out, seeds, PROFILES[profile], **overrides)
@@ -46,7 +59,15 @@ def final_accuracies(table: DataFrame) -> dict[str, dict[str, list[float]]]:
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw one line per rule, from the accuracy under vectors in all coordinates to that under the confined ones."""
+    """Draw one line per rule, from the accuracy under vectors in all coordinates to that under the confined ones.
+
+    Args:
+        table: The curves, one row a point, with the columns variant, attack, seed, iteration and test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure. A rule is omitted if no seed has runs under both attacks.
+    """
     final = final_accuracies(table)
     figure = style.new_figure(7.5, 1.6 + 0.45 * len(final))
     axes = figure.subplots()

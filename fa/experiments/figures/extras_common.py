@@ -117,7 +117,14 @@ def best_label(final: Mapping[str, Sequence[float]], labels: Iterable[str]) -> s
 
 
 def seed_caption(table: DataFrame) -> str:
-    """Return the seeds of a panel for its title, since panels of an extra may have different ones."""
+    """Describe the seeds of a panel for its title, since the panels of an extra may have different ones.
+
+    Args:
+        table: The rows of the panel, with a column `seed`.
+
+    Returns:
+        A phrase such as "seeds 2021, 2022".
+    """
     seeds = sorted(set(table["seed"]))
     return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 

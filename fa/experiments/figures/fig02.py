@@ -21,13 +21,34 @@ _PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # The release
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Figure 2; see `make_study`."""
+    """Create the study of Figure 2: the mean with 0 to 3 Byzantine workers.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with a case for each of `F_VALUES`.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     settings = _PAPER if profile == "paper" else {}
     return make_study(NAME, profile, [Case("mean", f) for f in F_VALUES], out, seeds, settings, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw one line for each number of Byzantine workers."""
+    """Draw one line for each number of Byzantine workers.
+
+    Args:
+        table: The curves, one row a point, with the columns f, seed, iteration and test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure.
+    """
     figure = style.new_figure(6.4, 4.2)
     axes = figure.subplots()
     colours = style.sequential_colors(len(F_VALUES))[::-1]

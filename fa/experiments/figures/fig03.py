@@ -50,12 +50,34 @@ class LiveStudy(Study):
     """Study whose runs are recorded during training; their curves are not used, and a sweep does nothing."""
 
     def sweep(self, jobs: int | None = None, progress: bool = True, shard: str | None = None) -> list[Outcome]:
-        """Return no outcomes."""
+        """Return no outcomes, since `collect` trains the runs.
+
+        Args:
+            jobs: Not used.
+            progress: Not used.
+            shard: Not used.
+
+        Returns:
+            An empty list.
+        """
         return []
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> LiveStudy:
-    """Create the study of Figure 3; see `make_study`."""
+    """Create the study of Figure 3: FA with f = 0 and f = 3.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, whose runs `collect` trains and measures.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     return LiveStudy(**vars(make_study(NAME, profile, [Case("fa", f) for f in F_VALUES], out, seeds, **overrides)))
 
 
@@ -124,7 +146,16 @@ def explained(cosines: Square, coefficients: Float64[np.ndarray, "p q"]) -> Floa
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw histograms of honest workers for each f, as in the paper (above), and means by iteration (below)."""
+    """Draw histograms of honest workers for each f, as in the paper (above), and means by iteration (below).
+
+    Args:
+        table: Explained variances as `collect` returns them: the columns basis, f, seed, iteration, worker, faulty and
+            value. `faulty` is true for Byzantine workers.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with two rows of two panels.
+    """
     figure = style.new_figure(9.5, 6.8)
     grid = figure.subplots(2, 2, sharey="row")
     for panels, f in zip(grid.T, F_VALUES, strict=True):

@@ -72,7 +72,15 @@ def study(
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw one panel for each f, as in the paper (above); formulations of FA and controls, if any (below)."""
+    """Draw one panel for each f, as in the paper (above); formulations of FA and controls, if any (below).
+
+    Args:
+        table: The curves, one row a point, with the columns variant, label, f, seed, iteration and test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with one or two rows of panels.
+    """
     users, faulty = user_rules_in(table), sorted(set(table["f"]))
     rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *users)}
     if set(table["variant"]) - {*TOP, *users}:

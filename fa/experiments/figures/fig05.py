@@ -30,7 +30,21 @@ SIZES = {
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Figure 5; see `make_study`."""
+    """Create the study of Figure 5: the paper's rules with f = 3 and three batch sizes.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with the batch sizes and iterations of `SIZES`.
+
+    Raises:
+        ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
+    """
     keys = (*PAPER_RULES, *register_rules(rules))
     sizes = SIZES.get(profile, ())  # `make_study` reports an unknown profile.
     grid = [Case(key, 3, {"batch": batch, "iterations": iterations}) for batch, iterations in sizes for key in keys]
@@ -38,7 +52,15 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw one panel for each batch size, as in the paper."""
+    """Draw one panel for each batch size, as in the paper.
+
+    Args:
+        table: The curves, one row a point, with the columns variant, label, batch, seed, iteration and test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure.
+    """
     return draw_panels(
         table, "batch", "B", f"f = 3 Byzantine workers send {attack_heading(table)}; {FA_FORMULATION}\n{title}"
     )

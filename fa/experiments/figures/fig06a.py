@@ -26,7 +26,21 @@ _SETTINGS = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Figure 6a; see `make_study`."""
+    """Create the study of Figure 6a: three links (f = 3) that lose 10% of their packets.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with a case for each rule.
+
+    Raises:
+        ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
+    """
     settings = {"attack": "chunk_loss", **_SETTINGS.get(profile, {})}
     return make_study(
         NAME, profile, [Case(key, F) for key in (*RULES, *register_rules(rules))], out, seeds, settings, **overrides

@@ -34,7 +34,21 @@ _PAPER = {11: 1080, 13: 915, 15: 1050}  # Iterations in the released code.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Figures 6b to 6d; see `make_study`."""
+    """Create the study of Figures 6b to 6d: the paper's rules with f = 2 of 11, 13 and 15 workers.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with the mean without Byzantine workers (p = 15) as its last case.
+
+    Raises:
+        ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
+    """
     keys = (*PAPER_RULES, *register_rules(rules))
     iterations = {p: {"iterations": _PAPER[p]} if profile == "paper" else {} for p in WORKERS}
     grid = [Case(key, 2, {"workers": p} | iterations[p]) for p in WORKERS for key in keys]
@@ -43,7 +57,15 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw one panel for each number of workers, as in the paper."""
+    """Draw one panel for each number of workers, as in the paper.
+
+    Args:
+        table: The curves, one row a point, with the columns variant, label, workers, seed, iteration and test_accuracy.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure.
+    """
     return draw_panels(
         table, "workers", "p", f"f = 2 Byzantine workers send {attack_heading(table)}; {FA_FORMULATION}\n{title}"
     )

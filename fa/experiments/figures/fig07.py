@@ -46,7 +46,21 @@ MIN_POINTS = 4  # Least number of points of a curve for a verdict on its falls.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Figure 7; see `make_study`."""
+    """Create the study of Figure 7: three of the workers train on augmented images.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with the setting `augmentation` of each scheme, for each rule and the control.
+
+    Raises:
+        ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
+    """
     keys = (*RULES, CONTROL, *register_rules(rules))
     cases = [{"attack": "none", "augmentation": pairs} for pairs in _augmentations()]
     grid = [Case(key, F, settings) for settings in cases for key in keys]

@@ -33,7 +33,20 @@ MIN_COSINE_GAIN = 0.05  # Least gain of a cosine that counts.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Figure 8; see `make_study`."""
+    """Create the study of Figure 8: FA's lambda, with f = 1 of 7 workers.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with FA for each of `LAMBDAS`, and each of `OTHERS`.
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     grid = [Case("fa", 1, options={"lam": float(lam)}) for lam in LAMBDAS] + [Case(key, 1) for key in OTHERS]
     settings = {"workers": 7} | ({"iterations": 1120} if profile == "paper" else {})
     return make_study(NAME, profile, grid, out, seeds, settings, **overrides)
@@ -81,7 +94,16 @@ def _watch(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
-    """Draw the curves, as in the paper (left), and FA's cosine with Multi-Krum and Bulyan by lambda (right)."""
+    """Draw the curves, as in the paper (left), and FA's cosine with Multi-Krum and Bulyan by lambda (right).
+
+    Args:
+        table: The curves, one row a point, with the columns variant, lam, seed, iteration and test_accuracy.
+        cosines: Cosines of directions, as `cosines` returns them.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure, with two panels.
+    """
     figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]

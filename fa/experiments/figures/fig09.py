@@ -34,7 +34,20 @@ CEILING = "Mean, p = 15, f = 0"
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
-    """Create the study of Figure 9; see `make_study`."""
+    """Create the study of Figure 9: FA with 15, 30 and 60 workers.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with FA for each (p, f) of `CROWDS`, and the mean without Byzantine workers (p = 15).
+
+    Raises:
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
+    """
     iterations = dict(zip((15, 30, 60), for_profile(ITERATIONS, profile), strict=True))
     grid = [Case("fa", f, {"workers": p, "iterations": iterations[p]}) for p, f in CROWDS]
     grid.append(Case("mean", 0, {"workers": 15, "iterations": iterations[15]}, label_override=CEILING))

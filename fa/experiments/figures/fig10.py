@@ -44,7 +44,21 @@ _SETTINGS = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of Figure 10, whose workers are processes on the CPU; see `make_study`."""
+    """Create the study of Figure 10: wall-clock time with workers that are processes on the CPU.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None. `device` is ignored.
+
+    Returns:
+        The study, with a case for each rule, at f = 3 (1 at "smoke").
+
+    Raises:
+        ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
+    """
     grid = [Case(key, for_profile(F_BY_PROFILE, profile)) for key in (*RULES, *register_rules(rules))]
     study = make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides | {"device": None})
     return replace(study, worker_processes=True)

@@ -21,14 +21,36 @@ _SETTINGS = {"dataset": "tiny-imagenet", "lr": 0.1}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
-    """Create the study of the supplement; see `make_study`."""
+    """Create the study of the supplement: Figure 4's rules on Tiny ImageNet, at learning rate 0.1.
+
+    Args:
+        profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
+        out: Folder of the figure and its records. None: as for `make_study`.
+        seeds: Seeds of all runs. None: the profile's.
+        rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
+        **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
+
+    Returns:
+        The study, with f = 1, 2 and 3 for each rule and formulation of FA.
+
+    Raises:
+        ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
+    """
     variants = dict.fromkeys((*fig04.TOP, *style.FA_VARIANTS, *register_rules(rules)))
     grid = [Case(key, f) for f in fig04.F_VALUES for key in variants]
     return make_study(NAME, profile, grid, out, seeds, _SETTINGS, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw Figure 4 for these runs."""
+    """Draw Figure 4 for these runs.
+
+    Args:
+        table: The curves; see `fig04.draw`.
+        title: Settings, for the figure's heading; see `Study.title`.
+
+    Returns:
+        The figure.
+    """
     return fig04.draw(table, title)
 
 

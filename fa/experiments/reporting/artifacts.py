@@ -76,19 +76,34 @@ def _print_place(path: Path) -> None:
 
 
 def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure without the version of matplotlib, so that equal figures give equal files."""
+    """Write a figure as PNG, without matplotlib's version: equal figures give equal files.
+
+    Args:
+        figure: The figure, which is written with 150 pixels per inch.
+        path: File to create or overwrite, in a folder that exists.
+    """
     with new_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150, metadata={"Software": None})
 
 
 def save_pdf(figure: Figure, path: Path) -> None:
-    """Write a figure without date and program, so that equal figures give equal files."""
+    """Write a figure as PDF, without date and program: equal figures give equal files.
+
+    Args:
+        figure: The figure.
+        path: File to create or overwrite, in a folder that exists.
+    """
     with new_file(path) as unfinished:
         figure.savefig(unfinished, metadata={"CreationDate": None, "Producer": None, "Creator": None})
 
 
 def save_csv(table: DataFrame, path: Path) -> None:
-    """Write a table without its index, with the same line ends on every system."""
+    """Write a table as CSV, with the same line ends on every system.
+
+    Args:
+        table: The table. Its index is not written.
+        path: File to create or overwrite, in a folder that exists.
+    """
     write_atomically(path, table.to_csv(index=False, lineterminator="\n"))
 
 
@@ -122,9 +137,15 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
 
 
 def provenance(results: Results) -> dict[str, Any]:
-    """Return the runs that a figure shows, their versions and hardware, and the commit and time of drawing.
+    """Collect the origin of a figure: its runs, their versions and hardware, and the commit and time of drawing.
 
-    Versions and hardware are lists, because runs may differ.
+    Args:
+        results: Results of the figure's study.
+
+    Returns:
+        The content of NAME.json. "runs" has each configuration by the name of its record. "seconds" is the time until
+        all runs were finished, and "seconds_of_training" the sum over all runs. "versions" and "hardware" are lists,
+        because runs may differ. "command" is None if no command draws the same runs.
     """
     study = results.study
     return {

@@ -74,7 +74,15 @@ def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]
 
 
 def strip(images: dict[str, Images]) -> Figure:
-    """Draw one column for each entry, with its key as title, and one row for each image."""
+    """Draw images in a grid, a column for each entry.
+
+    Args:
+        images: Images (k, channels, side, side), uint8, by title of the column. All entries have the same k, the number
+            of rows. There are 1 or 3 channels.
+
+    Returns:
+        The figure, without a heading.
+    """
     rows = len(next(iter(images.values())))
     figure = style.new_figure(1.25 * len(images), 1.2 * rows + 0.35)
     panels = figure.subplots(rows, len(images), squeeze=False)

@@ -86,7 +86,18 @@ class Lead:
         return self.describe("best rival ")
 
     def describe(self, prefix: str = "") -> str:
-        """Return both final accuracies, with a prefix of the rival's name."""
+        """Describe both final accuracies.
+
+        Args:
+            prefix: Text before the rival's name, such as "best rival ".
+
+        Returns:
+            The case and both accuracies, which are means over seeds, with the range if there are several.
+
+        Example:
+            >>> Lead("f = 3", [0.5], "median", [0.25]).describe()
+            'f = 3: FA 0.500, Median 0.250'
+        """
         rival = VARIANTS[self.rival].label if self.rival in VARIANTS else self.rival
         ours, theirs = format_mean_range(self.accuracies), format_mean_range(self.rival_accuracies)
         return f"{self.case}: {self.name} {ours}, {prefix}{rival} {theirs}"
@@ -99,12 +110,35 @@ class Lead:
 
 
 def describe_leads(leads: Iterable[Lead], difference: str = "lead") -> str:
-    """Return each comparison with its accuracies and its difference, after a word for the difference."""
+    """Describe comparisons by their accuracies and their differences.
+
+    Args:
+        leads: The comparisons.
+        difference: Word before each difference, such as "lead" or "loss".
+
+    Returns:
+        The descriptions, separated by semicolons; empty if there are no comparisons.
+
+    Example:
+        >>> describe_leads([Lead("f = 3", [0.5], "median", [0.25])])
+        'f = 3: FA 0.500, Median 0.250; lead f = 3: +0.250'
+    """
     return "; ".join(f"{lead.describe()}; {difference} {lead.difference_text}" for lead in leads)
 
 
 def claims_frame(claims: Sequence[Claim]) -> DataFrame:
-    """Return the claims as a table, with its columns even if there are none."""
+    """Convert claims to a table.
+
+    Args:
+        claims: The claims, which may be empty.
+
+    Returns:
+        One row for each claim, with the columns number, words, measured and verdict.
+
+    Example:
+        >>> list(claims_frame([]).columns)
+        ['number', 'words', 'measured', 'verdict']
+    """
     import pandas
 
     columns = [field.name for field in dataclasses.fields(Claim)]
@@ -112,7 +146,14 @@ def claims_frame(claims: Sequence[Claim]) -> DataFrame:
 
 
 def claims_table(claims: Sequence[Claim]) -> Styler:
-    """Return the claims as a table for a notebook, with wrapped cells."""
+    """Convert claims to a table for a notebook, with wrapped cells and without an index.
+
+    Args:
+        claims: The claims, which may be empty.
+
+    Returns:
+        The table, which a notebook displays.
+    """
     names = {"number": "", "words": "the paper", "measured": "measured here"}
     table = claims_frame(claims).rename(columns=names)
     return table.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
@@ -141,13 +182,38 @@ def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[fl
 
 
 def format_mean_range(values: Sequence[float]) -> str:
-    """Return the mean of final accuracies, with their range over several seeds."""
+    """Format final accuracies with three decimals.
+
+    Args:
+        values: Accuracies (fractions), one per seed, at least one.
+
+    Returns:
+        The mean, with the range in parentheses if there are several values.
+
+    Example:
+        >>> format_mean_range([0.5, 0.75])
+        '0.625 (0.500 to 0.750)'
+    """
     middle = f"{mean(values):.3f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):.3f} to {max(values):.3f})"
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the arithmetic mean."""
+    """Compute the arithmetic mean.
+
+    Args:
+        values: Numbers, at least one.
+
+    Returns:
+        The mean.
+
+    Raises:
+        ZeroDivisionError: There are no values.
+
+    Example:
+        >>> mean([0.5, 0.75])
+        0.625
+    """
     return sum(values) / len(values)
 
 

@@ -185,7 +185,14 @@ def _spread(places: Sequence[float], gap: float) -> list[float]:
 
 
 def finish(axes: Axes, xlabel: str = "iteration") -> None:
-    """Set labels and limits of accuracy axes: up to 1, or 0.5 if no curve is higher."""
+    """Set the labels and limits of axes with curves of the test accuracy.
+
+    The vertical axis ends at 1, or at 0.5 if no curve on axes that share it is higher.
+
+    Args:
+        axes: Axes on which the curves are already drawn.
+        xlabel: Label of the horizontal axis, which begins at 0.
+    """
     drawn = [shared for shared in axes.get_shared_y_axes().get_siblings(axes) if shared.has_data()]
     highest = max((shared.dataLim.ymax for shared in drawn), default=1.0)
     axes.set(xlabel=xlabel, ylabel="test accuracy (fraction)", ylim=(0, 0.5 if highest < 0.5 else 1))

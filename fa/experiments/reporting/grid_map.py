@@ -23,9 +23,14 @@ _LISTED = 6  # Number of rules up to which the title has the learning rate of ea
 
 
 def runs_table(result: GridResult) -> DataFrame:
-    """Return one row for each reported run.
+    """Convert the reported runs of a grid to a table.
 
-    Columns: rule, attack, f, split, seed, lr, test_accuracy (NaN if the run failed) and record, its folder's name.
+    Args:
+        result: Outcomes of the grid. Runs of its tuning are omitted.
+
+    Returns:
+        One row for each run, with the columns rule, attack, f, split, seed, lr, test_accuracy and record. The accuracy
+        is NaN, and the record's folder name empty, if the run failed.
     """
     import pandas
 
@@ -99,7 +104,15 @@ def draw(grid: Grid, cells: DataFrame, title: str) -> Figure:
 
 
 def heading(result: GridResult) -> str:
-    """Return the title: the settings, the seeds, the tuned rates, and the excluded rules."""
+    """Compose the title of a grid's figure.
+
+    Args:
+        result: Outcomes of the grid.
+
+    Returns:
+        Two to four lines. The subject comes first, then the settings and seeds. The tuned learning rates and the
+        excluded rules follow if there are any. For more than six rules, the rates are a range.
+    """
     grid, settings = result.grid, TrainConfig(byzantine=0, **result.grid.settings)
     seeds = f"mean over seeds {', '.join(map(str, grid.seeds))}" if len(grid.seeds) > 1 else f"seed {grid.seeds[0]}"
     rate = "" if result.rates else f", lr = {settings.lr:g}"

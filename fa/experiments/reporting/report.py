@@ -103,7 +103,15 @@ def write(folder: Path) -> Path:
 
 
 def figure_files(folder: Path) -> list[Path]:
-    """Return the provenance file of every figure in a profile's folder."""
+    """Find the provenance files of the figures in a profile's folder.
+
+    Args:
+        folder: Folder such as figures/quick.
+
+    Returns:
+        The files NAME.json in the order of the report, which begins with the paper's figures and ends with the extras.
+        Empty if the folder does not exist.
+    """
     return [path for family in FAMILIES for path in sorted(folder.glob(f"{family}[0-9]*.json"))]
 
 

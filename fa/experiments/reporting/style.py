@@ -98,12 +98,34 @@ def sequential_colors(count: int) -> tuple[str, ...]:
 
 
 def three_digits(x: float) -> str:
-    """Return a number with three significant digits, or all before the decimal point."""
+    """Format a number with three significant digits, or with all digits before the decimal point.
+
+    Args:
+        x: A number that is not negative.
+
+    Returns:
+        The text, with commas between thousands from 100 on.
+
+    Example:
+        >>> three_digits(0.012345), three_digits(1234.0)
+        ('0.0123', '1,234')
+    """
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 def literal(text: str) -> str:
-    """Return a text that may be a user's, so that matplotlib does not read its dollar signs as mathematics."""
+    r"""Escape a text, since matplotlib reads text between dollar signs as mathematics.
+
+    Args:
+        text: Text that may be a user's, such as the name of a rule.
+
+    Returns:
+        The text with a backslash before each dollar sign.
+
+    Example:
+        >>> print(literal("rule $1"))
+        rule \$1
+    """
     return text.replace("$", r"\$")
 
 

@@ -145,7 +145,24 @@ class Grid:
                 yield Cell(rule.label, attack.label, f, split.label, config)
 
     def refusal(self, rule: Choice, f: int) -> str:
-        """Return why a rule cannot tolerate f of the workers, or an empty string."""
+        """Check that a rule tolerates f of the grid's workers.
+
+        Args:
+            rule: An entry of `rules`.
+            f: Number of Byzantine workers.
+
+        Returns:
+            The reason why there are too few workers, or an empty string.
+
+        Raises:
+            ValueError: An option is invalid, or does not fit the number of workers.
+
+        Example:
+            >>> krum = Choice("Krum", {"rule": "krum", "rule_options": {}})
+            >>> grid = Grid((krum,), (), (1, 2), (), (2021,), {"workers": 5})
+            >>> [bool(grid.refusal(krum, f)) for f in grid.byzantine]
+            [False, True]
+        """
         workers = self.settings.get("workers", TrainConfig.workers)
         return refusal(rule.settings["rule"], f, rule.settings["rule_options"], workers)
 
@@ -313,7 +330,18 @@ class GridResult:
         return [outcome for outcome in self.outcomes.values() if outcome.record is None]
 
     def accuracy(self, config: TrainConfig) -> float | None:
-        """Return the final accuracy of a run; None if it failed."""
+        """Return the final accuracy of a run.
+
+        Args:
+            config: Configuration of a run of the grid, those of its tuning included.
+
+        Returns:
+            The accuracy of the last parameters (a fraction), on validation images in a run of the tuning. None if the
+            run failed.
+
+        Raises:
+            KeyError: The grid has no such run.
+        """
         record = self.outcomes[config].record
         return None if record is None else record.final_accuracy
 

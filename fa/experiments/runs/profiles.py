@@ -49,7 +49,23 @@ MARGINS = MappingProxyType({"smoke": MARGIN, "quick": MARGIN, "cpu": 0.04, "pape
 
 
 def profile_settings(profile: str, **overrides: Any) -> dict[str, Any]:
-    """Return the settings of a profile, replaced by the `overrides` that are not None."""
+    """Return the settings of a profile.
+
+    Args:
+        profile: A key of `PROFILES`: "smoke", "quick", "cpu" or "paper".
+        **overrides: Settings that replace the profile's or are added, unless they are None.
+
+    Returns:
+        Settings by name, which are fields of `TrainConfig`, and "seeds".
+
+    Raises:
+        ValueError: Unknown profile.
+
+    Example:
+        >>> settings = profile_settings("quick", lr=0.1, batch=None)
+        >>> settings["lr"], settings["batch"]
+        (0.1, 32)
+    """
     check_one_of("profile", profile, tuple(PROFILES))
     return PROFILES[profile] | {name: value for name, value in overrides.items() if value is not None}
 

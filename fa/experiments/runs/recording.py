@@ -19,7 +19,18 @@ MIN_MINIBATCHES = 10
 
 
 def sampling_interval(iterations: int) -> int:
-    """Return the number of iterations between two recorded ones."""
+    """Return the distance between two recorded iterations. Long runs record about `MINIBATCHES` iterations.
+
+    Args:
+        iterations: Number of iterations of the run, at least 1.
+
+    Returns:
+        The distance, which is at least 2 unless the run has one iteration.
+
+    Example:
+        >>> [sampling_interval(iterations) for iterations in (1, 10, 1000)]
+        [1, 2, 50]
+    """
     return min(iterations, max(2, iterations // MINIBATCHES))
 
 

@@ -93,32 +93,61 @@ class RunStore:
         self._fallback = None if fallback is None else RunStore(fallback)
 
     def key(self, config: TrainConfig) -> str:
-        """Return the name of a run's folder: 16 hex digits of a SHA-256.
+        """Return the name of a run's folder.
 
         The hash covers the configuration, the data's checksum, the version of the training code, the files of a user's
         rule or attack, and the version of the package that provides it. It does not cover what those files import.
+
+        Args:
+            config: Configuration of the run.
+
+        Returns:
+            The first 16 hex digits of a SHA-256.
         """
         return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
     def checkpoint(self, config: TrainConfig) -> Path:
-        """Return the checkpoint of an unfinished run, in an existing folder."""
+        """Return the path of an unfinished run's checkpoint, and create the store's folder.
+
+        Args:
+            config: Configuration of the run.
+
+        Returns:
+            A path in the store's folder. The file need not exist; `save` deletes it.
+        """
         create_folder(self.root)
         return self.root / f".{self.key(config)}.checkpoint"
 
     def claim(self, config: TrainConfig) -> AbstractContextManager[None]:
-        """Reserve a run for the context, so that no other process does it at the same time.
+        """Reserve a run for the block, so that no other process does it at the same time.
+
+        Args:
+            config: Configuration of the run.
+
+        Returns:
+            A context manager, which releases the run when the block ends.
 
         Raises:
-            ValueError: Another process has reserved it.
+            ValueError: The block is entered while another process has reserved the run.
         """
         create_folder(self.root)
         return exclusive("run", self.root / f"{self.key(config)}.run")
 
     def find(self, config: TrainConfig) -> Record | None:
-        """Return the finished run of this configuration, if it exists and is whole.
+        """Find the finished run of a configuration.
 
         A run with torch's layers stands for one with the fast layers, and a run on another device for one on this
-        device: they differ in rounding and in dropout's draws, and in time.
+        device. They differ in rounding and in dropout's draws, and in time.
+
+        Args:
+            config: Configuration of the run.
+
+        Returns:
+            The record in this store, else in the fallback. None if no run is finished, or its files are damaged.
+
+        Example:
+            >>> RunStore("no-such-folder").find(TrainConfig(byzantine=0)) is None
+            True
         """
         for same in _equivalent(config):
             record = self._whole(same)
@@ -133,7 +162,19 @@ class RunStore:
         return record if record.folder.is_dir() and not _damage(record) else None
 
     def explain(self, config: TrainConfig) -> str:
-        """Return why this configuration will run, or that it is finished."""
+        """Explain why a configuration will run, or that it is finished.
+
+        Args:
+            config: Configuration of the run.
+
+        Returns:
+            A clause for a message. It has the damage of the record, or up to three settings in which the nearest record
+            differs.
+
+        Example:
+            >>> RunStore("no-such-folder").explain(TrainConfig(byzantine=0))
+            'no run is finished yet'
+        """
         if self.find(config) is not None:
             return "it is finished"
         record = Record(self.root / self.key(config))
@@ -144,7 +185,17 @@ class RunStore:
         return f"its record is damaged: {damage}" if damage else "it is finished"
 
     def save(self, run: Run) -> Record:
-        """Write a finished run atomically; overwrite a damaged record."""
+        """Write a finished run atomically, and delete its checkpoint. A damaged record is overwritten.
+
+        Args:
+            run: The finished run.
+
+        Returns:
+            The record in the store, which another process may have written meanwhile.
+
+        Raises:
+            OSError: The record cannot be written.
+        """
         target = self.root / self.key(run.config)
         try:
             with new_folder(target) as folder:

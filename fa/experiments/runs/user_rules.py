@@ -70,7 +70,21 @@ def register_rules(rules: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def label(key: str) -> str:
-    """Return a variant's name in figures, with its file if the name of a user's rule is a variant's."""
+    """Return the name of a rule in figures.
+
+    Args:
+        key: A key of `VARIANTS`, or the name of a user's rule, such as "FILE.py:NAME".
+
+    Returns:
+        The variant's label, or the rule's `name` with a capital letter. The file is added if this is a variant's label.
+
+    Raises:
+        ValueError: Unknown rule.
+
+    Example:
+        >>> label("multi_krum"), label("geometric_median")
+        ('Multi-Krum', 'Geometric median')
+    """
     if key in VARIANTS:
         return VARIANTS[key].label
     rule = make_rule(key, f=0)
@@ -79,15 +93,39 @@ def label(key: str) -> str:
 
 
 def resolve_variant(key: str) -> Variant:
-    """Return the variant of `VARIANTS` with this key, or a user's rule without options."""
+    """Return the variant with this key.
+
+    Args:
+        key: A key of `VARIANTS`, or the name of a user's rule, such as "FILE.py:NAME".
+
+    Returns:
+        The entry of `VARIANTS`, or a variant with the rule's default options.
+
+    Raises:
+        ValueError: Unknown rule.
+
+    Example:
+        >>> resolve_variant("krum").label
+        'Krum'
+    """
     return VARIANTS[key] if key in VARIANTS else Variant(label(key), key)
 
 
 def resolve_attack(attack: str) -> str:
-    """Return an attack's name, which does not depend on the working directory.
+    """Check an attack, and return its name in a form that does not depend on the working directory.
+
+    Args:
+        attack: A name in `fa.attacks`, "FILE.py:NAME", "byzfl:NAME" or an entry point.
+
+    Returns:
+        "FILE.py:NAME" with the file's absolute path, and any other name unchanged.
 
     Raises:
-        ValueError: An unknown attack.
+        ValueError: Unknown attack.
+
+    Example:
+        >>> resolve_attack("random")
+        'random'
     """
     attack = plugins.resolve_spec(attack)
     make_attack(attack)
@@ -95,15 +133,36 @@ def resolve_attack(attack: str) -> str:
 
 
 def user_rules_in(table: DataFrame) -> tuple[str, ...]:
-    """Return the user's rules in a figure's table, in its order."""
+    """Return the user's rules in a figure's table.
+
+    Args:
+        table: Table with a column `variant`, such as the curves of a study.
+
+    Returns:
+        The values of `variant` that are not keys of `VARIANTS`, each once, in the order of the rows.
+    """
     return tuple(key for key in dict.fromkeys(table["variant"]) if key not in VARIANTS)
 
 
 def builtin_rows(table: DataFrame) -> DataFrame:
-    """Return the rows that claims are judged by: those without the user's rules."""
+    """Select the rows that claims are judged by: those without the user's rules.
+
+    Args:
+        table: Table with a column `variant`, such as the curves of a study.
+
+    Returns:
+        The rows whose variant is a key of `VARIANTS`.
+    """
     return table[table["variant"].isin(VARIANTS)]
 
 
 def attack_heading(table: DataFrame) -> str:
-    """Return a description of the Byzantine workers' gradients, for a figure's heading."""
+    """Describe the Byzantine workers' gradients for a figure's heading.
+
+    Args:
+        table: The curves of a study. They have a column `attack` only if another attack replaces the figure's.
+
+    Returns:
+        A noun phrase that completes "Byzantine workers send".
+    """
     return "the gradients of another attack than in the paper" if "attack" in table else "random gradients"

@@ -43,7 +43,19 @@ class SimulatedTransport:
         self._graphs = GraphedWorkers(self._computing) if on_gpu else None
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Write each worker's gradient into its row, then the attack; rows of excluded workers are NaN."""
+        """Compute each worker's gradient in its row, and write the attack.
+
+        Args:
+            iteration: Iteration, from 0.
+            parameters: The vector (n,) that the constructor has received. It is not read, because the model's
+                parameters are its views.
+
+        Returns:
+            The gradients. The row of a worker whose loss is not finite is NaN, unless no loss is finite.
+
+        Raises:
+            TooFewWorkersError: No honest worker has a gradient.
+        """
         if self._graphs is not None:
             losses = self._graphs.write_gradients(iteration)
         else:

@@ -63,7 +63,14 @@ class RpcTransport:
         self._rounds = Rounds[Answer](config.workers, self._rows[0], statistics, options.quorum, options.deadline)
 
     def compare(self, rank: object, release: object, checksum: object) -> None:
-        """Compare what a new worker has with the server's.
+        """Compare the release and data of a new worker with the server's.
+
+        A worker that differs is refused. Its rank is then excluded, unless another process has joined with it.
+
+        Args:
+            rank: Rank that the worker sends; any object is checked.
+            release: Release of the worker's package.
+            checksum: Checksum of the worker's data set.
 
         Raises:
             ValueError: The rank does not exist, or the worker's release or data differ.
@@ -85,7 +92,19 @@ class RpcTransport:
         check("rank", rank, valid, f"at least 0 and less than the run's {p} workers")
 
     def exchange(self, message: GradientMessage) -> Answer:
-        """Accept a worker's gradient and return the future of its next work."""
+        """Accept a worker's gradient, and register its request for the next parameters.
+
+        A gradient that comes too late, or is invalid, is discarded.
+
+        Args:
+            message: The worker's message.
+
+        Returns:
+            The future of the worker's next work, or of None if its process must exit.
+
+        Raises:
+            ValueError: The rank does not exist, or the iteration is not an integer.
+        """
         rank = message.rank
         self._check_rank(rank)
         check("iteration", message.iteration, type(message.iteration) is int, "an integer")
@@ -105,13 +124,26 @@ class RpcTransport:
         return answer
 
     def first_process_ended(self, rank: int, reason: str) -> None:
-        """Exclude a rank whose first process has ended."""
+        """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason.
+
+        Args:
+            rank: Rank of the process.
+            reason: The reason, for the records.
+        """
         with self._changed:
             self._rounds.first_process_ended(rank, reason)
             self._changed.notify_all()
 
     def leave(self, rank: object, reason: object) -> None:
-        """Exclude a rank whose process ends, with the reason that it sends."""
+        """Exclude a rank whose process ends.
+
+        Args:
+            rank: Rank that the worker sends; any object is checked.
+            reason: The reason, for the records. Characters that are not printable are replaced.
+
+        Raises:
+            ValueError: The rank does not exist.
+        """
         self._check_rank(rank)
         assert isinstance(rank, int)
         with self._changed:
@@ -125,7 +157,18 @@ class RpcTransport:
                 self._rounds.pass_joining_deadline(_JOIN_TIMEOUT)
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Gather the gradients that arrive in time; the rows of the others are NaN, which rules exclude."""
+        """Gather gradients until the quorum has arrived or the deadline has passed.
+
+        Args:
+            iteration: Iteration, from 0.
+            parameters: The vector (n,) that the constructor has received; its present values are sent.
+
+        Returns:
+            The gradients. The rows of missing workers are NaN, which rules exclude.
+
+        Raises:
+            TooFewWorkersError: No honest worker has sent a gradient.
+        """
         with self._changed:
             if self.inbox:
                 self.inbox.begin(iteration)
@@ -170,7 +213,11 @@ class RpcTransport:
         return self._gathering.momenta
 
     def acknowledge(self, rank: int) -> None:
-        """Record that a process exits after the end of the run."""
+        """Record that a process exits after the end of the run.
+
+        Args:
+            rank: Rank of the process.
+        """
         with self._changed:
             self._rounds.acknowledge(rank)
             self._changed.notify_all()
@@ -198,7 +245,10 @@ _activation = threading.Lock()
 
 
 def set_active(transport: RpcTransport) -> None:
-    """Direct workers' calls to `transport`.
+    """Direct workers' calls to a transport, until `clear_active`.
+
+    Args:
+        transport: Transport of the run that this process serves.
 
     Raises:
         ValueError: Another run is served, and torch has one RPC agent per process.
@@ -219,7 +269,16 @@ def describe() -> str:
 
 
 def compare(rank: object, release: object, checksum: object) -> None:
-    """Compare what a new worker has with the server's. Called by workers."""
+    """Compare the release and data of a new worker with the server's. Called by workers.
+
+    Args:
+        rank: Rank of the worker.
+        release: Release of the worker's package.
+        checksum: Checksum of the worker's data set.
+
+    Raises:
+        ValueError: The rank does not exist, or the worker's release or data differ.
+    """
     _active[0].compare(rank, release, checksum)
 
 
@@ -229,18 +288,37 @@ def is_alive() -> bool:
 
 
 def datagram_channel(rank: int) -> tuple[int, bytes] | None:
-    """Return port and key for gradients as datagrams; None if messages carry them. Called by workers."""
+    """Return the channel for gradients as datagrams. Called by workers.
+
+    Args:
+        rank: Rank of the worker.
+
+    Returns:
+        The server's UDP port and the rank's key; None if messages carry the gradients.
+    """
     inbox = _active[0].inbox
     return (inbox.port, inbox.keys[rank]) if inbox else None
 
 
 def leave(rank: object, reason: object) -> None:
-    """Send the reason for which this worker ends. Called by workers."""
+    """Exclude a rank whose process ends. Called by workers.
+
+    Args:
+        rank: Rank of the worker.
+        reason: The reason, for the records.
+
+    Raises:
+        ValueError: The rank does not exist.
+    """
     _active[0].leave(rank, reason)
 
 
 def acknowledge(rank: int) -> None:
-    """Confirm the end of the run. Called by workers."""
+    """Record that a process exits after the end of the run. Called by workers.
+
+    Args:
+        rank: Rank of the worker.
+    """
     _active[0].acknowledge(rank)
 
 

@@ -22,11 +22,14 @@ class Handler(Protocol):
     run: bytes  # id of the run
 
     def place(self, connection: Connection, header: Header) -> list[memoryview] | None:
-        """Check a header, and return the memory for its bytes, of the length that it announces; None to ignore them.
+        """Check a header, and choose the memory for the bytes that follow.
 
         Args:
             connection: Connection of the message.
             header: Its header.
+
+        Returns:
+            Views whose total length is `header.length`, in order; None to ignore the bytes.
 
         Raises:
             ProtocolError: The message is not expected.
@@ -47,7 +50,11 @@ class Handler(Protocol):
         ...
 
     def close(self, connection: Connection) -> None:
-        """Process the end of a connection."""
+        """Process the end of a connection.
+
+        Args:
+            connection: The connection, which has its `reason`.
+        """
         ...
 
 
@@ -83,18 +90,25 @@ class Connection(asyncio.BufferedProtocol):
         self._closed = False
 
     def peer(self, name: str) -> Any:
-        """Return information about the other end, as `asyncio.BaseTransport.get_extra_info` names it."""
+        """Return information about the other end.
+
+        Args:
+            name: Name of the information for `asyncio.BaseTransport.get_extra_info`, such as "peercert" or "socket".
+
+        Returns:
+            The information, or None if the transport has none of this name.
+        """
         return self._transport.get_extra_info(name)
 
     # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Store the transport of the new connection."""
         self._transport = transport
         self._transport.set_write_buffer_limits(high=_CHUNK)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End, for whatever reason."""
+        """End the connection, and report its end to the handler."""
         self._end()
         self._handler.close(self)
 
@@ -107,7 +121,7 @@ class Connection(asyncio.BufferedProtocol):
         self._writable.set()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Return the place of the next bytes."""
+        """Return the memory for the next bytes: the header, the message's place, or memory whose content is ignored."""
         if self._closed:
             return _DISCARDED
         if self._header is None:
@@ -115,7 +129,7 @@ class Connection(asyncio.BufferedProtocol):
         return _DISCARDED[: self._left] if self._views is None else self._views[0]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Process bytes that have arrived."""
+        """Process bytes that have arrived in that memory; end the connection if they violate the protocol."""
         if self._closed:
             return
         try:

@@ -147,12 +147,35 @@ def byte_views(tensors: Sequence[Tensor]) -> list[memoryview]:
 
 
 def size(tensors: Sequence[Tensor]) -> int:
-    """Return the number of bytes of tensors."""
+    """Compute the size of tensors in a message.
+
+    Args:
+        tensors: Tensors of any shape and dtype.
+
+    Returns:
+        The number of bytes of all entries.
+
+    Example:
+        >>> import torch
+        >>> size([torch.zeros(3), torch.zeros((), dtype=torch.int64)])
+        20
+    """
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def digest(text: str) -> bytes:
-    """Return the SHA-256 digest of a text."""
+    """Compute the SHA-256 digest of a text.
+
+    Args:
+        text: The text, which is hashed as UTF-8.
+
+    Returns:
+        The digest, 32 bytes.
+
+    Example:
+        >>> digest("").hex()[:16]
+        'e3b0c44298fc1c14'
+    """
     return hashlib.sha256(text.encode()).digest()
 
 

@@ -85,7 +85,19 @@ class RoundServer:
     # Headers: checked before anything is received or allocated.
 
     def place(self, connection: Connection, header: Header) -> list[memoryview] | None:
-        """Return the memory for a message's bytes, or None to ignore them."""
+        """Check a header, and choose the memory for the bytes that follow.
+
+        Args:
+            connection: Connection of the message.
+            header: Its header.
+
+        Returns:
+            The rank's row of G and its statistics for a gradient, else new memory. None to ignore a gradient that the
+            open round does not expect.
+
+        Raises:
+            ProtocolError: The message is of another run or rank, or is not expected at this point.
+        """
         if connection.rank is None:
             self._check_hello(header)
         elif header.run != self.run:
@@ -124,7 +136,18 @@ class RoundServer:
     # Messages whose bytes have arrived.
 
     def receive(self, connection: Connection, header: Header, kept: bool) -> None:
-        """Process a message."""
+        """Process a message whose bytes have arrived.
+
+        The message authenticates a worker, lets it join, gives its reason to exit, or delivers a gradient.
+
+        Args:
+            connection: Connection of the message.
+            header: Its header.
+            kept: False if its bytes were ignored.
+
+        Raises:
+            ProtocolError: The worker does not authenticate itself as the rank.
+        """
         if connection.rank is None:
             self._greet(connection, header.rank)
         elif not connection.joined:
@@ -231,7 +254,11 @@ class RoundServer:
         task.add_done_callback(self._tasks.discard)
 
     def close(self, connection: Connection) -> None:
-        """Exclude the rank of a connection that has ended, if it has no newer one."""
+        """Exclude the rank of a connection that has ended, unless the rank has a newer connection.
+
+        Args:
+            connection: The connection. Its `reason` is recorded.
+        """
         rank = connection.rank
         if rank is not None and self._joining.get(rank) is connection:
             del self._joining[rank]
@@ -244,12 +271,21 @@ class RoundServer:
     # Called by the transport.
 
     def first_process_ended(self, rank: int, reason: str) -> None:
-        """Exclude a rank whose first process has ended."""
+        """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason.
+
+        Args:
+            rank: Rank of the process.
+            reason: The reason, for the records.
+        """
         self.rounds.first_process_ended(rank, reason)
         self._changed.set()
 
     async def join(self, timeout: float) -> None:
-        """Wait until every worker has joined or ended."""
+        """Wait until every worker has joined or ended. Ranks that have not joined in time are excluded.
+
+        Args:
+            timeout: Longest time to wait, in seconds.
+        """
         if not await self._until(lambda: self.rounds.joined, timeout):
             self.rounds.pass_joining_deadline(timeout)
 
@@ -273,7 +309,11 @@ class RoundServer:
         return rounds.outcome(loop.time() - began)
 
     async def end(self, timeout: float) -> None:
-        """End the run, and wait until the present workers have ended their connections."""
+        """End the run, and wait until the present workers have ended their connections.
+
+        Args:
+            timeout: Longest time to wait, in seconds.
+        """
         self._reply(self.rounds.close())
         await self._until(lambda: not self._connections, timeout)
 

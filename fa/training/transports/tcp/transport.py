@@ -73,11 +73,27 @@ class TcpTransport:
             self._submit(self._server.join(_JOIN_TIMEOUT)).result()
 
     def first_process_ended(self, rank: int, reason: str) -> None:
-        """Exclude a rank whose first process has ended."""
+        """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason.
+
+        Args:
+            rank: Rank of the process.
+            reason: The reason, for the records.
+        """
         self._loop.call_soon_threadsafe(self._server.first_process_ended, rank, reason)
 
     def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Gather the gradients that arrive in time; the rows of the others are NaN, which rules exclude."""
+        """Gather gradients until the quorum has arrived or the deadline has passed.
+
+        Args:
+            iteration: Iteration, from 0.
+            parameters: The vector (n,) of which the `RoundServer` sends the present values; not read here.
+
+        Returns:
+            The gradients. The rows of missing workers are NaN, which rules exclude.
+
+        Raises:
+            TooFewWorkersError: No honest worker has sent a gradient.
+        """
         arrivals: SimpleQueue[int | None] = SimpleQueue()
         self._gathering.begin()
         outcome = self._submit(self._server.round(iteration, arrivals.put))
