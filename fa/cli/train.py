@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fa.cli.help_texts import ATTACK, RULE
 from fa.cli.rule_options import numbers, pop_rule_options, rule_options
 from fa.cli.torchrun import TorchrunEnv, run_worker, torchrun_env
 from fa.training.config import TrainConfig
@@ -54,6 +55,7 @@ def integers(text: str) -> int | tuple[int, ...]:
 
 
 _TYPES = {"int": int, "Real": float, "Batch": integers}
+_HELP = {"rule": RULE, "attack": f"Attack: {ATTACK}"}  # TrainConfig refers to the names, and help lists them.
 _SHOWN = {
     "evaluate_every": "an epoch, and at most a tenth of the iterations",
     "lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations",
@@ -79,8 +81,10 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         choices = field.metadata["choices"]
         kind = click.Choice(choices) if choices else _TYPES.get(str(field.type).partition(" |")[0], str)
         flag, default = "--" + field.name.replace("_", "-"), field.default
-        shown = _SHOWN.get(field.name, False if default in (None, ()) else str(default))
-        command = click.option(flag, field.name, type=kind, help=field.metadata["help"], show_default=shown)(command)
+        text = _HELP.get(field.name, field.metadata["help"])
+        if field.name in _SHOWN or default not in (None, ()):
+            text += f"  [default: {_SHOWN.get(field.name, default)}]"  # click puts a text in parentheses.
+        command = click.option(flag, field.name, type=kind, help=text)(command)
     return command
 
 
@@ -91,7 +95,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--threads", type=click.IntRange(min=1), help="Number of torch's threads.  [default: torch's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for curve.csv, workers.csv and config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT_HELP)
-@click.option("--checkpoint-every", type=float, show_default="300", help="Time between two checkpoints, in seconds.")
+@click.option("--checkpoint-every", type=float, help="Time between two checkpoints, in seconds.  [default: 300]")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option(
     "--backend",
@@ -102,10 +106,10 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option("--listen", metavar="HOST:PORT", help=_LISTEN_HELP)
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder of the server's keys from `fa keys`, with tcp.")
-@click.option("--deadline", type=float, show_default="60", help="Timeout for a silent worker, in seconds.")
+@click.option("--deadline", type=float, help="Timeout for a silent worker, in seconds.  [default: 60]")
 @click.option("--quorum", type=int, help="Number of fastest workers to await.  [default: all]")
-@click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Path of gradients, with rpc.")
-@click.option("--lost", type=click.Choice(["zero", "previous"]), show_default="zero", help="Value of lost coordinates.")
+@click.option("--gradients", type=click.Choice(["rpc", "udp"]), help="Path of gradients, with rpc.  [default: rpc]")
+@click.option("--lost", type=click.Choice(["zero", "previous"]), help="Value of lost coordinates.  [default: zero]")
 def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path | None, **arguments: Any) -> None:
     """Train once, with Byzantine workers, and print the result.
 

@@ -39,7 +39,7 @@ FORMULATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 """FA's formulations by name: variant in `variants.VARIANTS`, and options."""
 
 OTHERS = (*PAPER_RULES[1:], "mean", "mean_unit")
-MEANS, PRINCIPAL = "honest and faulty mean", "principal directions"
+MEANS, PRINCIPAL = "honest and Byzantine mean", "principal directions"
 PLANES = (MEANS, PRINCIPAL)
 MAX_WORKERS = 30
 LIMIT = 100  # Steps of IRLS, enough to show its limit.
@@ -266,14 +266,14 @@ def _plane(G: Float64[Tensor, "p n"], setting: Setting) -> tuple[Float64[Tensor,
     """
     if setting.plane == PRINCIPAL:
         return _principal(G, 2), ("first principal direction", "second principal direction")
-    honest, faulty = G[setting.f :].mean(dim=0), G[: setting.f]
+    honest, byzantine = G[setting.f :].mean(dim=0), G[: setting.f]
     first = honest / honest.norm()
-    other = faulty.mean(dim=0) if len(faulty) else torch.zeros_like(first)
+    other = byzantine.mean(dim=0) if len(byzantine) else torch.zeros_like(first)
     rest = other - (other @ first) * first
-    name = "faulty mean, what is not along it"
+    name = "Byzantine mean, orthogonal part"
     if rest.norm() <= 1e-6 * other.norm():
         rest = _principal(G[setting.f :] - torch.outer(G[setting.f :] @ first, first), 1)[0]
-        name = "what the honest differ in most"
+        name = "principal direction of the honest gradients, orthogonal part"
     second = rest - (rest @ first) * first
     return torch.stack([first, second / second.norm()]), ("honest mean", name)
 
