@@ -52,7 +52,7 @@ PARTS = {
     "C5": ("accuracy", "growth with B"),
     "C6": ("accuracy", "iterations"),
     "C7": ("resilience", "more workers"),
-    "C8": ("accuracy", "stability", "values of workers"),
+    "C8": ("accuracy", "stability", "explained variances"),
     "C9": ("range of lambda", "interpolation"),
     "C11": ("cost", "time to accuracy", "final accuracy", "complexity"),
     "C13": ("second order", "speed"),
@@ -202,13 +202,18 @@ def verdict(profile: str, rest: str) -> str:
 
 
 def measured(profile: str, rest: str) -> str:
-    """Return what matches a pattern's group in the measured text of a part of a claim; numbers have two digits."""
+    """Return what matches a pattern's group in the measured text of a part of a claim, with numbers shortened."""
     number, part, pattern = rest.split(maxsplit=2)
     text = next(row["measured"] for key, row, _ in judged(profile, "*") if key == (number, int(part)))
     found = re.findall(" ".join(pattern.split()), text)
     if not found:
         raise ValueError(f"pattern must be one that {number} of {profile} has, got {pattern!r}")
-    return ", ".join(_two_digits(float(word)) if _NUMBER.fullmatch(word) else word for word in found)
+    return ", ".join(_shortened(word) for word in found)
+
+
+def _shortened(word: str) -> str:
+    """Return a number with two digits or decimals; other words, and numbers below 0.01, are unchanged."""
+    return _two_digits(float(word)) if _NUMBER.fullmatch(word) and abs(float(word)) >= 0.01 else word
 
 
 def final(name: str, condition: str) -> str:
