@@ -5,83 +5,21 @@ results are summed in order, so that a result does not depend on the number of t
 that release the GIL and run on Python threads. numba's thread pool can neither be forked nor entered twice.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
-import torch
 
 from fa.kernels.cache import jit
 from fa.kernels.products import BLOCK, block_products, block_products_of_rows, packing_addresses, padded_rows
+from fa.kernels.rows import mark_non_finite, row_factors, whole_rows
 from fa.kernels.sums import add_rows, padded_terms
+from fa.kernels.threads import run_on_threads
 from fa.kernels.vectors import row_addresses
 
 CHUNK = 16 * BLOCK
 """Number of columns that a thread processes at a time."""
-
-_SERIAL = 1 << 19  # Number of entries of G below which one thread is faster than several.
-
-
-def run_on_threads(work: Callable[[int, int], Any], size: int) -> list[Any]:
-    """Call work(t, T) for t = 0 .. T - 1 on T threads.
-
-    Args:
-        work: Function that releases the GIL.
-        size: Number of entries that it reads; T = 1 if they are few.
-
-    Returns:
-        The results, in the order of t.
-    """
-    threads = 1 if size < _SERIAL else torch.get_num_threads()
-    if threads == 1:
-        return [work(0, 1)]
-    others: list[Future[Any]] = []
-    with ThreadPoolExecutor(threads - 1) as pool:
-        with suppress(RuntimeError):  # No further thread can start: the limit is reached, or the interpreter exits.
-            others += [pool.submit(work, t, threads) for t in range(1, threads)]
-        if others:
-            first = work(0, threads)  # Starting one more thread would take as long as a small pass.
-            return [first, *(other.result() for other in others)]
-    return [work(0, 1)]
-
-
-def whole_rows(G: np.ndarray) -> np.ndarray:
-    """View a matrix as the C-contiguous array that contains it.
-
-    The compiled loops then use the fact that the entries of a row are contiguous. Columns past n may lie outside the
-    allocated memory, so the loops do not read them.
-
-    Args:
-        G: Matrix (p, n) with contiguous rows.
-
-    Returns:
-        A view (p, stride).
-    """
-    if G.flags.c_contiguous:
-        return G
-    p, n = G.shape
-    stride = G.strides[0] // G.itemsize if p > 1 else n
-    return np.lib.stride_tricks.as_strided(G, (p, stride), (stride * G.itemsize, G.itemsize))
-
-
-def row_factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return factors of rows in the rows' precision, or in float64 where float32 would underflow or overflow.
-
-    Args:
-        values: Factors, float64, of any shape.
-        dtype: Data type of the rows.
-
-    Returns:
-        The factors, of the same shape.
-    """
-    if dtype == np.float64:
-        return values
-    sizes = np.abs(values[values != 0])
-    narrow = sizes.size == 0 or (sizes.min() > 1e-30 and sizes.max() < 1e30)
-    return values.astype(dtype) if narrow else values
 
 
 def gram(G: np.ndarray, precise: bool) -> np.ndarray:
@@ -280,20 +218,3 @@ def _combine_chunks(G, rows, weights, d, first, step):
             if not add_rows(addresses, padded, lo, d[lo:hi]):
                 mark_non_finite(G, rows, lo, hi, bad)
     return bad
-
-
-@jit
-def mark_non_finite(G, rows, lo, hi, bad):
-    """Set bad[i] for each of the rows that holds NaN or Inf in columns lo .. hi - 1.
-
-    Args:
-        G: Matrix (p, n).
-        rows: Indices of the rows to read.
-        lo: First column.
-        hi: Index after the last column.
-        bad: Result (p,) bool; other entries stay.
-    """
-    for i in rows:
-        for c in range(lo, hi):
-            if not np.isfinite(G[i, c]):
-                bad[i] = True

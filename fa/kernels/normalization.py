@@ -7,7 +7,7 @@ so that a result does not depend on the number of threads.
 import numpy as np
 
 from fa.kernels.cache import jit
-from fa.kernels.cpu import run_on_threads
+from fa.kernels.threads import run_on_threads
 
 _GROUP = 16  # Number of rows that are added in float32.
 _CHUNK = 64 * _GROUP  # Number of rows that a thread processes at a time.

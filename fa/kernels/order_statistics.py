@@ -9,8 +9,10 @@ from functools import reduce
 import numpy as np
 
 from fa.kernels.cache import jit
-from fa.kernels.cpu import CHUNK, mark_non_finite, row_factors, run_on_threads, whole_rows
+from fa.kernels.cpu import CHUNK
+from fa.kernels.rows import mark_non_finite, row_factors, whole_rows
 from fa.kernels.sorting import LANES, sort_plan, sort_rows
+from fa.kernels.threads import run_on_threads
 from fa.kernels.vectors import row_addresses
 
 _LARGEST = {np.dtype(kind): np.finfo(kind).max for kind in (np.float32, np.float64)}
