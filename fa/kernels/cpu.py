@@ -71,9 +71,9 @@ def _gram(
     parts = np.zeros((-(-n // CHUNK), p, p))
     vectors, whole = zero.dtype == G.dtype, whole_rows(G)
 
-    def work(t: int, threads: int) -> None:
+    def work(thread: int, threads: int) -> None:
         memory, packed = packing_addresses(rows[: 0 if split else None], G.itemsize)
-        _gram_chunks(whole, n, parts, t, threads, zero, vectors, rows, tiles, packed, indices, split)
+        _gram_chunks(whole, n, parts, thread, threads, zero, vectors, rows, tiles, packed, indices, split)
         del memory  # The addresses in `packed` point to it.
 
     run_on_threads(work, size)
@@ -88,14 +88,14 @@ def _groups_of_three(rows: Sequence[int]) -> list[list[int]]:
 
 
 @jit
-def _gram_chunks(G, n, parts, first, step, zero, vectors, rows, tiles, packed, indices, split):
+def _gram_chunks(G, n, parts, thread, threads, zero, vectors, rows, tiles, packed, indices, split):
     """Add the products of each chunk's blocks: of all rows or, with `split`, of the first rows with the others.
 
     With `vectors` a whole block is multiplied in vector registers, any other by `tiles`.
     """
     p = G.shape[0]
     block = np.zeros((p, p))
-    for chunk in range(first, parts.shape[0], step):
+    for chunk in range(thread, parts.shape[0], threads):
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
@@ -145,16 +145,16 @@ def squared_distances(G: np.ndarray) -> np.ndarray:
     """
     p, n = G.shape
     parts = np.zeros((-(-n // CHUNK), p, p))
-    run_on_threads(lambda t, threads: _distance_chunks(whole_rows(G), n, parts, t, threads), G.size)
+    run_on_threads(lambda thread, threads: _distance_chunks(whole_rows(G), n, parts, thread, threads), G.size)
     D2: np.ndarray = parts.sum(axis=0)
     return D2
 
 
 @jit
-def _distance_chunks(G, n, parts, first, step):
-    """Add the squared distances of every `step`-th chunk to `parts`."""
+def _distance_chunks(G, n, parts, thread, threads):
+    """Add the squared distances of every `threads`-th chunk to `parts`."""
     p = G.shape[0]
-    for chunk in range(first, parts.shape[0], step):
+    for chunk in range(thread, parts.shape[0], threads):
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
@@ -187,12 +187,12 @@ def combine(G: np.ndarray, weights: np.ndarray, d: np.ndarray) -> np.ndarray:
     if factors.dtype != G.dtype:
         return _combine_in_float64(G, rows, factors, d)
     G = whole_rows(G)
-    return reduce(np.logical_or, run_on_threads(lambda t, T: _combine_chunks(G, rows, factors, d, t, T), G.size))
+    return reduce(np.logical_or, run_on_threads(lambda *share: _combine_chunks(G, rows, factors, d, *share), G.size))
 
 
 def _combine_in_float64(G: np.ndarray, rows: np.ndarray, factors: np.ndarray, d: np.ndarray) -> np.ndarray:
     """Write the sum of float32 rows with factors that float32 cannot hold; return which rows hold NaN or Inf."""
-    bad = np.zeros(len(G), np.bool_)
+    not_finite = np.zeros(len(G), np.bool_)
     for lo in range(0, d.size, CHUNK):
         part = G[rows, lo : lo + CHUNK].astype(np.float64)
         total = np.zeros(part.shape[1])
@@ -201,20 +201,20 @@ def _combine_in_float64(G: np.ndarray, rows: np.ndarray, factors: np.ndarray, d:
                 total += factor * row
             d[lo : lo + CHUNK] = total
         if not np.isfinite(d[lo : lo + CHUNK]).all():
-            bad[rows] |= ~np.isfinite(part).all(axis=1)
-    return bad
+            not_finite[rows] |= ~np.isfinite(part).all(axis=1)
+    return not_finite
 
 
 @jit
-def _combine_chunks(G, rows, weights, d, first, step):
-    """Write every `step`-th chunk of the sum; return which rows hold NaN or Inf."""
+def _combine_chunks(G, rows, weights, d, thread, threads):
+    """Write every `threads`-th chunk of the sum; return which rows hold NaN or Inf."""
     p, n = G.shape[0], d.size
-    bad = np.zeros(p, np.bool_)
+    not_finite = np.zeros(p, np.bool_)
     addresses, padded = padded_terms(G, rows, weights)
-    for chunk in range(first, -(-n // CHUNK), step):
+    for chunk in range(thread, -(-n // CHUNK), threads):
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
             if not add_rows(addresses, padded, lo, d[lo:hi]):
-                mark_non_finite(G, rows, lo, hi, bad)
-    return bad
+                mark_non_finite(G, rows, lo, hi, not_finite)
+    return not_finite

@@ -44,17 +44,17 @@ def row_factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 @jit
-def mark_non_finite(G, rows, lo, hi, bad):
-    """Set bad[i] for each of the rows that holds NaN or Inf in columns lo .. hi - 1.
+def mark_non_finite(G, rows, lo, hi, not_finite):
+    """Set not_finite[i] for each of the rows that holds NaN or Inf in columns lo .. hi - 1.
 
     Args:
         G: Matrix (p, n).
         rows: Indices of the rows to read.
         lo: First column.
         hi: Index after the last column.
-        bad: Result (p,) bool; other entries stay.
+        not_finite: Result (p,) bool; other entries stay.
     """
     for i in rows:
         for c in range(lo, hi):
             if not np.isfinite(G[i, c]):
-                bad[i] = True
+                not_finite[i] = True

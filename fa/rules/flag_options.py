@@ -13,7 +13,7 @@ from fa.flags.nested import check_dims
 from fa.irls import DEFAULTS
 from fa.irls.worker_weights import read_weights
 from fa.rules.options import RuleOptions
-from fa.rules.preaggregators import make_step
+from fa.rules.preaggregators import make_preaggregator
 from fa.utils.seeds import derive_seed
 from fa.utils.validation import check, check_integer, check_one_of
 
@@ -158,8 +158,9 @@ class FlagOptions(RuleOptions):
     @property
     def follows_norms(self) -> bool:
         """True if pre-aggregators stand in the default's place, and a gradient's weight may grow with its norm."""
-        bounded = self.formulation == "released" or any(make_step(name).bounds_norms for name in self.steps)
-        return bool(self.steps) and not bounded
+        names = self.preaggregator_names
+        bounded = self.formulation == "released" or any(make_preaggregator(name).bounds_norms for name in names)
+        return bool(names) and not bounded
 
     @property
     def direction_outside_span(self) -> bool:
@@ -195,7 +196,7 @@ class FlagOptions(RuleOptions):
         counts = self.counts(p)
         if self.worker_weights is not None:
             read_weights(self.worker_weights, len(counts))
-        mixing = [name for name in self.steps if not make_step(name).keeps_workers]
+        mixing = [name for name in self.preaggregator_names if not make_preaggregator(name).keeps_workers]
         requirement = "ones that neither choose nor mix workers, with worker_weights or gradients_per_worker"
         check("preaggregators", mixing, not mixing, requirement)
 
