@@ -90,22 +90,22 @@ def test_the_weighted_sum_is_torchs(interpreted: ModuleType, dtype: torch.dtype)
 
 @pytest.mark.parametrize("nearest", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_an_order_statistic_is_torchs(interpreted: ModuleType, dtype: torch.dtype, keep: int) -> None:
+def test_an_order_statistic_is_torchs(interpreted: ModuleType, dtype: torch.dtype, nearest: int) -> None:
     G = matrix(7, 600, dtype).round(decimals=1)  # with ties
     R = torch.eye(7, dtype=torch.float64)[:, [0, 2, 3, 5, 6]]
-    d, bad = interpreted.order_statistic(G, R, 2, 3, keep)
-    torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, 2, 3, keep)[0], **NEAR[dtype])
+    d, bad = interpreted.order_statistic(G, R, 2, 3, nearest)
+    torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, 2, 3, nearest)[0], **NEAR[dtype])
     assert not bad.any()
     G[1], G[6, 3] = torch.nan, torch.nan
-    assert interpreted.order_statistic(G, R, 2, 3, keep)[1].nonzero().flatten().tolist() == [6]
+    assert interpreted.order_statistic(G, R, 2, 3, nearest)[1].nonzero().flatten().tolist() == [6]
 
 
 def test_an_order_statistic_of_mixed_rows_is_torchs(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreted, "_ENTRIES", 400)
     G, R = matrix(4, 250), torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for lo, hi, keep in ((1, 3, 0), (1, 2, 2)):
-        d, _ = interpreted.order_statistic(G, R, lo, hi, keep)
-        torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, lo, hi, keep)[0])
+    for first, stop, nearest in ((1, 3, 0), (1, 2, 2)):
+        d, _ = interpreted.order_statistic(G, R, first, stop, nearest)
+        torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, first, stop, nearest)[0])
 
 
 @pytest.mark.parametrize("p", [20, 60, 65])

@@ -10,7 +10,7 @@ import click
 OPTIONS = {
     "m": (int, "FA: number of columns of the subspace, by default ceil((p + 1)/2)."),
     "lam": (float, "FA: weight of the regularizer; about p/(m sqrt(n)) for l1, p/sqrt(n m) for rows."),
-    "a": (float, "FA: inverse of the power in the objective, at least 1."),
+    "a": (float, "FA: inverse of the power in eq. 5, at least 1."),
     "tol": (float, "FA: change of the objective at which it stops; geometric median: change of a weight."),
     "max_iter": (int, "FA, geometric median, centered clipping: maximum number of iterations."),
     "worker_weights": (str, "FA: weight of each worker, separated by commas, as in 1,1,0.5."),

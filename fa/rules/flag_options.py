@@ -32,7 +32,7 @@ class FlagOptions(RuleOptions):
         m: Number of columns of Y. None: ceil((p + 1)/2).
         lam: Weight of the regularizer.
         regularizer: A name in `fa.irls.REGULARIZERS`.
-        a: Parameter of the prior in eq. 5.
+        a: Inverse of the power in eq. 5, at least 1.
         tol: Change of the smoothed objective below which IRLS stops.
         max_iter: Maximum number of IRLS steps. None: 5, or 1 with formulation="released".
         formulation: "paper" is eq. 5, where a gradient's weight depends on its norm. It is robust with
@@ -137,8 +137,17 @@ class FlagOptions(RuleOptions):
     def irls_options(self) -> irls.Options:
         """Options of IRLS."""
         assert self.max_iter is not None  # by __post_init__
-        settings = self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter
-        return irls.Options(*settings, seed=self.seed, worker_weights=self.worker_weights, group_term=self.group_term)
+        return irls.Options(
+            m=self.m,
+            lam=self.lam,
+            regularizer=self.regularizer,
+            a=self.a,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            seed=self.seed,
+            worker_weights=self.worker_weights,
+            group_term=self.group_term,
+        )
 
     @cached_property
     def hint_count(self) -> int:

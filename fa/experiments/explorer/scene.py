@@ -56,7 +56,7 @@ class Setting:
         attack: Name of the attack.
         m: Columns of FA's Y.
         lam: Weight lambda of FA's pairwise term.
-        a: FA's exponent.
+        a: Inverse of the power in eq. 5.
         formulation: Key in `FORMULATIONS`.
         plane: One of `PLANES`.
         seed: Seed of the attack.
