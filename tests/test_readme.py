@@ -149,10 +149,10 @@ def blocks(text: str) -> list[str]:
 
 def test_every_rule_step_and_attack_is_named() -> None:
     from fa.attacks import ATTACKS
-    from fa.rules.preaggregators import STEPS
+    from fa.rules.preaggregators import PREAGGREGATORS
 
     documents = "".join([README, *DOCS.values()])
-    for name in (*fa.RULES, *STEPS, *ATTACKS):
+    for name in (*fa.RULES, *PREAGGREGATORS, *ATTACKS):
         assert f"`{name}`" in documents
 
 

@@ -14,7 +14,7 @@ OPTIONS: dict[str, tuple[type, str]] = {
         "FA: weight of the regularizer; useful values are about p/(m sqrt(n)) for l1, p/sqrt(n m) for rows.  "
         "[default: 0]",
     ),
-    "a": (float, "FA: inverse of the power in the objective, at least 1.  [default: 2]"),
+    "a": (float, "FA: inverse of the power in eq. 5, at least 1.  [default: 2]"),
     "tol": (
         float,
         "FA: change of the objective at which it stops; geometric median: change of a weight.  "

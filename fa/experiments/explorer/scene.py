@@ -27,7 +27,7 @@ from fa.gradients.measurement import measure
 from fa.gradients.memory_map import open_gradients
 from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator
-from fa.rules.preaggregators import StepContext, apply_preaggregators
+from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.training.config import TrainConfig
 from fa.utils.validation import check, check_integer, check_one_of
 
@@ -56,7 +56,7 @@ class Setting:
         attack: Name of the attack.
         m: Columns of FA's Y.
         lam: Weight lambda of FA's pairwise term.
-        a: FA's exponent.
+        a: Inverse of the power in eq. 5.
         formulation: Key in `FORMULATIONS`.
         plane: One of `PLANES`.
         seed: Seed of the attack.
@@ -297,7 +297,7 @@ def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> Projecte
 def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
     """Return the gradients as FA's formulation scales them, in k <= p coordinates that preserve lengths and angles."""
     steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.formulation]
-    mixed = apply_preaggregators(measure(G)[0], steps, StepContext(setting.f, 0, 0))
+    mixed = apply_preaggregators(measure(G)[0], steps, PreaggregatorContext(setting.f, 0, 0))
     coordinates: Tensor = torch.linalg.qr(mixed.apply_to(G.double()).T).R.T
     return coordinates
 
