@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -184,8 +185,8 @@ def reference_gradient(worker: Worker, model: nn.Module, config: TrainConfig, it
 def test_gradients_are_those_of_plain_autograd(data: Dataset, iteration: int) -> None:
     """Dropout included: equal to float32's rounding, although the convolutions run in another memory layout."""
     config = replace(SMALL, attack="none")
-    transport, parameters = simulation(config, data)
-    gathered = transport.gradients(iteration, parameters)
+    transport, _ = simulation(config, data)
+    gathered = transport.gradients(iteration)
     assert not gathered.missing
     G, loss = gathered.G, gathered.loss
     plain = [reference_gradient(w, convnet(data, config.seed), config, iteration) for w in transport.workers]
@@ -195,12 +196,30 @@ def test_gradients_are_those_of_plain_autograd(data: Dataset, iteration: int) ->
     assert float(loss) == pytest.approx(sum(honest for _, honest in plain[1:]) / 2, rel=1e-5)
 
 
+def test_gradients_are_those_at_the_vector_of_the_constructor(data: Dataset) -> None:
+    """A caller cannot ask for those at another vector: `gradients` takes the iteration alone."""
+    transport, parameters = simulation(SMALL, data)
+    assert list(inspect.signature(transport.gradients).parameters) == ["iteration"]
+    first = transport.gradients(0).G.clone()
+    parameters.mul_(0.5)
+    elsewhere, _ = simulation(SMALL, data, model=_halved(convnet(data, SMALL.seed)))
+    assert torch.equal(transport.gradients(0).G, elsewhere.gradients(0).G)
+    assert not torch.equal(transport.gradients(0).G, first)
+
+
+def _halved(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    return model
+
+
 def test_rows_do_not_depend_on_what_was_there(data: Dataset) -> None:
     """The backward pass adds to p.grad: a row that is not zeroed first would add up the iterations."""
-    transport, parameters = simulation(SMALL, data)
-    first = transport.gradients(0, parameters).G.clone()
-    assert not torch.equal(transport.gradients(1, parameters).G, first)
-    assert torch.equal(transport.gradients(0, parameters).G, first)
+    transport, _ = simulation(SMALL, data)
+    first = transport.gradients(0).G.clone()
+    assert not torch.equal(transport.gradients(1).G, first)
+    assert torch.equal(transport.gradients(0).G, first)
 
 
 @pytest.mark.parametrize(("attack", "computed"), [("random", [1, 2]), ("sign_flip", [0, 1, 2])])
@@ -216,7 +235,7 @@ def test_faulty_workers_compute_only_what_their_attack_needs(
 
     monkeypatch.setattr(Worker, "write_gradient", counted)
     transport, parameters = simulation(replace(SMALL, attack=attack), data)
-    transport.gradients(0, parameters)
+    transport.gradients(0)
     assert ranks == computed
 
 
@@ -279,7 +298,7 @@ def test_batch_norm_statistics_are_each_workers_own(data: Dataset) -> None:
     with torch.random.fork_rng(devices=[]):
         model = Normed()
     transport, parameters = simulation(SMALL, data, model)
-    transport.gradients(0, parameters)
+    transport.gradients(0)
     means = [worker.minibatch(0)[0].flatten(1).mean(dim=0) for worker in transport.workers]
     for worker, buffers in zip((1, 2), transport.statistics()[1:], strict=True):
         assert torch.allclose(buffers.tensors[0], 0.1 * means[worker], atol=1e-6)
@@ -348,7 +367,7 @@ def test_accumulated_gradients_are_those_of_one_larger_minibatch(data: Dataset) 
     found = []
     for config in (replace(SMALL, accumulate=3, batch=4), replace(SMALL, batch=12)):
         transport, parameters = simulation(config, data, without_dropout(convnet(data)))
-        gathered = transport.gradients(5, parameters)
+        gathered = transport.gradients(5)
         found.append((gathered.G.clone(), float(gathered.loss)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-7)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
@@ -362,7 +381,7 @@ def test_bfloat16_is_near_float32_and_its_gradients_and_server_are_float32(data:
     for precision in ("float32", "bfloat16"):
         config = replace(SMALL, precision=precision, attack="none", batch=32)
         transport, parameters = simulation(config, data, without_dropout(convnet(data)))
-        found[precision] = transport.gradients(0, parameters).G.clone()
+        found[precision] = transport.gradients(0).G.clone()
         assert found[precision].dtype == parameters.dtype == torch.float32
     apart = (found["bfloat16"] - found["float32"]).norm() / found["float32"].norm()
     assert 1e-5 < apart < 0.05
@@ -522,7 +541,7 @@ class Scripted:
     def __init__(self, *sent: GatheredGradients) -> None:
         self.sent = sent
 
-    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+    def gradients(self, iteration: int) -> GatheredGradients:
         return self.sent[iteration]
 
     def statistics(self) -> list[Buffers]:

@@ -57,11 +57,11 @@ def test_a_gradient_is_that_of_a_run_in_which_all_have_its_batch_size() -> None:
     model = build_normed(seed=0)
     parameters = flatten(model)
     config = replace(SMALL, attack="none")
-    G = SimulatedTransport(model, MNIST, replace(config, batch=SIZES), parameters).gradients(3, parameters).G
+    G = SimulatedTransport(model, MNIST, replace(config, batch=SIZES), parameters).gradients(3).G
     for rank, size in enumerate(SIZES):
         model = build_normed(seed=0)
         vector = flatten(model)
-        same = SimulatedTransport(model, MNIST, replace(config, batch=size), vector).gradients(3, vector).G
+        same = SimulatedTransport(model, MNIST, replace(config, batch=size), vector).gradients(3).G
         assert torch.equal(G[rank], same[rank])
 
 
@@ -125,7 +125,7 @@ def test_local_steps_are_a_plain_loop_and_leave_the_parameters() -> None:
     parameters = flatten(model)
     start = parameters.clone()
     transport = SimulatedTransport(model, MNIST, config, parameters)
-    gathered = transport.gradients(0, parameters)
+    gathered = transport.gradients(0)
     assert torch.equal(parameters, start)
     for rank in range(4):
         torch.testing.assert_close(gathered.G[rank], plain_local_steps(config, 0, rank, start), rtol=2e-3, atol=2e-5)
@@ -136,7 +136,7 @@ def test_the_mean_of_local_steps_is_federated_averaging() -> None:
     config = replace(SMALL, attack="none", local_steps=2, iterations=1, weight_decay=0.0, byzantine=0)
     model = build_normed(seed=0)
     parameters = flatten(model)
-    G = SimulatedTransport(model, MNIST, config, parameters).gradients(0, parameters).G
+    G = SimulatedTransport(model, MNIST, config, parameters).gradients(0).G
     ends = [parameters - config.lr * plain_local_steps(config, 0, rank, parameters) for rank in range(4)]
     torch.testing.assert_close(parameters - config.lr * G.mean(dim=0), torch.stack(ends).mean(dim=0))
 
@@ -152,7 +152,7 @@ def test_worker_momentum_is_of_the_sum_of_local_steps() -> None:
         model = build_normed(seed=0)
         parameters = flatten(model)
         config = replace(SMALL, attack="none", local_steps=2, worker_momentum=momentum)
-        found.append(SimulatedTransport(model, MNIST, config, parameters).gradients(0, parameters).G)
+        found.append(SimulatedTransport(model, MNIST, config, parameters).gradients(0).G)
     torch.testing.assert_close(found[1], 0.1 * found[0])
 
 

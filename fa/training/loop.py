@@ -248,7 +248,7 @@ class Loop:
 
     def _iterate(self, iteration: int) -> tuple[GatheredGradients, list[WorkerRow]]:
         with self._timer.phase("gather"):
-            gathered = self._transport.gradients(iteration, self._parameters)
+            gathered = self._transport.gradients(iteration)
         try:
             with self._timer.phase("aggregate"):
                 aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.inner_products)

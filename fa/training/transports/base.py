@@ -38,12 +38,11 @@ class GatheredGradients(NamedTuple):
 class Transport(Protocol):
     """Source of the p gradients of an iteration."""
 
-    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Gather the gradients at `parameters` (n,), which are the workers' parameters from then on.
+    def gradients(self, iteration: int) -> GatheredGradients:
+        """Gather the gradients at the present parameters, of the vector that the transport was created with.
 
         Args:
             iteration: Iteration, from 0.
-            parameters: Vector of the server's parameters (n,).
 
         Returns:
             The gradients.

@@ -42,13 +42,11 @@ class SimulatedTransport:
         on_gpu = parameters.device.type == "cuda" and config.local_steps == 1  # A graph has one pass of each worker.
         self._graphs = GraphedWorkers(self._computing) if on_gpu else None
 
-    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+    def gradients(self, iteration: int) -> GatheredGradients:
         """Compute each worker's gradient in its row, and write the attack.
 
         Args:
             iteration: Iteration, from 0.
-            parameters: The vector (n,) that the constructor has received. It is not read, because the model's
-                parameters are its views.
 
         Returns:
             The gradients. The row of a worker whose loss is not finite is NaN, unless no loss is finite.
