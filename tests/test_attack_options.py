@@ -49,8 +49,8 @@ def test_invalid_options_end_a_run(attack: str, options: dict[str, Any], message
         train(TrainConfig(attack=attack, attack_options=options, **SHORT))
 
 
-def losses(rpc: RpcConfig | None = None, **settings: Any) -> list[float]:
-    return [point.train_loss for point in train(TrainConfig(**SHORT, **settings), rpc=rpc, threads=1).curve]
+def losses(server: RpcConfig | None = None, **settings: Any) -> list[float]:
+    return [point.train_loss for point in train(TrainConfig(**SHORT, **settings), server=server, threads=1).curve]
 
 
 def test_options_reach_the_attack() -> None:
@@ -97,7 +97,7 @@ def test_label_flipping_changes_a_run_and_not_its_loss_of_the_first_iteration() 
 )
 def test_processes_give_the_simulation_s_bits(attack: str, options: dict[str, Any]) -> None:
     settings = {"rule": "geometric_median", "attack": attack, "attack_options": options}
-    assert losses(rpc=RpcConfig(), **settings) == losses(**settings)
+    assert losses(server=RpcConfig(), **settings) == losses(**settings)
 
 
 @pytest.mark.parametrize("option", ["factor=3.0", "factor=3"])

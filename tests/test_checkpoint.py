@@ -30,7 +30,7 @@ from fa.training.parameter_vector import flatten
 from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc.server import RpcTransport
-from tests.processes import beside, build_normed, free_port, normed_tcp_worker, normed_worker, served
+from tests.processes import beside, build_normed, free_port, normed_tcp_worker, normed_worker
 
 CONFIG = TrainConfig(
     workers=4, byzantine=1, rule="median", iterations=12, batch=4, lr=0.05, momentum=0.9, seed=5, attack="sign_flip"
@@ -64,9 +64,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
     kept = tmp_path / "kept"
     whole = train(config, threads=1)
     with pytest.raises(Stop):
-        train(config, threads=1, **served(server), checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+        train(config, threads=1, server=server, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
     seen = []
-    again = train(config, tmp_path / "out", seen.append, 1, checkpoint=kept, checkpoint_every=0, **served(server))
+    again = train(config, tmp_path / "out", seen.append, 1, checkpoint=kept, checkpoint_every=0, server=server)
     assert [state.iteration for state in seen] == list(range(7, 13))
     assert numbers(again) == numbers(whole)
     assert set(again.seconds_of) - {"join", "compute"} == {"gather", "aggregate", "update", "evaluate"}
@@ -93,7 +93,7 @@ def test_batch_norm_statistics_are_each_workers_own_again(
         work = normed_tcp_worker if backend == "tcp" else normed_worker
         workers = [beside(work, rank, port) for rank in range(CONFIG.workers if server else 0)]
         with pytest.raises(Stop):
-            train(CONFIG, None, stopped_at(iteration), 1, checkpoint=kept, checkpoint_every=0, **served(server))
+            train(CONFIG, None, stopped_at(iteration), 1, checkpoint=kept, checkpoint_every=0, server=server)
         for process in workers:
             process.join(120)
         return statistics(kept)
@@ -216,7 +216,7 @@ def test_the_records_tell_of_every_backend_that_a_run_had(tmp_path: Path) -> Non
     kept = tmp_path / "kept"
     for stop, rpc in ((4, None), (6, RpcConfig(deadline=50.0)), (8, RpcConfig(deadline=50.0))):
         with pytest.raises(Stop):
-            train(CONFIG, threads=1, rpc=rpc, checkpoint=kept, checkpoint_every=0, progress=stopped_at(stop))
+            train(CONFIG, threads=1, server=rpc, checkpoint=kept, checkpoint_every=0, progress=stopped_at(stop))
     run = train(CONFIG, threads=1, checkpoint=kept)
     assert run.backend["name"] == "simulate"
     assert [backend["name"] for backend in run.backend["earlier"]] == ["simulate", "rpc"]

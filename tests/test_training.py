@@ -263,6 +263,20 @@ def test_the_step_is_that_of_torch(momentum: float, weight_decay: float) -> None
     assert not torch.equal(own, start)
 
 
+SERVER_BY_NAME = """
+from fa.training import TrainConfig, train
+
+try:
+    train(TrainConfig(), server="tcp")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_server_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+    assert re.match(r"server\b.*'tcp'", printed_beside(SERVER_BY_NAME, tmp_path))
+
+
 def test_the_mean_of_one_worker_is_ordinary_training(data: Dataset) -> None:
     """The loop, the mean rule and the server against twenty lines of plain torch."""
     config = TrainConfig(

@@ -26,12 +26,12 @@ from tests.processes import build_normed
 MNIST = load("mnist-mini")
 SMALL = TrainConfig(rule="mean", workers=4, byzantine=1, iterations=4, batch=4, lr=0.05, attack="sign_flip", seed=5)
 SIZES = (16, 4, 8, 2)
-both = pytest.mark.parametrize("server", [{"rpc": RpcConfig()}, {"tcp": TcpConfig()}], ids=["rpc", "tcp"])
+both = pytest.mark.parametrize("server", [RpcConfig(), TcpConfig()], ids=["rpc", "tcp"])
 
 
-def losses(config: TrainConfig, **server: Any) -> list[float]:
+def losses(config: TrainConfig, server: RpcConfig | TcpConfig | None = None) -> list[float]:
     seen: list[float] = []
-    train(config, threads=1, progress=lambda state: seen.append(float(state.loss)), **server)
+    train(config, threads=1, progress=lambda state: seen.append(float(state.loss)), server=server)
     return seen
 
 
@@ -157,11 +157,11 @@ def test_worker_momentum_is_of_the_sum_of_local_steps() -> None:
 
 
 @both
-def test_over_processes_the_numbers_are_the_simulations(server: dict[str, Any]) -> None:
+def test_over_processes_the_numbers_are_the_simulations(server: RpcConfig | TcpConfig) -> None:
     options = {"worker_weights": irls.weights_from_batches(SIZES)}
     settings = {"rule": "fa", "rule_options": options, "split": "gamma", "gamma": 0.3}
     config = replace(SMALL, batch=SIZES, local_steps=2, **settings)
-    assert losses(config, **server) == losses(config)
+    assert losses(config, server) == losses(config)
 
 
 # Gamma similarity

@@ -129,9 +129,10 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
 
         check_installed()
     server = _server(backend, place, server_settings)
-    _announce(next(iter(server.values()), None), config.workers)
+    if server is not None and not server.spawn_workers:
+        _announce(server, config.workers)
     try:
-        run = _run(config, tensorboard, out=out, threads=threads, **server, **checkpoint)
+        run = _run(config, tensorboard, out=out, threads=threads, server=server, **checkpoint)
     except UnwrittenRunError as error:
         _report(error.run, _write_elsewhere(error))
     else:
@@ -153,22 +154,22 @@ def _torchrun_config(settings: dict[str, Any], place: TorchrunEnv) -> TrainConfi
     return config
 
 
-def _server(backend: str, place: TorchrunEnv | None, settings: dict[str, Any]) -> dict[str, RpcConfig | TcpConfig]:
-    """Return the argument of `fa.training.train` for the backend; none for the simulation."""
+def _server(backend: str, place: TorchrunEnv | None, settings: dict[str, Any]) -> TcpConfig | RpcConfig | None:
+    """Return the server's settings for the backend; None for the simulation."""
     if backend == "simulate":
         check("backend", backend, not settings, f"'tcp' with --{next(iter(settings), '')}")
-        return {}
-    return {"tcp": _tcp_config(**settings)} if backend == "tcp" else {"rpc": _rpc_config(place, **settings)}
+        return None
+    return _tcp_config(**settings) if backend == "tcp" else _rpc_config(place, **settings)
 
 
-def _announce(server: RpcConfig | TcpConfig | None, workers: int) -> None:
+def _announce(server: TcpConfig | RpcConfig, workers: int) -> None:
     """Say where workers that are started elsewhere are awaited, and which peers can join."""
-    if server is None or server.spawn_workers:
-        return
+    from fa.training.transports.base import RpcConfig
+
     click.echo(f"awaiting {workers} workers at {format_address(server.host, server.port)}", err=True)
-    if server.description()["name"] == "rpc":
+    if isinstance(server, RpcConfig):
         click.echo("RPC executes what any peer sends: use --backend tcp outside of private networks", err=True)
-    elif getattr(server, "keys", None) is None:
+    elif server.keys is None:
         click.echo("without --keys: loopback only, and workers of this user only", err=True)
 
 

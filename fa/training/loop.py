@@ -51,10 +51,9 @@ def train(
     out: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     threads: int | None = None,
-    rpc: RpcConfig | None = None,
+    server: TcpConfig | RpcConfig | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = EVERY,
-    tcp: TcpConfig | None = None,
 ) -> Run:
     """Train a model with p workers, some of them Byzantine.
 
@@ -67,8 +66,7 @@ def train(
         out: New folder for the records; None to write none.
         progress: Called after each iteration.
         threads: Torch's number of threads during the run; None leaves it unchanged.
-        rpc: Settings of worker processes over TensorPipe RPC.
-        tcp: Settings of worker processes over TCP. Without `rpc` and `tcp`, workers are simulated in this process.
+        server: Settings of worker processes, over TCP or TensorPipe RPC. None: workers are simulated in this process.
         checkpoint: File to which the run saves its state, and from which it resumes. It is removed once `out` is
             written. Without `out`, the caller removes it.
         checkpoint_every: Seconds between two checkpoints.
@@ -87,8 +85,9 @@ def train(
         2
     """
     timer = PhaseTimer()
-    check("tcp", tcp, rpc is None or tcp is None, "None with rpc")
-    server = rpc or tcp
+    check(
+        "server", server, server is None or isinstance(server, TcpConfig | RpcConfig), "a TcpConfig, RpcConfig or None"
+    )
     if out is not None:
         out = prepare_output_dir(out, checkpoint=checkpoint)
     with _torch_threads(threads), _reproducible_convolutions(), _reserved(out=out, checkpoint=checkpoint):
@@ -122,7 +121,7 @@ def train(
         return run
 
 
-def _checked_rule(config: TrainConfig, server: RpcConfig | TcpConfig | None) -> Rule:
+def _checked_rule(config: TrainConfig, server: TcpConfig | RpcConfig | None) -> Rule:
     """Create the run's rule, and check what needs no data set."""
     rule = make_rule(config.rule, f=config.rule_f, **config.options)
     rule.check_workers(config.workers)
@@ -139,7 +138,7 @@ def _transport(
     config: TrainConfig,
     parameters: Tensor,
     rule: Rule,
-    server: RpcConfig | TcpConfig | None,
+    server: TcpConfig | RpcConfig | None,
     timer: PhaseTimer,
 ) -> AbstractContextManager[Transport]:
     """Start the workers, which end with the context."""
