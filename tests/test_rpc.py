@@ -470,17 +470,16 @@ def command_line(*words: str) -> None:
         ("tcp", "server", "[::1]"),
         pytest.param("rpc", "server", "127.0.0.1", marks=pytest.mark.long),
         pytest.param("tcp", "train", "127.0.0.1", marks=pytest.mark.long),
+        ("tcp by default", "train", "127.0.0.1"),
     ],
 )
 def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, host: str) -> None:
     """The command line's files are those of the simulation, but for what tells the time."""
     run = ["--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
     run += ["--threads", "1", "--out"]
-    where = ["--backend", backend, f"{host}:{free_port()}"]
-    workers = [
-        beside(command_line, "worker", *where[:2], "--rank", str(rank), "--server", where[2]) for rank in range(2)
-    ]
-    command_line(command, *run, str(tmp_path / backend), *where[:2], "--listen", where[2])
+    kind, where = [] if backend == "tcp by default" else ["--backend", backend], f"{host}:{free_port()}"
+    workers = [beside(command_line, "worker", *kind, "--rank", str(rank), "--server", where) for rank in range(2)]
+    command_line(command, *run, str(tmp_path / backend), *kind, "--listen", where)
     for process in workers:
         process.join(20)
     assert [process.exitcode for process in workers] == [0, 0]

@@ -96,8 +96,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--backend",
     type=click.Choice(["simulate", "tcp", "rpc", "torchrun"]),
-    default="simulate",
-    show_default=True,
+    show_default="simulate, or tcp with --listen",
     help=_BACKEND_HELP,
 )
 @click.option("--listen", metavar="HOST:PORT", help=_LISTEN_HELP)
@@ -106,13 +105,17 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--quorum", type=int, help="Number of fastest workers to await.  [default: all]")
 @click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Path of gradients, with rpc.")
 @click.option("--lost", type=click.Choice(["zero", "previous"]), show_default="zero", help="Value of lost coordinates.")
-def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path | None, **arguments: Any) -> None:
+def train(
+    threads: int | None, out: Path | None, backend: str | None, tensorboard: Path | None, **arguments: Any
+) -> None:
     """Train once, with Byzantine workers, and print the result.
 
     Each rule accepts only its own options.
     """
     from fa.training.records import UnwrittenRunError, prepare_output_dir
 
+    if backend is None:
+        backend = "simulate" if arguments["listen"] is None else "tcp"
     place = torchrun_env() if backend == "torchrun" else None
     if out is not None and (place is None or place.rank == 0):
         # Fails before torch is imported.
