@@ -115,7 +115,7 @@ class Iterations:
         self.timer = PhaseTimer()
         self._deciding: list[float] = []
         self._rule = make_rule(config.rule, f=0)
-        self._optimizer = SGD(parameters, config, epoch_length=1000)
+        self._optimizer = SGD(parameters, config, decay_every=10_000)
 
     def run(self, transport: Transport, iteration: int) -> None:
         """Run and time one iteration."""

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fa import models
+from fa.augment import recipes
 from fa.data import Dataset, load
 from fa.data.batches import normalise
 from fa.data.dataset import hold_out
@@ -30,6 +31,7 @@ from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import Buffers, flatten, views
 from fa.training.records import USED, Run
+from fa.training.schedule import schedule
 from fa.training.transports.base import GatheredGradients
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import Worker
@@ -245,11 +247,11 @@ def test_faulty_workers_compute_only_what_their_attack_needs(
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.9, 0.0), (0.0, 1e-2)])
 def test_the_step_is_that_of_torch(momentum: float, weight_decay: float) -> None:
     """3 epochs of 2 iterations, the rate times 0.2 after each; to the bit until torch's schedule rounds it its way."""
-    config = TrainConfig(lr=0.1, momentum=momentum, weight_decay=weight_decay, lr_decay_epochs=1)
+    config = TrainConfig(lr=0.1, momentum=momentum, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(103, generator=generator)
     own, expected = start.clone(), nn.Parameter(start.clone())
-    server = SGD(own, config, epoch_length=2)
+    server = SGD(own, config, decay_every=2)
     optimizer = torch.optim.SGD([expected], lr=0.1, momentum=momentum, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.2)
     for iteration in range(6):
@@ -410,10 +412,44 @@ def test_one_pass_in_float32_is_said_of_no_configuration() -> None:
     assert TrainConfig.from_json(changed.to_json()) == changed
 
 
+def test_the_schedule_depends_on_the_size_of_the_loaded_data_set(tmp_path: Path) -> None:
+    """The default is one and the same in Python, and for a folder of images: an epoch has five iterations here."""
+    folder = recipes.build(recipes.Recipe(noise=(0.0,)), load("mnist-mini"), tmp_path / "folder", seed=0)
+    settings = {"rule": "mean", "iterations": 3}
+    named = train(TrainConfig(**settings), threads=1)
+    assert named.schedule == (5, 52, 1)
+    assert [point.iteration for point in named.curve] == [1, 2, 3]
+    built = train(TrainConfig(dataset=str(folder), **settings), threads=1)
+    assert (built.schedule, built.workers) == (named.schedule, named.workers)
+    assert built.description()["schedule"] == {"epoch": 5, "decay_epochs": 52, "evaluate_every": 1}
+    assert named.config == TrainConfig(**settings)  # with which a store finds it
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "expected"),
+    [
+        ({}, 50_000, (26, 10, 26)),  # the paper's: ten epochs
+        ({"iterations": 2000}, 10_000, (5, 52, 5)),
+        ({"iterations": 20}, 10_000, (5, 52, 2)),
+        ({"lr_decay_epochs": 10, "evaluate_every": 0, "iterations": 20}, 10_000, (5, 10, 5)),  # the figures'
+        ({"lr_decay_epochs": 3, "evaluate_every": 7}, 10_000, (5, 3, 7)),
+    ],
+)
+def test_settings_that_are_none_follow_the_size(settings: dict[str, Any], size: int, expected: tuple) -> None:
+    assert schedule(TrainConfig(**settings), size) == expected
+
+
+def test_older_configurations_without_an_interval_evaluate_once_an_epoch() -> None:
+    older = {name: value for name, value in json.loads(SMALL.to_json()).items() if name != "evaluate_every"}
+    config = TrainConfig.from_json(json.dumps(older))
+    assert config.evaluate_every == 0
+    assert json.loads(config.to_json()) == older
+
+
 def test_the_curve_has_as_many_points_as_asked_for() -> None:
     """The points alone change, not the run: an evaluation leaves no trace in it."""
     often = train(replace(SMALL, iterations=5, evaluate_every=2), threads=1)
-    seldom = train(replace(SMALL, iterations=5), threads=1)
+    seldom = train(replace(SMALL, iterations=5, evaluate_every=0), threads=1)
     assert [(point.iteration, point.epoch) for point in often.curve] == [(2, 1), (4, 1), (5, 1)]
     assert (often.curve[-1].test_accuracy, often.workers) == (seldom.final_accuracy, seldom.workers)
 
@@ -434,7 +470,7 @@ def test_a_run_with_a_validation_share_is_evaluated_on_that_and_never_sees_the_t
 
 def test_the_curve_has_each_epoch_and_the_end() -> None:
     """10,000 images among 3 workers of 1,600 make epochs of 2 iterations."""
-    run = train(replace(SMALL, batch=1600, iterations=3), threads=1)
+    run = train(replace(SMALL, batch=1600, iterations=3, evaluate_every=0), threads=1)
     assert [(point.iteration, point.epoch) for point in run.curve] == [(2, 1), (3, 2)]
     assert run.final_accuracy == run.curve[-1].test_accuracy
     assert [point.seconds for point in run.curve] == sorted(point.seconds for point in run.curve)

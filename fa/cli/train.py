@@ -15,6 +15,7 @@ import click
 from fa.cli.rule_options import numbers, pop_rule_options, rule_options
 from fa.cli.torchrun import TorchrunEnv, run_worker, torchrun_env
 from fa.training.config import TrainConfig
+from fa.training.schedule import DECAY_EPOCHS, LEAST_DECAY_ITERATIONS, LEAST_POINTS
 from fa.utils.addresses import format_address, parse_address
 from fa.utils.progress_bar import Report, reporter
 from fa.utils.validation import check
@@ -55,20 +56,9 @@ def integers(text: str) -> int | tuple[int, ...]:
 
 _TYPES = {"int": int, "Real": float, "Batch": integers}
 _SHOWN = {
-    "evaluate_every": "an epoch, and at most a tenth of the iterations",
-    "lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations",
+    "evaluate_every": f"an epoch, and at most 1/{LEAST_POINTS} of the iterations",
+    "lr_decay_epochs": f"{DECAY_EPOCHS}, or more for at least {LEAST_DECAY_ITERATIONS} iterations",
 }
-
-LEAST_DECAY_ITERATIONS = 260
-"""Default of the least number of iterations between two steps of the learning rate.
-
-It is 10 epochs of CIFAR-10 with the paper's 15 workers and batches of 128. On the embedded digits 10 epochs are 50
-iterations, after which the rate would be too small before the model has learned.
-"""
-
-
-LEAST_POINTS = 10
-"""Default of the least number of test accuracies in a run, so that a run of less than ten epochs gives a curve."""
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -212,39 +202,7 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         settings["augmentation"] = read(recipe_path(settings["augmentation"])).options
     settings["attack_options"] = _attack_options(settings.pop("attack_options", ()))
     _check_default(settings)
-    config = TrainConfig(rule_options=options, **settings)
-    size = _train_size(config)
-    if size is None:
-        return config
-    epoch = config.epoch_length(size)
-    if "evaluate_every" not in settings:
-        config = dataclasses.replace(config, evaluate_every=min(epoch, max(1, config.iterations // LEAST_POINTS)))
-    if "lr_decay_epochs" in settings:
-        return config
-    least = -(-LEAST_DECAY_ITERATIONS // epoch)
-    return dataclasses.replace(config, lr_decay_epochs=max(config.lr_decay_epochs, least))
-
-
-def _train_size(config: TrainConfig) -> int | None:
-    """Return the number of training images of a data set with a name, and None for a folder."""
-    from fa.data.registry import REGISTRY
-
-    entry = REGISTRY.get(config.dataset)
-    return None if entry is None else entry.train - round(config.validation * entry.train)
-
-
-def schedule(config: TrainConfig) -> str:
-    """Describe the learning-rate schedule.
-
-    Args:
-        config: The run's configuration.
-
-    Returns:
-        A phrase such as "learning rate 0.2, times 0.2 every 52 epochs (260 iterations)".
-    """
-    size = _train_size(config)
-    iterations = "" if size is None else f" ({config.lr_decay_epochs * config.epoch_length(size)} iterations)"
-    return f"learning rate {config.lr:g}, times {config.lr_decay:g} every {config.lr_decay_epochs} epochs{iterations}"
+    return TrainConfig(rule_options=options, **settings)
 
 
 def _attack_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -313,7 +271,9 @@ def _report(run: Run, out: Path | None) -> None:
         f"{config.rule}, {config.workers} workers, {config.byzantine} Byzantine ({config.attack}), "
         f"{config.model} on {config.dataset}, seed {config.seed}"
     )
-    click.echo(schedule(config))
+    if run.schedule is not None:
+        every = f"{run.schedule.decay_epochs} epochs ({run.schedule.decay_every} iterations)"
+        click.echo(f"learning rate {config.lr:g}, times {config.lr_decay:g} every {every}")
     kind = "validation" if config.validation else "test"
     click.echo(
         f"{kind} accuracy {last.test_accuracy:.4f}, train loss {last.train_loss:.4g} after {last.iteration} iterations "

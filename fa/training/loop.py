@@ -23,6 +23,7 @@ from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import Buffers, flatten
 from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
+from fa.training.schedule import schedule
 from fa.training.transports.base import GatheredGradients, RpcConfig, ServedRun, TcpConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import load_dataset, parse_recipe, worker_partitions
@@ -113,7 +114,18 @@ def train(
         if state.backends[:-1]:
             backend = backend | {"earlier": state.backends[:-1]}
         curve, rows = tuple(state.curve), tuple(state.workers)
-        run = Run(config, curve, rows, timer.total, threads_used, dataset.checksum, backend, timer.seconds, initial)
+        run = Run(
+            config=config,
+            curve=curve,
+            workers=rows,
+            seconds=timer.total,
+            threads=threads_used,
+            checksum=dataset.checksum,
+            backend=backend,
+            seconds_of=timer.seconds,
+            initial_accuracy=initial,
+            schedule=schedule(config, len(dataset.train_labels)),
+        )
         if out is not None:
             run.write(out)
             if saved is not None:
@@ -181,9 +193,8 @@ class Loop:
         self._transport = transport
         self._parameters = parameters
         self._timer = timer or PhaseTimer()
-        self._epoch_length = config.epoch_length(train_size)
-        self._evaluate_every = config.evaluate_every or self._epoch_length
-        self._optimizer = SGD(parameters, config, self._epoch_length)
+        self._schedule = schedule(config, train_size)
+        self._optimizer = SGD(parameters, config, self._schedule.decay_every)
 
     def run(
         self,
@@ -227,8 +238,8 @@ class Loop:
         state.seconds += time.perf_counter() - before
         state.workers += rows
         state.iteration = done = state.iteration + 1
-        if done % self._evaluate_every == 0 or done == self._config.iterations:
-            epoch = -(-done // self._epoch_length)
+        if done % self._schedule.evaluate_every == 0 or done == self._config.iterations:
+            epoch = -(-done // self._schedule.epoch)
             with self._timer.phase("evaluate"):
                 point = CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate())
             state.curve.append(point)
