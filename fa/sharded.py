@@ -23,7 +23,7 @@ half follows. Krum's d is one rank's gradient, but its broadcast would send n co
 
 This protects from a faulty gradient, not from a faulty process: each process serves coordinates and could write
 anything into them. A process that dies ends the run, as in any collective. For workers that are not trusted, use the
-parameter server of `fa.training.transports.rpc`.
+parameter server of `fa.training.transports.tcp`.
 """
 
 from collections.abc import Sequence
