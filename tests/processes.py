@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fa.training.transports import remote_worker
+from fa import models
 from fa.training.transports.base import LOOPBACK
 from fa.training.transports.rpc import worker
 from fa.training.transports.tcp import worker as over_tcp
@@ -58,13 +58,13 @@ def tcp_worker(rank: int, port: int) -> None:
 
 def normed_worker(rank: int, port: int) -> None:
     """A worker whose model has batch norm."""
-    remote_worker.models.build = build_normed
+    models.build = build_normed
     plain_worker(rank, port)
 
 
 def normed_tcp_worker(rank: int, port: int) -> None:
     """A worker over TCP whose model has batch norm."""
-    remote_worker.models.build = build_normed
+    models.build = build_normed
     tcp_worker(rank, port)
 
 

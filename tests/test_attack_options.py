@@ -18,7 +18,7 @@ from fa.training import TrainConfig, train
 from fa.training.attack import configured_attack
 from fa.training.parameter_vector import flatten
 from fa.training.transports.base import RpcConfig
-from fa.training.worker import Worker
+from fa.training.worker import Worker, make_workers
 
 SHORT: dict[str, Any] = {"workers": 7, "byzantine": 2, "iterations": 2, "batch": 4}
 
@@ -71,7 +71,8 @@ def test_label_flipping_trains_byzantine_workers_on_flipped_labels(momentum: flo
     dataset = load("mnist-mini")
     model = models.build("convnet", *dataset.shape, seed=0)
     rows = torch.zeros(3, len(flatten(model)))
-    byzantine, honest = (Worker(rank, model, dataset, config, rows[rank]) for rank in (1, 2))
+    own = {rank: rows[rank] for rank in (1, 2)}
+    byzantine, honest = make_workers(own, model, dataset, config, configured_attack(config))
     same = Worker(1, model, dataset, TrainConfig(attack="none", worker_momentum=momentum, **SHORT), rows[0])
     images, labels = same.minibatch(0)
     flipped = byzantine.minibatch(0)

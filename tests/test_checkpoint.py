@@ -84,7 +84,7 @@ def test_batch_norm_statistics_are_each_workers_own_again(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit those of a run that was never stopped; no two workers' are equal, so that none may be another's."""
-    monkeypatch.setattr("fa.training.loop.models.build", build_normed)
+    monkeypatch.setattr("fa.models.build", build_normed)
 
     def run_until(iteration: int, kept: Path, backend: str) -> np.ndarray:
         port = free_port()

@@ -532,10 +532,9 @@ def other_data(rank: int, port: int) -> None:
 
 
 def other_model(rank: int, port: int) -> None:
-    from fa.training.transports import remote_worker
     from tests.processes import build_normed
 
-    remote_worker.models.build = build_normed
+    models.build = build_normed
     refused_worker(rank, port)
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import gc
 import hashlib
 import inspect
 import json
@@ -9,6 +10,8 @@ import math
 import os
 import re
 import shutil
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fa import models
+from fa.attacks import make_attack
 from fa.augment import recipes
 from fa.data import Dataset, load
 from fa.data.batches import normalise
@@ -410,6 +414,37 @@ def test_one_pass_in_float32_is_said_of_no_configuration() -> None:
     assert {"precision", "accumulate", "layers"}.isdisjoint(json.loads(SMALL.to_json()))  # whose hash is what it was
     changed = replace(SMALL, precision="bfloat16", accumulate=2)
     assert TrainConfig.from_json(changed.to_json()) == changed
+
+
+@pytest.mark.parametrize("augmentation", [{}, {"noise": (0.1,)}], ids=["plain", "augmented"])
+def test_a_run_keeps_no_data_and_makes_its_attack_and_its_images_once(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, augmentation: dict[str, Any]
+) -> None:
+    loaded: list[weakref.ref[Dataset]] = []
+    calls: Counter[str] = Counter()
+
+    def fresh(config: TrainConfig) -> Dataset:
+        own = replace(data)
+        loaded.append(weakref.ref(own))
+        return own
+
+    def augmented(*arguments: Any) -> Dataset:
+        calls["images"] += 1
+        own = recipes.augmented_dataset(*arguments)
+        loaded.append(weakref.ref(own))
+        return own
+
+    def attack(*arguments: Any, **options: Any) -> Any:
+        calls["attack"] += 1
+        return make_attack(*arguments, **options)
+
+    monkeypatch.setattr(loop, "load_dataset", fresh)
+    monkeypatch.setattr("fa.training.worker.augmented_dataset", augmented)
+    monkeypatch.setattr("fa.training.attack.make_attack", attack)
+    train(replace(SMALL, attack="none", byzantine=1, iterations=1, augmentation=augmentation), threads=1)
+    gc.collect()
+    assert [kept() for kept in loaded] == [None] * (1 + bool(augmentation))
+    assert calls == {"attack": 1, **({"images": 1} if augmentation else {})}
 
 
 def test_the_schedule_depends_on_the_size_of_the_loaded_data_set(tmp_path: Path) -> None:

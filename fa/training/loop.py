@@ -12,21 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fa import models
+from fa.attacks import Attack
 from fa.data import Dataset
-from fa.layers import accelerate
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.attack import configured_attack
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
 from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
-from fa.training.parameter_vector import Buffers, flatten
+from fa.training.parameter_vector import Buffers
 from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
 from fa.training.schedule import schedule
 from fa.training.transports.base import GatheredGradients, RpcConfig, ServedRun, TcpConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
-from fa.training.worker import load_dataset, parse_recipe, worker_partitions
+from fa.training.worker import build_model, load_dataset, parse_recipe, worker_partitions
 from fa.utils.ambient import usual_settings
 from fa.utils.devices import find_device
 from fa.utils.files import exclusive
@@ -93,21 +92,18 @@ def train(
         out = prepare_output_dir(out, checkpoint=checkpoint)
     with _torch_threads(threads), _reproducible_convolutions(), _reserved(out=out, checkpoint=checkpoint):
         device = find_device(config.device)
-        rule = _checked_rule(config, server)
+        rule, attack = _checked(config, server)
         saved = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = load_dataset(config)
         worker_partitions(config, dataset)  # raises before worker processes start
-        model = models.build(config.model, *dataset.shape, seed=config.seed).to(device)
-        if config.layers == "fast":
-            accelerate(model)
-        parameters = flatten(model)
+        model, parameters = build_model(config, dataset, device)
         evaluation = Evaluation(model, dataset, device)
         threads_used = torch.get_num_threads()
         backend: dict[str, object] = {"name": "simulate"} if server is None else server.description()
         if saved is not None:
             saved.set_identity(config, dataset.checksum, threads_used, backend)
         initial = evaluation.accuracy([Buffers(model)])  # A resumed run too begins with the initial parameters.
-        with _transport(model, dataset, config, parameters, rule, server, timer) as transport:
+        with _transport(model, dataset, config, parameters, rule, attack, server, timer) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), timer)
             honest = slice(config.byzantine, None)
             state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, saved)
@@ -133,15 +129,15 @@ def train(
         return run
 
 
-def _checked_rule(config: TrainConfig, server: TcpConfig | RpcConfig | None) -> Rule:
-    """Create the run's rule, and check what needs no data set."""
+def _checked(config: TrainConfig, server: TcpConfig | RpcConfig | None) -> tuple[Rule, Attack]:
+    """Create the run's rule and attack, and check what needs no data set."""
     rule = make_rule(config.rule, f=config.rule_f, **config.options)
     rule.check_workers(config.workers)
-    configured_attack(config)
-    parse_recipe(config)
+    attack = configured_attack(config)
+    parse_recipe(config, attack)
     if server is not None:
         server.check(config)
-    return rule
+    return rule, attack
 
 
 def _transport(
@@ -150,13 +146,14 @@ def _transport(
     config: TrainConfig,
     parameters: Tensor,
     rule: Rule,
+    attack: Attack,
     server: TcpConfig | RpcConfig | None,
     timer: PhaseTimer,
 ) -> AbstractContextManager[Transport]:
     """Start the workers, which end with the context."""
     if server is None:
-        return nullcontext(SimulatedTransport(model, dataset, config, parameters))
-    run = ServedRun(model, config, parameters, dataset.checksum, rule.needs_gram, timer)
+        return nullcontext(SimulatedTransport(model, dataset, config, parameters, attack))
+    run = ServedRun(model, config, parameters, dataset.checksum, rule.needs_gram, timer, attack)
     if isinstance(server, TcpConfig):
         from fa.training.transports.tcp.launch import serve as serve_tcp
 

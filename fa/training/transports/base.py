@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from fa.attacks import Attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.utils.addresses import is_loopback
@@ -75,6 +76,7 @@ class ServedRun:
         checksum: Checksum of the data set, which workers must have too.
         needs_gram: True to compute the Gram matrix while gradients arrive.
         timer: Timer of the run's phases.
+        attack: The attack; by default it is created from the configuration.
     """
 
     model: nn.Module
@@ -83,6 +85,7 @@ class ServedRun:
     checksum: str = ""
     needs_gram: bool = False
     timer: PhaseTimer = field(default_factory=PhaseTimer)
+    attack: Attack | None = None
 
 
 LOOPBACK = "127.0.0.1"
