@@ -547,7 +547,7 @@ def test_numbers_change_only_with_the_record_version(rule: str, options: dict[st
 
 def test_progress_is_told_after_each_iteration() -> None:
     told: list[Any] = []
-    train(SMALL, progress=told.append, threads=1)
+    train(replace(SMALL, evaluate_every=0), progress=told.append, threads=1)
     assert [state.iteration for state in told] == [1, 2, 3]
     assert [state.accuracy is None for state in told] == [True, True, False]
     assert all(torch.isfinite(state.loss) for state in told)
@@ -729,7 +729,7 @@ def test_bad_names_are_refused(settings: dict[str, Any], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return train(replace(DETERMINISTIC, attack="nan"), threads=1)
+    return train(replace(DETERMINISTIC, attack="nan", evaluate_every=0), threads=1)
 
 
 def read(path: Path) -> list[dict[str, str]]:
