@@ -141,21 +141,21 @@ def test_a_new_worker_process_is_given_the_batch_norm_statistics_and_the_momentu
     fresh = [torch.zeros_like(tensor) for tensor in transport.statistics()[1].tensors]
     transport.first_process_ended(0, "absent")
     answer = transport.exchange(GradientMessage(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
-    server = threading.Thread(target=transport.gradients, args=(0, parameters))
+    server = threading.Thread(target=transport.gradients, args=(0,))
     server.start()
     iteration, _, statistics = answer.wait()
     assert iteration == 0
     assert torch.equal(statistics[0], torch.full((784,), 3.0))
     again = transport.exchange(GradientMessage(1, 0, torch.ones_like(parameters), torch.ones(()), fresh))
     server.join()
-    server = threading.Thread(target=transport.gradients, args=(1, parameters))
+    server = threading.Thread(target=transport.gradients, args=(1,))
     server.start()
     assert again.wait()[2] == []  # it has its own by now
     transport.exchange(GradientMessage(1, 1, 2 * torch.ones_like(parameters), torch.ones(()), fresh))
     server.join()
     assert torch.equal(transport.momenta()[1], 2 * torch.ones_like(parameters))  # which is what it sent
     answer = transport.exchange(GradientMessage(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
-    server = threading.Thread(target=transport.gradients, args=(2, parameters))
+    server = threading.Thread(target=transport.gradients, args=(2,))
     server.start()
     assert torch.equal(answer.wait()[2][-1], transport.momenta()[1])
     transport.exchange(GradientMessage(1, 2, torch.ones_like(parameters), torch.ones(()), fresh))

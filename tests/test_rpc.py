@@ -644,7 +644,7 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rpc": RpcConfig(quorum=5)}, r"^quorum must be .*\bworkers=4\b.*\b5\b"),
+        ({"server": RpcConfig(quorum=5)}, r"^quorum must be .*\bworkers=4\b.*\b5\b"),
         ({"checkpoint": "kept", "checkpoint_every": -1.0}, r"^checkpoint_every must be .*-1\.0\b"),
     ],
 )

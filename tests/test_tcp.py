@@ -766,7 +766,7 @@ def test_a_long_run_keeps_memory_threads_and_files(backend: str) -> None:
         if state.iteration % 500 == 0:
             seen.append(resources())
 
-    train(config, threads=1, progress=progress, **({"tcp": TcpConfig()} if backend == "tcp" else {"rpc": RpcConfig()}))
+    train(config, threads=1, progress=progress, server=TcpConfig() if backend == "tcp" else RpcConfig())
     (pages, threads, files), *others = seen
     for later in others:
         assert later[0] < 1.1 * pages
