@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from fa.experiments.figures.extras_common import make_extra
+from fa.experiments.figures.extras_common import Arms, arm_cases, make_extra
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
 from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import MIN_MINIBATCHES
 from fa.experiments.runs.results import last_points
-from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study
+from fa.experiments.runs.study import Cell, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure
@@ -34,14 +34,12 @@ NAME = "extra06_subspace"
 
 RELEASED, FIVE, SPAN, CONTROL = "FA as released", "FA, five steps", "span of m random workers", "Mean of unit gradients"
 _RANDOM_SPAN: dict[str, Any] = {"preaggregators": ("unit", "random_span")}
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+ARMS: Arms = {
     RELEASED: ("fa", {}),
     FIVE: ("fa_default", {}),
     CONTROL: ("mean_unit", {}),
     SPAN: ("mean_unit", _RANDOM_SPAN),
 }
-"""The arms: label, and the variant with its options."""
-
 FA_ARMS = (RELEASED, FIVE)
 """The arms whose comparisons count in the correction for several tests."""
 
@@ -100,11 +98,8 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    grid = [
-        Case(variant, f, {"attack": attack}, options, for_profile(SEEDS, profile), name)
-        for attack, f in ATTACKS
-        for name, (variant, options) in ARMS.items()
-    ]
+    case_seeds = for_profile(SEEDS, profile)
+    grid = [case for attack, f in ATTACKS for case in arm_cases(ARMS, f, {"attack": attack}, case_seeds)]
     whole = make_extra(NAME, profile, grid, out, seeds, LENGTH, **overrides)
     return replace(whole, cells=tuple(_draw_by_seed(cell) for cell in whole.cells), records="records-many")
 

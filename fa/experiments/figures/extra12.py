@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned, mean
+from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learned, mean
 from fa.experiments.runs.profiles import MARGIN, PROFILES, for_profile
 from fa.experiments.runs.results import last_points
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
@@ -104,8 +104,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         leads = [_loss(rule, final[rule]) for rule in rules if rule in final]
         if len(leads) == len(rules):
             text = f"{words} accuracy if random vectors are 0 where all honest gradients are"
-            loss = describe_leads(leads, "loss")
-            judged.append(Claim("E12", text, loss, comparison_verdict(leads, testable, margin=margin)))
+            judged.append(comparison_claim("E12", text, leads, testable, margin, difference="loss"))
     return judged
 
 

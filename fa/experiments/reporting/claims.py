@@ -126,6 +126,35 @@ def describe_leads(leads: Iterable[Lead], difference: str = "lead") -> str:
     return "; ".join(f"{lead.describe()}; {difference} {lead.difference_text}" for lead in leads)
 
 
+def comparison_claim(
+    number: str,
+    words: str,
+    leads: Sequence[Lead],
+    testable: bool,
+    margin: float,
+    level: float = LEVEL,
+    prefix: str = "",
+    difference: str = "lead",
+) -> Claim:
+    """Judge the statement that the first is better than its rival in each of `leads`.
+
+    Args:
+        number: Number of the claim.
+        words: The statement.
+        leads: The comparisons.
+        testable: False for the verdict UNTESTABLE.
+        margin: Least difference that counts.
+        level: Significance level of each test.
+        prefix: Text before the descriptions of the comparisons.
+        difference: Word before each difference; see `describe_leads`.
+
+    Returns:
+        The claim, with the verdict of `comparison_verdict`.
+    """
+    measured = prefix + describe_leads(leads, difference)
+    return Claim(number, words, measured, comparison_verdict(leads, testable, level, margin))
+
+
 def claims_frame(claims: Sequence[Claim]) -> DataFrame:
     """Convert claims to a table.
 
