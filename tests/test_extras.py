@@ -91,6 +91,9 @@ def test_all_rules_of_an_extra_get_the_same_settings_and_seeds(name: str, profil
 def test_an_unknown_profile_is_a_value_error(name: str) -> None:
     with pytest.raises(ValueError, match=r"^profile\b.*'tiny'"):
         figure_module(name).study("tiny")
+
+
+def test_batch_sizes_of_an_unknown_profile_are_a_value_error() -> None:
     with pytest.raises(ValueError, match=r"^profile\b.*'tiny'"):
         extra08.batches("tiny", extra08.PANELS[0])
 

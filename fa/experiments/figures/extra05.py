@@ -16,7 +16,6 @@ from fa.experiments.figures.extras_common import (
     arm_cases,
     arm_looks,
     by_attack,
-    by_label,
     compare_best,
     draw_dot_panels,
     make_extra,
@@ -27,6 +26,7 @@ from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learn
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
 from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 
@@ -111,7 +111,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         margin: Accuracies that differ by less are equal.
     """
     panels = by_attack(builtin_rows(table), ATTACKS)
-    final = {heading: by_label(rows) for heading, rows in panels.items()}
+    final = {heading: final_accuracies(rows, "label") for heading, rows in panels.items()}
     testable = any(learned(reached, chance) for reached in final.values())
     level = LEVEL / len(OURS)  # Bonferroni correction: one combination is enough.
     pairs = [

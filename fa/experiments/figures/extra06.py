@@ -16,7 +16,7 @@ from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABL
 from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import MIN_MINIBATCHES
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Cell, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.gradients.gram import Gram
@@ -213,21 +213,14 @@ def comparisons(table: DataFrame) -> list[Comparison]:
     Returns:
         One comparison for each attack and arm that has runs.
     """
-    last = last_points(table)
     compared = []
     for (attack, f), heading in ATTACKS.items():
-        rows = last[(last["attack"] == attack) & (last["f"] == f)]
-        final = {label: _by_seed(group) for label, group in rows.groupby("label", sort=False)}
+        rows = table[(table["attack"] == attack) & (table["f"] == f)]
         for arm in SUBSPACES:
-            seeds = sorted(final.get(arm, {}).keys() & final.get(CONTROL, {}).keys())
-            if seeds:
-                ours, theirs = ([final[label][seed] for seed in seeds] for label in (arm, CONTROL))
-                compared.append(Comparison(heading, arm, PairedDifferences.between(ours, theirs)))
+            final = final_accuracies(rows[rows["label"].isin((arm, CONTROL))], "label")
+            if len(final) == 2:
+                compared.append(Comparison(heading, arm, PairedDifferences.between(final[arm], final[CONTROL])))
     return compared
-
-
-def _by_seed(rows: DataFrame) -> dict[int, float]:
-    return dict(zip(rows["seed"].tolist(), rows["test_accuracy"].tolist(), strict=True))
 
 
 def subset_text(table: DataFrame) -> str:
@@ -311,7 +304,7 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float) -> list[Claim]:
         chance: Accuracy of guessing.
     """
     compared = comparisons(table)
-    final = {label: group["test_accuracy"].tolist() for label, group in last_points(table).groupby("label")}
+    final = final_accuracies(table, "label", paired=False)
     testable = learned(final, chance) and all(len(one.differences.values) > 1 for one in compared)
     prefix = f"{subset}; " if (subset := subset_text(table)) else ""
     judged = [_cosine_claim(cosines)]

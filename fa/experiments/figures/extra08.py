@@ -10,7 +10,6 @@ from fa.experiments.figures.extras_common import (
     Arms,
     arm_cases,
     arm_looks,
-    by_label,
     compare_best,
     draw_dot_panels,
     make_extra,
@@ -20,6 +19,7 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, comparison_claim, learned
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN, for_profile
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.irls import weights_from_batches
@@ -163,7 +163,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = {panel.heading: by_label(rows) for panel, rows in by_panel(table).items()}
+    final = {panel.heading: final_accuracies(rows, "label") for panel, rows in by_panel(table).items()}
     testable = any(learned(reached, chance) for reached in final.values())
     level = LEVEL / len(POWERS)  # Bonferroni correction: one of the two powers is enough.
     against_fa = compare_best(final, POWERS, [FA])

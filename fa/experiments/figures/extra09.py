@@ -9,7 +9,6 @@ from fa.experiments.figures.extras_common import (
     Arms,
     arm_cases,
     arm_looks,
-    by_label,
     draw_dot_panels,
     make_extra,
     several_seeds,
@@ -18,6 +17,7 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learned
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 
@@ -98,7 +98,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = by_label(table)
+    final = final_accuracies(table, "label")
     testable = learned(final, chance)
     first = "a prior or a regularizer of the paper is better than FA's default"
     second = "hints, another start or nested subspaces are better than FA's default"

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import (
-    SHORT,
-    Arms,
-    arm_cases,
-    arm_looks,
-    by_label,
-    draw_dots,
-    make_extra,
-    several_seeds,
-)
+from fa.experiments.figures.extras_common import SHORT, Arms, arm_cases, arm_looks, draw_dots, make_extra, several_seeds
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learned, verdict
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.results import Results
+from fa.experiments.runs.results import Results, final_accuracies
 from fa.experiments.runs.study import OutDir, Seeds, Study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
@@ -100,7 +91,7 @@ def draw(table: DataFrame, shares: DataFrame, title: str) -> Figure:
     """
     figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    draw_dots(left, by_label(table), arm_looks(ARMS), bold=(FA,))
+    draw_dots(left, final_accuracies(table, "label", paired=False), arm_looks(ARMS), bold=(FA,))
     for seed, rows in shares.groupby("seed"):
         right.plot(rows["iteration"], rows["share"], color=style.LOOKS["fa"].colour, alpha=0.6, label=f"seed {seed}")
     right.axhline(SPARSE, color=style.BYZANTINE, linewidth=0.8)
@@ -118,7 +109,7 @@ def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = M
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = by_label(table)
+    final = final_accuracies(table, "label")
     testable = learned(final, chance)
     level = LEVEL / len(OTHERS)
 

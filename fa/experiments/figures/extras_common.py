@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.claims import Lead, mean
 from fa.experiments.reporting.style import LOOKS, Look, literal, new_figure
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
@@ -119,20 +119,6 @@ def arm_looks(arms: Arms) -> dict[str, Look]:
     return {label: LOOKS[variant] for label, (variant, _) in arms.items()}
 
 
-def by_label(table: DataFrame) -> dict[str, list[float]]:
-    """Return final test accuracies by label, in the table's order of labels and the order of the seeds.
-
-    Args:
-        table: The curves, one row a point.
-
-    Returns:
-        Accuracies by label, one per seed.
-    """
-    groups = last_points(table).sort_values("seed", kind="stable").groupby("label", sort=False)["test_accuracy"]
-    final = {str(label): group.tolist() for label, group in groups}
-    return {label: final[label] for label in dict.fromkeys(table["label"])}
-
-
 def best_label(final: Mapping[str, Sequence[float]], labels: Iterable[str]) -> str:
     """Return the label with the best mean accuracy.
 
@@ -229,6 +215,6 @@ def draw_dot_panels(
     figure = new_figure(*size)
     panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, (heading, table) in zip(panels, tables.items(), strict=True):
-        draw_dots(axes, by_label(table), looks, bold)
+        draw_dots(axes, final_accuracies(table, "label", paired=False), looks, bold)
         axes.set_title(heading)
     return figure

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, format_mean_range, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish, label_ends
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
@@ -144,8 +145,8 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = accuracies(table[table["variant"] == "fa"], "lam")
-    others = accuracies(table[table["variant"] != "fa"])
+    final = final_accuracies(table[table["variant"] == "fa"], "variant", "lam")
+    others = final_accuracies(table[table["variant"] != "fa"], "variant", "f")
     base = mean(final["fa", 0])
     harmless = [mean(final["fa", lam]) >= base - margin for lam in LAMBDAS[1:]]
     ranges = [both for both in pairwise(harmless) if all(both)]

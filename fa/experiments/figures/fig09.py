@@ -14,7 +14,7 @@ from fa.experiments.reporting.claims import MAX_LOSS, Claim, format_mean_range, 
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
@@ -113,9 +113,9 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
         times: Milliseconds of one aggregation by number of workers and rule, which are added to the text.
         chance: Accuracy of guessing.
     """
-    last = last_points(table).groupby(["variant", "workers", "f"])["test_accuracy"].apply(list)
-    final = {(p, f): last["fa", p, f] for p, f in CROWDS}
-    ceiling = last["mean", 15, 0]
+    every = final_accuracies(table, "variant", "workers", "f")
+    final = {(p, f): every["fa", p, f] for p, f in CROWDS}
+    ceiling = every["mean", 15, 0]
     costs = times[times["rule"] == "fa"].set_index("workers")["milliseconds"]
     measured = ", ".join(f"p = {p}, f = {f}: {format_mean_range(values)}" for (p, f), values in final.items())
     durations = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())

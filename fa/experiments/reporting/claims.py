@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.equivalence import LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.results import last_points
 from fa.experiments.runs.variants import RIVALS, VARIANTS
 
 if TYPE_CHECKING:
@@ -188,28 +187,6 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
     return table.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
 
 
-def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[float]]:
-    """Return final test accuracies by (variant, value of the column `by`), in the order of the seeds.
-
-    At each value only the seeds that all its variants have are used, so that accuracies are paired by seed.
-
-    Args:
-        table: The curves, one row a point.
-        by: Column of the second key.
-
-    Returns:
-        Accuracies by key, one per seed.
-    """
-    last = last_points(table).sort_values("seed", kind="stable")
-    variants = last.groupby(by)["variant"].transform("nunique")
-    last = last[last.groupby([by, "seed"])["variant"].transform("nunique") == variants]
-    final: dict[tuple[str, Any], list[float]] = {}
-    columns = (last[name].tolist() for name in ("variant", by, "test_accuracy"))
-    for variant, value, accuracy in zip(*columns, strict=True):
-        final.setdefault((variant, value), []).append(accuracy)
-    return final
-
-
 def format_mean_range(values: Sequence[float]) -> str:
     """Format final accuracies with three decimals.
 
@@ -263,7 +240,7 @@ def lead(final: Mapping[tuple[str, Any], Sequence[float]], value: Any, symbol: s
     """Compare FA with its best rival.
 
     Args:
-        final: Final accuracies; see `accuracies`.
+        final: Final accuracies; see `final_accuracies`, with the columns "variant" and one more.
         value: Value of their second key.
         symbol: Symbol of that key for texts, as in "f".
 
