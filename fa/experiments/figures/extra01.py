@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra01_what_makes_fa_work"
+NO_RULES = "it varies FA's options"
+NO_ATTACK = "it compares attacks for which its regimes were chosen"
 F = 3
 EQUAL = {"preaggregators": ("median_norm",)}
 PAIRS = {

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra04_who_was_trusted"
+NO_RULES = "its detectors belong to certain rules; fa plot shows the decisions of any rule"
+NO_ATTACK = "it compares attacks that it has names for"
 F = 3
 MIN_DETECTION = 0.9  # Precision or recall from which Byzantine workers count as detected.
 UNIT_MEAN = "Mean of unit gradients"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra05_combined"
+NO_ATTACK = "it compares two attacks"
 F = 3
 ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
 PAIRS = {

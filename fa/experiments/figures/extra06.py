@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
 from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import for_profile
-from fa.experiments.runs.recording import MIN_MINIBATCHES
+from fa.experiments.runs.recording import MIN_MINIBATCHES, watch
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Cell, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
@@ -23,7 +24,7 @@ from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure
 from fa.rules import Rule, make_rule
 from fa.training.config import TrainConfig
-from fa.training.loop import Progress, train
+from fa.training.loop import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra06_subspace"
+NO_RULES = "it compares FA with the mean of unit gradients"
+NO_ATTACK = "its test is specified for four attacks"
 
 RELEASED, FIVE, SPAN, CONTROL = "FA as released", "FA, five steps", "span of m random workers", "Mean of unit gradients"
 _RANDOM_SPAN: dict[str, Any] = {"preaggregators": ("unit", "random_span")}
@@ -131,28 +134,26 @@ def cosines(study: Study) -> DataFrame:
         if cell.case.label == RELEASED:
             first.setdefault((cell.config.attack, cell.config.byzantine), cell.config)
     columns = ["attack", "f", "formulation", "seed", "iteration", "cosine"]
-    return pandas.DataFrame([row for config in first.values() for row in _watch(config)], columns=columns)
+    rows = []
+    for config in first.values():
+        device = config.device if torch.cuda.is_available() else "cpu"
+        rows += watch(replace(config, device=device), partial(_compare, config, _rules(config)))[0]
+    return pandas.DataFrame(rows, columns=columns)
 
 
-def _watch(config: TrainConfig) -> list[dict[str, Any]]:
-    rules = {
-        name: make_rule(VARIANTS[key].rule, f=config.rule_f, **dict(VARIANTS[key].options))
-        for name, key in FORMULATIONS.items()
-    } | {SPAN: make_rule("mean", f=config.rule_f, seed=config.seed, **_RANDOM_SPAN)}
-    rows: list[dict[str, Any]] = []
+def _rules(config: TrainConfig) -> dict[str, Rule]:
+    rules = {name: VARIANTS[key].make_rule(config.rule_f) for name, key in FORMULATIONS.items()}
+    return rules | {SPAN: make_rule("mean", f=config.rule_f, seed=config.seed, **_RANDOM_SPAN)}
 
-    def look(progress: Progress) -> None:
-        gram, finite = measure(progress.G)
-        if not finite.all():
-            return
-        about = {"attack": config.attack, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
-        for name, rule in rules.items():
-            weights = _weights(rule, progress)
-            rows.append(about | {"formulation": name, "cosine": cosine_with_unit_mean(gram, weights)})
 
-    device = config.device if torch.cuda.is_available() else "cpu"
-    train(replace(config, device=device), progress=look, threads=1)
-    return rows
+def _compare(config: TrainConfig, rules: Mapping[str, Rule], progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yield the cosines of one iteration, unless a gradient has NaN or Inf."""
+    gram, finite = measure(progress.G)
+    if not finite.all():
+        return
+    about = {"attack": config.attack, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
+    for name, rule in rules.items():
+        yield about | {"formulation": name, "cosine": cosine_with_unit_mean(gram, _weights(rule, progress))}
 
 
 def _weights(rule: Rule, progress: Progress) -> Float64[np.ndarray, " p"]:

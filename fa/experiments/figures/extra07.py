@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra07_rate_or_subspace"
+NO_RULES = "it compares FA with Multi-Krum and its controls"
 F = 3
 SEED = 2021
 RATE_FACTOR = 0.25  # Factor of the profile's learning rate.

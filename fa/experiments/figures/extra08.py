@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra08_batch_sizes"
+NO_RULES = "it compares weights of FA's workers"
+NO_ATTACK = "it compares two attacks with none"
 WORKERS = 15
 SIZES = {"smoke": (1, 16), "quick": (4, 64), "cpu": (4, 64), "paper": (16, 256)}
 """Batch sizes of even and of odd ranks, by profile: as many images in all as with equal batches, up to a tenth."""

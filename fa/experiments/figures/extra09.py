@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra09_options_of_the_paper"
+NO_RULES = "it varies FA's options"
+NO_ATTACK = "it shows the paper's attack"
 F = 3
 ATTACK, HEADING = "random", "random in [0, 1)"
 DEFAULT = VARIANTS["fa_default"].label

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra10_noise_levels"
+NO_RULES = "it varies the noise for four rules"
+NO_ATTACK = "its workers train on augmented data and send their gradients"
 F = 3
 RULES = ("fa", "multi_krum", "median", "mean")
 LEVELS = MappingProxyType(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra11_in_front_of_rules"
+NO_RULES = "it judges FA in front of the paper's rules"
 F = 3
 OTHERS = PAPER_RULES[1:]
 """The paper's rules without FA."""

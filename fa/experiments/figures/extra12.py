@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra12_unreached_coordinates"
+NO_RULES = "it compares two attacks on the paper's rules"
+NO_ATTACK = "it compares two attacks"
 F = 3
 ATTACKS = EVERYWHERE, REACHED = "random", "random_reached"
 ORDER_STATISTICS = ("median", "meamed", "phocas", "trimmed_mean")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig02_mean_tolerance"
+NO_RULES = "it shows the mean alone"
 F_VALUES = (0, 1, 2, 3)
 MAX_RELATIVE_ACCURACY = 0.5  # Share of the accuracy without Byzantine workers: at or below it, the impact is heavy.
 _PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # The released code's settings for this figure.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig06a_packet_loss"
+NO_ATTACK = "its faults are links that lose packets"
 RULES = (*PAPER_RULES, "mean")
 F = 3
 _SETTINGS = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig07_augmented_data"
+NO_ATTACK = "its workers train on augmented data and send their gradients"
 SCHEMES = {
     "lv": "Lotka-Volterra, all images",
     "half": "Lotka-Volterra, half",

@@ -18,7 +18,6 @@ from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
-from fa.rules import make_rule
 from fa.utils.timing import call_seconds
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig09_scaling"
+NO_RULES = "it shows FA alone, at several sizes"
 CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # Pairs (p, f); the last has the largest f of the paper's text.
 ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
 TIMED_CALLS = 20  # Number of timed calls per rule.
@@ -72,8 +72,7 @@ def server_times(study: Study) -> DataFrame:
     for cell in {cell.case.columns["workers"]: cell for cell in study.cells if cell.variant == "fa"}.values():
         G = record(cell.config, at=(1,))[1]
         for name in RULES:
-            variant = VARIANTS[name]
-            rule = make_rule(variant.rule, f=cell.config.rule_f, **dict(variant.options))
+            rule = VARIANTS[name].make_rule(cell.config.rule_f)
             milliseconds = 1000 * median(call_seconds(partial(rule, G), TIMED_CALLS))
             rows.append({"workers": len(G), "n": G.shape[1], "rule": name, "milliseconds": milliseconds})
     return pandas.DataFrame(rows)

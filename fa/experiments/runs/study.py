@@ -105,6 +105,7 @@ class Study:
         seed_caption: How the figure shows several seeds.
         attack: Attack instead of the figure's.
         unfinished: Cases that are not shown because their runs are not finished.
+        live: Whether the figure's module trains the runs while it looks at their gradients: a sweep does nothing.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Study:
     seed_caption: str = " (line: mean, band: range)"
     attack: str | None = None
     unfinished: tuple[str, ...] = ()
+    live: bool = False
 
     @property
     def configs(self) -> list[TrainConfig]:
@@ -143,9 +145,9 @@ class Study:
             shard: The part i/k of the runs; default: all.
 
         Returns:
-            One outcome for each configuration.
+            One outcome for each configuration; none for a live study.
         """
-        return sweep(self.shard(shard), self.store, jobs, progress, self.worker_processes)
+        return [] if self.live else sweep(self.shard(shard), self.store, jobs, progress, self.worker_processes)
 
     def shard(self, text: str | None) -> list[TrainConfig]:
         """Return the configurations of the shard i/k, or all.
