@@ -362,7 +362,7 @@ def results(study: Study, folder: Path) -> Results:
 
 
 def test_a_saved_figure_has_its_numbers_and_its_provenance(tmp_path: Path) -> None:
-    study = fig02.study("smoke")
+    study = fig02.study("smoke", seeds=[2022])
     numbers = table({(cell.variant, cell.config.byzantine): 0.5 for cell in study.cells})
     kept = results(study, tmp_path)
     digests = []
@@ -383,7 +383,7 @@ def test_a_saved_figure_has_its_numbers_and_its_provenance(tmp_path: Path) -> No
     assert about["settings"] == kept.study.title()
     assert about["commit"]
     assert about["seconds_of_training"] == 4
-    assert about["command"] is None  # not all of the profile's runs
+    assert about["command"] is None  # the seed is not the profile's
     for config in about["runs"].values():
         TrainConfig.from_json(json.dumps(config))
 
@@ -598,6 +598,11 @@ def test_provenance_has_the_command_of_a_profile_as_it_is(tmp_path: Path) -> Non
         "cuda",
     ]
     assert provenance(Results(fig02.study("smoke", tmp_path, lr=0.2), {}, 1.0, ()))["command"] is None
+    finished = replace(study, unfinished=("f = 3: all",)).command
+    assert finished == f"fa reproduce --profile smoke --finished {fig02.NAME}"
+    assert fig02.study("smoke", tmp_path, seeds=[2021]).command == study.command
+    assert fig02.study("smoke", tmp_path, seeds=[2021, 2022]).command is None  # the profile has one seed
+    assert fig04.study("smoke", tmp_path, variants=["fa", "mean"]).command is None
 
 
 def test_versions_and_hardware_are_those_of_the_runs_and_not_of_the_drawing(tmp_path: Path) -> None:

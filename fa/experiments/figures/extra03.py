@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import MIN_GAIN, RULES, SAME_LENGTH, SHORT, UNIT_OPTIONS, make_extra
@@ -67,8 +68,10 @@ def study(
         for name in attacks:
             grid += [Case(key, f, {"attack": name}, seeds=case_seeds) for key in keys]
             grid.append(Case("fa_default", f, {"attack": name}, UNIT_OPTIONS, case_seeds, SAME_LENGTH))
-    folder = figures_dir(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
-    return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
+    added = [f"--attack {name}" for name in attacks if name not in ATTACKS]
+    folder = figures_dir(profile, out, custom=True) if added else out
+    study = make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
+    return study if study.command_options is None else replace(study, command_options=(*study.command_options, *added))
 
 
 def cells(table: DataFrame, f: int) -> DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.paths import figures_dir
@@ -68,7 +69,8 @@ def study(
     grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or F_VALUES for key in keys]
     if out is None and (variants or faulty):
         out = figures_dir(profile, custom=True)
-    return make_study(NAME, profile, grid, out, seeds, **overrides)
+    study = make_study(NAME, profile, grid, out, seeds, **overrides)
+    return replace(study, command_options=None) if variants or faulty else study
 
 
 def draw(table: DataFrame, title: str) -> Figure:
