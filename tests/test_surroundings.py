@@ -130,8 +130,8 @@ def test_texts_of_a_copied_figure_are_no_markup(tmp_path: Path) -> None:
 class NanLoss:
     """A transport of which two of four workers are gone, and one sends a loss of NaN."""
 
-    def gradients(self, iteration: int, parameters: torch.Tensor) -> GatheredGradients:
-        G = torch.ones(4, len(parameters))
+    def gradients(self, iteration: int) -> GatheredGradients:
+        G = torch.ones(4, 3)
         G[:2] = torch.nan
         return GatheredGradients(G, torch.tensor(torch.nan), {0: "its process has ended", 1: "its process has ended"})
 

@@ -25,7 +25,6 @@ from fa.experiments.runs.variants import PAPER_RULES
 from fa.gradients import read
 from fa.gradients.measurement import measure
 from fa.gradients.memory_map import open_gradients
-from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator
 from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.training.config import TrainConfig
@@ -248,7 +247,7 @@ def _directions(G: Tensor, f: int, rules: Sequence[str]) -> tuple[dict[str, Tens
     keys = (*OTHERS, *register_rules(rules))
     for key in keys:
         variant = variant_of(key)
-        rule = make_rule(variant.rule, f=f, **dict(variant.options))
+        rule = variant.make_rule(f)
         try:
             rule.check_workers(len(G))
         except ValueError as error:
