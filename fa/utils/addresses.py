@@ -23,6 +23,9 @@ def parse_address(name: str, text: str) -> tuple[str, int]:
         name: Name of the argument, for the message.
         text: HOST:PORT, or [HOST]:PORT with an IPv6 address.
 
+    Returns:
+        Host and port.
+
     Raises:
         ValueError: The host is empty or the port is no number below 65536.
 
