@@ -52,7 +52,7 @@ def format_address(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True if a host's name or address is one of loopback.
+    """Return True if a host's name or address is one of loopback.
 
     Args:
         host: Name or address of a host.
@@ -122,7 +122,7 @@ def _interface_of(address: str, probe: socket.socket) -> str | None:
 
 
 def same_user(connection: Any) -> bool:
-    """True if the other end of a loopback connection belongs to this process's user, or to root.
+    """Return True if the other end of a loopback connection belongs to this process's user, or to root.
 
     Linux alone shows that. Elsewhere every user counts as the same.
 
