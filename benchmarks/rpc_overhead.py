@@ -170,7 +170,7 @@ def main() -> None:
     gathering = Gathering(runs[0])
     listener = create_listener(LOOPBACK, 0)
     tcp = TcpTransport(RoundServer(runs[0], gathering, TcpConfig(), None), gathering, listener, None, over_tcp.timer)
-    by_rpc = rpc.RpcTransport(runs[1], RpcConfig())
+    by_rpc = rpc.RpcTransport(runs[1], Gathering(runs[1]), RpcConfig())
     rpc.set_active(by_rpc)
     store, port = connection.create_store(LOOPBACK, 0)
     ports = listener.getsockname()[1], port, free_port()

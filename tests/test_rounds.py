@@ -42,7 +42,7 @@ def finish(state: Rounds[str]) -> dict[int, str]:
     state.end()
     if not state.complete:
         state.pass_deadline()
-    return state.missing()
+    return state.outcome(math.inf).missing
 
 
 def states(state: Rounds[str]) -> list[WorkerState]:
@@ -58,18 +58,15 @@ def test_a_run_of_two_rounds_and_its_end() -> None:
         assert send(state, rank, loss=torch.tensor(float(rank)), seconds=rank / 10) == []
     assert state.complete
     assert finish(state) == {}
-    assert state.pop_arrivals() == [2, 0, 1]
+    assert state.delivered == [0, 1, 2]
     assert [(slot.loss, slot.seconds) for slot in state.slots] == [(torch.tensor(float(r)), r / 10) for r in range(P)]
     assert state.begin(1) == [Reply(rank, "after 0", 1) for rank in range(P)]
-    assert state.pop_arrivals() == state.delivered == []
+    assert state.delivered == []
     for rank in range(P):
         send(state, rank, 1)
     assert finish(state) == {}
     assert state.close() == [Reply(rank, "after 1", None) for rank in range(P)]
-    for rank in range(P):
-        assert not state.finished
-        state.acknowledge(rank)
-    assert state.finished
+    assert state.excluded == []
 
 
 def test_workers_that_do_not_join_are_excluded_until_they_do() -> None:
@@ -92,8 +89,6 @@ def test_a_second_process_of_a_rank_replaces_the_first() -> None:
     assert join(state, 0, "second") == [Reply(0, "first", None)]
     state.first_process_ended(0, "ended")  # only first processes are watched
     assert state.slots[0].state is WorkerState.WAITING
-    state.acknowledge(0)  # the first process exits, although the run is not over
-    assert state.slots[0].state is WorkerState.WAITING
     assert state.begin(0)[0] == Reply(0, "second", 0, with_state=True)
 
 
@@ -106,7 +101,7 @@ def test_a_second_process_during_a_copy_works_on_the_open_round() -> None:
     state.deliver(first)
     assert state.request(0, "first again") == []
     assert send(state, 0) == [Reply(0, "first again", None)]  # its gradient is the rank's second one: discarded
-    assert state.pop_arrivals() == [0]
+    assert state.delivered == [0]
 
 
 def test_a_late_gradient_is_discarded() -> None:
@@ -233,7 +228,7 @@ def test_a_gradient_in_transfer_when_the_quorum_is_reached_is_used() -> None:
     assert state.receiving
     state.deliver(late)
     assert not state.receiving
-    assert list(state.missing()) == [2]
+    assert list(state.outcome(math.inf).missing) == [2]
 
 
 def test_the_deadline_excludes_silent_workers_until_their_return() -> None:
@@ -324,8 +319,6 @@ def test_the_end_of_a_run_waits_for_no_excluded_worker(happens: Callable[[Rounds
     state = rounds()
     happens(state)
     assert state.close() == []
-    assert state.finished
+    assert state.excluded == [0, 1, 2]
     assert send(state, 0) == [Reply(0, "after 0", None)]  # it returns when all is over
-    assert not state.finished
-    state.acknowledge(0)
-    assert state.finished
+    assert state.excluded == [1, 2]

@@ -30,6 +30,7 @@ from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
 from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
+from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc import connection, server
 from fa.training.transports.rpc import worker as over_rpc
@@ -491,7 +492,8 @@ def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, hos
 def small_transport(**options: Any) -> RpcTransport:
     model = models.build("convnet", 1, 10, 28, seed=0)
     config = replace(SMALL, rule="median", workers=2, byzantine=0)
-    return RpcTransport(ServedRun(model, config, flatten(model), **options), RpcConfig())
+    run = ServedRun(model, config, flatten(model), **options)
+    return RpcTransport(run, Gathering(run), RpcConfig())
 
 
 @pytest.mark.parametrize("rank", [-1, 2, 0.5, "0", None, True, torch.tensor(0)])
@@ -617,11 +619,28 @@ def test_of_two_processes_of_a_rank_the_later_stays() -> None:
     assert not second.done()
 
 
+def test_the_end_waits_until_every_worker_has_acknowledged_it_or_is_excluded() -> None:
+    """A process that another one has replaced acknowledges earlier, which does not count."""
+    transport = small_transport()
+    for rank in range(2):
+        transport.exchange(GradientMessage(rank, NEW, torch.ones(1), torch.ones(()), []))
+    transport.acknowledge(0)
+    ending = threading.Thread(target=transport.close)
+    ending.start()
+    transport.leave(1, "it is excluded")
+    ending.join(0.5)
+    assert ending.is_alive()
+    transport.acknowledge(0)
+    ending.join(4)
+    assert not ending.is_alive()
+
+
 def test_a_gradient_of_another_length_is_left_out() -> None:
     config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
     model = models.build("convnet", 1, 10, 28, seed=0)
     parameters = flatten(model)
-    transport = RpcTransport(ServedRun(model, config, parameters, needs_gram=True), RpcConfig())
+    run = ServedRun(model, config, parameters, needs_gram=True)
+    transport = RpcTransport(run, Gathering(run), RpcConfig())
 
     def send(rank: int, iteration: int, length: int) -> None:
         transport.exchange(GradientMessage(rank, iteration, torch.ones(length), torch.ones(()), []))

@@ -155,10 +155,10 @@ def _transport(
         return nullcontext(SimulatedTransport(model, dataset, config, parameters, attack))
     run = ServedRun(model, config, parameters, dataset.checksum, rule.needs_gram, timer, attack)
     if isinstance(server, TcpConfig):
-        from fa.training.transports.tcp.launch import serve as serve_tcp
+        from fa.training.transports.tcp.launch import serve_tcp
 
         return serve_tcp(run, server)
-    from fa.training.transports.rpc.launch import serve as serve_rpc
+    from fa.training.transports.rpc.launch import serve_rpc
 
     return serve_rpc(run, server)
 

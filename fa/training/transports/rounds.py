@@ -33,7 +33,6 @@ class WorkerState(Enum):
     RECEIVING = auto()  # the transport copies its gradient
     DELIVERED = auto()  # its gradient of this round has been copied
     EXCLUDED = auto()  # no round waits for it before its next message
-    FINISHED = auto()  # it has acknowledged the end of the run
 
 
 @dataclass
@@ -116,7 +115,6 @@ class Rounds(Generic[Request]):
         """
         self.slots: list[WorkerSlot[Request]] = [WorkerSlot() for _ in range(workers)]
         self.iteration: int | None = None  # of the open round
-        self.arrivals: list[int] = []  # ranks in the order of delivery, until `pop_arrivals`
         self._gradient = gradient
         self._statistics = statistics
         self._quorum = quorum or workers
@@ -178,7 +176,6 @@ class Rounds(Generic[Request]):
         """
         slot = self.slots[message.rank]
         slot.state, slot.loss, slot.seconds = WorkerState.DELIVERED, message.loss, message.seconds
-        self.arrivals.append(message.rank)
 
     def request(self, rank: int, request: Request) -> list[Reply[Request]]:
         """Register a worker's request for its next iteration.
@@ -242,17 +239,11 @@ class Rounds(Generic[Request]):
             The replies.
         """
         self.iteration = iteration
-        self.arrivals.clear()
         for slot in self.slots:
             slot.loss, slot.seconds = None, 0.0
             if slot.state in (WorkerState.DELIVERED, WorkerState.WAITING):
                 slot.state = WorkerState.EXCLUDED if slot.reason else WorkerState.COMPUTING
         return self._pop_requests(iteration)
-
-    def pop_arrivals(self) -> list[int]:
-        """Return the ranks that have delivered since the last call, in order of delivery."""
-        arrivals, self.arrivals = self.arrivals, []
-        return arrivals
 
     def end(self) -> None:
         """Close the round: accept no further gradient. Those being received are still to be delivered."""
@@ -270,34 +261,21 @@ class Rounds(Generic[Request]):
         """
         self._exclude_unless(WorkerState.WAITING, f"has not joined within {seconds:g} s")
 
-    def missing(self) -> dict[int, str]:
-        """Return the reason for each rank without a gradient in the round that has ended."""
-        late = f"not among the fastest {self._quorum}"
-        delivered = self.delivered
-        return {rank: slot.reason or late for rank, slot in enumerate(self.slots) if rank not in delivered}
-
     def outcome(self, elapsed: float) -> Outcome:
         """Return what the round that has ended has brought.
 
         Args:
             elapsed: Seconds since the round began, which bound the times that workers report.
         """
-        losses = {rank: loss for rank in self.delivered if (loss := self.slots[rank].loss) is not None}
-        return Outcome(self.missing(), losses, min(max(slot.seconds for slot in self.slots), elapsed))
+        late, delivered = f"not among the fastest {self._quorum}", self.delivered
+        missing = {rank: slot.reason or late for rank, slot in enumerate(self.slots) if rank not in delivered}
+        losses = {rank: loss for rank in delivered if (loss := self.slots[rank].loss) is not None}
+        return Outcome(missing, losses, min(max(slot.seconds for slot in self.slots), elapsed))
 
     def close(self) -> list[Reply[Request]]:
         """End the run; returns the replies to all pending requests."""
         self._closed = True
         return self._pop_requests(None)
-
-    def acknowledge(self, rank: int) -> None:
-        """Record that a process exits. Before the end of the run it is one that another process has replaced.
-
-        Args:
-            rank: Rank of the process.
-        """
-        if self._closed:
-            self.slots[rank].state = WorkerState.FINISHED
 
     @property
     def joined(self) -> bool:
@@ -321,9 +299,9 @@ class Rounds(Generic[Request]):
         return [rank for rank, slot in enumerate(self.slots) if slot.state is WorkerState.DELIVERED]
 
     @property
-    def finished(self) -> bool:
-        """True if every rank has acknowledged the end of the run or is excluded."""
-        return all(slot.reason or slot.state is WorkerState.FINISHED for slot in self.slots)
+    def excluded(self) -> list[int]:
+        """Ranks that are excluded, or will be once their delivered gradients have been used."""
+        return [rank for rank, slot in enumerate(self.slots) if slot.reason]
 
     def _pop_request(self, rank: int, iteration: int | None) -> list[Reply[Request]]:
         """Reply to the rank's pending request, if any."""

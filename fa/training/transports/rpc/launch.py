@@ -6,8 +6,10 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from fa.training.transports.base import RpcConfig, ServedRun
+from fa.training.transports.gathering import Gathering
 from fa.training.transports.processes import spawn_workers
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc.server import RpcTransport, clear_active, set_active
@@ -20,7 +22,7 @@ _FILES = 34  # that TensorPipe opens in the server for each worker: 31 were coun
 
 
 @contextmanager
-def serve(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
+def serve_rpc(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
     """Serve a run from this process; the context begins once the workers have joined.
 
     Args:
@@ -37,7 +39,8 @@ def serve(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
     raise_file_limit("workers", workers, _FILES)
     with ExitStack() as stack:
         inbox = stack.enter_context(_open_inbox(options, workers, len(run.parameters)))
-        transport = RpcTransport(run, options, inbox)
+        gathering = Gathering(replace(run, needs_gram=False) if inbox else run)  # Datagrams arrive interleaved.
+        transport = RpcTransport(run, gathering, options, inbox)
         set_active(transport)
         stack.callback(clear_active)
         if options.external_store:

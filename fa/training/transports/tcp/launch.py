@@ -20,7 +20,7 @@ from fa.utils.open_files import raise_file_limit
 
 
 @contextmanager
-def serve(run: ServedRun, options: TcpConfig) -> Iterator[TcpTransport]:
+def serve_tcp(run: ServedRun, options: TcpConfig) -> Iterator[TcpTransport]:
     """Serve a run from this process; the context begins once the workers have joined.
 
     Args:
