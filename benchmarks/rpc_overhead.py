@@ -23,11 +23,12 @@ from fa.rules import make_rule
 from fa.training import TrainConfig
 from fa.training.optimizer import SGD
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import LOOPBACK, RpcConfig, ServedRun, TcpConfig, Transport
+from fa.training.transports.base import ServedRun, Transport
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc import server as rpc
+from fa.training.transports.server_config import LOOPBACK, RpcConfig, TcpConfig
 from fa.training.transports.tcp.link import connect
 from fa.training.transports.tcp.messages import TOKEN_SIZE, Header, Kind, byte_views, digest
 from fa.training.transports.tcp.server import RoundServer

@@ -17,7 +17,7 @@ from fa.data import load
 from fa.training import TrainConfig, train
 from fa.training.attack import configured_attack
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import RpcConfig
+from fa.training.transports.server_config import RpcConfig
 from fa.training.worker import Worker, make_workers
 
 SHORT: dict[str, Any] = {"workers": 7, "byzantine": 2, "iterations": 2, "batch": 4}

@@ -27,10 +27,11 @@ from fa.experiments.runs.sweep import sweep
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.checkpoint import read, write
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc.server import RpcTransport
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from tests.processes import beside, build_normed, free_port, normed_tcp_worker, normed_worker
 
 CONFIG = TrainConfig(

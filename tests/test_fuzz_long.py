@@ -25,8 +25,9 @@ from fa.training import TrainConfig, train
 from fa.training.checkpoint import read
 from fa.training.parameter_vector import flatten
 from fa.training.transports import udp
-from fa.training.transports.base import ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
+from fa.training.transports.server_config import TcpConfig
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.messages import HEADER_SIZE, MAX_TEXT, NO_RUN, TOKEN_SIZE, Header, Kind, ProtocolError
 from fa.training.transports.tcp.server import RoundServer

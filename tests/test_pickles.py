@@ -25,7 +25,7 @@ from fa.rules.preaggregators import STEPS, StepContext, make_step
 from fa.theory import algorithm1_line5, optimality, quantization
 from fa.training import TrainConfig, train
 from fa.training.records import UnwrittenRunError
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.tcp.link import Refused
 from fa.training.transports.tcp.messages import Header, Kind
 from fa.utils.validation import TooFewWorkersError

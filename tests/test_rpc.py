@@ -29,12 +29,13 @@ from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc import connection, server
 from fa.training.transports.rpc import worker as over_rpc
 from fa.training.transports.rpc.server import RpcTransport, exchange
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.tcp import worker as over_tcp
 from fa.training.worker import Worker
 from fa.utils.forkserver import exit_when_parent_dies
@@ -408,7 +409,7 @@ def test_garbage_at_a_port_of_rpc_may_end_the_server(tmp_path: Path, name: str) 
 
 SERVER = """
 from fa.training import TrainConfig, train
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 
 def tell(state):
     if state.iteration == 2:

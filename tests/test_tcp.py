@@ -28,8 +28,9 @@ from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.tcp import link, listener
 from fa.training.transports.tcp.keys import create_keys, worker_context
 from fa.training.transports.tcp.messages import (
@@ -699,7 +700,7 @@ def test_a_loss_that_alone_is_not_finite_excludes_its_worker() -> None:
 
 UNGUARDED = """
 from fa.training import TrainConfig, train
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 
 config = TrainConfig(rule="median", workers=2, byzantine=0, iterations=2, batch=4)
 print(len(train(config, {server}).curve))

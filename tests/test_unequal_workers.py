@@ -17,7 +17,7 @@ from fa.data.batches import minibatch
 from fa.data.splits import by_class, gamma_similarity
 from fa.training import TrainConfig, train
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import worker_partitions
 from fa.utils import seeds

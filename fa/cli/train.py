@@ -23,7 +23,7 @@ from fa.utils.validation import check
 if TYPE_CHECKING:
     from fa.training import Progress, Run
     from fa.training.records import UnwrittenRunError
-    from fa.training.transports.base import RpcConfig, TcpConfig
+    from fa.training.transports.server_config import RpcConfig, TcpConfig
 
 _SERVER = ("listen", "keys", "deadline", "quorum", "gradients", "lost")
 _CHECKPOINT = ("checkpoint", "checkpoint_every")
@@ -157,7 +157,7 @@ def _server(backend: str, place: TorchrunEnv | None, settings: dict[str, Any]) -
 
 def _announce(server: TcpConfig | RpcConfig, workers: int) -> None:
     """Say where workers that are started elsewhere are awaited, and which peers can join."""
-    from fa.training.transports.base import RpcConfig
+    from fa.training.transports.server_config import RpcConfig
 
     click.echo(f"awaiting {workers} workers at {format_address(server.host, server.port)}", err=True)
     if isinstance(server, RpcConfig):
@@ -169,7 +169,7 @@ def _announce(server: TcpConfig | RpcConfig, workers: int) -> None:
 def _rpc_config(
     place: TorchrunEnv | None, listen: str | None = None, keys: Path | None = None, **options: Any
 ) -> RpcConfig:
-    from fa.training.transports.base import RpcConfig
+    from fa.training.transports.server_config import RpcConfig
 
     check("keys", keys, keys is None, "omitted with rpc and torchrun, which have no authentication", "Use tcp.")
     fields = {"gradients": "channel", "lost": "loss_fill"}
@@ -184,7 +184,7 @@ def _rpc_config(
 
 
 def _tcp_config(listen: str | None = None, gradients: str = "rpc", **options: Any) -> TcpConfig:
-    from fa.training.transports.base import TcpConfig
+    from fa.training.transports.server_config import TcpConfig
 
     check("backend", "tcp", gradients == "rpc" and "lost" not in options, "'rpc' with datagrams")
     if listen is None:

@@ -23,7 +23,8 @@ from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import Buffers
 from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
 from fa.training.schedule import schedule
-from fa.training.transports.base import GatheredGradients, RpcConfig, ServedRun, TcpConfig, Transport
+from fa.training.transports.base import GatheredGradients, ServedRun, Transport
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import build_model, load_dataset, parse_recipe, worker_partitions
 from fa.utils.ambient import usual_settings
@@ -136,7 +137,7 @@ def _checked(config: TrainConfig, server: TcpConfig | RpcConfig | None) -> tuple
     attack = configured_attack(config)
     parse_recipe(config, attack)
     if server is not None:
-        server.check(config)
+        server.check_run(config)
     return rule, attack
 
 

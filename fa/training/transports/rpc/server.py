@@ -12,10 +12,11 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 import fa
-from fa.training.transports.base import RpcConfig, ServedRun
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.process_transport import CLOSE_TIMEOUT, ProcessTransport
 from fa.training.transports.rounds import GradientMessage, Outcome, Reply, Rounds
+from fa.training.transports.server_config import RpcConfig
 from fa.training.transports.udp import Inbox
 from fa.utils.validation import check, printable
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 import fa
-from fa.training.transports.base import ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage, Outcome, Reply, Rounds
+from fa.training.transports.server_config import TcpConfig
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.keys import is_of_rank
 from fa.training.transports.tcp.messages import (
