@@ -71,7 +71,7 @@ def test_same_trajectory_as_the_simulation(rule: str, kind: Kind) -> None:
 
 @pytest.mark.parametrize("lost", ["zero", "previous"])
 def test_datagrams_over_loopback_lose_nothing_and_give_the_simulations_numbers(lost: str) -> None:
-    there, seen = losses(SMALL, RpcConfig(channel="udp", loss_fill=lost))
+    there, seen = losses(SMALL, RpcConfig(gradients="udp", lost=lost))
     here, expected = losses(SMALL, None)
     assert seen == expected
     assert there.workers == here.workers  # where a loss would be told
@@ -87,12 +87,12 @@ def test_mixed_precision_and_accumulated_gradients_are_the_simulations_bits(kind
 
 
 def test_what_datagrams_need_is_told() -> None:
-    with pytest.raises(ValueError, match=r"^channel must be .*\brpc, udp\b.*'tcp'"):
-        RpcConfig(channel="tcp")
-    with pytest.raises(ValueError, match=r"^loss_fill must be .*\bzero, previous\b.*'mean'"):
-        RpcConfig(channel="udp", loss_fill="mean")
-    with pytest.raises(ValueError, match=r"^channel must be .*'udp'.*'previous'.*'rpc'"):
-        RpcConfig(loss_fill="previous")
+    with pytest.raises(ValueError, match=r"^gradients must be .*\brpc, udp\b.*'tcp'"):
+        RpcConfig(gradients="tcp")
+    with pytest.raises(ValueError, match=r"^lost must be .*\bzero, previous\b.*'mean'"):
+        RpcConfig(gradients="udp", lost="mean")
+    with pytest.raises(ValueError, match=r"^gradients must be .*'udp'.*'previous'.*'rpc'"):
+        RpcConfig(lost="previous")
 
 
 def at(iteration: int, act: Callable[[], None]) -> Callable[[Progress], None]:

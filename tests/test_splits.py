@@ -161,7 +161,7 @@ def test_worker_momentum_is_byzfls() -> None:
 def test_over_processes_the_numbers_are_the_simulations(gradients: str) -> None:
     config = replace(SMALL, **UNEQUAL, worker_momentum=0.9 if gradients == "rpc" else 0.0)
     seen: list[list[float]] = [[], []]
-    for losses, rpc in zip(seen, (None, RpcConfig(channel=gradients)), strict=True):
+    for losses, rpc in zip(seen, (None, RpcConfig(gradients=gradients)), strict=True):
         train(config, threads=1, server=rpc, progress=lambda state, own=losses: own.append(float(state.loss)))
     assert seen[0] == seen[1]
 
@@ -169,4 +169,4 @@ def test_over_processes_the_numbers_are_the_simulations(gradients: str) -> None:
 def test_momenta_do_not_come_as_datagrams() -> None:
     """What is lost on the way would be lost from the momentum that a new process of that rank goes on from."""
     with pytest.raises(ValueError, match=r"^worker_momentum must be .*\b0\.9\b"):
-        train(replace(SMALL, worker_momentum=0.9), server=RpcConfig(channel="udp"))
+        train(replace(SMALL, worker_momentum=0.9), server=RpcConfig(gradients="udp"))

@@ -172,21 +172,20 @@ def _rpc_config(
     from fa.training.transports.server_config import RpcConfig
 
     check("keys", keys, keys is None, "omitted with rpc and torchrun, which have no authentication", "Use tcp.")
-    fields = {"gradients": "channel", "lost": "loss_fill"}
-    settings = {fields.get(option, option): value for option, value in options.items()}
     if place is not None:
         check("listen", listen, listen is None, "omitted with torchrun, which sets the address")
-        return RpcConfig(place.host, place.port, spawn_workers=False, external_store=place.external_store, **settings)
+        return RpcConfig(place.host, place.port, spawn_workers=False, external_store=place.external_store, **options)
     if listen is None:
-        return RpcConfig(**settings)
+        return RpcConfig(**options)
     host, port = parse_address("listen", listen)
-    return RpcConfig(host=host, port=port, spawn_workers=False, **settings)
+    return RpcConfig(host=host, port=port, spawn_workers=False, **options)
 
 
-def _tcp_config(listen: str | None = None, gradients: str = "rpc", **options: Any) -> TcpConfig:
+def _tcp_config(listen: str | None = None, **options: Any) -> TcpConfig:
     from fa.training.transports.server_config import TcpConfig
 
-    check("backend", "tcp", gradients == "rpc" and "lost" not in options, "'rpc' with datagrams")
+    for name in ("gradients", "lost"):
+        check("backend", "tcp", name not in options, f"'rpc' with --{name}")
     if listen is None:
         return TcpConfig(**options)
     host, port = parse_address("listen", listen)

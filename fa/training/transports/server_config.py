@@ -13,7 +13,6 @@ LOOPBACK = "127.0.0.1"
 """Address at which a server listens by default."""
 
 _KEYS = "`fa keys DIR` writes keys."
-_UDP = "Set channel (--gradients) to 'udp' or loss_fill (--lost) to 'zero'"
 
 
 @dataclass(frozen=True)
@@ -81,15 +80,15 @@ class RpcConfig(_ServerConfig):
     """
 
     external_store: bool = False  # True: another process, such as torchrun, keeps the store at host:port
-    channel: str = "rpc"  # of the gradients: rpc, or udp: datagrams, which are not retransmitted
-    loss_fill: str = "zero"  # value of lost coordinates: zero, or previous: the last one received there
+    gradients: str = "rpc"  # path of the gradients: rpc, or udp: datagrams, which are not retransmitted
+    lost: str = "zero"  # value of lost coordinates: zero, or previous: the last one received there
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_one_of("channel", self.channel, ("rpc", "udp"))
-        check_one_of("loss_fill", self.loss_fill, ("zero", "previous"))
-        needs_udp = self.loss_fill != "zero"
-        check("channel", self.channel, self.channel == "udp" or not needs_udp, f"'udp' with {self.loss_fill!r}", _UDP)
+        check_one_of("gradients", self.gradients, ("rpc", "udp"))
+        check_one_of("lost", self.lost, ("zero", "previous"))
+        used = self.lost == "zero" or self.gradients == "udp"
+        check("gradients", self.gradients, used, f"'udp' with lost={self.lost!r}")
 
     def check_run(self, config: TrainConfig) -> None:
         """Check that worker processes can do a run.
@@ -102,10 +101,10 @@ class RpcConfig(_ServerConfig):
         """
         super().check_run(config)
         # A new process continues with the momentum that its predecessor sent, which datagrams may have changed.
-        lossless = self.channel == "rpc" or not config.worker_momentum
+        lossless = self.gradients == "rpc" or not config.worker_momentum
         check("worker_momentum", config.worker_momentum, lossless, "0 where gradients come as datagrams")
 
     def description(self) -> dict[str, object]:
         """Return the settings on which results depend, as the records of a run store them."""
-        settings = {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum, "gradients": self.channel}
-        return settings | ({"lost": self.loss_fill} if self.channel == "udp" else {})
+        settings = {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum, "gradients": self.gradients}
+        return settings | ({"lost": self.lost} if self.gradients == "udp" else {})

@@ -61,11 +61,11 @@ def serve_rpc(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
 @contextmanager
 def _open_inbox(options: RpcConfig, workers: int, n: int) -> Iterator[Inbox | None]:
     """Receive datagrams at the store's port number; yields None if gradients travel by RPC."""
-    if options.channel != "udp":
+    if options.gradients != "udp":
         yield None
         return
     with create_listener(options.host, options.port, socket.SOCK_DGRAM) as receiver:
-        inbox = Inbox(receiver, workers, n, previous=options.loss_fill == "previous")
+        inbox = Inbox(receiver, workers, n, previous=options.lost == "previous")
         try:
             yield inbox
         finally:
