@@ -35,7 +35,16 @@ from fa.training.transports.server_config import RpcConfig, TcpConfig
 from tests.processes import beside, build_normed, free_port, normed_tcp_worker, normed_worker
 
 CONFIG = TrainConfig(
-    workers=4, byzantine=1, rule="median", iterations=12, batch=4, lr=0.05, momentum=0.9, seed=5, attack="sign_flip"
+    evaluate_every=0,
+    workers=4,
+    byzantine=1,
+    rule="median",
+    iterations=12,
+    batch=4,
+    lr=0.05,
+    momentum=0.9,
+    seed=5,
+    attack="sign_flip",
 )
 
 

@@ -15,6 +15,7 @@ from fa.training.loop import Loop, Progress
 from fa.training.transports.server_config import RpcConfig
 
 CONFIG = TrainConfig(
+    evaluate_every=0,
     rule="fa",
     rule_options={"formulation": "released"},
     workers=5,

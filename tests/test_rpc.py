@@ -42,7 +42,7 @@ from fa.utils.forkserver import exit_when_parent_dies
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, tcp_worker, wait_until, worked
 
-SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
+SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5, evaluate_every=0)
 KINDS = ("mean", "median", "krum", "bulyan", "fa")  # weights, order statistics, a choice, both, and weights by K
 FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
 

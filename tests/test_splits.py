@@ -21,7 +21,9 @@ from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import worker_partitions
 from tests.processes import build_normed
 
-SMALL = TrainConfig(rule="median", workers=5, byzantine=1, iterations=6, batch=4, lr=0.05, attack="sign_flip", seed=5)
+SMALL = TrainConfig(
+    rule="median", workers=5, byzantine=1, iterations=6, batch=4, lr=0.05, attack="sign_flip", seed=5, evaluate_every=0
+)
 UNEQUAL = {"split": "dirichlet", "alpha": 0.5}
 MNIST = load("mnist-mini")
 

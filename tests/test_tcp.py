@@ -51,7 +51,9 @@ from fa.utils.open_files import raise_file_limit
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import beside, free_port, tcp_worker, wait_until
 
-SMALL = TrainConfig(rule="median", workers=4, byzantine=0, f=0, iterations=20, batch=4, lr=0.05, seed=5)
+SMALL = TrainConfig(
+    rule="median", workers=4, byzantine=0, f=0, iterations=20, batch=4, lr=0.05, seed=5, evaluate_every=0
+)
 N = 21_840
 HELLO = Header(Kind.HELLO, NO_RUN)
 

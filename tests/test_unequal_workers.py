@@ -24,7 +24,9 @@ from fa.utils import seeds
 from tests.processes import build_normed
 
 MNIST = load("mnist-mini")
-SMALL = TrainConfig(rule="mean", workers=4, byzantine=1, iterations=4, batch=4, lr=0.05, attack="sign_flip", seed=5)
+SMALL = TrainConfig(
+    rule="mean", workers=4, byzantine=1, iterations=4, batch=4, lr=0.05, attack="sign_flip", seed=5, evaluate_every=0
+)
 SIZES = (16, 4, 8, 2)
 both = pytest.mark.parametrize("server", [RpcConfig(), TcpConfig()], ids=["rpc", "tcp"])
 

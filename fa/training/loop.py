@@ -16,7 +16,7 @@ from fa.attacks import Attack
 from fa.data import Dataset
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.attack import configured_attack
-from fa.training.checkpoint import EVERY, Checkpoint, State
+from fa.training.checkpoint import EVERY, Checkpoint, RunState
 from fa.training.config import TrainConfig
 from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
@@ -199,7 +199,7 @@ class Loop:
         evaluate: Callable[[], float],
         progress: Callable[[Progress], None] | None,
         checkpoint: Checkpoint | None = None,
-    ) -> State:
+    ) -> RunState:
         """Do the iterations that remain.
 
         Args:
@@ -210,11 +210,11 @@ class Loop:
         Returns:
             The state after the last iteration.
         """
-        state = State()
+        state = RunState()
         if checkpoint is not None:
             restored = checkpoint.load(self._parameters, self._transport.statistics(), self._transport.momenta())
             state, self._optimizer.velocity = restored
-        self._timer.resume(state.whole, state.seconds_of)
+        self._timer.resume(state.total_seconds, state.seconds_of)
         while state.iteration < self._config.iterations:  # again if a signal's handler does not end the process
             with held_back(checkpoint is not None) as interrupted:
                 while state.iteration < self._config.iterations and not interrupted():
@@ -225,7 +225,7 @@ class Loop:
 
     def _advance(
         self,
-        state: State,
+        state: RunState,
         evaluate: Callable[[], float],
         progress: Callable[[Progress], None] | None,
         checkpoint: Checkpoint | None = None,
@@ -249,8 +249,8 @@ class Loop:
             evaluated = last is not None and last.iteration == done
             progress(Progress(done, gathered.loss, accuracy, gathered.G, rows, evaluated))
 
-    def _save(self, state: State, checkpoint: Checkpoint) -> None:
-        state.whole, state.seconds_of = self._timer.total, self._timer.seconds
+    def _save(self, state: RunState, checkpoint: Checkpoint) -> None:
+        state.total_seconds, state.seconds_of = self._timer.total, self._timer.seconds
         workers = self._transport.statistics(), self._transport.momenta()
         checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
 

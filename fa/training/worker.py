@@ -175,7 +175,7 @@ class Worker:
         return loss.detach()
 
     @property
-    def state(self) -> list[Tensor]:
+    def carried(self) -> list[Tensor]:
         """Tensors that depend on earlier iterations: batch-norm statistics, and the momentum if there is one."""
         return self.buffers.tensors + ([] if self.momentum is None else [self.momentum])
 

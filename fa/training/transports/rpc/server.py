@@ -21,7 +21,7 @@ from fa.training.transports.udp import Inbox
 from fa.utils.validation import check, printable
 
 Work: TypeAlias = tuple[int, Tensor, list[Tensor]]
-"""The iteration, its parameters, and the `Worker.state` of the rank if the process is new."""
+"""The iteration, its parameters, and the `Worker.carried` of the rank if the process is new."""
 
 Answer: TypeAlias = Future[Work | None]
 """A worker's next work, or None if its process must exit."""
@@ -217,8 +217,8 @@ class RpcTransport(ProcessTransport):
             if reply.iteration is None:
                 reply.request.set_result(None)
                 continue
-            state = self._gathering.state(reply.rank) if reply.with_state else []
-            reply.request.set_result((reply.iteration, self._parameters, state))
+            carried = self._gathering.carried(reply.rank) if reply.with_carried else []
+            reply.request.set_result((reply.iteration, self._parameters, carried))
 
 
 _active: list[RpcTransport] = []  # the run that this process serves, if any

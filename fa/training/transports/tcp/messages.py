@@ -112,7 +112,7 @@ class Sizes(NamedTuple):
     statistics: int
     """Bytes of a worker's batch-norm statistics."""
     state: int
-    """Bytes of a worker's `Worker.state`."""
+    """Bytes of a worker's `Worker.carried`."""
 
     @property
     def gradient(self) -> int:

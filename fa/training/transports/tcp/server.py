@@ -74,7 +74,7 @@ class RoundServer:
         self._gathering = gathering
         self._deadline = options.deadline
         self._tokens = tokens
-        self._sizes = Sizes(len(run.parameters), size(gathering.buffers[0].tensors), size(gathering.state(0)))
+        self._sizes = Sizes(len(run.parameters), size(gathering.buffers[0].tensors), size(gathering.carried(0)))
         self._received = [[torch.empty_like(b) for b in buffers.tensors] for buffers in gathering.buffers]
         self._connections: dict[int, Connection] = {}  # that take part in rounds: the newest of each rank
         self._joining: dict[int, Connection] = {}  # that have authenticated themselves: the newest of each rank
@@ -242,8 +242,8 @@ class RoundServer:
             if reply.iteration is None:
                 connection.finish(Header(Kind.END, self.run, rank))
                 continue
-            state = self._gathering.state(rank) if reply.with_state else []
-            views = byte_views([self._parameters, *state])
+            carried = self._gathering.carried(rank) if reply.with_carried else []
+            views = byte_views([self._parameters, *carried])
             length = sum(map(len, views))
             connection.assigned = reply.iteration
             header = Header(Kind.WORK, self.run, rank, reply.iteration, self._sizes.n, length)
