@@ -58,10 +58,10 @@ def serve_tcp(port: int, rank: int, gradient: Tensor) -> None:
     """Receive parameters and send a gradient in each round."""
     n, parameters = len(gradient), torch.empty_like(gradient)
     link, configuration = connect(LOOPBACK, port, rank, None, bytes(TOKEN_SIZE) + fa.__version__.encode(), 60.0)
-    link.send(Header(Kind.JOIN, link.run, n=n), [digest(configuration.decode()) + CHECKSUM.encode()])
+    link.send(Header(Kind.JOIN, link.run_id, n=n), [digest(configuration.decode()) + CHECKSUM.encode()])
     while (header := link.receive(Kind.WORK, Kind.END)).kind is Kind.WORK:
         link.read_into(byte_views([parameters]))
-        link.send(Header(Kind.GRADIENT, link.run, rank, header.iteration, n), byte_views([gradient]))
+        link.send(Header(Kind.GRADIENT, link.run_id, rank, header.iteration, n), byte_views([gradient]))
     link.close()
 
 

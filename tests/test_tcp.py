@@ -442,14 +442,14 @@ def garbage(end: link.Link, header: Header, views: list) -> None:
 
 
 def stopping(end: link.Link, header: Header, views: list) -> None:
-    plain = header._replace(rank=end._rank, run=end.run, length=sum(map(len, views))).pack()
+    plain = header._replace(rank=end._rank, run_id=end.run_id, length=sum(map(len, views))).pack()
     end._connection.sendall(plain + bytes(views[0][:1000]))
     time.sleep(30)
 
 
 LIES: dict[str, tuple[Send, str]] = {
     "another rank": (of_another_rank, r"rank 19\b"),
-    "another run": (raw_header(run=b"x" * 16), "another run"),
+    "another run": (raw_header(run_id=b"x" * 16), "another run"),
     "another iteration": (changed(iteration=7), r"iteration 7\b"),
     "10^18 numbers": (raw_header(n=10**18, length=4 * 10**18), rf"{10**18}\b"),
     "fewer numbers": (changed(n=N - 1), rf"{N - 1}\b"),

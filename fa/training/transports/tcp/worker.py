@@ -56,7 +56,9 @@ def work(
                 link.refuse(str(error))
                 raise
             loss = float(worker.loss)
-            link.send(Header(Kind.GRADIENT, link.run, rank, header.iteration, sizes.n, 0, loss, worker.seconds), answer)
+            link.send(
+                Header(Kind.GRADIENT, link.run_id, rank, header.iteration, sizes.n, 0, loss, worker.seconds), answer
+            )
 
 
 def _join(link: Link, rank: int, configuration: bytes) -> RemoteWorker:
@@ -68,7 +70,7 @@ def _join(link: Link, rank: int, configuration: bytes) -> RemoteWorker:
         link.refuse(str(error))
         raise
     compared = digest(config.to_json()) + worker.checksum.encode()
-    link.send(Header(Kind.JOIN, link.run, n=len(worker.parameters)), [compared])
+    link.send(Header(Kind.JOIN, link.run_id, n=len(worker.parameters)), [compared])
     return worker
 
 
