@@ -19,7 +19,8 @@ from fa.training.attack import configured_attack
 from fa.training.checkpoint import EVERY, Checkpoint, RunState
 from fa.training.config import TrainConfig
 from fa.training.direction import scale_to_unit_mean
-from fa.training.optimizer import SGD, Evaluation
+from fa.training.evaluation import Evaluation
+from fa.training.optimizer import SGD
 from fa.training.parameter_vector import Buffers
 from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
 from fa.training.schedule import schedule
