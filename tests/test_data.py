@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks import make_mnist_mini
 from fa import cli, data
-from fa.data import batches, make_mini, mnist_mini, registry, sources, store
+from fa.data import batches, mnist_mini, registry, sources, store
 from fa.data.batches import crop_flip, minibatch, normalise, random_crop_flip
 from fa.data.dataset import ARRAYS, Dataset, MissingDataError, content_checksum, hold_out
 from fa.data.sampling import SAMPLINGS
@@ -83,7 +84,7 @@ def test_the_embedded_digits_are_those_of_mnist(digits: Dataset) -> None:
 
 def test_the_subset_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = small(1, train=27, test=11)
-    make_mini.write(arrays, tmp_path / "mini.npz")
+    make_mnist_mini.write(arrays, tmp_path / "mini.npz")
     monkeypatch.setattr(mnist_mini, "FILE", tmp_path / "mini.npz")
     made = mnist_mini.read()
     for name in ARRAYS:
