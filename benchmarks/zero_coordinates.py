@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--size", type=int, default=32)
     options = parser.parse_args()
-    model = models.build("resnet18", channels=3, classes=10, size=options.size, seed=0)
+    model = models.build("resnet18", shape=(3, options.size, options.size), classes=10, seed=0)
     zero = zero_coordinates(model, options.minibatches, options.batch, options.size)
     for name, mask in zero.items():
         if mask.any():

@@ -167,7 +167,7 @@ def message(server: RoundServer, tokens: list[bytes], n: int, stream: random.Ran
 
 def test_streams_of_messages(capfd: pytest.CaptureFixture) -> None:
     """Any bytes on a connection end that connection, or write a gradient to its own row; no rank is let in unasked."""
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     parameters = flatten(model)[:50].clone()
     stream, tokens = random.Random(2), [bytes([rank]) * TOKEN_SIZE for rank in range(3)]
     joined = delivered = 0

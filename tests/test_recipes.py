@@ -196,7 +196,7 @@ def test_without_augmentation_a_configuration_says_nothing_of_it() -> None:
 
 @pytest.mark.parametrize(("augmented_", "ranks"), [("faulty", (0, 1)), ("all", (0, 1, 2, 3))])
 def test_faulty_workers_or_all_draw_the_same_images_from_the_augmented_set(augmented_: str, ranks: Any) -> None:
-    model = build_model("convnet", 1, 10, 28, seed=0)
+    model = build_model("convnet", (1, 28, 28), 10, seed=0)
     row = torch.zeros(sum(p.numel() for p in model.parameters()))
     config = replace(WITH_CAT, augmented=augmented_)
     made = augmented_dataset(MNIST, CAT, config.seed)

@@ -491,7 +491,7 @@ def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, hos
 
 
 def small_transport(**options: Any) -> RpcTransport:
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     config = replace(SMALL, rule="median", workers=2, byzantine=0)
     run = ServedRun(model, config, flatten(model), **options)
     return RpcTransport(run, Gathering(run), RpcConfig())
@@ -638,7 +638,7 @@ def test_the_end_waits_until_every_worker_has_acknowledged_it_or_is_excluded() -
 
 def test_a_gradient_of_another_length_is_left_out() -> None:
     config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     parameters = flatten(model)
     run = ServedRun(model, config, parameters, needs_gram=True)
     transport = RpcTransport(run, Gathering(run), RpcConfig())

@@ -669,7 +669,7 @@ def test_two_runs_at_once_in_one_process() -> None:
 
 
 def test_gradients_that_do_not_fit_in_memory_name_the_workers() -> None:
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     parameters = flatten(model)
     config = replace(SMALL, workers=10**12)
     with pytest.raises(ValueError, match=rf"^workers must be .*, got {10**12}"):
@@ -677,7 +677,7 @@ def test_gradients_that_do_not_fit_in_memory_name_the_workers() -> None:
 
 
 def gathered(losses: dict[int, float], missing: dict[int, str]) -> tuple[Tensor, dict[int, str]]:
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     gathering = Gathering(ServedRun(model, SMALL, flatten(model), needs_gram=True))
     gathering.begin()
     for rank in losses:

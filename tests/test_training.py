@@ -54,7 +54,7 @@ def data() -> Dataset:
 
 
 def convnet(data: Dataset, seed: int = 0) -> nn.Module:
-    return models.build("convnet", *data.shape, seed=seed)
+    return models.build("convnet", data.shape, data.classes, seed=seed)
 
 
 def simulation(config: TrainConfig, data: Dataset, model: nn.Module | None = None) -> tuple[SimulatedTransport, Tensor]:

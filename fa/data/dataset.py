@@ -55,9 +55,9 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Number of channels, number of classes and side of an image in pixels: the arguments of `fa.models.build`."""
-        _, channels, _, side = self.train_images.shape
-        return channels, self.classes, side
+        """Shape of an image: channels, height, width."""
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
 
     def to(self, device: torch.device) -> Dataset:
         """Return the data set with its arrays on this device; itself if they are there.

@@ -106,7 +106,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         >>> tuple(digits.train_images.shape), digits.train_images.dtype
         ((10000, 1, 28, 28), torch.uint8)
         >>> digits.shape
-        (1, 10, 28)
+        (1, 28, 28)
     """
     check_one_of("dataset", name, NAMES)
     if name == "tiny-imagenet":

@@ -254,7 +254,7 @@ def build_model(config: TrainConfig, dataset: Dataset, device: torch.device | st
     Raises:
         ValueError: Unknown model, or images that it does not accept.
     """
-    model = models.build(config.model, *dataset.shape, seed=config.seed).to(device)
+    model = models.build(config.model, dataset.shape, dataset.classes, seed=config.seed).to(device)
     if config.layers == "fast":
         accelerate(model)
     return model, flatten(model)
