@@ -129,7 +129,7 @@ def test_the_command_builds_a_data_set_that_loads_again(tmp_path: Path) -> None:
     assert torch.equal(made.train_images, augment(MNIST.train_images, recipe, 5))
     for name in ("train_labels", "test_images", "test_labels"):
         assert torch.equal(getattr(made, name), getattr(MNIST, name))
-    assert (made.classes, made.mean, made.std, made.augment) == (10, MNIST.mean, MNIST.std, False)
+    assert (made.classes, made.mean, made.std, made.crop_and_flip) == (10, MNIST.mean, MNIST.std, False)
     manifest = json.loads((tmp_path / "new" / "set" / "manifest.json").read_text())
     assert Recipe.of(manifest["recipe"]) == recipe
     assert (manifest["seed"], manifest["dataset"], manifest["dataset_checksum"]) == (5, "mnist-mini", MNIST.checksum)

@@ -38,7 +38,7 @@ class Dataset:
         classes: Number of classes.
         mean: Mean of each channel, of images scaled to [0, 1].
         std: Standard deviation of each channel, of images scaled to [0, 1].
-        augment: True if training images are cropped and flipped at random, as is usual for the data set.
+        crop_and_flip: True if training images are cropped and flipped at random, as is usual for the data set.
         checksum: `content_checksum` of the four arrays.
     """
 
@@ -50,7 +50,7 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augment: bool
+    crop_and_flip: bool
     checksum: str
 
     @property
