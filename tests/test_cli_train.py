@@ -121,7 +121,9 @@ def test_the_schedule_fits_the_data_set_and_is_printed(
 ) -> None:
     def instead(config: TrainConfig, **_: object) -> Run:
         size = round((1 - config.validation) * REGISTRY[config.dataset].train)
-        return Run(config, (CurvePoint(1, 1, 1.0, 1.0, 0.5),), (), 1.0, 1, "", schedule=schedule(config, size))
+        curve = (CurvePoint(1, 1, 1.0, 1.0, 0.5),)
+        own = schedule(config, size)
+        return Run(config=config, curve=curve, workers=(), seconds=1.0, threads=1, checksum="", schedule=own)
 
     monkeypatch.setattr(training, "train", instead)
     code, out, _ = call(capsys, "train", *arguments)
