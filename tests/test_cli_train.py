@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+import fa
 from fa import cli, training
+from fa.attacks import ATTACKS
+from fa.cli import help_texts
+from fa.cli.rule_options import OPTIONS
+from fa.cli.train import train as train_command
 from fa.data.registry import REGISTRY
 from fa.training import Run, TrainConfig
 from fa.training.records import CurvePoint
@@ -195,6 +200,27 @@ def test_every_command_is_there(capsys: pytest.CaptureFixture[str], name: str) -
     code, out, err = call(capsys, name, "--help")
     assert (code, err) == (0, "")
     assert f"Usage: fa {name}" in out
+
+
+def test_help_lists_the_rules_and_attacks() -> None:
+    """The names are repeated in the command line, whose help does not import them."""
+    assert (help_texts.RULES, help_texts.ATTACKS) == (fa.RULES, tuple(ATTACKS))
+    texts = {option.name: getattr(option, "help", "") for option in train_command.params}
+    for name, known in (("rule", fa.RULES), ("attack", ATTACKS)):
+        assert set(known) <= set(re.findall(r"\w+", texts[name]))
+
+
+@pytest.mark.parametrize("name", ["lam", "a", "tol", "max_iter", "formulation", "regularizer", "start", "group_term"])
+def test_help_shows_the_defaults_of_rule_options(name: str) -> None:
+    default = getattr(fa.make_rule("fa"), name)
+    shown = re.search(r"\[default: ([^,;\]]+)", OPTIONS[name][1])
+    assert shown
+    assert (float(shown[1]) if isinstance(default, int | float) else shown[1]) == default
+
+
+def test_help_shows_every_default_in_one_form(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.COMMANDS:
+        assert "[default: (" not in call(capsys, name, "--help")[1], name
 
 
 WITHOUT_TORCH = """

@@ -87,6 +87,17 @@ def test_all_rules_of_an_extra_get_the_same_settings_and_seeds(name: str, profil
         assert len({frozenset(own_seeds) for own_seeds in cases.values()}) == 1, where
 
 
+@pytest.mark.parametrize("name", EXTRAS)
+def test_an_unknown_profile_is_a_value_error(name: str) -> None:
+    with pytest.raises(ValueError, match=r"^profile\b.*'tiny'"):
+        figure_module(name).study("tiny")
+
+
+def test_batch_sizes_of_an_unknown_profile_are_a_value_error() -> None:
+    with pytest.raises(ValueError, match=r"^profile\b.*'tiny'"):
+        extra08.batches("tiny", extra08.PANELS[0])
+
+
 def test_extras_share_runs_with_figure_4_and_with_each_other() -> None:
     four = set(figure_module("fig04").study("quick").configs)
     norms = [cell.config for cell in extra01.study("quick").cells if not cell.case.settings]

@@ -91,7 +91,7 @@ def test_what_is_written_is_the_same_each_time(watched, tmp_path):
     study, rows, results = watched
     digests = []
     for _ in range(2):
-        results = replace(results, study=fig03.LiveStudy(**vars(study) | {"folder": tmp_path}))
+        results = replace(results, study=replace(study, folder=tmp_path))
         path = save(fig03.draw(rows, study.title()), rows, results, fig03.claims(rows))
         digests.append([hashlib.sha256(path.with_suffix(end).read_bytes()).hexdigest() for end in (".png", ".pdf")])
     assert digests[0] == digests[1]

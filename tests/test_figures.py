@@ -20,10 +20,10 @@ from fa.experiments import FIGURES, figure_module
 from fa.experiments.figures import fig02, fig04, fig05, fig06bcd, fig08, fig09
 from fa.experiments.reporting import style
 from fa.experiments.reporting.artifacts import provenance, save
-from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, UNTESTABLE, Lead, accuracies, lead
+from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, UNTESTABLE, Lead, lead
 from fa.experiments.reporting.curves import finish
 from fa.experiments.runs.profiles import PROFILES, for_profile
-from fa.experiments.runs.results import Results, final_accuracies, last_points
+from fa.experiments.runs.results import Results, final_accuracies, last_points, summary
 from fa.experiments.runs.study import Case, Study, make_study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 from fa.rules import make_rule
@@ -184,11 +184,11 @@ def test_chance_is_that_of_the_data_set() -> None:
     assert verdicts(fig02.claims(numbers, 0.005)) == [HOLDS]
 
 
-def test_final_accuracies_are_over_the_seeds_of_the_last_iteration() -> None:
+def test_a_summary_is_over_the_seeds_of_the_last_iteration() -> None:
     numbers = table({("median", 1): 0.5, ("fa", 1): 0.9, ("fa", 2): 0.8})
     last = (numbers["iteration"] == 20) & (numbers["label"] == "FA") & (numbers["f"] == 1) & (numbers["seed"] == 2)
     numbers.loc[last, "test_accuracy"] = 0.7
-    final = final_accuracies(numbers)
+    final = summary(numbers)
     assert list(final.index) == [("Median", 1), ("FA", 1), ("FA", 2)]  # as they came
     assert final.loc["FA", 1].to_dict() == pytest.approx({"mean": 0.8, "min": 0.7, "max": 0.9})
 
@@ -298,7 +298,9 @@ def test_accuracies_are_paired_by_the_seeds_that_all_variants_have() -> None:
         [{"variant": key, "label": key, "f": 3, "seed": seed, "iteration": 1, "test_accuracy": reached}
          for key, seed, reached in rows]
     )  # fmt: skip
-    assert accuracies(table) == {("fa", 3): [0.6], ("multi_krum", 3): [0.5]}
+    assert final_accuracies(table, "variant", "f") == {("fa", 3): [0.6], ("multi_krum", 3): [0.5]}
+    assert final_accuracies(table, "variant") == {"fa": [0.6], "multi_krum": [0.5]}
+    assert final_accuracies(table, "label", paired=False) == {"fa": [0.6, 0.7], "multi_krum": [0.5, 0.9]}
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -342,7 +344,7 @@ def test_a_lead_pairs_the_rules_by_seed() -> None:
     rows = table({("fa", 1): 0.8, ("median", 1): 0.7}, seeds=(9,))
     again = rows.assign(seed=7, test_accuracy=rows["test_accuracy"] + 0.1)
     both = pd.concat([rows[rows["variant"] == "fa"], again, rows[rows["variant"] == "median"]])
-    found = lead(accuracies(both), 1, "f")
+    found = lead(final_accuracies(both, "variant", "f"), 1, "f")
     assert (found.rival, list(found.accuracies), list(found.rival_accuracies)) == (
         "median",
         pytest.approx([0.9, 0.8]),
@@ -362,7 +364,7 @@ def results(study: Study, folder: Path) -> Results:
 
 
 def test_a_saved_figure_has_its_numbers_and_its_provenance(tmp_path: Path) -> None:
-    study = fig02.study("smoke")
+    study = fig02.study("smoke", seeds=[2022])
     numbers = table({(cell.variant, cell.config.byzantine): 0.5 for cell in study.cells})
     kept = results(study, tmp_path)
     digests = []
@@ -383,7 +385,7 @@ def test_a_saved_figure_has_its_numbers_and_its_provenance(tmp_path: Path) -> No
     assert about["settings"] == kept.study.title()
     assert about["commit"]
     assert about["seconds_of_training"] == 4
-    assert about["command"] is None  # not all of the profile's runs
+    assert about["command"] is None  # the seed is not the profile's
     for config in about["runs"].values():
         TrainConfig.from_json(json.dumps(config))
 
@@ -598,6 +600,11 @@ def test_provenance_has_the_command_of_a_profile_as_it_is(tmp_path: Path) -> Non
         "cuda",
     ]
     assert provenance(Results(fig02.study("smoke", tmp_path, lr=0.2), {}, 1.0, ()))["command"] is None
+    finished = replace(study, unfinished=("f = 3: all",)).command
+    assert finished == f"fa reproduce --profile smoke --finished {fig02.NAME}"
+    assert fig02.study("smoke", tmp_path, seeds=[2021]).command == study.command
+    assert fig02.study("smoke", tmp_path, seeds=[2021, 2022]).command is None  # the profile has one seed
+    assert fig04.study("smoke", tmp_path, variants=["fa", "mean"]).command is None
 
 
 def test_versions_and_hardware_are_those_of_the_runs_and_not_of_the_drawing(tmp_path: Path) -> None:

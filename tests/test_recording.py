@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from fa.experiments.runs.recording import record
+from fa.experiments.runs.recording import record, watch
 from fa.training import TrainConfig, train
 
 CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=9, batch=4, lr=0.05, evaluate_every=0)
@@ -18,3 +18,9 @@ def test_the_recorded_gradients_are_those_of_the_run():
     assert torch.equal(kept[1], sent[0])
     assert torch.equal(kept[3], sent[2])
     assert not torch.equal(kept[1], kept[3])
+
+
+def test_watched_rows_are_those_of_every_interval():
+    rows, run = watch(CONFIG, lambda progress: [{"iteration": progress.iteration}] * 2, every=3)
+    assert [row["iteration"] for row in rows] == [3, 3, 6, 6, 9, 9]
+    assert run.config == CONFIG

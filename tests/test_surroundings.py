@@ -188,6 +188,19 @@ def test_without_a_writable_cache_loops_are_compiled_and_that_is_said_once(tmp_p
     assert done.stderr.count("NUMBA_CACHE_DIR") == 1
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_doctor_reports_the_folder_that_stores_the_loops(chosen: bool, tmp_path: Path) -> None:
+    """That of NUMBA_CACHE_DIR comes first; without any folder the line says what to set."""
+    without = "" if chosen else "import numba.core.caching as c; c.CacheImpl._locator_classes = []; "
+    code = f"{without}from fa.cli import main; main()"
+    environment = os.environ | ({"NUMBA_CACHE_DIR": str(tmp_path)} if chosen else {})
+    command = [sys.executable, "-c", code, "doctor"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    (line,) = (line for line in done.stdout.splitlines() if "kernel cache" in line)
+    assert line.startswith("ok") == chosen
+    assert (str(tmp_path) if chosen else "NUMBA_CACHE_DIR") in line
+
+
 def test_folders_named_like_templates_and_foreign_kernels_serve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,11 +51,11 @@ def sweep(
 
 def _run(study: Study, jobs: int | None, part: str | None) -> bool:
     """Do the runs of a study, print the outcome, and return True if all succeeded."""
-    with resumable():
-        outcomes = study.sweep(jobs, shard=part)
-    if not outcomes and study.shard(part):
+    if study.live and study.shard(part):
         click.echo(f"{study.name}: trains when `fa reproduce` draws it; nothing to do")
         return True
+    with resumable():
+        outcomes = study.sweep(jobs, shard=part)
     failed = [outcome for outcome in outcomes if outcome.record is None]
     for outcome in failed:
         click.echo(f"fa: {study.name}: {outcome}", err=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fa.cli.help_texts import ATTACK, RULE
 from fa.cli.rule_options import numbers, pop_rule_options, rule_options
 from fa.cli.torchrun import TorchrunEnv, run_worker, torchrun_env
 from fa.training.config import TrainConfig
@@ -29,9 +30,11 @@ _SERVER = ("listen", "keys", "deadline", "quorum", "gradients", "lost")
 _CHECKPOINT = ("checkpoint", "checkpoint_every")
 _CHECKPOINT_HELP = "Checkpoint file; the same command resumes from it. Removed when --out is written."
 _LISTEN_HELP = "Address on which to await `fa worker`; by default workers start on this host."
-_BACKEND_HELP = "Workers: simulated, processes over TCP, processes over TensorPipe RPC, or processes of torchrun."
-
-_ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
+_BACKEND_HELP = (
+    "Workers: simulated, processes over TCP, processes over TensorPipe RPC, or processes of torchrun.  "
+    "[default: simulate, or tcp with --listen]"
+)
+_ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. An unknown name is answered by a list."
 
 
 def integers(text: str) -> int | tuple[int, ...]:
@@ -55,6 +58,7 @@ def integers(text: str) -> int | tuple[int, ...]:
 
 
 _TYPES = {"int": int, "Real": float, "Batch": integers}
+_HELP = {"rule": RULE, "attack": f"Attack: {ATTACK}"}  # TrainConfig refers to the names, and help lists them.
 _SHOWN = {
     "evaluate_every": f"an epoch, and at most 1/{LEAST_POINTS} of the iterations",
     "lr_decay_epochs": f"{DECAY_EPOCHS}, or more for at least {LEAST_DECAY_ITERATIONS} iterations",
@@ -69,8 +73,10 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         choices = field.metadata["choices"]
         kind = click.Choice(choices) if choices else _TYPES.get(str(field.type).partition(" |")[0], str)
         flag, default = "--" + field.name.replace("_", "-"), field.default
-        shown = _SHOWN.get(field.name, False if default in (None, ()) else str(default))
-        command = click.option(flag, field.name, type=kind, help=field.metadata["help"], show_default=shown)(command)
+        text = _HELP.get(field.name, field.metadata["help"])
+        if field.name in _SHOWN or default not in (None, ()):
+            text += f"  [default: {_SHOWN.get(field.name, default)}]"  # click puts a text in parentheses.
+        command = click.option(flag, field.name, type=kind, help=text)(command)
     return command
 
 
@@ -81,20 +87,19 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--threads", type=click.IntRange(min=1), help="Number of torch's threads.  [default: torch's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for curve.csv, workers.csv and config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT_HELP)
-@click.option("--checkpoint-every", type=float, show_default="300", help="Time between two checkpoints, in seconds.")
+@click.option("--checkpoint-every", type=float, help="Time between two checkpoints, in seconds.  [default: 300]")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option(
     "--backend",
     type=click.Choice(["simulate", "tcp", "rpc", "torchrun"]),
-    show_default="simulate, or tcp with --listen",
     help=_BACKEND_HELP,
 )
 @click.option("--listen", metavar="HOST:PORT", help=_LISTEN_HELP)
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder of the server's keys from `fa keys`, with tcp.")
-@click.option("--deadline", type=float, show_default="60", help="Timeout for a silent worker, in seconds.")
+@click.option("--deadline", type=float, help="Timeout for a silent worker, in seconds.  [default: 60]")
 @click.option("--quorum", type=int, help="Number of fastest workers to await.  [default: all]")
-@click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Path of gradients, with rpc.")
-@click.option("--lost", type=click.Choice(["zero", "previous"]), show_default="zero", help="Value of lost coordinates.")
+@click.option("--gradients", type=click.Choice(["rpc", "udp"]), help="Path of gradients, with rpc.  [default: rpc]")
+@click.option("--lost", type=click.Choice(["zero", "previous"]), help="Value of lost coordinates.  [default: zero]")
 def train(
     threads: int | None, out: Path | None, backend: str | None, tensorboard: Path | None, **arguments: Any
 ) -> None:

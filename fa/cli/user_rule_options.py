@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from fa.experiments import ALL
+from fa.cli.help_texts import ATTACK
+from fa.experiments import ALL, figure_module
 from fa.experiments.runs.profiles import PROFILES
 
 _RULE = "Rule to add as a curve: FILE.py:NAME, byzfl:NAME, or an entry point; may be repeated."
-_ATTACK = "Attack that replaces the figure's: FILE.py:NAME, byzfl:NAME, or a name in docs/training.md."
+_ATTACK = f"Attack that replaces the figure's: {ATTACK}"
 
 rule_option = click.option("--rule", "rules", multiple=True, metavar="NAME", help=_RULE)
 profile_option = click.option(
@@ -83,8 +84,6 @@ def applicable_figures(
 
 def _refusal(name: str, option: str) -> str | None:
     """Return the reason why an option does not apply to a figure or notebook; None if it does."""
-    from fa.experiments.runs.user_rules import NO_ATTACK, NO_RULES
-
     if name not in ALL:
         return "it has no runs"
-    return (NO_RULES if option == "rules" else NO_ATTACK).get(name.partition("_")[0])
+    return getattr(figure_module(name), "NO_RULES" if option == "rules" else "NO_ATTACK", None)

@@ -1,7 +1,8 @@
 """The paper's experiments: studies made of runs, the store of finished runs, figures and claims.
 
 A figure is a module with NAME, `study(profile, ...)`, `draw(table, title)` and `claims(table, ...)`, and a notebook
-with the same name. Extras are figures beyond the paper.
+with the same name. NO_RULES or NO_ATTACK is the reason why the user's rules or attack do not apply to a figure. Extras
+are figures beyond the paper.
 """
 
 from __future__ import annotations

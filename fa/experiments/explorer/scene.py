@@ -25,9 +25,8 @@ from fa.experiments.runs.variants import PAPER_RULES
 from fa.gradients import read
 from fa.gradients.measurement import measure
 from fa.gradients.memory_map import open_gradients
-from fa.rules import make_rule
 from fa.rules.flag import FlagAggregator
-from fa.rules.preaggregators import StepContext, apply_preaggregators
+from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.training.config import TrainConfig
 from fa.utils.validation import check, check_integer, check_one_of
 
@@ -39,7 +38,7 @@ FORMULATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 """FA's formulations by name: variant in `variants.VARIANTS`, and options."""
 
 OTHERS = (*PAPER_RULES[1:], "mean", "mean_unit")
-MEANS, PRINCIPAL = "honest and faulty mean", "principal directions"
+MEANS, PRINCIPAL = "honest and Byzantine mean", "principal directions"
 PLANES = (MEANS, PRINCIPAL)
 MAX_WORKERS = 30
 LIMIT = 100  # Steps of IRLS, enough to show its limit.
@@ -56,7 +55,7 @@ class Setting:
         attack: Name of the attack.
         m: Columns of FA's Y.
         lam: Weight lambda of FA's pairwise term.
-        a: FA's exponent.
+        a: Inverse of the power in eq. 5.
         formulation: Key in `FORMULATIONS`.
         plane: One of `PLANES`.
         seed: Seed of the attack.
@@ -248,7 +247,7 @@ def _directions(G: Tensor, f: int, rules: Sequence[str]) -> tuple[dict[str, Tens
     keys = (*OTHERS, *register_rules(rules))
     for key in keys:
         variant = variant_of(key)
-        rule = make_rule(variant.rule, f=f, **dict(variant.options))
+        rule = variant.make_rule(f)
         try:
             rule.check_workers(len(G))
         except ValueError as error:
@@ -266,14 +265,14 @@ def _plane(G: Float64[Tensor, "p n"], setting: Setting) -> tuple[Float64[Tensor,
     """
     if setting.plane == PRINCIPAL:
         return _principal(G, 2), ("first principal direction", "second principal direction")
-    honest, faulty = G[setting.f :].mean(dim=0), G[: setting.f]
+    honest, byzantine = G[setting.f :].mean(dim=0), G[: setting.f]
     first = honest / honest.norm()
-    other = faulty.mean(dim=0) if len(faulty) else torch.zeros_like(first)
+    other = byzantine.mean(dim=0) if len(byzantine) else torch.zeros_like(first)
     rest = other - (other @ first) * first
-    name = "faulty mean, what is not along it"
+    name = "Byzantine mean, orthogonal part"
     if rest.norm() <= 1e-6 * other.norm():
         rest = _principal(G[setting.f :] - torch.outer(G[setting.f :] @ first, first), 1)[0]
-        name = "what the honest differ in most"
+        name = "principal direction of the honest gradients, orthogonal part"
     second = rest - (rest @ first) * first
     return torch.stack([first, second / second.norm()]), ("honest mean", name)
 
@@ -297,7 +296,7 @@ def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> Projecte
 def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
     """Return the gradients as FA's formulation scales them, in k <= p coordinates that preserve lengths and angles."""
     steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.formulation]
-    mixed = apply_preaggregators(measure(G)[0], steps, StepContext(setting.f, 0, 0))
+    mixed = apply_preaggregators(measure(G)[0], steps, PreaggregatorContext(setting.f, 0, 0))
     coordinates: Tensor = torch.linalg.qr(mixed.apply_to(G.double()).T).R.T
     return coordinates
 

@@ -9,19 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import (
-    MIN_GAIN,
-    best_label,
-    by_label,
-    make_extra,
-    seed_caption,
-    several_seeds,
-)
+from fa.experiments.figures.extras_common import MIN_GAIN, best_label, make_extra, seed_caption, several_seeds
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean, verdict
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN, for_profile
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import final_accuracies, last_points
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
@@ -31,6 +24,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra01_what_makes_fa_work"
+NO_RULES = "it varies FA's options"
+NO_ATTACK = "it compares attacks for which its regimes were chosen"
 F = 3
 EQUAL = {"preaggregators": ("median_norm",)}
 PAIRS = {
@@ -164,7 +159,7 @@ def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[f
         sweeps: Last points of the sweeps.
         attack: The attack.
         option: The option; all others are those of DEFAULT.
-        a: FA's exponent.
+        a: Inverse of the power in eq. 5.
 
     Returns:
         Accuracies by value.
@@ -201,7 +196,7 @@ def leads(regimes: DataFrame) -> list[Lead]:
     """
     compared = []
     for name, rows in by_regime(regimes).items():
-        reached = by_label(rows)
+        reached = final_accuracies(rows, "label")
         ours = best_label(reached, SUBSPACES)
         compared.append(Lead(name, reached[ours], CONTROL, reached[CONTROL], ours))
     return compared
@@ -242,7 +237,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     halves: Any = figure.subfigures(2, 1, height_ratios=(1.1, 1))
     above, below = halves
     left, right = above.subplots(1, 2, width_ratios=(1, 1.15))
-    _draw_norms(left, by_label(norms), seed_caption(norms))
+    _draw_norms(left, final_accuracies(norms, "label", paired=False), seed_caption(norms))
     _draw_regimes(right, by_regime(regimes), seed_caption(regimes))
     below.suptitle(f"FA's options; {seed_caption(sweeps)}", fontsize=10)
     panels = below.subplots(1, len(SWEPT), sharey=True)
@@ -281,7 +276,7 @@ def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> N
     looks = {CONTROL: style.LOOKS["mean_unit"], one: replace(ours, marker="d"), eight: ours}
     for place, rows in enumerate(regimes.values()):
         for shift, (name, look) in zip((-0.22, 0, 0.22), looks.items(), strict=True):
-            reached = by_label(rows)[name]
+            reached = final_accuracies(rows, "label", paired=False)[name]
             label = None if place else name
             axes.plot(reached, [place + shift] * len(reached), look.marker, color=look.colour, alpha=0.6, label=label)
             axes.plot(mean(reached), place + shift, "|", color=look.colour, markersize=14)
@@ -332,7 +327,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         margin: Accuracies that differ by less are equal.
     """
     norms, sweeps, regimes = parts(table)
-    final = by_label(norms)
+    final = final_accuracies(norms, "label")
     testable = learned(final, chance)
     gains = {name: mean(final[equal(name)]) - mean(final[name]) for name in PAIRS}
     compared = leads(regimes)

@@ -15,10 +15,10 @@ from fa.experiments.figures.extras_common import (
     seed_caption,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, accuracies, comparison_verdict, lead, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, lead, learned, mean, verdict
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.results import Results
+from fa.experiments.runs.results import Results, final_accuracies
 from fa.experiments.runs.study import Case, Cell, OutDir, RuleNames, Seeds, Study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 
@@ -69,7 +69,7 @@ def chosen(validation: DataFrame) -> dict[str, float]:
     Returns:
         Learning rates by variant.
     """
-    final = accuracies(validation[validation["validation"] > 0], "lr")
+    final = final_accuracies(validation[validation["validation"] > 0], "variant", "lr")
     rates = sorted({rate for _, rate in final})
     return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *user_rules_in(validation))}
 
@@ -123,9 +123,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
     rates = chosen(table)
     choice, test = table[table["validation"] > 0], table[table["validation"] == 0]
-    _draw_choice(left, accuracies(choice, "lr"), rates)
+    _draw_choice(left, final_accuracies(choice, "variant", "lr"), rates)
     left.set_title(f"selection (ring: best rate); {seed_caption(choice)}")
-    _draw_tested(right, accuracies(test), rates)
+    _draw_tested(right, final_accuracies(test, "variant", "f"), rates)
     right.set_title(f"each rule at its best rate; {seed_caption(test)}")
     style.set_heading(
         figure,
@@ -174,7 +174,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     """
     table = builtin_rows(table)
     rates = chosen(table)
-    final = accuracies(table[table["validation"] == 0])
+    final = final_accuracies(table[table["validation"] == 0], "variant", "f")
     testable = learned(final, chance)
     best = lead(final, F, "f")
     control = Lead(f"f = {F}", final["fa", F], "mean_unit", final["mean_unit", F])

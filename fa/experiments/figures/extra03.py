@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import MIN_GAIN, RULES, SAME_LENGTH, SHORT, UNIT_OPTIONS, make_extra
 from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, learned, mean, verdict
 from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs.profiles import for_profile
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import final_accuracies, last_points
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
 from fa.experiments.runs.user_rules import builtin_rows, label, register_rules, resolve_attack, user_rules_in
 from fa.experiments.runs.variants import VARIANTS
@@ -67,8 +68,10 @@ def study(
         for name in attacks:
             grid += [Case(key, f, {"attack": name}, seeds=case_seeds) for key in keys]
             grid.append(Case("fa_default", f, {"attack": name}, UNIT_OPTIONS, case_seeds, SAME_LENGTH))
-    folder = figures_dir(profile, out, custom=True) if len(attacks) > len(ATTACKS) else out
-    return make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
+    added = [f"--attack {name}" for name in attacks if name not in ATTACKS]
+    folder = figures_dir(profile, out, custom=True) if added else out
+    study = make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
+    return study if study.command_options is None else replace(study, command_options=(*study.command_options, *added))
 
 
 def cells(table: DataFrame, f: int) -> DataFrame:
@@ -127,9 +130,9 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     final = {
         (rule, attack, f): mean(values)
         for attack in ATTACKS
-        for (rule, f), values in accuracies(table[table["attack"] == attack]).items()
+        for (rule, f), values in final_accuracies(table[table["attack"] == attack], "variant", "f").items()
     }
-    testable = learned(accuracies(table[table["attack"].isin(ATTACKS)]), chance)
+    testable = learned(final_accuracies(table[table["attack"].isin(ATTACKS)], "variant", "f"), chance)
     counts = sorted(set(table["f"]))
     worst = {f: _worst(final, f) for f in counts}
     least = [worst[f]["fa"][0] - max(value for rule, (value, _) in worst[f].items() if rule != "fa") for f in counts]

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extra03 import ATTACKS, SEEDS
-from fa.experiments.figures.extras_common import SHORT, make_extra
+from fa.experiments.figures.extras_common import SHORT, Arms, arm_cases, make_extra
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, verdict
 from fa.experiments.reporting.curves import draw_kinds
 from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs.recording import MIN_MINIBATCHES
 from fa.experiments.runs.results import Results
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study
+from fa.experiments.runs.study import OutDir, Seeds, Study
 from fa.training.records import UNDEFINED, USED
 
 if TYPE_CHECKING:
@@ -21,17 +21,19 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra04_who_was_trusted"
+NO_RULES = "its detectors belong to certain rules; fa plot shows the decisions of any rule"
+NO_ATTACK = "it compares attacks that it has names for"
 F = 3
 MIN_DETECTION = 0.9  # Precision or recall from which Byzantine workers count as detected.
 UNIT_MEAN = "Mean of unit gradients"
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+CASES: Arms = {
     "FA": ("fa", {}),
     UNIT_MEAN: ("mean_unit", {}),
     "Multi-Krum": ("multi_krum", {}),
     "Bulyan": ("bulyan", {}),
     "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
 }
-"""Rules that decide about whole gradients: label, variant and options."""
+"""Rules that decide about whole gradients."""
 
 DETECTORS = {
     "FA, smallest v": ("FA", "value"),
@@ -65,11 +67,8 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    grid = [
-        Case(key, F, {"attack": attack}, options, SEEDS.get(profile, ()), name)
-        for attack in ATTACKS
-        for name, (key, options) in CASES.items()
-    ]
+    seeds_of_cases = SEEDS.get(profile, ())
+    grid = [case for attack in ATTACKS for case in arm_cases(CASES, F, {"attack": attack}, seeds_of_cases)]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 

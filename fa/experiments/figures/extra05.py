@@ -5,34 +5,37 @@ Section 2 of the paper ends with the remark that right and left multiplications 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import (
+    RULE_ARMS,
     RULES,
     SAME_LENGTH,
     SHORT,
-    best_label,
+    Arms,
+    arm_cases,
+    arm_looks,
     by_attack,
-    by_label,
+    compare_best,
     draw_dot_panels,
     make_extra,
     several_seeds,
 )
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
+from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learned
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
 from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
-from fa.experiments.runs.variants import VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
 NAME = "extra05_combined"
+NO_ATTACK = "it compares two attacks"
 F = 3
 ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
 PAIRS = {
@@ -41,7 +44,7 @@ PAIRS = {
 }
 """Combinations with FA's subspace, and their counterparts without it, with steps of equal length."""
 
-COMBINED: dict[str, tuple[str, dict[str, Any]]] = {
+COMBINED: Arms = {
     "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
     f"Krum's choice, {SAME_LENGTH}": ("fa_default", {"preaggregators": ("krum", "unit")}),
     "mixing, FA": ("fa", {"preaggregators": ("unit", "nnm", "unit")}),
@@ -78,9 +81,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     alone, grid = (*RULES, *register_rules(rules)), []
     for attack in ATTACKS:
         grid += [Case(key, F, {"attack": attack}, seeds=case_seeds) for key in alone]
-        grid += [
-            Case(key, F, {"attack": attack}, options, case_seeds, name) for name, (key, options) in COMBINED.items()
-        ]
+        grid += arm_cases(COMBINED, F, {"attack": attack}, case_seeds)
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
@@ -96,9 +97,8 @@ def draw(table: DataFrame, title: str) -> Figure:
     """
     keys = (*RULES, *user_rules_in(table))
     rule_looks = looks(keys)
-    variants = {rule_looks[key].label: rule_looks[key] for key in keys}
-    variants |= {name: style.LOOKS[key] for name, (key, _) in COMBINED.items()}
-    figure = draw_dot_panels(by_attack(table, ATTACKS), variants, (10.5, 4.8), bold=tuple(COMBINED))
+    by_name = {rule_looks[key].label: rule_looks[key] for key in keys} | arm_looks(COMBINED)
+    figure = draw_dot_panels(by_attack(table, ATTACKS), by_name, (10.5, 4.8), bold=tuple(COMBINED))
     style.set_heading(figure, f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}")
     return figure
 
@@ -111,31 +111,19 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    table = builtin_rows(table)
-    final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
+    panels = by_attack(builtin_rows(table), ATTACKS)
+    final = {heading: final_accuracies(rows, "label") for heading, rows in panels.items()}
     testable = any(learned(reached, chance) for reached in final.values())
-    alone = [VARIANTS[key].label for key in RULES]
-    top = {
-        attack: _lead(attack, reached, best_label(reached, OURS), best_label(reached, alone))
-        for attack, reached in final.items()
-    }
-    pairs = [_lead(attack, reached, *pair) for attack, reached in final.items() for pair in PAIRS.items()]
     level = LEVEL / len(OURS)  # Bonferroni correction: one combination is enough.
-    return [
-        Claim(
-            "E5",
-            "FA combined with another rule is better than every rule alone",
-            f"best of {len(OURS)} combinations, p < {level:.2g} required: " + describe_leads(top.values()),
-            comparison_verdict(list(top.values()), testable, level, margin),
-        ),
-        Claim(
-            "E5",
-            "after Krum's choice or mixing, the subspace is better than the mean of unit gradients, at equal length",
-            describe_leads(pairs),
-            comparison_verdict(pairs, testable, margin=margin),
-        ),
+    pairs = [
+        Lead(heading, reached[ours], control, reached[control], ours)
+        for heading, reached in final.items()
+        for ours, control in PAIRS.items()
     ]
-
-
-def _lead(attack: str, final: Mapping[str, Sequence[float]], name: str, rival: str) -> Lead:
-    return Lead(ATTACKS[attack], final[name], rival, final[rival], name)
+    first = "FA combined with another rule is better than every rule alone"
+    second = "after Krum's choice or mixing, the subspace is better than the mean of unit gradients, at equal length"
+    top, prefix = compare_best(final, OURS, RULE_ARMS), f"best of {len(OURS)} combinations, p < {level:.2g} required: "
+    return [
+        comparison_claim("E5", first, top, testable, margin, level, prefix),
+        comparison_claim("E5", second, pairs, testable, margin),
+    ]

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 
-from fa.experiments.figures.extras_common import make_extra
+from fa.experiments.figures.extras_common import Arms, arm_cases, make_extra
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
 from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import for_profile
-from fa.experiments.runs.recording import MIN_MINIBATCHES
-from fa.experiments.runs.results import last_points
-from fa.experiments.runs.study import Case, Cell, OutDir, Seeds, Study
+from fa.experiments.runs.recording import MIN_MINIBATCHES, watch
+from fa.experiments.runs.results import final_accuracies
+from fa.experiments.runs.study import Cell, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure
 from fa.rules import Rule, make_rule
 from fa.training.config import TrainConfig
-from fa.training.loop import Progress, train
+from fa.training.loop import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,17 +32,17 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra06_subspace"
+NO_RULES = "it compares FA with the mean of unit gradients"
+NO_ATTACK = "its test is specified for four attacks"
 
 RELEASED, FIVE, SPAN, CONTROL = "FA as released", "FA, five steps", "span of m random workers", "Mean of unit gradients"
 _RANDOM_SPAN: dict[str, Any] = {"preaggregators": ("unit", "random_span")}
-ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+ARMS: Arms = {
     RELEASED: ("fa", {}),
     FIVE: ("fa_default", {}),
     CONTROL: ("mean_unit", {}),
     SPAN: ("mean_unit", _RANDOM_SPAN),
 }
-"""The arms: label, and the variant with its options."""
-
 FA_ARMS = (RELEASED, FIVE)
 """The arms whose comparisons count in the correction for several tests."""
 
@@ -100,11 +101,8 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    grid = [
-        Case(variant, f, {"attack": attack}, options, for_profile(SEEDS, profile), name)
-        for attack, f in ATTACKS
-        for name, (variant, options) in ARMS.items()
-    ]
+    case_seeds = for_profile(SEEDS, profile)
+    grid = [case for attack, f in ATTACKS for case in arm_cases(ARMS, f, {"attack": attack}, case_seeds)]
     whole = make_extra(NAME, profile, grid, out, seeds, LENGTH, **overrides)
     return replace(whole, cells=tuple(_draw_by_seed(cell) for cell in whole.cells), records="records-many")
 
@@ -136,28 +134,26 @@ def cosines(study: Study) -> DataFrame:
         if cell.case.label == RELEASED:
             first.setdefault((cell.config.attack, cell.config.byzantine), cell.config)
     columns = ["attack", "f", "formulation", "seed", "iteration", "cosine"]
-    return pandas.DataFrame([row for config in first.values() for row in _watch(config)], columns=columns)
+    rows = []
+    for config in first.values():
+        device = config.device if torch.cuda.is_available() else "cpu"
+        rows += watch(replace(config, device=device), partial(_compare, config, _rules(config)))[0]
+    return pandas.DataFrame(rows, columns=columns)
 
 
-def _watch(config: TrainConfig) -> list[dict[str, Any]]:
-    rules = {
-        name: make_rule(VARIANTS[key].rule, f=config.rule_f, **dict(VARIANTS[key].options))
-        for name, key in FORMULATIONS.items()
-    } | {SPAN: make_rule("mean", f=config.rule_f, seed=config.seed, **_RANDOM_SPAN)}
-    rows: list[dict[str, Any]] = []
+def _rules(config: TrainConfig) -> dict[str, Rule]:
+    rules = {name: VARIANTS[key].make_rule(config.rule_f) for name, key in FORMULATIONS.items()}
+    return rules | {SPAN: make_rule("mean", f=config.rule_f, seed=config.seed, **_RANDOM_SPAN)}
 
-    def look(progress: Progress) -> None:
-        gram, finite = measure(progress.G)
-        if not finite.all():
-            return
-        about = {"attack": config.attack, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
-        for name, rule in rules.items():
-            weights = _weights(rule, progress)
-            rows.append(about | {"formulation": name, "cosine": cosine_with_unit_mean(gram, weights)})
 
-    device = config.device if torch.cuda.is_available() else "cpu"
-    train(replace(config, device=device), progress=look, threads=1)
-    return rows
+def _compare(config: TrainConfig, rules: Mapping[str, Rule], progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yield the cosines of one iteration, unless a gradient has NaN or Inf."""
+    gram, finite = measure(progress.G)
+    if not finite.all():
+        return
+    about = {"attack": config.attack, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
+    for name, rule in rules.items():
+        yield about | {"formulation": name, "cosine": cosine_with_unit_mean(gram, _weights(rule, progress))}
 
 
 def _weights(rule: Rule, progress: Progress) -> Float64[np.ndarray, " p"]:
@@ -218,21 +214,14 @@ def comparisons(table: DataFrame) -> list[Comparison]:
     Returns:
         One comparison for each attack and arm that has runs.
     """
-    last = last_points(table)
     compared = []
     for (attack, f), heading in ATTACKS.items():
-        rows = last[(last["attack"] == attack) & (last["f"] == f)]
-        final = {label: _by_seed(group) for label, group in rows.groupby("label", sort=False)}
+        rows = table[(table["attack"] == attack) & (table["f"] == f)]
         for arm in SUBSPACES:
-            seeds = sorted(final.get(arm, {}).keys() & final.get(CONTROL, {}).keys())
-            if seeds:
-                ours, theirs = ([final[label][seed] for seed in seeds] for label in (arm, CONTROL))
-                compared.append(Comparison(heading, arm, PairedDifferences.between(ours, theirs)))
+            final = final_accuracies(rows[rows["label"].isin((arm, CONTROL))], "label")
+            if len(final) == 2:
+                compared.append(Comparison(heading, arm, PairedDifferences.between(final[arm], final[CONTROL])))
     return compared
-
-
-def _by_seed(rows: DataFrame) -> dict[int, float]:
-    return dict(zip(rows["seed"].tolist(), rows["test_accuracy"].tolist(), strict=True))
 
 
 def subset_text(table: DataFrame) -> str:
@@ -316,7 +305,7 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float) -> list[Claim]:
         chance: Accuracy of guessing.
     """
     compared = comparisons(table)
-    final = {label: group["test_accuracy"].tolist() for label, group in last_points(table).groupby("label")}
+    final = final_accuracies(table, "label", paired=False)
     testable = learned(final, chance) and all(len(one.differences.values) > 1 for one in compared)
     prefix = f"{subset}; " if (subset := subset_text(table)) else ""
     judged = [_cosine_claim(cosines)]

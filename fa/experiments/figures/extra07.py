@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import by_label, make_extra
+from fa.experiments.figures.extras_common import make_extra
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, format_mean_range, learned, verdict
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import MARGIN, profile_settings
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra07_rate_or_subspace"
+NO_RULES = "it compares FA with Multi-Krum and its controls"
 F = 3
 SEED = 2021
 RATE_FACTOR = 0.25  # Factor of the profile's learning rate.
@@ -109,7 +111,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = by_label(table)
+    final = final_accuracies(table, "label")
     testable = learned(final, chance)
     rivals = [name for name in (KRUM, KRUM_SLOWER, UNIT) if FA in final and name in final]
     leads = {name: Lead(f"f = {F}", final[FA], name, final[name]) for name in rivals}

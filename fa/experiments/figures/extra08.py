@@ -5,13 +5,23 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fa.experiments.figures.extras_common import RULES, best_label, by_label, draw_dot_panels, make_extra, several_seeds
+from fa.experiments.figures.extras_common import (
+    RULE_ARMS,
+    Arms,
+    arm_cases,
+    arm_looks,
+    compare_best,
+    draw_dot_panels,
+    make_extra,
+    several_seeds,
+)
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
+from fa.experiments.reporting.claims import Claim, comparison_claim, learned
 from fa.experiments.reporting.equivalence import LEVEL
-from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study
-from fa.experiments.runs.variants import RIVALS, VARIANTS
+from fa.experiments.runs.profiles import MARGIN, for_profile
+from fa.experiments.runs.results import final_accuracies
+from fa.experiments.runs.study import OutDir, Seeds, Study
+from fa.experiments.runs.variants import VARIANTS
 from fa.irls import weights_from_batches
 
 if TYPE_CHECKING:
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra08_batch_sizes"
+NO_RULES = "it compares weights of FA's workers"
+NO_ATTACK = "it compares two attacks with none"
 WORKERS = 15
 SIZES = {"smoke": (1, 16), "quick": (4, 64), "cpu": (4, 64), "paper": (16, 256)}
 """Batch sizes of even and of odd ranks, by profile: as many images in all as with equal batches, up to a tenth."""
@@ -65,13 +77,13 @@ def batches(profile: str, panel: Panel) -> tuple[int, ...]:
         The batch sizes of all 15 ranks. They alternate, and rank 0 has the small one.
 
     Raises:
-        KeyError: Unknown profile.
+        ValueError: Unknown profile.
 
     Example:
         >>> batches("quick", PANELS[0])[:5], batches("quick", PANELS[3])[:5]
         ((4, 64, 4, 64, 4), (64, 64, 64, 64, 4))
     """
-    sizes = SIZES[profile]
+    sizes = for_profile(SIZES, profile)
     return tuple(sizes[1] if panel.large and rank < panel.f else sizes[rank % 2] for rank in range(WORKERS))
 
 
@@ -88,28 +100,21 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
         The study, for each of `PANELS`, each rule, and FA with weights of the workers.
 
     Raises:
-        KeyError: Unknown profile.
-        ValueError: Unknown setting, an invalid value, or empty `seeds`.
+        ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
     case_seeds = several_seeds(profile)
-    grid = [
-        Case(key, panel.f, {"attack": panel.attack, "batch": sizes}, options, case_seeds, name)
-        for panel in PANELS
-        for sizes in [batches(profile, panel)]
-        for name, (key, options) in _arms(sizes).items()
-    ]
+    grid = []
+    for panel in PANELS:
+        sizes = batches(profile, panel)
+        grid += arm_cases(_arms(sizes), panel.f, {"attack": panel.attack, "batch": sizes}, case_seeds)
     return make_extra(NAME, profile, grid, out, seeds, **overrides)
 
 
-def _arms(sizes: tuple[int, ...]) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return each arm's variant and options."""
-    arms: dict[str, tuple[str, dict[str, Any]]] = {VARIANTS[key].label: (key, {}) for key in RULES}
-    for name, power in POWERS.items():
-        arms[name] = "fa", {"worker_weights": weights_from_batches(sizes, power)}
+def _arms(sizes: tuple[int, ...]) -> Arms:
+    weighted = {name: ("fa", {"worker_weights": weights_from_batches(sizes, power)}) for name, power in POWERS.items()}
     # With m = p, Y Y^T changes nothing, so that FA is the weighted mean of unit gradients.
-    unprojected = {"preaggregators": ("unit",), "m": WORKERS}
-    arms[CONTROL] = "fa_default", unprojected | {"worker_weights": weights_from_batches(sizes)}
-    return arms
+    control = {"preaggregators": ("unit",), "m": WORKERS, "worker_weights": weights_from_batches(sizes)}
+    return {**RULE_ARMS, **weighted, CONTROL: ("fa_default", control)}
 
 
 def by_panel(table: DataFrame) -> dict[Panel, DataFrame]:
@@ -142,7 +147,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     Returns:
         The figure, with a panel for each of `PANELS`.
     """
-    looks = {VARIANTS[key].label: style.LOOKS[key] for key in RULES}
+    looks = arm_looks(RULE_ARMS)
     looks |= dict.fromkeys(POWERS, style.LOOKS["fa"]) | {CONTROL: style.LOOKS["mean_unit"]}
     tables = {panel.heading: rows for panel, rows in by_panel(table).items()}
     figure = draw_dot_panels(tables, looks, (17, 4.4), bold=(FA, *POWERS))
@@ -160,19 +165,14 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = {panel: by_label(rows) for panel, rows in by_panel(table).items()}
+    final = {panel.heading: final_accuracies(rows, "label") for panel, rows in by_panel(table).items()}
     testable = any(learned(reached, chance) for reached in final.values())
     level = LEVEL / len(POWERS)  # Bonferroni correction: one of the two powers is enough.
-    others = [VARIANTS[key].label for key in (*RIVALS, "mean_unit")]
-    against_fa, against_best = [], []
-    for panel, reached in final.items():
-        best = best_label(reached, POWERS)
-        rival = best_label(reached, (*others, CONTROL))
-        against_fa.append(Lead(panel.heading, reached[best], FA, reached[FA], best))
-        against_best.append(Lead(panel.heading, reached[best], rival, reached[rival], best))
-    words = "with batch sizes that differ by 16, weights by batch size improve FA"
+    against_fa = compare_best(final, POWERS, [FA])
+    against_all = compare_best(final, POWERS, [*(label for label in RULE_ARMS if label != FA), CONTROL])
+    first = "with batch sizes that differ by 16, weights by batch size improve FA"
     second = "FA with weights is better than every other rule, and than the weighted mean of unit gradients"
     return [
-        Claim("E8", words, describe_leads(against_fa), comparison_verdict(against_fa, testable, level, margin)),
-        Claim("E8", second, describe_leads(against_best), comparison_verdict(against_best, testable, level, margin)),
+        comparison_claim("E8", first, against_fa, testable, margin, level),
+        comparison_claim("E8", second, against_all, testable, margin, level),
     ]

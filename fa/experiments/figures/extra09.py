@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import SHORT, by_attack, by_label, draw_dot_panels, make_extra, several_seeds
+from fa.experiments.figures.extras_common import (
+    SHORT,
+    Arms,
+    arm_cases,
+    arm_looks,
+    draw_dot_panels,
+    make_extra,
+    several_seeds,
+)
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned
+from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learned
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study
+from fa.experiments.runs.results import final_accuracies
+from fa.experiments.runs.study import OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
 NAME = "extra09_options_of_the_paper"
+NO_RULES = "it varies FA's options"
+NO_ATTACK = "it shows the paper's attack"
 F = 3
-ATTACKS = {"random": "random in [0, 1)"}
+ATTACK, HEADING = "random", "random in [0, 1)"
 DEFAULT = VARIANTS["fa_default"].label
 
 _STEPS = {"max_iter": 30}
@@ -44,7 +55,7 @@ STARTS: dict[str, dict[str, Any]] = {
 }
 """Starts and flags."""
 
-ARMS = {DEFAULT: {}, **PRIORS, **STARTS}
+ARMS: Arms = {label: ("fa_default", options) for label, options in {DEFAULT: {}, **PRIORS, **STARTS}.items()}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
@@ -62,27 +73,21 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    case_seeds = several_seeds(profile)
-    grid = [
-        Case("fa_default", F, {"attack": attack}, options, case_seeds, name)
-        for attack in ATTACKS
-        for name, options in ARMS.items()
-    ]
+    grid = arm_cases(ARMS, F, {"attack": ATTACK}, several_seeds(profile))
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:
-    """Draw a panel per attack: every option, a mark for each seed.
+    """Draw every option, a mark for each seed.
 
     Args:
         table: The curves, one row a point, with the columns label, attack, seed, iteration and test_accuracy.
         title: Settings, for the figure's heading; see `Study.title`.
 
     Returns:
-        The figure, with a panel for each of `ATTACKS`.
+        The figure, with one panel.
     """
-    looks = dict.fromkeys(ARMS, style.LOOKS["fa_default"])
-    figure = draw_dot_panels(by_attack(table, ATTACKS), looks, (8, 4.4), bold=(DEFAULT,))
+    figure = draw_dot_panels({HEADING: table}, arm_looks(ARMS), (8, 4.4), bold=(DEFAULT,))
     style.set_heading(figure, f"f = {F} Byzantine workers; options of FA, this package's default\n{title}")
     return figure
 
@@ -95,28 +100,22 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = {attack: by_label(table[table["attack"] == attack]) for attack in ATTACKS}
-    testable = any(learned(reached, chance) for reached in final.values())
-    words = "a prior or a regularizer of the paper is better than FA's default"
+    final = final_accuracies(table, "label")
+    testable = learned(final, chance)
+    first = "a prior or a regularizer of the paper is better than FA's default"
     second = "hints, another start or nested subspaces are better than FA's default"
     return [
-        _claim(words, final, PRIORS, testable, margin),
+        _claim(first, final, PRIORS, testable, margin),
         _claim(second, final, STARTS, testable, margin),
     ]
 
 
 def _claim(
-    words: str,
-    final: Mapping[str, Mapping[str, Sequence[float]]],
-    arms: Mapping[str, Any],
-    testable: bool,
-    margin: float,
+    words: str, final: Mapping[str, Sequence[float]], arms: Iterable[str], testable: bool, margin: float
 ) -> Claim:
-    """Compare each arm with the default; one attack is a case, in which one arm is enough."""
-    level = LEVEL / len(arms)  # Bonferroni correction.
-    leads = []
-    for attack, reached in final.items():
-        every = [Lead(ATTACKS[attack], reached[name], DEFAULT, reached[DEFAULT], name) for name in arms]
-        leads.append(max(every, key=lambda lead: (lead.better(margin, level), lead.difference)))
-    measured = f"best of {len(arms)}, p < {level:.2g} required: "
-    return Claim("E9", words, measured + describe_leads(leads), comparison_verdict(leads, testable, level, margin))
+    """Compare each arm with the default; one arm is enough."""
+    every = [Lead(HEADING, final[name], DEFAULT, final[DEFAULT], name) for name in arms]
+    level = LEVEL / len(every)  # Bonferroni correction.
+    best = max(every, key=lambda lead: (lead.better(margin, level), lead.difference))
+    prefix = f"best of {len(every)}, p < {level:.2g} required: "
+    return comparison_claim("E9", words, [best], testable, margin, level, prefix)

@@ -11,7 +11,7 @@ from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import final_accuracies, last_points
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra10_noise_levels"
+NO_RULES = "it varies the noise for four rules"
+NO_ATTACK = "its workers train on augmented data and send their gradients"
 F = 3
 RULES = ("fa", "multi_krum", "median", "mean")
 LEVELS = MappingProxyType(
@@ -134,18 +136,17 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    last = last_points(table)
-    groups = last.groupby(["scheme", "level", "variant"])["test_accuracy"].apply(list).to_dict()
+    final = final_accuracies(table, "variant", "scheme", "level")
     leads = []
     for scheme, (text, _, levels) in LEVELS.items():
-        reached = {key: groups[scheme, max(levels), key] for key in RULES}
+        reached = {key: final[key, scheme, max(levels)] for key in RULES}
         rival = max((mean(reached[key]), key) for key in RULES[1:])[1]
         leads.append(Lead(f"{text} {max(levels):g}", reached["fa"], rival, reached[rival]))
     falls = []
     for scheme, (_, _, levels) in LEVELS.items():
-        ends = [mean(groups[scheme, level, "fa"]) for level in (min(levels), max(levels))]
+        ends = [mean(final["fa", scheme, level]) for level in (min(levels), max(levels))]
         falls.append(f"{scheme} {ends[0]:.3f} to {ends[1]:.3f}")
-    testable = learned(groups, chance)
+    testable = learned(final, chance)
     measured = "; ".join(map(str, leads)) + f"; {VARIANTS['fa'].label} from the lowest to the highest level: "
     words = "at the highest level of noise FA is better than its best rival"
     return [Claim("E10", words, measured + ", ".join(falls), comparison_verdict(leads, testable, margin=margin))]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extras_common import SHORT, by_label, draw_dots, make_extra, several_seeds
+from fa.experiments.figures.extras_common import SHORT, Arms, arm_cases, arm_looks, draw_dots, make_extra, several_seeds
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned, verdict
+from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learned, verdict
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.results import Results
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study
+from fa.experiments.runs.results import Results, final_accuracies
+from fa.experiments.runs.study import OutDir, Seeds, Study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra11_in_front_of_rules"
+NO_RULES = "it judges FA in front of the paper's rules"
 F = 3
 OTHERS = PAPER_RULES[1:]
 """The paper's rules without FA."""
@@ -27,6 +28,13 @@ IN_FRONT = {"": (), "equal norms, ": ("unit",), "FA's projection, ": ("unit", "s
 
 NORMS, PROJECTION = list(IN_FRONT)[1:]
 FA = VARIANTS["fa"].label
+ARMS: Arms = {
+    f"{text}{VARIANTS[key].label}": (key, {"preaggregators": steps} if steps else {})
+    for key in OTHERS
+    for text, steps in IN_FRONT.items()
+} | {FA: ("fa", {})}
+"""Each rule alone, with equal norms and with the projection; and FA."""
+
 SMALL = 0.1  # Share of the largest weight below which a weight counts as zero.
 SPARSE = 0.5  # Least share of such weights in a sparse combination.
 
@@ -41,18 +49,12 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
         **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
 
     Returns:
-        The study, with f = 3, for each of `OTHERS` and `IN_FRONT`, and FA itself.
+        The study, with f = 3, for each of `ARMS`.
 
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    case_seeds = several_seeds(profile)
-    grid = [
-        Case(key, F, {}, {"preaggregators": steps} if steps else {}, case_seeds, f"{text}{VARIANTS[key].label}")
-        for key in OTHERS
-        for text, steps in IN_FRONT.items()
-    ]
-    grid.append(Case("fa", F, {}, {}, case_seeds, FA))
+    grid = arm_cases(ARMS, F, {}, several_seeds(profile))
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
 
@@ -90,8 +92,7 @@ def draw(table: DataFrame, shares: DataFrame, title: str) -> Figure:
     """
     figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
-    looks = {f"{text}{VARIANTS[key].label}": style.LOOKS[key] for key in OTHERS for text in IN_FRONT}
-    draw_dots(left, by_label(table), looks | {FA: style.LOOKS["fa"]}, bold=(FA,))
+    draw_dots(left, final_accuracies(table, "label", paired=False), arm_looks(ARMS), bold=(FA,))
     for seed, rows in shares.groupby("seed"):
         right.plot(rows["iteration"], rows["share"], color=style.LOOKS["fa"].colour, alpha=0.6, label=f"seed {seed}")
     right.axhline(SPARSE, color=style.BYZANTINE, linewidth=0.8)
@@ -109,23 +110,24 @@ def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = M
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = by_label(table)
+    final = final_accuracies(table, "label")
     testable = learned(final, chance)
     level = LEVEL / len(OTHERS)
-    alone, norms = [], []
-    for key in OTHERS:
-        label = VARIANTS[key].label
-        projected = final[f"{PROJECTION}{label}"]
-        alone.append(Lead(label, projected, "alone", final[label], "projected"))
-        norms.append(Lead(label, projected, "with equal norms", final[f"{NORMS}{label}"], "projected"))
+
+    def leads(rival: str, prefix: str) -> list[Lead]:
+        labels = [VARIANTS[key].label for key in OTHERS]
+        return [Lead(one, final[PROJECTION + one], rival, final[prefix + one], "projected") for one in labels]
+
     mean_share = float(shares["share"].mean())
     by_seed = shares.groupby("seed")["share"].mean()
     return [
-        Claim(
+        comparison_claim(
             "C17",
             "significantly enhances the robustness of state-of-the-art Byzantine resilient aggregators",
-            describe_leads(alone),
-            comparison_verdict(alone, testable, level, margin),
+            leads("alone", ""),
+            testable,
+            margin,
+            level,
         ),
         Claim(
             "C18",
@@ -134,10 +136,12 @@ def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = M
             f"(seeds {by_seed.min():.3f} to {by_seed.max():.3f}); threshold: {SPARSE:g}",
             verdict([mean_share >= SPARSE], testable),
         ),
-        Claim(
+        comparison_claim(
             "E11",
             "FA's projection protects a rule better than equal norms alone",
-            describe_leads(norms),
-            comparison_verdict(norms, testable, level, margin),
+            leads("with equal norms", NORMS),
+            testable,
+            margin,
+            level,
         ),
     ]

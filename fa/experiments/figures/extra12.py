@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, describe_leads, learned, mean
+from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learned, mean
 from fa.experiments.runs.profiles import MARGIN, PROFILES, for_profile
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "extra12_unreached_coordinates"
+NO_RULES = "it compares two attacks on the paper's rules"
+NO_ATTACK = "it compares two attacks"
 F = 3
-EVERYWHERE, REACHED = "random", "random_reached"
+ATTACKS = EVERYWHERE, REACHED = "random", "random_reached"
 ORDER_STATISTICS = ("median", "meamed", "phocas", "trimmed_mean")
 RULES = ("fa", "mean_unit", "multi_krum", *ORDER_STATISTICS)
 SEEDS = {"smoke": (2021,), "quick": (2021, 2022, 2023), "cpu": (2021, 2022, 2023), "paper": (2021,)}
@@ -40,11 +42,11 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
     case_seeds = for_profile(SEEDS, profile)
-    grid = [Case(rule, F, {"attack": attack}, seeds=case_seeds) for rule in RULES for attack in (EVERYWHERE, REACHED)]
+    grid = [Case(rule, F, {"attack": attack}, seeds=case_seeds) for rule in RULES for attack in ATTACKS]
     return make_extra(NAME, profile, grid, out, seeds, PROFILES[profile], **overrides)
 
 
-def final_accuracies(table: DataFrame) -> dict[str, dict[str, list[float]]]:
+def accuracies_by_rule(table: DataFrame) -> dict[str, dict[str, list[float]]]:
     """Return final test accuracies by rule and attack, with the seeds that have both.
 
     Args:
@@ -53,9 +55,9 @@ def final_accuracies(table: DataFrame) -> dict[str, dict[str, list[float]]]:
     Returns:
         A dictionary from attack to accuracies, one per seed, for each rule.
     """
-    final = last_points(table).pivot_table("test_accuracy", ["variant", "seed"], "attack", sort=False)
-    both = final.reindex(columns=[EVERYWHERE, REACHED]).dropna()
-    return {rule: both.loc[rule].to_dict("list") for rule in RULES if rule in both.index}
+    final = final_accuracies(table, "attack", "variant")
+    pairs = {rule: {one: final[one, rule] for one in ATTACKS if (one, rule) in final} for rule in RULES}
+    return {rule: pair for rule, pair in pairs.items() if len(pair) == len(ATTACKS)}
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -68,7 +70,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     Returns:
         The figure. A rule is omitted if no seed has runs under both attacks.
     """
-    final = final_accuracies(table)
+    final = accuracies_by_rule(table)
     figure = style.new_figure(7.5, 1.6 + 0.45 * len(final))
     axes = figure.subplots()
     for y, (rule, pair) in enumerate(reversed(final.items())):
@@ -97,15 +99,14 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = final_accuracies(table)
+    final = accuracies_by_rule(table)
     testable = learned({rule: pair[EVERYWHERE] for rule, pair in final.items()}, chance)
     judged = []
     for words, rules in (("FA loses", ("fa",)), ("order statistics lose", ORDER_STATISTICS)):
         leads = [_loss(rule, final[rule]) for rule in rules if rule in final]
         if len(leads) == len(rules):
             text = f"{words} accuracy if random vectors are 0 where all honest gradients are"
-            loss = describe_leads(leads, "loss")
-            judged.append(Claim("E12", text, loss, comparison_verdict(leads, testable, margin=margin)))
+            judged.append(comparison_claim("E12", text, leads, testable, margin, difference="loss"))
     return judged
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.reporting.claims import mean
-from fa.experiments.reporting.style import Look, literal, new_figure
-from fa.experiments.runs.results import last_points
+from fa.experiments.reporting.claims import Lead, mean
+from fa.experiments.reporting.style import LOOKS, Look, literal, new_figure
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
-from fa.experiments.runs.variants import PAPER_RULES
+from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 RULES = (*PAPER_RULES, "mean", "mean_unit")
 """The paper's seven rules, the mean, and the control: the mean of unit gradients."""
+
+Arms = Mapping[str, tuple[str, dict[str, Any]]]
+"""Arms of an extra: the variant and its options by label."""
+
+RULE_ARMS: Arms = {VARIANTS[key].label: (key, {}) for key in RULES}
+"""The arms without options."""
 
 # FA's subspace on unit gradients with the factor 1/p: the variant "fa_default" with these options. The released FA
 # sums over m instead of p. Its steps are p/m = 1.9 times as long as those of the mean of unit gradients, and a
@@ -88,18 +94,28 @@ def several_seeds(profile: str) -> tuple[int, ...]:
     return () if profile == "smoke" else SEEDS
 
 
-def by_label(table: DataFrame) -> dict[str, list[float]]:
-    """Return final test accuracies by label, in the table's order of labels and the order of the seeds.
+def arm_cases(arms: Arms, f: int, settings: Mapping[str, Any], seeds: Sequence[int]) -> list[Case]:
+    """Return the case of each arm.
 
     Args:
-        table: The curves, one row a point.
+        arms: Variant and options by label.
+        f: Number of Byzantine workers.
+        settings: Settings of all these cases.
+        seeds: Seeds of all these cases; empty for the profile's.
 
     Returns:
-        Accuracies by label, one per seed.
+        The cases, in the order of the arms.
     """
-    groups = last_points(table).sort_values("seed", kind="stable").groupby("label", sort=False)["test_accuracy"]
-    final = {str(label): group.tolist() for label, group in groups}
-    return {label: final[label] for label in dict.fromkeys(table["label"])}
+    return [Case(variant, f, settings, options, seeds, label) for label, (variant, options) in arms.items()]
+
+
+def arm_looks(arms: Arms) -> dict[str, Look]:
+    """Return the look of each arm's variant, by label.
+
+    Args:
+        arms: Variant and options by label.
+    """
+    return {label: LOOKS[variant] for label, (variant, _) in arms.items()}
 
 
 def best_label(final: Mapping[str, Sequence[float]], labels: Iterable[str]) -> str:
@@ -113,6 +129,26 @@ def best_label(final: Mapping[str, Sequence[float]], labels: Iterable[str]) -> s
         The label.
     """
     return max((name for name in labels if name in final), key=lambda name: mean(final[name]))
+
+
+def compare_best(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], ours: Iterable[str], rivals: Iterable[str]
+) -> list[Lead]:
+    """Compare the best of some arms with the best of others in each panel.
+
+    Args:
+        panels: Final accuracies by label, one per seed, by heading of the panel.
+        ours: Labels of the arms that a claim is about.
+        rivals: Labels of the arms that they are compared with.
+
+    Returns:
+        One comparison for each panel.
+    """
+    ours, rivals, leads = list(ours), list(rivals), []
+    for heading, final in panels.items():
+        best, rival = best_label(final, ours), best_label(final, rivals)
+        leads.append(Lead(heading, final[best], rival, final[rival], best))
+    return leads
 
 
 def seed_caption(table: DataFrame) -> str:
@@ -178,6 +214,6 @@ def draw_dot_panels(
     figure = new_figure(*size)
     panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for axes, (heading, table) in zip(panels, tables.items(), strict=True):
-        draw_dots(axes, by_label(table), looks, bold)
+        draw_dots(axes, final_accuracies(table, "label", paired=False), looks, bold)
         axes.set_title(heading)
     return figure

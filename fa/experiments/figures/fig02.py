@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, format_mean_range, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig02_mean_tolerance"
+NO_RULES = "it shows the mean alone"
 F_VALUES = (0, 1, 2, 3)
 MAX_RELATIVE_ACCURACY = 0.5  # Share of the accuracy without Byzantine workers: at or below it, the impact is heavy.
 _PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # The released code's settings for this figure.
@@ -68,7 +70,7 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
     """
-    final = accuracies(table)
+    final = final_accuracies(table, "variant", "f")
     heavy = [mean(final["mean", f]) <= MAX_RELATIVE_ACCURACY * mean(final["mean", 0]) for f in F_VALUES[1:]]
     measured = "final accuracy " + ", ".join(f"f = {f}: {format_mean_range(final['mean', f])}" for f in F_VALUES)
     return [

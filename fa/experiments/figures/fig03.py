@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,17 +13,15 @@ from jaxtyping import Float64
 
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, verdict
-from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
+from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval, watch
 from fa.experiments.runs.results import Results
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
-from fa.experiments.runs.sweep import Outcome
 from fa.gradients.gram import Gram, Square
 from fa.gradients.measurement import measure
 from fa.irls import Options, default_m, solve_gram
 from fa.irls.problem import nonzero_eigenpairs
 from fa.training.config import TrainConfig
-from fa.training.loop import Progress, train
-from fa.training.records import Run
+from fa.training.loop import Progress
 from fa.utils.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig03_explained_variance"
+NO_RULES = "it shows the explained variances of FA's subspace"
 F_VALUES = (0, 3)
 MIN_SPIKE_VALUE = 0.9  # Explained variances from this value on are near 1.
 MIN_DIFFERENCE = 0.02  # Least difference that counts between shares or mean values.
@@ -46,24 +47,7 @@ _LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS,
 """Colours, dashes of honest workers, and markers of Byzantine workers."""
 
 
-class LiveStudy(Study):
-    """Study whose runs are recorded during training; their curves are not used, and a sweep does nothing."""
-
-    def sweep(self, jobs: int | None = None, progress: bool = True, shard: str | None = None) -> list[Outcome]:
-        """Return no outcomes, since `collect` trains the runs.
-
-        Args:
-            jobs: Not used.
-            progress: Not used.
-            shard: Not used.
-
-        Returns:
-            An empty list.
-        """
-        return []
-
-
-def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> LiveStudy:
+def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
     """Create the study of Figure 3: FA with f = 0 and f = 3.
 
     Args:
@@ -78,10 +62,10 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    return LiveStudy(**vars(make_study(NAME, profile, [Case("fa", f) for f in F_VALUES], out, seeds, **overrides)))
+    return replace(make_study(NAME, profile, [Case("fa", f) for f in F_VALUES], out, seeds, **overrides), live=True)
 
 
-def collect(study: LiveStudy) -> tuple[DataFrame, Results]:
+def collect(study: Study) -> tuple[DataFrame, Results]:
     """Train each run, one after another, and measure explained variances of its gradients.
 
     Args:
@@ -94,26 +78,21 @@ def collect(study: LiveStudy) -> tuple[DataFrame, Results]:
     import pandas
 
     started = time.monotonic()
-    looks = [_look_at(config) for config in study.configs]
-    rows = [row for rows, _ in looks for row in rows]
-    descriptions = tuple(run.description() for _, run in looks)
-    return pandas.DataFrame(rows), Results(study, {}, time.monotonic() - started, descriptions)
+    watched = [
+        watch(config, partial(_explained_rows, config), sampling_interval(config.iterations))
+        for config in study.configs
+    ]
+    table = pandas.DataFrame([row for rows, _ in watched for row in rows])
+    descriptions = tuple(run.description() for _, run in watched)
+    return table, Results(study, {}, time.monotonic() - started, descriptions)
 
 
-def _look_at(config: TrainConfig) -> tuple[list[dict[str, Any]], Run]:
-    rows: list[dict[str, Any]] = []
-
-    def look(progress: Progress) -> None:
-        if progress.iteration % sampling_interval(config.iterations):
-            return
-        gram, _ = measure(progress.G)
-        for basis, coefficients in _bases(gram, config.seed, progress.iteration):
-            about = {"basis": basis, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
-            for worker, value in enumerate(explained(gram.cosines, coefficients)):
-                rows.append(about | {"worker": worker, "faulty": worker < config.byzantine, "value": value})
-
-    run = train(config, progress=look, threads=1)  # As in a sweep.
-    return rows, run
+def _explained_rows(config: TrainConfig, progress: Progress) -> Iterator[dict[str, Any]]:
+    gram, _ = measure(progress.G)
+    for basis, coefficients in _bases(gram, config.seed, progress.iteration):
+        about = {"basis": basis, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
+        for worker, value in enumerate(explained(gram.cosines, coefficients)):
+            yield about | {"worker": worker, "faulty": worker < config.byzantine, "value": value}
 
 
 def _bases(gram: Gram, seed: int, iteration: int) -> Iterator[tuple[str, Float64[np.ndarray, "p q"]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.paths import figures_dir
@@ -11,7 +12,6 @@ from fa.experiments.reporting.claims import (
     CHANCE_MARGIN,
     MISSING,
     Claim,
-    accuracies,
     format_mean_range,
     lead,
     learned,
@@ -20,6 +20,7 @@ from fa.experiments.reporting.claims import (
 )
 from fa.experiments.reporting.curves import draw_curves
 from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
@@ -68,7 +69,8 @@ def study(
     grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or F_VALUES for key in keys]
     if out is None and (variants or faulty):
         out = figures_dir(profile, custom=True)
-    return make_study(NAME, profile, grid, out, seeds, **overrides)
+    study = make_study(NAME, profile, grid, out, seeds, **overrides)
+    return replace(study, command_options=None) if variants or faulty else study
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -106,7 +108,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = accuracies(builtin_rows(table))
+    final = final_accuracies(builtin_rows(table), "variant", "f")
     testable = learned(final, chance)
     judged = [*_of_leads(final, testable, margin), *_of_trimmed_mean(final, chance, testable)]
     return sorted(judged, key=lambda claim: claim.number)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.reporting.claims import LEARNED, Claim, Lead, accuracies, lead, mean, same_iterations, verdict
+from fa.experiments.reporting.claims import LEARNED, Claim, Lead, lead, mean, same_iterations, verdict
 from fa.experiments.reporting.curves import draw_panels
 from fa.experiments.reporting.style import FA_FORMULATION
 from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules
 from fa.experiments.runs.variants import PAPER_RULES
@@ -78,7 +79,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         margin: Accuracies that differ by less are equal.
     """
     table = builtin_rows(table)
-    final = accuracies(table, "batch")
+    final = final_accuracies(table, "variant", "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
     comparable = [one for one in leads if max(mean(one.accuracies), mean(one.rival_accuracies)) > LEARNED * chance]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
+from fa.experiments.reporting.claims import Claim, lead, learned, verdict
 from fa.experiments.reporting.curves import draw_curves, finish, line_options
 from fa.experiments.reporting.style import FA_FORMULATION, LOOKS
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races
 from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig06a_packet_loss"
+NO_ATTACK = "its faults are links that lose packets"
 RULES = (*PAPER_RULES, "mean")
 F = 3
 _SETTINGS = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
@@ -88,7 +90,7 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
         margin: Accuracies that differ by less are equal.
     """
     table = builtin_rows(table)
-    final = accuracies(table)
+    final = final_accuracies(table, "variant", "f")
     testable = learned(final, chance)
     last = lead(final, F, "f")
     iterations = races(table, chance)

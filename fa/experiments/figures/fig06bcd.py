@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments.reporting.claims import (
     MAX_LOSS,
     Claim,
-    accuracies,
     format_mean_range,
     lead,
     learned,
@@ -19,6 +18,7 @@ from fa.experiments.reporting.claims import (
 from fa.experiments.reporting.curves import draw_panels
 from fa.experiments.reporting.style import FA_FORMULATION
 from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules
 from fa.experiments.runs.variants import PAPER_RULES
@@ -82,9 +82,9 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         margin: Accuracies that differ by less are equal.
     """
     table = builtin_rows(table)
-    ceiling = accuracies(table[table["f"] == 0], "workers")["mean", 15]
+    ceiling = final_accuracies(table[table["f"] == 0], "variant", "workers")["mean", 15]
     table = table[table["f"] > 0]
-    final = accuracies(table, "workers")
+    final = final_accuracies(table, "variant", "workers")
     counts = sorted(set(table["workers"]))
     leads = [lead(final, p, "p") for p in counts]
     ours = [mean(final["fa", p]) for p in counts]

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from fa.augment.recipes import read
 from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEARNED, Claim, accuracies, format_mean_range, lead, learned, mean, verdict
+from fa.experiments.reporting.claims import LEARNED, Claim, format_mean_range, lead, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_curves, draw_kinds
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.results import Results
+from fa.experiments.runs.results import Results, final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES, RIVALS, VARIANTS
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig07_augmented_data"
+NO_ATTACK = "its workers train on augmented data and send their gradients"
 SCHEMES = {
     "lv": "Lotka-Volterra, all images",
     "half": "Lotka-Volterra, half",
@@ -142,7 +143,7 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
         margin: Accuracies that differ by less are equal.
     """
     table = builtin_rows(table)
-    final = accuracies(table, "scheme")
+    final = final_accuracies(table, "variant", "scheme")
     testable = learned(final, chance)
     leads = {scheme: lead(final, scheme) for scheme in SCHEMES}
     control = VARIANTS[CONTROL].label

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, format_mean_range, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish, label_ends
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval
+from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval, watch
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
 from fa.rules import make_rule
 from fa.training.config import TrainConfig
-from fa.training.loop import Progress, train
+from fa.training.loop import Progress
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig08_lambda"
+NO_RULES = "it varies FA's lambda"
 LAMBDAS = (0, 1, 2, 4, 8, 16, 32, 64)
 OTHERS = ("multi_krum", "bulyan")
 FORMULATIONS = {"released": "FA as released", "paper": "FA, this package's default"}
@@ -65,32 +69,24 @@ def cosines(study: Study) -> DataFrame:
     """
     import pandas
 
-    plain = [cell.config for cell in study.cells if cell.config.options.get("lam") == 0]
-    return pandas.DataFrame([row for config in plain for row in _watch(config)])
+    rows = []
+    for config in study.configs:
+        if config.options.get("lam") == 0:
+            rows += watch(config, partial(_compare, config), sampling_interval(config.iterations))[0]
+    return pandas.DataFrame(rows)
 
 
-def _watch(config: TrainConfig) -> list[dict[str, Any]]:
-    f, rows = config.rule_f, []
-    others = {key: make_rule(VARIANTS[key].rule, f=f, **dict(VARIANTS[key].options)) for key in OTHERS}
-    ours = {
-        (formulation, lam): make_rule("fa", f=f, formulation=formulation, lam=lam)
-        for formulation in FORMULATIONS
-        for lam in LAMBDAS
-    }
-
-    def look(progress: Progress) -> None:
-        if progress.iteration % sampling_interval(config.iterations) or not torch.isfinite(progress.G).all():
-            return
-        directions = {name: rule(progress.G) for name, rule in others.items()}
-        for (formulation, lam), rule in ours.items():
-            d = rule(progress.G)
-            for other, direction in directions.items():
-                about = {"formulation": formulation, "lam": lam, "other": other, "seed": config.seed}
-                cosine = float(torch.nn.functional.cosine_similarity(d, direction, dim=0))
-                rows.append(about | {"iteration": progress.iteration, "cosine": cosine})
-
-    train(config, progress=look, threads=1)
-    return rows
+def _compare(config: TrainConfig, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Yield the cosines of one iteration, unless a gradient has NaN or Inf."""
+    if not torch.isfinite(progress.G).all():
+        return
+    others = {key: VARIANTS[key].make_rule(config.rule_f)(progress.G) for key in OTHERS}
+    for formulation, lam in product(FORMULATIONS, LAMBDAS):
+        d = make_rule("fa", f=config.rule_f, formulation=formulation, lam=lam)(progress.G)
+        for other, direction in others.items():
+            about = {"formulation": formulation, "lam": lam, "other": other, "seed": config.seed}
+            cosine = float(torch.nn.functional.cosine_similarity(d, direction, dim=0))
+            yield about | {"iteration": progress.iteration, "cosine": cosine}
 
 
 def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
@@ -144,8 +140,8 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
     """
-    final = accuracies(table[table["variant"] == "fa"], "lam")
-    others = accuracies(table[table["variant"] != "fa"])
+    final = final_accuracies(table[table["variant"] == "fa"], "variant", "lam")
+    others = final_accuracies(table[table["variant"] != "fa"], "variant", "f")
     base = mean(final["fa", 0])
     harmless = [mean(final["fa", lam]) >= base - margin for lam in LAMBDAS[1:]]
     ranges = [both for both in pairwise(harmless) if all(both)]

@@ -14,11 +14,10 @@ from fa.experiments.reporting.claims import MAX_LOSS, Claim, format_mean_range, 
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
-from fa.rules import make_rule
 from fa.utils.timing import call_seconds
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig09_scaling"
+NO_RULES = "it shows FA alone, at several sizes"
 CROWDS = ((15, 3), (30, 6), (60, 12), (60, 14))  # Pairs (p, f); the last has the largest f of the paper's text.
 ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157), "paper": (625, 313, 157)}
 TIMED_CALLS = 20  # Number of timed calls per rule.
@@ -72,8 +72,7 @@ def server_times(study: Study) -> DataFrame:
     for cell in {cell.case.columns["workers"]: cell for cell in study.cells if cell.variant == "fa"}.values():
         G = record(cell.config, at=(1,))[1]
         for name in RULES:
-            variant = VARIANTS[name]
-            rule = make_rule(variant.rule, f=cell.config.rule_f, **dict(variant.options))
+            rule = VARIANTS[name].make_rule(cell.config.rule_f)
             milliseconds = 1000 * median(call_seconds(partial(rule, G), TIMED_CALLS))
             rows.append({"workers": len(G), "n": G.shape[1], "rule": name, "milliseconds": milliseconds})
     return pandas.DataFrame(rows)
@@ -113,9 +112,9 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
         times: Milliseconds of one aggregation by number of workers and rule, which are added to the text.
         chance: Accuracy of guessing.
     """
-    last = last_points(table).groupby(["variant", "workers", "f"])["test_accuracy"].apply(list)
-    final = {(p, f): last["fa", p, f] for p, f in CROWDS}
-    ceiling = last["mean", 15, 0]
+    every = final_accuracies(table, "variant", "workers", "f")
+    final = {(p, f): every["fa", p, f] for p, f in CROWDS}
+    ceiling = every["mean", 15, 0]
     costs = times[times["rule"] == "fa"].set_index("workers")["milliseconds"]
     measured = ", ".join(f"p = {p}, f = {f}: {format_mean_range(values)}" for (p, f), values in final.items())
     durations = ", ".join(f"p = {p}: {cost:.1f} ms" for p, cost in costs.items())

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from fa.data import load
 from fa.experiments.measurements.cost import svd_steps
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, accuracies, lead, learned, verdict
+from fa.experiments.reporting.claims import Claim, lead, learned, verdict
 from fa.experiments.reporting.curves import finish, line_options, with_initial
 from fa.experiments.reporting.style import looks
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races, targets
 from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.results import Results, last_points
+from fa.experiments.runs.results import Results, final_accuracies, last_points
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
 from fa.experiments.runs.variants import PAPER_RULES
@@ -209,7 +209,7 @@ def claims(table: DataFrame, times: DataFrame, costs: DataFrame, chance: float, 
         margin: Accuracies that differ by less are equal.
     """
     table, times = builtin_rows(table), builtin_rows(times)
-    final = accuracies(table)
+    final = final_accuracies(table, "variant", "f")
     testable = learned(final, chance)
     (faulty,) = set(table["f"])
     final_lead, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)

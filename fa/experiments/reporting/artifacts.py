@@ -10,12 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments import figure_module
 from fa.experiments.paths import figures_dir, project_root
 from fa.experiments.reporting.claims import Claim, claims_frame
 from fa.experiments.runs.results import Results
 from fa.experiments.runs.study import Study
-from fa.experiments.runs.variants import VARIANTS
 from fa.training.config import TrainConfig
 from fa.training.records import hardware, versions
 from fa.utils.files import new_file, write_atomically
@@ -152,7 +150,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "figure": study.name,
         "profile": study.profile,
         "settings": study.title(),
-        "command": _command(study),
+        "command": study.command,
         "runs": dict(_run(results, config) for config in study.configs),
         "skipped": study.skipped,
         "unfinished": list(study.unfinished),
@@ -178,31 +176,6 @@ def _run(results: Results, config: TrainConfig) -> tuple[str, dict[str, Any]]:
 def _fewest_seeds(study: Study) -> int:
     """Return the number of seeds of the case with the fewest."""
     return min(Counter(str(cell.case) for cell in study.cells).values())
-
-
-def _command(study: Study) -> str | None:
-    """Return the command that draws this figure again, or None if the figure lacks some of the profile's runs.
-
-    The figure may have more runs than the profile, if some depend on the results of others.
-    """
-    module = figure_module(study.name)
-    rules = [key for key in dict.fromkeys(cell.variant for cell in study.cells) if key not in VARIANTS]
-    entered: dict[str, Any] = {"rules": rules} if rules else {}
-    devices = {config.device for config in study.configs} - {TrainConfig.device}
-    if len(devices) == 1:
-        (entered["device"],) = devices
-    on_device = [f"--device {device}" for device in sorted(devices)]
-    usual = {config.attack for config in module.study(study.profile, **entered).configs}
-    attacks = [attack for attack in {config.attack for config in study.configs} if attack not in usual]
-    if len(attacks) == 1:
-        entered["attack"] = attacks[0]
-    whole = set(module.study(study.profile, **entered).configs)
-    if study.unfinished and set(study.configs) <= whole:
-        return " ".join([f"fa reproduce --profile {study.profile} --finished {study.name}", *on_device])
-    if not whole <= set(study.configs):
-        return None
-    words = [f"fa reproduce --profile {study.profile} {study.name}", *(f"--rule {rule}" for rule in rules)]
-    return " ".join(words + on_device + [f"--attack {attack}" for attack in attacks])
 
 
 def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

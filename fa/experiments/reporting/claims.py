@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.equivalence import LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.results import last_points
 from fa.experiments.runs.variants import RIVALS, VARIANTS
 
 if TYPE_CHECKING:
@@ -126,6 +125,35 @@ def describe_leads(leads: Iterable[Lead], difference: str = "lead") -> str:
     return "; ".join(f"{lead.describe()}; {difference} {lead.difference_text}" for lead in leads)
 
 
+def comparison_claim(
+    number: str,
+    words: str,
+    leads: Sequence[Lead],
+    testable: bool,
+    margin: float,
+    level: float = LEVEL,
+    prefix: str = "",
+    difference: str = "lead",
+) -> Claim:
+    """Judge the statement that the first is better than its rival in each of `leads`.
+
+    Args:
+        number: Number of the claim.
+        words: The statement.
+        leads: The comparisons.
+        testable: False for the verdict UNTESTABLE.
+        margin: Least difference that counts.
+        level: Significance level of each test.
+        prefix: Text before the descriptions of the comparisons.
+        difference: Word before each difference; see `describe_leads`.
+
+    Returns:
+        The claim, with the verdict of `comparison_verdict`.
+    """
+    measured = prefix + describe_leads(leads, difference)
+    return Claim(number, words, measured, comparison_verdict(leads, testable, level, margin))
+
+
 def claims_frame(claims: Sequence[Claim]) -> DataFrame:
     """Convert claims to a table.
 
@@ -157,28 +185,6 @@ def claims_table(claims: Sequence[Claim]) -> Styler:
     names = {"number": "", "words": "the paper", "measured": "measured here"}
     table = claims_frame(claims).rename(columns=names)
     return table.style.hide(axis="index").set_properties(**{"text-align": "left", "white-space": "normal"})
-
-
-def accuracies(table: DataFrame, by: str = "f") -> dict[tuple[str, Any], list[float]]:
-    """Return final test accuracies by (variant, value of the column `by`), in the order of the seeds.
-
-    At each value only the seeds that all its variants have are used, so that accuracies are paired by seed.
-
-    Args:
-        table: The curves, one row a point.
-        by: Column of the second key.
-
-    Returns:
-        Accuracies by key, one per seed.
-    """
-    last = last_points(table).sort_values("seed", kind="stable")
-    variants = last.groupby(by)["variant"].transform("nunique")
-    last = last[last.groupby([by, "seed"])["variant"].transform("nunique") == variants]
-    final: dict[tuple[str, Any], list[float]] = {}
-    columns = (last[name].tolist() for name in ("variant", by, "test_accuracy"))
-    for variant, value, accuracy in zip(*columns, strict=True):
-        final.setdefault((variant, value), []).append(accuracy)
-    return final
 
 
 def format_mean_range(values: Sequence[float]) -> str:
@@ -234,7 +240,7 @@ def lead(final: Mapping[tuple[str, Any], Sequence[float]], value: Any, symbol: s
     """Compare FA with its best rival.
 
     Args:
-        final: Final accuracies; see `accuracies`.
+        final: Final accuracies; see `final_accuracies`, with the columns "variant" and one more.
         value: Value of their second key.
         symbol: Symbol of that key for texts, as in "f".
 

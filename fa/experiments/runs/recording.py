@@ -1,14 +1,16 @@
-"""Record gradients of a run during its training."""
+"""Look at gradients of a run during its training, and record them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
+from fa.training.records import Run
 from fa.utils.validation import check_integer
 
 MINIBATCHES = 20
@@ -32,6 +34,28 @@ def sampling_interval(iterations: int) -> int:
         [1, 2, 50]
     """
     return min(iterations, max(2, iterations // MINIBATCHES))
+
+
+def watch(
+    config: TrainConfig, look: Callable[[Progress], Iterable[dict[str, Any]]], every: int = 1
+) -> tuple[list[dict[str, Any]], Run]:
+    """Train on one thread, as in a sweep, and collect rows of a table during the run.
+
+    Args:
+        config: Configuration of the run.
+        look: Function that returns the rows of an iteration.
+        every: Number of iterations between two calls.
+
+    Returns:
+        The rows of all calls, and the finished run.
+    """
+    rows: list[dict[str, Any]] = []
+
+    def progress(state: Progress) -> None:
+        if state.iteration % every == 0:
+            rows.extend(look(state))
+
+    return rows, train(config, progress=progress, threads=1)
 
 
 def record(config: TrainConfig, at: Collection[int]) -> dict[int, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,35 @@ def last_points(table: DataFrame) -> DataFrame:
     return last
 
 
-def final_accuracies(table: DataFrame, by: str = "f") -> DataFrame:
+def final_accuracies(table: DataFrame, *by: str, paired: bool = True) -> dict[Any, list[float]]:
+    """Return final test accuracies by the values of some columns, in the order of the table.
+
+    Args:
+        table: The curves, one row a point.
+        *by: The columns. The values of the first are compared, those of the others are the places of comparison.
+        paired: At each place, use only the seeds that all its values of the first column have.
+
+    Returns:
+        Accuracies in the order of the seeds, by value of the column, or by tuple if there are several columns.
+    """
+    last = last_points(table).sort_values("seed", kind="stable")
+    if paired:
+        places = [last[column] for column in by[1:]] or [last["seed"] * 0]
+        values = last.groupby(places)[by[0]].transform("nunique")
+        last = last[last.groupby([*places, "seed"])[by[0]].transform("nunique") == values]
+    final: dict[Any, list[float]] = {key: [] for key in _keys(table, by)}
+    for key, accuracy in zip(_keys(last, by), last["test_accuracy"].tolist(), strict=True):
+        final[key].append(accuracy)
+    return {key: values for key, values in final.items() if values}
+
+
+def _keys(table: DataFrame, by: Sequence[str]) -> list[Any]:
+    """Return the key of each row: the value of one column, or a tuple."""
+    columns = [table[column].tolist() for column in by]
+    return columns[0] if len(by) == 1 else list(zip(*columns, strict=True))
+
+
+def summary(table: DataFrame, by: str = "f") -> DataFrame:
     """Return mean, least and greatest final test accuracy over the seeds, by label and the column `by`.
 
     Args:

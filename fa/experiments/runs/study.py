@@ -105,6 +105,8 @@ class Study:
         seed_caption: How the figure shows several seeds.
         attack: Attack instead of the figure's.
         unfinished: Cases that are not shown because their runs are not finished.
+        command_options: Options of `fa reproduce` beside the profile that give these runs; None if no options do.
+        live: Whether the figure's module trains the runs while it looks at their gradients: a sweep does nothing.
     """
 
     name: str
@@ -117,6 +119,8 @@ class Study:
     seed_caption: str = " (line: mean, band: range)"
     attack: str | None = None
     unfinished: tuple[str, ...] = ()
+    command_options: tuple[str, ...] | None = ()
+    live: bool = False
 
     @property
     def configs(self) -> list[TrainConfig]:
@@ -143,9 +147,9 @@ class Study:
             shard: The part i/k of the runs; default: all.
 
         Returns:
-            One outcome for each configuration.
+            One outcome for each configuration; none for a live study.
         """
-        return sweep(self.shard(shard), self.store, jobs, progress, self.worker_processes)
+        return [] if self.live else sweep(self.shard(shard), self.store, jobs, progress, self.worker_processes)
 
     def shard(self, text: str | None) -> list[TrainConfig]:
         """Return the configurations of the shard i/k, or all.
@@ -194,6 +198,14 @@ class Study:
         cells = tuple(cell for cell in self.cells if self.store.find(cell.config) is not None)
         check("finished", True, bool(cells), f"False while no run is in {self.store.root}")
         return replace(self, cells=cells, unfinished=_summary(self.cells, cells))
+
+    @property
+    def command(self) -> str | None:
+        """The command that draws the figure of this study again; None if the profile has other runs."""
+        if self.command_options is None:
+            return None
+        finished = ["--finished"] if self.unfinished else []
+        return " ".join(["fa reproduce --profile", self.profile, *finished, self.name, *self.command_options])
 
     @property
     def chance(self) -> float:
@@ -286,17 +298,28 @@ def make_study(
             del overrides["attack"]
     grid = list(grid)
     cells = configurations(grid, usual, seeds, overrides)
-    changes = {setting: value for setting, value in overrides.items() if setting != "device"}
-    custom = any(case.variant not in VARIANTS for case in grid) or (
-        (seeds is not None or bool(changes))
-        and configurations(grid, usual, seeds, changes) != configurations(grid, usual)
-    )
+    rules = [rule for rule in dict.fromkeys(case.variant for case in grid) if rule not in VARIANTS]
+    device = {setting: value for setting, value in overrides.items() if setting == "device"}
+    custom = bool(rules) or cells != configurations(grid, usual, None, device)
+    attack = {setting: value for setting, value in overrides.items() if setting == "attack"}
+    reproducible = cells == configurations(grid, usual, None, device | attack)
     of_case = {str(cell.case): cell.config for cell in cells}
     refusals = {case: refusal(run.rule, run.rule_f, run.options, run.workers) for case, run in of_case.items()}
     skipped = {case: reason for case, reason in refusals.items() if reason}
     accepted = tuple(cell for cell in cells if str(cell.case) not in skipped)
     folder = figures_dir(profile, out, custom)
-    return Study(name, profile, folder, accepted, skipped, attack=overrides.get("attack"))
+    options = _command_options(rules, overrides) if reproducible else None
+    return Study(name, profile, folder, accepted, skipped, attack=overrides.get("attack"), command_options=options)
+
+
+def _command_options(rules: Iterable[str], overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the options of `fa reproduce` for the user's rules, a device and an attack."""
+    options = [f"--rule {rule}" for rule in rules]
+    if overrides.get("device", TrainConfig.device) != TrainConfig.device:
+        options.append(f"--device {overrides['device']}")
+    if "attack" in overrides:
+        options.append(f"--attack {overrides['attack']}")
+    return tuple(options)
 
 
 def configurations(

@@ -17,37 +17,6 @@ if TYPE_CHECKING:
 MAX_RULES = 4
 """Number of the user's rules that one figure can show; as many as `style.USER_LOOKS`."""
 
-NO_RULES = {
-    "fig02": "it shows the mean alone",
-    "fig03": "it shows the explained variances of FA's subspace",
-    "fig08": "it varies FA's lambda",
-    "fig09": "it shows FA alone, at several sizes",
-    "extra01": "it varies FA's options",
-    "extra04": "its detectors belong to certain rules; fa plot shows the decisions of any rule",
-    "extra06": "it compares FA with the mean of unit gradients",
-    "extra07": "it compares FA with Multi-Krum and its controls",
-    "extra08": "it compares weights of FA's workers",
-    "extra09": "it varies FA's options",
-    "extra10": "it varies the noise for four rules",
-    "extra11": "it judges FA in front of the paper's rules",
-    "extra12": "it compares two attacks on the paper's rules",
-}
-"""Figures that do not compare rules, with the reason."""
-
-NO_ATTACK = {
-    "fig06a": "its faults are links that lose packets",
-    "fig07": "its workers train on augmented data and send their gradients",
-    "extra01": "it compares attacks for which its regimes were chosen",
-    "extra04": "it compares attacks that it has names for",
-    "extra05": "it compares two attacks",
-    "extra06": "its test is specified for four attacks",
-    "extra08": "it compares two attacks with none",
-    "extra09": "it shows the paper's attack",
-    "extra10": "its workers train on augmented data and send their gradients",
-    "extra12": "it compares two attacks",
-}
-"""Figures whose attack is their subject, and the reason. Extra 3 adds the attack to its seven."""
-
 
 def register_rules(rules: Sequence[str] | None) -> tuple[str, ...]:
     """Return the keys of the user's rules in figures: names that do not depend on the working directory.

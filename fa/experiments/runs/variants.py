@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from fa.rules import Rule, make_rule
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -14,6 +16,14 @@ class Variant:
     label: str
     rule: str
     options: tuple[tuple[str, Any], ...] = ()
+
+    def make_rule(self, f: int) -> Rule:
+        """Create the rule with its options.
+
+        Args:
+            f: Number of Byzantine workers to tolerate.
+        """
+        return make_rule(self.rule, f=f, **dict(self.options))
 
 
 _PRINTED = (("preaggregators", ()),)
