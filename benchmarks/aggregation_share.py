@@ -42,7 +42,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(given.batch, 3, 32, 32, generator=generator)
     labels = torch.randint(10, (given.batch,), generator=generator)
-    model = models.build(given.model, 3, 10, 32, seed=0).to(memory_format=torch.channels_last)
+    model = models.build(given.model, (3, 32, 32), 10, seed=0).to(memory_format=torch.channels_last)
     n = sum(parameter.numel() for parameter in model.parameters())
     G = torch.randn(given.workers, n, generator=generator)
     f = max(0, (given.workers - 3) // 4)  # Bulyan accepts no larger f.

@@ -23,11 +23,12 @@ from fa.rules import make_rule
 from fa.training import TrainConfig
 from fa.training.optimizer import SGD
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import LOOPBACK, RpcConfig, ServedRun, TcpConfig, Transport
+from fa.training.transports.base import ServedRun, Transport
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc import server as rpc
+from fa.training.transports.server_config import LOOPBACK, RpcConfig, TcpConfig
 from fa.training.transports.tcp.link import connect
 from fa.training.transports.tcp.messages import TOKEN_SIZE, Header, Kind, byte_views, digest
 from fa.training.transports.tcp.server import RoundServer
@@ -57,10 +58,10 @@ def serve_tcp(port: int, rank: int, gradient: Tensor) -> None:
     """Receive parameters and send a gradient in each round."""
     n, parameters = len(gradient), torch.empty_like(gradient)
     link, configuration = connect(LOOPBACK, port, rank, None, bytes(TOKEN_SIZE) + fa.__version__.encode(), 60.0)
-    link.send(Header(Kind.JOIN, link.run, n=n), [digest(configuration.decode()) + CHECKSUM.encode()])
+    link.send(Header(Kind.JOIN, link.run_id, n=n), [digest(configuration.decode()) + CHECKSUM.encode()])
     while (header := link.receive(Kind.WORK, Kind.END)).kind is Kind.WORK:
         link.read_into(byte_views([parameters]))
-        link.send(Header(Kind.GRADIENT, link.run, rank, header.iteration, n), byte_views([gradient]))
+        link.send(Header(Kind.GRADIENT, link.run_id, rank, header.iteration, n), byte_views([gradient]))
     link.close()
 
 
@@ -170,7 +171,7 @@ def main() -> None:
     gathering = Gathering(runs[0])
     listener = create_listener(LOOPBACK, 0)
     tcp = TcpTransport(RoundServer(runs[0], gathering, TcpConfig(), None), gathering, listener, None, over_tcp.timer)
-    by_rpc = rpc.RpcTransport(runs[1], RpcConfig())
+    by_rpc = rpc.RpcTransport(runs[1], Gathering(runs[1]), RpcConfig())
     rpc.set_active(by_rpc)
     store, port = connection.create_store(LOOPBACK, 0)
     ports = listener.getsockname()[1], port, free_port()

@@ -94,7 +94,7 @@ def main() -> None:
         dataset=given.dataset, model=given.model, workers=given.workers, byzantine=0, attack="none", batch=given.batch
     )
     dataset = noise() if config.dataset == "noise" else load(config.dataset)
-    model = models.build(config.model, *dataset.shape, seed=config.seed)
+    model = models.build(config.model, dataset.shape, dataset.classes, seed=config.seed)
     plain, last = copy.deepcopy(model), copy.deepcopy(model).to(memory_format=torch.channels_last)
     alone, fast = accelerate(copy.deepcopy(model)), accelerate(copy.deepcopy(model))
     parameters, fast_parameters = flatten(model), flatten(fast)

@@ -34,7 +34,7 @@ def main() -> None:
             shares = shares_in_training(attack, byzantine)
             print(f"{attack}, f = {byzantine}:", ", ".join(f"{i}: {shares[i]:.1%}" for i in SHOWN))
         return
-    model = models.build("resnet18", channels=3, classes=10, size=options.size, seed=0)
+    model = models.build("resnet18", shape=(3, options.size, options.size), classes=10, seed=0)
     zero = zero_coordinates(model, options.minibatches, options.batch, options.size)
     for name, mask in zero.items():
         if mask.any():

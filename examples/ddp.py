@@ -27,7 +27,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     dataset = load("mnist-mini")
-    model = DistributedDataParallel(models.build("convnet", channels=1, classes=10, size=28, seed=0))
+    model = DistributedDataParallel(models.build("convnet", shape=(1, 28, 28), classes=10, seed=0))
     if given.rule != "ddp":
         ddp.register(model, make_rule(given.rule, f=given.f))  # This line is the only difference from plain DDP.
     if rank == size - 1:

@@ -28,7 +28,7 @@ STEPS = 20  # Number of steps of a client in a round.
 
 def build() -> nn.Module:
     """Build the CNN for the embedded digits."""
-    return models.build("convnet", channels=1, classes=10, size=28, seed=0)
+    return models.build("convnet", shape=(1, 28, 28), classes=10, seed=0)
 
 
 def minibatches(client: int, server_round: int) -> Iterator[tuple[Tensor, Tensor]]:

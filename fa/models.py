@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fa.utils import seeds
-from fa.utils.validation import check_integer
+from fa.utils.validation import check, check_integer
 
 
 class ConvNet(nn.Module):
@@ -56,16 +56,16 @@ class ConvNet(nn.Module):
 _CONVNET_LEAST = 16  # Smallest side, in pixels; a smaller image vanishes in the second pooling.
 
 
-def build(name: str, channels: int, classes: int, size: int, seed: int) -> nn.Module:
+def build(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
     """Build a model with random parameters.
 
     Parameters are drawn from the seed, in a fork of the global random state.
 
     Args:
         name: "convnet", or the name of a torchvision classifier such as "resnet18".
-        channels: Number of channels of an image. torchvision's classifiers need 3.
+        shape: Shape of an image: channels, height and width. torchvision's classifiers need 3 channels, and many have
+            a smallest size. Images must be square.
         classes: Number of classes.
-        size: Side of an image, in pixels. Many classifiers have a smallest size.
         seed: Seed of the parameters.
 
     Returns:
@@ -76,12 +76,14 @@ def build(name: str, channels: int, classes: int, size: int, seed: int) -> nn.Mo
 
     Example:
         >>> from fa import models
-        >>> model = models.build("convnet", channels=1, classes=10, size=28, seed=0)
+        >>> model = models.build("convnet", shape=(1, 28, 28), classes=10, seed=0)
         >>> sum(parameter.numel() for parameter in model.parameters())
         21840
     """
-    for argument, value in (("channels", channels), ("classes", classes), ("size", size)):
+    channels, size, width = shape
+    for argument, value in (("channels", channels), ("height", size), ("width", width), ("classes", classes)):
         check_integer(argument, value, 1)
+    check("shape", shape, size == width, "that of square images")
     with seeds.fork_global_rng(seeds.derive_seed("model", seed, 0, 0), torch.device("cpu")):
         if name != "convnet":
             return _torchvision(name, channels, classes, size)

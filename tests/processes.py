@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from fa import models
-from fa.training.transports.base import LOOPBACK
 from fa.training.transports.rpc import worker
+from fa.training.transports.server_config import LOOPBACK
 from fa.training.transports.tcp import worker as over_tcp
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
 

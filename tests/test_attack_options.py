@@ -17,7 +17,7 @@ from fa.data import load
 from fa.training import TrainConfig, train
 from fa.training.attack import configured_attack
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import RpcConfig
+from fa.training.transports.server_config import RpcConfig
 from fa.training.worker import Worker, make_workers
 
 SHORT: dict[str, Any] = {"workers": 7, "byzantine": 2, "iterations": 2, "batch": 4}
@@ -69,7 +69,7 @@ def test_the_run_s_rule_reaches_a_search() -> None:
 def test_label_flipping_trains_byzantine_workers_on_flipped_labels(momentum: float) -> None:
     config = TrainConfig(attack="label_flipping", worker_momentum=momentum, **SHORT)
     dataset = load("mnist-mini")
-    model = models.build("convnet", *dataset.shape, seed=0)
+    model = models.build("convnet", dataset.shape, dataset.classes, seed=0)
     rows = torch.zeros(3, len(flatten(model)))
     own = {rank: rows[rank] for rank in (1, 2)}
     byzantine, honest = make_workers(own, model, dataset, config, configured_attack(config))

@@ -27,13 +27,24 @@ from fa.experiments.runs.sweep import sweep
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.checkpoint import read, write
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
+from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc.server import RpcTransport
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from tests.processes import beside, build_normed, free_port, normed_tcp_worker, normed_worker
 
 CONFIG = TrainConfig(
-    workers=4, byzantine=1, rule="median", iterations=12, batch=4, lr=0.05, momentum=0.9, seed=5, attack="sign_flip"
+    evaluate_every=0,
+    workers=4,
+    byzantine=1,
+    rule="median",
+    iterations=12,
+    batch=4,
+    lr=0.05,
+    momentum=0.9,
+    seed=5,
+    attack="sign_flip",
 )
 
 
@@ -136,7 +147,8 @@ def test_a_new_worker_process_is_given_the_batch_norm_statistics_and_the_momentu
     model = build_normed(seed=0)
     parameters = flatten(model)
     config = replace(CONFIG, workers=2, byzantine=0, worker_momentum=0.9)
-    transport = RpcTransport(ServedRun(model, config, parameters), RpcConfig(quorum=1, deadline=30))
+    run = ServedRun(model, config, parameters)
+    transport = RpcTransport(run, Gathering(run), RpcConfig(quorum=1, deadline=30))
     transport.statistics()[1].tensors[0].fill_(3.0)
     fresh = [torch.zeros_like(tensor) for tensor in transport.statistics()[1].tensors]
     transport.first_process_ended(0, "absent")

@@ -126,7 +126,9 @@ def test_the_schedule_fits_the_data_set_and_is_printed(
 ) -> None:
     def instead(config: TrainConfig, **_: object) -> Run:
         size = round((1 - config.validation) * REGISTRY[config.dataset].train)
-        return Run(config, (CurvePoint(1, 1, 1.0, 1.0, 0.5),), (), 1.0, 1, "", schedule=schedule(config, size))
+        curve = (CurvePoint(1, 1, 1.0, 1.0, 0.5),)
+        own = schedule(config, size)
+        return Run(config=config, curve=curve, workers=(), seconds=1.0, threads=1, checksum="", schedule=own)
 
     monkeypatch.setattr(training, "train", instead)
     code, out, _ = call(capsys, "train", *arguments)
@@ -152,6 +154,8 @@ def test_the_schedule_fits_the_data_set_and_is_printed(
         (["train", "--dataset", "mnits"], r"^fa: dataset must be .*'mnits'"),
         (["train", "--model", "convnot"], r"^fa: model must be .*'convnot'"),
         (["train", "--device", "abacus"], r"^fa: device must be .*'abacus'"),
+        ([*QUICK, "--backend", "tcp", "--gradients", "rpc"], r"^fa: backend must be .*--gradients.*'tcp'"),
+        ([*QUICK, "--backend", "tcp", "--lost", "zero"], r"^fa: backend must be .*--lost.*'tcp'"),
         (["train", "--threads", "0"], r"--threads\b.*\b0\b"),
         ([*QUICK, "--rule", "bulyan"], r"^fa: bulyan\b.*\b4f \+ 3\b.*\b3\b"),
     ],

@@ -25,8 +25,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks import make_mnist_mini
 from fa import cli, data
-from fa.data import batches, make_mini, mnist_mini, registry, sources, store
+from fa.data import batches, mnist_mini, registry, sources, store
 from fa.data.batches import crop_flip, minibatch, normalise, random_crop_flip
 from fa.data.dataset import ARRAYS, Dataset, MissingDataError, content_checksum, hold_out
 from fa.data.sampling import SAMPLINGS
@@ -59,7 +60,7 @@ def coloured() -> Dataset:
     arrays = small(3, 40, 7, (3, 8, 8))
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-    return Dataset("coloured", **tensors, classes=10, **statistics, augment=True, checksum="")
+    return Dataset("coloured", **tensors, classes=10, **statistics, crop_and_flip=True, checksum="")
 
 
 # mnist-mini
@@ -83,7 +84,7 @@ def test_the_embedded_digits_are_those_of_mnist(digits: Dataset) -> None:
 
 def test_the_subset_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = small(1, train=27, test=11)
-    make_mini.write(arrays, tmp_path / "mini.npz")
+    make_mnist_mini.write(arrays, tmp_path / "mini.npz")
     monkeypatch.setattr(mnist_mini, "FILE", tmp_path / "mini.npz")
     made = mnist_mini.read()
     for name in ARRAYS:
@@ -574,7 +575,7 @@ def test_tiny_imagenet_from_its_folder(tiny: Path, monkeypatch: pytest.MonkeyPat
     assert loaded.train_labels.tolist() == [0, 0, 1, 1, 2, 2]
     assert loaded.test_labels.tolist() == [2, 0, 1, 1]
     assert loaded.classes == 3
-    assert loaded.augment
+    assert loaded.crop_and_flip
     assert (loaded.train_images[3, :, 10, 20].int() - torch.tensor([80, 100, 50])).abs().max() <= 3
     assert (loaded.test_images[3, :, 5, 5].int() - 90).abs().max() <= 3
     monkeypatch.setenv("FA_TINY_IMAGENET", str(tiny))
@@ -641,15 +642,15 @@ def test_a_minibatch_can_be_drawn_again(request: pytest.FixtureRequest, kind: st
     assert images.dtype == torch.float32
     for changes in ({"worker": 2}, {"iteration": 2}):
         assert not torch.equal(draw(dataset, batch=5, sampling=sampling, **changes)[0], images)
-    seed_counts = dataset.augment or sampling == "random"
+    seed_counts = dataset.crop_and_flip or sampling == "random"
     assert torch.equal(draw(dataset, batch=5, sampling=sampling, seed=8)[0], images) != seed_counts
 
 
-def numbered(count: int, augment: bool = False) -> Dataset:
+def numbered(count: int, crop_and_flip: bool = False) -> Dataset:
     """Image i is i everywhere, and so is its label."""
     labels = torch.arange(count)
     images = labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 3, 3).contiguous()
-    return Dataset("numbered", images, labels, images[:5], labels[:5], count, (0.0,), (1.0,), augment, "")
+    return Dataset("numbered", images, labels, images[:5], labels[:5], count, (0.0,), (1.0,), crop_and_flip, "")
 
 
 @pytest.mark.parametrize("batch", [1, 30, 70, 100])
@@ -688,7 +689,9 @@ def test_cycled_crops_are_drawn_once_for_each_image(coloured: Dataset) -> None:
     assert torch.equal(draw(coloured, batch=5, worker=2, workers=8, iteration=0, sampling="cycled")[0], first)
     plain = normalise(coloured.train_images[10:15], coloured, "cpu")
     assert not torch.equal(first, plain)
-    fresh = [draw(replace(numbered(5, augment=True)), batch=5, workers=1, worker=0, iteration=t)[0] for t in (0, 1)]
+    fresh = [
+        draw(replace(numbered(5, crop_and_flip=True)), batch=5, workers=1, worker=0, iteration=t)[0] for t in (0, 1)
+    ]
     assert not torch.equal(*fresh), "random sampling crops afresh"
 
 

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fa import make_rule
 from fa.training import ddp
-from fa.training.transports.base import LOOPBACK
+from fa.training.transports.server_config import LOOPBACK
 from tests.groups import in_processes
 from tests.processes import free_port
 from tests.texts import numbers

@@ -12,9 +12,10 @@ from fa.rules import make_rule
 from fa.training import TrainConfig, train
 from fa.training.direction import scale_to_unit_mean
 from fa.training.loop import Loop, Progress
-from fa.training.transports.base import RpcConfig
+from fa.training.transports.server_config import RpcConfig
 
 CONFIG = TrainConfig(
+    evaluate_every=0,
     rule="fa",
     rule_options={"formulation": "released"},
     workers=5,

@@ -357,7 +357,9 @@ def results(study: Study, folder: Path) -> Results:
     study = replace(study, folder=folder, cells=study.cells[:2])
     for config in study.configs:
         curve = (CurvePoint(config.iterations, 1, 2.0, 1.0, 0.5),)
-        study.store.save(Run(config, curve, (), 2.0, 1, load(config.dataset).checksum))
+        study.store.save(
+            Run(config=config, curve=curve, workers=(), seconds=2.0, threads=1, checksum=load(config.dataset).checksum)
+        )
     return study.run(progress=False)
 
 

@@ -35,7 +35,9 @@ from tests.processes import alive, beside, descendants, wait_until, worked
 from tests.texts import check_refusal
 
 ROOT = Path(__file__).parents[1]
-CONFIG = TrainConfig(workers=3, byzantine=1, rule="median", iterations=30, batch=4, momentum=0.9, seed=3)
+CONFIG = TrainConfig(
+    workers=3, byzantine=1, rule="median", iterations=30, batch=4, momentum=0.9, seed=3, evaluate_every=0
+)
 RUN = "--workers 3 --byzantine 1 --rule median --batch 4 --seed 3 --threads 1"
 
 

@@ -25,8 +25,9 @@ from fa.training import TrainConfig, train
 from fa.training.checkpoint import read
 from fa.training.parameter_vector import flatten
 from fa.training.transports import udp
-from fa.training.transports.base import ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
+from fa.training.transports.server_config import TcpConfig
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.messages import HEADER_SIZE, MAX_TEXT, NO_RUN, TOKEN_SIZE, Header, Kind, ProtocolError
 from fa.training.transports.tcp.server import RoundServer
@@ -139,10 +140,10 @@ def message(server: RoundServer, tokens: list[bytes], n: int, stream: random.Ran
     rank = stream.randrange(3)
     plain = [
         (Header(Kind.HELLO, NO_RUN, rank), tokens[rank] + fa.__version__.encode()),
-        (Header(Kind.JOIN, server.run, rank, n=n), server._compared),
-        (Header(Kind.GRADIENT, server.run, rank, 0, n, 0, 1.0, 0.1), bytes(4 * n)),
-        (Header(Kind.REFUSE, server.run, rank), stream.randbytes(9)),
-        (Header(Kind.PING, server.run, rank), b""),
+        (Header(Kind.JOIN, server.run_id, rank, n=n), server._compared),
+        (Header(Kind.GRADIENT, server.run_id, rank, 0, n, 0, 1.0, 0.1), bytes(4 * n)),
+        (Header(Kind.REFUSE, server.run_id, rank), stream.randbytes(9)),
+        (Header(Kind.PING, server.run_id, rank), b""),
     ]
     header, data = stream.choice(plain)
     header = header._replace(length=len(data))
@@ -166,7 +167,7 @@ def message(server: RoundServer, tokens: list[bytes], n: int, stream: random.Ran
 
 def test_streams_of_messages(capfd: pytest.CaptureFixture) -> None:
     """Any bytes on a connection end that connection, or write a gradient to its own row; no rank is let in unasked."""
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     parameters = flatten(model)[:50].clone()
     stream, tokens = random.Random(2), [bytes([rank]) * TOKEN_SIZE for rank in range(3)]
     joined = delivered = 0
@@ -187,7 +188,7 @@ def test_streams_of_messages(capfd: pytest.CaptureFixture) -> None:
                     data.insert(0, Header(Kind.HELLO, NO_RUN, rank, length=len(hello)).pack() + hello)
                 if stream.random() < 0.7:
                     compared = server._compared
-                    data.insert(1, Header(Kind.JOIN, server.run, rank, n=50, length=len(compared)).pack() + compared)
+                    data.insert(1, Header(Kind.JOIN, server.run_id, rank, n=50, length=len(compared)).pack() + compared)
                 feed(connection, b"".join(data), stream)
                 assert len(connection.data) <= TOKEN_SIZE + MAX_TEXT
                 joined += connection.joined

@@ -93,7 +93,7 @@ def test_state_dicts_give_a_state_dict():
 
 def test_a_models_state_dicts_are_averaged_and_their_batch_counts_are_the_median():
     """One worker that lies about its count moves nothing."""
-    model = models.build("resnet18", 3, 10, 32, seed=0)
+    model = models.build("resnet18", (3, 32, 32), 10, seed=0)
     states = [{name: tensor.clone() for name, tensor in model.state_dict().items()} for _ in range(3)]
     for worker, state in enumerate(states):
         state["conv1.weight"] += worker

@@ -15,7 +15,7 @@ import fa
 fa.irls, fa.rules  # imported when they are first used
 print(*(name for name in {HEAVY} if name in sys.modules))
 assert fa.aggregate(numpy.ones((15, 1000)), rule="fa").shape == (1000,)
-fa.models.build("convnet", 1, 10, 28, seed=0)
+fa.models.build("convnet", (1, 28, 28), 10, seed=0)
 assert "torchvision" not in sys.modules
 """
 

@@ -213,7 +213,7 @@ def test_batch_normalisation_leaves_evaluation_and_other_settings_to_torch(monke
 
 
 def resnet() -> nn.Module:
-    return models.build("resnet18", 3, 10, 32, seed=0)
+    return models.build("resnet18", (3, 32, 32), 10, seed=0)
 
 
 def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ def test_two_threads_give_one_threads_gradient_up_to_rounding() -> None:
 
 
 def test_state_dicts_and_copies_go_both_ways() -> None:
-    plain, fast = resnet(), accelerate(models.build("resnet18", 3, 10, 32, seed=1))
+    plain, fast = resnet(), accelerate(models.build("resnet18", (3, 32, 32), 10, seed=1))
     assert list(plain.state_dict()) == list(fast.state_dict())
     fast.load_state_dict(plain.state_dict())
     plain.load_state_dict(copy.deepcopy(fast).state_dict())
@@ -275,13 +275,13 @@ def test_state_dicts_and_copies_go_both_ways() -> None:
 
 @pytest.mark.parametrize("name", ["convnet", "squeezenet1_1", "mobilenet_v3_small"])
 def test_other_models_train_as_well(name: str) -> None:
-    shape = (1, 10, 28) if name == "convnet" else (3, 10, 64)
-    plain = models.build(name, *shape, seed=0)
+    shape = (1, 28, 28) if name == "convnet" else (3, 64, 64)
+    plain = models.build(name, shape, 10, seed=0)
     for module in plain.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
     fast = accelerate(copy.deepcopy(plain))
-    images, labels = torch.randn(8, shape[0], shape[2], shape[2]), torch.randint(0, 10, (8,))
+    images, labels = torch.randn(8, *shape), torch.randint(0, 10, (8,))
     expected = gradients(plain, images, labels)
     assert error(gradients(fast, images, labels), expected.double()) < 0.02
 

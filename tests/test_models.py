@@ -15,10 +15,10 @@ def numbers(model: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "expected"), [("convnet", (1, 10, 28), 21_840), ("resnet18", (3, 10, 32), 11_181_642)]
+    ("name", "shape", "expected"), [("convnet", (1, 28, 28), 21_840), ("resnet18", (3, 32, 32), 11_181_642)]
 )
 def test_the_papers_models_have_the_papers_sizes(name: str, shape: tuple[int, int, int], expected: int) -> None:
-    model = models.build(name, *shape, seed=0)
+    model = models.build(name, shape, 10, seed=0)
     assert numbers(model) == expected
     assert model.training
 
@@ -32,14 +32,14 @@ def reference(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def test_the_convnet_is_the_released_codes() -> None:
-    model = models.build("convnet", 1, 10, 28, seed=3).eval()
+    model = models.build("convnet", (1, 28, 28), 10, seed=3).eval()
     images = torch.rand(5, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(model(images), reference(model, images), atol=1e-6)
 
 
 def test_the_convnet_drops_whole_maps_and_hidden_units() -> None:
     """Over many passes of one image in training mode: each map and each unit is sometimes zero, sometimes doubled."""
-    model = models.build("convnet", 1, 10, 28, seed=3).train()
+    model = models.build("convnet", (1, 28, 28), 10, seed=3).train()
     images = torch.rand(1, 1, 28, 28, generator=torch.Generator().manual_seed(1)).expand(200, -1, -1, -1)
     seen: dict[type, tuple[Tensor, Tensor]] = {}
     for module in model.modules():
@@ -58,14 +58,14 @@ def test_the_convnet_drops_whole_maps_and_hidden_units() -> None:
 
 @pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (1, 16, 7), (3, 64, 200)])
 def test_the_convnet_takes_other_images(channels: int, size: int, classes: int) -> None:
-    model = models.build("convnet", channels, classes, size, seed=0).eval()
+    model = models.build("convnet", (channels, size, size), classes, seed=0).eval()
     assert model(torch.zeros(2, channels, size, size)).shape == (2, classes)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("convnet", (1, 10, 28)), ("squeezenet1_1", (3, 10, 32))])
+@pytest.mark.parametrize(("name", "shape"), [("convnet", (1, 28, 28)), ("squeezenet1_1", (3, 32, 32))])
 def test_parameters_come_from_the_seed_alone(name: str, shape: tuple[int, int, int]) -> None:
     """The random_state fixture also fails this test if the global state has moved."""
-    first, again, other = (models.build(name, *shape, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (models.build(name, shape, 10, seed=seed) for seed in (1, 1, 2))
     for one, same in zip(first.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(one, same)
     weights, others = (next(iter(model.parameters())) for model in (first, other))
@@ -80,7 +80,7 @@ FAMILIES += ["regnet_y_400mf", "shufflenet_v2_x0_5", "squeezenet1_0", "swin_t", 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_torchvisions_classifiers_give_logits(name: str) -> None:
     """In training mode, in which some families would have a second output."""
-    model = models.build(name, 3, 7, 64, seed=0)
+    model = models.build(name, (3, 64, 64), 7, seed=0)
     assert model.training
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 7)
@@ -89,16 +89,18 @@ def test_torchvisions_classifiers_give_logits(name: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("convnot", 1, 10, 28), r"^model must be .*\bconvnet\b.*'convnot'.*'convnet'"),
-        (("resnet-18", 3, 10, 32), r"^model must be .*'resnet-18'.*'resnet18'"),
-        (("xyzzy", 3, 10, 32), r"^model must be .*'xyzzy'[^']*$"),
-        (("fasterrcnn_resnet50_fpn", 3, 10, 32), r"^model must be .*'fasterrcnn_resnet50_fpn'"),
-        (("resnet18", 1, 10, 28), r"\bresnet18\b.*\b3\b.*\b1\b"),
-        (("convnet", 1, 10, 15), r"\bconvnet\b.*\b16 x 16\b.*\b15 x 15\b"),
-        (("alexnet", 3, 10, 32), r"\balexnet\b.*\b32 x 32\b"),
-        (("vit_b_32", 3, 10, 33), r"\bvit_b_32\b.*\b33 x 33\b"),
-        (("convnet", 0, 10, 28), r"^channels must be .*\b1\b.*\b0\b"),
-        (("convnet", 1, 0, 28), r"^classes must be .*\b1\b.*\b0\b"),
+        (("convnot", (1, 28, 28), 10), r"^model must be .*\bconvnet\b.*'convnot'.*'convnet'"),
+        (("resnet-18", (3, 32, 32), 10), r"^model must be .*'resnet-18'.*'resnet18'"),
+        (("xyzzy", (3, 32, 32), 10), r"^model must be .*'xyzzy'[^']*$"),
+        (("fasterrcnn_resnet50_fpn", (3, 32, 32), 10), r"^model must be .*'fasterrcnn_resnet50_fpn'"),
+        (("resnet18", (1, 28, 28), 10), r"\bresnet18\b.*\b3\b.*\b1\b"),
+        (("convnet", (1, 15, 15), 10), r"\bconvnet\b.*\b16 x 16\b.*\b15 x 15\b"),
+        (("alexnet", (3, 32, 32), 10), r"\balexnet\b.*\b32 x 32\b"),
+        (("vit_b_32", (3, 33, 33), 10), r"\bvit_b_32\b.*\b33 x 33\b"),
+        (("convnet", (0, 28, 28), 10), r"^channels must be .*\b1\b.*\b0\b"),
+        (("convnet", (1, 28, 0), 10), r"^width must be .*\b1\b.*\b0\b"),
+        (("convnet", (1, 28, 32), 10), r"^shape must be .*\bsquare\b.*\(1, 28, 32\)"),
+        (("convnet", (1, 28, 28), 0), r"^classes must be .*\b1\b.*\b0\b"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arguments: tuple[Any, ...], message: str) -> None:

@@ -25,7 +25,7 @@ from fa.rules.preaggregators import PREAGGREGATORS, PreaggregatorContext, make_p
 from fa.theory import algorithm1_line5, optimality, quantization
 from fa.training import TrainConfig, train
 from fa.training.records import UnwrittenRunError
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.tcp.link import Refused
 from fa.training.transports.tcp.messages import Header, Kind
 from fa.utils.validation import TooFewWorkersError
@@ -94,7 +94,7 @@ def test_a_copied_attack_writes_the_same_rows(name: str, how: str, file: Path) -
 
 
 def fast_model() -> torch.nn.Module:
-    model = models.build("convnet", channels=1, classes=10, size=28, seed=0)
+    model = models.build("convnet", shape=(1, 28, 28), classes=10, seed=0)
     accelerate(model)
     return model
 
@@ -123,7 +123,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "tcp": TcpConfig,
     "data set": lambda: load("mnist-mini"),
     "recipe": lambda: recipes.read(recipe_path("lv")),
-    "model": lambda: models.build("convnet", channels=1, classes=10, size=28, seed=0),
+    "model": lambda: models.build("convnet", shape=(1, 28, 28), classes=10, seed=0),
     "fast model": fast_model,
     "format": lambda: quantization.Format("block_float", 8, block=4),
     "quantised": lambda: quantization.quantise(G, quantization.Format(bits=8)),

@@ -90,7 +90,7 @@ def test_its_python_runs(tmp_path: Path) -> None:
     names: dict = {
         "fa": fa,
         "G": G,
-        "models": [models.build("resnet18", 3, 10, 32, seed=worker) for worker in range(3)],
+        "models": [models.build("resnet18", (3, 32, 32), 10, seed=worker) for worker in range(3)],
     }
     exec(first, {})
     exec(aggregation, names)
@@ -99,7 +99,7 @@ def test_its_python_runs(tmp_path: Path) -> None:
     assert names["solution"].values.shape == (12,)
     exec(weighted, names)
     assert names["d"].shape == (100,)
-    names |= {"torch": torch, "g": torch.from_numpy(G[0]), "model": models.build("convnet", 1, 10, 28, seed=0)}
+    names |= {"torch": torch, "g": torch.from_numpy(G[0]), "model": models.build("convnet", (1, 28, 28), 10, seed=0)}
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
     exec(processes, names)
     dist.destroy_process_group()
@@ -138,7 +138,7 @@ def three_workers(names: dict) -> dict:
     """Return the names that README's training loop uses: the model, and a minibatch of each worker."""
     generator = torch.Generator().manual_seed(0)
     batches = [(torch.rand(4, 1, 28, 28, generator=generator), torch.arange(4) + worker) for worker in range(3)]
-    model = models.build("convnet", 1, 10, 28, seed=0).eval()  # dropout would draw from the global state
+    model = models.build("convnet", (1, 28, 28), 10, seed=0).eval()  # dropout would draw from the global state
     return {**names, "torch": torch, "model": model, "batches": batches}
 
 

@@ -129,7 +129,7 @@ def test_the_command_builds_a_data_set_that_loads_again(tmp_path: Path) -> None:
     assert torch.equal(made.train_images, augment(MNIST.train_images, recipe, 5))
     for name in ("train_labels", "test_images", "test_labels"):
         assert torch.equal(getattr(made, name), getattr(MNIST, name))
-    assert (made.classes, made.mean, made.std, made.augment) == (10, MNIST.mean, MNIST.std, False)
+    assert (made.classes, made.mean, made.std, made.crop_and_flip) == (10, MNIST.mean, MNIST.std, False)
     manifest = json.loads((tmp_path / "new" / "set" / "manifest.json").read_text())
     assert Recipe.of(manifest["recipe"]) == recipe
     assert (manifest["seed"], manifest["dataset"], manifest["dataset_checksum"]) == (5, "mnist-mini", MNIST.checksum)
@@ -196,7 +196,7 @@ def test_without_augmentation_a_configuration_says_nothing_of_it() -> None:
 
 @pytest.mark.parametrize(("augmented_", "ranks"), [("faulty", (0, 1)), ("all", (0, 1, 2, 3))])
 def test_faulty_workers_or_all_draw_the_same_images_from_the_augmented_set(augmented_: str, ranks: Any) -> None:
-    model = build_model("convnet", 1, 10, 28, seed=0)
+    model = build_model("convnet", (1, 28, 28), 10, seed=0)
     row = torch.zeros(sum(p.numel() for p in model.parameters()))
     config = replace(WITH_CAT, augmented=augmented_)
     made = augmented_dataset(MNIST, CAT, config.seed)

@@ -7,7 +7,7 @@ import torch
 from fa.experiments.runs.recording import record, watch
 from fa.training import TrainConfig, train
 
-CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=9, batch=4, lr=0.05)
+CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=9, batch=4, lr=0.05, evaluate_every=0)
 
 
 def test_the_recorded_gradients_are_those_of_the_run():

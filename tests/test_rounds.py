@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fa.training.transports.rounds import NEW, GradientMessage, Reply, Rounds, WorkerState
+from fa.training.transports.rounds import NEW, GradientMessage, Reply, Rounds, WorkerPhase
 
 N = 3
 P = 3
@@ -42,34 +42,31 @@ def finish(state: Rounds[str]) -> dict[int, str]:
     state.end()
     if not state.complete:
         state.pass_deadline()
-    return state.missing()
+    return state.outcome(math.inf).missing
 
 
-def states(state: Rounds[str]) -> list[WorkerState]:
-    return [slot.state for slot in state.slots]
+def phases(state: Rounds[str]) -> list[WorkerPhase]:
+    return [slot.phase for slot in state.slots]
 
 
 def test_a_run_of_two_rounds_and_its_end() -> None:
     state = rounds()
     assert state.joined
-    assert state.begin(0) == [Reply(rank, "first", 0, with_state=True) for rank in range(P)]
+    assert state.begin(0) == [Reply(rank, "first", 0, with_carried=True) for rank in range(P)]
     for rank in (2, 0, 1):
         assert not state.complete
         assert send(state, rank, loss=torch.tensor(float(rank)), seconds=rank / 10) == []
     assert state.complete
     assert finish(state) == {}
-    assert state.pop_arrivals() == [2, 0, 1]
+    assert state.delivered == [0, 1, 2]
     assert [(slot.loss, slot.seconds) for slot in state.slots] == [(torch.tensor(float(r)), r / 10) for r in range(P)]
     assert state.begin(1) == [Reply(rank, "after 0", 1) for rank in range(P)]
-    assert state.pop_arrivals() == state.delivered == []
+    assert state.delivered == []
     for rank in range(P):
         send(state, rank, 1)
     assert finish(state) == {}
     assert state.close() == [Reply(rank, "after 1", None) for rank in range(P)]
-    for rank in range(P):
-        assert not state.finished
-        state.acknowledge(rank)
-    assert state.finished
+    assert state.excluded == []
 
 
 def test_workers_that_do_not_join_are_excluded_until_they_do() -> None:
@@ -81,7 +78,7 @@ def test_workers_that_do_not_join_are_excluded_until_they_do() -> None:
     state.begin(0)
     assert send(state, 0) == []
     assert state.complete  # nobody else is awaited
-    assert join(state, 1) == [Reply(1, "first", 0, with_state=True)]  # in the open round
+    assert join(state, 1) == [Reply(1, "first", 0, with_carried=True)]  # in the open round
     assert not state.complete
     send(state, 1)
     assert list(finish(state)) == [2]
@@ -91,10 +88,8 @@ def test_a_second_process_of_a_rank_replaces_the_first() -> None:
     state = rounds()
     assert join(state, 0, "second") == [Reply(0, "first", None)]
     state.first_process_ended(0, "ended")  # only first processes are watched
-    assert state.slots[0].state is WorkerState.WAITING
-    state.acknowledge(0)  # the first process exits, although the run is not over
-    assert state.slots[0].state is WorkerState.WAITING
-    assert state.begin(0)[0] == Reply(0, "second", 0, with_state=True)
+    assert state.slots[0].phase is WorkerPhase.WAITING
+    assert state.begin(0)[0] == Reply(0, "second", 0, with_carried=True)
 
 
 def test_a_second_process_during_a_copy_works_on_the_open_round() -> None:
@@ -102,11 +97,11 @@ def test_a_second_process_during_a_copy_works_on_the_open_round() -> None:
     state.begin(0)
     first = message(0)
     assert state.offer(first)
-    assert join(state, 0, "second") == [Reply(0, "second", 0, with_state=True)]
+    assert join(state, 0, "second") == [Reply(0, "second", 0, with_carried=True)]
     state.deliver(first)
     assert state.request(0, "first again") == []
     assert send(state, 0) == [Reply(0, "first again", None)]  # its gradient is the rank's second one: discarded
-    assert state.pop_arrivals() == [0]
+    assert state.delivered == [0]
 
 
 def test_a_late_gradient_is_discarded() -> None:
@@ -117,7 +112,7 @@ def test_a_late_gradient_is_discarded() -> None:
     finish(state)
     state.begin(1)
     assert send(state, 2, 0) == [Reply(2, "after 0", 1)]
-    assert states(state) == [WorkerState.COMPUTING] * P
+    assert phases(state) == [WorkerPhase.COMPUTING] * P
     assert not state.delivered
 
 
@@ -133,7 +128,7 @@ def test_no_round_waits_for_gradients_of_iterations_that_the_worker_was_not_aske
     assert "7" in missing[2]
     assert state.begin(1)[2] == Reply(2, "after 7", 1)  # it may do better
     assert send(state, 2, 1) == []
-    assert state.slots[2].state is WorkerState.DELIVERED
+    assert state.slots[2].phase is WorkerPhase.DELIVERED
 
 
 def test_a_gradient_between_two_rounds_is_discarded() -> None:
@@ -141,7 +136,7 @@ def test_a_gradient_between_two_rounds_is_discarded() -> None:
     state.begin(0)
     state.end()
     assert send(state, 0) == []
-    assert state.slots[0].state is WorkerState.WAITING
+    assert state.slots[0].phase is WorkerPhase.WAITING
     assert state.begin(1)[0] == Reply(0, "after 0", 1)
 
 
@@ -191,9 +186,9 @@ def test_an_invalid_message_excludes_its_worker_until_the_next_one(changes: dict
     assert state.complete
     assert list(finish(state)) == [0]
     assert state.begin(1)[0] == Reply(0, "after 0", 1)  # it may do better
-    assert states(state) == [WorkerState.EXCLUDED, WorkerState.COMPUTING, WorkerState.COMPUTING]
+    assert phases(state) == [WorkerPhase.EXCLUDED, WorkerPhase.COMPUTING, WorkerPhase.COMPUTING]
     send(state, 0, 1)
-    assert state.slots[0].state is WorkerState.DELIVERED
+    assert state.slots[0].phase is WorkerPhase.DELIVERED
     assert state.slots[0].reason == ""
 
 
@@ -206,7 +201,7 @@ def test_an_invalid_message_after_a_gradient_leaves_the_gradient_in_its_round() 
     send(state, 2)
     assert finish(state) == {}
     state.begin(1)
-    assert state.slots[0].state is WorkerState.EXCLUDED
+    assert state.slots[0].phase is WorkerPhase.EXCLUDED
 
 
 def test_a_quorum_completes_a_round_and_awaits_the_others_in_the_next() -> None:
@@ -219,7 +214,7 @@ def test_a_quorum_completes_a_round_and_awaits_the_others_in_the_next() -> None:
     missing = finish(state)
     assert list(missing) == [1]
     assert "2" in missing[1]
-    assert state.slots[1].state is WorkerState.COMPUTING
+    assert state.slots[1].phase is WorkerPhase.COMPUTING
     assert [reply.rank for reply in state.begin(1)] == [0, 2]
 
 
@@ -233,7 +228,7 @@ def test_a_gradient_in_transfer_when_the_quorum_is_reached_is_used() -> None:
     assert state.receiving
     state.deliver(late)
     assert not state.receiving
-    assert list(state.missing()) == [2]
+    assert list(state.outcome(math.inf).missing) == [2]
 
 
 def test_the_deadline_excludes_silent_workers_until_their_return() -> None:
@@ -264,7 +259,7 @@ def test_a_lost_process_is_not_awaited_and_a_new_one_of_its_rank_is() -> None:
     assert state.complete
     assert finish(state) == {2: "ended"}
     assert [reply.rank for reply in state.begin(1)] == [0, 1]
-    assert join(state, 2, "second") == [Reply(2, "second", 1, with_state=True)]
+    assert join(state, 2, "second") == [Reply(2, "second", 1, with_carried=True)]
     send(state, 0, 1)
     send(state, 1, 1)
     assert not state.complete
@@ -306,7 +301,7 @@ def test_the_last_gradient_of_a_lost_process_is_used_once(copied: bool) -> None:
     send(state, 2)
     assert finish(state) == {}
     assert [reply.rank for reply in state.begin(1)] == [1, 2]
-    assert state.slots[0].state is WorkerState.EXCLUDED
+    assert state.slots[0].phase is WorkerPhase.EXCLUDED
 
 
 def without_honest(state: Rounds[str]) -> None:
@@ -324,8 +319,6 @@ def test_the_end_of_a_run_waits_for_no_excluded_worker(happens: Callable[[Rounds
     state = rounds()
     happens(state)
     assert state.close() == []
-    assert state.finished
+    assert state.excluded == [0, 1, 2]
     assert send(state, 0) == [Reply(0, "after 0", None)]  # it returns when all is over
-    assert not state.finished
-    state.acknowledge(0)
-    assert state.finished
+    assert state.excluded == [1, 2]

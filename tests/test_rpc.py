@@ -29,18 +29,20 @@ from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
+from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc import connection, server
 from fa.training.transports.rpc import worker as over_rpc
 from fa.training.transports.rpc.server import RpcTransport, exchange
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.tcp import worker as over_tcp
 from fa.training.worker import Worker
 from fa.utils.forkserver import exit_when_parent_dies
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import alive, beside, descendants, free_port, plain_worker, tcp_worker, wait_until, worked
 
-SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
+SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5, evaluate_every=0)
 KINDS = ("mean", "median", "krum", "bulyan", "fa")  # weights, order statistics, a choice, both, and weights by K
 FEWER = {"bulyan": 0, "krum": 0}  # f, where four workers are too few for a faulty one
 
@@ -69,7 +71,7 @@ def test_same_trajectory_as_the_simulation(rule: str, kind: Kind) -> None:
 
 @pytest.mark.parametrize("lost", ["zero", "previous"])
 def test_datagrams_over_loopback_lose_nothing_and_give_the_simulations_numbers(lost: str) -> None:
-    there, seen = losses(SMALL, RpcConfig(channel="udp", loss_fill=lost))
+    there, seen = losses(SMALL, RpcConfig(gradients="udp", lost=lost))
     here, expected = losses(SMALL, None)
     assert seen == expected
     assert there.workers == here.workers  # where a loss would be told
@@ -85,12 +87,12 @@ def test_mixed_precision_and_accumulated_gradients_are_the_simulations_bits(kind
 
 
 def test_what_datagrams_need_is_told() -> None:
-    with pytest.raises(ValueError, match=r"^channel must be .*\brpc, udp\b.*'tcp'"):
-        RpcConfig(channel="tcp")
-    with pytest.raises(ValueError, match=r"^loss_fill must be .*\bzero, previous\b.*'mean'"):
-        RpcConfig(channel="udp", loss_fill="mean")
-    with pytest.raises(ValueError, match=r"^channel must be .*'udp'.*'previous'.*'rpc'"):
-        RpcConfig(loss_fill="previous")
+    with pytest.raises(ValueError, match=r"^gradients must be .*\brpc, udp\b.*'tcp'"):
+        RpcConfig(gradients="tcp")
+    with pytest.raises(ValueError, match=r"^lost must be .*\bzero, previous\b.*'mean'"):
+        RpcConfig(gradients="udp", lost="mean")
+    with pytest.raises(ValueError, match=r"^gradients must be .*'udp'.*'previous'.*'rpc'"):
+        RpcConfig(lost="previous")
 
 
 def at(iteration: int, act: Callable[[], None]) -> Callable[[Progress], None]:
@@ -407,7 +409,7 @@ def test_garbage_at_a_port_of_rpc_may_end_the_server(tmp_path: Path, name: str) 
 
 SERVER = """
 from fa.training import TrainConfig, train
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 
 def tell(state):
     if state.iteration == 2:
@@ -489,9 +491,10 @@ def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, hos
 
 
 def small_transport(**options: Any) -> RpcTransport:
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     config = replace(SMALL, rule="median", workers=2, byzantine=0)
-    return RpcTransport(ServedRun(model, config, flatten(model), **options), RpcConfig())
+    run = ServedRun(model, config, flatten(model), **options)
+    return RpcTransport(run, Gathering(run), RpcConfig())
 
 
 @pytest.mark.parametrize("rank", [-1, 2, 0.5, "0", None, True, torch.tensor(0)])
@@ -617,11 +620,28 @@ def test_of_two_processes_of_a_rank_the_later_stays() -> None:
     assert not second.done()
 
 
+def test_the_end_waits_until_every_worker_has_acknowledged_it_or_is_excluded() -> None:
+    """A process that another one has replaced acknowledges earlier, which does not count."""
+    transport = small_transport()
+    for rank in range(2):
+        transport.exchange(GradientMessage(rank, NEW, torch.ones(1), torch.ones(()), []))
+    transport.acknowledge(0)
+    ending = threading.Thread(target=transport.close)
+    ending.start()
+    transport.leave(1, "it is excluded")
+    ending.join(0.5)
+    assert ending.is_alive()
+    transport.acknowledge(0)
+    ending.join(4)
+    assert not ending.is_alive()
+
+
 def test_a_gradient_of_another_length_is_left_out() -> None:
     config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     parameters = flatten(model)
-    transport = RpcTransport(ServedRun(model, config, parameters, needs_gram=True), RpcConfig())
+    run = ServedRun(model, config, parameters, needs_gram=True)
+    transport = RpcTransport(run, Gathering(run), RpcConfig())
 
     def send(rank: int, iteration: int, length: int) -> None:
         transport.exchange(GradientMessage(rank, iteration, torch.ones(length), torch.ones(()), []))

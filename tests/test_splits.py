@@ -16,12 +16,14 @@ from fa.data.batches import normalise
 from fa.data.splits import by_class, dirichlet
 from fa.training import TrainConfig, train
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import RpcConfig
+from fa.training.transports.server_config import RpcConfig
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import worker_partitions
 from tests.processes import build_normed
 
-SMALL = TrainConfig(rule="median", workers=5, byzantine=1, iterations=6, batch=4, lr=0.05, attack="sign_flip", seed=5)
+SMALL = TrainConfig(
+    rule="median", workers=5, byzantine=1, iterations=6, batch=4, lr=0.05, attack="sign_flip", seed=5, evaluate_every=0
+)
 UNEQUAL = {"split": "dirichlet", "alpha": 0.5}
 MNIST = load("mnist-mini")
 
@@ -161,7 +163,7 @@ def test_worker_momentum_is_byzfls() -> None:
 def test_over_processes_the_numbers_are_the_simulations(gradients: str) -> None:
     config = replace(SMALL, **UNEQUAL, worker_momentum=0.9 if gradients == "rpc" else 0.0)
     seen: list[list[float]] = [[], []]
-    for losses, rpc in zip(seen, (None, RpcConfig(channel=gradients)), strict=True):
+    for losses, rpc in zip(seen, (None, RpcConfig(gradients=gradients)), strict=True):
         train(config, threads=1, server=rpc, progress=lambda state, own=losses: own.append(float(state.loss)))
     assert seen[0] == seen[1]
 
@@ -169,4 +171,4 @@ def test_over_processes_the_numbers_are_the_simulations(gradients: str) -> None:
 def test_momenta_do_not_come_as_datagrams() -> None:
     """What is lost on the way would be lost from the momentum that a new process of that rank goes on from."""
     with pytest.raises(ValueError, match=r"^worker_momentum must be .*\b0\.9\b"):
-        train(replace(SMALL, worker_momentum=0.9), server=RpcConfig(channel="udp"))
+        train(replace(SMALL, worker_momentum=0.9), server=RpcConfig(gradients="udp"))

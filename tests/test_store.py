@@ -29,7 +29,9 @@ CONFIG = TrainConfig(rule="mean", workers=3, byzantine=1, iterations=2, batch=4)
 def finished(config: TrainConfig = CONFIG) -> Run:
     curve = (CurvePoint(2, 1, 0.5, 2.25, 0.125),)
     workers = tuple(WorkerRow(i, w, None, 0.5, "used") for i in (1, 2) for w in range(3))
-    return Run(config, curve, workers, 1.0, 1, load(config.dataset).checksum)
+    return Run(
+        config=config, curve=curve, workers=workers, seconds=1.0, threads=1, checksum=load(config.dataset).checksum
+    )
 
 
 @pytest.fixture

@@ -28,8 +28,9 @@ from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
-from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.tcp import link, listener
 from fa.training.transports.tcp.keys import create_keys, worker_context
 from fa.training.transports.tcp.messages import (
@@ -50,7 +51,9 @@ from fa.utils.open_files import raise_file_limit
 from fa.utils.validation import TooFewWorkersError
 from tests.processes import beside, free_port, tcp_worker, wait_until
 
-SMALL = TrainConfig(rule="median", workers=4, byzantine=0, f=0, iterations=20, batch=4, lr=0.05, seed=5)
+SMALL = TrainConfig(
+    rule="median", workers=4, byzantine=0, f=0, iterations=20, batch=4, lr=0.05, seed=5, evaluate_every=0
+)
 N = 21_840
 HELLO = Header(Kind.HELLO, NO_RUN)
 
@@ -439,14 +442,14 @@ def garbage(end: link.Link, header: Header, views: list) -> None:
 
 
 def stopping(end: link.Link, header: Header, views: list) -> None:
-    plain = header._replace(rank=end._rank, run=end.run, length=sum(map(len, views))).pack()
+    plain = header._replace(rank=end._rank, run_id=end.run_id, length=sum(map(len, views))).pack()
     end._connection.sendall(plain + bytes(views[0][:1000]))
     time.sleep(30)
 
 
 LIES: dict[str, tuple[Send, str]] = {
     "another rank": (of_another_rank, r"rank 19\b"),
-    "another run": (raw_header(run=b"x" * 16), "another run"),
+    "another run": (raw_header(run_id=b"x" * 16), "another run"),
     "another iteration": (changed(iteration=7), r"iteration 7\b"),
     "10^18 numbers": (raw_header(n=10**18, length=4 * 10**18), rf"{10**18}\b"),
     "fewer numbers": (changed(n=N - 1), rf"{N - 1}\b"),
@@ -666,7 +669,7 @@ def test_two_runs_at_once_in_one_process() -> None:
 
 
 def test_gradients_that_do_not_fit_in_memory_name_the_workers() -> None:
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     parameters = flatten(model)
     config = replace(SMALL, workers=10**12)
     with pytest.raises(ValueError, match=rf"^workers must be .*, got {10**12}"):
@@ -674,7 +677,7 @@ def test_gradients_that_do_not_fit_in_memory_name_the_workers() -> None:
 
 
 def gathered(losses: dict[int, float], missing: dict[int, str]) -> tuple[Tensor, dict[int, str]]:
-    model = models.build("convnet", 1, 10, 28, seed=0)
+    model = models.build("convnet", (1, 28, 28), 10, seed=0)
     gathering = Gathering(ServedRun(model, SMALL, flatten(model), needs_gram=True))
     gathering.begin()
     for rank in losses:
@@ -699,7 +702,7 @@ def test_a_loss_that_alone_is_not_finite_excludes_its_worker() -> None:
 
 UNGUARDED = """
 from fa.training import TrainConfig, train
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 
 config = TrainConfig(rule="median", workers=2, byzantine=0, iterations=2, batch=4)
 print(len(train(config, {server}).curve))

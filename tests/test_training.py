@@ -32,7 +32,8 @@ from fa.data.dataset import hold_out
 from fa.rules import make_rule
 from fa.rules.decision import NOT_FINITE
 from fa.training import RECORD_VERSION, TrainConfig, loop, train
-from fa.training.optimizer import SGD, Evaluation
+from fa.training.evaluation import Evaluation
+from fa.training.optimizer import SGD
 from fa.training.parameter_vector import Buffers, flatten, views
 from fa.training.records import USED, Run
 from fa.training.schedule import schedule
@@ -53,7 +54,7 @@ def data() -> Dataset:
 
 
 def convnet(data: Dataset, seed: int = 0) -> nn.Module:
-    return models.build("convnet", *data.shape, seed=seed)
+    return models.build("convnet", data.shape, data.classes, seed=seed)
 
 
 def simulation(config: TrainConfig, data: Dataset, model: nn.Module | None = None) -> tuple[SimulatedTransport, Tensor]:

@@ -17,14 +17,16 @@ from fa.data.batches import minibatch
 from fa.data.splits import by_class, gamma_similarity
 from fa.training import TrainConfig, train
 from fa.training.parameter_vector import flatten
-from fa.training.transports.base import RpcConfig, TcpConfig
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import worker_partitions
 from fa.utils import seeds
 from tests.processes import build_normed
 
 MNIST = load("mnist-mini")
-SMALL = TrainConfig(rule="mean", workers=4, byzantine=1, iterations=4, batch=4, lr=0.05, attack="sign_flip", seed=5)
+SMALL = TrainConfig(
+    rule="mean", workers=4, byzantine=1, iterations=4, batch=4, lr=0.05, attack="sign_flip", seed=5, evaluate_every=0
+)
 SIZES = (16, 4, 8, 2)
 both = pytest.mark.parametrize("server", [RpcConfig(), TcpConfig()], ids=["rpc", "tcp"])
 

@@ -233,7 +233,8 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
                 "recipe": recipe.options,
                 "seed": seed,
                 "checksum": augmented.checksum,
-                **{name: getattr(dataset, name) for name in ("classes", "mean", "std", "augment")},
+                **{name: getattr(dataset, name) for name in ("classes", "mean", "std")},
+                "augment": dataset.crop_and_flip,  # The key is older than the attribute's name.
             }
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -265,7 +266,7 @@ def load_built(folder: str | Path) -> Dataset:
             classes=manifest["classes"],
             mean=tuple(manifest["mean"]),
             std=tuple(manifest["std"]),
-            augment=manifest["augment"],
+            crop_and_flip=manifest["augment"],
             checksum=checksum,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

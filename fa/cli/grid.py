@@ -57,8 +57,7 @@ def _check_data_and_models(configs: Iterable[TrainConfig]) -> None:
 
     for dataset, model in {(config.dataset, config.model) for config in configs}:
         check_present(dataset)
-        channels, size, _ = REGISTRY[dataset].shape
-        models.build(model, channels, REGISTRY[dataset].classes, size, seed=0)
+        models.build(model, REGISTRY[dataset].shape, REGISTRY[dataset].classes, seed=0)
 
 
 def _report(result: GridResult, folder: Path, file: Path, command: str) -> None:

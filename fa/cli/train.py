@@ -24,7 +24,7 @@ from fa.utils.validation import check
 if TYPE_CHECKING:
     from fa.training import Progress, Run
     from fa.training.records import UnwrittenRunError
-    from fa.training.transports.base import RpcConfig, TcpConfig
+    from fa.training.transports.server_config import RpcConfig, TcpConfig
 
 _SERVER = ("listen", "keys", "deadline", "quorum", "gradients", "lost")
 _CHECKPOINT = ("checkpoint", "checkpoint_every")
@@ -162,7 +162,7 @@ def _server(backend: str, place: TorchrunEnv | None, settings: dict[str, Any]) -
 
 def _announce(server: TcpConfig | RpcConfig, workers: int) -> None:
     """Say where workers that are started elsewhere are awaited, and which peers can join."""
-    from fa.training.transports.base import RpcConfig
+    from fa.training.transports.server_config import RpcConfig
 
     click.echo(f"awaiting {workers} workers at {format_address(server.host, server.port)}", err=True)
     if isinstance(server, RpcConfig):
@@ -174,24 +174,23 @@ def _announce(server: TcpConfig | RpcConfig, workers: int) -> None:
 def _rpc_config(
     place: TorchrunEnv | None, listen: str | None = None, keys: Path | None = None, **options: Any
 ) -> RpcConfig:
-    from fa.training.transports.base import RpcConfig
+    from fa.training.transports.server_config import RpcConfig
 
     check("keys", keys, keys is None, "omitted with rpc and torchrun, which have no authentication", "Use tcp.")
-    fields = {"gradients": "channel", "lost": "loss_fill"}
-    settings = {fields.get(option, option): value for option, value in options.items()}
     if place is not None:
         check("listen", listen, listen is None, "omitted with torchrun, which sets the address")
-        return RpcConfig(place.host, place.port, spawn_workers=False, external_store=place.external_store, **settings)
+        return RpcConfig(place.host, place.port, spawn_workers=False, external_store=place.external_store, **options)
     if listen is None:
-        return RpcConfig(**settings)
+        return RpcConfig(**options)
     host, port = parse_address("listen", listen)
-    return RpcConfig(host=host, port=port, spawn_workers=False, **settings)
+    return RpcConfig(host=host, port=port, spawn_workers=False, **options)
 
 
-def _tcp_config(listen: str | None = None, gradients: str = "rpc", **options: Any) -> TcpConfig:
-    from fa.training.transports.base import TcpConfig
+def _tcp_config(listen: str | None = None, **options: Any) -> TcpConfig:
+    from fa.training.transports.server_config import TcpConfig
 
-    check("backend", "tcp", gradients == "rpc" and "lost" not in options, "'rpc' with datagrams")
+    for name in ("gradients", "lost"):
+        check("backend", "tcp", name not in options, f"'rpc' with --{name}")
     if listen is None:
         return TcpConfig(**options)
     host, port = parse_address("listen", listen)

@@ -77,7 +77,7 @@ def minibatch(
         generator = seeds.generator("minibatch", seed, worker, iteration)
         indices = _among(own, _distinct(batch, size if own is None else len(own), generator))
         images = _rows(dataset.train_images, indices)
-        if dataset.augment:
+        if dataset.crop_and_flip:
             images = random_crop_flip(images, generator)
     else:
         if own is not None:
@@ -88,7 +88,7 @@ def minibatch(
             start, stop = worker * size // workers, (worker + 1) * size // workers
         indices = _among(own, (_cycled if sampling == "cycled" else _sequential)(batch, start, stop, iteration))
         images = _rows(dataset.train_images, indices)
-        if dataset.augment:
+        if dataset.crop_and_flip:
             top, left, mirrored = (_rows(drawn, indices) for drawn in _drawn_once(size, seed))
             images = crop_flip(images, top, left, mirrored)
     return normalise(images, dataset, device), _rows(dataset.train_labels, indices).to(device)

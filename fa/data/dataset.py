@@ -38,7 +38,7 @@ class Dataset:
         classes: Number of classes.
         mean: Mean of each channel, of images scaled to [0, 1].
         std: Standard deviation of each channel, of images scaled to [0, 1].
-        augment: True if training images are cropped and flipped at random, as is usual for the data set.
+        crop_and_flip: True if training images are cropped and flipped at random, as is usual for the data set.
         checksum: `content_checksum` of the four arrays.
     """
 
@@ -50,14 +50,14 @@ class Dataset:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augment: bool
+    crop_and_flip: bool
     checksum: str
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Number of channels, number of classes and side of an image in pixels: the arguments of `fa.models.build`."""
-        _, channels, _, side = self.train_images.shape
-        return channels, self.classes, side
+        """Shape of an image: channels, height, width."""
+        _, channels, height, width = self.train_images.shape
+        return channels, height, width
 
     def to(self, device: torch.device) -> Dataset:
         """Return the data set with its arrays on this device; itself if they are there.

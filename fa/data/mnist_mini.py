@@ -1,6 +1,6 @@
 """mnist-mini: 12,000 images of MNIST inside the package, which need no download.
 
-mnist_mini.txt holds source and licence. fa.data.make_mini makes the file.
+mnist_mini.txt holds source and licence. benchmarks/make_mnist_mini.py makes the file.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Entry:
         shape: Shape of an image: channels, height, width.
         mean: Mean of each channel, of images scaled to [0, 1].
         std: Standard deviation of each channel, of images scaled to [0, 1].
-        augment: True if training images are cropped and flipped at random.
+        crop_and_flip: True if training images are cropped and flipped at random.
         checksum: `content_checksum` of the arrays; None for Tiny ImageNet, whose files the user provides.
     """
 
@@ -38,7 +38,7 @@ class Entry:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    augment: bool
+    crop_and_flip: bool
     checksum: str | None
 
 
@@ -106,7 +106,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         >>> tuple(digits.train_images.shape), digits.train_images.dtype
         ((10000, 1, 28, 28), torch.uint8)
         >>> digits.shape
-        (1, 10, 28)
+        (1, 28, 28)
     """
     check_one_of("dataset", name, NAMES)
     if name == "tiny-imagenet":
@@ -161,7 +161,7 @@ def _dataset(name: str, arrays: dict[str, np.ndarray], checksum: str, classes: i
         classes=classes,
         mean=entry.mean,
         std=entry.std,
-        augment=entry.augment,
+        crop_and_flip=entry.crop_and_flip,
         checksum=checksum,
     )
 

@@ -41,7 +41,7 @@ def accelerate(model: _Model) -> _Model:
     Example:
         >>> from fa import models
         >>> from fa.layers import accelerate
-        >>> model = accelerate(models.build("resnet18", 3, 10, 32, seed=0))
+        >>> model = accelerate(models.build("resnet18", (3, 32, 32), 10, seed=0))
     """
     for module in model.modules():
         faster = _FASTER.get(type(module))

@@ -22,16 +22,17 @@ from fa.utils.files import new_file, temporary_folder
 from fa.utils.validation import check, check_real
 
 _CHECKSUM = 32  # bytes of a SHA-256
+_FIELDS = {"whole": "total_seconds"}  # of `RunState`, by their names in a file that differ
 EVERY = 300.0  # seconds between two checkpoints
 
 
 @dataclass
-class State:
+class RunState:
     """Progress of a run, and its records so far."""
 
     iteration: int = 0  # number of finished iterations
     seconds: float = 0.0  # time of these iterations
-    whole: float = 0.0  # seconds until this state was saved, set-up and evaluations included
+    total_seconds: float = 0.0  # until this state was saved, set-up and evaluations included
     seconds_of: dict[str, float] = field(default_factory=dict)  # time of each phase
     curve: list[CurvePoint] = field(default_factory=list)
     workers: list[WorkerRow] = field(default_factory=list)
@@ -84,7 +85,7 @@ class Checkpoint:
 
     def load(
         self, parameters: Tensor, statistics: list[Buffers], momenta: Sequence[Tensor] = ()
-    ) -> tuple[State, Tensor | None]:
+    ) -> tuple[RunState, Tensor | None]:
         """Restore a run, or begin it if the file does not exist.
 
         Args:
@@ -99,7 +100,7 @@ class Checkpoint:
             ValueError: The file is damaged, or belongs to another run.
         """
         if not self.path.exists():
-            return State(backends=[self._backend]), None
+            return RunState(backends=[self._backend]), None
         content = self._read()
         self._check_identity(content["identity"])
         parameters.copy_(content["parameters"])
@@ -111,7 +112,8 @@ class Checkpoint:
         saved_state = content["state"]
         curve = [CurvePoint(*point) for point in saved_state["curve"]]
         workers = [WorkerRow(*row) for row in saved_state["workers"]]
-        state = State(**saved_state | {"curve": curve, "workers": workers})
+        named = {_FIELDS.get(name, name): value for name, value in saved_state.items()}
+        state = RunState(**named | {"curve": curve, "workers": workers})
         state.backends += [self._backend] if state.backends[-1:] != [self._backend] else []
         velocity = content["velocity"]
         return state, None if velocity is None else velocity.to(parameters.device)
@@ -122,7 +124,7 @@ class Checkpoint:
 
     def save(
         self,
-        state: State,
+        state: RunState,
         parameters: Tensor,
         velocity: Tensor | None,
         statistics: list[Buffers],
@@ -142,7 +144,7 @@ class Checkpoint:
         """
         content = {
             "identity": self._identity,
-            "state": vars(state) | {name: list(map(tuple, getattr(state, name))) for name in ("curve", "workers")},
+            "state": _saved(state),
             "parameters": _copy(parameters),
             "velocity": None if velocity is None else _copy(velocity),
             "statistics": [[_copy(tensor) for tensor in buffers.tensors] for buffers in statistics],
@@ -214,6 +216,12 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError("its checksum differs")
     loaded: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
     return loaded
+
+
+def _saved(state: RunState) -> dict[str, Any]:
+    """Return the state with the names and types of a file, which older releases read too."""
+    values = vars(state) | {name: list(map(tuple, getattr(state, name))) for name in ("curve", "workers")}
+    return values | {name: values.pop(field) for name, field in _FIELDS.items()}
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -16,14 +16,16 @@ from fa.attacks import Attack
 from fa.data import Dataset
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.attack import configured_attack
-from fa.training.checkpoint import EVERY, Checkpoint, State
+from fa.training.checkpoint import EVERY, Checkpoint, RunState
 from fa.training.config import TrainConfig
 from fa.training.direction import scale_to_unit_mean
-from fa.training.optimizer import SGD, Evaluation
+from fa.training.evaluation import Evaluation
+from fa.training.optimizer import SGD
 from fa.training.parameter_vector import Buffers
 from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
 from fa.training.schedule import schedule
-from fa.training.transports.base import GatheredGradients, RpcConfig, ServedRun, TcpConfig, Transport
+from fa.training.transports.base import GatheredGradients, ServedRun, Transport
+from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import build_model, load_dataset, parse_recipe, worker_partitions
 from fa.utils.ambient import usual_settings
@@ -136,7 +138,7 @@ def _checked(config: TrainConfig, server: TcpConfig | RpcConfig | None) -> tuple
     attack = configured_attack(config)
     parse_recipe(config, attack)
     if server is not None:
-        server.check(config)
+        server.check_run(config)
     return rule, attack
 
 
@@ -155,10 +157,10 @@ def _transport(
         return nullcontext(SimulatedTransport(model, dataset, config, parameters, attack))
     run = ServedRun(model, config, parameters, dataset.checksum, rule.needs_gram, timer, attack)
     if isinstance(server, TcpConfig):
-        from fa.training.transports.tcp.launch import serve as serve_tcp
+        from fa.training.transports.tcp.launch import serve_tcp
 
         return serve_tcp(run, server)
-    from fa.training.transports.rpc.launch import serve as serve_rpc
+    from fa.training.transports.rpc.launch import serve_rpc
 
     return serve_rpc(run, server)
 
@@ -198,7 +200,7 @@ class Loop:
         evaluate: Callable[[], float],
         progress: Callable[[Progress], None] | None,
         checkpoint: Checkpoint | None = None,
-    ) -> State:
+    ) -> RunState:
         """Do the iterations that remain.
 
         Args:
@@ -209,11 +211,11 @@ class Loop:
         Returns:
             The state after the last iteration.
         """
-        state = State()
+        state = RunState()
         if checkpoint is not None:
             restored = checkpoint.load(self._parameters, self._transport.statistics(), self._transport.momenta())
             state, self._optimizer.velocity = restored
-        self._timer.resume(state.whole, state.seconds_of)
+        self._timer.resume(state.total_seconds, state.seconds_of)
         while state.iteration < self._config.iterations:  # again if a signal's handler does not end the process
             with held_back(checkpoint is not None) as interrupted:
                 while state.iteration < self._config.iterations and not interrupted():
@@ -224,7 +226,7 @@ class Loop:
 
     def _advance(
         self,
-        state: State,
+        state: RunState,
         evaluate: Callable[[], float],
         progress: Callable[[Progress], None] | None,
         checkpoint: Checkpoint | None = None,
@@ -248,8 +250,8 @@ class Loop:
             evaluated = last is not None and last.iteration == done
             progress(Progress(done, gathered.loss, accuracy, gathered.G, rows, evaluated))
 
-    def _save(self, state: State, checkpoint: Checkpoint) -> None:
-        state.whole, state.seconds_of = self._timer.total, self._timer.seconds
+    def _save(self, state: RunState, checkpoint: Checkpoint) -> None:
+        state.total_seconds, state.seconds_of = self._timer.total, self._timer.seconds
         workers = self._transport.statistics(), self._transport.momenta()
         checkpoint.save(state, self._parameters, self._optimizer.velocity, *workers)
 

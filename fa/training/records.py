@@ -74,7 +74,7 @@ def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
     return sum(sizes[:byzantine]) / (sum(sizes) or 1.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """A finished run.
 

@@ -175,7 +175,7 @@ class Worker:
         return loss.detach()
 
     @property
-    def state(self) -> list[Tensor]:
+    def carried(self) -> list[Tensor]:
         """Tensors that depend on earlier iterations: batch-norm statistics, and the momentum if there is one."""
         return self.buffers.tensors + ([] if self.momentum is None else [self.momentum])
 
@@ -254,7 +254,7 @@ def build_model(config: TrainConfig, dataset: Dataset, device: torch.device | st
     Raises:
         ValueError: Unknown model, or images that it does not accept.
     """
-    model = models.build(config.model, *dataset.shape, seed=config.seed).to(device)
+    model = models.build(config.model, dataset.shape, dataset.classes, seed=config.seed).to(device)
     if config.layers == "fast":
         accelerate(model)
     return model, flatten(model)

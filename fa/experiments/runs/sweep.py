@@ -141,7 +141,7 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
     """
     import fa.experiments.runs.preload  # noqa: F401 (compilation would count as time of an iteration)
     from fa.training import train
-    from fa.training.transports.base import RpcConfig
+    from fa.training.transports.server_config import RpcConfig
 
     waiting = list(configs)
     while waiting:

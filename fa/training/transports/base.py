@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -15,9 +14,7 @@ from torch import Tensor, nn
 from fa.attacks import Attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
-from fa.utils.addresses import is_loopback
 from fa.utils.timing import PhaseTimer
-from fa.utils.validation import check, check_integer, check_one_of, check_positive
 
 
 class GatheredGradients(NamedTuple):
@@ -86,105 +83,3 @@ class ServedRun:
     needs_gram: bool = False
     timer: PhaseTimer = field(default_factory=PhaseTimer)
     attack: Attack | None = None
-
-
-LOOPBACK = "127.0.0.1"
-"""Address at which a server listens by default."""
-
-_KEYS = "`fa keys DIR` writes keys."
-_UDP = "Set channel (--gradients) to 'udp' or loss_fill (--lost) to 'zero'"
-
-
-@dataclass(frozen=True)
-class _ServerConfig:
-    """Settings that all servers of worker processes share."""
-
-    host: str = LOOPBACK  # name or address at which the server listens
-    port: int = 0  # 0: any free port
-    spawn_workers: bool = True  # False: workers are started elsewhere, and awaited
-    deadline: float = 60.0  # seconds that a round waits for a worker, which is then excluded until its next message
-    quorum: int | None = None  # number of gradients, the fastest, that complete a round; None: all
-
-    def __post_init__(self) -> None:
-        check("host", self.host, self.host != "", "a host's name or address")
-        check_integer("port", self.port, 0)
-        check("port", self.port, self.port < 1 << 16, f"at most {(1 << 16) - 1}")
-        check_positive("deadline", self.deadline)
-        if self.quorum is not None:
-            check_integer("quorum", self.quorum, 1)
-
-    def check(self, config: TrainConfig) -> None:
-        """Check that worker processes can do a run.
-
-        Raises:
-            ValueError: The configuration needs the simulation or another quorum.
-        """
-        check("device", config.device, config.device == "cpu", "cpu where workers are processes")
-        if self.quorum is not None:
-            check("quorum", self.quorum, self.quorum <= config.workers, f"at most workers={config.workers}")
-            # Byzantine workers may compute nothing, and then answer first.
-            check("quorum", self.quorum, self.quorum > config.byzantine, f"more than byzantine={config.byzantine}")
-
-
-@dataclass(frozen=True)
-class TcpConfig(_ServerConfig):
-    """Address of the server of `transports.tcp`, its keys, and its patience with worker processes.
-
-    Example:
-        >>> TcpConfig(quorum=12).description()
-        {'name': 'tcp', 'deadline': 60.0, 'quorum': 12}
-    """
-
-    keys: Path | None = None  # folder of the server's certificate, as `fa keys` writes it; None: loopback only
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        needs_keys = not self.spawn_workers and not is_loopback(self.host)
-        check("keys", self.keys, self.keys is not None or not needs_keys, f"a folder with host {self.host!r}", _KEYS)
-        local = not self.spawn_workers or is_loopback(self.host)
-        check("host", self.host, local, "a loopback address where workers start on this host")
-        check("keys", self.keys, self.keys is None or not self.spawn_workers, "None where workers start on this host")
-
-    def description(self) -> dict[str, object]:
-        """Return the settings on which results depend, as the records of a run store them."""
-        return {"name": "tcp", "deadline": self.deadline, "quorum": self.quorum}
-
-
-@dataclass(frozen=True)
-class RpcConfig(_ServerConfig):
-    """Address of the server of `transports.rpc`, and its patience with worker processes.
-
-    Example:
-        >>> RpcConfig(quorum=12).description()
-        {'name': 'rpc', 'deadline': 60.0, 'quorum': 12, 'gradients': 'rpc'}
-    """
-
-    external_store: bool = False  # True: another process, such as torchrun, keeps the store at host:port
-    channel: str = "rpc"  # of the gradients: rpc, or udp: datagrams, which are not retransmitted
-    loss_fill: str = "zero"  # value of lost coordinates: zero, or previous: the last one received there
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_one_of("channel", self.channel, ("rpc", "udp"))
-        check_one_of("loss_fill", self.loss_fill, ("zero", "previous"))
-        needs_udp = self.loss_fill != "zero"
-        check("channel", self.channel, self.channel == "udp" or not needs_udp, f"'udp' with {self.loss_fill!r}", _UDP)
-
-    def check(self, config: TrainConfig) -> None:
-        """Check that worker processes can do a run.
-
-        Args:
-            config: The run's configuration.
-
-        Raises:
-            ValueError: The configuration needs the simulation, other datagrams or another quorum.
-        """
-        super().check(config)
-        # A new process continues with the momentum that its predecessor sent, which datagrams may have changed.
-        lossless = self.channel == "rpc" or not config.worker_momentum
-        check("worker_momentum", config.worker_momentum, lossless, "0 where gradients come as datagrams")
-
-    def description(self) -> dict[str, object]:
-        """Return the settings on which results depend, as the records of a run store them."""
-        settings = {"name": "rpc", "deadline": self.deadline, "quorum": self.quorum, "gradients": self.channel}
-        return settings | ({"lost": self.loss_fill} if self.channel == "udp" else {})

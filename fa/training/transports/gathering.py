@@ -47,8 +47,8 @@ class Gathering:
         self._timer = run.timer
         self._gram: IncrementalGram | None = None
 
-    def state(self, rank: int) -> list[Tensor]:
-        """Return the `Worker.state` of a rank, with which a new process of the rank continues.
+    def carried(self, rank: int) -> list[Tensor]:
+        """Return the `Worker.carried` of a rank, with which a new process of the rank continues.
 
         Args:
             rank: Rank of the worker.

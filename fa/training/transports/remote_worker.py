@@ -42,9 +42,9 @@ class RemoteWorker:
         return self._worker.buffers.tensors
 
     @property
-    def state(self) -> list[Tensor]:
+    def carried(self) -> list[Tensor]:
         """Tensors that depend on earlier iterations, to which a predecessor's are copied."""
-        return self._worker.state
+        return self._worker.carried
 
     def compute(self, iteration: int) -> None:
         """Compute the gradient at the present parameters.

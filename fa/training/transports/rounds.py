@@ -24,7 +24,7 @@ Request = TypeVar("Request")
 """What the transport replies to: a future, a stream."""
 
 
-class WorkerState(Enum):
+class WorkerPhase(Enum):
     """What the server expects from a worker."""
 
     ABSENT = auto()  # no process of this rank has joined
@@ -33,19 +33,18 @@ class WorkerState(Enum):
     RECEIVING = auto()  # the transport copies its gradient
     DELIVERED = auto()  # its gradient of this round has been copied
     EXCLUDED = auto()  # no round waits for it before its next message
-    FINISHED = auto()  # it has acknowledged the end of the run
 
 
 @dataclass
 class WorkerSlot(Generic[Request]):
     """The server's view of one rank."""
 
-    state: WorkerState = WorkerState.ABSENT
+    phase: WorkerPhase = WorkerPhase.ABSENT
     reason: str = ""  # why the rank is excluded, or will be once its delivered gradient has been used
     processes: int = 0  # that have joined with this rank
     assigned: int | None = None  # iteration that the newest reply asked for
     left: bool = False  # True if the newest process has ended, and `reason` is its reason
-    needs_state: bool = False  # True until the newest process has been sent the `Worker.state` of its rank
+    needs_carried: bool = False  # True until the newest process has been sent the `Worker.carried` of its rank
     request: Request | None = None  # pending: at most one per rank
     loss: Tensor | None = None  # scalar, of the delivered gradient's minibatch
     seconds: float = 0.0  # time that the worker took to compute the delivered gradient
@@ -72,7 +71,7 @@ class Reply(Generic[Request]):
     rank: int
     request: Request
     iteration: int | None  # to compute next; None: the process must exit
-    with_state: bool = False  # True if the process also needs the `Worker.state` of its rank
+    with_carried: bool = False  # True if the process also needs the `Worker.carried` of its rank
 
 
 class Outcome(NamedTuple):
@@ -94,7 +93,7 @@ class Rounds(Generic[Request]):
         >>> rounds.request(0, "first call")
         []
         >>> rounds.begin(0)
-        [Reply(rank=0, request='first call', iteration=0, with_state=True)]
+        [Reply(rank=0, request='first call', iteration=0, with_carried=True)]
     """
 
     def __init__(
@@ -116,7 +115,6 @@ class Rounds(Generic[Request]):
         """
         self.slots: list[WorkerSlot[Request]] = [WorkerSlot() for _ in range(workers)]
         self.iteration: int | None = None  # of the open round
-        self.arrivals: list[int] = []  # ranks in the order of delivery, until `pop_arrivals`
         self._gradient = gradient
         self._statistics = statistics
         self._quorum = quorum or workers
@@ -137,16 +135,16 @@ class Rounds(Generic[Request]):
         self.skip(message.rank)
         if message.iteration == NEW:
             slot.processes += 1
-            slot.needs_state, slot.left = True, False
+            slot.needs_carried, slot.left = True, False
         elif slot.assigned not in (None, message.iteration):
             _exclude(slot, f"sent a gradient of iteration {message.iteration}, not {slot.assigned}")
         if self.iteration is None or message.iteration != self.iteration:
             return False
         if error := self._error(message):
             _exclude(slot, error)
-        if slot.state is not WorkerState.COMPUTING:
+        if slot.phase is not WorkerPhase.COMPUTING:
             return False
-        slot.state = WorkerState.RECEIVING
+        slot.phase = WorkerPhase.RECEIVING
         return True
 
     def expects(self, rank: int, iteration: int) -> bool:
@@ -156,8 +154,8 @@ class Rounds(Generic[Request]):
             rank: Rank of the worker.
             iteration: Iteration of the gradient.
         """
-        states = (WorkerState.COMPUTING, WorkerState.EXCLUDED)
-        return iteration == self.iteration and self.slots[rank].state in states
+        phases = (WorkerPhase.COMPUTING, WorkerPhase.EXCLUDED)
+        return iteration == self.iteration and self.slots[rank].phase in phases
 
     def skip(self, rank: int) -> None:
         """Process a message whose gradient comes too late; its request follows separately, by `request`.
@@ -167,8 +165,8 @@ class Rounds(Generic[Request]):
         """
         slot = self.slots[rank]
         slot.reason = ""
-        if slot.state in (WorkerState.ABSENT, WorkerState.EXCLUDED):
-            slot.state = WorkerState.COMPUTING
+        if slot.phase in (WorkerPhase.ABSENT, WorkerPhase.EXCLUDED):
+            slot.phase = WorkerPhase.COMPUTING
 
     def deliver(self, message: GradientMessage) -> None:
         """Record that the gradient of an accepted message has been copied.
@@ -177,8 +175,7 @@ class Rounds(Generic[Request]):
             message: The message that `offer` accepted.
         """
         slot = self.slots[message.rank]
-        slot.state, slot.loss, slot.seconds = WorkerState.DELIVERED, message.loss, message.seconds
-        self.arrivals.append(message.rank)
+        slot.phase, slot.loss, slot.seconds = WorkerPhase.DELIVERED, message.loss, message.seconds
 
     def request(self, rank: int, request: Request) -> list[Reply[Request]]:
         """Register a worker's request for its next iteration.
@@ -196,10 +193,10 @@ class Rounds(Generic[Request]):
         slot.request = request
         if self._closed:
             replies += self._pop_request(rank, None)
-        elif self.iteration is not None and slot.state in (WorkerState.COMPUTING, WorkerState.RECEIVING):
+        elif self.iteration is not None and slot.phase in (WorkerPhase.COMPUTING, WorkerPhase.RECEIVING):
             replies += self._pop_request(rank, self.iteration)
-        elif slot.state is WorkerState.COMPUTING:
-            slot.state = WorkerState.WAITING
+        elif slot.phase is WorkerPhase.COMPUTING:
+            slot.phase = WorkerPhase.WAITING
         return replies
 
     def first_process_ended(self, rank: int, reason: str) -> None:
@@ -229,7 +226,7 @@ class Rounds(Generic[Request]):
             rank: Rank of the process.
             reason: The reason, for the records.
         """
-        if self.slots[rank].state is WorkerState.ABSENT:
+        if self.slots[rank].phase is WorkerPhase.ABSENT:
             _exclude(self.slots[rank], reason[:_MAX_REASON])
 
     def begin(self, iteration: int) -> list[Reply[Request]]:
@@ -242,17 +239,11 @@ class Rounds(Generic[Request]):
             The replies.
         """
         self.iteration = iteration
-        self.arrivals.clear()
         for slot in self.slots:
             slot.loss, slot.seconds = None, 0.0
-            if slot.state in (WorkerState.DELIVERED, WorkerState.WAITING):
-                slot.state = WorkerState.EXCLUDED if slot.reason else WorkerState.COMPUTING
+            if slot.phase in (WorkerPhase.DELIVERED, WorkerPhase.WAITING):
+                slot.phase = WorkerPhase.EXCLUDED if slot.reason else WorkerPhase.COMPUTING
         return self._pop_requests(iteration)
-
-    def pop_arrivals(self) -> list[int]:
-        """Return the ranks that have delivered since the last call, in order of delivery."""
-        arrivals, self.arrivals = self.arrivals, []
-        return arrivals
 
     def end(self) -> None:
         """Close the round: accept no further gradient. Those being received are still to be delivered."""
@@ -260,7 +251,7 @@ class Rounds(Generic[Request]):
 
     def pass_deadline(self) -> None:
         """Exclude every rank that has not delivered."""
-        self._exclude_unless(WorkerState.DELIVERED, f"no gradient within {self._deadline:g} s")
+        self._exclude_unless(WorkerPhase.DELIVERED, f"no gradient within {self._deadline:g} s")
 
     def pass_joining_deadline(self, seconds: float) -> None:
         """Exclude every rank that has not joined within that many seconds.
@@ -268,13 +259,7 @@ class Rounds(Generic[Request]):
         Args:
             seconds: Length of the deadline, for the reason.
         """
-        self._exclude_unless(WorkerState.WAITING, f"has not joined within {seconds:g} s")
-
-    def missing(self) -> dict[int, str]:
-        """Return the reason for each rank without a gradient in the round that has ended."""
-        late = f"not among the fastest {self._quorum}"
-        delivered = self.delivered
-        return {rank: slot.reason or late for rank, slot in enumerate(self.slots) if rank not in delivered}
+        self._exclude_unless(WorkerPhase.WAITING, f"has not joined within {seconds:g} s")
 
     def outcome(self, elapsed: float) -> Outcome:
         """Return what the round that has ended has brought.
@@ -282,65 +267,58 @@ class Rounds(Generic[Request]):
         Args:
             elapsed: Seconds since the round began, which bound the times that workers report.
         """
-        losses = {rank: loss for rank in self.delivered if (loss := self.slots[rank].loss) is not None}
-        return Outcome(self.missing(), losses, min(max(slot.seconds for slot in self.slots), elapsed))
+        late, delivered = f"not among the fastest {self._quorum}", self.delivered
+        missing = {rank: slot.reason or late for rank, slot in enumerate(self.slots) if rank not in delivered}
+        losses = {rank: loss for rank in delivered if (loss := self.slots[rank].loss) is not None}
+        return Outcome(missing, losses, min(max(slot.seconds for slot in self.slots), elapsed))
 
     def close(self) -> list[Reply[Request]]:
         """End the run; returns the replies to all pending requests."""
         self._closed = True
         return self._pop_requests(None)
 
-    def acknowledge(self, rank: int) -> None:
-        """Record that a process exits. Before the end of the run it is one that another process has replaced.
-
-        Args:
-            rank: Rank of the process.
-        """
-        if self._closed:
-            self.slots[rank].state = WorkerState.FINISHED
-
     @property
     def joined(self) -> bool:
         """True if every rank waits for a round or is excluded."""
-        return all(slot.reason or slot.state is WorkerState.WAITING for slot in self.slots)
+        return all(slot.reason or slot.phase is WorkerPhase.WAITING for slot in self.slots)
 
     @property
     def complete(self) -> bool:
         """True if the quorum has delivered, or no other rank is awaited."""
-        ended = (WorkerState.DELIVERED, WorkerState.EXCLUDED)
-        return len(self.delivered) >= self._quorum or all(slot.state in ended for slot in self.slots)
+        ended = (WorkerPhase.DELIVERED, WorkerPhase.EXCLUDED)
+        return len(self.delivered) >= self._quorum or all(slot.phase in ended for slot in self.slots)
 
     @property
     def receiving(self) -> bool:
         """True while the transport copies a gradient."""
-        return any(slot.state is WorkerState.RECEIVING for slot in self.slots)
+        return any(slot.phase is WorkerPhase.RECEIVING for slot in self.slots)
 
     @property
     def delivered(self) -> list[int]:
         """Ranks whose gradients of this round have been copied."""
-        return [rank for rank, slot in enumerate(self.slots) if slot.state is WorkerState.DELIVERED]
+        return [rank for rank, slot in enumerate(self.slots) if slot.phase is WorkerPhase.DELIVERED]
 
     @property
-    def finished(self) -> bool:
-        """True if every rank has acknowledged the end of the run or is excluded."""
-        return all(slot.reason or slot.state is WorkerState.FINISHED for slot in self.slots)
+    def excluded(self) -> list[int]:
+        """Ranks that are excluded, or will be once their delivered gradients have been used."""
+        return [rank for rank, slot in enumerate(self.slots) if slot.reason]
 
     def _pop_request(self, rank: int, iteration: int | None) -> list[Reply[Request]]:
         """Reply to the rank's pending request, if any."""
         slot = self.slots[rank]
         if slot.request is None:
             return []
-        reply = Reply(rank, slot.request, iteration, with_state=iteration is not None and slot.needs_state)
+        reply = Reply(rank, slot.request, iteration, with_carried=iteration is not None and slot.needs_carried)
         slot.request, slot.assigned = None, iteration
-        slot.needs_state = slot.needs_state and iteration is None
+        slot.needs_carried = slot.needs_carried and iteration is None
         return [reply]
 
     def _pop_requests(self, iteration: int | None) -> list[Reply[Request]]:
         return [reply for rank in range(len(self.slots)) for reply in self._pop_request(rank, iteration)]
 
-    def _exclude_unless(self, state: WorkerState, reason: str) -> None:
+    def _exclude_unless(self, phase: WorkerPhase, reason: str) -> None:
         for slot in self.slots:
-            if slot.state is not state:
+            if slot.phase is not phase:
                 _exclude(slot, slot.reason or reason)
 
     def _error(self, message: GradientMessage) -> str:
@@ -384,5 +362,5 @@ def _describe(value: object) -> str:
 def _exclude(slot: WorkerSlot[Request], reason: str) -> None:
     """Wait no longer for a rank. A gradient that it has delivered remains in its round."""
     slot.reason = reason
-    if slot.state not in (WorkerState.RECEIVING, WorkerState.DELIVERED):
-        slot.state = WorkerState.EXCLUDED
+    if slot.phase not in (WorkerPhase.RECEIVING, WorkerPhase.DELIVERED):
+        slot.phase = WorkerPhase.EXCLUDED

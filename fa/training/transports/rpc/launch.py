@@ -6,12 +6,15 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
-from fa.training.transports.base import RpcConfig, ServedRun
+from fa.training.transports.base import ServedRun
+from fa.training.transports.gathering import Gathering
 from fa.training.transports.processes import spawn_workers
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc.server import RpcTransport, clear_active, set_active
 from fa.training.transports.rpc.worker import work
+from fa.training.transports.server_config import RpcConfig
 from fa.training.transports.udp import Inbox
 from fa.utils.addresses import create_listener
 from fa.utils.open_files import raise_file_limit
@@ -20,7 +23,7 @@ _FILES = 34  # that TensorPipe opens in the server for each worker: 31 were coun
 
 
 @contextmanager
-def serve(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
+def serve_rpc(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
     """Serve a run from this process; the context begins once the workers have joined.
 
     Args:
@@ -37,7 +40,8 @@ def serve(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
     raise_file_limit("workers", workers, _FILES)
     with ExitStack() as stack:
         inbox = stack.enter_context(_open_inbox(options, workers, len(run.parameters)))
-        transport = RpcTransport(run, options, inbox)
+        gathering = Gathering(replace(run, needs_gram=False) if inbox else run)  # Datagrams arrive interleaved.
+        transport = RpcTransport(run, gathering, options, inbox)
         set_active(transport)
         stack.callback(clear_active)
         if options.external_store:
@@ -57,11 +61,11 @@ def serve(run: ServedRun, options: RpcConfig) -> Iterator[RpcTransport]:
 @contextmanager
 def _open_inbox(options: RpcConfig, workers: int, n: int) -> Iterator[Inbox | None]:
     """Receive datagrams at the store's port number; yields None if gradients travel by RPC."""
-    if options.channel != "udp":
+    if options.gradients != "udp":
         yield None
         return
     with create_listener(options.host, options.port, socket.SOCK_DGRAM) as receiver:
-        inbox = Inbox(receiver, workers, n, previous=options.loss_fill == "previous")
+        inbox = Inbox(receiver, workers, n, previous=options.lost == "previous")
         try:
             yield inbox
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TypeAlias
 
 from torch import Tensor
@@ -13,24 +12,22 @@ from torch.distributed import rpc
 from torch.futures import Future
 
 import fa
-from fa.training.parameter_vector import Buffers
-from fa.training.transports.base import GatheredGradients, RpcConfig, ServedRun
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
+from fa.training.transports.process_transport import CLOSE_TIMEOUT, ProcessTransport
 from fa.training.transports.rounds import GradientMessage, Outcome, Reply, Rounds
+from fa.training.transports.server_config import RpcConfig
 from fa.training.transports.udp import Inbox
 from fa.utils.validation import check, printable
 
-_JOIN_TIMEOUT = 120.0  # seconds
-_CLOSE_TIMEOUT = 5.0  # seconds
-
 Work: TypeAlias = tuple[int, Tensor, list[Tensor]]
-"""The iteration, its parameters, and the `Worker.state` of the rank if the process is new."""
+"""The iteration, its parameters, and the `Worker.carried` of the rank if the process is new."""
 
 Answer: TypeAlias = Future[Work | None]
 """A worker's next work, or None if its process must exit."""
 
 
-class RpcTransport:
+class RpcTransport(ProcessTransport):
     """A transport over worker processes, which call `exchange`; `Rounds` decides on every answer.
 
     Parameters are sent without a copy. A worker so slow that they change meanwhile computes a gradient that is
@@ -40,6 +37,7 @@ class RpcTransport:
     def __init__(
         self,
         run: ServedRun,
+        gathering: Gathering,
         options: RpcConfig,
         inbox: Inbox | None = None,
     ) -> None:
@@ -47,19 +45,22 @@ class RpcTransport:
 
         Args:
             run: The run.
+            gathering: Rows and states of the ranks.
             options: Deadline and quorum of a round.
             inbox: Receiver of gradients that travel as datagrams; messages then carry none.
         """
+        super().__init__(gathering, run.timer)
         self.config = config = run.config
         self.inbox = inbox
         self._options = options
         self._parameters = run.parameters
-        self._timer = run.timer
-        self._gathering = Gathering(replace(run, needs_gram=False) if inbox else run)  # datagrams arrive interleaved
-        self._rows = [row[: 0 if inbox else None] for row in self._gathering.G]  # filled by messages
+        self._rows = [row[: 0 if inbox else None] for row in gathering.G]  # filled by messages
         self._compared = {"release": fa.__version__, "checksum of the data": run.checksum}
-        self._changed = threading.Condition()  # guards self._rounds
-        statistics = self._gathering.buffers[0].tensors
+        self._changed = threading.Condition()  # guards the following attributes
+        self._arrivals: list[int] = []  # ranks whose rows are complete, and not yet used
+        self._closing = False
+        self._acknowledged: set[int] = set()  # ranks that have acknowledged the end of the run
+        statistics = gathering.buffers[0].tensors
         self._rounds = Rounds[Answer](config.workers, self._rows[0], statistics, options.quorum, options.deadline)
 
     def compare(self, rank: object, release: object, checksum: object) -> None:
@@ -116,6 +117,7 @@ class RpcTransport:
         with self._changed:
             if accepted:
                 self._rounds.deliver(message)
+                self._arrivals.append(rank)
                 for buffer, tensor in zip(self._gathering.buffers[rank].tensors, message.statistics, strict=True):
                     buffer.copy_(tensor)
             replies = self._rounds.request(rank, answer)
@@ -150,84 +152,64 @@ class RpcTransport:
             self._rounds.newest_process_ended(rank, printable(str(reason)))
             self._changed.notify_all()
 
-    def join(self) -> None:
-        """Wait until every worker has joined or ended."""
-        with self._timer.phase("join"), self._changed:
-            if not self._changed.wait_for(lambda: self._rounds.joined, _JOIN_TIMEOUT):
-                self._rounds.pass_joining_deadline(_JOIN_TIMEOUT)
+    def _join(self, timeout: float) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._rounds.joined, timeout):
+                self._rounds.pass_joining_deadline(timeout)
 
-    def gradients(self, iteration: int) -> GatheredGradients:
-        """Gather gradients until the quorum has arrived or the deadline has passed.
-
-        Args:
-            iteration: Iteration, from 0.
-
-        Returns:
-            The gradients. The rows of missing workers are NaN, which rules exclude.
-
-        Raises:
-            TooFewWorkersError: No honest worker has sent a gradient.
-        """
+    def _gather(self, iteration: int) -> Outcome:
         with self._changed:
             if self.inbox:
                 self.inbox.begin(iteration)
+            self._arrivals.clear()
             replies = self._rounds.begin(iteration)
         self._send(replies)
-        self._gathering.begin()
-        outcome = self._gather()
-        self._timer.add("compute", outcome.seconds)
-        notes = self._collect_datagrams() if self.inbox else {}
-        return self._gathering.finish(iteration, outcome.missing, outcome.losses, notes)
-
-    def _gather(self) -> Outcome:
-        """Wait for the round's gradients."""
         rounds, began = self._rounds, time.monotonic()
         end, outcome = began + self._options.deadline, None
         while outcome is None:
             with self._changed:
-                changed = self._changed.wait_for(lambda: rounds.arrivals or rounds.complete, end - time.monotonic())
+                changed = self._changed.wait_for(lambda: self._arrivals or rounds.complete, end - time.monotonic())
                 if not changed or rounds.complete:
                     rounds.end()
                     self._changed.wait_for(lambda: not rounds.receiving)  # Those rows are incomplete until then.
                     if not rounds.complete:
                         rounds.pass_deadline()
                     outcome = rounds.outcome(time.monotonic() - began)
-                arrivals = rounds.pop_arrivals()
+                arrivals, self._arrivals = self._arrivals, []
             for rank in arrivals:
                 self._gathering.add(rank)
         return outcome
 
-    def _collect_datagrams(self) -> dict[int, str]:
+    def _notes(self) -> dict[int, str]:
         """Write the gradients that came as datagrams into their rows; returns a note for each with losses."""
-        assert self.inbox is not None
+        if self.inbox is None:
+            return {}
         lost = self.inbox.collect(self._rounds.delivered, self._gathering.G)
         return {rank: f"{count} of {self.inbox.chunks} datagrams lost" for rank, count in lost.items()}
 
-    def statistics(self) -> list[Buffers]:
-        """Return each worker's batch-norm statistics as it last sent them."""
-        return self._gathering.buffers
-
-    def momenta(self) -> list[Tensor]:
-        """Return each worker's momentum as it last sent it: it is the worker's gradient."""
-        return self._gathering.momenta
-
     def acknowledge(self, rank: int) -> None:
-        """Record that a process exits after the end of the run.
+        """Record that a process exits. Before the end of the run it is one that another process has replaced.
 
         Args:
             rank: Rank of the process.
         """
         with self._changed:
-            self._rounds.acknowledge(rank)
+            if self._closing:
+                self._acknowledged.add(rank)
             self._changed.notify_all()
 
     def close(self) -> None:
         """End the run, and wait until the present workers have acknowledged it."""
         with self._changed:
+            self._closing = True
             replies = self._rounds.close()
         self._send(replies)
         with self._changed:
-            self._changed.wait_for(lambda: self._rounds.finished, _CLOSE_TIMEOUT)
+            self._changed.wait_for(self._finished, CLOSE_TIMEOUT)
+
+    def _finished(self) -> bool:
+        """Return True if every rank has acknowledged the end of the run or is excluded."""
+        return len(self._acknowledged.union(self._rounds.excluded)) == len(self._rows)
 
     def _send(self, replies: Iterable[Reply[Answer]]) -> None:
         """Complete the futures, without the lock: their callbacks run here."""
@@ -235,8 +217,8 @@ class RpcTransport:
             if reply.iteration is None:
                 reply.request.set_result(None)
                 continue
-            state = self._gathering.state(reply.rank) if reply.with_state else []
-            reply.request.set_result((reply.iteration, self._parameters, state))
+            carried = self._gathering.carried(reply.rank) if reply.with_carried else []
+            reply.request.set_result((reply.iteration, self._parameters, carried))
 
 
 _active: list[RpcTransport] = []  # the run that this process serves, if any

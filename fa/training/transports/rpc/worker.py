@@ -73,9 +73,9 @@ def _work(rank: int, host: str) -> None:
             with suppress(ConnectionError):  # the server may exit before it answers
                 connection.call_server(server.acknowledge, rank)
             return
-        iteration, received, state = answer
+        iteration, received, carried = answer
         worker.parameters.copy_(received)
-        for tensor, value in zip(worker.state, state, strict=bool(state)):
+        for tensor, value in zip(worker.carried, carried, strict=bool(carried)):
             tensor.copy_(value)
         try:
             worker.compute(iteration)

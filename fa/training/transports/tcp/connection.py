@@ -19,7 +19,7 @@ _DISCARDED = memoryview(bytearray(1 << 18))  # for bytes that are read and ignor
 class Handler(Protocol):
     """Server of connections."""
 
-    run: bytes  # id of the run
+    run_id: bytes
 
     def place(self, connection: Connection, header: Header) -> list[memoryview] | None:
         """Check a header, and choose the memory for the bytes that follow.
@@ -215,7 +215,7 @@ class Connection(asyncio.BufferedProtocol):
             reason: The reason, also for the records.
         """
         self.reason = reason
-        self.finish(Header(Kind.REFUSE, self._handler.run), reason.encode()[:MAX_TEXT])
+        self.finish(Header(Kind.REFUSE, self._handler.run_id), reason.encode()[:MAX_TEXT])
 
     def abort(self) -> None:
         """End the connection at once."""

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-from fa.training.transports.base import ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.processes import spawn_workers
+from fa.training.transports.server_config import TcpConfig
 from fa.training.transports.tcp.keys import server_context
 from fa.training.transports.tcp.messages import TOKEN_SIZE
 from fa.training.transports.tcp.server import RoundServer
@@ -20,7 +21,7 @@ from fa.utils.open_files import raise_file_limit
 
 
 @contextmanager
-def serve(run: ServedRun, options: TcpConfig) -> Iterator[TcpTransport]:
+def serve_tcp(run: ServedRun, options: TcpConfig) -> Iterator[TcpTransport]:
     """Serve a run from this process; the context begins once the workers have joined.
 
     Args:

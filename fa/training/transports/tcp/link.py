@@ -40,7 +40,7 @@ class Link:
     def __init__(self, connection: socket.socket, rank: int) -> None:
         self._connection = connection
         self._rank = rank
-        self.run = NO_RUN  # until the server has sent it
+        self.run_id = NO_RUN  # until the server has sent it
 
     def greet(self, hello: bytes) -> bytes:
         """Send the first message, and return the configuration with which the server answers.
@@ -60,7 +60,7 @@ class Link:
         if header.length > MAX_CONFIG:
             raise ProtocolError(f"the server announced {header.length} bytes of configuration")
         configuration = bytes(self.read(header.length))
-        self.run = header.run
+        self.run_id = header.run_id
         return configuration
 
     def refuse(self, reason: str) -> None:
@@ -70,7 +70,7 @@ class Link:
             reason: The reason.
         """
         with suppress(ConnectionError):
-            self.send(Header(Kind.REFUSE, self.run), [reason.encode()[:MAX_TEXT]])
+            self.send(Header(Kind.REFUSE, self.run_id), [reason.encode()[:MAX_TEXT]])
 
     def close(self) -> None:
         """Close the connection."""
@@ -88,7 +88,7 @@ class Link:
         """
         length = sum(map(len, views))
         with _translated():
-            self._connection.sendall(header._replace(rank=self._rank, run=self.run, length=length).pack())
+            self._connection.sendall(header._replace(rank=self._rank, run_id=self.run_id, length=length).pack())
             for data in views:
                 view = memoryview(data)
                 for start in range(0, len(view), _CHUNK):
@@ -110,7 +110,7 @@ class Link:
                 raise Refused(f"the server refuses worker {self._rank}: {decode(self.read(header.length))}")
             if header.kind is Kind.PING and header.length == 0:
                 continue
-            if header.kind not in expected or self.run not in (NO_RUN, header.run):
+            if header.kind not in expected or self.run_id not in (NO_RUN, header.run_id):
                 raise ProtocolError(f"the server sent an unexpected message, {header.kind.name}")
             return header
 

@@ -69,7 +69,7 @@ class Header(NamedTuple):
     """Header of a message."""
 
     kind: Kind
-    run: bytes  # id of the run
+    run_id: bytes
     rank: int = 0  # of the worker
     iteration: int = -1  # of parameters or gradient
     n: int = 0  # number of coordinates
@@ -79,8 +79,8 @@ class Header(NamedTuple):
 
     def pack(self) -> bytes:
         """Return the header's bytes."""
-        kind, run, rank, *rest = self
-        return _FORMAT.pack(MAGIC, VERSION, kind, FLOAT32, run, rank, *rest)
+        kind, run_id, rank, *rest = self
+        return _FORMAT.pack(MAGIC, VERSION, kind, FLOAT32, run_id, rank, *rest)
 
     @classmethod
     def unpack(cls, data: bytes | bytearray | memoryview) -> Header:
@@ -92,7 +92,7 @@ class Header(NamedTuple):
         Raises:
             ProtocolError: The bytes are not a header of this protocol, version and dtype.
         """
-        magic, version, kind, dtype, run, rank, *rest = _FORMAT.unpack(data)
+        magic, version, kind, dtype, run_id, rank, *rest = _FORMAT.unpack(data)
         if magic != MAGIC:
             raise ProtocolError("sent something that is not a message of this protocol")
         if version != VERSION:
@@ -101,7 +101,7 @@ class Header(NamedTuple):
             raise ProtocolError(f"sent a message of unknown kind {kind}")
         if dtype != FLOAT32:
             raise ProtocolError(f"sent numbers of dtype {dtype}, not {FLOAT32}: float32 in the server's byte order")
-        return cls(Kind(kind), run, rank, *rest)
+        return cls(Kind(kind), run_id, rank, *rest)
 
 
 class Sizes(NamedTuple):
@@ -112,7 +112,7 @@ class Sizes(NamedTuple):
     statistics: int
     """Bytes of a worker's batch-norm statistics."""
     state: int
-    """Bytes of a worker's `Worker.state`."""
+    """Bytes of a worker's `Worker.carried`."""
 
     @property
     def gradient(self) -> int:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 import fa
-from fa.training.transports.base import ServedRun, TcpConfig
+from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage, Outcome, Reply, Rounds
+from fa.training.transports.server_config import TcpConfig
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.keys import is_of_rank
 from fa.training.transports.tcp.messages import (
@@ -61,7 +62,7 @@ class RoundServer:
             options: Deadline and quorum of a round.
             tokens: Secret of each rank; None if workers have none.
         """
-        self.run = secrets.token_bytes(RUN_SIZE)
+        self.run_id = secrets.token_bytes(RUN_SIZE)
         self.rounds = Rounds[Connection](
             run.config.workers, gathering.G[0], gathering.buffers[0].tensors, options.quorum, options.deadline
         )
@@ -73,7 +74,7 @@ class RoundServer:
         self._gathering = gathering
         self._deadline = options.deadline
         self._tokens = tokens
-        self._sizes = Sizes(len(run.parameters), size(gathering.buffers[0].tensors), size(gathering.state(0)))
+        self._sizes = Sizes(len(run.parameters), size(gathering.buffers[0].tensors), size(gathering.carried(0)))
         self._received = [[torch.empty_like(b) for b in buffers.tensors] for buffers in gathering.buffers]
         self._connections: dict[int, Connection] = {}  # that take part in rounds: the newest of each rank
         self._joining: dict[int, Connection] = {}  # that have authenticated themselves: the newest of each rank
@@ -100,7 +101,7 @@ class RoundServer:
         """
         if connection.rank is None:
             self._check_hello(header)
-        elif header.run != self.run:
+        elif header.run_id != self.run_id:
             raise ProtocolError("sent a message of another run")
         elif header.rank != connection.rank:
             raise ProtocolError(f"sent a message of rank {header.rank}, not {connection.rank}")
@@ -112,7 +113,7 @@ class RoundServer:
         return [memoryview(connection.data)] if header.length else []
 
     def _check_hello(self, header: Header) -> None:
-        if header.kind is not Kind.HELLO or header.run != NO_RUN:
+        if header.kind is not Kind.HELLO or header.run_id != NO_RUN:
             raise ProtocolError(f"sent {header.kind.name} before it said HELLO")
         if not TOKEN_SIZE <= header.length <= TOKEN_SIZE + MAX_TEXT:
             raise ProtocolError(f"sent a HELLO of {header.length} bytes")
@@ -169,7 +170,7 @@ class RoundServer:
             older.fail("another process has this rank")
         self._joining[rank] = connection
         connection.greeted.set_result(None)
-        connection.post(Header(Kind.WELCOME, self.run, rank), self._configuration)
+        connection.post(Header(Kind.WELCOME, self.run_id, rank), self._configuration)
 
     def _authenticate(self, connection: Connection, rank: int) -> None:
         certificate = connection.peer("peercert")
@@ -200,7 +201,7 @@ class RoundServer:
         older = self._connections.get(rank)
         self._connections[rank] = connection
         if older is not None:
-            older.finish(Header(Kind.END, self.run, rank))
+            older.finish(Header(Kind.END, self.run_id, rank))
         received, gradient = self._received[rank], self._gathering.G[rank]
         self.rounds.offer(GradientMessage(rank, NEW, gradient, torch.zeros(()), received))
         self._request(rank, connection)
@@ -239,13 +240,13 @@ class RoundServer:
         for reply in replies:
             connection, rank = reply.request, reply.rank
             if reply.iteration is None:
-                connection.finish(Header(Kind.END, self.run, rank))
+                connection.finish(Header(Kind.END, self.run_id, rank))
                 continue
-            state = self._gathering.state(rank) if reply.with_state else []
-            views = byte_views([self._parameters, *state])
+            carried = self._gathering.carried(rank) if reply.with_carried else []
+            views = byte_views([self._parameters, *carried])
             length = sum(map(len, views))
             connection.assigned = reply.iteration
-            header = Header(Kind.WORK, self.run, rank, reply.iteration, self._sizes.n, length)
+            header = Header(Kind.WORK, self.run_id, rank, reply.iteration, self._sizes.n, length)
             self._start(connection.send(header, views))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -329,7 +330,7 @@ class RoundServer:
             await asyncio.sleep(_PING_INTERVAL)
             for connection in [*self._connections.values(), *self._joining.values()]:
                 assert connection.rank is not None
-                connection.post(Header(Kind.PING, self.run, connection.rank))
+                connection.post(Header(Kind.PING, self.run_id, connection.rank))
 
     async def _until(self, condition: Callable[[], object], timeout: float) -> bool:
         """Wait for a condition, for at most that many seconds; returns whether it holds."""

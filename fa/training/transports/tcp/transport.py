@@ -11,23 +11,18 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from torch import Tensor
-
-from fa.training.parameter_vector import Buffers
-from fa.training.transports.base import GatheredGradients
 from fa.training.transports.gathering import Gathering
+from fa.training.transports.process_transport import CLOSE_TIMEOUT, ProcessTransport
+from fa.training.transports.rounds import Outcome
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.listener import Listener
 from fa.training.transports.tcp.server import RoundServer
 from fa.utils.timing import PhaseTimer
 
-_JOIN_TIMEOUT = 120.0  # seconds
-_CLOSE_TIMEOUT = 5.0  # seconds
-
 Result = TypeVar("Result")
 
 
-class TcpTransport:
+class TcpTransport(ProcessTransport):
     """A transport over worker processes that are connected by TCP or TLS.
 
     Attributes:
@@ -51,9 +46,8 @@ class TcpTransport:
             context: Keys of the server; None to exchange plain bytes.
             timer: Timer of the run's phases.
         """
+        super().__init__(gathering, timer)
         self._server = server
-        self._gathering = gathering
-        self._timer = timer
         listener.setblocking(False)
         self._socket = listener
         self._listener = Listener(listener, context, lambda: Connection(server))
@@ -67,10 +61,8 @@ class TcpTransport:
         """Number of connections without authentication that have been ended."""
         return self._listener.refused
 
-    def join(self) -> None:
-        """Wait until every worker has joined or ended."""
-        with self._timer.phase("join"):
-            self._submit(self._server.join(_JOIN_TIMEOUT)).result()
+    def _join(self, timeout: float) -> None:
+        self._submit(self._server.join(timeout)).result()
 
     def first_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason.
@@ -81,39 +73,17 @@ class TcpTransport:
         """
         self._loop.call_soon_threadsafe(self._server.first_process_ended, rank, reason)
 
-    def gradients(self, iteration: int) -> GatheredGradients:
-        """Gather gradients until the quorum has arrived or the deadline has passed.
-
-        Args:
-            iteration: Iteration, from 0.
-
-        Returns:
-            The gradients. The rows of missing workers are NaN, which rules exclude.
-
-        Raises:
-            TooFewWorkersError: No honest worker has sent a gradient.
-        """
+    def _gather(self, iteration: int) -> Outcome:
         arrivals: SimpleQueue[int | None] = SimpleQueue()
-        self._gathering.begin()
         outcome = self._submit(self._server.round(iteration, arrivals.put))
         outcome.add_done_callback(lambda _: arrivals.put(None))
         while (rank := arrivals.get()) is not None:
             self._gathering.add(rank)
-        missing, losses, seconds = outcome.result()
-        self._timer.add("compute", seconds)
-        return self._gathering.finish(iteration, missing, losses)
-
-    def statistics(self) -> list[Buffers]:
-        """Return each worker's batch-norm statistics as it last sent them."""
-        return self._gathering.buffers
-
-    def momenta(self) -> list[Tensor]:
-        """Return each worker's momentum as it last sent it."""
-        return self._gathering.momenta
+        return outcome.result()
 
     def close(self) -> None:
         """End the run, and wait until the present workers have ended their connections."""
-        self._submit(self._server.end(_CLOSE_TIMEOUT)).result()
+        self._submit(self._server.end(CLOSE_TIMEOUT)).result()
 
     def stop(self) -> None:
         """Stop to serve, and end all connections."""

@@ -46,7 +46,7 @@ def work(
     link, configuration = connect(host, port, rank, keys, token + fa.__version__.encode(), timeout)
     with closing(link):
         worker = _join(link, rank, configuration)
-        sizes = Sizes(len(worker.parameters), size(worker.statistics), size(worker.state))
+        sizes = Sizes(len(worker.parameters), size(worker.statistics), size(worker.carried))
         answer = byte_views([worker.gradient, *worker.statistics])
         while (header := link.receive(Kind.WORK, Kind.END)).kind is Kind.WORK:
             _receive(link, header, worker, sizes)
@@ -56,7 +56,9 @@ def work(
                 link.refuse(str(error))
                 raise
             loss = float(worker.loss)
-            link.send(Header(Kind.GRADIENT, link.run, rank, header.iteration, sizes.n, 0, loss, worker.seconds), answer)
+            link.send(
+                Header(Kind.GRADIENT, link.run_id, rank, header.iteration, sizes.n, 0, loss, worker.seconds), answer
+            )
 
 
 def _join(link: Link, rank: int, configuration: bytes) -> RemoteWorker:
@@ -68,7 +70,7 @@ def _join(link: Link, rank: int, configuration: bytes) -> RemoteWorker:
         link.refuse(str(error))
         raise
     compared = digest(config.to_json()) + worker.checksum.encode()
-    link.send(Header(Kind.JOIN, link.run, n=len(worker.parameters)), [compared])
+    link.send(Header(Kind.JOIN, link.run_id, n=len(worker.parameters)), [compared])
     return worker
 
 
@@ -76,5 +78,5 @@ def _receive(link: Link, header: Header, worker: RemoteWorker, sizes: Sizes) -> 
     """Receive parameters, and the state of the rank if this process is new."""
     if header.n != sizes.n or header.length not in sizes.work:
         raise ProtocolError(f"the server sent {header.length} bytes of {header.n} coordinates, not of {sizes.n}")
-    state = worker.state if header.length > sizes.work[0] else []
-    link.read_into(byte_views([worker.parameters, *state]))
+    carried = worker.carried if header.length > sizes.work[0] else []
+    link.read_into(byte_views([worker.parameters, *carried]))

@@ -1,6 +1,6 @@
 """Make mnist_mini.npz from MNIST in the cache, after `fa data fetch mnist`.
 
-python -m fa.data.make_mini
+python benchmarks/make_mnist_mini.py
 """
 
 from __future__ import annotations

@@ -1,0 +1,36 @@
+"""Evaluation of the server's model on the test images."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fa.data import Dataset
+from fa.data.batches import test_batches
+from fa.training.parameter_vector import Buffers
+
+
+class Evaluation:
+    """Evaluates the server's model on the test images."""
+
+    def __init__(self, model: nn.Module, dataset: Dataset, device: torch.device) -> None:
+        self._model = model
+        self._dataset = dataset
+        self._device = device
+        self._buffers = Buffers(model)
+
+    def accuracy(self, statistics: list[Buffers]) -> float:
+        """Return the test accuracy, a fraction. NaN counts as the largest output, as in torch.argmax.
+
+        Args:
+            statistics: Batch-norm statistics of the honest workers, of which the model uses the mean.
+        """
+        self._buffers.set_to_mean(statistics)
+        self._buffers.install()
+        self._model.eval()
+        with torch.inference_mode():
+            correct = sum(
+                int((self._model(images).argmax(dim=1) == labels).sum())
+                for images, labels in test_batches(self._dataset, device=self._device)
+            )
+        return correct / len(self._dataset.test_labels)
