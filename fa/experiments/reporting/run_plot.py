@@ -149,8 +149,7 @@ def draw(run: RunTables) -> Figure:
 
 def _title(run: RunTables, unweighed: bool) -> str:
     config = run.config
-    options = "".join(f", {name} = {value}" for name, value in config["rule_options"].items())
-    rule = plugins.display_name(config["rule"]) + options
+    rule = plugins.display_name(config["rule"], config["rule_options"])
     faults = f"{config['byzantine']} faulty ({plugins.display_name(config['attack'])})"
     note = "\nThis rule selects whole gradients and gives no weights"
     return (

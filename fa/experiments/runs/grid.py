@@ -138,13 +138,13 @@ class Grid:
 
     def _cells(self, seeds: Sequence[int], further: Any, byzantine: Sequence[int]) -> Iterator[Cell]:
         for split, f, rule, attack, seed in product(self.splits, byzantine, self.rules, self.attacks, seeds):
-            if not self.refusal(rule, f):
+            if not self.reason_against(rule, f):
                 attacked = attack.settings if f else {"attack": "none"}
                 settings = {**self.settings, **rule.settings, **attacked, **split.settings, **further(rule)}
                 config = TrainConfig(**settings, byzantine=f, seed=seed)
                 yield Cell(rule.label, attack.label, f, split.label, config)
 
-    def refusal(self, rule: Choice, f: int) -> str:
+    def reason_against(self, rule: Choice, f: int) -> str:
         """Check that a rule tolerates f of the grid's workers.
 
         Args:
@@ -160,7 +160,7 @@ class Grid:
         Example:
             >>> krum = Choice("Krum", {"rule": "krum", "rule_options": {}})
             >>> grid = Grid((krum,), (), (1, 2), (), (2021,), {"workers": 5})
-            >>> [bool(grid.refusal(krum, f)) for f in grid.byzantine]
+            >>> [bool(grid.reason_against(krum, f)) for f in grid.byzantine]
             [False, True]
         """
         workers = self.settings.get("workers", TrainConfig.workers)
@@ -168,7 +168,7 @@ class Grid:
 
     def skipped(self) -> dict[str, str]:
         """Return the excluded pairs of rule and f with the reason."""
-        pairs = {f"{rule.label}, f = {f}": self.refusal(rule, f) for rule in self.rules for f in self.byzantine}
+        pairs = {f"{rule.label}, f = {f}": self.reason_against(rule, f) for rule in self.rules for f in self.byzantine}
         return {pair: reason for pair, reason in pairs.items() if reason}
 
 
@@ -266,9 +266,7 @@ def _axis(name: str, content: Mapping[str, Any], settings_of: Any) -> tuple[Choi
 
 
 def _label(kind: str, table: Mapping[str, Any]) -> str:
-    """Return the name of an entry with its options in parentheses."""
-    options = ", ".join(f"{name} = {value}" for name, value in table.items() if name != kind)
-    return plugins.display_name(table[kind]) + (f" ({options})" if options else "")
+    return plugins.display_name(table[kind], {name: value for name, value in table.items() if name != kind})
 
 
 def _tuning(value: Any, byzantine: tuple[int, ...]) -> Tuning:
