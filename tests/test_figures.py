@@ -25,7 +25,7 @@ from fa.experiments.reporting.curves import finish
 from fa.experiments.runs.profiles import PROFILES, for_profile
 from fa.experiments.runs.results import Results, final_accuracies, last_points, summary
 from fa.experiments.runs.study import Case, Study, make_study
-from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+from fa.experiments.runs.variants import PAPER_RULES, PAPER_RULES_AND_MEAN, VARIANTS
 from fa.rules import make_rule
 from fa.training import CurvePoint, Run, TrainConfig
 from fa.utils.validation import TooFewWorkersError
@@ -585,7 +585,7 @@ def test_a_figure_draws_every_curve_it_was_given() -> None:
     assert first["FA"] == [0.1, 0.9]
     assert first["Trimmed Mean"] == [0.1, 0.1]
     assert [text.get_text() for text in panels[2].get_legend().get_texts()] == [
-        VARIANTS[key].label for key in fig04.TOP
+        VARIANTS[key].label for key in PAPER_RULES_AND_MEAN
     ]
 
 

@@ -60,7 +60,7 @@ ATTACKS = {
 ALL_SEEDS = tuple(range(3001, 3021))
 """Seeds of the test, which no earlier run used."""
 
-SEEDS = {"smoke": ALL_SEEDS[:1], "quick": ALL_SEEDS[:5], "cpu": ALL_SEEDS, "paper": ALL_SEEDS[:3]}
+SEEDS_BY_PROFILE = {"smoke": ALL_SEEDS[:1], "quick": ALL_SEEDS[:5], "cpu": ALL_SEEDS, "paper": ALL_SEEDS[:3]}
 """Seeds by profile. The test has all of them, at profile "cpu". The profile "paper" confirms its result."""
 
 TEST_LEVEL = LEVEL / (len(FA_ARMS) * len(ATTACKS))
@@ -92,7 +92,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Args:
         profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
         out: Folder of the figure and its records. None: as for `make_study`.
-        seeds: Seeds of all runs. None: those of `SEEDS`.
+        seeds: Seeds of all runs. None: those of `SEEDS_BY_PROFILE`.
         **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
 
     Returns:
@@ -101,7 +101,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    case_seeds = for_profile(SEEDS, profile)
+    case_seeds = for_profile(SEEDS_BY_PROFILE, profile)
     grid = [case for attack, f in ATTACKS for case in arm_cases(ARMS, f, {"attack": attack}, case_seeds)]
     whole = make_extra(NAME, profile, grid, out, seeds, LENGTH, **overrides)
     return replace(whole, cells=tuple(_draw_by_seed(cell) for cell in whole.cells), records="records-many")

@@ -11,14 +11,14 @@ from fa.experiments.reporting.claims import Lead, mean
 from fa.experiments.reporting.style import LOOKS, Look, literal, new_figure
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
-from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN, VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-RULES = (*PAPER_RULES, "mean", "mean_unit")
+RULES = (*PAPER_RULES_AND_MEAN, "mean_unit")
 """The paper's seven rules, the mean, and the control: the mean of unit gradients."""
 
 Arms = Mapping[str, tuple[str, dict[str, Any]]]

@@ -20,7 +20,7 @@ from fa.experiments.runs.recording import record
 from fa.experiments.runs.results import Results, final_accuracies, last_points
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
-from fa.experiments.runs.variants import PAPER_RULES
+from fa.experiments.runs.variants import PAPER_RULES, PAPER_RULES_AND_MEAN
 from fa.rules import make_rule
 from fa.utils.timing import call_seconds
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig10_wall_clock"
-RULES = (*PAPER_RULES, "mean")
 F_BY_PROFILE = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
 TIMED_CALLS = 10  # Number of timed calls per method.
 MIN_COST_RATIO = 1.1  # Least ratio of two measured times that counts.
@@ -59,7 +58,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     Raises:
         ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
     """
-    grid = [Case(key, for_profile(F_BY_PROFILE, profile)) for key in (*RULES, *register_rules(rules))]
+    grid = [Case(key, for_profile(F_BY_PROFILE, profile)) for key in (*PAPER_RULES_AND_MEAN, *register_rules(rules))]
     study = make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides | {"device": None})
     return replace(study, worker_processes=True)
 
@@ -139,7 +138,7 @@ def draw(table: DataFrame, times: DataFrame, costs: DataFrame, title: str, chanc
 
 def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     variants = looks(user_rules_in(table))
-    keys = (*RULES, *user_rules_in(table))
+    keys = (*PAPER_RULES_AND_MEAN, *user_rules_in(table))
     for place, key in enumerate(keys):
         rows = with_initial(table[table["variant"] == key])
         curve = rows.groupby("iteration")[["seconds", "test_accuracy"]].mean()
