@@ -16,7 +16,7 @@ ONE_THREAD := OMP_NUM_THREADS=1
 LEFT_TO_TORCH := ^(nvidia-|cuda-|triton==)
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce extras test test-long test-oldest lint docs lab lock clean
+.PHONY: help install reproduce extras test test-long test-oldest lint docs lab lock clean
 
 define check_python
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -26,6 +26,8 @@ endef
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+install: $(STAMP) ## create .venv with everything that the figures, tests and documents need
 
 reproduce: $(STAMP) ## every figure with PROFILE=quick (default), smoke, cpu or paper, into figures/PROFILE
 	$(BIN)/fa reproduce --profile $(PROFILE)

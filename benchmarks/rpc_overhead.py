@@ -115,8 +115,7 @@ class Iterations:
         self.timer = PhaseTimer()
         self._deciding: list[float] = []
         self._rule = make_rule(config.rule, f=0)
-        self._optimizer = SGD(parameters, config, epoch_length=1000)
-        self._parameters = parameters
+        self._optimizer = SGD(parameters, config, decay_every=10_000)
 
     def run(self, transport: Transport, iteration: int) -> None:
         """Run and time one iteration."""
@@ -125,7 +124,7 @@ class Iterations:
     def _run(self, transport: Transport, iteration: int) -> None:
         timer, rule = self.timer, self._rule
         with timer.phase("gather"):
-            gathered = transport.gradients(iteration, self._parameters)
+            gathered = transport.gradients(iteration)
         K = gathered.inner_products
         with timer.phase("aggregate"):
             direction = rule.aggregate(gathered.G, iteration, inner_products=K).direction

@@ -105,8 +105,8 @@ def main() -> None:
         "bare": bare(plain, minibatches),
         "bare, channels last": bare(last, minibatches),
         "fast layers": bare(alone, minibatches),
-        "simulator": lambda: simulation.gradients(0, parameters),
-        "simulator, fast layers": lambda: fast_simulation.gradients(0, fast_parameters),
+        "simulator": lambda: simulation.gradients(0),
+        "simulator, fast layers": lambda: fast_simulation.gradients(0),
     }
     times: dict[str, list[float]] = {name: [] for name in sides}
     for done in range(given.rounds + 1):

@@ -6,17 +6,20 @@ HTML comments mark generated text. All other text is free.
 
 - `claims PROFILE ...`: the paper's claims, with the verdicts of each profile. Theory has no size; its verdicts stand in
   the first column.
-- `accuracy PROFILE/FIGURE COLUMN`: the final test accuracy of each variant, at each value of a column.
+- `accuracy PROFILE/FIGURE COLUMN [CONDITION]`: the final test accuracy of each variant, at each value of a column. Only
+  seeds are averaged: a condition of `DataFrame.query` must select one value of every other setting.
 - `worst FOLDER/GRID`: the worst accuracy over attacks of each rule of a grid, and that attack, for each f and split.
 - `times N P`: the time of each rule in benchmarks/bench.json, and the time of other libraries as a multiple of it.
 
 `<!-- = KIND ARGUMENTS -->` ... `<!-- /= -->` encloses a few words in a sentence:
 
 - `verdict PROFILE CLAIM PART`: the verdict on a part of a claim, counted from 1.
+- `measured PROFILE CLAIM PART PATTERN`: all matches of a regular expression's group in the text of what was measured.
 - `final PROFILE/FIGURE CONDITION`: the final test accuracies in the rows that fulfil a condition of `DataFrame.query`.
 - `range PROFILE/FIGURE CONDITION`: the least and the largest of those.
 - `lowest FOLDER/GRID CONDITION`: the worst accuracy over attacks in the rows of a grid that fulfil a condition.
 - `behind PROFILE/FIGURE`: the best other rule's final test accuracy less FA's, in each of the figure's settings.
+- `multiple RULE N`: the range of a rule's time in benchmarks/bench.json, as a multiple of the mean's, from size N on.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -39,13 +44,15 @@ FIGURES = ROOT / "figures"
 TABLE = re.compile(r"(<!-- table: (\w+) (.*?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 INLINE = re.compile(r"(<!-- = (\w+) ([^>]*?) -->).*?(<!-- /= -->)", re.DOTALL)
 
+_NUMBER = re.compile(r"[-+]?[\d.]+")
+
 ORDINALS = ("first", "second", "third", "fourth")
 PARTS = {
     "C3": ("robustness", "Trimmed Mean"),
     "C5": ("accuracy", "growth with B"),
     "C6": ("accuracy", "iterations"),
     "C7": ("resilience", "more workers"),
-    "C8": ("accuracy", "stability", "values of workers"),
+    "C8": ("accuracy", "stability", "explained variances"),
     "C9": ("range of lambda", "interpolation"),
     "C11": ("cost", "time to accuracy", "final accuracy", "complexity"),
     "C13": ("second order", "speed"),
@@ -93,7 +100,11 @@ def claims(*profiles: str) -> str:
 
 def verdicts(profile: str, pattern: str) -> Verdicts:
     """Return the verdicts of a profile's figures with a name of the pattern."""
-    result = {}
+    return {key: verdict_text(row["verdict"], about) for key, row, about in judged(profile, pattern)}
+
+
+def judged(profile: str, pattern: str) -> Iterator[tuple[tuple[str, int], dict[str, str], dict[str, Any]]]:
+    """Yield claim and part, the row of the claims' table, and the provenance, of figures with a name of the pattern."""
     for path in sorted((FIGURES / profile).glob(f"{pattern}.claims.csv")):
         figure = path.name.removesuffix(".claims.csv")
         about = json.loads((path.parent / f"{figure}.json").read_text(encoding="utf-8"))
@@ -101,9 +112,8 @@ def verdicts(profile: str, pattern: str) -> Verdicts:
         for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
             number = row["number"]
             part = following.get(number, FIRST_PART.get((figure.partition("_")[0], number), 1))
-            result[number, part] = verdict_text(row["verdict"], about)
+            yield (number, part), row, about
             following[number] = part + 1
-    return result
 
 
 def _cell(parts: list[tuple[str, int]], found: Verdicts) -> str:
@@ -117,9 +127,20 @@ def _cell(parts: list[tuple[str, int]], found: Verdicts) -> str:
     return "<br>".join(lines)
 
 
-def accuracy(name: str, column: str) -> str:
-    """Return a table of final test accuracies: variants down, the values of a column across."""
-    by = ends(name).pivot_table("test_accuracy", "label", column, sort=False)
+def accuracy(name: str, column: str, *condition: str) -> str:
+    """Return a table of final test accuracies: variants down, the values of a column across.
+
+    Raises:
+        ValueError: Rows differ in another setting than the column, whose accuracies would be averaged.
+    """
+    selected = ends(name)
+    selected = selected.query(" ".join(condition)) if condition else selected
+    varied = [key for key in selected if key not in ("variant", "label", "test_accuracy", column)]
+    for label, variant in selected.groupby("label", sort=False):
+        several = [key for key in varied if variant[key].nunique(dropna=False) > 1]
+        if variant[column].duplicated().any():
+            raise ValueError(f"condition must select one value of {several} for {label!r}, got {' '.join(condition)!r}")
+    by = selected.pivot_table("test_accuracy", "label", column, sort=False)
     by = by[sorted(by.columns)]
     rows = [
         [str(label), *(f"{value:.3f}" for value in row)] for label, row in zip(by.index, by.to_numpy(), strict=True)
@@ -180,6 +201,21 @@ def verdict(profile: str, rest: str) -> str:
     return verdicts(profile, "*")[number, int(part)]
 
 
+def measured(profile: str, rest: str) -> str:
+    """Return what matches a pattern's group in the measured text of a part of a claim, with numbers shortened."""
+    number, part, pattern = rest.split(maxsplit=2)
+    text = next(row["measured"] for key, row, _ in judged(profile, "*") if key == (number, int(part)))
+    found = re.findall(" ".join(pattern.split()), text)
+    if not found:
+        raise ValueError(f"pattern must be one that {number} of {profile} has, got {pattern!r}")
+    return ", ".join(_shortened(word) for word in found)
+
+
+def _shortened(word: str) -> str:
+    """Return a number with two digits or decimals; other words, and numbers below 0.01, are unchanged."""
+    return _two_digits(float(word)) if _NUMBER.fullmatch(word) and abs(float(word)) >= 0.01 else word
+
+
 def final(name: str, condition: str) -> str:
     """Return the final test accuracies in some rows of a figure."""
     return ", ".join(f"{value:.2f}" for value in _selected(name, condition))
@@ -194,6 +230,18 @@ def bounds(name: str, condition: str) -> str:
 def lowest(name: str, condition: str) -> str:
     """Return the worst accuracies over attacks in the rows of a grid that fulfil the condition, in order."""
     return ", ".join(f"{value:.2f}" for value in pd.read_csv(FIGURES / f"{name}.csv").query(condition)["worst"])
+
+
+def multiple(rule: str, n: str) -> str:
+    """Return the range of a rule's time as a multiple of the mean's, over the benchmark's sizes of at least n."""
+    cases = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))["rows"]
+    seconds = {(row["n"], row["p"], row["rule"]): row["seconds"] for row in cases if row["by"] == OURS}
+    ratios = [
+        time / seconds[size_n, size_p, "mean"]
+        for (size_n, size_p, name), time in seconds.items()
+        if name == rule and size_n >= int(n)
+    ]
+    return " to ".join(dict.fromkeys(_two_digits(ratio) for ratio in (min(ratios), max(ratios))))
 
 
 def _selected(name: str, condition: str) -> list[float]:
@@ -215,7 +263,15 @@ def behind(name: str) -> str:
 
 
 TABLES = {"claims": claims, "accuracy": accuracy, "worst": worst, "times": times}
-WORDS = {"verdict": verdict, "final": final, "range": bounds, "lowest": lowest, "behind": behind}
+WORDS = {
+    "verdict": verdict,
+    "measured": measured,
+    "final": final,
+    "range": bounds,
+    "lowest": lowest,
+    "behind": behind,
+    "multiple": multiple,
+}
 
 if __name__ == "__main__":
     main()

@@ -31,7 +31,7 @@ __all__ = [
     "set_grad",
 ]
 
-_ROOMS = (
+_PACKAGES = (
     "attacks",
     "augment",
     "autograd",
@@ -52,18 +52,18 @@ _ROOMS = (
     "training",
 )
 
-_PLACES = {"attack": "fa.attacks", "backward": "fa.autograd", "set_grad": "fa.autograd"}
+_MODULE_OF = {"attack": "fa.attacks", "backward": "fa.autograd", "set_grad": "fa.autograd"}
 """Modules of the public functions that are not in fa.rules."""
 
 
 def __getattr__(name: str) -> Any:
     """Import public names on first access, so that `fa --help` does not import torch."""
-    if name in _ROOMS:
+    if name in _PACKAGES:
         return importlib.import_module(f"fa.{name}")
     if name in __all__:
-        return getattr(importlib.import_module(_PLACES.get(name, "fa.rules")), name)
+        return getattr(importlib.import_module(_MODULE_OF.get(name, "fa.rules")), name)
     raise AttributeError(f"module 'fa' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_ROOMS, "__version__"})
+    return sorted({*__all__, *_PACKAGES, "__version__"})

@@ -160,7 +160,7 @@ class _Task:
     pairs: irls.Problem  # The factors are 0 for the workers' own terms.
     present: Float64[np.ndarray, " p"]
     terms: Terms
-    law: Beta
+    prior: Beta
 
     def explained(self, Y: Columns) -> tuple[Float64[np.ndarray, " T"], Float64[np.ndarray, " T"]]:
         """Return v and 1 - v of each term, each summed on its own to avoid cancellation."""
@@ -176,14 +176,15 @@ class _Task:
         pairs, p = self.pairs, self.present.size
         v, residuals = self.explained(Y)
         slopes = -pairs.factors * pairs.weights(residuals) / pairs.a
-        slopes[:p] = self.present * self.law.slopes(v[:p], residuals[:p])
-        objective = float(self.present @ self.law.smoothed(v[:p], residuals[:p])) + pairs.smoothed_objective(residuals)
+        slopes[:p] = self.present * self.prior.slopes(v[:p], residuals[:p])
+        costs = self.prior.smoothed(v[:p], residuals[:p])
+        objective = float(self.present @ costs) + pairs.smoothed_objective(residuals)
         return objective, (self.terms * slopes[pairs.owner]) @ self.terms.T
 
 
 def fit(
     G: Any,
-    law: Beta,
+    prior: Beta,
     m: int | None = None,
     lam: float = 0.0,
     tol: float = 1e-10,
@@ -199,9 +200,9 @@ def fit(
 
     Args:
         G: Gradients (p, n), as for `fa.irls.solve`.
-        law: Distribution of the explained variances.
+        prior: Distribution of the explained variances.
         m: Number of columns of Y; default None, as in `fa.irls.solve`.
-        lam: Weight of eq. 5's pairwise regularizer; default 0. Its power is the law's, or 2 for the exact logarithm.
+        lam: Weight of eq. 5's pairwise regularizer; default 0. Its power is the prior's, or 2 for the exact logarithm.
         tol: Decrease of the objective at which the descent ends; default 1e-10.
         max_iter: Largest number of steps; default 500.
         restarts: Number of random starts; default 10.
@@ -213,21 +214,21 @@ def fit(
     Raises:
         ValueError: An argument is out of range, as in `fa.irls.solve`.
     """
-    irls.Options(m, lam, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)  # Check the options.
+    irls.Options(m=m, lam=lam, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)  # Check the options.
     gradients, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if m is None else m
     irls.check_m(m, gram.p)
-    problem = irls.build_problem(gram, m, lam, 2.0 if law.a == math.inf else law.a, counts=counts)
+    problem = irls.build_problem(gram, m, lam, 2.0 if prior.a == math.inf else prior.a, counts=counts)
     outside = min(m, gradients.G.shape[1] - len(problem.terms))
     generator = np.random.default_rng(seed)
     terms = np.vstack([problem.terms, np.zeros((outside, problem.terms.shape[1]))])
     present, of_workers = problem.factors[: problem.p], np.arange(problem.factors.size) < problem.p
-    task = _Task(replace(problem, factors=np.where(of_workers, 0.0, problem.factors)), present, terms, law)
+    task = _Task(replace(problem, factors=np.where(of_workers, 0.0, problem.factors)), present, terms, prior)
     random = [np.linalg.qr(generator.standard_normal((len(terms), m)))[0] for _ in range(restarts)]
     runs = [_descend(task, Y, tol, max_iter) for Y in (_lowest(-terms @ terms.T, m), *random)]
     history, Y = min(runs, key=lambda run: run[0][-1])
     v, residuals = (numbers[: problem.p] for numbers in task.explained(Y))
-    floored = (law.beta < 1) & (residuals < irls.FLOOR) | (law.alpha < 1) & (v < irls.FLOOR)
+    floored = (prior.beta < 1) & (residuals < irls.FLOOR) | (prior.alpha < 1) & (v < irls.FLOOR)
     return Fit(
         objective=history[-1],
         history=tuple(history),

@@ -23,7 +23,7 @@ half follows. Krum's d is one rank's gradient, but its broadcast would send n co
 
 This protects from a faulty gradient, not from a faulty process: each process serves coordinates and could write
 anything into them. A process that dies ends the run, as in any collective. For workers that are not trusted, use the
-parameter server of `fa.training.transports.rpc`.
+parameter server of `fa.training.transports.tcp`.
 """
 
 from collections.abc import Sequence
@@ -86,9 +86,9 @@ class Shards:
             raise ValueError("group must be one of torch.distributed, which init_process_group has not started yet")
         self.group = dist.group.WORLD if group is None else group
         self.rank, self.size = dist.get_rank(self.group), dist.get_world_size(self.group)
-        self._met: set[tuple[torch.dtype, int]] = set()
+        self._checked: set[tuple[torch.dtype, int]] = set()
         self._sent: list[Sent] = []
-        self._lent: list[Tensor] = []
+        self._in_flight: list[Tensor] = []
 
     def aggregate(self, g: Tensor, rule: Rule, iteration: int = 0, out: Tensor | None = None) -> Aggregate:
         """Aggregate the gradients of all ranks.
@@ -127,7 +127,7 @@ class Shards:
         """
         widths = [piece.stop - piece.start for piece in self._slices(len(g))]
         own = widths[self.rank]
-        received = self._room(own * self.size, g)
+        received = self._buffer(own * self.size, g)
         work = dist.all_to_all_single(received, g, [own] * self.size, widths, group=self.group, async_op=True)
         return Sent(g, received, work)
 
@@ -143,7 +143,7 @@ class Shards:
         Returns:
             The decision, equal on all ranks.
         """
-        self._lent = []
+        self._in_flight = []
         for one in sent:
             one.work.wait()
         slices = [self._slices(len(d)) for d in out]
@@ -156,10 +156,10 @@ class Shards:
         for work in [self._spread(piece, r) for piece, r in pieces if len(piece)]:
             work.wait()
         self._sent = list(sent)
-        self._lent += [piece for piece, _ in pieces]
+        self._in_flight += [piece for piece, _ in pieces]
         return decision
 
-    def _room(self, size: int, like: Tensor) -> Tensor:
+    def _buffer(self, size: int, like: Tensor) -> Tensor:
         """Return memory for `size` coordinates, reused if possible."""
         for at, room in enumerate([one.received for one in self._sent]):
             if len(room) == size and room.dtype == like.dtype and room.device == like.device:
@@ -185,7 +185,7 @@ class Shards:
         copies = mine.expand(self.size, *mine.shape).contiguous()
         all_of_them = torch.empty_like(copies)
         dist.all_to_all_single(all_of_them, copies, group=self.group)
-        self._lent += [copies, all_of_them]
+        self._in_flight += [copies, all_of_them]
         return all_of_them.cpu().numpy()
 
     def _check(self, g: Tensor) -> Tensor:
@@ -193,9 +193,9 @@ class Shards:
         check("g", getattr(g, "shape", g), isinstance(g, Tensor) and g.ndim == 1, "a tensor (n,)")
         vector = read(g[None]).G[0]
         kind = (vector.dtype, len(vector))
-        if kind not in self._met:
+        if kind not in self._checked:
             kinds = self._gather(np.array([len(vector), DTYPES.index(vector.dtype)]), vector.device)
             kinds_by_rank = [f"{int(n)} of {str(DTYPES[int(code)]).removeprefix('torch.')}" for n, code in kinds]
             check("g", kinds_by_rank, len(set(kinds_by_rank)) == 1, "of one n and dtype on all ranks")
-            self._met.add(kind)
+            self._checked.add(kind)
         return vector

@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from fa.training.transports import remote_worker
-from fa.training.transports.base import LOOPBACK, RpcConfig, TcpConfig
+from fa import models
+from fa.training.transports.base import LOOPBACK
 from fa.training.transports.rpc import worker
 from fa.training.transports.tcp import worker as over_tcp
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
@@ -59,19 +58,14 @@ def tcp_worker(rank: int, port: int) -> None:
 
 def normed_worker(rank: int, port: int) -> None:
     """A worker whose model has batch norm."""
-    remote_worker.models.build = build_normed
+    models.build = build_normed
     plain_worker(rank, port)
 
 
 def normed_tcp_worker(rank: int, port: int) -> None:
     """A worker over TCP whose model has batch norm."""
-    remote_worker.models.build = build_normed
+    models.build = build_normed
     tcp_worker(rank, port)
-
-
-def served(server: RpcConfig | TcpConfig | None) -> dict[str, Any]:
-    """The argument of `train` for a server."""
-    return {"tcp": server} if isinstance(server, TcpConfig) else {"rpc": server}
 
 
 def build_normed(*_: object, seed: int) -> nn.Module:

@@ -18,7 +18,7 @@ from fa.training import TrainConfig, train
 from fa.training.attack import configured_attack
 from fa.training.parameter_vector import flatten
 from fa.training.transports.base import RpcConfig
-from fa.training.worker import Worker
+from fa.training.worker import Worker, make_workers
 
 SHORT: dict[str, Any] = {"workers": 7, "byzantine": 2, "iterations": 2, "batch": 4}
 
@@ -49,8 +49,8 @@ def test_invalid_options_end_a_run(attack: str, options: dict[str, Any], message
         train(TrainConfig(attack=attack, attack_options=options, **SHORT))
 
 
-def losses(rpc: RpcConfig | None = None, **settings: Any) -> list[float]:
-    return [point.train_loss for point in train(TrainConfig(**SHORT, **settings), rpc=rpc, threads=1).curve]
+def losses(server: RpcConfig | None = None, **settings: Any) -> list[float]:
+    return [point.train_loss for point in train(TrainConfig(**SHORT, **settings), server=server, threads=1).curve]
 
 
 def test_options_reach_the_attack() -> None:
@@ -71,7 +71,8 @@ def test_label_flipping_trains_byzantine_workers_on_flipped_labels(momentum: flo
     dataset = load("mnist-mini")
     model = models.build("convnet", *dataset.shape, seed=0)
     rows = torch.zeros(3, len(flatten(model)))
-    byzantine, honest = (Worker(rank, model, dataset, config, rows[rank]) for rank in (1, 2))
+    own = {rank: rows[rank] for rank in (1, 2)}
+    byzantine, honest = make_workers(own, model, dataset, config, configured_attack(config))
     same = Worker(1, model, dataset, TrainConfig(attack="none", worker_momentum=momentum, **SHORT), rows[0])
     images, labels = same.minibatch(0)
     flipped = byzantine.minibatch(0)
@@ -97,7 +98,7 @@ def test_label_flipping_changes_a_run_and_not_its_loss_of_the_first_iteration() 
 )
 def test_processes_give_the_simulation_s_bits(attack: str, options: dict[str, Any]) -> None:
     settings = {"rule": "geometric_median", "attack": attack, "attack_options": options}
-    assert losses(rpc=RpcConfig(), **settings) == losses(**settings)
+    assert losses(server=RpcConfig(), **settings) == losses(**settings)
 
 
 @pytest.mark.parametrize("option", ["factor=3.0", "factor=3"])

@@ -44,7 +44,7 @@ def test_no_subspace_that_irls_finds_is_better_than_the_candidates(m, a):
     """On the model itself, from many starts: what is claimed to be the best is the best."""
     for c, r in ((0.1, 0.75), (0.3, 0.75), (0.05, 0.95)):
         gram = breakdown.two_groups(6, 2, c, r)
-        found = irls.solve_gram(gram, irls.Options(m, a=a, max_iter=60, restarts=12))
+        found = irls.solve_gram(gram, irls.Options(m=m, a=a, max_iter=60, restarts=12))
         best = breakdown._choices(6, 2, c, r, m, a).min()
         assert found.objective >= best - 1e-6
 
@@ -146,7 +146,7 @@ def test_with_pairs_the_best_direction_is_in_the_plane_of_the_means(lam, a):
     for c, r in ((0.1, 0.75), (0.3, 0.9), (0.6, 0.5)):
         gram = breakdown.two_groups(h, f, c, r)
         best = breakdown.direction(h, f, c, r, lam, a)
-        found = irls.solve_gram(gram, irls.Options(1, lam=lam, a=a, max_iter=60, restarts=15))
+        found = irls.solve_gram(gram, irls.Options(m=1, lam=lam, a=a, max_iter=60, restarts=15))
         assert best.objective <= found.objective + 1e-6
         if best.kind == "mean":
             R, S = (1 + (h - 1) * c) / h, (1 + (f - 1) * r) / f
@@ -177,7 +177,7 @@ def test_with_many_pairs_it_is_the_difference_of_the_means():
 def test_a_tilt_towards_one_faulty_member_may_be_a_little_better():
     """A case named in the docstring: the plane is a candidate and not always the optimum."""
     best = breakdown.direction(6, 2, 0.86, 0.14, lam=15.0)
-    options = irls.Options(1, lam=15.0, max_iter=300, restarts=40)
+    options = irls.Options(m=1, lam=15.0, max_iter=300, restarts=40)
     found = irls.solve_gram(breakdown.two_groups(6, 2, 0.86, 0.14), options)
     assert best.objective * (1 - 0.01) < found.objective < best.objective - 0.01
     assert np.ptp(found.values[2:]) < 1e-3 < np.ptp(found.values[:2])
@@ -218,7 +218,7 @@ def test_krums_threshold_is_where_the_scores_cross(r):
 def test_with_the_default_m_the_faulty_group_gets_columns(r, columns):
     """m = 8 has room for both groups, so the subspace alone does not keep the faulty out; IRLS finds nothing better."""
     assert breakdown.faulty_columns(12, 3, 0.3, r, m=8) == columns
-    found = irls.solve_gram(breakdown.two_groups(12, 3, 0.3, r), irls.Options(8, max_iter=60, restarts=12))
+    found = irls.solve_gram(breakdown.two_groups(12, 3, 0.3, r), irls.Options(m=8, max_iter=60, restarts=12))
     assert found.objective >= breakdown._choices(12, 3, 0.3, r, 8, 2.0).min() - 1e-6
 
 

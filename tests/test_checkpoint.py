@@ -30,7 +30,7 @@ from fa.training.parameter_vector import flatten
 from fa.training.transports.base import RpcConfig, ServedRun, TcpConfig
 from fa.training.transports.rounds import NEW, GradientMessage
 from fa.training.transports.rpc.server import RpcTransport
-from tests.processes import beside, build_normed, free_port, normed_tcp_worker, normed_worker, served
+from tests.processes import beside, build_normed, free_port, normed_tcp_worker, normed_worker
 
 CONFIG = TrainConfig(
     workers=4, byzantine=1, rule="median", iterations=12, batch=4, lr=0.05, momentum=0.9, seed=5, attack="sign_flip"
@@ -64,9 +64,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_numbers(
     kept = tmp_path / "kept"
     whole = train(config, threads=1)
     with pytest.raises(Stop):
-        train(config, threads=1, **served(server), checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
+        train(config, threads=1, server=server, checkpoint=kept, checkpoint_every=0, progress=stopped_at(6))
     seen = []
-    again = train(config, tmp_path / "out", seen.append, 1, checkpoint=kept, checkpoint_every=0, **served(server))
+    again = train(config, tmp_path / "out", seen.append, 1, checkpoint=kept, checkpoint_every=0, server=server)
     assert [state.iteration for state in seen] == list(range(7, 13))
     assert numbers(again) == numbers(whole)
     assert set(again.seconds_of) - {"join", "compute"} == {"gather", "aggregate", "update", "evaluate"}
@@ -84,7 +84,7 @@ def test_batch_norm_statistics_are_each_workers_own_again(
     backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bit for bit those of a run that was never stopped; no two workers' are equal, so that none may be another's."""
-    monkeypatch.setattr("fa.training.loop.models.build", build_normed)
+    monkeypatch.setattr("fa.models.build", build_normed)
 
     def run_until(iteration: int, kept: Path, backend: str) -> np.ndarray:
         port = free_port()
@@ -93,7 +93,7 @@ def test_batch_norm_statistics_are_each_workers_own_again(
         work = normed_tcp_worker if backend == "tcp" else normed_worker
         workers = [beside(work, rank, port) for rank in range(CONFIG.workers if server else 0)]
         with pytest.raises(Stop):
-            train(CONFIG, None, stopped_at(iteration), 1, checkpoint=kept, checkpoint_every=0, **served(server))
+            train(CONFIG, None, stopped_at(iteration), 1, checkpoint=kept, checkpoint_every=0, server=server)
         for process in workers:
             process.join(120)
         return statistics(kept)
@@ -141,21 +141,21 @@ def test_a_new_worker_process_is_given_the_batch_norm_statistics_and_the_momentu
     fresh = [torch.zeros_like(tensor) for tensor in transport.statistics()[1].tensors]
     transport.first_process_ended(0, "absent")
     answer = transport.exchange(GradientMessage(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
-    server = threading.Thread(target=transport.gradients, args=(0, parameters))
+    server = threading.Thread(target=transport.gradients, args=(0,))
     server.start()
     iteration, _, statistics = answer.wait()
     assert iteration == 0
     assert torch.equal(statistics[0], torch.full((784,), 3.0))
     again = transport.exchange(GradientMessage(1, 0, torch.ones_like(parameters), torch.ones(()), fresh))
     server.join()
-    server = threading.Thread(target=transport.gradients, args=(1, parameters))
+    server = threading.Thread(target=transport.gradients, args=(1,))
     server.start()
     assert again.wait()[2] == []  # it has its own by now
     transport.exchange(GradientMessage(1, 1, 2 * torch.ones_like(parameters), torch.ones(()), fresh))
     server.join()
     assert torch.equal(transport.momenta()[1], 2 * torch.ones_like(parameters))  # which is what it sent
     answer = transport.exchange(GradientMessage(1, NEW, torch.zeros_like(parameters), torch.zeros(()), fresh))
-    server = threading.Thread(target=transport.gradients, args=(2, parameters))
+    server = threading.Thread(target=transport.gradients, args=(2,))
     server.start()
     assert torch.equal(answer.wait()[2][-1], transport.momenta()[1])
     transport.exchange(GradientMessage(1, 2, torch.ones_like(parameters), torch.ones(()), fresh))
@@ -216,7 +216,7 @@ def test_the_records_tell_of_every_backend_that_a_run_had(tmp_path: Path) -> Non
     kept = tmp_path / "kept"
     for stop, rpc in ((4, None), (6, RpcConfig(deadline=50.0)), (8, RpcConfig(deadline=50.0))):
         with pytest.raises(Stop):
-            train(CONFIG, threads=1, rpc=rpc, checkpoint=kept, checkpoint_every=0, progress=stopped_at(stop))
+            train(CONFIG, threads=1, server=rpc, checkpoint=kept, checkpoint_every=0, progress=stopped_at(stop))
     run = train(CONFIG, threads=1, checkpoint=kept)
     assert run.backend["name"] == "simulate"
     assert [backend["name"] for backend in run.backend["earlier"]] == ["simulate", "rpc"]

@@ -11,7 +11,7 @@ import fa
 from fa import kernels
 from fa.attacks import ATTACKS, make_attack
 from fa.kernels import torch_fallback
-from fa.rules.preaggregators import STEPS
+from fa.rules.preaggregators import PREAGGREGATORS
 from fa.training import train
 from fa.training.config import TrainConfig
 from fa.training.cuda_graph import GraphedWorkers
@@ -55,7 +55,7 @@ def test_a_rule_is_the_same(name: str, dtype: torch.dtype) -> None:
     same(fa.make_rule(name, f=F), gradients(dtype))
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", PREAGGREGATORS)
 @pytest.mark.parametrize("name", ["fa", "median", "multi_krum"])
 def test_a_step_is_the_same(name: str, step: str) -> None:
     same(fa.make_rule(name, f=1, preaggregators=(step,)), gradients(torch.float32))

@@ -110,7 +110,7 @@ def test_the_mean_of_unit_gradients_takes_its_own_steps() -> None:
 
 
 def test_worker_processes_take_the_simulations_steps() -> None:
-    here, there = (train(CONFIG, threads=1, rpc=rpc) for rpc in (None, RpcConfig()))
+    here, there = (train(CONFIG, threads=1, server=server) for server in (None, RpcConfig()))
     assert [point.train_loss for point in here.curve] == [point.train_loss for point in there.curve]
     assert here.workers == there.workers
     assert here.final_accuracy == there.final_accuracy

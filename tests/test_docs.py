@@ -103,6 +103,25 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), f"{file}#{anchor} does not exist"
 
 
+FOLDERS = "benchmarks|data_aug|docs|examples|fa|figures|notebooks|tests"
+PLACEHOLDER = re.compile(r"[A-Z]{2,}|-custom|/records")  # written by commands, or stand for several names
+
+
+def quoted_paths(page: Path) -> Iterator[str]:
+    """Yield the paths of this repository in a page's back-quoted text; folders end without a slash."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for code in re.findall(r"`([^`]+)`", text):
+        for path in re.findall(rf"(?<![\w./-])((?:{FOLDERS})/[\w./-]*\w)", code):
+            if not PLACEHOLDER.search(path.removesuffix("README.md")):
+                yield path
+
+
+def test_paths_in_pages_exist() -> None:
+    found = [(page.name, path) for page in pages() if page.name != "CHANGELOG.md" for path in quoted_paths(page)]
+    assert [(name, path) for name, path in found if not (ROOT / path).exists()] == []
+    assert len(found) >= 40
+
+
 def test_every_public_module_has_a_page() -> None:
     reference = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.rst"))
     packages = re.findall(r"^\.\. package:: ([\w.]+)$", reference, flags=re.MULTILINE)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import fa
 from fa.rules.decision import NOT_FINITE
-from fa.rules.preaggregators import make_step
+from fa.rules.preaggregators import make_preaggregator
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
 
@@ -314,7 +314,7 @@ def test_buckets_of_any_size() -> None:
     """Each gradient is in one bucket, buckets are full except for the last, and d is a mean of the buckets' means."""
     G = np.random.default_rng(2).standard_normal((11, 11))
     for size in (1, 3, 4, 11, 20):
-        step = make_step(f"bucketing:{size}")
+        step = make_preaggregator(f"bucketing:{size}")
         assert step.column_count(11, 0) == -(-11 // size)
         median = fa.aggregate(G, "median", preaggregators=(f"bucketing:{size}",), seed=3)
         order = np.random.default_rng((3, 0)).permutation(11)

@@ -20,14 +20,14 @@ import fa
 from fa import attacks, augment, likelihood, objective
 from fa.gradients import memory_map
 from fa.gradients.measurement import measure
-from fa.rules.preaggregators import STEPS
+from fa.rules.preaggregators import PREAGGREGATORS
 from fa.theory import algorithm1_line5, optimality, quantization
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
 from tests.awkward import KINDS, REFUSED, Awkward, gradients, snapshot
 
 few = settings(max_examples=max(10, settings().max_examples // 5))  # a case: there are many of them
-BEFORE = st.one_of(st.none(), st.lists(st.sampled_from(sorted(STEPS)), max_size=2).map(tuple))
+BEFORE = st.one_of(st.none(), st.lists(st.sampled_from(sorted(PREAGGREGATORS)), max_size=2).map(tuple))
 
 
 def kept(given: Awkward, call: Callable[[Any], Any]) -> Any:

@@ -11,7 +11,7 @@ from fa import irls
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure
 from fa.rules.krum_scores import krum_scores
-from fa.rules.preaggregators import STEPS, StepContext, apply_preaggregators
+from fa.rules.preaggregators import PREAGGREGATORS, PreaggregatorContext, apply_preaggregators
 
 
 def squared_distances(G):
@@ -102,7 +102,7 @@ def test_no_row_finite():
 @given(
     seed=st.integers(0, 10_000),
     p=st.integers(20, 24),  # enough for Krum after two halvings
-    preaggregators=st.lists(st.sampled_from(sorted(STEPS)), max_size=3).filter(
+    preaggregators=st.lists(st.sampled_from(sorted(PREAGGREGATORS)), max_size=3).filter(
         lambda steps: steps.count("bucketing") < 3
     ),
     iteration=st.integers(0, 5),
@@ -111,13 +111,13 @@ def test_steps_before_a_rule_compose_in_the_gram_matrix(seed, p, preaggregators,
     """K and D2 of the mixture are those of the mixed gradients themselves, however the steps are stacked."""
     G = normal(p, 40, np.float64, seed) * np.random.default_rng(seed).uniform(0.1, 10, (p, 1))
     gram, _ = measure(torch.from_numpy(G))
-    mixture = apply_preaggregators(gram, preaggregators, StepContext(1, 3, iteration))
+    mixture = apply_preaggregators(gram, preaggregators, PreaggregatorContext(1, 3, iteration))
     close(mixture.gram, mixture.R.T @ G, 1e-9)
 
 
 def mixed(name, G, f=1, seed=0, iteration=0):
     gram, _ = measure(torch.from_numpy(G))
-    return apply_preaggregators(gram, (name,), StepContext(f, seed, iteration)).R.T @ G
+    return apply_preaggregators(gram, (name,), PreaggregatorContext(f, seed, iteration)).R.T @ G
 
 
 def test_unit_median_norm_and_clip_set_the_norms():
@@ -174,13 +174,13 @@ def test_the_mean_behind_the_subspace_step_is_algorithm_1_whatever_the_scale():
 def test_bucketing_averages_pairs_and_depends_on_seed_and_iteration_only():
     G = normal(7, 50, np.float64)
     gram, _ = measure(torch.from_numpy(G))
-    R = apply_preaggregators(gram, ("bucketing",), StepContext(1, 3, 5)).R
+    R = apply_preaggregators(gram, ("bucketing",), PreaggregatorContext(1, 3, 5)).R
     assert sorted((R > 0).sum(axis=0)) == [1, 2, 2, 2]
     np.testing.assert_allclose(R.sum(axis=0), 1)
     assert (R > 0).sum() == 7
-    assert np.array_equal(R, apply_preaggregators(gram, ("bucketing",), StepContext(1, 3, 5)).R)
-    assert not np.array_equal(R, apply_preaggregators(gram, ("bucketing",), StepContext(1, 3, 6)).R)
-    assert not np.array_equal(R, apply_preaggregators(gram, ("bucketing",), StepContext(1, 4, 5)).R)
+    assert np.array_equal(R, apply_preaggregators(gram, ("bucketing",), PreaggregatorContext(1, 3, 5)).R)
+    assert not np.array_equal(R, apply_preaggregators(gram, ("bucketing",), PreaggregatorContext(1, 3, 6)).R)
+    assert not np.array_equal(R, apply_preaggregators(gram, ("bucketing",), PreaggregatorContext(1, 4, 5)).R)
 
 
 def test_krum_before_a_rule_keeps_the_best_and_takes_the_lowest_of_equals():
@@ -188,7 +188,8 @@ def test_krum_before_a_rule_keeps_the_best_and_takes_the_lowest_of_equals():
     np.testing.assert_array_equal(mixed("krum", G, f=1), G[:6])
     same = np.ones((5, 3))
     gram, _ = measure(torch.from_numpy(same))
-    np.testing.assert_array_equal(apply_preaggregators(gram, ("krum",), StepContext(1, 0, 0)).R, np.eye(5)[:, :4])
+    R = apply_preaggregators(gram, ("krum",), PreaggregatorContext(1, 0, 0)).R
+    np.testing.assert_array_equal(R, np.eye(5)[:, :4])
 
 
 def test_distances_from_inner_products_are_never_negative():

@@ -16,7 +16,7 @@ from fa.data import load
 from fa.gradients.measurement import measure
 from fa.interop.byzfl import register
 from fa.rules.decision import NOT_FINITE
-from fa.rules.preaggregators import StepContext, apply_preaggregators
+from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.training import TrainConfig, train
 from fa.utils.seeds import derive_seed
 
@@ -102,7 +102,7 @@ def test_a_pre_aggregator_gives_what_byzfl_gives(name: str, f: int, scale: float
     """The gradients it mixes and their Gram matrix are those that ByzFL makes of the gradients themselves."""
     G = scale * unequal()
     gram, _ = measure(torch.from_numpy(G))
-    mixture = apply_preaggregators(gram, (name,), StepContext(f=f, seed=5, iteration=3))
+    mixture = apply_preaggregators(gram, (name,), PreaggregatorContext(f=f, seed=5, iteration=3))
     expected = np.asarray(PRE_AGGREGATORS[name](G.copy(), f))
     np.testing.assert_allclose(mixture.R.T @ G, expected, rtol=1e-9, atol=1e-12 * scale)
     size = mixture.gram.scale / scale

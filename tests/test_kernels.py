@@ -1,6 +1,7 @@
 """The passes over the coordinates: compiled and plain torch against numpy, and against each other."""
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 import torch
 
 from fa import kernels
-from fa.kernels import cache, cpu, torch_fallback
+from fa.kernels import cache, cpu, stiefel, torch_fallback
 from fa.kernels.products import BLOCK
 from fa.kernels.sorting_network import sorting_network
+from fa.kernels.threads import run_on_threads
 
 CHUNK = cpu.CHUNK
 
@@ -218,3 +220,61 @@ def test_machine_code_of_other_sources_is_another_one_whatever_their_times_are(
         os.utime(tmp_path / "cpu.py", (1, 1))
         stamps.add(cache._sources_stamp())
     assert len(stamps) == 2
+
+
+@pytest.fixture(params=range(4))
+def thread_limit(request, monkeypatch):
+    """A process in which only so many of three further threads can start."""
+    start, started = threading.Thread.start, []
+
+    def limited(thread):
+        if len(started) == request.param:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    yield started
+    torch.set_num_threads(before)
+
+
+def test_every_share_is_done_once_however_few_threads_start(thread_limit):
+    calls = []
+
+    def work(t, threads):
+        calls.append(t)
+        return t, threads
+
+    assert run_on_threads(work, 1 << 20) == [(t, 4) for t in range(4)]
+    assert sorted(calls) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("share", range(4))
+def test_the_error_of_a_share_reaches_the_caller(share, thread_limit):
+    def work(t, threads):
+        if t == share:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_on_threads(work, 1 << 20)
+
+
+def passes(G):
+    """The results of the passes that add to shared memory, or change it."""
+    Z = np.ascontiguousarray(G.T)
+    blocks = stiefel.correct(Z, np.eye(len(G)) / 8)
+    d = np.empty(G.shape[1])
+    cpu.combine(G, np.arange(len(G)) + 1.0, d)
+    return *(np.triu(cpu.gram(G, precise)) for precise in (False, True)), cpu.squared_distances(G), Z, blocks, d
+
+
+def test_a_pass_adds_nothing_twice_where_threads_cannot_start(monkeypatch, thread_limit):
+    G = matrix(5, 9 * CHUNK)
+    found = passes(G)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "get_num_threads", lambda: 1)
+        expected = passes(G)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other)

@@ -153,6 +153,16 @@ def trained_over(folder: Path, lossy: int, *arguments: str) -> tuple[pd.DataFram
         return pd.read_csv(folder / "workers.csv"), links.retransmitted_segments()
 
 
+@pytest.mark.parametrize("command", [["sleep", "60"], ["false"]])
+def test_a_run_over_links_that_fails_or_takes_too_long_is_a_runtime_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.setattr(tcp_loss, "_LIMIT", 0.2 if command[0] == "sleep" else 60.0)
+    monkeypatch.setattr(tcp_loss, "_fa", lambda *_: command)
+    with pytest.raises(RuntimeError):
+        tcp_loss.train_over(Links("hub", ("one", "two"), "nothing"), tmp_path / "run", [])
+
+
 @pytest.mark.slow
 @needs_namespaces
 def test_what_tcp_sends_again_comes_whole(tmp_path: Path) -> None:

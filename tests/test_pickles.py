@@ -21,7 +21,7 @@ from fa.experiments.runs.store import DamagedRecord, RunStore
 from fa.experiments.runs.sweep import Outcome
 from fa.gradients.measurement import measure
 from fa.layers import accelerate
-from fa.rules.preaggregators import STEPS, StepContext, make_step
+from fa.rules.preaggregators import PREAGGREGATORS, PreaggregatorContext, make_preaggregator
 from fa.theory import algorithm1_line5, optimality, quantization
 from fa.training import TrainConfig, train
 from fa.training.records import UnwrittenRunError
@@ -161,11 +161,11 @@ def test_copied_gradients_restore_the_callers_format(how: str, read: Callable[[]
 
 
 @pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("name", [*STEPS, "clip:2.0", "bucketing:3"])
+@pytest.mark.parametrize("name", [*PREAGGREGATORS, "clip:2.0", "bucketing:3"])
 def test_a_copied_preaggregator_gives_the_same_columns(name: str, how: str) -> None:
     gram, _ = measure(torch.from_numpy(G))
-    step = make_step(name)
-    (one, _), (other, _) = (s.apply(gram, StepContext(1, 2, 3)) for s in (step, COPIES[how](step)))
+    step = make_preaggregator(name)
+    (one, _), (other, _) = (s.apply(gram, PreaggregatorContext(1, 2, 3)) for s in (step, COPIES[how](step)))
     np.testing.assert_array_equal(one, other)
 
 

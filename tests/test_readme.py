@@ -1,5 +1,6 @@
 """The numbers in README and docs are those of the committed figures, and the Python in them runs."""
 
+import json
 import re
 import runpy
 import subprocess
@@ -51,6 +52,34 @@ def test_stale_text_is_written_anew(generate: dict[str, Any]) -> None:
     assert generate["generated"](marked.format(name, "9.99")) == expected
     with pytest.raises(ValueError, match=r"^condition must be .*f == 9"):
         generate["generated"](f"<!-- = range {name} f == 9 --><!-- /= -->")
+
+
+def test_accuracies_are_averaged_over_seeds_only(generate: dict[str, Any]) -> None:
+    """Extra 3 has six values of f, whose mean would hide the rules that refuse some of them."""
+    last = generate["last_points"](generate["pd"].read_csv(ROOT / "figures" / "quick" / "extra03_attacks.csv"))
+    ipm = last[(last["label"] == "FA") & (last["attack"] == "ipm") & (last["f"] == 3)]["test_accuracy"]
+    table = generate["accuracy"]("quick/extra03_attacks", "attack", "f", "==", "3")
+    row = next(line for line in table.splitlines() if line.startswith("| FA |"))
+    column = table.splitlines()[0].split(" | ").index("attack = ipm")
+    assert float(row.split(" | ")[column]) == pytest.approx(ipm.mean(), abs=6e-4)
+    with pytest.raises(ValueError, match=r"^condition must .*'f'.*'FA'"):
+        generate["accuracy"]("quick/extra03_attacks", "attack")
+
+
+def test_measured_numbers_are_those_of_the_claim(generate: dict[str, Any]) -> None:
+    claims = generate["pd"].read_csv(ROOT / "figures" / "cpu" / "fig10_wall_clock.claims.csv")
+    text = claims[claims["number"] == "C11"]["measured"].iloc[0]
+    written = generate["measured"]("cpu", r"C11 1 Median ([\d.]+) ms")
+    assert f"Median {float(written):.0f}" in re.sub(r"(\d+)\.\d", lambda number: f"{float(number[0]):.0f}", text)
+    with pytest.raises(ValueError, match=r"^pattern must .*nothing"):
+        generate["measured"]("cpu", "C11 1 (nothing)")
+
+
+def test_multiples_of_the_mean_are_those_of_the_benchmark(generate: dict[str, Any]) -> None:
+    rows = json.loads((ROOT / "benchmarks" / "bench.json").read_text())["rows"]
+    ratios = [row["over_mean"] for row in rows if row["by"] == "fa" and row["rule"] == "fa" and row["n"] >= 10**6]
+    low, high = (float(number) for number in generate["multiple"]("fa", "1000000").split(" to "))
+    assert (low, high) == pytest.approx((min(ratios), max(ratios)), abs=0.06)
 
 
 def test_its_python_runs(tmp_path: Path) -> None:
@@ -120,10 +149,10 @@ def blocks(text: str) -> list[str]:
 
 def test_every_rule_step_and_attack_is_named() -> None:
     from fa.attacks import ATTACKS
-    from fa.rules.preaggregators import STEPS
+    from fa.rules.preaggregators import PREAGGREGATORS
 
     documents = "".join([README, *DOCS.values()])
-    for name in (*fa.RULES, *STEPS, *ATTACKS):
+    for name in (*fa.RULES, *PREAGGREGATORS, *ATTACKS):
         assert f"`{name}`" in documents
 
 

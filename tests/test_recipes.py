@@ -12,12 +12,13 @@ import torch
 from click.testing import CliRunner
 
 from fa.augment import warp
-from fa.augment.recipes import Recipe, augment, augmented, build, load_built, read
+from fa.augment.recipes import Recipe, augment, augmented_dataset, build, load_built, read
 from fa.cli import cli
 from fa.data import MissingDataError, load
 from fa.models import build as build_model
 from fa.training import TrainConfig, train
-from fa.training.worker import Worker
+from fa.training.attack import configured_attack
+from fa.training.worker import Worker, make_workers
 
 FOLDER = Path(__file__).parents[1] / "data_aug"
 RECIPES = sorted(FOLDER.glob("*.toml"))
@@ -198,12 +199,13 @@ def test_faulty_workers_or_all_draw_the_same_images_from_the_augmented_set(augme
     model = build_model("convnet", 1, 10, 28, seed=0)
     row = torch.zeros(sum(p.numel() for p in model.parameters()))
     config = replace(WITH_CAT, augmented=augmented_)
-    made = augmented(MNIST, CAT, config.seed)
-    assert made is augmented(MNIST, CAT, config.seed)  # one copy for all the workers
+    made = augmented_dataset(MNIST, CAT, config.seed)
+    rows = dict.fromkeys(range(4), row)
+    workers = make_workers(rows, model, MNIST, config, configured_attack(config))
     changed = 0
     for rank in range(4):
         clean, labels = Worker(rank, model, MNIST, ALONE, row).minibatch(1)
-        mine, same = Worker(rank, model, MNIST, config, row).minibatch(1)
+        mine, same = workers[rank].minibatch(1)
         other, _ = Worker(rank, model, made, ALONE, row).minibatch(1)
         assert torch.equal(mine, other if rank in ranks else clean)
         assert torch.equal(labels, same)

@@ -38,7 +38,7 @@ from fa.training.transports.tcp import worker as over_tcp
 from fa.training.worker import Worker
 from fa.utils.forkserver import exit_when_parent_dies
 from fa.utils.validation import TooFewWorkersError
-from tests.processes import alive, beside, descendants, free_port, plain_worker, served, tcp_worker, wait_until, worked
+from tests.processes import alive, beside, descendants, free_port, plain_worker, tcp_worker, wait_until, worked
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5)
 KINDS = ("mean", "median", "krum", "bulyan", "fa")  # weights, order statistics, a choice, both, and weights by K
@@ -53,7 +53,7 @@ Kind = type[RpcConfig] | type[TcpConfig]
 
 def losses(config: TrainConfig, server: RpcConfig | TcpConfig | None) -> tuple[Run, list[float]]:
     seen: list[float] = []
-    return train(config, threads=1, **served(server), progress=lambda state: seen.append(float(state.loss))), seen
+    return train(config, threads=1, server=server, progress=lambda state: seen.append(float(state.loss))), seen
 
 
 @both
@@ -114,7 +114,7 @@ def reasons(run: Run, worker: int) -> Counter[str]:
 @both
 def test_goes_on_after_a_worker_is_killed(kind: Kind) -> None:
     config = replace(SMALL, rule="median", byzantine=0, f=1)
-    run = train(config, **served(kind()), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
+    run = train(config, server=kind(), progress=at(5, lambda: os.kill(process(2), signal.SIGKILL)))
     used = reasons(run, 2)[USED]
     assert used in (5, 6)  # it may have sent its sixth gradient before it died
     assert reasons(run, 1) == {USED: 20}
@@ -130,7 +130,7 @@ def test_ends_where_too_few_are_left(kind: Kind) -> None:
             os.kill(process(rank), signal.SIGKILL)
 
     with pytest.raises(TooFewWorkersError, match=r"\b[67]: .*\bmulti_krum\b.*\bworker 2: .*ended"):
-        train(config, **served(kind()), progress=at(5, kill))
+        train(config, server=kind(), progress=at(5, kill))
     assert not multiprocessing.active_children()
 
 
@@ -157,7 +157,7 @@ def test_losses_of_nan_and_killed_workers_end_a_run_whose_rule_needs_more(kind: 
 
     named = r".*\bworker 2: .*\bworker 3: .*\bworker 4: .*nan"
     with pytest.raises(TooFewWorkersError, match=rf"\b[67]: .*\bmulti_krum\b{named}"):
-        train(config, **served(kind(port=port, spawn_workers=False, deadline=5)), progress=kill)
+        train(config, server=kind(port=port, spawn_workers=False, deadline=5), progress=kill)
     assert all(seen)  # the loss of NaN is not part of the mean
     for worker in workers:
         worker.join(20)
@@ -185,7 +185,7 @@ def test_too_little_memory_in_a_worker_excludes_it_and_names_the_batch(kind: Kin
     work = plain_worker if backend == "rpc" else tcp_worker
     workers = [beside(work, 0, port), beside(work, 1, port), beside(poor_worker, backend, 2, port)]
     config = replace(SMALL, rule="median", workers=3, byzantine=0, f=0, iterations=4, batch=2000)
-    run = train(config, **served(kind(port=port, spawn_workers=False)))
+    run = train(config, server=kind(port=port, spawn_workers=False))
     for worker in workers:
         worker.join(20)
     statuses = [row.status for row in run.workers if row.worker == 2]
@@ -209,7 +209,7 @@ def test_a_stopped_worker_is_left_out_and_comes_back(kind: Kind) -> None:
             os.kill(stopped[0], signal.SIGCONT)
             threading.Event().wait(0.5)
 
-    run = train(config, **served(kind(deadline=0.5)), progress=act)
+    run = train(config, server=kind(deadline=0.5), progress=act)
     silent = [status for status in reasons(run, 3) if re.search(r"\b0\.5 s\b", status)]
     assert sum(reasons(run, 3)[status] for status in silent) >= 24
     last = [row.status for row in run.workers if row.worker == 3][-50:]
@@ -225,11 +225,11 @@ def test_a_quorum_does_not_wait_for_the_slowest(kind: Kind) -> None:
         stopped.append(process(0))
         os.kill(stopped[0], signal.SIGSTOP)
 
-    run = train(config, **served(kind(quorum=3)), progress=at(2, act))
+    run = train(config, server=kind(quorum=3), progress=at(2, act))
     late = [status for status in reasons(run, 0) if re.search(r"\b3\b", status)]
     assert sum(reasons(run, 0)[status] for status in late) >= 17
     with pytest.raises(ValueError, match=r"^quorum must be .*\bworkers=4\b.*\b5\b"):
-        train(config, **served(kind(quorum=5)))
+        train(config, server=kind(quorum=5))
 
 
 @both
@@ -252,7 +252,7 @@ def test_a_worker_that_is_killed_in_mid_iteration_may_be_started_again(kind: Kin
             raise Rejoined(state.iteration)
 
     with pytest.raises(Rejoined) as seen:
-        train(config, **served(kind(port=port, spawn_workers=spawned, deadline=30)), progress=act)
+        train(config, server=kind(port=port, spawn_workers=spawned, deadline=30), progress=act)
     assert seen.value.args[0] > 6
     for worker in (*first, *again):
         worker.join(10)
@@ -309,7 +309,7 @@ def test_what_cannot_be_a_gradient_is_left_out_whatever_it_is() -> None:
     config = replace(SMALL, rule="median", workers=len(kinds), byzantine=0, iterations=3)
     port = free_port()
     others = [beside(lie if kind else honest, kind, rank, port) for rank, kind in enumerate(kinds)]
-    run = train(config, rpc=RpcConfig(port=port, spawn_workers=False))
+    run = train(config, server=RpcConfig(port=port, spawn_workers=False))
     for other in others:
         other.join(20)
     n = 21_840
@@ -350,7 +350,7 @@ def ahead(rank: int, port: int) -> None:
 def test_gradients_of_another_iteration_are_left_out_without_a_wait() -> None:
     config, port = replace(SMALL, rule="median", workers=3, byzantine=0, iterations=3), free_port()
     workers = [beside(plain_worker, 0, port), beside(plain_worker, 1, port), beside(ahead, 2, port)]
-    run = train(config, rpc=RpcConfig(port=port, spawn_workers=False, deadline=600))
+    run = train(config, server=RpcConfig(port=port, spawn_workers=False, deadline=600))
     for worker in workers:
         worker.join(20)
     assert all(re.search(r"\biteration 7\b", status) for status in reasons(run, 2))
@@ -373,7 +373,7 @@ def test_any_peer_executes_code_at_the_server(tmp_path: Path) -> None:
             process = beside(intruder, port, str(tmp_path / "bomb"))
             process.join(60)
 
-    train(replace(SMALL, rule="median"), rpc=RpcConfig(port=port), progress=attack)
+    train(replace(SMALL, rule="median"), server=RpcConfig(port=port), progress=attack)
     assert (tmp_path / "bomb").exists()
 
 
@@ -386,7 +386,7 @@ GARBAGE = {"HTTP": b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "zeros": bytes(100_000)
 def test_garbage_at_a_port_of_rpc_may_end_the_server(tmp_path: Path, name: str) -> None:
     """It aborts, hangs or goes on: docs/security.md promises nothing. Our part is that no process remains."""
     script = tmp_path / "serve.py"
-    script.write_text(SERVER.replace("{server}", "rpc=RpcConfig()").replace("100000", "300"))
+    script.write_text(SERVER.replace("{server}", "server=RpcConfig()").replace("100000", "300"))
     serving = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert serving.stdout is not None
     try:
@@ -436,7 +436,7 @@ def test_nobody_is_left_whoever_is_killed(
     tmp_path: Path, victim: str, how: signal.Signals, stopping: bool, kind: Kind
 ) -> None:
     script = tmp_path / "serve.py"
-    script.write_text(SERVER.replace("{server}", f"{kind.__name__[:3].lower()}={kind.__name__}()"))
+    script.write_text(SERVER.replace("{server}", f"server={kind.__name__}()"))
     command = [sys.executable, script]
     serving = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert serving.stdout is not None
@@ -470,17 +470,16 @@ def command_line(*words: str) -> None:
         ("tcp", "server", "[::1]"),
         pytest.param("rpc", "server", "127.0.0.1", marks=pytest.mark.long),
         pytest.param("tcp", "train", "127.0.0.1", marks=pytest.mark.long),
+        ("tcp by default", "train", "127.0.0.1"),
     ],
 )
 def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, host: str) -> None:
     """The command line's files are those of the simulation, but for what tells the time."""
     run = ["--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
     run += ["--threads", "1", "--out"]
-    where = ["--backend", backend, f"{host}:{free_port()}"]
-    workers = [
-        beside(command_line, "worker", *where[:2], "--rank", str(rank), "--server", where[2]) for rank in range(2)
-    ]
-    command_line(command, *run, str(tmp_path / backend), *where[:2], "--listen", where[2])
+    kind, where = [] if backend == "tcp by default" else ["--backend", backend], f"{host}:{free_port()}"
+    workers = [beside(command_line, "worker", *kind, "--rank", str(rank), "--server", where) for rank in range(2)]
+    command_line(command, *run, str(tmp_path / backend), *kind, "--listen", where)
     for process in workers:
         process.join(20)
     assert [process.exitcode for process in workers] == [0, 0]
@@ -518,7 +517,7 @@ def test_a_process_of_such_a_rank_ends_with_that_message() -> None:
         if state.iteration == 1:
             others[0].join(20)
 
-    train(config, rpc=RpcConfig(port=port, spawn_workers=False), progress=wait)
+    train(config, server=RpcConfig(port=port, spawn_workers=False), progress=wait)
     for worker in (*workers, *others):
         worker.join(20)
         assert worker.exitcode == 0
@@ -541,7 +540,7 @@ def test_one_run_over_rpc_at_a_time() -> None:
     server.set_active(small_transport())
     try:
         with pytest.raises(ValueError, match=r"^backend must be .*'rpc'"):
-            train(replace(SMALL, iterations=1), rpc=RpcConfig())
+            train(replace(SMALL, iterations=1), server=RpcConfig())
     finally:
         server.clear_active()
 
@@ -565,7 +564,7 @@ def test_every_port_binds_to_loopback_if_the_server_does(kind: Kind) -> None:
         bound.update(listening("self"), *(listening(process(rank)) for rank in range(4)))
 
     before = listening("self")
-    train(replace(SMALL, iterations=2), progress=at(1, look), **served(kind(host="127.0.0.2")))
+    train(replace(SMALL, iterations=2), progress=at(1, look), server=kind(host="127.0.0.2"))
     assert bound - before
     assert all(address.partition(":")[0][-2:] == "7F" for address in bound - before), bound
 
@@ -573,7 +572,7 @@ def test_every_port_binds_to_loopback_if_the_server_does(kind: Kind) -> None:
 def lasting_server(kind: Kind, port: int) -> None:
     exit_when_parent_dies()
     config = replace(SMALL, workers=2, byzantine=0, rule="median", iterations=10**6)
-    train(config, threads=1, **served(kind(port=port, spawn_workers=False)))
+    train(config, threads=1, server=kind(port=port, spawn_workers=False))
 
 
 def impatient_worker(kind: Kind, rank: int, port: int) -> None:
@@ -605,7 +604,7 @@ def test_a_soft_limit_of_open_files_is_raised() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     try:
-        run = train(replace(SMALL, workers=40, iterations=2), rpc=RpcConfig())
+        run = train(replace(SMALL, workers=40, iterations=2), server=RpcConfig())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert {row.status for row in run.workers} == {USED}
@@ -632,7 +631,7 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
     answers = [threading.Timer(0.5, send, (0, 0, len(parameters))), threading.Timer(0.6, send, (1, 0, 3))]
     for answer in answers:
         answer.start()
-    gathered = transport.gradients(0, parameters)
+    gathered = transport.gradients(0)
     assert list(gathered.missing) == [1]
     assert all(f"({length},)" in gathered.missing[1] for length in (3, len(parameters)))
     assert bool(gathered.G[1].isnan().all())
@@ -645,7 +644,7 @@ def test_a_gradient_of_another_length_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rpc": RpcConfig(quorum=5)}, r"^quorum must be .*\bworkers=4\b.*\b5\b"),
+        ({"server": RpcConfig(quorum=5)}, r"^quorum must be .*\bworkers=4\b.*\b5\b"),
         ({"checkpoint": "kept", "checkpoint_every": -1.0}, r"^checkpoint_every must be .*-1\.0\b"),
     ],
 )

@@ -14,7 +14,7 @@ import fa
 from fa import RULES, aggregate, make_rule
 from fa.gradients.measurement import measure
 from fa.rules.decision import NOT_FINITE
-from fa.rules.preaggregators import StepContext, apply_preaggregators
+from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
 from tests.processes import printed_beside
@@ -419,7 +419,7 @@ def test_values_are_the_explained_variances_of_the_workers_own_gradients(preaggr
     )
     gram, _ = measure(torch.from_numpy(G))
     seen = (
-        apply_preaggregators(gram, preaggregators, StepContext(2, 5, 4)).R.T @ G
+        apply_preaggregators(gram, preaggregators, PreaggregatorContext(2, 5, 4)).R.T @ G
     )  # which tests/test_gram.py holds to the steps' definitions
     Y = reference.flag_median(seen, 3, 0.0, 2.0, 3)
     np.testing.assert_allclose(found.values, [np.sum((Y.T @ g) ** 2) / (g @ g) for g in G], atol=1e-9)

@@ -148,8 +148,8 @@ def test_worker_momentum_is_byzfls() -> None:
     client.momentum, client.momentum_gradient = 0.9, torch.zeros(5, len(parameters))
     plain = torch.zeros(5, len(parameters))
     for iteration in range(4):
-        sent = ours.gradients(iteration, parameters)
-        gradients = bare.gradients(iteration, parameters)
+        sent = ours.gradients(iteration)
+        gradients = bare.gradients(iteration)
         plain = 0.9 * plain + 0.1 * gradients.G
         client.get_flat_gradients = lambda G=gradients.G: G
         torch.testing.assert_close(sent.G, plain, rtol=1e-4, atol=1e-7)
@@ -162,11 +162,11 @@ def test_over_processes_the_numbers_are_the_simulations(gradients: str) -> None:
     config = replace(SMALL, **UNEQUAL, worker_momentum=0.9 if gradients == "rpc" else 0.0)
     seen: list[list[float]] = [[], []]
     for losses, rpc in zip(seen, (None, RpcConfig(channel=gradients)), strict=True):
-        train(config, threads=1, rpc=rpc, progress=lambda state, own=losses: own.append(float(state.loss)))
+        train(config, threads=1, server=rpc, progress=lambda state, own=losses: own.append(float(state.loss)))
     assert seen[0] == seen[1]
 
 
 def test_momenta_do_not_come_as_datagrams() -> None:
     """What is lost on the way would be lost from the momentum that a new process of that rank goes on from."""
     with pytest.raises(ValueError, match=r"^worker_momentum must be .*\b0\.9\b"):
-        train(replace(SMALL, worker_momentum=0.9), rpc=RpcConfig(channel="udp"))
+        train(replace(SMALL, worker_momentum=0.9), server=RpcConfig(channel="udp"))

@@ -130,8 +130,8 @@ def test_texts_of_a_copied_figure_are_no_markup(tmp_path: Path) -> None:
 class NanLoss:
     """A transport of which two of four workers are gone, and one sends a loss of NaN."""
 
-    def gradients(self, iteration: int, parameters: torch.Tensor) -> GatheredGradients:
-        G = torch.ones(4, len(parameters))
+    def gradients(self, iteration: int) -> GatheredGradients:
+        G = torch.ones(4, 3)
         G[:2] = torch.nan
         return GatheredGradients(G, torch.tensor(torch.nan), {0: "its process has ended", 1: "its process has ended"})
 
@@ -186,6 +186,19 @@ def test_without_a_writable_cache_loops_are_compiled_and_that_is_said_once(tmp_p
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "10.0 11.0\n"
     assert done.stderr.count("NUMBA_CACHE_DIR") == 1
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_doctor_reports_the_folder_that_stores_the_loops(chosen: bool, tmp_path: Path) -> None:
+    """That of NUMBA_CACHE_DIR comes first; without any folder the line says what to set."""
+    without = "" if chosen else "import numba.core.caching as c; c.CacheImpl._locator_classes = []; "
+    code = f"{without}from fa.cli import main; main()"
+    environment = os.environ | ({"NUMBA_CACHE_DIR": str(tmp_path)} if chosen else {})
+    command = [sys.executable, "-c", code, "doctor"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=environment)
+    (line,) = (line for line in done.stdout.splitlines() if "kernel cache" in line)
+    assert line.startswith("ok") == chosen
+    assert (str(tmp_path) if chosen else "NUMBA_CACHE_DIR") in line
 
 
 def test_folders_named_like_templates_and_foreign_kernels_serve(

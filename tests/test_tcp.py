@@ -226,7 +226,7 @@ def test_a_run_over_tls_has_the_simulations_bits_and_a_certificate_is_good_for_i
         attack(state)
 
     server = TcpConfig(port=port, spawn_workers=False, keys=keys / "server")
-    train(config, threads=1, tcp=server, progress=progress)
+    train(config, threads=1, server=server, progress=progress)
     for process in good:
         process.join(20)
     assert [process.exitcode for process in good] == [0, 0]
@@ -342,7 +342,7 @@ def test_attackers_change_no_bit_of_a_run(tmp_path: Path) -> None:
                 wait_until(lambda: resources()[2] - 300 - before <= listener.PENDING, 10)
 
     seen: list[float] = []
-    run = train(SMALL, threads=1, tcp=TcpConfig(port=port), progress=attack)
+    run = train(SMALL, threads=1, server=TcpConfig(port=port), progress=attack)
     expected, simulated = losses(SMALL)
     assert seen == expected
     assert run.workers == simulated.workers
@@ -363,7 +363,7 @@ def test_ten_thousand_half_open_connections_change_no_bit_of_a_run() -> None:
     seen: list[float] = []
     try:
         with ExitStack() as stack:
-            train(SMALL, threads=1, tcp=TcpConfig(port=port), progress=attack)
+            train(SMALL, threads=1, server=TcpConfig(port=port), progress=attack)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert seen == losses(SMALL)[0]
@@ -385,7 +385,7 @@ def test_workers_join_while_others_hold_connections_open() -> None:
     workers: list = []
     thread = threading.Thread(target=scan)
     thread.start()
-    seen, _ = losses(config, tcp=TcpConfig(port=port, spawn_workers=False))
+    seen, _ = losses(config, server=TcpConfig(port=port, spawn_workers=False))
     scanned.set()
     thread.join()
     for process in workers:
@@ -484,7 +484,7 @@ def test_byzantine_workers_are_excluded_and_change_no_bit_of_the_others() -> Non
     port = free_port()
     processes = [beside(lying_worker, kind, rank, port) for rank, kind in enumerate(kinds)]
     processes += [beside(tcp_worker, liars + rank, port) for rank in range(honest)]
-    run, seen = trajectory(config, tcp=TcpConfig(port=port, spawn_workers=False, deadline=2.0))
+    run, seen = trajectory(config, server=TcpConfig(port=port, spawn_workers=False, deadline=2.0))
     for process in processes:
         process.kill()
         process.join()
@@ -506,7 +506,7 @@ def replaying_worker(rank: int, port: int) -> None:
 def test_a_gradient_counts_once_and_a_second_one_costs_the_connection() -> None:
     config, port = replace(SMALL, workers=3, iterations=3), free_port()
     processes = [beside(tcp_worker, 0, port), beside(tcp_worker, 1, port), beside(replaying_worker, 2, port)]
-    run = train(config, tcp=TcpConfig(port=port, spawn_workers=False))
+    run = train(config, server=TcpConfig(port=port, spawn_workers=False))
     for process in processes:
         process.join(20)
     status = [row.status for row in run.workers if row.worker == 2]
@@ -532,10 +532,9 @@ def other_data(rank: int, port: int) -> None:
 
 
 def other_model(rank: int, port: int) -> None:
-    from fa.training.transports import remote_worker
     from tests.processes import build_normed
 
-    remote_worker.models.build = build_normed
+    models.build = build_normed
     refused_worker(rank, port)
 
 
@@ -560,7 +559,7 @@ def test_both_ends_report_why_a_worker_may_not_join(capfd: pytest.CaptureFixture
     reasons = {other_release: "release", other_data: "checksum", other_model: "model", missing_data: "on this disk"}
     processes = [beside(target, rank, port) for rank, target in enumerate(reasons)]
     processes.append(beside(tcp_worker, 4, port))
-    run = train(config, tcp=TcpConfig(port=port, spawn_workers=False))
+    run = train(config, server=TcpConfig(port=port, spawn_workers=False))
     for process in processes:
         process.join(20)
     assert [process.exitcode for process in processes] == [0] * 5
@@ -576,7 +575,7 @@ def test_a_run_whose_workers_are_all_refused_ends_with_the_reasons() -> None:
     config, port = replace(SMALL, workers=2, iterations=2), free_port()
     processes = [beside(other_data, rank, port) for rank in range(2)]
     with pytest.raises(TooFewWorkersError, match=r"\bworker 0: .*checksum.*\bworker 1: .*checksum"):
-        train(config, tcp=TcpConfig(port=port, spawn_workers=False))
+        train(config, server=TcpConfig(port=port, spawn_workers=False))
     for process in processes:
         process.join(20)
 
@@ -590,7 +589,7 @@ def test_a_rank_that_the_run_does_not_have_is_refused() -> None:
             with pytest.raises(ValueError, match=r"\brank must be .*\b2 workers, got 7\b"):
                 work(7, "127.0.0.1", port, timeout=5.0)
 
-    run = train(config, tcp=TcpConfig(port=port, spawn_workers=False), progress=join)
+    run = train(config, server=TcpConfig(port=port, spawn_workers=False), progress=join)
     for process in processes:
         process.join(20)
     assert statuses(run, 1) == {USED}
@@ -658,7 +657,7 @@ def test_a_configuration_of_a_terabyte_is_not_read() -> None:
 def test_two_runs_at_once_in_one_process() -> None:
     config = replace(SMALL, workers=2, iterations=5)
     results: list[list[float]] = []
-    threads = [threading.Thread(target=lambda: results.append(losses(config, tcp=TcpConfig())[0])) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: results.append(losses(config, server=TcpConfig())[0])) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -708,7 +707,7 @@ print(len(train(config, {server}).curve))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("server", "stdin"), [("rpc=RpcConfig()", True), ("tcp=TcpConfig()", False)])
+@pytest.mark.parametrize(("server", "stdin"), [("server=RpcConfig()", True), ("server=TcpConfig()", False)])
 def test_a_script_needs_no_main_guard(tmp_path: Path, server: str, stdin: bool) -> None:
     script = UNGUARDED.replace("{server}", server)
     (tmp_path / "script.py").write_text(script)
@@ -742,7 +741,7 @@ def test_sixty_workers_within_a_limit_of_1024_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     config = replace(SMALL, workers=60, byzantine=14, f=14, rule="fa", iterations=3)
     try:
-        seen, run = losses(config, tcp=TcpConfig())
+        seen, run = losses(config, server=TcpConfig())
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1024
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -767,7 +766,7 @@ def test_a_long_run_keeps_memory_threads_and_files(backend: str) -> None:
         if state.iteration % 500 == 0:
             seen.append(resources())
 
-    train(config, threads=1, progress=progress, **({"tcp": TcpConfig()} if backend == "tcp" else {"rpc": RpcConfig()}))
+    train(config, threads=1, progress=progress, server=TcpConfig() if backend == "tcp" else RpcConfig())
     (pages, threads, files), *others = seen
     for later in others:
         assert later[0] < 1.1 * pages

@@ -2,12 +2,16 @@
 
 import csv
 import errno
+import gc
 import hashlib
+import inspect
 import json
 import math
 import os
 import re
 import shutil
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fa import models
+from fa.attacks import make_attack
+from fa.augment import recipes
 from fa.data import Dataset, load
 from fa.data.batches import normalise
 from fa.data.dataset import hold_out
@@ -29,6 +35,7 @@ from fa.training import RECORD_VERSION, TrainConfig, loop, train
 from fa.training.optimizer import SGD, Evaluation
 from fa.training.parameter_vector import Buffers, flatten, views
 from fa.training.records import USED, Run
+from fa.training.schedule import schedule
 from fa.training.transports.base import GatheredGradients
 from fa.training.transports.simulation import SimulatedTransport
 from fa.training.worker import Worker
@@ -184,8 +191,8 @@ def reference_gradient(worker: Worker, model: nn.Module, config: TrainConfig, it
 def test_gradients_are_those_of_plain_autograd(data: Dataset, iteration: int) -> None:
     """Dropout included: equal to float32's rounding, although the convolutions run in another memory layout."""
     config = replace(SMALL, attack="none")
-    transport, parameters = simulation(config, data)
-    gathered = transport.gradients(iteration, parameters)
+    transport, _ = simulation(config, data)
+    gathered = transport.gradients(iteration)
     assert not gathered.missing
     G, loss = gathered.G, gathered.loss
     plain = [reference_gradient(w, convnet(data, config.seed), config, iteration) for w in transport.workers]
@@ -195,12 +202,30 @@ def test_gradients_are_those_of_plain_autograd(data: Dataset, iteration: int) ->
     assert float(loss) == pytest.approx(sum(honest for _, honest in plain[1:]) / 2, rel=1e-5)
 
 
+def test_gradients_are_those_at_the_vector_of_the_constructor(data: Dataset) -> None:
+    """A caller cannot ask for those at another vector: `gradients` takes the iteration alone."""
+    transport, parameters = simulation(SMALL, data)
+    assert list(inspect.signature(transport.gradients).parameters) == ["iteration"]
+    first = transport.gradients(0).G.clone()
+    parameters.mul_(0.5)
+    elsewhere, _ = simulation(SMALL, data, model=_halved(convnet(data, SMALL.seed)))
+    assert torch.equal(transport.gradients(0).G, elsewhere.gradients(0).G)
+    assert not torch.equal(transport.gradients(0).G, first)
+
+
+def _halved(model: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    return model
+
+
 def test_rows_do_not_depend_on_what_was_there(data: Dataset) -> None:
     """The backward pass adds to p.grad: a row that is not zeroed first would add up the iterations."""
-    transport, parameters = simulation(SMALL, data)
-    first = transport.gradients(0, parameters).G.clone()
-    assert not torch.equal(transport.gradients(1, parameters).G, first)
-    assert torch.equal(transport.gradients(0, parameters).G, first)
+    transport, _ = simulation(SMALL, data)
+    first = transport.gradients(0).G.clone()
+    assert not torch.equal(transport.gradients(1).G, first)
+    assert torch.equal(transport.gradients(0).G, first)
 
 
 @pytest.mark.parametrize(("attack", "computed"), [("random", [1, 2]), ("sign_flip", [0, 1, 2])])
@@ -216,7 +241,7 @@ def test_faulty_workers_compute_only_what_their_attack_needs(
 
     monkeypatch.setattr(Worker, "write_gradient", counted)
     transport, parameters = simulation(replace(SMALL, attack=attack), data)
-    transport.gradients(0, parameters)
+    transport.gradients(0)
     assert ranks == computed
 
 
@@ -226,11 +251,11 @@ def test_faulty_workers_compute_only_what_their_attack_needs(
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.9, 5e-4), (0.0, 0.0), (0.9, 0.0), (0.0, 1e-2)])
 def test_the_step_is_that_of_torch(momentum: float, weight_decay: float) -> None:
     """3 epochs of 2 iterations, the rate times 0.2 after each; to the bit until torch's schedule rounds it its way."""
-    config = TrainConfig(lr=0.1, momentum=momentum, weight_decay=weight_decay, lr_decay_epochs=1)
+    config = TrainConfig(lr=0.1, momentum=momentum, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(103, generator=generator)
     own, expected = start.clone(), nn.Parameter(start.clone())
-    server = SGD(own, config, epoch_length=2)
+    server = SGD(own, config, decay_every=2)
     optimizer = torch.optim.SGD([expected], lr=0.1, momentum=momentum, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.2)
     for iteration in range(6):
@@ -242,6 +267,20 @@ def test_the_step_is_that_of_torch(momentum: float, weight_decay: float) -> None
         schedule.step()
         assert torch.allclose(own, expected.detach(), rtol=0 if iteration < 2 else 1e-6, atol=0)
     assert not torch.equal(own, start)
+
+
+SERVER_BY_NAME = """
+from fa.training import TrainConfig, train
+
+try:
+    train(TrainConfig(), server="tcp")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_server_that_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+    assert re.match(r"server\b.*'tcp'", printed_beside(SERVER_BY_NAME, tmp_path))
 
 
 def test_the_mean_of_one_worker_is_ordinary_training(data: Dataset) -> None:
@@ -279,7 +318,7 @@ def test_batch_norm_statistics_are_each_workers_own(data: Dataset) -> None:
     with torch.random.fork_rng(devices=[]):
         model = Normed()
     transport, parameters = simulation(SMALL, data, model)
-    transport.gradients(0, parameters)
+    transport.gradients(0)
     means = [worker.minibatch(0)[0].flatten(1).mean(dim=0) for worker in transport.workers]
     for worker, buffers in zip((1, 2), transport.statistics()[1:], strict=True):
         assert torch.allclose(buffers.tensors[0], 0.1 * means[worker], atol=1e-6)
@@ -348,7 +387,7 @@ def test_accumulated_gradients_are_those_of_one_larger_minibatch(data: Dataset) 
     found = []
     for config in (replace(SMALL, accumulate=3, batch=4), replace(SMALL, batch=12)):
         transport, parameters = simulation(config, data, without_dropout(convnet(data)))
-        gathered = transport.gradients(5, parameters)
+        gathered = transport.gradients(5)
         found.append((gathered.G.clone(), float(gathered.loss)))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-7)
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
@@ -362,7 +401,7 @@ def test_bfloat16_is_near_float32_and_its_gradients_and_server_are_float32(data:
     for precision in ("float32", "bfloat16"):
         config = replace(SMALL, precision=precision, attack="none", batch=32)
         transport, parameters = simulation(config, data, without_dropout(convnet(data)))
-        found[precision] = transport.gradients(0, parameters).G.clone()
+        found[precision] = transport.gradients(0).G.clone()
         assert found[precision].dtype == parameters.dtype == torch.float32
     apart = (found["bfloat16"] - found["float32"]).norm() / found["float32"].norm()
     assert 1e-5 < apart < 0.05
@@ -377,10 +416,75 @@ def test_one_pass_in_float32_is_said_of_no_configuration() -> None:
     assert TrainConfig.from_json(changed.to_json()) == changed
 
 
+@pytest.mark.parametrize("augmentation", [{}, {"noise": (0.1,)}], ids=["plain", "augmented"])
+def test_a_run_keeps_no_data_and_makes_its_attack_and_its_images_once(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, augmentation: dict[str, Any]
+) -> None:
+    loaded: list[weakref.ref[Dataset]] = []
+    calls: Counter[str] = Counter()
+
+    def fresh(config: TrainConfig) -> Dataset:
+        own = replace(data)
+        loaded.append(weakref.ref(own))
+        return own
+
+    def augmented(*arguments: Any) -> Dataset:
+        calls["images"] += 1
+        own = recipes.augmented_dataset(*arguments)
+        loaded.append(weakref.ref(own))
+        return own
+
+    def attack(*arguments: Any, **options: Any) -> Any:
+        calls["attack"] += 1
+        return make_attack(*arguments, **options)
+
+    monkeypatch.setattr(loop, "load_dataset", fresh)
+    monkeypatch.setattr("fa.training.worker.augmented_dataset", augmented)
+    monkeypatch.setattr("fa.training.attack.make_attack", attack)
+    train(replace(SMALL, attack="none", byzantine=1, iterations=1, augmentation=augmentation), threads=1)
+    gc.collect()
+    assert [kept() for kept in loaded] == [None] * (1 + bool(augmentation))
+    assert calls == {"attack": 1, **({"images": 1} if augmentation else {})}
+
+
+def test_the_schedule_depends_on_the_size_of_the_loaded_data_set(tmp_path: Path) -> None:
+    """The default is one and the same in Python, and for a folder of images: an epoch has five iterations here."""
+    folder = recipes.build(recipes.Recipe(noise=(0.0,)), load("mnist-mini"), tmp_path / "folder", seed=0)
+    settings = {"rule": "mean", "iterations": 3}
+    named = train(TrainConfig(**settings), threads=1)
+    assert named.schedule == (5, 52, 1)
+    assert [point.iteration for point in named.curve] == [1, 2, 3]
+    built = train(TrainConfig(dataset=str(folder), **settings), threads=1)
+    assert (built.schedule, built.workers) == (named.schedule, named.workers)
+    assert built.description()["schedule"] == {"epoch": 5, "decay_epochs": 52, "evaluate_every": 1}
+    assert named.config == TrainConfig(**settings)  # with which a store finds it
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "expected"),
+    [
+        ({}, 50_000, (26, 10, 26)),  # the paper's: ten epochs
+        ({"iterations": 2000}, 10_000, (5, 52, 5)),
+        ({"iterations": 20}, 10_000, (5, 52, 2)),
+        ({"lr_decay_epochs": 10, "evaluate_every": 0, "iterations": 20}, 10_000, (5, 10, 5)),  # the figures'
+        ({"lr_decay_epochs": 3, "evaluate_every": 7}, 10_000, (5, 3, 7)),
+    ],
+)
+def test_settings_that_are_none_follow_the_size(settings: dict[str, Any], size: int, expected: tuple) -> None:
+    assert schedule(TrainConfig(**settings), size) == expected
+
+
+def test_older_configurations_without_an_interval_evaluate_once_an_epoch() -> None:
+    older = {name: value for name, value in json.loads(SMALL.to_json()).items() if name != "evaluate_every"}
+    config = TrainConfig.from_json(json.dumps(older))
+    assert config.evaluate_every == 0
+    assert json.loads(config.to_json()) == older
+
+
 def test_the_curve_has_as_many_points_as_asked_for() -> None:
     """The points alone change, not the run: an evaluation leaves no trace in it."""
     often = train(replace(SMALL, iterations=5, evaluate_every=2), threads=1)
-    seldom = train(replace(SMALL, iterations=5), threads=1)
+    seldom = train(replace(SMALL, iterations=5, evaluate_every=0), threads=1)
     assert [(point.iteration, point.epoch) for point in often.curve] == [(2, 1), (4, 1), (5, 1)]
     assert (often.curve[-1].test_accuracy, often.workers) == (seldom.final_accuracy, seldom.workers)
 
@@ -401,7 +505,7 @@ def test_a_run_with_a_validation_share_is_evaluated_on_that_and_never_sees_the_t
 
 def test_the_curve_has_each_epoch_and_the_end() -> None:
     """10,000 images among 3 workers of 1,600 make epochs of 2 iterations."""
-    run = train(replace(SMALL, batch=1600, iterations=3), threads=1)
+    run = train(replace(SMALL, batch=1600, iterations=3, evaluate_every=0), threads=1)
     assert [(point.iteration, point.epoch) for point in run.curve] == [(2, 1), (3, 2)]
     assert run.final_accuracy == run.curve[-1].test_accuracy
     assert [point.seconds for point in run.curve] == sorted(point.seconds for point in run.curve)
@@ -443,7 +547,7 @@ def test_numbers_change_only_with_the_record_version(rule: str, options: dict[st
 
 def test_progress_is_told_after_each_iteration() -> None:
     told: list[Any] = []
-    train(SMALL, progress=told.append, threads=1)
+    train(replace(SMALL, evaluate_every=0), progress=told.append, threads=1)
     assert [state.iteration for state in told] == [1, 2, 3]
     assert [state.accuracy is None for state in told] == [True, True, False]
     assert all(torch.isfinite(state.loss) for state in told)
@@ -522,7 +626,7 @@ class Scripted:
     def __init__(self, *sent: GatheredGradients) -> None:
         self.sent = sent
 
-    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+    def gradients(self, iteration: int) -> GatheredGradients:
         return self.sent[iteration]
 
     def statistics(self) -> list[Buffers]:
@@ -625,7 +729,7 @@ def test_bad_names_are_refused(settings: dict[str, Any], message: str) -> None:
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    return train(replace(DETERMINISTIC, attack="nan"), threads=1)
+    return train(replace(DETERMINISTIC, attack="nan", evaluate_every=0), threads=1)
 
 
 def read(path: Path) -> list[dict[str, str]]:

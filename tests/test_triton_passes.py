@@ -88,24 +88,24 @@ def test_the_weighted_sum_is_torchs(interpreted: ModuleType, dtype: torch.dtype)
         assert interpreted.combine(G, weights)[1].nonzero().flatten().tolist() == [3]
 
 
-@pytest.mark.parametrize("keep", [0, 1, 3])
+@pytest.mark.parametrize("nearest", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_an_order_statistic_is_torchs(interpreted: ModuleType, dtype: torch.dtype, keep: int) -> None:
+def test_an_order_statistic_is_torchs(interpreted: ModuleType, dtype: torch.dtype, nearest: int) -> None:
     G = matrix(7, 600, dtype).round(decimals=1)  # with ties
     R = torch.eye(7, dtype=torch.float64)[:, [0, 2, 3, 5, 6]]
-    d, bad = interpreted.order_statistic(G, R, 2, 3, keep)
-    torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, 2, 3, keep)[0], **NEAR[dtype])
+    d, bad = interpreted.order_statistic(G, R, 2, 3, nearest)
+    torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, 2, 3, nearest)[0], **NEAR[dtype])
     assert not bad.any()
     G[1], G[6, 3] = torch.nan, torch.nan
-    assert interpreted.order_statistic(G, R, 2, 3, keep)[1].nonzero().flatten().tolist() == [6]
+    assert interpreted.order_statistic(G, R, 2, 3, nearest)[1].nonzero().flatten().tolist() == [6]
 
 
 def test_an_order_statistic_of_mixed_rows_is_torchs(interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreted, "_ENTRIES", 400)
     G, R = matrix(4, 250), torch.rand(4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for lo, hi, keep in ((1, 3, 0), (1, 2, 2)):
-        d, _ = interpreted.order_statistic(G, R, lo, hi, keep)
-        torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, lo, hi, keep)[0])
+    for first, stop, nearest in ((1, 3, 0), (1, 2, 2)):
+        d, _ = interpreted.order_statistic(G, R, first, stop, nearest)
+        torch.testing.assert_close(d, torch_fallback.order_statistic(G, R, first, stop, nearest)[0])
 
 
 @pytest.mark.parametrize("p", [20, 60, 65])
@@ -131,12 +131,12 @@ def launches(dtype: str) -> dict[str, tuple[str, dict[str, str], dict[str, Any]]
     """The kernels that a matrix of this type needs: name, types of arguments, constants."""
     wide = triton.language.float64 if dtype == "fp64" else triton.language.float32
     matrix = {"G": f"*{dtype}", "stride": "i32", "n": "i32"}
-    rows = {"rows": "*i64", "d": f"*{dtype}", "bad": "*i32"}
+    rows = {"rows": "*i64", "d": f"*{dtype}", "not_finite": "*i32"}
     grams = {
         f"gram, P = {P}": ("gram", matrix | {"p": "i32", "parts": "*fp64"}, {"P": P, "WIDTH": 128 * 16 // P})
         for P in (16, 64)
     }
-    order = {"q": 3, "lo": 1, "hi": 2, "keep": 2, "NETWORK": (0, 2, 0, 1, 1, 2), "WIDE": wide, "WIDTH": 512}
+    order = {"q": 3, "first": 1, "stop": 2, "nearest": 2, "NETWORK": (0, 2, 0, 1, 1, 2), "WIDE": wide, "WIDTH": 512}
     sums = matrix | rows | {"weights": "*fp64", "count": "i32"}
     others = {
         "combine": ("combine", sums, {"NARROW": wide, "WIDTH": 1024}),

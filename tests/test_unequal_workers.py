@@ -26,12 +26,12 @@ from tests.processes import build_normed
 MNIST = load("mnist-mini")
 SMALL = TrainConfig(rule="mean", workers=4, byzantine=1, iterations=4, batch=4, lr=0.05, attack="sign_flip", seed=5)
 SIZES = (16, 4, 8, 2)
-both = pytest.mark.parametrize("server", [{"rpc": RpcConfig()}, {"tcp": TcpConfig()}], ids=["rpc", "tcp"])
+both = pytest.mark.parametrize("server", [RpcConfig(), TcpConfig()], ids=["rpc", "tcp"])
 
 
-def losses(config: TrainConfig, **server: Any) -> list[float]:
+def losses(config: TrainConfig, server: RpcConfig | TcpConfig | None = None) -> list[float]:
     seen: list[float] = []
-    train(config, threads=1, progress=lambda state: seen.append(float(state.loss)), **server)
+    train(config, threads=1, progress=lambda state: seen.append(float(state.loss)), server=server)
     return seen
 
 
@@ -57,11 +57,11 @@ def test_a_gradient_is_that_of_a_run_in_which_all_have_its_batch_size() -> None:
     model = build_normed(seed=0)
     parameters = flatten(model)
     config = replace(SMALL, attack="none")
-    G = SimulatedTransport(model, MNIST, replace(config, batch=SIZES), parameters).gradients(3, parameters).G
+    G = SimulatedTransport(model, MNIST, replace(config, batch=SIZES), parameters).gradients(3).G
     for rank, size in enumerate(SIZES):
         model = build_normed(seed=0)
         vector = flatten(model)
-        same = SimulatedTransport(model, MNIST, replace(config, batch=size), vector).gradients(3, vector).G
+        same = SimulatedTransport(model, MNIST, replace(config, batch=size), vector).gradients(3).G
         assert torch.equal(G[rank], same[rank])
 
 
@@ -125,7 +125,7 @@ def test_local_steps_are_a_plain_loop_and_leave_the_parameters() -> None:
     parameters = flatten(model)
     start = parameters.clone()
     transport = SimulatedTransport(model, MNIST, config, parameters)
-    gathered = transport.gradients(0, parameters)
+    gathered = transport.gradients(0)
     assert torch.equal(parameters, start)
     for rank in range(4):
         torch.testing.assert_close(gathered.G[rank], plain_local_steps(config, 0, rank, start), rtol=2e-3, atol=2e-5)
@@ -136,7 +136,7 @@ def test_the_mean_of_local_steps_is_federated_averaging() -> None:
     config = replace(SMALL, attack="none", local_steps=2, iterations=1, weight_decay=0.0, byzantine=0)
     model = build_normed(seed=0)
     parameters = flatten(model)
-    G = SimulatedTransport(model, MNIST, config, parameters).gradients(0, parameters).G
+    G = SimulatedTransport(model, MNIST, config, parameters).gradients(0).G
     ends = [parameters - config.lr * plain_local_steps(config, 0, rank, parameters) for rank in range(4)]
     torch.testing.assert_close(parameters - config.lr * G.mean(dim=0), torch.stack(ends).mean(dim=0))
 
@@ -152,16 +152,16 @@ def test_worker_momentum_is_of_the_sum_of_local_steps() -> None:
         model = build_normed(seed=0)
         parameters = flatten(model)
         config = replace(SMALL, attack="none", local_steps=2, worker_momentum=momentum)
-        found.append(SimulatedTransport(model, MNIST, config, parameters).gradients(0, parameters).G)
+        found.append(SimulatedTransport(model, MNIST, config, parameters).gradients(0).G)
     torch.testing.assert_close(found[1], 0.1 * found[0])
 
 
 @both
-def test_over_processes_the_numbers_are_the_simulations(server: dict[str, Any]) -> None:
+def test_over_processes_the_numbers_are_the_simulations(server: RpcConfig | TcpConfig) -> None:
     options = {"worker_weights": irls.weights_from_batches(SIZES)}
     settings = {"rule": "fa", "rule_options": options, "split": "gamma", "gamma": 0.3}
     config = replace(SMALL, batch=SIZES, local_steps=2, **settings)
-    assert losses(config, **server) == losses(config)
+    assert losses(config, server) == losses(config)
 
 
 # Gamma similarity

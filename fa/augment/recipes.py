@@ -11,7 +11,6 @@ import math
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -186,25 +185,18 @@ def augment(images: Images, recipe: Recipe, seed: int, progress: Progress | None
     return out
 
 
-@lru_cache(maxsize=1)
-def augmented(dataset: Dataset, recipe: Recipe, seed: int) -> Dataset:
+def augmented_dataset(dataset: Dataset, recipe: Recipe, seed: int, progress: Progress | None = None) -> Dataset:
     """Return the data set with augmented training images.
-
-    The last result is cached, so all workers of a run share it.
 
     Args:
         dataset: The data set.
         recipe: The recipe.
         seed: Seed of all draws.
+        progress: Function called after each step; default None.
 
     Returns:
         A new data set, with the checksum of its content. The test images are not augmented.
     """
-    return _augmented(dataset, recipe, seed, None)
-
-
-def _augmented(dataset: Dataset, recipe: Recipe, seed: int, progress: Progress | None) -> Dataset:
-    """Return the data set with augmented training images, and report progress."""
     images = augment(dataset.train_images, recipe, seed, progress)
     arrays = {name: getattr(dataset, name).numpy() for name in ARRAYS} | {"train_images": images.numpy()}
     return replace(dataset, train_images=images, checksum=content_checksum(arrays))
@@ -233,7 +225,7 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
     check("out", str(out), not out.exists(), "a folder that does not exist yet")
     try:
         with new_folder(out) as folder:
-            augmented = _augmented(dataset, recipe, seed, progress)
+            augmented = augmented_dataset(dataset, recipe, seed, progress)
             store.write(folder, {name: getattr(augmented, name).numpy() for name in ARRAYS})
             manifest = {
                 "dataset": dataset.name,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fa.cli.help_texts import RULE
 from fa.cli.rule_options import pop_rule_options, rule_options
 from fa.utils.validation import check
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--rule", default="fa", show_default=True, help="Aggregation rule.")
-@click.option("--f", type=int, show_default="0", help="Number of Byzantine workers to tolerate.")
+@click.option("--rule", default="fa", show_default=True, help=RULE)
+@click.option("--f", type=int, help="Number of Byzantine workers to tolerate.  [default: 0]")
 @rule_options
 @click.option("--threads", type=click.IntRange(min=1), help="Number of threads.  [default: torch's]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output file for d, .npy or .safetensors.")

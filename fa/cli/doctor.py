@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import NamedTuple
 
 import click
@@ -74,12 +72,12 @@ def _processor() -> Iterator[Line]:
 
     kind, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
     yield Line("cores", True, f"{usable_cores()}; torch uses {threads} ({kind}), OMP_NUM_THREADS=N sets this")
-    from fa.kernels import cpu
+    from fa.kernels import rows
+    from fa.kernels.cache import cache_folder
 
-    cache = Path(cpu.__file__).parent / "__pycache__"
-    writable = os.access(cache if cache.is_dir() else cache.parent, os.W_OK)
-    note = str(cache) if writable else f"{cache} is not writable, so every process compiles: set NUMBA_CACHE_DIR=FOLDER"
-    yield Line("kernel cache", writable, note)
+    folder = cache_folder(rows.mark_non_finite)
+    note = folder or "no folder is writable, so every process compiles: set NUMBA_CACHE_DIR=FOLDER"
+    yield Line("kernel cache", folder is not None, note)
 
 
 def _gpu() -> Line:

@@ -7,33 +7,68 @@ from typing import Any
 
 import click
 
-OPTIONS = {
-    "m": (int, "FA: number of columns of the subspace, by default ceil((p + 1)/2)."),
-    "lam": (float, "FA: weight of the regularizer; about p/(m sqrt(n)) for l1, p/sqrt(n m) for rows."),
-    "a": (float, "FA: inverse of the power in the objective, at least 1."),
-    "tol": (float, "FA: change of the objective at which it stops; geometric median: change of a weight."),
-    "max_iter": (int, "FA, geometric median, centered clipping: maximum number of iterations."),
-    "worker_weights": (str, "FA: weight of each worker, separated by commas, as in 1,1,0.5."),
-    "formulation": (str, "FA, Bulyan: formula, 'paper' or 'released'."),
-    "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'."),
-    "neighbours": (str, "Krum, Multi-Krum, Bulyan: number of neighbours in a score, 'p-f-2' or 'p-f-1'."),
-    "distance": (str, "Krum, Multi-Krum, Bulyan: distances in a score, 'squared' or 'plain'."),
-    "keep": (int, "Multi-Krum: number of averaged gradients, by default p - f - 2."),
-    "interpolation": (str, "Median, MeaMed: median of an even number of values, 'midpoint' or 'lower'."),
-    "nu": (float, "Geometric median: distance below which a weight does not grow."),
-    "tau": (float, "Centered clipping: largest length of a difference, by default the median length."),
-    "start": (str, "FA: 'equal', 'data', 'random' or 'largest:K'. Centered clipping: first point, 'zero' or 'mean'."),
+OPTIONS: dict[str, tuple[type, str]] = {
+    "m": (int, "FA: number of columns of the subspace.  [default: ceil((p + 1)/2)]"),
+    "lam": (
+        float,
+        "FA: weight of the regularizer; useful values are about p/(m sqrt(n)) for l1, p/sqrt(n m) for rows.  "
+        "[default: 0]",
+    ),
+    "a": (float, "FA: inverse of the power in eq. 5, at least 1.  [default: 2]"),
+    "tol": (
+        float,
+        "FA: change of the objective at which it stops; geometric median: change of a weight.  "
+        "[default: 1e-10; geometric median: 1e-12]",
+    ),
+    "max_iter": (
+        int,
+        "FA, geometric median, centered clipping: maximum number of iterations.  "
+        "[default: 5, released formulation: 1; geometric median: 1000; centered clipping: 10]",
+    ),
+    "worker_weights": (
+        str,
+        "FA: weight of each worker, separated by commas, as in 1,1,0.5.  [default: equal weights]",
+    ),
+    "formulation": (str, "FA, Bulyan: formula, 'paper' or 'released'.  [default: paper]"),
+    "regularizer": (str, "FA: 'pairwise', 'l1', 'rows' or 'group'.  [default: pairwise]"),
+    "neighbours": (
+        str,
+        "Krum, Multi-Krum, Bulyan: number of neighbours in a score, 'p-f-2' or 'p-f-1'.  [default: p-f-2]",
+    ),
+    "distance": (str, "Krum, Multi-Krum, Bulyan: distances in a score, 'squared' or 'plain'.  [default: squared]"),
+    "keep": (int, "Multi-Krum: number of averaged gradients.  [default: p - f - 2]"),
+    "interpolation": (
+        str,
+        "Median, MeaMed: median of an even number of values, 'midpoint' or 'lower'.  [default: midpoint]",
+    ),
+    "nu": (
+        float,
+        "Geometric median: distance below which a weight does not grow.  [default: 1e-9 of the radius of a majority]",
+    ),
+    "tau": (float, "Centered clipping: largest length of a difference.  [default: the median length]"),
+    "start": (
+        str,
+        "FA: 'equal', 'data', 'random' or 'largest:K'. Centered clipping: first point, 'zero' or 'mean'.  "
+        "[default: equal; centered clipping: zero]",
+    ),
     "gradients_per_worker": (
         str,
-        "FA: number of gradients of each worker (consecutive ranks), as in 2 or 2,3,1.",
+        "FA: number of gradients of each worker (consecutive ranks), as in 2 or 2,3,1.  [default: 1]",
     ),
-    "group_term": (str, "FA: term of a worker with several gradients, 'fraction' or 'chordal'."),
-    "dims": (str, "FA: dimensions of nested subspaces, separated by commas, as in 2,4,8."),
-    "prior": (str, "FA: alpha and beta of the explained variances, as in 1,0.5."),
-    "maximum": (str, "CAF: rows of the maximum, 'remaining' or 'all'."),
-    "reference": (int, "MoNNA: rank of the trusted worker, by default the last, -1."),
-    "strict": (bool, "Too few workers for the rule are an error, 'true', or a warning, 'false'."),
-    "preaggregators": (str, "Pre-aggregators, separated by commas: 'unit', 'clip:2.0,bucketing:3', ...; 'none'."),
+    "group_term": (
+        str,
+        "FA: term of a worker with several gradients, 'fraction' or 'chordal'.  [default: fraction]",
+    ),
+    "dims": (str, "FA: dimensions of nested subspaces, separated by commas, as in 2,4,8.  [default: one subspace]"),
+    "prior": (str, "FA: alpha and beta of the explained variances.  [default: 1,0.5]"),
+    "maximum": (str, "CAF: rows of the maximum, 'remaining' or 'all'.  [default: remaining]"),
+    "reference": (int, "MoNNA: rank of the trusted worker.  [default: -1, the last]"),
+    "strict": (bool, "Too few workers for the rule are an error, 'true', or a warning, 'false'.  [default: true]"),
+    "preaggregators": (
+        str,
+        "Pre-aggregators, separated by commas: 'unit', 'clip:2.0,bucketing:3', ...; 'none'.  "
+        "[default: none; FA: median_norm]",
+    ),
 }
 """Type and help by name."""
 

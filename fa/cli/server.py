@@ -19,7 +19,7 @@ _REPLACED = ("backend", "listen")
 def server(**arguments: Any) -> None:
     """Train with workers that `fa worker` starts, on this host or others, and print the result.
 
-    The same as `fa train --listen HOST:PORT`.
+    The same as `fa train --listen HOST:PORT`, whose workers are processes over TCP by default.
     """
     assert train.callback is not None
     train.callback(**arguments)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fa.cli.help_texts import ATTACK, RULE
 from fa.cli.rule_options import numbers, pop_rule_options, rule_options
 from fa.cli.torchrun import TorchrunEnv, run_worker, torchrun_env
 from fa.training.config import TrainConfig
+from fa.training.schedule import DECAY_EPOCHS, LEAST_DECAY_ITERATIONS, LEAST_POINTS
 from fa.utils.addresses import format_address, parse_address
 from fa.utils.progress_bar import Report, reporter
 from fa.utils.validation import check
@@ -54,21 +56,11 @@ def integers(text: str) -> int | tuple[int, ...]:
 
 
 _TYPES = {"int": int, "Real": float, "Batch": integers}
+_HELP = {"rule": RULE, "attack": f"Attack: {ATTACK}"}  # TrainConfig refers to the names, and help lists them.
 _SHOWN = {
-    "evaluate_every": "an epoch, and at most a tenth of the iterations",
-    "lr_decay_epochs": f"{TrainConfig.lr_decay_epochs}, or more for at least 260 iterations",
+    "evaluate_every": f"an epoch, and at most 1/{LEAST_POINTS} of the iterations",
+    "lr_decay_epochs": f"{DECAY_EPOCHS}, or more for at least {LEAST_DECAY_ITERATIONS} iterations",
 }
-
-LEAST_DECAY_ITERATIONS = 260
-"""Default of the least number of iterations between two steps of the learning rate.
-
-It is 10 epochs of CIFAR-10 with the paper's 15 workers and batches of 128. On the embedded digits 10 epochs are 50
-iterations, after which the rate would be too small before the model has learned.
-"""
-
-
-LEAST_POINTS = 10
-"""Default of the least number of test accuracies in a run, so that a run of less than ten epochs gives a curve."""
 
 
 def _options(command: Callable[..., None]) -> Callable[..., None]:
@@ -79,8 +71,10 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         choices = field.metadata["choices"]
         kind = click.Choice(choices) if choices else _TYPES.get(str(field.type).partition(" |")[0], str)
         flag, default = "--" + field.name.replace("_", "-"), field.default
-        shown = _SHOWN.get(field.name, False if default in (None, ()) else str(default))
-        command = click.option(flag, field.name, type=kind, help=field.metadata["help"], show_default=shown)(command)
+        text = _HELP.get(field.name, field.metadata["help"])
+        if field.name in _SHOWN or default not in (None, ()):
+            text += f"  [default: {_SHOWN.get(field.name, default)}]"  # click puts a text in parentheses.
+        command = click.option(flag, field.name, type=kind, help=text)(command)
     return command
 
 
@@ -91,28 +85,31 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--threads", type=click.IntRange(min=1), help="Number of torch's threads.  [default: torch's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for curve.csv, workers.csv and config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT_HELP)
-@click.option("--checkpoint-every", type=float, show_default="300", help="Time between two checkpoints, in seconds.")
+@click.option("--checkpoint-every", type=float, help="Time between two checkpoints, in seconds.  [default: 300]")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
 @click.option(
     "--backend",
     type=click.Choice(["simulate", "tcp", "rpc", "torchrun"]),
-    default="simulate",
-    show_default=True,
+    show_default="simulate, or tcp with --listen",
     help=_BACKEND_HELP,
 )
 @click.option("--listen", metavar="HOST:PORT", help=_LISTEN_HELP)
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder of the server's keys from `fa keys`, with tcp.")
-@click.option("--deadline", type=float, show_default="60", help="Timeout for a silent worker, in seconds.")
+@click.option("--deadline", type=float, help="Timeout for a silent worker, in seconds.  [default: 60]")
 @click.option("--quorum", type=int, help="Number of fastest workers to await.  [default: all]")
-@click.option("--gradients", type=click.Choice(["rpc", "udp"]), show_default="rpc", help="Path of gradients, with rpc.")
-@click.option("--lost", type=click.Choice(["zero", "previous"]), show_default="zero", help="Value of lost coordinates.")
-def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path | None, **arguments: Any) -> None:
+@click.option("--gradients", type=click.Choice(["rpc", "udp"]), help="Path of gradients, with rpc.  [default: rpc]")
+@click.option("--lost", type=click.Choice(["zero", "previous"]), help="Value of lost coordinates.  [default: zero]")
+def train(
+    threads: int | None, out: Path | None, backend: str | None, tensorboard: Path | None, **arguments: Any
+) -> None:
     """Train once, with Byzantine workers, and print the result.
 
     Each rule accepts only its own options.
     """
     from fa.training.records import UnwrittenRunError, prepare_output_dir
 
+    if backend is None:
+        backend = "simulate" if arguments["listen"] is None else "tcp"
     place = torchrun_env() if backend == "torchrun" else None
     if out is not None and (place is None or place.rank == 0):
         # Fails before torch is imported.
@@ -129,9 +126,10 @@ def train(threads: int | None, out: Path | None, backend: str, tensorboard: Path
 
         check_installed()
     server = _server(backend, place, server_settings)
-    _announce(next(iter(server.values()), None), config.workers)
+    if server is not None and not server.spawn_workers:
+        _announce(server, config.workers)
     try:
-        run = _run(config, tensorboard, out=out, threads=threads, **server, **checkpoint)
+        run = _run(config, tensorboard, out=out, threads=threads, server=server, **checkpoint)
     except UnwrittenRunError as error:
         _report(error.run, _write_elsewhere(error))
     else:
@@ -153,22 +151,22 @@ def _torchrun_config(settings: dict[str, Any], place: TorchrunEnv) -> TrainConfi
     return config
 
 
-def _server(backend: str, place: TorchrunEnv | None, settings: dict[str, Any]) -> dict[str, RpcConfig | TcpConfig]:
-    """Return the argument of `fa.training.train` for the backend; none for the simulation."""
+def _server(backend: str, place: TorchrunEnv | None, settings: dict[str, Any]) -> TcpConfig | RpcConfig | None:
+    """Return the server's settings for the backend; None for the simulation."""
     if backend == "simulate":
         check("backend", backend, not settings, f"'tcp' with --{next(iter(settings), '')}")
-        return {}
-    return {"tcp": _tcp_config(**settings)} if backend == "tcp" else {"rpc": _rpc_config(place, **settings)}
+        return None
+    return _tcp_config(**settings) if backend == "tcp" else _rpc_config(place, **settings)
 
 
-def _announce(server: RpcConfig | TcpConfig | None, workers: int) -> None:
+def _announce(server: TcpConfig | RpcConfig, workers: int) -> None:
     """Say where workers that are started elsewhere are awaited, and which peers can join."""
-    if server is None or server.spawn_workers:
-        return
+    from fa.training.transports.base import RpcConfig
+
     click.echo(f"awaiting {workers} workers at {format_address(server.host, server.port)}", err=True)
-    if server.description()["name"] == "rpc":
+    if isinstance(server, RpcConfig):
         click.echo("RPC executes what any peer sends: use --backend tcp outside of private networks", err=True)
-    elif getattr(server, "keys", None) is None:
+    elif server.keys is None:
         click.echo("without --keys: loopback only, and workers of this user only", err=True)
 
 
@@ -208,39 +206,7 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         settings["augmentation"] = read(recipe_path(settings["augmentation"])).options
     settings["attack_options"] = _attack_options(settings.pop("attack_options", ()))
     _check_default(settings)
-    config = TrainConfig(rule_options=options, **settings)
-    size = _train_size(config)
-    if size is None:
-        return config
-    epoch = config.epoch_length(size)
-    if "evaluate_every" not in settings:
-        config = dataclasses.replace(config, evaluate_every=min(epoch, max(1, config.iterations // LEAST_POINTS)))
-    if "lr_decay_epochs" in settings:
-        return config
-    least = -(-LEAST_DECAY_ITERATIONS // epoch)
-    return dataclasses.replace(config, lr_decay_epochs=max(config.lr_decay_epochs, least))
-
-
-def _train_size(config: TrainConfig) -> int | None:
-    """Return the number of training images of a data set with a name, and None for a folder."""
-    from fa.data.registry import REGISTRY
-
-    entry = REGISTRY.get(config.dataset)
-    return None if entry is None else entry.train - round(config.validation * entry.train)
-
-
-def schedule(config: TrainConfig) -> str:
-    """Describe the learning-rate schedule.
-
-    Args:
-        config: The run's configuration.
-
-    Returns:
-        A phrase such as "learning rate 0.2, times 0.2 every 52 epochs (260 iterations)".
-    """
-    size = _train_size(config)
-    iterations = "" if size is None else f" ({config.lr_decay_epochs * config.epoch_length(size)} iterations)"
-    return f"learning rate {config.lr:g}, times {config.lr_decay:g} every {config.lr_decay_epochs} epochs{iterations}"
+    return TrainConfig(rule_options=options, **settings)
 
 
 def _attack_options(texts: Sequence[str]) -> dict[str, Any]:
@@ -309,7 +275,9 @@ def _report(run: Run, out: Path | None) -> None:
         f"{config.rule}, {config.workers} workers, {config.byzantine} Byzantine ({config.attack}), "
         f"{config.model} on {config.dataset}, seed {config.seed}"
     )
-    click.echo(schedule(config))
+    if run.schedule is not None:
+        every = f"{run.schedule.decay_epochs} epochs ({run.schedule.decay_every} iterations)"
+        click.echo(f"learning rate {config.lr:g}, times {config.lr_decay:g} every {every}")
     kind = "validation" if config.validation else "test"
     click.echo(
         f"{kind} accuracy {last.test_accuracy:.4f}, train loss {last.train_loss:.4g} after {last.iteration} iterations "

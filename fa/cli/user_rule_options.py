@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from fa.cli.help_texts import ATTACK
 from fa.experiments import ALL, figure_module
 from fa.experiments.runs.profiles import PROFILES
 
 _RULE = "Rule to add as a curve: FILE.py:NAME, byzfl:NAME, or an entry point; may be repeated."
-_ATTACK = "Attack that replaces the figure's: FILE.py:NAME, byzfl:NAME, or a name in docs/training.md."
+_ATTACK = f"Attack that replaces the figure's: {ATTACK}"
 
 rule_option = click.option("--rule", "rules", multiple=True, metavar="NAME", help=_RULE)
 profile_option = click.option(

@@ -138,7 +138,14 @@ def solve(
     gradients, counts, gram = measure_groups(G)
     check_dims(dims, gram.p)
     options = irls.Options(
-        dims[-1], lam, a=a, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed, worker_weights=worker_weights
+        m=dims[-1],
+        lam=lam,
+        a=a,
+        tol=tol,
+        max_iter=max_iter,
+        restarts=restarts,
+        seed=seed,
+        worker_weights=worker_weights,
     )
     return solve_gram(gram, dims, options, gradients, start, counts)
 

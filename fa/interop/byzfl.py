@@ -82,7 +82,7 @@ class ByzFLRule(Rule):
         Raises:
             ValueError: ByzFL rejects an option.
         """
-        columns = mixed.apply_to(G) if self.steps else G
+        columns = mixed.apply_to(G) if self.preaggregator_names else G
         aggregator = self._aggregator()
         # CAF and SMEA draw from the global generators.
         with fork_global_rng(derive_seed("byzfl", self.seed, 0, 0), columns.device):

@@ -27,7 +27,7 @@ REGULARIZERS = ("pairwise", *regularizers.NAMES)
 """Names of the regularizers."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
     """Options of `solve` that do not depend on the gradients.
 

@@ -127,7 +127,18 @@ def solve(
 
     Source: the paper, eq. 5 and sections 2.2 and 2.3.
     """
-    options = Options(m, lam, regularizer, a, tol, max_iter, restarts, seed, worker_weights, group_term)
+    options = Options(
+        m=m,
+        lam=lam,
+        regularizer=regularizer,
+        a=a,
+        tol=tol,
+        max_iter=max_iter,
+        restarts=restarts,
+        seed=seed,
+        worker_weights=worker_weights,
+        group_term=group_term,
+    )
     gradients, counts, gram = measure_groups(G)
     if not options.leaves_span:
         return solve_gram(gram, options, gradients, formulation, start, counts)

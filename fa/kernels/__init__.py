@@ -119,37 +119,38 @@ def combine(G: Tensor, weights: np.ndarray, out: Tensor | None = None) -> tuple[
         The sum (n,), in G's dtype and on its device, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     if G.device.type != "cpu":
-        d, bad = _passes(G).combine(G, torch.from_numpy(weights))
-        return _placed(d, out), bad.cpu().numpy()
+        d, not_finite = _passes(G).combine(G, torch.from_numpy(weights))
+        return _placed(d, out), not_finite.cpu().numpy()
     from fa.kernels import cpu
 
     return _by_pieces(G, lambda piece, d: cpu.combine(piece, weights, d), out)
 
 
 def order_statistic(
-    G: Tensor, R: np.ndarray, lo: int, hi: int, keep: int, out: Tensor | None = None
+    G: Tensor, R: np.ndarray, first: int, stop: int, nearest: int, out: Tensor | None = None
 ) -> tuple[Tensor, np.ndarray]:
     """Compute a statistic of the q sorted values of each coordinate of G^T R.
 
-    The centre is the mean of the sorted values lo .. hi - 1.
+    The centre is the mean of the sorted values first .. stop - 1.
 
     Args:
         G: Matrix (p, n).
         R: Factors (p, q) float64; rows of G at which R is zero are not read.
-        lo: First sorted value of the centre.
-        hi: Index after the last one.
-        keep: 0 for the centre, else the mean of the `keep` values nearest the centre; a tie takes the smaller value.
+        first: First sorted value of the centre.
+        stop: Index after the last one.
+        nearest: 0 for the centre, else the number of values nearest the centre whose mean is taken; a tie takes the
+            smaller value.
         out: Tensor (n,) for the result; None to allocate one.
 
     Returns:
         The statistic (n,), in G's dtype and on its device, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     if G.device.type != "cpu":
-        d, bad = _passes(G).order_statistic(G, torch.from_numpy(R), lo, hi, keep)
-        return _placed(d, out), bad.cpu().numpy()
+        d, not_finite = _passes(G).order_statistic(G, torch.from_numpy(R), first, stop, nearest)
+        return _placed(d, out), not_finite.cpu().numpy()
     from fa.kernels import order_statistics
 
-    return _by_pieces(G, lambda piece, d: order_statistics.order_statistic(piece, R, lo, hi, keep, d), out)
+    return _by_pieces(G, lambda piece, d: order_statistics.order_statistic(piece, R, first, stop, nearest, d), out)
 
 
 def _passes(G: Tensor) -> Any:
@@ -216,19 +217,19 @@ def _is_one_piece(G: Tensor) -> bool:
 def _by_pieces(G: Tensor, one_pass: Pass, out: Tensor | None) -> tuple[Tensor, np.ndarray]:
     """Run a pass on each piece of the columns, and collect the rows with NaN or Inf."""
     if out is not None and not out.is_contiguous():  # The loops write to consecutive addresses.
-        d, bad = _by_pieces(G, one_pass, None)
-        return out.copy_(d), bad
+        d, not_finite = _by_pieces(G, one_pass, None)
+        return out.copy_(d), not_finite
     d = _empty(G.shape[1], G.dtype) if out is None else out
     if _is_one_piece(G):
         return d, one_pass(G.numpy(), d.numpy())
-    bad = np.zeros(G.shape[0], dtype=bool)
+    not_finite = np.zeros(G.shape[0], dtype=bool)
     for columns, piece in _pieces(G):
         own = d[columns]
         wide = torch.empty(len(own), dtype=torch.float32, device="cpu") if G.dtype in _HALF else own
-        bad |= one_pass(piece, wide.numpy())
+        not_finite |= one_pass(piece, wide.numpy())
         if wide is not own:
             own.copy_(wide)
-    return d, bad
+    return d, not_finite
 
 
 def _empty(n: int, dtype: torch.dtype) -> Tensor:

@@ -53,6 +53,19 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return dispatcher  # type: ignore[no-any-return]
 
 
+def cache_folder(loop: Any) -> str | None:
+    """Return the folder in which the machine code of a function that `jit` returned is stored.
+
+    Args:
+        loop: The function.
+
+    Returns:
+        The folder that numba has chosen, or None if no folder is writable, or numba is disabled.
+    """
+    statistics = getattr(loop, "stats", None)
+    return None if statistics is None else statistics.cache_path
+
+
 def _refusing(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that raises a ValueError, since Python cannot run these loops."""
 

@@ -5,83 +5,21 @@ results are summed in order, so that a result does not depend on the number of t
 that release the GIL and run on Python threads. numba's thread pool can neither be forked nor entered twice.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import lru_cache, reduce
 from typing import Any
 
 import numpy as np
-import torch
 
 from fa.kernels.cache import jit
 from fa.kernels.products import BLOCK, block_products, block_products_of_rows, packing_addresses, padded_rows
+from fa.kernels.rows import mark_non_finite, row_factors, whole_rows
 from fa.kernels.sums import add_rows, padded_terms
+from fa.kernels.threads import run_on_threads
 from fa.kernels.vectors import row_addresses
 
 CHUNK = 16 * BLOCK
 """Number of columns that a thread processes at a time."""
-
-_SERIAL = 1 << 19  # Number of entries of G below which one thread is faster than several.
-
-
-def run_on_threads(work: Callable[[int, int], Any], size: int) -> list[Any]:
-    """Call work(t, T) for t = 0 .. T - 1 on T threads.
-
-    Args:
-        work: Function that releases the GIL.
-        size: Number of entries that it reads; T = 1 if they are few.
-
-    Returns:
-        The results, in the order of t.
-    """
-    threads = 1 if size < _SERIAL else torch.get_num_threads()
-    if threads == 1:
-        return [work(0, 1)]
-    others: list[Future[Any]] = []
-    with ThreadPoolExecutor(threads - 1) as pool:
-        with suppress(RuntimeError):  # No further thread can start: the limit is reached, or the interpreter exits.
-            others += [pool.submit(work, t, threads) for t in range(1, threads)]
-        if others:
-            first = work(0, threads)  # Starting one more thread would take as long as a small pass.
-            return [first, *(other.result() for other in others)]
-    return [work(0, 1)]
-
-
-def whole_rows(G: np.ndarray) -> np.ndarray:
-    """View a matrix as the C-contiguous array that contains it.
-
-    The compiled loops then use the fact that the entries of a row are contiguous. Columns past n may lie outside the
-    allocated memory, so the loops do not read them.
-
-    Args:
-        G: Matrix (p, n) with contiguous rows.
-
-    Returns:
-        A view (p, stride).
-    """
-    if G.flags.c_contiguous:
-        return G
-    p, n = G.shape
-    stride = G.strides[0] // G.itemsize if p > 1 else n
-    return np.lib.stride_tricks.as_strided(G, (p, stride), (stride * G.itemsize, G.itemsize))
-
-
-def row_factors(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Return factors of rows in the rows' precision, or in float64 where float32 would underflow or overflow.
-
-    Args:
-        values: Factors, float64, of any shape.
-        dtype: Data type of the rows.
-
-    Returns:
-        The factors, of the same shape.
-    """
-    if dtype == np.float64:
-        return values
-    sizes = np.abs(values[values != 0])
-    narrow = sizes.size == 0 or (sizes.min() > 1e-30 and sizes.max() < 1e30)
-    return values.astype(dtype) if narrow else values
 
 
 def gram(G: np.ndarray, precise: bool) -> np.ndarray:
@@ -133,9 +71,9 @@ def _gram(
     parts = np.zeros((-(-n // CHUNK), p, p))
     vectors, whole = zero.dtype == G.dtype, whole_rows(G)
 
-    def work(t: int, threads: int) -> None:
+    def work(thread: int, threads: int) -> None:
         memory, packed = packing_addresses(rows[: 0 if split else None], G.itemsize)
-        _gram_chunks(whole, n, parts, t, threads, zero, vectors, rows, tiles, packed, indices, split)
+        _gram_chunks(whole, n, parts, thread, threads, zero, vectors, rows, tiles, packed, indices, split)
         del memory  # The addresses in `packed` point to it.
 
     run_on_threads(work, size)
@@ -150,14 +88,14 @@ def _groups_of_three(rows: Sequence[int]) -> list[list[int]]:
 
 
 @jit
-def _gram_chunks(G, n, parts, first, step, zero, vectors, rows, tiles, packed, indices, split):
+def _gram_chunks(G, n, parts, thread, threads, zero, vectors, rows, tiles, packed, indices, split):
     """Add the products of each chunk's blocks: of all rows or, with `split`, of the first rows with the others.
 
     With `vectors` a whole block is multiplied in vector registers, any other by `tiles`.
     """
     p = G.shape[0]
     block = np.zeros((p, p))
-    for chunk in range(first, parts.shape[0], step):
+    for chunk in range(thread, parts.shape[0], threads):
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
@@ -207,16 +145,16 @@ def squared_distances(G: np.ndarray) -> np.ndarray:
     """
     p, n = G.shape
     parts = np.zeros((-(-n // CHUNK), p, p))
-    run_on_threads(lambda t, threads: _distance_chunks(whole_rows(G), n, parts, t, threads), G.size)
+    run_on_threads(lambda thread, threads: _distance_chunks(whole_rows(G), n, parts, thread, threads), G.size)
     D2: np.ndarray = parts.sum(axis=0)
     return D2
 
 
 @jit
-def _distance_chunks(G, n, parts, first, step):
-    """Add the squared distances of every `step`-th chunk to `parts`."""
+def _distance_chunks(G, n, parts, thread, threads):
+    """Add the squared distances of every `threads`-th chunk to `parts`."""
     p = G.shape[0]
-    for chunk in range(first, parts.shape[0], step):
+    for chunk in range(thread, parts.shape[0], threads):
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
@@ -249,12 +187,12 @@ def combine(G: np.ndarray, weights: np.ndarray, d: np.ndarray) -> np.ndarray:
     if factors.dtype != G.dtype:
         return _combine_in_float64(G, rows, factors, d)
     G = whole_rows(G)
-    return reduce(np.logical_or, run_on_threads(lambda t, T: _combine_chunks(G, rows, factors, d, t, T), G.size))
+    return reduce(np.logical_or, run_on_threads(lambda *share: _combine_chunks(G, rows, factors, d, *share), G.size))
 
 
 def _combine_in_float64(G: np.ndarray, rows: np.ndarray, factors: np.ndarray, d: np.ndarray) -> np.ndarray:
     """Write the sum of float32 rows with factors that float32 cannot hold; return which rows hold NaN or Inf."""
-    bad = np.zeros(len(G), np.bool_)
+    not_finite = np.zeros(len(G), np.bool_)
     for lo in range(0, d.size, CHUNK):
         part = G[rows, lo : lo + CHUNK].astype(np.float64)
         total = np.zeros(part.shape[1])
@@ -263,37 +201,20 @@ def _combine_in_float64(G: np.ndarray, rows: np.ndarray, factors: np.ndarray, d:
                 total += factor * row
             d[lo : lo + CHUNK] = total
         if not np.isfinite(d[lo : lo + CHUNK]).all():
-            bad[rows] |= ~np.isfinite(part).all(axis=1)
-    return bad
+            not_finite[rows] |= ~np.isfinite(part).all(axis=1)
+    return not_finite
 
 
 @jit
-def _combine_chunks(G, rows, weights, d, first, step):
-    """Write every `step`-th chunk of the sum; return which rows hold NaN or Inf."""
+def _combine_chunks(G, rows, weights, d, thread, threads):
+    """Write every `threads`-th chunk of the sum; return which rows hold NaN or Inf."""
     p, n = G.shape[0], d.size
-    bad = np.zeros(p, np.bool_)
+    not_finite = np.zeros(p, np.bool_)
     addresses, padded = padded_terms(G, rows, weights)
-    for chunk in range(first, -(-n // CHUNK), step):
+    for chunk in range(thread, -(-n // CHUNK), threads):
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):
             hi = min(lo + BLOCK, stop)
             if not add_rows(addresses, padded, lo, d[lo:hi]):
-                mark_non_finite(G, rows, lo, hi, bad)
-    return bad
-
-
-@jit
-def mark_non_finite(G, rows, lo, hi, bad):
-    """Set bad[i] for each of the rows that holds NaN or Inf in columns lo .. hi - 1.
-
-    Args:
-        G: Matrix (p, n).
-        rows: Indices of the rows to read.
-        lo: First column.
-        hi: Index after the last column.
-        bad: Result (p,) bool; other entries stay.
-    """
-    for i in rows:
-        for c in range(lo, hi):
-            if not np.isfinite(G[i, c]):
-                bad[i] = True
+                mark_non_finite(G, rows, lo, hi, not_finite)
+    return not_finite

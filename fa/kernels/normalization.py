@@ -7,7 +7,7 @@ so that a result does not depend on the number of threads.
 import numpy as np
 
 from fa.kernels.cache import jit
-from fa.kernels.cpu import run_on_threads
+from fa.kernels.threads import run_on_threads
 
 _GROUP = 16  # Number of rows that are added in float32.
 _CHUNK = 64 * _GROUP  # Number of rows that a thread processes at a time.
@@ -51,7 +51,7 @@ def affine(x: np.ndarray, shift: np.ndarray, scale: np.ndarray, bias: np.ndarray
         bias: Vector (C,), float32.
         out: Result (N, C), float32.
     """
-    run_on_threads(lambda t, threads: _affine(x, shift, scale, bias, out, t, threads), x.size)
+    run_on_threads(lambda thread, threads: _affine(x, shift, scale, bias, out, thread, threads), x.size)
 
 
 def affine_pair(
@@ -74,24 +74,24 @@ def affine_pair(
         bias: Vector (C,), float32.
         out: Result (N, C), float32.
     """
-    run_on_threads(lambda t, threads: _affine_pair(y, scale, x, shift, slope, bias, out, t, threads), x.size)
+    run_on_threads(lambda thread, threads: _affine_pair(y, scale, x, shift, slope, bias, out, thread, threads), x.size)
 
 
 def _sums(x: np.ndarray, y: np.ndarray, shift: np.ndarray, square: bool) -> np.ndarray:
     """Sum, over the rows, x - shift and its square if `square`, else y and y (x - shift)."""
     parts = np.zeros((-(-len(x) // _CHUNK), 2, x.shape[1]))
     loop = _square_chunks if square else _product_chunks
-    run_on_threads(lambda t, threads: loop(x, y, shift, parts, t, threads), x.size)
+    run_on_threads(lambda thread, threads: loop(x, y, shift, parts, thread, threads), x.size)
     total: np.ndarray = parts.sum(axis=0)
     return total
 
 
 @jit
-def _square_chunks(x, y, shift, parts, t, threads):
+def _square_chunks(x, y, shift, parts, thread, threads):
     """Sum x - shift and its square over the rows of every `threads`-th chunk."""
     N, C = x.shape
     first, second = np.empty(C, np.float32), np.empty(C, np.float32)
-    for chunk in range(t, len(parts), threads):
+    for chunk in range(thread, len(parts), threads):
         for start in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK), _GROUP):
             first[:] = 0
             second[:] = 0
@@ -106,11 +106,11 @@ def _square_chunks(x, y, shift, parts, t, threads):
 
 
 @jit
-def _product_chunks(x, y, shift, parts, t, threads):
+def _product_chunks(x, y, shift, parts, thread, threads):
     """Sum y and y (x - shift) over the rows of every `threads`-th chunk."""
     N, C = x.shape
     first, second = np.empty(C, np.float32), np.empty(C, np.float32)
-    for chunk in range(t, len(parts), threads):
+    for chunk in range(thread, len(parts), threads):
         for start in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK), _GROUP):
             first[:] = 0
             second[:] = 0
@@ -124,20 +124,20 @@ def _product_chunks(x, y, shift, parts, t, threads):
 
 
 @jit
-def _affine(x, shift, scale, bias, out, t, threads):
+def _affine(x, shift, scale, bias, out, thread, threads):
     """Write every `threads`-th chunk of `affine`."""
     N, C = x.shape
-    for chunk in range(t, -(-N // _CHUNK), threads):
+    for chunk in range(thread, -(-N // _CHUNK), threads):
         for i in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK)):
             for c in range(C):
                 out[i, c] = (x[i, c] - shift[c]) * scale[c] + bias[c]
 
 
 @jit
-def _affine_pair(y, scale, x, shift, slope, bias, out, t, threads):
+def _affine_pair(y, scale, x, shift, slope, bias, out, thread, threads):
     """Write every `threads`-th chunk of `affine_pair`."""
     N, C = x.shape
-    for chunk in range(t, -(-N // _CHUNK), threads):
+    for chunk in range(thread, -(-N // _CHUNK), threads):
         for i in range(chunk * _CHUNK, min(N, (chunk + 1) * _CHUNK)):
             for c in range(C):
                 out[i, c] = y[i, c] * scale[c] + (x[i, c] - shift[c]) * slope[c] + bias[c]

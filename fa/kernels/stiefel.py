@@ -8,7 +8,7 @@ import numpy as np
 
 from fa.kernels import symmetric
 from fa.kernels.cache import jit
-from fa.kernels.cpu import run_on_threads
+from fa.kernels.threads import run_on_threads
 
 
 def prox(

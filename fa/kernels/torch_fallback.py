@@ -74,7 +74,7 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         The sum (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     factors = weights.tolist()
-    bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
+    not_finite = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     d = torch.empty(G.shape[1], dtype=G.dtype, device=G.device)
     for left, chunk in _chunks(G):
         total = torch.zeros(chunk.shape[1], dtype=torch.float64, device=G.device)
@@ -83,35 +83,35 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
                 total.add_(row, alpha=factor)
         d[left : left + len(total)] = total.to(G.dtype)
         if not torch.isfinite(total).all():  # NaN and Inf of a row remain in the sum.
-            bad |= _not_finite(chunk) & (weights != 0).to(G.device)
-    return d, bad
+            not_finite |= _not_finite(chunk) & (weights != 0).to(G.device)
+    return d, not_finite
 
 
-def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[Tensor, Tensor]:
+def order_statistic(G: Tensor, R: Tensor, first: int, stop: int, nearest: int) -> tuple[Tensor, Tensor]:
     """Compute a statistic of each coordinate, as `fa.kernels.order_statistic` does.
 
     Args:
         G: Matrix (p, n).
         R: Factors (p, q) float64, on the CPU.
-        lo: First sorted value of the centre.
-        hi: Index after the last one.
-        keep: 0 for the centre, else the number of values nearest the centre.
+        first: First sorted value of the centre.
+        stop: Index after the last one.
+        nearest: 0 for the centre, else the number of values nearest the centre.
 
     Returns:
         The statistic (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     rows = torch.nonzero(R.any(dim=1)).flatten()
     factors, rows = R[rows].T.to(G.device), rows.to(G.device)
-    bad = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
+    not_finite = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
     d = torch.empty(G.shape[1], dtype=G.dtype, device=G.device)
     selects, selection = is_selection(R), R.argmax(dim=0).to(G.device)
     wide = torch.promote_types(G.dtype, torch.float32)
     for left, chunk in _chunks(G):
         X = chunk[rows]
         columns = chunk[selection].to(wide) if selects else (factors @ X.double()).to(wide)
-        d[left : left + X.shape[1]] = _statistic(_sorted(columns), lo, hi, keep).to(G.dtype)
-        bad[rows] |= _not_finite(X)
-    return d, bad
+        d[left : left + X.shape[1]] = _statistic(_sorted(columns), first, stop, nearest).to(G.dtype)
+        not_finite[rows] |= _not_finite(X)
+    return d, not_finite
 
 
 def is_selection(R: Tensor) -> bool:
@@ -132,12 +132,12 @@ def _sorted(columns: Tensor) -> Tensor:
     return columns
 
 
-def _statistic(ordered: Tensor, lo: int, hi: int, keep: int) -> Tensor:
+def _statistic(ordered: Tensor, first: int, stop: int, nearest: int) -> Tensor:
     """Compute the statistic of sorted values (q, n)."""
-    centre = ordered[lo:hi].mean(dim=0)
+    centre = ordered[first:stop].mean(dim=0)
     q = ordered.shape[0]
-    if keep == 0:
+    if nearest == 0:
         return centre
-    start = (centre - ordered[: q - keep] > ordered[keep:] - centre).sum(dim=0)
-    window = start + torch.arange(keep, device=ordered.device)[:, None]
+    start = (centre - ordered[: q - nearest] > ordered[nearest:] - centre).sum(dim=0)
+    window = start + torch.arange(nearest, device=ordered.device)[:, None]
     return ordered.gather(0, window).mean(dim=0)

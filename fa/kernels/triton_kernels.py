@@ -37,7 +37,7 @@ def gram(G, stride, p, n, parts, P: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def combine(G, stride, n, rows, weights, count, d, bad, NARROW: tl.constexpr, WIDTH: tl.constexpr):
+def combine(G, stride, n, rows, weights, count, d, not_finite, NARROW: tl.constexpr, WIDTH: tl.constexpr):
     """Compute the weighted sum of rows in float64. Each program computes WIDTH columns.
 
     Args:
@@ -48,7 +48,7 @@ def combine(G, stride, n, rows, weights, count, d, bad, NARROW: tl.constexpr, WI
         weights: Their weights (count,), float64.
         count: Number of rows.
         d: Result (n,), in G's dtype.
-        bad: Flag (1,), int32, set to 1 if an entry of the sum is NaN or Inf.
+        not_finite: Flag (1,), int32, set to 1 if an entry of the sum is NaN or Inf.
         NARROW: Type to which the sum is rounded before it is converted to that of d: float64 or float32.
         WIDTH: Number of columns of a program, a power of two.
     """
@@ -60,7 +60,7 @@ def combine(G, stride, n, rows, weights, count, d, bad, NARROW: tl.constexpr, WI
             start = G + tl.load(rows + first + k, mask=present, other=0) * stride
             value = tl.load(start + columns, mask=present & (columns < n), other=0.0).to(tl.float64)
             total += tl.load(weights + first + k, mask=present, other=0.0) * value
-    tl.store(bad + tl.full((WIDTH,), 0, tl.int32), 1, mask=total - total != 0)
+    tl.store(not_finite + tl.full((WIDTH,), 0, tl.int32), 1, mask=total - total != 0)
     tl.store(d + columns, total.to(NARROW).to(d.dtype.element_ty), mask=columns < n)
 
 
@@ -78,11 +78,11 @@ def order_statistic(
     n,
     rows,
     d,
-    bad,
+    not_finite,
     q: tl.constexpr,
-    lo: tl.constexpr,
-    hi: tl.constexpr,
-    keep: tl.constexpr,
+    first: tl.constexpr,
+    stop: tl.constexpr,
+    nearest: tl.constexpr,
     NETWORK: tl.constexpr,
     WIDE: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -97,11 +97,11 @@ def order_statistic(
         n: Number of columns.
         rows: Indices (q,) of the rows, int64.
         d: Result (n,).
-        bad: Flag (1,), int32, set to 1 if a value is NaN or Inf.
+        not_finite: Flag (1,), int32, set to 1 if a value is NaN or Inf.
         q: Number of rows.
-        lo: First sorted value of the centre.
-        hi: Index after the last one.
-        keep: 0 for the centre, else the number of values nearest the centre.
+        first: First sorted value of the centre.
+        stop: Index after the last one.
+        nearest: 0 for the centre, else the number of values nearest the centre.
         NETWORK: Pairs of `sorting_network(q)`, flattened.
         WIDE: Type of the computation: float64 or float32.
         WIDTH: Number of columns of a program, a power of two.
@@ -114,19 +114,19 @@ def order_statistic(
         value = tl.load(start + columns, mask=columns < n, other=0.0).to(WIDE)
         probe += value - value
         x = x + (value,)  # noqa: RUF005  # Triton has no starred items.
-    tl.store(bad + tl.full((WIDTH,), 0, tl.int32), 1, mask=probe != 0)
+    tl.store(not_finite + tl.full((WIDTH,), 0, tl.int32), 1, mask=probe != 0)
     for pair in tl.static_range(len(NETWORK) // 2):
         x = _exchange(x, NETWORK[2 * pair], NETWORK[2 * pair + 1])
     centre = tl.full((WIDTH,), 0, WIDE)
-    for k in tl.static_range(lo, hi):
+    for k in tl.static_range(first, stop):
         centre += x[k]
-    centre /= hi - lo
-    if keep > 0:
-        first = tl.full((WIDTH,), 0, tl.int32)  # First value of the window of `keep` values nearest the centre.
-        for k in tl.static_range(q - keep):
-            first += (centre - x[k] > x[k + keep] - centre).to(tl.int32)
+    centre /= stop - first
+    if nearest > 0:
+        window = tl.full((WIDTH,), 0, tl.int32)  # First of the `nearest` values nearest the centre.
+        for k in tl.static_range(q - nearest):
+            window += (centre - x[k] > x[k + nearest] - centre).to(tl.int32)
         total = tl.full((WIDTH,), 0, WIDE)
         for k in tl.static_range(q):
-            total += tl.where((first <= k) & (k < first + keep), x[k], 0.0)
-        centre = total / keep
+            total += tl.where((window <= k) & (k < window + nearest), x[k], 0.0)
+        centre = total / nearest
     tl.store(d + columns, centre.to(d.dtype.element_ty), mask=columns < n)

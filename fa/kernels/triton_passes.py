@@ -81,45 +81,45 @@ def combine(G: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     n = G.shape[1]
     rows = weights.nonzero().flatten()
     indices, factors = rows.to(G.device), weights[rows].to(G.device)
-    d, bad = torch.empty(n, dtype=G.dtype, device=G.device), _flag(G)
+    d, not_finite = torch.empty(n, dtype=G.dtype, device=G.device), _flag(G)
     narrow = tl.float64 if G.dtype == torch.float64 else tl.float32
     triton_kernels.combine[(triton.cdiv(n, _SUM_WIDTH),)](
-        G, G.stride(0), n, indices, factors, len(rows), d, bad, NARROW=narrow, WIDTH=_SUM_WIDTH
+        G, G.stride(0), n, indices, factors, len(rows), d, not_finite, NARROW=narrow, WIDTH=_SUM_WIDTH
     )
-    return d, _bad_rows(G, rows, bad)
+    return d, _rows_not_finite(G, rows, not_finite)
 
 
 @_on_its_device
-def order_statistic(G: Tensor, R: Tensor, lo: int, hi: int, keep: int) -> tuple[Tensor, Tensor]:
+def order_statistic(G: Tensor, R: Tensor, first: int, stop: int, nearest: int) -> tuple[Tensor, Tensor]:
     """Compute a statistic of each coordinate; see `fa.kernels.order_statistic`.
 
     Args:
         G: Matrix (p, n) with contiguous rows.
         R: Factors (p, q) float64, on the CPU. `torch_fallback` computes more than `MOST_SORTED` columns.
-        lo: First sorted value of the centre.
-        hi: Index after the last one.
-        keep: 0 for the centre, else the number of values nearest the centre.
+        first: First sorted value of the centre.
+        stop: Index after the last one.
+        nearest: 0 for the centre, else the number of values nearest the centre.
 
     Returns:
         The statistic (n,), in G's dtype, and which rows that were read hold NaN or Inf, (p,) bool.
     """
     if R.shape[1] > MOST_SORTED:
-        return torch_fallback.order_statistic(G, R, lo, hi, keep)
-    d, bad = torch.empty(G.shape[1], dtype=G.dtype, device=G.device), _flag(G)
+        return torch_fallback.order_statistic(G, R, first, stop, nearest)
+    d, not_finite = torch.empty(G.shape[1], dtype=G.dtype, device=G.device), _flag(G)
     rows = torch.nonzero(R.any(dim=1)).flatten()
     if torch_fallback.is_selection(R):
-        _launch_order(G, R.argmax(dim=0), d, bad, lo, hi, keep)
-        return d, _bad_rows(G, rows, bad)
+        _launch_order(G, R.argmax(dim=0), d, not_finite, first, stop, nearest)
+        return d, _rows_not_finite(G, rows, not_finite)
     indices, factors = rows.to(G.device), R[rows].T.to(G.device)
     width = max(1, _ENTRIES // max(1, len(rows)))
     for left in range(0, G.shape[1], width):
         values = factors @ G[indices, left : left + width].double()
         values = values.to(torch.promote_types(G.dtype, torch.float32))
-        _launch_order(values, torch.arange(len(values)), d[left : left + width], bad, lo, hi, keep)
-    return d, _bad_rows(G, rows, bad)
+        _launch_order(values, torch.arange(len(values)), d[left : left + width], not_finite, first, stop, nearest)
+    return d, _rows_not_finite(G, rows, not_finite)
 
 
-def _launch_order(G: Tensor, rows: Tensor, d: Tensor, bad: Tensor, lo: int, hi: int, keep: int) -> None:
+def _launch_order(G: Tensor, rows: Tensor, d: Tensor, not_finite: Tensor, first: int, stop: int, nearest: int) -> None:
     """Write the statistic of these rows of G to d."""
     q, n = len(rows), G.shape[1]
     width = next(width for most, width in _SORT_WIDTHS if q <= most)
@@ -129,7 +129,7 @@ def _launch_order(G: Tensor, rows: Tensor, d: Tensor, bad: Tensor, lo: int, hi: 
         "WIDTH": width,
     }
     triton_kernels.order_statistic[(triton.cdiv(n, width),)](
-        G, G.stride(0), n, rows.to(G.device), d, bad, q=q, lo=lo, hi=hi, keep=keep, **settings
+        G, G.stride(0), n, rows.to(G.device), d, not_finite, q=q, first=first, stop=stop, nearest=nearest, **settings
     )
 
 
@@ -137,10 +137,10 @@ def _flag(G: Tensor) -> Tensor:
     return torch.zeros(1, dtype=torch.int32, device=G.device)
 
 
-def _bad_rows(G: Tensor, rows: Tensor, bad: Tensor) -> Tensor:
+def _rows_not_finite(G: Tensor, rows: Tensor, found: Tensor) -> Tensor:
     """Return which rows that were read hold NaN or Inf; without a further pass if the kernel has seen none."""
     not_finite = torch.zeros(G.shape[0], dtype=torch.bool, device=G.device)
-    if bad.item():
+    if found.item():
         for row in rows.tolist():
             not_finite[row] = ~torch.isfinite(G[row]).all()
     return not_finite

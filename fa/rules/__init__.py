@@ -97,10 +97,10 @@ def _trap(name: str, rule: Rule, options: dict[str, Any]) -> str:
     if "f" not in options and rule.depends_on_f:
         return f"f must be set for rule {name!r} to tolerate Byzantine workers, got none. f=0 stops this warning."
     if isinstance(rule, FlagAggregator) and rule.follows_norms:
-        cure = ", ".join(map(repr, (*rule.steps, "median_norm")))
+        names = rule.preaggregator_names
         return (
-            f"preaggregators must bound norms for rule {name!r} to tolerate long Byzantine gradients, got {rule.steps}"
-            f". They replace the default; ({cure}) keeps it."
+            f"preaggregators must bound norms for rule {name!r} to tolerate long Byzantine gradients, got {names}. "
+            f"They replace the default; {(*names, 'median_norm')} keeps it."
         )
     return ""
 

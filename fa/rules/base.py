@@ -16,7 +16,7 @@ from fa.gradients.measurement import measure
 from fa.rules.application import apply_to_blocks, check_out, overlap
 from fa.rules.decision import Aggregate, ColumnDecision, Decision, check_column_decision, to_worker_decision
 from fa.rules.options import RuleOptions
-from fa.rules.preaggregators import MixedGradients, StepContext, apply_preaggregators
+from fa.rules.preaggregators import MixedGradients, PreaggregatorContext, apply_preaggregators
 from fa.utils import plugins
 from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
@@ -176,7 +176,7 @@ class Rule(RuleOptions, ABC):
         """
         if self.direction_outside_span or self.needs_coordinate_count:
             return None
-        mixed = apply_preaggregators(gram, self.steps, StepContext(self.f, self.seed, iteration))
+        mixed = apply_preaggregators(gram, self.preaggregator_names, PreaggregatorContext(self.f, self.seed, iteration))
         rule = self.for_rows(range(gram.p), gram.p).for_iteration(iteration)
         weights = rule.decide(mixed.gram).weights
         return None if weights is None else mixed.R @ weights
@@ -186,7 +186,8 @@ class Rule(RuleOptions, ABC):
         """Decide in Gram space, with the options adjusted for workers whose gradients are not finite."""
         rows = finite.nonzero()[0]
         rule = self.for_rows(rows.tolist(), gram.p).adjusted_for_missing(gram.p - rows.size, rows.size)
-        mixed = apply_preaggregators(gram.without(~finite), rule.steps, StepContext(rule.f, rule.seed, iteration))
+        context = PreaggregatorContext(rule.f, rule.seed, iteration)
+        mixed = apply_preaggregators(gram.without(~finite), rule.preaggregator_names, context)
         rule = rule.for_iteration(iteration)
         with plugins.attribute_errors_to_plugin("rule"):
             if rule.direction_outside_span:

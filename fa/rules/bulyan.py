@@ -13,7 +13,7 @@ from fa.rules.application import OrderStatistic
 from fa.rules.coordinate import median_range
 from fa.rules.decision import ColumnDecision
 from fa.rules.krum import ScoredRule
-from fa.rules.krum_scores import Scoring, bulyan_selection, released_bulyan_averages
+from fa.rules.krum_scores import bulyan_selection, released_bulyan_averages
 from fa.rules.preaggregators import column_counts
 from fa.utils.validation import check, check_min_workers, check_one_of
 
@@ -38,7 +38,7 @@ class Bulyan(ScoredRule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("formulation", self.formulation, FORMULATIONS)
-        default = self.formulation == "paper" or self.scoring == Scoring()
+        default = self.formulation == "paper" or (self.neighbours, self.distance) == ("p-f-2", "squared")
         check("formulation", self.formulation, default, "'paper' with other neighbours or distance than the default")
 
     def check_workers(self, p: int, remark: str = "") -> None:
@@ -53,7 +53,8 @@ class Bulyan(ScoredRule):
         """
         super().check_workers(p, remark)
         if self.formulation == "released":
-            check_min_workers(self.name, column_counts(self.steps, p, self.f)[-1], self.f, *self.min_workers, remark)
+            q = column_counts(self.preaggregator_names, p, self.f)[-1]
+            check_min_workers(self.name, q, self.f, *self.min_workers, remark)
 
     def decide(self, gram: Gram) -> ColumnDecision:
         if self.formulation == "released":
@@ -62,7 +63,7 @@ class Bulyan(ScoredRule):
             middle = (count - 1) // 2
             statistic = OrderStatistic(middle, middle + 1, nearest=count - 2 * self.f)
             return ColumnDecision(statistic=statistic, combinations=averages, reason="not among the best scores")
-        columns = bulyan_selection(gram, self.f, self.scoring)
+        columns = bulyan_selection(gram, self.f, self.neighbours, self.distance)
         theta = len(columns)
         statistic = OrderStatistic(*median_range(theta), nearest=theta - 2 * self.f)
         return ColumnDecision(statistic=statistic, columns=columns, reason=f"not among the {theta} that Krum picked")

@@ -13,7 +13,7 @@ from fa.flags.nested import check_dims
 from fa.irls import DEFAULTS
 from fa.irls.worker_weights import read_weights
 from fa.rules.options import RuleOptions
-from fa.rules.preaggregators import make_step
+from fa.rules.preaggregators import make_preaggregator
 from fa.utils.seeds import derive_seed
 from fa.utils.validation import check, check_integer, check_one_of
 
@@ -32,7 +32,7 @@ class FlagOptions(RuleOptions):
         m: Number of columns of Y. None: ceil((p + 1)/2).
         lam: Weight of the regularizer.
         regularizer: A name in `fa.irls.REGULARIZERS`.
-        a: Parameter of the prior in eq. 5.
+        a: Inverse of the power in eq. 5, at least 1.
         tol: Change of the smoothed objective below which IRLS stops.
         max_iter: Maximum number of IRLS steps. None: 5, or 1 with formulation="released".
         formulation: "paper" is eq. 5, where a gradient's weight depends on its norm. It is robust with
@@ -137,8 +137,17 @@ class FlagOptions(RuleOptions):
     def irls_options(self) -> irls.Options:
         """Options of IRLS."""
         assert self.max_iter is not None  # by __post_init__
-        settings = self.m, self.lam, self.regularizer, self.a, self.tol, self.max_iter
-        return irls.Options(*settings, seed=self.seed, worker_weights=self.worker_weights, group_term=self.group_term)
+        return irls.Options(
+            m=self.m,
+            lam=self.lam,
+            regularizer=self.regularizer,
+            a=self.a,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            seed=self.seed,
+            worker_weights=self.worker_weights,
+            group_term=self.group_term,
+        )
 
     @cached_property
     def hint_count(self) -> int:
@@ -158,8 +167,9 @@ class FlagOptions(RuleOptions):
     @property
     def follows_norms(self) -> bool:
         """True if pre-aggregators stand in the default's place, and a gradient's weight may grow with its norm."""
-        bounded = self.formulation == "released" or any(make_step(name).bounds_norms for name in self.steps)
-        return bool(self.steps) and not bounded
+        names = self.preaggregator_names
+        bounded = self.formulation == "released" or any(make_preaggregator(name).bounds_norms for name in names)
+        return bool(names) and not bounded
 
     @property
     def direction_outside_span(self) -> bool:
@@ -195,7 +205,7 @@ class FlagOptions(RuleOptions):
         counts = self.counts(p)
         if self.worker_weights is not None:
             read_weights(self.worker_weights, len(counts))
-        mixing = [name for name in self.steps if not make_step(name).keeps_workers]
+        mixing = [name for name in self.preaggregator_names if not make_preaggregator(name).keeps_workers]
         requirement = "ones that neither choose nor mix workers, with worker_weights or gradients_per_worker"
         check("preaggregators", mixing, not mixing, requirement)
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 from fa.gradients.gram import Gram
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
-from fa.rules.krum_scores import Scoring, lowest_scores
-from fa.utils.validation import check_integer
+from fa.rules.krum_scores import DISTANCES, NEIGHBOURS, lowest_scores
+from fa.utils.validation import check_integer, check_one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,15 +29,11 @@ class ScoredRule(Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.scoring  # checks its options
-
-    @property
-    def scoring(self) -> Scoring:
-        """Definition of the scores."""
-        return Scoring(self.neighbours, self.distance)
+        check_one_of("neighbours", self.neighbours, NEIGHBOURS)
+        check_one_of("distance", self.distance, DISTANCES)
 
     def _mean_of_lowest(self, gram: Gram, count: int) -> ColumnDecision:
-        columns = lowest_scores(gram, self.f, count, self.scoring)
+        columns = lowest_scores(gram, self.f, count, self.neighbours, self.distance)
         return ColumnDecision.mean_of(columns, gram.p, f"not among the {count} best scores")
 
 

@@ -3,13 +3,10 @@
 Source: Blanchard et al., Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent, NIPS 2017.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from jaxtyping import Float64, Int
 
 from fa.gradients.gram import Gram, Square
-from fa.utils.validation import check_one_of
 
 NEIGHBOURS = ("p-f-2", "p-f-1")
 DISTANCES = ("squared", "plain")
@@ -30,53 +27,32 @@ def krum_scores(D2: Square, neighbours: int) -> Float64[np.ndarray, " p"]:
     return scores
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """A definition of Krum's score.
-
-    Attributes:
-        neighbours: Number of neighbours, "p-f-2" or "p-f-1"; at least one.
-        distance: "squared" for the sum of squared distances, "plain" for the sum of distances.
-    """
-
-    neighbours: str = "p-f-2"
-    distance: str = "squared"
-
-    def __post_init__(self) -> None:
-        check_one_of("neighbours", self.neighbours, NEIGHBOURS)
-        check_one_of("distance", self.distance, DISTANCES)
-
-    def scores(self, D2: Square, f: int) -> Float64[np.ndarray, " p"]:
-        """Compute the scores of p gradients from their squared distances D2 (p, p).
-
-        Args:
-            D2: Squared distances (p, p).
-            f: Number of Byzantine workers to tolerate.
-
-        Returns:
-            The scores (p,).
-        """
-        count = len(D2) - f - (2 if self.neighbours == "p-f-2" else 1)
-        return krum_scores(D2 if self.distance == "squared" else np.sqrt(D2), max(1, count))
+def _scores(D2: Square, f: int, neighbours: str, distance: str) -> Float64[np.ndarray, " p"]:
+    """Compute the scores by the definition that `lowest_scores` describes."""
+    count = len(D2) - f - (2 if neighbours == "p-f-2" else 1)
+    return krum_scores(D2 if distance == "squared" else np.sqrt(D2), max(1, count))
 
 
-def lowest_scores(gram: Gram, f: int, count: int, scoring: Scoring = Scoring()) -> Int[np.ndarray, " q"]:
+def lowest_scores(
+    gram: Gram, f: int, count: int, neighbours: str = "p-f-2", distance: str = "squared"
+) -> Int[np.ndarray, " q"]:
     """Select the rows of lowest score. Of equal scores, the first row's is taken.
 
     Args:
         gram: Gram matrix of p gradients.
         f: Number of Byzantine workers to tolerate.
         count: Number of rows to select.
-        scoring: Definition of the score.
+        neighbours: Number of neighbours in a score, "p-f-2" or "p-f-1"; at least one.
+        distance: "squared" for scores that are sums of squared distances, "plain" for sums of distances.
 
     Returns:
         The rows in ascending order.
     """
-    order = np.argsort(scoring.scores(gram.D2, f), kind="stable")
+    order = np.argsort(_scores(gram.D2, f, neighbours, distance), kind="stable")
     return np.sort(order[:count])
 
 
-def bulyan_selection(gram: Gram, f: int, scoring: Scoring = Scoring()) -> tuple[int, ...]:
+def bulyan_selection(gram: Gram, f: int, neighbours: str = "p-f-2", distance: str = "squared") -> tuple[int, ...]:
     """Select p - 2f rows with Krum, one after another.
 
     Each selection scores the p' rows that remain by their p' - f - 2 nearest neighbours, at least one.
@@ -84,7 +60,8 @@ def bulyan_selection(gram: Gram, f: int, scoring: Scoring = Scoring()) -> tuple[
     Args:
         gram: Gram matrix of p gradients.
         f: Number of Byzantine workers to tolerate.
-        scoring: Definition of the score, with p' instead of p.
+        neighbours: As for `lowest_scores`, with p' instead of p.
+        distance: As for `lowest_scores`.
 
     Returns:
         The rows in ascending order.
@@ -94,7 +71,7 @@ def bulyan_selection(gram: Gram, f: int, scoring: Scoring = Scoring()) -> tuple[
     remaining = list(range(gram.p))
     selected: list[int] = []
     for _ in range(gram.p - 2 * f):
-        scores = scoring.scores(gram.D2[np.ix_(remaining, remaining)], f)
+        scores = _scores(gram.D2[np.ix_(remaining, remaining)], f, neighbours, distance)
         selected.append(remaining.pop(int(np.argmin(scores))))
     return tuple(sorted(selected))
 

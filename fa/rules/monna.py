@@ -52,8 +52,9 @@ class MoNNA(Rule):
             ValueError: p is too small, a pre-aggregator drops or mixes gradients, or `reference` is not a rank.
         """
         super().check_workers(p, remark)
-        same = column_counts(self.steps, p, self.f)[-1] == p
-        check("preaggregators", self.steps, same, "ones that keep all gradients, as `reference` is one of them")
+        names = self.preaggregator_names
+        same = column_counts(names, p, self.f)[-1] == p
+        check("preaggregators", names, same, "ones that keep all gradients, as `reference` is one of them")
         self._check_reference(p)
 
     def _check_reference(self, p: int) -> None:

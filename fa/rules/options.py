@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 from fa.rules.decision import NOT_FINITE
-from fa.rules.preaggregators import Step, column_counts, make_step
+from fa.rules.preaggregators import Preaggregator, column_counts, make_preaggregator
 from fa.utils import plugins
 from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers
 
@@ -20,8 +20,8 @@ class RuleOptions:
 
     Attributes:
         f: Number of Byzantine workers to tolerate.
-        preaggregators: Names in `fa.rules.preaggregators.STEPS`, applied in this order. A value may follow a name, as
-            in "clip:2.0". None: the rule's default.
+        preaggregators: Names in `fa.rules.preaggregators.PREAGGREGATORS`, applied in this order. A value may follow a
+            name, as in "clip:2.0". None: the rule's default.
         seed: Seed of what the rule and its pre-aggregators draw, as "bucketing" does.
         strict: True to raise an error if p is too small for the theorems of the rule and its pre-aggregators. False to
             warn, as long as the rule can be computed.
@@ -51,8 +51,8 @@ class RuleOptions:
         names: Any = () if self.preaggregators is None else self.preaggregators
         check("preaggregators", names, isinstance(names, Sequence), "a sequence of names")
         object.__setattr__(self, "preaggregators", (names,) if isinstance(names, str) else tuple(names))
-        for name in self.steps:
-            make_step(name)  # checks it
+        for name in self.preaggregator_names:
+            make_preaggregator(name)  # checks it
         check("strict", self.strict, isinstance(self.strict, bool), "True or False")
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -63,19 +63,19 @@ class RuleOptions:
         return _restore, (spec, {option.name: getattr(self, option.name) for option in fields(self)})
 
     @property
-    def steps(self) -> tuple[str, ...]:
+    def preaggregator_names(self) -> tuple[str, ...]:
         """Names of the pre-aggregators."""
         return tuple(self.preaggregators or ())
 
     @property
     def needs_gram(self) -> bool:
         """Whether the rule or one of its pre-aggregators reads the Gram matrix."""
-        return self.reads_gram or bool(self.steps)
+        return self.reads_gram or bool(self.preaggregator_names)
 
     @property
     def depends_on_f(self) -> bool:
         """Whether the direction depends on f, in the rule or in one of its pre-aggregators."""
-        return self.uses_f or any(make_step(name).min_workers[0] > 0 for name in self.steps)
+        return self.uses_f or any(make_preaggregator(name).min_workers[0] > 0 for name in self.preaggregator_names)
 
     def check_workers(self, p: int, remark: str = "") -> None:
         """Check that p gradients are enough.
@@ -88,11 +88,11 @@ class RuleOptions:
             TooFewWorkersError: p is too small for a pre-aggregator, or for the rule after them.
             ValueError: The option of `column_count_option` is too large.
         """
-        *counts, q = column_counts(self.steps, p, self.f)
-        for name, count in zip(self.steps, counts, strict=True):
-            step = make_step(name)
-            self._check_min_workers(f'preaggregators="{name}"', count, step.min_workers, step.least_workers, remark)
-        after = f" after {', '.join(self.steps)}" if q != p else ""
+        *counts, q = column_counts(self.preaggregator_names, p, self.f)
+        for name, count in zip(self.preaggregator_names, counts, strict=True):
+            chosen = make_preaggregator(name)
+            self._check_min_workers(f'preaggregators="{name}"', count, chosen.min_workers, chosen.least_workers, remark)
+        after = f" after {', '.join(self.preaggregator_names)}" if q != p else ""
         self._check_min_workers(self.name, q, self.min_workers, self.least_workers, after + remark)
         used = self._column_count
         if used is not None:
@@ -104,11 +104,11 @@ class RuleOptions:
         Args:
             p: Number of gradients.
         """
-        *counts, q = column_counts(self.steps, p, self.f)
-        steps = [make_step(name) for name in self.steps]
-        return self._enough(q, self) and all(map(self._enough, counts, steps))
+        *counts, q = column_counts(self.preaggregator_names, p, self.f)
+        chosen = [make_preaggregator(name) for name in self.preaggregator_names]
+        return self._enough(q, self) and all(map(self._enough, counts, chosen))
 
-    def _enough(self, p: int, what: "RuleOptions | Step") -> bool:
+    def _enough(self, p: int, what: "RuleOptions | Preaggregator") -> bool:
         """Return whether a rule or pre-aggregator can be computed of p gradients, with a guarantee if `strict`."""
         conditions = (what.min_workers,) if self.strict else (what.min_workers, what.least_workers)
         return any(p >= times * self.f + plus for times, plus in conditions)
@@ -164,7 +164,7 @@ class RuleOptions:
         if missing:
             options: dict[str, Any] = {"f": max(0, self.f - missing)}
             if self._column_count is not None:
-                q = column_counts(self.steps, p, options["f"])[-1]
+                q = column_counts(self.preaggregator_names, p, options["f"])[-1]
                 options[self.column_count_option] = max(1, min(self._column_count, q))
             rule, remark = replace(self, **options), f" ({missing} of {p + missing} excluded: {NOT_FINITE})"
         rule.check_workers(p, remark)

@@ -51,7 +51,7 @@ class MixedGradients:
 
 
 @dataclass(frozen=True)
-class StepContext:
+class PreaggregatorContext:
     """What a pre-aggregator may depend on besides the Gram matrix.
 
     Attributes:
@@ -74,7 +74,7 @@ def _best_count(p: int, f: int) -> int:
 
 
 @dataclass(frozen=True)
-class Step:
+class Preaggregator:
     """A pre-aggregator.
 
     Attributes:
@@ -82,11 +82,11 @@ class Step:
         column_count: Computes q from p and f.
         min_workers: (times, plus): it needs p >= times f + plus.
         least_workers: (times, plus) for a rule with `strict` false.
-        keeps_workers: Whether column i remains the gradient of worker i, which the step only scales or projects.
+        keeps_workers: Whether column i remains the gradient of worker i, only scaled or projected.
         bounds_norms: Whether a column's norm stays bounded however long one gradient is.
     """
 
-    apply: Callable[[Gram, StepContext], tuple[Factor, Gram]]
+    apply: Callable[[Gram, PreaggregatorContext], tuple[Factor, Gram]]
     column_count: Callable[[int, int], int] = _all_columns
     min_workers: tuple[int, int] = (0, 1)
     least_workers: tuple[int, int] = (1, 1)
@@ -94,17 +94,17 @@ class Step:
     bounds_norms: bool = False
 
 
-def apply_preaggregators(gram: Gram, names: Sequence[str], context: StepContext) -> MixedGradients:
+def apply_preaggregators(gram: Gram, names: Sequence[str], context: PreaggregatorContext) -> MixedGradients:
     """Apply pre-aggregators one after another.
 
     Args:
         gram: Gram matrix of the gradients, as many as every pre-aggregator needs.
-        names: Names as in `make_step`, the first one applied first.
+        names: Names as in `make_preaggregator`, the first one applied first.
         context: What they depend on besides.
     """
     mixed = MixedGradients(np.eye(gram.p), gram)
     for name in names:
-        factor, mixed_gram = make_step(name).apply(mixed.gram, context)
+        factor, mixed_gram = make_preaggregator(name).apply(mixed.gram, context)
         mixed = MixedGradients(mixed.R @ factor, mixed_gram)
     return mixed
 
@@ -122,7 +122,7 @@ def column_counts(names: Sequence[str], p: int, f: int) -> list[int]:
     """
     counts = [p]
     for name in names:
-        counts.append(make_step(name).column_count(counts[-1], f))
+        counts.append(make_preaggregator(name).column_count(counts[-1], f))
     return counts
 
 
@@ -137,21 +137,21 @@ def _factors_to_norm(gram: Gram, norm: float) -> PerGradient:
     return np.where(np.isfinite(factors), factors, 1.0)
 
 
-def _unit(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
+def _unit(gram: Gram, _: PreaggregatorContext) -> tuple[Factor, Gram]:
     return _scale(gram, _factors_to_norm(gram, 1.0))
 
 
-def _median_norm(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
+def _median_norm(gram: Gram, _: PreaggregatorContext) -> tuple[Factor, Gram]:
     return _scale(gram, _factors_to_norm(gram, median_nonzero(gram.norms)))
 
 
-def _clip(gram: Gram, _: StepContext, norm: float | None = None) -> tuple[Factor, Gram]:
+def _clip(gram: Gram, _: PreaggregatorContext, norm: float | None = None) -> tuple[Factor, Gram]:
     """Norms above `norm`, by default the median of the norms, are reduced to it."""
     norm = median_nonzero(gram.norms) if norm is None else norm
     return _scale(gram, np.minimum(1.0, _factors_to_norm(gram, norm)))
 
 
-def _arc(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
+def _arc(gram: Gram, context: PreaggregatorContext) -> tuple[Factor, Gram]:
     """Adaptive robust clipping: the k = floor(2 f/p (p - f)) largest norms are clipped to the next one.
 
     Source: Allouah et al., The Vital Role of Gradient Clipping in Byzantine-Resilient Distributed Learning, 2024.
@@ -160,13 +160,13 @@ def _arc(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
     return _clip(gram, context, float(np.sort(gram.norms)[gram.p - 1 - k]))
 
 
-def _krum(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
+def _krum(gram: Gram, context: PreaggregatorContext) -> tuple[Factor, Gram]:
     """The p - f gradients of lowest Krum score."""
     rows = lowest_scores(gram, context.f, gram.p - context.f)
     return np.eye(gram.p)[:, rows], gram.select(rows)
 
 
-def _nnm(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
+def _nnm(gram: Gram, context: PreaggregatorContext) -> tuple[Factor, Gram]:
     """Nearest-neighbour mixing: each gradient becomes the mean of the p - f nearest to it, including itself.
 
     Source: Allouah et al., Fixing by Mixing, AISTATS 2023.
@@ -178,7 +178,7 @@ def _nnm(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
     return R, gram.averaged(R)
 
 
-def _bucketing(gram: Gram, context: StepContext, size: int = BUCKET_SIZE) -> tuple[Factor, Gram]:
+def _bucketing(gram: Gram, context: PreaggregatorContext, size: int = BUCKET_SIZE) -> tuple[Factor, Gram]:
     """Means of random buckets of gradients; the last bucket may be smaller.
 
     Source: Karimireddy, He and Jaggi, Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing, ICLR 2022.
@@ -194,14 +194,14 @@ def _bucket_count(p: int, f: int, size: int = BUCKET_SIZE) -> int:
     return -(-p // size)
 
 
-def _subspace(gram: Gram, _: StepContext) -> tuple[Factor, Gram]:
+def _subspace(gram: Gram, _: PreaggregatorContext) -> tuple[Factor, Gram]:
     """Projection of each gradient onto FA's subspace, the paper's left multiplication, with IRLS' defaults."""
     C = irls.solve_gram(gram).coefficients
     assert C is not None  # With the default regularizer, Y is in the span of G.
     return _project(gram, C)
 
 
-def _random_span(gram: Gram, context: StepContext) -> tuple[Factor, Gram]:
+def _random_span(gram: Gram, context: PreaggregatorContext) -> tuple[Factor, Gram]:
     """Projection of each gradient onto the span of m gradients drawn at random, as many as FA has columns by default.
 
     A control for "subspace": a subspace of the same dimension that is not optimized.
@@ -234,46 +234,46 @@ def _project(gram: Gram, C: Float64[np.ndarray, "p m"]) -> tuple[Factor, Gram]:
     return R, Gram(symmetric(units.T @ units), lengths, D2, gram.scale, gram.n)
 
 
-STEPS: dict[str, Step] = {
-    "unit": Step(_unit, bounds_norms=True),
-    "median_norm": Step(_median_norm, bounds_norms=True),
-    "clip": Step(_clip, bounds_norms=True),
-    "arc": Step(_arc, min_workers=(1, 1), bounds_norms=True),
-    "krum": Step(_krum, column_count=_best_count, min_workers=(2, 3), keeps_workers=False),
-    "nnm": Step(_nnm, min_workers=(2, 1), keeps_workers=False),
-    "bucketing": Step(_bucketing, column_count=_bucket_count, keeps_workers=False),
-    "subspace": Step(_subspace),
-    "random_span": Step(_random_span),
+PREAGGREGATORS: dict[str, Preaggregator] = {
+    "unit": Preaggregator(_unit, bounds_norms=True),
+    "median_norm": Preaggregator(_median_norm, bounds_norms=True),
+    "clip": Preaggregator(_clip, bounds_norms=True),
+    "arc": Preaggregator(_arc, min_workers=(1, 1), bounds_norms=True),
+    "krum": Preaggregator(_krum, column_count=_best_count, min_workers=(2, 3), keeps_workers=False),
+    "nnm": Preaggregator(_nnm, min_workers=(2, 1), keeps_workers=False),
+    "bucketing": Preaggregator(_bucketing, column_count=_bucket_count, keeps_workers=False),
+    "subspace": Preaggregator(_subspace),
+    "random_span": Preaggregator(_random_span),
 }
 """Every pre-aggregator by its name."""
 
 
-def make_step(text: str) -> Step:
+def make_preaggregator(text: str) -> Preaggregator:
     """Return a pre-aggregator.
 
     Args:
-        text: A name in `STEPS`, or a name and a value: "clip:2.0" clips norms at 2, "bucketing:3" averages three
-            gradients.
+        text: A name in `PREAGGREGATORS`, or a name and a value: "clip:2.0" clips norms at 2, "bucketing:3" averages
+            three gradients.
 
     Raises:
         ValueError: Unknown name, or invalid value.
 
     Example:
-        >>> make_step("bucketing:3").column_count(15, 2)
+        >>> make_preaggregator("bucketing:3").column_count(15, 2)
         5
     """
     name, colon, value = text.partition(":") if isinstance(text, str) else (text, "", "")
-    check_one_of("preaggregators", name, tuple(STEPS), "or clip:NORM, bucketing:SIZE")
+    check_one_of("preaggregators", name, tuple(PREAGGREGATORS), "or clip:NORM, bucketing:SIZE")
     if not colon:
-        return STEPS[name]
+        return PREAGGREGATORS[name]
     number = _number(value)
     if name == "clip":
         check("preaggregators", text, 0 < number < np.inf, "clip:NORM with a number greater than 0")
-        return Step(partial(_clip, norm=number), bounds_norms=True)
+        return Preaggregator(partial(_clip, norm=number), bounds_norms=True)
     whole = name == "bucketing" and number >= 1 and number.is_integer()
     check("preaggregators", text, whole, "bucketing:SIZE with an integer of at least 1, or a name without a value")
     size = int(number)
-    return Step(partial(_bucketing, size=size), partial(_bucket_count, size=size), keeps_workers=False)
+    return Preaggregator(partial(_bucketing, size=size), partial(_bucket_count, size=size), keeps_workers=False)
 
 
 def _number(text: str) -> float:

@@ -44,7 +44,7 @@ def path(G: Any, name: str, lam: float, m: int | None = None, a: float = 2.0, st
         name: Regularizer R: "l1" or "rows".
         lam: Weight of the regularizer.
         m: Number of columns of Y; default None, as in `fa.irls.solve`.
-        a: Power 1/a of eq. 5; default 2.
+        a: Inverse of the power; default 2.
         steps: Number of steps; default 20.
         sign: 1 (default) to add lam s, -1 to subtract it.
 

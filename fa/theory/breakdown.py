@@ -138,7 +138,7 @@ def faulty_columns(h: int, f: int, c: Cosines, r: Cosines, m: int = 1, a: float 
         c: Mutual cosines of the honest gradients in [0, 1]: a number, or an array that broadcasts with r.
         r: Mutual cosines of the Byzantine gradients in [0, 1], likewise.
         m: Number of columns; default 1.
-        a: Power 1/a of eq. 5: 1, or at least 2; default 2.
+        a: Inverse of the power: 1, or at least 2; default 2.
 
     Returns:
         Numbers of columns, an integer array of the common shape of c and r.
@@ -160,7 +160,7 @@ def threshold(h: int, f: int, r: float, a: float = 2.0) -> float:
         h: Number of honest gradients.
         f: Number of Byzantine gradients.
         r: Mutual cosine of the Byzantine gradients, in [0, 1].
-        a: Power 1/a of eq. 5: 1, or at least 2; default 2.
+        a: Inverse of the power: 1, or at least 2; default 2.
 
     Returns:
         The threshold, in [0, 1].
@@ -185,7 +185,7 @@ def group_cost(k: int, c: Cosines, j: int, a: float = 2.0) -> Float64[np.ndarray
         k: Number of members.
         c: Mutual cosines of the members, a number or an array.
         j: Number of columns.
-        a: Power 1/a of eq. 5: 1, or at least 2; default 2.
+        a: Inverse of the power: 1, or at least 2; default 2.
 
     Returns:
         The cost, float64, of the shape of c.
@@ -226,7 +226,7 @@ def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2
         c: Mutual cosine of the honest gradients, in [0, 1].
         r: Mutual cosine of the Byzantine gradients, in [0, 1].
         lam: Weight of the pairs; default 0.
-        a: Power 1/a of eq. 5; default 2.
+        a: Inverse of the power; default 2.
 
     Returns:
         The best direction.
@@ -235,7 +235,7 @@ def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2
         ValueError: An argument is out of range.
     """
     check_integer("f", f, 1)
-    Options(1, lam=lam, a=a)  # The constructor checks the options.
+    Options(m=1, lam=lam, a=a)  # The constructor checks the options.
     problem = build_problem(two_groups(h, f, c, r), 1, lam, a)
     faulty, honest = problem.terms[:, :f], problem.terms[:, f : f + h]
     means = np.column_stack([group.mean(axis=1) / np.linalg.norm(group.mean(axis=1)) for group in (honest, faulty)])
@@ -292,7 +292,7 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
         K: Inner products of the gradients (p, p).
         suspected: Indices of the suspected gradients.
         m: Number of columns; default 1.
-        a: Power 1/a of eq. 5; default 2.
+        a: Inverse of the power; default 2.
 
     Returns:
         The margin, in units of eq. 5.
@@ -301,7 +301,7 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
         ValueError: One of the two groups is empty, or an argument is out of range.
     """
     gram = Gram.from_inner_products(np.asarray(K, dtype=np.float64))
-    Options(m, a=a)  # The constructor checks the options.
+    Options(m=m, a=a)  # The constructor checks the options.
     rows = np.zeros(gram.p, dtype=bool)
     rows[list(suspected)] = True
     check("suspected", sorted(suspected), 0 < int(rows.sum()) < gram.p, f"some, and not all, of {gram.p} gradients")

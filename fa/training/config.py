@@ -67,11 +67,11 @@ class TrainConfig:
     momentum: Real = _setting(0.0, "Momentum of the server's SGD; the released code and the figures use 0.9.")
     weight_decay: Real = _setting(5e-4, "Weight decay of SGD.")
     lr_decay: Real = _setting(0.2, "Factor of the step schedule.")
-    lr_decay_epochs: int = _setting(10, "Epochs between two steps of the schedule.")
+    lr_decay_epochs: int | None = _setting(None, "Epochs between two steps of the learning-rate schedule.")
     seed: int = _setting(2021, "Seed of all random numbers.")
     sampling: str = _setting("random", "Fresh minibatches, or passes over fixed slices.", SAMPLINGS)
     device: str = _setting("cpu", "cpu, cuda or cuda:N.")
-    evaluate_every: int | None = _setting(None, "Iterations between two test accuracies.")
+    evaluate_every: int | None = _setting(None, "Iterations between two test accuracies; 0: once an epoch.")
     augmentation: Mapping[str, Any] | tuple[tuple[str, Option], ...] = _setting(
         (), "Recipe of augmented data, a TOML file or a name in data_aug; with --attack none."
     )
@@ -106,8 +106,9 @@ class TrainConfig:
         for name, low in _LEAST_INTEGER.items():
             self._normalize(name, int, low)
         self._normalize_batch()
-        if self.evaluate_every is not None:
-            self._normalize("evaluate_every", int, 1)
+        for name, low in (("evaluate_every", 0), ("lr_decay_epochs", 1)):
+            if getattr(self, name) is not None:
+                self._normalize(name, int, low)
         for name in ("byzantine", "f"):
             value = getattr(self, name)
             if value is not None:
@@ -199,13 +200,13 @@ class TrainConfig:
     def to_json(self) -> str:
         """Return the canonical JSON text: equal configurations give equal texts.
 
-        Settings that were added later are omitted at their defaults, so that older runs keep their hashes.
+        Settings that were added later are omitted at the value of older runs, so that these keep their hashes.
         """
         record = dataclasses.asdict(self) | {"rule_options": self.options, "augmentation": dict(self.augmentation)}
         if not self.augmentation:
             del record["augmentation"], record["augmented"]
-        for name in _OMITTED_AT_DEFAULT:
-            if record[name] == getattr(TrainConfig, name):
+        for name, value in _OMITTED.items():
+            if record[name] == value:
                 del record[name]
         if self.attack_options:
             record["attack_options"] = dict(self.attack_options)
@@ -213,7 +214,7 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, text: str) -> TrainConfig:
-        """Parse the text of `to_json`; missing keys take their defaults.
+        """Parse the text of `to_json`; missing keys take the values of older runs, which are the defaults for most.
 
         Args:
             text: JSON text of a configuration.
@@ -234,26 +235,26 @@ class TrainConfig:
         for field in dataclasses.fields(cls):
             value = record.get(field.name, "")
             check(field.name, value, field.type != "str" or isinstance(value, str), "a string")
-        return cls(**record)
+        return cls(**_OMITTED | record)
 
 
-_OMITTED_AT_DEFAULT = (
-    "evaluate_every",
-    "validation",
-    "split",
-    "alpha",
-    "worker_momentum",
-    "precision",
-    "accumulate",
-    "layers",
-    "direction_norm",
-    "attack_options",
-    "gamma",
-    "local_steps",
-)
-"""Settings added since the first records."""
+_OMITTED: dict[str, Any] = {
+    "evaluate_every": 0,  # The default is newer than the setting.
+    "validation": 0.0,
+    "split": "iid",
+    "alpha": None,
+    "worker_momentum": 0.0,
+    "precision": "float32",
+    "accumulate": 1,
+    "layers": "torch",
+    "direction_norm": "rule",
+    "attack_options": (),
+    "gamma": None,
+    "local_steps": 1,
+}
+"""Settings added since the first records, with the values that those runs had."""
 
-_LEAST_INTEGER = {"accumulate": 1, "workers": 1, "iterations": 1, "lr_decay_epochs": 1, "seed": 0, "local_steps": 1}
+_LEAST_INTEGER = {"accumulate": 1, "workers": 1, "iterations": 1, "seed": 0, "local_steps": 1}
 
 
 def _pairs(setting: str, options: Any) -> tuple[tuple[str, Option], ...]:

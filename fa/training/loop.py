@@ -12,20 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fa import models
+from fa.attacks import Attack
 from fa.data import Dataset
-from fa.layers import accelerate
 from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.attack import configured_attack
 from fa.training.checkpoint import EVERY, Checkpoint, State
 from fa.training.config import TrainConfig
 from fa.training.direction import scale_to_unit_mean
 from fa.training.optimizer import SGD, Evaluation
-from fa.training.parameter_vector import Buffers, flatten
+from fa.training.parameter_vector import Buffers
 from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
+from fa.training.schedule import schedule
 from fa.training.transports.base import GatheredGradients, RpcConfig, ServedRun, TcpConfig, Transport
 from fa.training.transports.simulation import SimulatedTransport
-from fa.training.worker import load_dataset, parse_recipe, worker_partitions
+from fa.training.worker import build_model, load_dataset, parse_recipe, worker_partitions
 from fa.utils.ambient import usual_settings
 from fa.utils.devices import find_device
 from fa.utils.files import exclusive
@@ -51,10 +51,9 @@ def train(
     out: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     threads: int | None = None,
-    rpc: RpcConfig | None = None,
+    server: TcpConfig | RpcConfig | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: float = EVERY,
-    tcp: TcpConfig | None = None,
 ) -> Run:
     """Train a model with p workers, some of them Byzantine.
 
@@ -67,8 +66,7 @@ def train(
         out: New folder for the records; None to write none.
         progress: Called after each iteration.
         threads: Torch's number of threads during the run; None leaves it unchanged.
-        rpc: Settings of worker processes over TensorPipe RPC.
-        tcp: Settings of worker processes over TCP. Without `rpc` and `tcp`, workers are simulated in this process.
+        server: Settings of worker processes, over TCP or TensorPipe RPC. None: workers are simulated in this process.
         checkpoint: File to which the run saves its state, and from which it resumes. It is removed once `out` is
             written. Without `out`, the caller removes it.
         checkpoint_every: Seconds between two checkpoints.
@@ -87,34 +85,43 @@ def train(
         2
     """
     timer = PhaseTimer()
-    check("tcp", tcp, rpc is None or tcp is None, "None with rpc")
-    server = rpc or tcp
+    check(
+        "server", server, server is None or isinstance(server, TcpConfig | RpcConfig), "a TcpConfig, RpcConfig or None"
+    )
     if out is not None:
         out = prepare_output_dir(out, checkpoint=checkpoint)
     with _torch_threads(threads), _reproducible_convolutions(), _reserved(out=out, checkpoint=checkpoint):
         device = find_device(config.device)
-        rule = _checked_rule(config, server)
+        rule, attack = _checked(config, server)
         saved = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = load_dataset(config)
         worker_partitions(config, dataset)  # raises before worker processes start
-        model = models.build(config.model, *dataset.shape, seed=config.seed).to(device)
-        if config.layers == "fast":
-            accelerate(model)
-        parameters = flatten(model)
+        model, parameters = build_model(config, dataset, device)
         evaluation = Evaluation(model, dataset, device)
         threads_used = torch.get_num_threads()
         backend: dict[str, object] = {"name": "simulate"} if server is None else server.description()
         if saved is not None:
             saved.set_identity(config, dataset.checksum, threads_used, backend)
         initial = evaluation.accuracy([Buffers(model)])  # A resumed run too begins with the initial parameters.
-        with _transport(model, dataset, config, parameters, rule, server, timer) as transport:
+        with _transport(model, dataset, config, parameters, rule, attack, server, timer) as transport:
             loop = Loop(config, rule, transport, parameters, len(dataset.train_labels), timer)
             honest = slice(config.byzantine, None)
             state = loop.run(lambda: evaluation.accuracy(transport.statistics()[honest]), progress, saved)
         if state.backends[:-1]:
             backend = backend | {"earlier": state.backends[:-1]}
         curve, rows = tuple(state.curve), tuple(state.workers)
-        run = Run(config, curve, rows, timer.total, threads_used, dataset.checksum, backend, timer.seconds, initial)
+        run = Run(
+            config=config,
+            curve=curve,
+            workers=rows,
+            seconds=timer.total,
+            threads=threads_used,
+            checksum=dataset.checksum,
+            backend=backend,
+            seconds_of=timer.seconds,
+            initial_accuracy=initial,
+            schedule=schedule(config, len(dataset.train_labels)),
+        )
         if out is not None:
             run.write(out)
             if saved is not None:
@@ -122,15 +129,15 @@ def train(
         return run
 
 
-def _checked_rule(config: TrainConfig, server: RpcConfig | TcpConfig | None) -> Rule:
-    """Create the run's rule, and check what needs no data set."""
+def _checked(config: TrainConfig, server: TcpConfig | RpcConfig | None) -> tuple[Rule, Attack]:
+    """Create the run's rule and attack, and check what needs no data set."""
     rule = make_rule(config.rule, f=config.rule_f, **config.options)
     rule.check_workers(config.workers)
-    configured_attack(config)
-    parse_recipe(config)
+    attack = configured_attack(config)
+    parse_recipe(config, attack)
     if server is not None:
         server.check(config)
-    return rule
+    return rule, attack
 
 
 def _transport(
@@ -139,13 +146,14 @@ def _transport(
     config: TrainConfig,
     parameters: Tensor,
     rule: Rule,
-    server: RpcConfig | TcpConfig | None,
+    attack: Attack,
+    server: TcpConfig | RpcConfig | None,
     timer: PhaseTimer,
 ) -> AbstractContextManager[Transport]:
     """Start the workers, which end with the context."""
     if server is None:
-        return nullcontext(SimulatedTransport(model, dataset, config, parameters))
-    run = ServedRun(model, config, parameters, dataset.checksum, rule.needs_gram, timer)
+        return nullcontext(SimulatedTransport(model, dataset, config, parameters, attack))
+    run = ServedRun(model, config, parameters, dataset.checksum, rule.needs_gram, timer, attack)
     if isinstance(server, TcpConfig):
         from fa.training.transports.tcp.launch import serve as serve_tcp
 
@@ -182,9 +190,8 @@ class Loop:
         self._transport = transport
         self._parameters = parameters
         self._timer = timer or PhaseTimer()
-        self._epoch_length = config.epoch_length(train_size)
-        self._evaluate_every = config.evaluate_every or self._epoch_length
-        self._optimizer = SGD(parameters, config, self._epoch_length)
+        self._schedule = schedule(config, train_size)
+        self._optimizer = SGD(parameters, config, self._schedule.decay_every)
 
     def run(
         self,
@@ -228,8 +235,8 @@ class Loop:
         state.seconds += time.perf_counter() - before
         state.workers += rows
         state.iteration = done = state.iteration + 1
-        if done % self._evaluate_every == 0 or done == self._config.iterations:
-            epoch = -(-done // self._epoch_length)
+        if done % self._schedule.evaluate_every == 0 or done == self._config.iterations:
+            epoch = -(-done // self._schedule.epoch)
             with self._timer.phase("evaluate"):
                 point = CurvePoint(done, epoch, state.seconds, float(gathered.loss), evaluate())
             state.curve.append(point)
@@ -248,7 +255,7 @@ class Loop:
 
     def _iterate(self, iteration: int) -> tuple[GatheredGradients, list[WorkerRow]]:
         with self._timer.phase("gather"):
-            gathered = self._transport.gradients(iteration, self._parameters)
+            gathered = self._transport.gradients(iteration)
         try:
             with self._timer.phase("aggregate"):
                 aggregate = self._rule.aggregate(gathered.G, iteration, inner_products=gathered.inner_products)

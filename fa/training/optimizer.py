@@ -17,15 +17,22 @@ class SGD:
     The server adds weight decay to the aggregate. Workers and rules see the gradients of the loss without it.
     """
 
-    def __init__(self, parameters: Tensor, config: TrainConfig, epoch_length: int) -> None:
+    def __init__(self, parameters: Tensor, config: TrainConfig, decay_every: int) -> None:
+        """Begin without momentum.
+
+        Args:
+            parameters: Vector of the model's parameters (n,), which steps update.
+            config: The run's configuration.
+            decay_every: Iterations between two steps of the learning rate.
+        """
         self._parameters = parameters
         self._config = config
-        self._epoch_length = epoch_length
+        self._decay_every = decay_every
         self.velocity: Tensor | None = None  # momentum buffer (n,)
         self._decayed = torch.empty_like(parameters) if config.weight_decay else None
 
     def rate(self, iteration: int) -> float:
-        """Return the learning rate at an iteration, from 0: it is multiplied by lr_decay every lr_decay_epochs.
+        """Return the learning rate at an iteration, from 0: it is multiplied by lr_decay at intervals.
 
         Args:
             iteration: Iteration, from 0.
@@ -33,8 +40,7 @@ class SGD:
         Returns:
             The learning rate.
         """
-        steps = iteration // self._epoch_length // self._config.lr_decay_epochs
-        return self._config.lr * self._config.lr_decay**steps
+        return self._config.lr * self._config.lr_decay ** (iteration // self._decay_every)
 
     def step(self, direction: Tensor, iteration: int) -> None:
         """Update the parameters (n,) in place, against `direction` (n,).

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from fa import __version__
 from fa.training.config import RECORD_VERSION, TrainConfig
 from fa.training.record_schema import SCHEMA_VERSION
+from fa.training.schedule import Schedule
 from fa.utils.files import PREFIX, publish, sync_folder, temporary_folder
 from fa.utils.validation import check
 
@@ -96,6 +97,7 @@ class Run:
     backend: Mapping[str, object] = field(default_factory=lambda: {"name": "simulate"})  # description of the transport
     seconds_of: Mapping[str, float] = field(default_factory=dict)  # of each phase
     initial_accuracy: float | None = None  # test accuracy of the initial parameters, a fraction
+    schedule: Schedule | None = None  # with the defaults of settings that the configuration leaves open
 
     @property
     def final_accuracy(self) -> float:
@@ -160,6 +162,7 @@ class Run:
             "seconds_of": {phase: round(seconds, 6) for phase, seconds in self.seconds_of.items()},
             "final_accuracy": self.final_accuracy,
             **({} if self.initial_accuracy is None else {"initial_accuracy": self.initial_accuracy}),
+            **({} if self.schedule is None else {"schedule": self.schedule._asdict()}),
         } | self.config.files_and_packages()
 
 

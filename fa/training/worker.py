@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,16 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from fa.augment.recipes import MANIFEST, Recipe, augmented, load_built
+from fa import models
+from fa.attacks import Attack
+from fa.augment.recipes import MANIFEST, Recipe, augmented_dataset, load_built
 from fa.data import Dataset, load
 from fa.data.batches import check_batch, minibatch
 from fa.data.dataset import hold_out
 from fa.data.splits import by_class, dirichlet, gamma_similarity
-from fa.training.attack import configured_attack
+from fa.layers import accelerate
 from fa.training.config import TrainConfig
-from fa.training.parameter_vector import Buffers, views
+from fa.training.parameter_vector import Buffers, flatten, views
 from fa.utils import seeds
 from fa.utils.devices import with_index
 from fa.utils.memory import attribute_out_of_memory
@@ -44,16 +46,18 @@ class Worker:
         config: TrainConfig,
         row: Tensor,
         indices: Int64[np.ndarray, " k"] | None = None,
+        flips_labels: bool = False,
     ) -> None:
-        """Prepare a worker.
+        """Prepare a worker; `make_workers` prepares those of a run.
 
         Args:
             rank: Rank of the worker; ranks below `config.byzantine` are Byzantine.
             model: Model at whose parameters gradients are computed.
-            dataset: The run's data set.
+            dataset: Data set from which the worker draws, on the run's device.
             config: The run's configuration.
             row: The worker's row of G (n,), to which gradients are written.
             indices: Training images that the worker draws from; None for all.
+            flips_labels: True for an attack on the labels.
         """
         p = config.workers
         check("rank", rank, 0 <= rank < p, f"at least 0 and less than the run's {p} workers")
@@ -63,13 +67,12 @@ class Worker:
         self._model = model
         self._row = row
         self._gradients = list(zip(model.parameters(), views(row, model), strict=True))
-        recipe = parse_recipe(config) if config.augmented == "all" or rank < config.byzantine else None
         self._indices = indices
         self._config = config
         self._batch = config.batches[rank]
         self._device = with_index(torch.device(config.device))
-        self._flips_labels = rank < config.byzantine and configured_attack(config).flips_labels
-        self._dataset = _on_device(dataset if recipe is None else augmented(dataset, recipe, config.seed), self._device)
+        self._flips_labels = flips_labels
+        self._dataset = dataset
 
     def write_gradient(self, iteration: int) -> Tensor:
         """Write the gradient of the iteration's minibatch into the row; with worker momentum, write the momentum.
@@ -111,7 +114,7 @@ class Worker:
             for (parameter, _), value in zip(self._gradients, before, strict=True):
                 parameter.copy_(value)
         self._row.copy_(total)
-        self.apply_momentum()
+        self._apply_momentum()
         return torch.stack(losses).mean()
 
     def random_numbers(self, iteration: int) -> AbstractContextManager[None]:
@@ -138,7 +141,7 @@ class Worker:
             Loss of the minibatch, a scalar tensor.
         """
         loss = self._write_plain_gradient(images, labels)
-        self.apply_momentum()
+        self._apply_momentum()
         return loss
 
     def _write_plain_gradient(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -157,7 +160,7 @@ class Worker:
             parameter.grad = None
         return torch.as_tensor(loss)
 
-    def apply_momentum(self) -> None:
+    def _apply_momentum(self) -> None:
         """Update the momentum by the gradient in the row, and replace the gradient by it; only with worker momentum."""
         if self.momentum is not None:
             beta = self._config.worker_momentum
@@ -202,10 +205,59 @@ class Worker:
         return images, self._dataset.classes - 1 - labels if self._flips_labels else labels
 
 
-@lru_cache(maxsize=2)
-def _on_device(dataset: Dataset, device: torch.device) -> Dataset:
-    """Return the data set on a device, cached because the workers of a run share it, plain and augmented."""
-    return dataset.to(device)
+def make_workers(
+    rows: Mapping[int, Tensor], model: nn.Module, dataset: Dataset, config: TrainConfig, attack: Attack
+) -> list[Worker]:
+    """Create workers of a run, which share the model and the data.
+
+    The data are augmented and moved to the run's device once.
+
+    Args:
+        rows: Row of G (n,) by rank.
+        model: Model at whose parameters gradients are computed.
+        dataset: The run's data set.
+        config: The run's configuration.
+        attack: The run's attack.
+
+    Returns:
+        The workers, in the order of `rows`.
+
+    Raises:
+        ValueError: A rank does not exist, or the recipe of augmentation does not fit the attack.
+    """
+    parts, recipe = worker_partitions(config, dataset), parse_recipe(config, attack)
+    device = with_index(torch.device(config.device))
+    datasets: dict[bool, Dataset] = {}  # on the device, plain and augmented, if a worker draws from it
+    workers = []
+    for rank, row in rows.items():
+        byzantine = rank < config.byzantine
+        augments = recipe is not None and (byzantine or config.augmented == "all")
+        if augments not in datasets:
+            images = augmented_dataset(dataset, recipe, config.seed) if recipe is not None and augments else dataset
+            datasets[augments] = images.to(device)
+        flips_labels = byzantine and attack.flips_labels
+        workers.append(Worker(rank, model, datasets[augments], config, row, parts.get(rank), flips_labels))
+    return workers
+
+
+def build_model(config: TrainConfig, dataset: Dataset, device: torch.device | str = "cpu") -> tuple[nn.Module, Tensor]:
+    """Build a run's model.
+
+    Args:
+        config: The run's configuration.
+        dataset: The run's data set.
+        device: Device of the parameters.
+
+    Returns:
+        The model, and the vector (n,) of which its parameters are views.
+
+    Raises:
+        ValueError: Unknown model, or images that it does not accept.
+    """
+    model = models.build(config.model, *dataset.shape, seed=config.seed).to(device)
+    if config.layers == "fast":
+        accelerate(model)
+    return model, flatten(model)
 
 
 def load_dataset(config: TrainConfig) -> Dataset:
@@ -256,11 +308,12 @@ def worker_partitions(config: TrainConfig, dataset: Dataset) -> dict[int, Int64[
     return dict(enumerate(parts, config.byzantine))
 
 
-def parse_recipe(config: TrainConfig) -> Recipe | None:
+def parse_recipe(config: TrainConfig, attack: Attack) -> Recipe | None:
     """Parse the recipe that augments a run's training images.
 
     Args:
         config: The run's configuration.
+        attack: The run's attack.
 
     Returns:
         The recipe; None without augmentation.
@@ -270,6 +323,6 @@ def parse_recipe(config: TrainConfig) -> Recipe | None:
     """
     if not config.augmentation:
         return None
-    idle = config.augmented == "faulty" and not configured_attack(config).uses_own_gradient
+    idle = config.augmented == "faulty" and not attack.uses_own_gradient
     check("attack", config.attack, not idle, "one that reads the gradients of the augmented images, such as none")
     return Recipe.of(config.augmentation)

@@ -26,7 +26,7 @@ from fa.gradients import read
 from fa.gradients.measurement import measure
 from fa.gradients.memory_map import open_gradients
 from fa.rules.flag import FlagAggregator
-from fa.rules.preaggregators import StepContext, apply_preaggregators
+from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.training.config import TrainConfig
 from fa.utils.validation import check, check_integer, check_one_of
 
@@ -34,7 +34,7 @@ FORMULATIONS = {"released": "fa", "default": "fa_default", "printed": "fa_printe
 """Key in `VARIANTS` of each formulation of FA."""
 
 OTHERS = (*RIVALS, "mean_unit")
-MEANS, PRINCIPAL = "honest and faulty mean", "principal directions"
+MEANS, PRINCIPAL = "honest and Byzantine mean", "principal directions"
 PLANES = (MEANS, PRINCIPAL)
 MAX_WORKERS = 30
 LIMIT = 100  # Steps of IRLS, enough to show its limit.
@@ -51,7 +51,7 @@ class Setting:
         attack: Name of the attack.
         m: Columns of FA's Y.
         lam: Weight lambda of FA's pairwise term.
-        a: FA's exponent.
+        a: Inverse of the power in eq. 5.
         formulation: Key in `FORMULATIONS`.
         plane: One of `PLANES`.
         seed: Seed of the attack.
@@ -262,14 +262,14 @@ def _plane(G: Float64[Tensor, "p n"], setting: Setting) -> tuple[Float64[Tensor,
     """
     if setting.plane == PRINCIPAL:
         return _principal(G, 2), ("first principal direction", "second principal direction")
-    honest, faulty = G[setting.f :].mean(dim=0), G[: setting.f]
+    honest, byzantine = G[setting.f :].mean(dim=0), G[: setting.f]
     first = honest / honest.norm()
-    other = faulty.mean(dim=0) if len(faulty) else torch.zeros_like(first)
+    other = byzantine.mean(dim=0) if len(byzantine) else torch.zeros_like(first)
     rest = other - (other @ first) * first
-    name = "faulty mean, what is not along it"
+    name = "Byzantine mean, orthogonal part"
     if rest.norm() <= 1e-6 * other.norm():
         rest = _principal(G[setting.f :] - torch.outer(G[setting.f :] @ first, first), 1)[0]
-        name = "what the honest differ in most"
+        name = "principal direction of the honest gradients, orthogonal part"
     second = rest - (rest @ first) * first
     return torch.stack([first, second / second.norm()]), ("honest mean", name)
 
@@ -292,8 +292,8 @@ def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> Projecte
 
 def _as_seen(G: Tensor, rule: FlagAggregator) -> Float64[Tensor, "p k"]:
     """Return the gradients as FA's formulation scales them, in k <= p coordinates that preserve lengths and angles."""
-    steps = ("unit",) if rule.formulation == "released" else rule.steps
-    mixed = apply_preaggregators(measure(G)[0], steps, StepContext(rule.f, 0, 0))
+    steps = ("unit",) if rule.formulation == "released" else rule.preaggregator_names
+    mixed = apply_preaggregators(measure(G)[0], steps, PreaggregatorContext(rule.f, 0, 0))
     coordinates: Tensor = torch.linalg.qr(mixed.apply_to(G.double()).T).R.T
     return coordinates
 

@@ -37,11 +37,11 @@ def draw(shown: Scene) -> Figure:
     figure = style.new_figure(13, 8.6)
     grid = figure.add_gridspec(2, 13, height_ratios=(1.5, 1))
     whole, near, names = (figure.add_subplot(grid[0, lo:hi]) for lo, hi in ((0, 5), (5, 10), (10, 13)))
-    _draw_plane(whole, shown, "everything")
+    _draw_plane(whole, shown, "all gradients")
     _draw_plane(near, shown, "near the honest gradients", _near(shown))
     names.set_axis_off()
     handles, labels = near.get_legend_handles_labels()
-    title = "cosine with the honest mean,\nshare of it in this plane"
+    title = "cosine with the honest mean,\nshare of squared length in the plane"
     names.legend(handles[::-1], labels[::-1], title=title, loc="upper left", fontsize=8, borderaxespad=0)
     values, shares, course = (figure.add_subplot(grid[1, lo:hi]) for lo, hi in ((0, 4), (4, 8), (8, 13)))
     _draw_workers(values, shown.values, shown.setting.f, "explained variance $v_i$")
@@ -56,7 +56,7 @@ def _title(shown: Scene) -> str:
     setting = shown.setting
     heading = (
         f"p = {setting.p}, f = {setting.f} ({setting.attack}); FA: formulation {setting.formulation}, m = {setting.m}, "
-        rf"$\lambda$ = {setting.lam:g}, a = {setting.a:g}"
+        f"lambda = {setting.lam:g}, a = {setting.a:g}"
     )
     return "\n".join([heading, *(f"excluded: {reason}" for reason in shown.refused.values())])
 
@@ -74,7 +74,7 @@ def _near(shown: Scene) -> tuple[np.ndarray, np.ndarray]:
 def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray, np.ndarray] | None = None) -> None:
     f, points = shown.setting.f, shown.points
     axes.plot(points[f:, 0], points[f:, 1], "o", color=style.HONEST, markersize=4, label="honest gradients")
-    axes.plot(points[:f, 0], points[:f, 1], "x", color=style.BYZANTINE, markersize=6, label="faulty gradients")
+    axes.plot(points[:f, 0], points[:f, 1], "x", color=style.BYZANTINE, markersize=6, label="Byzantine gradients")
     variants = looks(landing.variant for landing in shown.landings)
     for landing in reversed(shown.landings):  # FA is drawn last, on top.
         look = variants[landing.variant]
@@ -93,7 +93,7 @@ def _draw_workers(axes: Axes, numbers: np.ndarray, f: int, title: str) -> None:
     axes.bar(range(f), numbers[:f], color=style.BYZANTINE, hatch="//", edgecolor="white")
     axes.bar(range(f, len(numbers)), numbers[f:], color=style.HONEST)
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set(title=title, xlabel="worker (hatched: faulty)")
+    axes.set(title=title, xlabel="worker (hatched: Byzantine)")
     axes.set_xticks(range(0, len(numbers), 1 + len(numbers) // 16))
 
 
@@ -101,7 +101,7 @@ def _draw_course(axes: Axes, shown: Scene) -> None:
     ours, steps = style.LOOKS["fa"].colour, range(1, len(shown.history) + 1)
     axes.plot(steps, shown.history, color=ours, marker=".", label="IRLS, smoothed eq. 5")
     axes.plot(min(shown.steps, len(shown.history)), shown.objective, "o", color=ours, label="where FA stops")
-    axes.axhline(shown.bound, color="#222222", linestyle="--", label="no Y goes below")
+    axes.axhline(shown.bound, color="#222222", linestyle="--", label="lower bound for every Y")
     axes.set(title=f"objective {shown.objective:.4g}, bound {shown.bound:.4g}: gap {shown.gap:.1%}", xlabel="step")
     axes.set_xscale("log")
     axes.legend(fontsize=8)

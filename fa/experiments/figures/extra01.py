@@ -159,7 +159,7 @@ def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[f
         sweeps: Last points of the sweeps.
         attack: The attack.
         option: The option; all others are those of DEFAULT.
-        a: FA's exponent.
+        a: Inverse of the power in eq. 5.
 
     Returns:
         Accuracies by value.

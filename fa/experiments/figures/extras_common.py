@@ -50,7 +50,6 @@ _SETTINGS = MappingProxyType(
             "sampling": "random",
             "batch": 32,
             "iterations": 300,
-            "evaluate_every": None,
         }
     }
 )

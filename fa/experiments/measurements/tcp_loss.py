@@ -74,7 +74,7 @@ def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:
         arguments: Arguments of `fa train`.
 
     Raises:
-        RuntimeError: The run failed.
+        RuntimeError: The run failed, or took too long.
     """
     where = f"{SERVER}:{_PORT}"
     run = ["train", "--backend=rpc", f"--workers={len(links.workers)}", f"--listen={where}", f"--out={out}"]
@@ -86,7 +86,11 @@ def train_over(links: Links, out: Path, arguments: Sequence[str]) -> None:
         for process in processes:
             stack.callback(process.wait)
             stack.callback(process.kill)
-        if processes[0].wait(_LIMIT):
+        try:
+            failed = processes[0].wait(_LIMIT)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"the run over links has taken longer than {_LIMIT:g} s") from None
+        if failed:
             raise RuntimeError("the run over links has failed; its message is above")
 
 

@@ -34,7 +34,7 @@ class Statement(NamedTuple):
 
 STATEMENTS = {
     "C1": Statement("one Byzantine worker heavily impacts the mean", "fig02"),
-    "C2": Statement("the values of workers spike near 1 under the optimal subspace, unlike the mean", "fig03"),
+    "C2": Statement("explained variances spike near 1 under the optimal subspace, unlike under the mean", "fig03"),
     "C3": Statement("FA is more robust than others at f = 1, 2, 3; one Byzantine worker ruins Trimmed Mean", "fig04"),
     "C4": Statement("about 20% better accuracy", "fig04"),
     "C5": Statement("significantly better accuracy at larger batch sizes", "fig05"),
@@ -147,7 +147,7 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
         "",
         *_about_size(profile),
         "",
-        *_summary([*figures, *theory]),
+        *_summary(figures, theory),
         "",
         f'Accuracies closer than {MARGINS.get(profile, MARGIN):g} are equal. With two seeds or more, "better" also'
         f" needs a paired t test at level {LEVEL:g}. Where no run exceeds {LEARNED:g} times the accuracy of chance,"
@@ -164,15 +164,25 @@ def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, A
     ]
 
 
-def _summary(figures: list[dict[str, Any]]) -> list[str]:
+def _summary(figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:
     """Return how many parts of the paper's claims have each verdict, and which claims have no test."""
+    tested = {claim["number"] for figure in (*figures, *theory) for claim in figure["claims"]}
+    untested = [number for number in STATEMENTS if number not in tested]
+    return [
+        *_counts("parts of claims that these runs test", figures),
+        *([f"- **not tested at this profile:** {', '.join(untested)}"] if untested else []),
+        "",
+        *_counts("parts of claims on theory and cost, for which the paper has no experiment", theory),
+    ]
+
+
+def _counts(what: str, figures: list[dict[str, Any]]) -> list[str]:
+    """Return how many parts of claims have each verdict."""
     claims = [(figure, claim) for figure in figures for claim in figure["claims"] if claim["number"] in STATEMENTS]
     counts = Counter(verdict_text(claim["verdict"], figure) for figure, claim in claims)
     order = [words[verdict] for words in (REDUCED, ONE_RUN, REPRODUCED) for verdict in words]
     lines = [f"- **{words}:** {counts[words]}" for words in dict.fromkeys([*order, *counts]) if counts[words]]
-    untested = [number for number in STATEMENTS if number not in {claim["number"] for _, claim in claims}]
-    lines += [f"- **not tested at this profile:** {', '.join(untested)}"] if untested else []
-    return [f"Of {len(claims)} parts of the paper's claims, those on theory included:", "", *lines]
+    return [f"Of {len(claims)} {what}:", "", *lines]
 
 
 def _about_size(profile: str) -> list[str]:

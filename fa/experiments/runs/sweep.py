@@ -149,7 +149,7 @@ def _in_turn(configs: Sequence[TrainConfig], store: RunStore) -> Iterator[Outcom
         with claim:
             if record is None:
                 try:
-                    run = train(config, threads=1, rpc=RpcConfig(), checkpoint=store.checkpoint(config))
+                    run = train(config, threads=1, server=RpcConfig(), checkpoint=store.checkpoint(config))
                     record = _save(run, store)
                 except (ValueError, OSError, RuntimeError) as failure:
                     error = str(failure)

@@ -1,1 +1,1 @@
-"""Transports: how gradients reach the server, in one process, over RPC, or by UDP datagrams."""
+"""Transports: how gradients reach the server, in one process, over TCP, over RPC, or by UDP datagrams."""

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from fa.attacks import Attack
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import Buffers
 from fa.utils.addresses import is_loopback
@@ -38,12 +39,11 @@ class GatheredGradients(NamedTuple):
 class Transport(Protocol):
     """Source of the p gradients of an iteration."""
 
-    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
-        """Gather the gradients at `parameters` (n,), which are the workers' parameters from then on.
+    def gradients(self, iteration: int) -> GatheredGradients:
+        """Gather the gradients at the present parameters, of the vector that the transport was created with.
 
         Args:
             iteration: Iteration, from 0.
-            parameters: Vector of the server's parameters (n,).
 
         Returns:
             The gradients.
@@ -76,6 +76,7 @@ class ServedRun:
         checksum: Checksum of the data set, which workers must have too.
         needs_gram: True to compute the Gram matrix while gradients arrive.
         timer: Timer of the run's phases.
+        attack: The attack; by default it is created from the configuration.
     """
 
     model: nn.Module
@@ -84,6 +85,7 @@ class ServedRun:
     checksum: str = ""
     needs_gram: bool = False
     timer: PhaseTimer = field(default_factory=PhaseTimer)
+    attack: Attack | None = None
 
 
 LOOPBACK = "127.0.0.1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ class Gathering:
         with_momentum = config.workers if config.worker_momentum else 0
         self.momenta = [torch.zeros_like(run.parameters) for _ in range(with_momentum)]
         self._config = config
-        self._attack = configured_attack(config)
+        self._attack = run.attack or configured_attack(config)
         self._needs_gram = run.needs_gram
         self._timer = run.timer
         self._gram: IncrementalGram | None = None
@@ -76,7 +77,7 @@ class Gathering:
         iteration: int,
         missing: Mapping[int, str],
         losses: Mapping[int, Tensor],
-        notes: Mapping[int, str] = GatheredGradients._field_defaults["notes"],
+        notes: Mapping[int, str] = MappingProxyType({}),
     ) -> GatheredGradients:
         """Write the attack and the missing rows into G.
 

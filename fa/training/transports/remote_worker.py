@@ -7,12 +7,9 @@ import time
 import torch
 from torch import Tensor
 
-from fa import models
-from fa.layers import accelerate
 from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
-from fa.training.parameter_vector import flatten
-from fa.training.worker import Worker, load_dataset, worker_partitions
+from fa.training.worker import build_model, load_dataset, make_workers
 
 
 class RemoteWorker:
@@ -31,16 +28,13 @@ class RemoteWorker:
     def __init__(self, rank: int, config: TrainConfig) -> None:
         """Load the data set and create the model; the configuration is the server's."""
         dataset = load_dataset(config)
-        model = models.build(config.model, *dataset.shape, seed=config.seed)
-        if config.layers == "fast":
-            accelerate(model)
+        attack = configured_attack(config)
+        model, self.parameters = build_model(config, dataset)
         self.checksum = dataset.checksum
-        self.parameters = flatten(model)
         self.gradient = torch.zeros_like(self.parameters)
         self.loss, self.seconds = torch.zeros(()), 0.0
-        parts = worker_partitions(config, dataset)
-        self._worker = Worker(rank, model, dataset, config, self.gradient, parts.get(rank))
-        self._computes = rank >= config.byzantine or configured_attack(config).uses_own_gradient
+        (self._worker,) = make_workers({rank: self.gradient}, model, dataset, config, attack)
+        self._computes = rank >= config.byzantine or attack.uses_own_gradient
 
     @property
     def statistics(self) -> list[Tensor]:

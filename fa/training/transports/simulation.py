@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fa.attacks import Attack
 from fa.data import Dataset
 from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
@@ -11,7 +12,7 @@ from fa.training.cuda_graph import GraphedWorkers
 from fa.training.parameter_vector import Buffers, zero_gradients
 from fa.training.transports.base import GatheredGradients
 from fa.training.transports.completion import complete
-from fa.training.worker import Worker, worker_partitions
+from fa.training.worker import make_workers
 
 
 class SimulatedTransport:
@@ -20,7 +21,14 @@ class SimulatedTransport:
     A Byzantine worker computes a gradient only if its attack reads it.
     """
 
-    def __init__(self, model: nn.Module, dataset: Dataset, config: TrainConfig, parameters: Tensor) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        dataset: Dataset,
+        config: TrainConfig,
+        parameters: Tensor,
+        attack: Attack | None = None,
+    ) -> None:
         """Create the workers.
 
         Args:
@@ -28,27 +36,25 @@ class SimulatedTransport:
             dataset: The run's data set.
             config: The run's configuration.
             parameters: Vector (n,) of which the model's parameters are views.
+            attack: The run's attack; by default it is created from the configuration.
 
         Raises:
             ValueError: The gradients do not fit in memory.
         """
         self._config = config
-        self._attack = configured_attack(config)
+        self._attack = attack or configured_attack(config)
         self._G = zero_gradients(config.workers, parameters)
-        parts = worker_partitions(config, dataset)
-        self.workers = [Worker(rank, model, dataset, config, row, parts.get(rank)) for rank, row in enumerate(self._G)]
+        self.workers = make_workers(dict(enumerate(self._G)), model, dataset, config, self._attack)
         idle = 0 if self._attack.uses_own_gradient else config.byzantine
         self._computing = self.workers[idle:]
         on_gpu = parameters.device.type == "cuda" and config.local_steps == 1  # A graph has one pass of each worker.
         self._graphs = GraphedWorkers(self._computing) if on_gpu else None
 
-    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+    def gradients(self, iteration: int) -> GatheredGradients:
         """Compute each worker's gradient in its row, and write the attack.
 
         Args:
             iteration: Iteration, from 0.
-            parameters: The vector (n,) that the constructor has received. It is not read, because the model's
-                parameters are its views.
 
         Returns:
             The gradients. The row of a worker whose loss is not finite is NaN, unless no loss is finite.

@@ -156,12 +156,11 @@ class RpcTransport:
             if not self._changed.wait_for(lambda: self._rounds.joined, _JOIN_TIMEOUT):
                 self._rounds.pass_joining_deadline(_JOIN_TIMEOUT)
 
-    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+    def gradients(self, iteration: int) -> GatheredGradients:
         """Gather gradients until the quorum has arrived or the deadline has passed.
 
         Args:
             iteration: Iteration, from 0.
-            parameters: The vector (n,) that the constructor has received; its present values are sent.
 
         Returns:
             The gradients. The rows of missing workers are NaN, which rules exclude.

@@ -81,12 +81,11 @@ class TcpTransport:
         """
         self._loop.call_soon_threadsafe(self._server.first_process_ended, rank, reason)
 
-    def gradients(self, iteration: int, parameters: Tensor) -> GatheredGradients:
+    def gradients(self, iteration: int) -> GatheredGradients:
         """Gather gradients until the quorum has arrived or the deadline has passed.
 
         Args:
             iteration: Iteration, from 0.
-            parameters: The vector (n,) of which the `RoundServer` sends the present values; not read here.
 
         Returns:
             The gradients. The rows of missing workers are NaN, which rules exclude.
