@@ -233,7 +233,7 @@ def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
     assert of_two(0.9) == [MISSING, NOT]  # and a larger lead is impossible
     assert of_two(0.7) == [NOT] * 2
     assert of_two(0.7, (3,)) == [MISSING] * 2  # it may hold at other f
-    study = fig04.study("paper", seeds=[2021], variants=["fa", "multi_krum"], faulty=[3])
+    study = fig04.study("paper", seeds=[2021], variants=["fa", "multi_krum"], byzantine=[3])
     assert [(cell.variant, cell.case.f) for cell in study.cells] == [("fa", 3), ("multi_krum", 3)]
     assert study.folder.name == "paper-custom"
     assert set(study.configs) < set(fig04.study("paper").configs)
@@ -242,7 +242,7 @@ def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
     with pytest.raises(ValueError, match=r"^variants must be .*'fa'"):
         fig04.study("quick", variants="fa")
     with pytest.raises(ValueError, match=r" must be .*\b1\b.*\b2\b.*\b3\b.*\b4\b"):
-        fig04.study("quick", faulty=[4])
+        fig04.study("quick", byzantine=[4])
 
 
 def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:

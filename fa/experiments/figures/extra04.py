@@ -110,10 +110,10 @@ def detection(workers: DataFrame, f: int = F) -> DataFrame:
     for name, (rule, column) in DETECTORS.items():
         for attack, group in workers[workers["rule"] == rule].groupby("attack", sort=False):
             reported = _reported(group, column, f)
-            faulty = group["worker"] < f
-            right = int((reported & faulty).sum())
+            byzantine = group["worker"] < f
+            right = int((reported & byzantine).sum())
             precision = right / int(reported.sum()) if reported.any() else float("nan")
-            recall, guess = right / int(faulty.sum()), float(reported.mean())
+            recall, guess = right / int(byzantine.sum()), float(reported.mean())
             rows.append({"detector": name, "attack": attack, "precision": precision, "recall": recall, "guess": guess})
     return pandas.DataFrame(rows)
 

@@ -176,7 +176,7 @@ def _histogram_entries() -> list[Patch]:
     return [Patch(label=label, **_area(basis)) for basis, label in LABELS.items()]
 
 
-def _course_entries(faulty: bool) -> list[Line2D]:
+def _course_entries(byzantine: bool) -> list[Line2D]:
     """Return an entry for each line of honest workers, and one for each mark of Byzantine workers, if any."""
     from matplotlib.lines import Line2D
 
@@ -187,18 +187,18 @@ def _course_entries(faulty: bool) -> list[Line2D]:
         lines.append(Line2D([], [], label=f"honest: {label}", **line))
         mark: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "markersize": 5}
         marks.append(Line2D([], [], color=colour, linestyle="", label=f"Byzantine: {label}", **mark))
-    return lines + marks if faulty else lines
+    return lines + marks if byzantine else lines
 
 
 def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
     """Draw honest workers as a line, and Byzantine workers, if any, as marks."""
     colour, dashes, marker = _LOOKS[basis]
     honest = rows[~rows["faulty"]].groupby("iteration")["value"].mean()
-    faulty = rows[rows["faulty"]].groupby("iteration")["value"].mean()
+    byzantine = rows[rows["faulty"]].groupby("iteration")["value"].mean()
     look: dict[str, Any] = {"color": colour, "markersize": 5, "markerfacecolor": "none"}
     axes.plot(honest.index, honest, linestyle=dashes, **look)
-    if len(faulty):
-        axes.plot(faulty.index, faulty, marker, **look)
+    if len(byzantine):
+        axes.plot(byzantine.index, byzantine, marker, **look)
 
 
 def claims(table: DataFrame) -> list[Claim]:

@@ -210,8 +210,8 @@ def claims(table: DataFrame, times: DataFrame, costs: DataFrame, chance: float, 
     table, times = builtin_rows(table), builtin_rows(times)
     final = final_accuracies(table, "variant", "f")
     testable = learned(final, chance)
-    (faulty,) = set(table["f"])
-    final_lead, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
+    (f,) = set(table["f"])
+    final_lead, seconds, iterations = lead(final, f, "f"), races(table, chance, "seconds"), races(table, chance)
     cost = {key: 1000 * value for key, value in times.groupby("variant", sort=False)["aggregation"].mean().items()}
     costlier = [cost["fa"] > MIN_COST_RATIO * cost[key] for key in PAPER_RULES if key != "fa"]
     by_rule = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))
