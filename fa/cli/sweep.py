@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fa.cli.runs import check_device, resumable
-from fa.cli.user_rule_options import applicable_figures, study_options
+from fa.cli.study_options import applicable_figures, study_options
 from fa.experiments import ALL, figure_module, match_names
 from fa.utils import plugins
 
