@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fa.bench.cases import DEFAULT_P, OURS, PAPER, TORCH, Row
+from fa.bench.cases import DEFAULT_P, OURS, PAPER, TORCH, RuleTiming
 from fa.bench.table import growth, rules, slopes
 from fa.experiments.reporting.style import Look, apply_theme, literal, looks, sequential_colors, three_digits
 
@@ -25,7 +25,7 @@ _OTHERS = {
 """Looks of the rules that no figure of the paper has."""
 
 
-def draw(rows: Sequence[Row], title: str) -> Figure:
+def draw(rows: Sequence[RuleTiming], title: str) -> Figure:
     """Draw bars at the largest n (15 workers if timed), and time against n and against p, log-log.
 
     Args:
@@ -55,7 +55,7 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, rows: Sequence[Row]) -> None:
+def _bars(axes: Axes, rows: Sequence[RuleTiming]) -> None:
     largest, p = max((row.n, row.p == DEFAULT_P, row.p) for row in rows)[::2]
     at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
     colours = dict(zip(IMPLEMENTATIONS, sequential_colors(len(IMPLEMENTATIONS)), strict=True))
@@ -81,7 +81,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     axes.legend(fontsize=7, loc="upper right")
 
 
-def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
+def _growth(axes: Axes, rows: Sequence[RuleTiming], varied: str) -> None:
     in_n, in_p = slopes(rows, "n"), slopes(rows, "p")
     for rule in rules(rows):
         line = growth(rows, rule, OURS, varied)
@@ -103,6 +103,6 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _variants(rows: Sequence[Row]) -> dict[str, Look]:
+def _variants(rows: Sequence[RuleTiming]) -> dict[str, Look]:
     variants = looks(rule for rule in rules(rows) if rule not in _OTHERS) | _OTHERS
     return {rule: variants[rule] for rule in rules(rows)}

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 
+_GAP = 0.045  # Least distance of two lines' names, as a share of the axes' height.
+
+
 def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Figure:
     """Draw a row of panels with the curves of all variants.
 
@@ -138,18 +141,17 @@ def draw_kinds(
         axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
 
 
-def label_ends(axes: Axes, gap: float = 0.045) -> None:
+def label_ends(axes: Axes) -> None:
     """Write the name of every line beside its last point, in its colour and above or below close neighbours.
 
     Args:
         axes: Axes with lines that have labels, and final limits.
-        gap: Least distance of two names, as a share of the axes' height.
     """
     named = [line for line in axes.lines if not str(line.get_label()).startswith("_") and len(_points(line))]
     to_share = axes.transData + axes.transAxes.inverted()
     ends = {line: tuple(map(float, to_share.transform(_points(line)[-1]))) for line in named}
     lines = sorted(named, key=lambda line: ends[line][1])
-    for line, place in zip(lines, _spread([ends[line][1] for line in lines], gap), strict=True):
+    for line, place in zip(lines, _spread([ends[line][1] for line in lines], _GAP), strict=True):
         colour: Any = line.get_color()
         arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)}
         axes.annotate(

@@ -83,7 +83,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridRun:
     """One run, and its place in the grid."""
 
     rule: str
@@ -115,7 +115,7 @@ class Grid:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
 
-    def cells(self, rates: Mapping[str, float] | None = None) -> list[Cell]:
+    def cells(self, rates: Mapping[str, float] | None = None) -> list[GridRun]:
         """Return the reported runs.
 
         Without Byzantine workers the attack does not matter, and one run stands for all attacks.
@@ -126,24 +126,24 @@ class Grid:
         rate = (lambda rule: {"lr": rates[rule.label]}) if rates else (lambda _: {})
         return list(self._cells(self.seeds, rate, self.byzantine))
 
-    def tuning_cells(self) -> list[Cell]:
+    def tuning_cells(self) -> list[GridRun]:
         """Return the runs on validation images, from which the rates are chosen."""
         if self.tuning is None:
             return []
         tuning: Tuning = self.tuning
-        cells: list[Cell] = []
+        cells: list[GridRun] = []
         for rate in tuning.rates:
             settings = {"lr": rate, "validation": tuning.validation}
             cells += self._cells(tuning.seeds, lambda _, settings=settings: settings, tuning.byzantine)
         return cells
 
-    def _cells(self, seeds: Sequence[int], further: Any, byzantine: Sequence[int]) -> Iterator[Cell]:
+    def _cells(self, seeds: Sequence[int], further: Any, byzantine: Sequence[int]) -> Iterator[GridRun]:
         for split, f, rule, attack, seed in product(self.splits, byzantine, self.rules, self.attacks, seeds):
             if not self.reason_against(rule, f):
                 attacked = attack.settings if f else {"attack": "none"}
                 settings = {**SCHEDULE, **self.settings, **rule.settings, **attacked, **split.settings, **further(rule)}
                 config = TrainConfig(**settings, byzantine=f, seed=seed)
-                yield Cell(rule.label, attack.label, f, split.label, config)
+                yield GridRun(rule.label, attack.label, f, split.label, config)
 
     def reason_against(self, rule: Choice, f: int) -> str:
         """Check that a rule tolerates f of the grid's workers.
@@ -319,7 +319,7 @@ class GridResult:
     """
 
     grid: Grid
-    cells: tuple[Cell, ...]
+    cells: tuple[GridRun, ...]
     outcomes: Mapping[TrainConfig, Outcome]
     rates: Mapping[str, float]
 
@@ -368,12 +368,12 @@ def run(grid: Grid, store: RunStore, jobs: int | None = None, progress: bool = T
     return GridResult(grid, cells, outcomes, rates)
 
 
-def _sweep(cells: Sequence[Cell], store: RunStore, jobs: int | None, progress: bool) -> dict[TrainConfig, Outcome]:
+def _sweep(cells: Sequence[GridRun], store: RunStore, jobs: int | None, progress: bool) -> dict[TrainConfig, Outcome]:
     configs = list(dict.fromkeys(cell.config for cell in cells))
     return {outcome.config: outcome for outcome in sweep(configs, store, jobs, progress)}
 
 
-def choose_rates(cells: Sequence[Cell], outcomes: Mapping[TrainConfig, Outcome]) -> dict[str, float]:
+def choose_rates(cells: Sequence[GridRun], outcomes: Mapping[TrainConfig, Outcome]) -> dict[str, float]:
     """Choose each rule's learning rate by the greatest mean validation accuracy, and the lowest of equals.
 
     Args:
