@@ -57,9 +57,9 @@ def verdicts(claims) -> list[str]:
 def test_every_variant_is_a_rule_and_looks_like_no_other() -> None:
     for variant in VARIANTS.values():
         make_rule(variant.rule, f=0, **dict(variant.options))
-    looks = {(look.colour, look.marker, look.dashes) for look in style.LOOKS.values()}
+    looks = {(look.color, look.marker, look.dashes) for look in style.LOOKS.values()}
     assert len(looks) == len(VARIANTS) == len({variant.label for variant in VARIANTS.values()})
-    assert len({style.LOOKS[key].colour for key in PAPER_RULES}) == 7
+    assert len({style.LOOKS[key].color for key in PAPER_RULES}) == 7
 
 
 THREE_SEEDS = (fig04.NAME, "cpu", 3)  # what has more seeds than its profile

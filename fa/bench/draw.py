@@ -58,7 +58,7 @@ def draw(rows: Sequence[RuleTiming], title: str) -> Figure:
 def _bars(axes: Axes, rows: Sequence[RuleTiming]) -> None:
     largest, p = max((row.n, row.p == DEFAULT_P, row.p) for row in rows)[::2]
     at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
-    colours = dict(zip(IMPLEMENTATIONS, sequential_colors(len(IMPLEMENTATIONS)), strict=True))
+    colors = dict(zip(IMPLEMENTATIONS, sequential_colors(len(IMPLEMENTATIONS)), strict=True))
     for place, rule in enumerate(rules(rows)):
         drawn = [(by, at[rule, by]) for by in IMPLEMENTATIONS if (rule, by) in at]
         drawn += [(PAPER, row) for row in at.values() if row.by == PAPER and rule == "fa"]
@@ -66,14 +66,14 @@ def _bars(axes: Axes, rows: Sequence[RuleTiming]) -> None:
         for k, (by, row) in enumerate(drawn):
             y = place + height * (k - (len(drawn) - 1) / 2)
             name = "" if by != PAPER else f" {row.rule.removeprefix('fa, ')}"
-            axes.barh(y, 1e3 * row.seconds, height, color=colours[by])
+            axes.barh(y, 1e3 * row.seconds, height, color=colors[by])
             axes.text(
                 1e3 * row.seconds * 1.05, y, f"{three_digits(1e3 * row.seconds)}{name}", va="center", fontsize=6.5
             )
     timed = {row.by for row in at.values()}
     for by, label in IMPLEMENTATIONS.items():
         if by in timed:
-            axes.barh(0, 0, color=colours[by], label=label)
+            axes.barh(0, 0, color=colors[by], label=label)
     names = [literal(variant.label) for variant in _variants(rows).values()]
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))
@@ -90,7 +90,7 @@ def _growth(axes: Axes, rows: Sequence[RuleTiming], varied: str) -> None:
             exponents = ", ".join(f"{found[rule]:.2f}" for found in (in_n, in_p) if rule in found)
             look = _variants(rows)[rule]
             label = literal(f"{look.label} ({exponents})")
-            axes.loglog(sizes, [1e3 * s for s in seconds], color=look.colour, marker=look.marker, label=label)
+            axes.loglog(sizes, [1e3 * s for s in seconds], color=look.color, marker=look.marker, label=label)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     held = f"p = {DEFAULT_P}" if varied == "n" else "n = 1,000,000"

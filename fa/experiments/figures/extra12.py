@@ -76,9 +76,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     for y, (rule, pair) in enumerate(reversed(final.items())):
         look = style.LOOKS[rule]
         everywhere, reached = mean(pair[EVERYWHERE]), mean(pair[REACHED])
-        axes.plot([everywhere, reached], [y, y], color=look.colour, linewidth=2)
-        axes.plot(pair[EVERYWHERE], [y] * len(pair[EVERYWHERE]), "o", markersize=6, color=look.colour, fillstyle="none")
-        axes.plot(pair[REACHED], [y] * len(pair[REACHED]), "o", markersize=4, color=look.colour)
+        axes.plot([everywhere, reached], [y, y], color=look.color, linewidth=2)
+        axes.plot(pair[EVERYWHERE], [y] * len(pair[EVERYWHERE]), "o", markersize=6, color=look.color, fillstyle="none")
+        axes.plot(pair[REACHED], [y] * len(pair[REACHED]), "o", markersize=4, color=look.color)
         change = f"{reached - everywhere:+.3f}"
         axes.text(1.02, y, change, va="center", fontsize=8, transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(final)), [VARIANTS[rule].label for rule in reversed(final)])

@@ -172,14 +172,14 @@ def draw_dots(
     Args:
         axes: Axes to draw on.
         final: Final accuracies by label, one per seed.
-        looks: Colour and marker by label.
+        looks: Color and marker by label.
         bold: Labels in bold type.
     """
     names = list(final)[::-1]
     for y, name in enumerate(names):
         look, values = looks[name], final[name]
-        axes.plot(values, [y] * len(values), look.marker, color=look.colour, alpha=0.6, markersize=5)
-        axes.plot([mean(values)] * 2, [y - 0.35, y + 0.35], color=look.colour)
+        axes.plot(values, [y] * len(values), look.marker, color=look.color, alpha=0.6, markersize=5)
+        axes.plot([mean(values)] * 2, [y - 0.35, y + 0.35], color=look.color)
         axes.text(1.02, y, f"{mean(values):.3f}", va="center", fontsize=8, transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(names)), [literal(name) for name in names])
     for text in axes.get_yticklabels():

@@ -155,9 +155,9 @@ def _draw_epochs(axes: Axes, times: DataFrame) -> None:
     means = times.groupby("variant", sort=False).mean(numeric_only=True)
     total = means[list(PHASES)].sum(axis=1)
     start = total * 0
-    for (part, what), colour in zip(PHASES.items(), style.sequential_colors(len(PHASES))[::-1], strict=True):
+    for (part, what), color in zip(PHASES.items(), style.sequential_colors(len(PHASES))[::-1], strict=True):
         seconds = means[part] / total * means["epoch"]
-        axes.barh([label(key) for key in means.index], seconds, left=start, color=colour, label=what)
+        axes.barh([label(key) for key in means.index], seconds, left=start, color=color, label=what)
         start += seconds
     axes.set(title="(b) an epoch", xlabel="seconds")
     axes.invert_yaxis()
@@ -169,7 +169,7 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     variants = looks(ends.index)
     for key, (seconds, accuracy) in ends.iterrows():
         look = variants[key]
-        axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
+        axes.scatter(seconds, accuracy, color=look.color, marker=look.marker, s=60, label=look.label)
     finish(axes, "seconds")
     axes.set_title("(c) all iterations finished")
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
@@ -182,7 +182,7 @@ def _draw_aggregations(axes: Axes, times: DataFrame, costs: DataFrame) -> None:
     dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
     dots += [(f"{row.method}*", row.milliseconds, ours, "none") for row in costs.itertuples()]
     for place, (_, value, look, fill) in enumerate(dots):
-        axes.plot(value, place, look.marker, color=look.colour, markersize=7, fillstyle=fill)
+        axes.plot(value, place, look.marker, color=look.color, markersize=7, fillstyle=fill)
         text = style.three_digits(value)
         axes.annotate(text, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])

@@ -191,10 +191,8 @@ def _draw_map(axes: Axes, run: RunTables, column: str, name: str) -> None:
     first, last = int(reasons.columns[0]), int(reasons.columns[-1])
     extent = (first - 0.5, last + 0.5, len(numbers) - 0.5, -0.5)
     axes.set_facecolor(_GAP)
-    colours: Any = "cividis" if column else ListedColormap([_USED])
-    image = axes.imshow(
-        numbers, cmap=colours, vmin=least, vmax=most, aspect="auto", extent=extent, interpolation="none"
-    )
+    colors: Any = "cividis" if column else ListedColormap([_USED])
+    image = axes.imshow(numbers, cmap=colors, vmin=least, vmax=most, aspect="auto", extent=extent, interpolation="none")
     for reason, hatch in _hatches(run).items():
         axes.add_patch(_marked(reasons.to_numpy() == reason, first, hatch))
     axes.grid(visible=False)
