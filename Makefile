@@ -35,7 +35,7 @@ reproduce: $(STAMP) ## every figure with PROFILE=quick (default), smoke, cpu or 
 extras: $(STAMP) ## the experiments beyond the paper, with PROFILE as above
 	$(BIN)/fa reproduce extras --profile $(PROFILE)
 
-test: lint ## lint, then the tests
+test: lint ## lint, then the tests except the long ones
 	$(ONE_THREAD) $(BIN)/python -m pytest -m "not long" --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-long: $(STAMP) ## the tests of a minute or more

@@ -30,9 +30,11 @@ _SERVER = ("listen", "keys", "deadline", "quorum", "gradients", "lost")
 _CHECKPOINT = ("checkpoint", "checkpoint_every")
 _CHECKPOINT_HELP = "Checkpoint file; the same command resumes from it. Removed when --out is written."
 _LISTEN_HELP = "Address on which to await `fa worker`; by default workers start on this host."
-_BACKEND_HELP = "Workers: simulated, processes over TCP, processes over TensorPipe RPC, or processes of torchrun."
-
-_ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. See docs/training.md."
+_BACKEND_HELP = (
+    "Workers: simulated, processes over TCP, processes over TensorPipe RPC, or processes of torchrun.  "
+    "[default: simulate, or tcp with --listen]"
+)
+_ATTACK_OPTION_HELP = "Option of the attack, as in factor=1.5; may be repeated. An unknown name is answered by a list."
 
 
 def integers(text: str) -> int | tuple[int, ...]:
@@ -90,7 +92,6 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--backend",
     type=click.Choice(["simulate", "tcp", "rpc", "torchrun"]),
-    show_default="simulate, or tcp with --listen",
     help=_BACKEND_HELP,
 )
 @click.option("--listen", metavar="HOST:PORT", help=_LISTEN_HELP)
