@@ -14,7 +14,7 @@ import argparse
 
 import torch
 
-from fa.experiments.measurements.cost import Workload, exponents, measure
+from fa.experiments.measurements.cost import Workload, exponents, measure_costs
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     grid = {"n": given.n, "p": given.p, "k": given.k, "N": given.steps}
-    timings = measure(grid, Workload(), given.repeats)
+    timings = measure_costs(grid, Workload(), given.repeats)
     print("varied        n   p  k   N   SVD at each step   Gram matrix once   ratio")
     for svd, gram in zip(timings[::2], timings[1::2], strict=True):
         line = f"{svd.varied:6} {svd.n:8} {svd.p:3} {svd.k:2} {svd.N:3} {1e3 * svd.seconds:15.2f} ms"

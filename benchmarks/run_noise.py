@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("profile")
     parser.add_argument("--few", action="store_true")
     options = parser.parse_args()
-    study = fig04.study(options.profile, seeds=SEEDS, variants=RULES, faulty=[3])
+    study = fig04.study(options.profile, seeds=SEEDS, variants=RULES, byzantine=[3])
     path = Path("figures") / options.profile / "noise.csv"
     rows = list(csv.DictReader(path.open())) if path.exists() else []
     if options.profile == "paper":

@@ -133,7 +133,7 @@ def run(rules: Sequence[str], workers: int, byzantine: int, iterations: int, see
     for name in rules:
         rule = fa.make_rule(name, f=0 if name in ("fa", "mean") else byzantine)
         found[name] = train(rule, workers, byzantine, iterations, seed)
-        print(f"{name}: perplexity {found[name]:.1f} with {byzantine} of {workers} workers faulty", flush=True)
+        print(f"{name}: perplexity {found[name]:.1f} with {byzantine} of {workers} workers Byzantine", flush=True)
     return found
 
 
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=300)
     given = parser.parse_args()
     if not 0 <= given.byzantine < given.workers or given.iterations < 1:
-        parser.error("there must be more workers than faulty ones, and an iteration or more")
+        parser.error("there must be more workers than Byzantine ones, and an iteration or more")
     run(given.rules, given.workers, given.byzantine, given.iterations)
 
 

@@ -12,7 +12,18 @@ from PIL import Image
 
 import fa
 from fa.bench import peers, timing
-from fa.bench.cases import DEFAULT_N, OURS, PAPER, READ, SIZES, WORKERS, Row, all_cases, default_cases, num_byzantine
+from fa.bench.cases import (
+    DEFAULT_N,
+    OURS,
+    PAPER,
+    READ,
+    SIZES,
+    WORKERS,
+    RuleTiming,
+    all_cases,
+    default_cases,
+    num_byzantine,
+)
 from fa.bench.draw import IMPLEMENTATIONS, draw
 from fa.bench.table import slopes, summary, table
 from fa.cli import cli, main
@@ -108,15 +119,15 @@ def test_the_default_cases_vary_one_size_at_a_time() -> None:
         fa.make_rule("bulyan", f=num_byzantine(p)).check_workers(p)
 
 
-def rows() -> list[Row]:
+def rows() -> list[RuleTiming]:
     """Rules whose time grows as n p^2, peers that take ten times as long, reading at 1 GB/s."""
     found = []
     for n, p in default_cases():
         seconds = 1e-9 * n * p**2
-        found += [Row(n, p, num_byzantine(p), rule, OURS, seconds, 1.0, 10, 1.0) for rule in fa.RULES]
-        found += [Row(n, p, num_byzantine(p), "median", "byzfl", 10 * seconds, 1.0, 3, 10.0)]
-        found += [Row(n, p, num_byzantine(p), "fa, 5 SVDs", PAPER, 300 * seconds, 1.0, 1, 300.0)]
-        found += [Row(n, p, num_byzantine(p), "", READ, 4e-9 * n * p, 1.0, 10, 0.1)]
+        found += [RuleTiming(n, p, num_byzantine(p), rule, OURS, seconds, 1.0, 10, 1.0) for rule in fa.RULES]
+        found += [RuleTiming(n, p, num_byzantine(p), "median", "byzfl", 10 * seconds, 1.0, 3, 10.0)]
+        found += [RuleTiming(n, p, num_byzantine(p), "fa, 5 SVDs", PAPER, 300 * seconds, 1.0, 1, 300.0)]
+        found += [RuleTiming(n, p, num_byzantine(p), "", READ, 4e-9 * n * p, 1.0, 10, 0.1)]
     return found
 
 

@@ -35,7 +35,7 @@ def test_a_more_robust_power_needs_a_tighter_majority(a, expected):
 def test_with_one_column_it_is_the_closed_form(h, f, c, r, a):
     honest, faulty = gains(h, c, a), gains(f, r, a)
     if abs(honest - faulty) > 1e-9:
-        assert breakdown.faulty_columns(h, f, c, r, a=a) == (faulty > honest)
+        assert breakdown.byzantine_columns(h, f, c, r, a=a) == (faulty > honest)
 
 
 @pytest.mark.parametrize("m", [1, 2, 4])
@@ -113,7 +113,7 @@ def test_irls_follows_the_principal_components_where_the_objective_prefers_the_m
     for c, honest in ((low - 0.03, False), ((low + high) / 2, True)):
         solution = irls.solve(simulated(c), m=1, a=4.0, max_iter=500)
         assert (solution.values[3:].mean() > solution.values[:3].mean()) == honest
-        assert breakdown.faulty_columns(12, 3, c, 0.75, a=4.0) == 1
+        assert breakdown.byzantine_columns(12, 3, c, 0.75, a=4.0) == 1
 
 
 @pytest.mark.parametrize("a", [1.0, 2.0, 4.0])
@@ -135,7 +135,7 @@ def test_the_margin_is_what_the_faulty_groups_first_column_costs(c, r, m, a):
     margin = breakdown.breakdown_margin(breakdown.two_groups(4, 2, c, r).K, range(2), m=m, a=a)
     assert margin == pytest.approx(one - without, abs=6 * irls.FLOOR ** (1 / a) + 1e-8)
     if m == 1 and abs(one - without) > 0.02:
-        assert (margin < 0) == (breakdown.faulty_columns(4, 2, c, r, a=a) == 1)
+        assert (margin < 0) == (breakdown.byzantine_columns(4, 2, c, r, a=a) == 1)
 
 
 @pytest.mark.parametrize("a", [1.0, 2.0, 4.0])
@@ -155,7 +155,7 @@ def test_with_pairs_the_best_direction_is_in_the_plane_of_the_means(lam, a):
             data = h * (1 - np.cos(t) ** 2 * R) ** (1 / a) + f * (1 - np.sin(t) ** 2 * S) ** (1 / a)
             plane = data + lam / (p - 1) * (h * (h - 1) + f * (f - 1) + 2 * h * f * mixed ** (1 / a))
             assert best.objective == pytest.approx(plane.min(), rel=1e-7)
-            assert best.honest + best.faulty == pytest.approx(1)
+            assert best.honest + best.byzantine == pytest.approx(1)
             G = breakdown.gradients(gram, 40, 0)
             u = sum(
                 part * mean / np.linalg.norm(mean)
@@ -188,9 +188,9 @@ def test_gradients_have_the_inner_products_and_the_mean_its_share_of_faulty():
     G = breakdown.gradients(gram, 500, 1)
     np.testing.assert_allclose(G @ G.T, gram.K, atol=1e-12)
     assert not np.allclose(G, breakdown.gradients(gram, 500, 2))
-    assert breakdown.faulty_weight(G.mean(axis=0), G, 3) == pytest.approx(0.2)
-    assert breakdown.faulty_weight(G[3:].sum(axis=0), G, 3) == pytest.approx(0, abs=1e-12)
-    assert breakdown.faulty_weight(G[0], G, 3) == pytest.approx(1)
+    assert breakdown.byzantine_weight(G.mean(axis=0), G, 3) == pytest.approx(0.2)
+    assert breakdown.byzantine_weight(G[3:].sum(axis=0), G, 3) == pytest.approx(0, abs=1e-12)
+    assert breakdown.byzantine_weight(G[0], G, 3) == pytest.approx(1)
 
 
 def test_fa_with_both_means_in_its_subspace_is_the_mean():
@@ -199,7 +199,7 @@ def test_fa_with_both_means_in_its_subspace_is_the_mean():
         G = breakdown.gradients(breakdown.two_groups(12, 3, c, 0.75), 100, 0)
         for m, expected in ((1, alone), (2, 0.2), (4, 0.2)):
             d = make_rule("fa", m=m, formulation="released")(G)
-            assert breakdown.faulty_weight(d, G, 3) == pytest.approx(expected, abs=1e-6)
+            assert breakdown.byzantine_weight(d, G, 3) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("r", [0.0, 0.5, 0.75, 1.0])
@@ -217,7 +217,7 @@ def test_krums_threshold_is_where_the_scores_cross(r):
 @pytest.mark.parametrize(("r", "columns"), [(0.0, 3), (0.75, 1)])
 def test_with_the_default_m_the_faulty_group_gets_columns(r, columns):
     """m = 8 has room for both groups, so the subspace alone does not keep the faulty out; IRLS finds nothing better."""
-    assert breakdown.faulty_columns(12, 3, 0.3, r, m=8) == columns
+    assert breakdown.byzantine_columns(12, 3, 0.3, r, m=8) == columns
     found = irls.solve_gram(breakdown.two_groups(12, 3, 0.3, r), irls.Options(m=8, max_iter=60, restarts=12))
     assert found.objective >= breakdown._choices(12, 3, 0.3, r, 8, 2.0).min() - 1e-6
 

@@ -66,7 +66,7 @@ def test_where_stderr_is_no_terminal_a_line_now_and_then_tells_how_far_it_is(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fa.utils.progress_bar.LINES", 0.0)
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a process that a notebook starts: colours may go there, a bar not
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a process that a notebook starts: colors may go there, a bar not
     _, _, err = call(capsys, *QUICK, "--iterations", "3", "--evaluate-every", "3")
     first, last = err.splitlines()  # of the first iteration, which compiles, nothing is told
     assert (numbers(first)[:2], numbers(last)[:2]) == ([2, 3], [3, 3])

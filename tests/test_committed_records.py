@@ -89,7 +89,7 @@ def study_of(module: Any, folder: Path, name: str, drawn: pd.DataFrame) -> Study
         return whole.finished()
     if about["command"] is not None:
         return whole
-    chosen = {"variants": list(dict.fromkeys(drawn["variant"])), "faulty": sorted(set(drawn["f"]))}
+    chosen = {"variants": list(dict.fromkeys(drawn["variant"])), "byzantine": sorted(set(drawn["f"]))}
     return module.study(folder.name, folder, seeds=sorted(set(drawn["seed"])), **chosen)
 
 

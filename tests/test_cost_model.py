@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from fa.experiments.measurements.cost import METHODS, CostTiming, Workload, exponents, in_gram_space, measure, svd_steps
+from fa.experiments.measurements.cost import (
+    METHODS,
+    CostTiming,
+    Workload,
+    exponents,
+    in_gram_space,
+    measure_costs,
+    svd_steps,
+)
 
 
 @pytest.mark.parametrize("k", [1, 3])
@@ -34,6 +42,6 @@ def test_exponents_of_a_law() -> None:
 
 
 def test_every_size_is_measured_by_both_methods() -> None:
-    timings = measure({"n": [20, 30], "k": [2]}, Workload(n=25, p=3), repeats=1)
+    timings = measure_costs({"n": [20, 30], "k": [2]}, Workload(n=25, p=3), repeats=1)
     assert [(t.varied, t.n, t.p, t.k) for t in timings[::2]] == [("n", 20, 3, 1), ("n", 30, 3, 1), ("k", 25, 3, 2)]
     assert [t.method for t in timings] == [*METHODS] * 3

@@ -55,12 +55,12 @@ def digits() -> Dataset:
 
 
 @pytest.fixture
-def coloured() -> Dataset:
+def colored() -> Dataset:
     """40 images of 3 channels, to be cropped and flipped."""
     arrays = small(3, 40, 7, (3, 8, 8))
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     statistics = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
-    return Dataset("coloured", **tensors, classes=10, **statistics, crop_and_flip=True, checksum="")
+    return Dataset("colored", **tensors, classes=10, **statistics, crop_and_flip=True, checksum="")
 
 
 # mnist-mini
@@ -550,7 +550,7 @@ def test_held_out_images_take_the_place_of_the_test_images_and_are_not_trained_o
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """Three classes of two training images, and four validation images, of one colour each; the last one is grey."""
+    """Three classes of two training images, and four validation images, of one color each; the last one is grey."""
     root = tmp_path / "tiny-imagenet-200"
     wnids = ["n03", "n01", "n02"]  # the order of the file, not of the alphabet, counts
     for number, wnid in enumerate(wnids):
@@ -619,18 +619,18 @@ def draw(dataset: Dataset, **changes: Any) -> tuple[Tensor, Tensor]:
     return minibatch(dataset, **(arguments | changes))
 
 
-def test_normalised_images_follow_the_formula(coloured: Dataset) -> None:
-    images = coloured.train_images
+def test_normalised_images_follow_the_formula(colored: Dataset) -> None:
+    images = colored.train_images
     pixels = images.numpy().astype(np.float64) / 255
-    expected = [(pixels[:, c] - coloured.mean[c]) / coloured.std[c] for c in range(3)]
-    got = normalise(images, coloured, "cpu")
+    expected = [(pixels[:, c] - colored.mean[c]) / colored.std[c] for c in range(3)]
+    got = normalise(images, colored, "cpu")
     assert got.dtype == torch.float32
     assert np.allclose(got.numpy(), np.stack(expected, axis=1), rtol=0, atol=1e-6)
-    assert torch.equal(images, coloured.train_images), "the bytes stay as they are"
+    assert torch.equal(images, colored.train_images), "the bytes stay as they are"
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-@pytest.mark.parametrize("kind", ["digits", "coloured"])
+@pytest.mark.parametrize("kind", ["digits", "colored"])
 def test_a_minibatch_can_be_drawn_again(request: pytest.FixtureRequest, kind: str, sampling: str) -> None:
     dataset: Dataset = request.getfixturevalue(kind)
     images, labels = draw(dataset, batch=5, sampling=sampling)
@@ -682,12 +682,12 @@ def test_cycled_minibatches_go_through_a_slice_of_ones_own() -> None:
     assert seen == {0: [0, 1, 2] * 4, 1: [3, 4, 5] * 4, 2: [6, 7, 8, 9] * 3}
 
 
-def test_cycled_crops_are_drawn_once_for_each_image(coloured: Dataset) -> None:
+def test_cycled_crops_are_drawn_once_for_each_image(colored: Dataset) -> None:
     """Slices of 10 images in minibatches of 5: the same pixels every other iteration, whatever the other workers do."""
-    first, _ = draw(coloured, batch=5, iteration=0, sampling="cycled")
-    assert torch.equal(draw(coloured, batch=5, iteration=2, sampling="cycled")[0], first)
-    assert torch.equal(draw(coloured, batch=5, worker=2, workers=8, iteration=0, sampling="cycled")[0], first)
-    plain = normalise(coloured.train_images[10:15], coloured, "cpu")
+    first, _ = draw(colored, batch=5, iteration=0, sampling="cycled")
+    assert torch.equal(draw(colored, batch=5, iteration=2, sampling="cycled")[0], first)
+    assert torch.equal(draw(colored, batch=5, worker=2, workers=8, iteration=0, sampling="cycled")[0], first)
+    plain = normalise(colored.train_images[10:15], colored, "cpu")
     assert not torch.equal(first, plain)
     fresh = [
         draw(replace(numbered(5, crop_and_flip=True)), batch=5, workers=1, worker=0, iteration=t)[0] for t in (0, 1)
@@ -707,9 +707,9 @@ def test_cycled_crops_are_drawn_once_for_each_image(coloured: Dataset) -> None:
         ({"sampling": "randon"}, r"^sampling must be .*'randon'.*'random'"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(coloured: Dataset, changes: dict[str, Any], pattern: str) -> None:
+def test_what_cannot_be_drawn_is_refused(colored: Dataset, changes: dict[str, Any], pattern: str) -> None:
     with pytest.raises(ValueError, match=pattern):
-        draw(coloured, **changes)
+        draw(colored, **changes)
 
 
 def one_crop(image: np.ndarray, top: int, left: int, mirrored: bool, padding: int) -> np.ndarray:

@@ -139,7 +139,7 @@ def test_coinciding_curves_differ_in_width_and_marker() -> None:
     assert len({line.get_linewidth() for line in lines}) == len({line.get_marker() for line in lines}) == len(lines)
 
 
-def test_every_lambda_of_figure_8_is_named_beside_its_curve_in_its_colour() -> None:
+def test_every_lambda_of_figure_8_is_named_beside_its_curve_in_its_color() -> None:
     axes = committed_drawing("cpu", fig08.NAME).axes[0]
     names = {text.get_text(): to_rgba(text.get_color()) for text in axes.texts}
     assert names == {line.get_label(): to_rgba(line.get_color()) for line in axes.lines}

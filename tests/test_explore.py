@@ -48,10 +48,10 @@ def sent(pool: torch.Tensor, setting: Setting) -> torch.Tensor:
 def test_a_scene_is_what_the_rules_say(pool: torch.Tensor, formulation: str) -> None:
     setting = replace(SMALL, formulation=formulation, a=1.5, lam=2.0)
     G, shown = sent(pool, setting), scene(pool, setting)
-    options = {"m": 4, "a": 1.5, "lam": 2.0, **FORMULATIONS[formulation][1]}
+    options = {"m": 4, "a": 1.5, "lam": 2.0, **dict(VARIANTS[FORMULATIONS[formulation]].options)}
     d, honest = fa.aggregate(G, "fa", **options).double(), G[2:].double().mean(dim=0)
     ours = shown.landings[0]
-    assert ours.variant == FORMULATIONS[formulation][0]
+    assert ours.variant == FORMULATIONS[formulation]
     assert ours.cosine == pytest.approx(float(d @ honest / d.norm() / honest.norm()), abs=1e-6)
     assert ours.inside == pytest.approx(float(np.square(ours.point).sum() / d.norm() ** 2), abs=1e-6)
     decision = fa.make_rule("fa", **options).aggregate(G).decision

@@ -13,9 +13,10 @@ from fa.experiments.figures import fig07
 from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import augmented_images
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN
 
 PATHS = sorted((Path(__file__).parents[1] / "data_aug").glob("*.toml"))
-CURVES = (*fig07.RULES, fig07.CONTROL)
+CURVES = (*PAPER_RULES_AND_MEAN, fig07.CONTROL)
 
 
 def curves(of: dict[str, list[float]]) -> pd.DataFrame:

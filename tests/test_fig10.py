@@ -9,6 +9,7 @@ import pytest
 from fa.experiments.figures import fig10
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, UNTESTABLE
 from fa.experiments.runs.store import RunStore
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN
 from fa.training import train
 from tests.texts import numbers
 
@@ -21,7 +22,9 @@ COSTS = pd.DataFrame(
 def spent(ours: float) -> pd.DataFrame:
     """Where an iteration's time goes, with FA's aggregation of `ours` seconds and the others' of 2 ms."""
     about = {"seed": 1, "compute": 0.1, "network": 0.05, "update": 0.001, "epoch": 4.0}
-    return pd.DataFrame(about | {"variant": key, "aggregation": ours if key == "fa" else 0.002} for key in fig10.RULES)
+    return pd.DataFrame(
+        about | {"variant": key, "aggregation": ours if key == "fa" else 0.002} for key in PAPER_RULES_AND_MEAN
+    )
 
 
 def curves(fa: tuple[float, float], others: tuple[float, float], pace: float = 1.0) -> pd.DataFrame:
@@ -36,7 +39,7 @@ def curves(fa: tuple[float, float], others: tuple[float, float], pace: float = 1
             "seconds": 10 * (i + 1) * (pace if key == "fa" else 1.0),
             "test_accuracy": accuracy,
         }
-        for key in fig10.RULES
+        for key in PAPER_RULES_AND_MEAN
         for i, accuracy in enumerate(fa if key == "fa" else others)
     )
 
@@ -70,9 +73,9 @@ def test_it_shows_curves_by_time_and_the_parts_of_an_epoch() -> None:
     a, b, c, d = fig10.draw(curves((0.8, 0.9), (0.5, 0.7), pace=3.0), spent(0.004), COSTS, "title", 0.1).axes
     assert list(a.lines[0].get_xdata()) == [30, 60]
     assert [line.get_ydata()[0] for line in a.lines[-3:]] == pytest.approx([0.4, 0.55, 0.64])
-    parts = b.patches[:: len(fig10.RULES)]  # FA's
+    parts = b.patches[:: len(PAPER_RULES_AND_MEAN)]  # FA's
     assert [part.get_width() for part in parts] == pytest.approx([4 * x / 0.155 for x in (0.1, 0.05, 0.004, 0.001)])
-    assert len(c.collections) == len(fig10.RULES)
+    assert len(c.collections) == len(PAPER_RULES_AND_MEAN)
     dots = [float(line.get_xdata()[0]) for line in d.lines]
     assert [dots[0], *dots[-3:]] == [4, 2, 30, 150]
     assert [text.get_text() for text in d.texts][-3:] == ["2", "30", "150"]

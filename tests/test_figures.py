@@ -25,7 +25,7 @@ from fa.experiments.reporting.curves import finish
 from fa.experiments.runs.profiles import PROFILES, for_profile
 from fa.experiments.runs.results import Results, final_accuracies, last_points, summary
 from fa.experiments.runs.study import Case, Study, make_study
-from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+from fa.experiments.runs.variants import PAPER_RULES, PAPER_RULES_AND_MEAN, VARIANTS
 from fa.rules import make_rule
 from fa.training import CurvePoint, Run, TrainConfig
 from fa.utils.validation import TooFewWorkersError
@@ -57,9 +57,9 @@ def verdicts(claims) -> list[str]:
 def test_every_variant_is_a_rule_and_looks_like_no_other() -> None:
     for variant in VARIANTS.values():
         make_rule(variant.rule, f=0, **dict(variant.options))
-    looks = {(look.colour, look.marker, look.dashes) for look in style.LOOKS.values()}
+    looks = {(look.color, look.marker, look.dashes) for look in style.LOOKS.values()}
     assert len(looks) == len(VARIANTS) == len({variant.label for variant in VARIANTS.values()})
-    assert len({style.LOOKS[key].colour for key in PAPER_RULES}) == 7
+    assert len({style.LOOKS[key].color for key in PAPER_RULES}) == 7
 
 
 THREE_SEEDS = (fig04.NAME, "cpu", 3)  # what has more seeds than its profile
@@ -233,7 +233,7 @@ def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
     assert of_two(0.9) == [MISSING, NOT]  # and a larger lead is impossible
     assert of_two(0.7) == [NOT] * 2
     assert of_two(0.7, (3,)) == [MISSING] * 2  # it may hold at other f
-    study = fig04.study("paper", seeds=[2021], variants=["fa", "multi_krum"], faulty=[3])
+    study = fig04.study("paper", seeds=[2021], variants=["fa", "multi_krum"], byzantine=[3])
     assert [(cell.variant, cell.case.f) for cell in study.cells] == [("fa", 3), ("multi_krum", 3)]
     assert study.folder.name == "paper-custom"
     assert set(study.configs) < set(fig04.study("paper").configs)
@@ -242,7 +242,7 @@ def test_a_lead_over_some_rules_says_nothing_of_the_others() -> None:
     with pytest.raises(ValueError, match=r"^variants must be .*'fa'"):
         fig04.study("quick", variants="fa")
     with pytest.raises(ValueError, match=r" must be .*\b1\b.*\b2\b.*\b3\b.*\b4\b"):
-        fig04.study("quick", faulty=[4])
+        fig04.study("quick", byzantine=[4])
 
 
 def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:
@@ -587,7 +587,7 @@ def test_a_figure_draws_every_curve_it_was_given() -> None:
     assert first["FA"] == [0.1, 0.9]
     assert first["Trimmed Mean"] == [0.1, 0.1]
     assert [text.get_text() for text in panels[2].get_legend().get_texts()] == [
-        VARIANTS[key].label for key in fig04.TOP
+        VARIANTS[key].label for key in PAPER_RULES_AND_MEAN
     ]
 
 

@@ -225,11 +225,11 @@ SOLVERS: dict[str, Callable[[Any], Any]] = {
     "relevant": lambda G: fa.irls.solve(fa.flags.restrict(G, [[0]] * len(G))).direction(),
     "likelihood": lambda G: likelihood.fit(G, likelihood.Beta(1.0, 0.5), m=1, max_iter=5, restarts=1).Y,
     "line 5": lambda G: algorithm1_line5.path(G, "l1", 0.1, m=1, steps=2).Y,
-    "quantised": lambda G: quantization.quantise(G, quantization.Format(bits=8)).dequantise(),
+    "quantized": lambda G: quantization.quantize(G, quantization.Format(bits=8)).dequantize(),
     "blocks": lambda G: (
-        quantization.integer_gram(quantization.quantise(G, quantization.Format("block_float", 8, block=4))).gram.K
+        quantization.integer_gram(quantization.quantize(G, quantization.Format("block_float", 8, block=4))).gram.K
     ),
-    "stochastic": lambda G: quantization.quantise(G, quantization.Format(rounding="stochastic")).dequantise(),
+    "stochastic": lambda G: quantization.quantize(G, quantization.Format(rounding="stochastic")).dequantize(),
     "values": lambda G: objective.values(G, np.eye(np.shape(G)[1])[:, :1]),
     "value": lambda G: objective.value(G, np.eye(np.shape(G)[1])[:, :1], lam=1.0),
     "gradient": lambda G: objective.gradient(G, np.eye(np.shape(G)[1])[:, :1]),
@@ -285,7 +285,7 @@ def test_other_dtypes_are_refused_by_name(name: str, dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (0, 4), (4, 0), (0, 0), (2, 3, 4)], ids=str)
-@pytest.mark.parametrize("name", ["aggregate", "data", "flags", "likelihood", "quantised", "line 5"])
+@pytest.mark.parametrize("name", ["aggregate", "data", "flags", "likelihood", "quantized", "line 5"])
 @pytest.mark.parametrize("make", [np.ones, torch.ones])
 def test_other_shapes_are_refused_by_name(name: str, shape: tuple[int, ...], make: Callable[..., Any]) -> None:
     call = fa.aggregate if name == "aggregate" else SOLVERS[name]

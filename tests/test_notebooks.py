@@ -295,7 +295,7 @@ def test_the_list_names_figures_parameters_and_variants() -> None:
     assert done.exit_code == 0
     assert all(path.stem in done.output for path in NOTEBOOKS)
     assert all(key in done.output for key in VARIANTS)
-    assert all(f"    {name} (" in done.output for name in ("seeds", "iterations", "variants", "faulty", "seed"))
+    assert all(f"    {name} (" in done.output for name in ("seeds", "iterations", "variants", "byzantine", "seed"))
 
 
 def git(*words: str, folder: Path) -> str:

@@ -21,6 +21,7 @@ from fa.experiments.measurements import tcp_loss
 from fa.experiments.measurements.lossy_links import SERVER, Links, star_network, unsupported_reason
 from fa.experiments.reporting import time_to_accuracy
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN
 from fa.training import TrainConfig, train
 from fa.training.records import USED
 from fa.training.transports.udp import Inbox, create_sender, send
@@ -243,7 +244,7 @@ def test_a_star_of_other_numbers_is_refused() -> None:
 def test_the_verdict_on_packet_loss(way: tuple[float, ...], expected: list[str]) -> None:
     numbers = pd.DataFrame(
         {"variant": key, "label": key, "f": 3, "seed": 1, "iteration": 20 * (i + 1), "test_accuracy": accuracy}
-        for key in fig06a.RULES
+        for key in PAPER_RULES_AND_MEAN
         for i, accuracy in enumerate(way if key == "fa" else (0.3, 0.7))
     )
     ours = {"variant": "fa", "label": "FA", "workers": 4, "lossy": 3}

@@ -126,7 +126,7 @@ OBJECTS: dict[str, Callable[[], Any]] = {
     "model": lambda: models.build("convnet", shape=(1, 28, 28), classes=10, seed=0),
     "fast model": fast_model,
     "format": lambda: quantization.Format("block_float", 8, block=4),
-    "quantised": lambda: quantization.quantise(G, quantization.Format(bits=8)),
+    "quantized": lambda: quantization.quantize(G, quantization.Format(bits=8)),
     "fit": lambda: likelihood.fit(G, likelihood.Beta(1.0, 0.5), m=1, max_iter=3, restarts=1),
     "path": lambda: algorithm1_line5.path(G, "l1", 0.1, m=1, steps=2),
     "second order": lambda: optimality.second_order(irls.solve(G)),

@@ -79,7 +79,7 @@ def test_an_outcome_tells_the_rules_options() -> None:
         rule="fa", byzantine=1, rule_options=(("preaggregators", ("krum", "unit")), ("formulation", "released"))
     )
     none = replace(config, rule_options=(("preaggregators", ()),))
-    for run, start in ((config, "formulation released, preaggregators krum unit"), (none, "preaggregators none")):
+    for run, start in ((config, "formulation = released, preaggregators = krum unit"), (none, "preaggregators = none")):
         assert re.match(rf"fa \({start}\), f = 1, seed ", str(Outcome(run, None, "why")))
 
 

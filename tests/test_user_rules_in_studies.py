@@ -57,9 +57,9 @@ SEEN = {
 }
 
 
-def lab(colour: str, eye: str) -> np.ndarray:
-    """CIELAB, as that eye sees the colour."""
-    coded = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+def lab(color: str, eye: str) -> np.ndarray:
+    """CIELAB, as that eye sees the color."""
+    coded = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     linear = np.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     x, y, z = np.cbrt(to_xyz @ np.clip(np.array(SEEN[eye]) @ linear, 1e-3, 1) / [0.9505, 1, 1.089])
@@ -68,9 +68,9 @@ def lab(colour: str, eye: str) -> np.ndarray:
 
 def test_their_looks_are_told_apart_by_every_eye() -> None:
     known = [*style.LOOKS.values(), *bench_draw._OTHERS.values()]
-    colours = {variant.colour for variant in known}
-    pairs = [(mine, other) for mine, _ in style.USER_LOOKS for other in (*colours, "#ffffff")]
-    pairs += combinations([colour for colour, _ in style.USER_LOOKS], 2)
+    colors = {variant.color for variant in known}
+    pairs = [(mine, other) for mine, _ in style.USER_LOOKS for other in (*colors, "#ffffff")]
+    pairs += combinations([color for color, _ in style.USER_LOOKS], 2)
     for mine, other in pairs:
         assert min(np.linalg.norm(lab(mine, eye) - lab(other, eye)) for eye in SEEN) > 20, (mine, other)
     markers = [marker for _, marker in style.USER_LOOKS]
@@ -144,7 +144,7 @@ def test_names_looks_and_refusals(tmp_path: Path) -> None:
     assert keys == (f"{file}:A", f"{file}:B", "krum")
     looks = style.looks(keys)
     assert [looks[key].label for key in keys] == ["A (median.py)", "B (median.py)", "Krum"]
-    assert [looks[key].colour for key in keys] == [colour for colour, _ in style.USER_LOOKS[:3]]
+    assert [looks[key].color for key in keys] == [color for color, _ in style.USER_LOOKS[:3]]
     with pytest.raises(ValueError, match=r"\brule must be .*'median'"):
         user_rules.register_rules(["median"])
     with pytest.raises(ValueError, match=r"\brule must be .*\b4\b.*'byzfl:CAF'"):

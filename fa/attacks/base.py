@@ -77,7 +77,7 @@ class Attack:
         with plugins.attribute_errors_to_plugin("attack"):
             self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, device), **options)
         for worker, total in zip(honest, before, strict=True):
-            needed = f"one that writes the faulty workers' rows alone, and not worker {worker}'s"
+            needed = f"one that writes the Byzantine workers' rows alone, and not worker {worker}'s"
             check("attack", self.name, _sum_of_bytes(G[worker]) == total, needed)
 
 

@@ -32,7 +32,7 @@ STEPS = (1, 5)  # of FA by SVDs: the released code's number, the paper's limit
 
 
 @dataclass(frozen=True)
-class Row:
+class RuleTiming:
     """Median time of a rule for p gradients with n coordinates, f of them Byzantine."""
 
     n: int
@@ -88,14 +88,14 @@ def missing_libraries() -> list[str]:
     return lines
 
 
-def measure(
+def measure_times(
     cases: Sequence[tuple[int, int]],
     device: str = "cpu",
     repeats: int = 10,
     patience: float = 10.0,
     progress: Callable[[str], None] = lambda text: None,
     rules: Sequence[str] = (),
-) -> Iterator[list[Row]]:
+) -> Iterator[list[RuleTiming]]:
     """Time all implementations, case by case.
 
     Args:
@@ -146,26 +146,26 @@ def _calls(G: Tensor, f: int, rules: Sequence[str]) -> dict[tuple[str, str], Cal
     return {key: partial(aggregate, G) for key, aggregate in aggregators.items()}
 
 
-def _rows(n: int, p: int, keys: Sequence[tuple[str, str]], timings: Sequence[Timing]) -> list[Row]:
+def _rows(n: int, p: int, keys: Sequence[tuple[str, str]], timings: Sequence[Timing]) -> list[RuleTiming]:
     mean = timings[keys.index(("mean", OURS))].median
     return [
-        Row(n, p, num_byzantine(p), rule, by, timing.median, timing.first, timing.repeats, timing.median / mean)
+        RuleTiming(n, p, num_byzantine(p), rule, by, timing.median, timing.first, timing.repeats, timing.median / mean)
         for (rule, by), timing in zip(keys, timings, strict=True)
     ]
 
 
-def as_records(rows: Sequence[Row]) -> list[dict[str, object]]:
+def as_records(rows: Sequence[RuleTiming]) -> list[dict[str, object]]:
     """Convert rows to dictionaries for a JSON file.
 
     Args:
         rows: Rows of any number of cases.
 
     Returns:
-        A dictionary for each row, with the fields of `Row` (times in seconds). Its gigabytes_per_second is rounded to
-        three decimals.
+        A dictionary for each row, with the fields of `RuleTiming` (times in seconds). Its gigabytes_per_second is
+        rounded to three decimals.
 
     Example:
-        >>> row = Row(n=10**9, p=7, f=1, rule="mean", by=OURS, seconds=2.0, first=3.0, repeats=5, over_mean=1.0)
+        >>> row = RuleTiming(n=10**9, p=7, f=1, rule="mean", by=OURS, seconds=2.0, first=3.0, repeats=5, over_mean=1.0)
         >>> as_records([row])[0]["gigabytes_per_second"]
         14.0
     """

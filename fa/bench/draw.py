@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fa.bench.cases import DEFAULT_P, OURS, PAPER, TORCH, Row
+from fa.bench.cases import DEFAULT_P, OURS, PAPER, TORCH, RuleTiming
 from fa.bench.table import growth, rules, slopes
 from fa.experiments.reporting.style import Look, apply_theme, literal, looks, sequential_colors, three_digits
 
@@ -25,7 +25,7 @@ _OTHERS = {
 """Looks of the rules that no figure of the paper has."""
 
 
-def draw(rows: Sequence[Row], title: str) -> Figure:
+def draw(rows: Sequence[RuleTiming], title: str) -> Figure:
     """Draw bars at the largest n (15 workers if timed), and time against n and against p, log-log.
 
     Args:
@@ -55,10 +55,10 @@ def draw(rows: Sequence[Row], title: str) -> Figure:
     return figure
 
 
-def _bars(axes: Axes, rows: Sequence[Row]) -> None:
+def _bars(axes: Axes, rows: Sequence[RuleTiming]) -> None:
     largest, p = max((row.n, row.p == DEFAULT_P, row.p) for row in rows)[::2]
     at = {(row.rule, row.by): row for row in rows if (row.n, row.p) == (largest, p)}
-    colours = dict(zip(IMPLEMENTATIONS, sequential_colors(len(IMPLEMENTATIONS)), strict=True))
+    colors = dict(zip(IMPLEMENTATIONS, sequential_colors(len(IMPLEMENTATIONS)), strict=True))
     for place, rule in enumerate(rules(rows)):
         drawn = [(by, at[rule, by]) for by in IMPLEMENTATIONS if (rule, by) in at]
         drawn += [(PAPER, row) for row in at.values() if row.by == PAPER and rule == "fa"]
@@ -66,14 +66,14 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
         for k, (by, row) in enumerate(drawn):
             y = place + height * (k - (len(drawn) - 1) / 2)
             name = "" if by != PAPER else f" {row.rule.removeprefix('fa, ')}"
-            axes.barh(y, 1e3 * row.seconds, height, color=colours[by])
+            axes.barh(y, 1e3 * row.seconds, height, color=colors[by])
             axes.text(
                 1e3 * row.seconds * 1.05, y, f"{three_digits(1e3 * row.seconds)}{name}", va="center", fontsize=6.5
             )
     timed = {row.by for row in at.values()}
     for by, label in IMPLEMENTATIONS.items():
         if by in timed:
-            axes.barh(0, 0, color=colours[by], label=label)
+            axes.barh(0, 0, color=colors[by], label=label)
     names = [literal(variant.label) for variant in _variants(rows).values()]
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))
@@ -81,7 +81,7 @@ def _bars(axes: Axes, rows: Sequence[Row]) -> None:
     axes.legend(fontsize=7, loc="upper right")
 
 
-def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
+def _growth(axes: Axes, rows: Sequence[RuleTiming], varied: str) -> None:
     in_n, in_p = slopes(rows, "n"), slopes(rows, "p")
     for rule in rules(rows):
         line = growth(rows, rule, OURS, varied)
@@ -90,7 +90,7 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
             exponents = ", ".join(f"{found[rule]:.2f}" for found in (in_n, in_p) if rule in found)
             look = _variants(rows)[rule]
             label = literal(f"{look.label} ({exponents})")
-            axes.loglog(sizes, [1e3 * s for s in seconds], color=look.colour, marker=look.marker, label=label)
+            axes.loglog(sizes, [1e3 * s for s in seconds], color=look.color, marker=look.marker, label=label)
     from matplotlib.ticker import LogLocator, StrMethodFormatter
 
     held = f"p = {DEFAULT_P}" if varied == "n" else "n = 1,000,000"
@@ -103,6 +103,6 @@ def _growth(axes: Axes, rows: Sequence[Row], varied: str) -> None:
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
-def _variants(rows: Sequence[Row]) -> dict[str, Look]:
+def _variants(rows: Sequence[RuleTiming]) -> dict[str, Look]:
     variants = looks(rule for rule in rules(rows) if rule not in _OTHERS) | _OTHERS
     return {rule: variants[rule] for rule in rules(rows)}

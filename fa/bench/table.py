@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from rich.table import Table
 
-from fa.bench.cases import DEFAULT_N, DEFAULT_P, OURS, PAPER, TORCH, Row
+from fa.bench.cases import DEFAULT_N, DEFAULT_P, OURS, PAPER, TORCH, RuleTiming
 from fa.bench.peers import LIBRARIES
 from fa.utils import plugins
 
 _OTHERS = (*LIBRARIES, TORCH)
 
 
-def table(rows: Sequence[Row]) -> Table:
+def table(rows: Sequence[RuleTiming]) -> Table:
     """Create the table of one case, a row for each rule, with the time of reading G alone in its title.
 
     Args:
@@ -42,7 +42,7 @@ def table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def rules(rows: Sequence[Row]) -> list[str]:
+def rules(rows: Sequence[RuleTiming]) -> list[str]:
     """Return the names of our timed rules.
 
     Args:
@@ -53,17 +53,17 @@ def rules(rows: Sequence[Row]) -> list[str]:
 
     Example:
         >>> common = dict(n=10, p=7, f=1, seconds=1.0, first=1.0, repeats=1, over_mean=1.0)
-        >>> rules([Row(rule=name, by=by, **common) for name in ("mean", "fa") for by in (OURS, TORCH)])
+        >>> rules([RuleTiming(rule=name, by=by, **common) for name in ("mean", "fa") for by in (OURS, TORCH)])
         ['mean', 'fa']
     """
     return list(dict.fromkeys(row.rule for row in rows if row.by == OURS))
 
 
-def _times(peer: Row | None, ours: Row) -> str:
+def _times(peer: RuleTiming | None, ours: RuleTiming) -> str:
     return "" if peer is None else f"{peer.seconds / ours.seconds:.3g}"
 
 
-def slopes(rows: Sequence[Row], varied: str) -> dict[str, float]:
+def slopes(rows: Sequence[RuleTiming], varied: str) -> dict[str, float]:
     """Return the exponent of our time's growth by rule, by least squares of the logarithms.
 
     Args:
@@ -82,13 +82,13 @@ def slopes(rows: Sequence[Row], varied: str) -> dict[str, float]:
     return exponents
 
 
-def growth(rows: Sequence[Row], rule: str, by: str, varied: str) -> list[tuple[int, float]]:
+def growth(rows: Sequence[RuleTiming], rule: str, by: str, varied: str) -> list[tuple[int, float]]:
     """Select the times of a rule as n or p grows and the other is at its default.
 
     Args:
         rows: Rows of all cases.
         rule: Name of the rule.
-        by: Implementation, as in `Row.by`.
+        by: Implementation, as in `RuleTiming.by`.
         varied: "n" (with p = 15) or "p" (with n = 1,000,000).
 
     Returns:
@@ -96,7 +96,8 @@ def growth(rows: Sequence[Row], rule: str, by: str, varied: str) -> list[tuple[i
 
     Example:
         >>> common = dict(p=15, f=3, rule="mean", by=OURS, first=1.0, repeats=1, over_mean=1.0)
-        >>> growth([Row(n=20, seconds=2.0, **common), Row(n=10, seconds=1.0, **common)], "mean", OURS, "n")
+        >>> timings = [RuleTiming(n=20, seconds=2.0, **common), RuleTiming(n=10, seconds=1.0, **common)]
+        >>> growth(timings, "mean", OURS, "n")
         [(10, 1.0), (20, 2.0)]
     """
     held, at = ("p", DEFAULT_P) if varied == "n" else ("n", DEFAULT_N)
@@ -104,7 +105,7 @@ def growth(rows: Sequence[Row], rule: str, by: str, varied: str) -> list[tuple[i
     return sorted((getattr(row, varied), row.seconds) for row in found)
 
 
-def summary(rows: Sequence[Row]) -> Iterator[str]:
+def summary(rows: Sequence[RuleTiming]) -> Iterator[str]:
     """Describe how our times grow with n and p.
 
     Args:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fa.cli.user_rule_options import rule_option
+from fa.cli.study_options import rule_option
 from fa.utils.files import write_atomically
 from fa.utils.validation import check_positive
 
 if TYPE_CHECKING:
-    from fa.bench.cases import Row
+    from fa.bench.cases import RuleTiming
 
 
 @click.command()
@@ -86,7 +86,7 @@ def _measure(
     repeats: int,
     patience: float,
     user_rules: Sequence[str],
-) -> list[Row]:
+) -> list[RuleTiming]:
     """Print a table for each case as soon as it is measured, then a summary."""
     from rich.console import Console
 
@@ -96,15 +96,17 @@ def _measure(
     console = Console(width=120, markup=False)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
-    rows: list[Row] = []
-    for case in cases.measure(sizes_and_workers, device, repeats, patience, partial(click.echo, err=True), user_rules):
+    rows: list[RuleTiming] = []
+    for case in cases.measure_times(
+        sizes_and_workers, device, repeats, patience, partial(click.echo, err=True), user_rules
+    ):
         rows += case
         console.print(table(case))
     click.echo("\n".join(summary(rows)))
     return rows
 
 
-def _write(out: Path, rows: Sequence[Row], device: str) -> None:
+def _write(out: Path, rows: Sequence[RuleTiming], device: str) -> None:
     import torch
 
     from fa.bench.cases import as_records

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fa.cli.user_rule_options import profile_option
+from fa.cli.study_options import profile_option
 
 
 @click.command()

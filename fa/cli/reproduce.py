@@ -11,7 +11,7 @@ import click
 
 from fa.cli.notebook_parameters import command, parameter_option, parse, show
 from fa.cli.runs import check_device, resumable
-from fa.cli.user_rule_options import applicable_figures, study_options
+from fa.cli.study_options import applicable_figures, study_options
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fa.cli.runs import check_device, resumable
-from fa.cli.user_rule_options import applicable_figures, study_options
+from fa.cli.study_options import applicable_figures, study_options
 from fa.experiments import ALL, figure_module, match_names
 from fa.utils import plugins
 
@@ -70,8 +70,7 @@ def _explain(study: Study, part: str | None) -> None:
     table = Table("rule", "f", "seed", "run", "reason", title=study.name)
     for config in study.shard(part):
         finished = study.store.find(config) is not None
-        options = ", ".join(f"{name}={value}" for name, value in config.options.items())
-        rule = plugins.display_name(config.rule) + (f" ({options})" if options else "")
+        rule = plugins.display_name(config.rule, config.options)
         row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.explain(config))
         table.add_row(*row)
     console = Console(markup=False)

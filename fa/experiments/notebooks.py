@@ -18,7 +18,7 @@ from fa.utils.files import write_atomically
 from fa.utils.validation import check, check_one_of
 
 LIMIT = 500_000
-"""Size in bytes above which the pictures of an executed copy are reduced to 256 colours."""
+"""Size in bytes above which the pictures of an executed copy are reduced to 256 colors."""
 
 
 def find(names: Sequence[str] = ()) -> list[Path]:
@@ -175,7 +175,7 @@ def tidy(executed: Path) -> None:
     """Rewrite an executed copy so that it can be committed.
 
     Times of the execution are removed, paths below the checkout become relative to it, and the pictures of a copy of
-    more than LIMIT bytes are reduced to 256 colours.
+    more than LIMIT bytes are reduced to 256 colors.
 
     Args:
         executed: The copy, as papermill wrote it.
@@ -193,15 +193,15 @@ def tidy(executed: Path) -> None:
 
 
 def _reduced(encoded: str) -> str:
-    """Return a PNG in base64 with 256 colours on white, or the PNG itself if that is smaller."""
+    """Return a PNG in base64 with 256 colors on white, or the PNG itself if that is smaller."""
     from PIL import Image
 
     picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGBA")
     opaque = Image.new("RGBA", picture.size, "white")
     opaque.alpha_composite(picture)
     file = io.BytesIO()
-    colours = opaque.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    colours.save(file, "PNG", optimize=True)
+    colors = opaque.convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    colors.save(file, "PNG", optimize=True)
     return min(base64.b64encode(file.getvalue()).decode() + "\n", encoded, key=len)
 
 

@@ -43,7 +43,7 @@ _ANGLES, _ROUNDS = 181, 5  # Grid and refinements of the search for the angle: 1
 _STEPS = 200  # Largest number of IRLS steps.
 _ABSENT = 1e-6  # A unit gradient with a shorter projection on a subspace has no direction there.
 
-KINDS = ("mean", "honest", "faulty", "cross")
+KINDS = ("mean", "honest", "byzantine", "cross")
 """Kinds of directions: the means' plane, an honest member, a Byzantine member, the difference of a cross pair."""
 Cosines = float | Float64[np.ndarray, "..."]
 Vectors = Float64[np.ndarray, "r k"]
@@ -57,14 +57,14 @@ class Direction:
         kind: A name in `KINDS`.
         objective: Value of eq. 5 at u.
         honest: Explained variance of the honest mean.
-        faulty: Explained variance of the Byzantine mean.
+        byzantine: Explained variance of the Byzantine mean.
         angle: Angle of u's projection on the means' plane, in degrees: 0 is the honest mean, -90 the Byzantine one.
     """
 
     kind: str
     objective: float
     honest: float
-    faulty: float
+    byzantine: float
     angle: float
 
 
@@ -111,7 +111,7 @@ def gradients(gram: Gram, n: int, seed: int) -> Float64[np.ndarray, "p n"]:
     return G
 
 
-def faulty_weight(d: Float[np.ndarray, " n"], G: Float[np.ndarray, "p n"], f: int) -> float:
+def byzantine_weight(d: Float[np.ndarray, " n"], G: Float[np.ndarray, "p n"], f: int) -> float:
     """Return the share of the Byzantine gradients in d = sum_i w_i g_i.
 
     The share is 0 for none, f/p for the mean and 1 for all. It is computed from d's components along the two groups'
@@ -125,11 +125,11 @@ def faulty_weight(d: Float[np.ndarray, " n"], G: Float[np.ndarray, "p n"], f: in
     Returns:
         The share.
     """
-    faulty, honest = (float(d @ mean / (mean @ mean)) for mean in (G[:f].mean(axis=0), G[f:].mean(axis=0)))
-    return faulty / (faulty + honest)
+    byzantine, honest = (float(d @ mean / (mean @ mean)) for mean in (G[:f].mean(axis=0), G[f:].mean(axis=0)))
+    return byzantine / (byzantine + honest)
 
 
-def faulty_columns(h: int, f: int, c: Cosines, r: Cosines, m: int = 1, a: float = 2.0) -> Int[np.ndarray, "..."]:
+def byzantine_columns(h: int, f: int, c: Cosines, r: Cosines, m: int = 1, a: float = 2.0) -> Int[np.ndarray, "..."]:
     """Return the number of Y's columns that eq. 5 without pairs assigns to the Byzantine group. Ties give the fewest.
 
     Args:
@@ -237,8 +237,8 @@ def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2
     check_integer("f", f, 1)
     Options(m=1, lam=lam, a=a)  # The constructor checks the options.
     problem = build_problem(two_groups(h, f, c, r), 1, lam, a)
-    faulty, honest = problem.terms[:, :f], problem.terms[:, f : f + h]
-    means = np.column_stack([group.mean(axis=1) / np.linalg.norm(group.mean(axis=1)) for group in (honest, faulty)])
+    byzantine, honest = problem.terms[:, :f], problem.terms[:, f : f + h]
+    means = np.column_stack([group.mean(axis=1) / np.linalg.norm(group.mean(axis=1)) for group in (honest, byzantine)])
 
     def objectives(U: Vectors) -> Float64[np.ndarray, " k"]:
         """Return eq. 5 at each column of U."""
@@ -251,7 +251,7 @@ def direction(h: int, f: int, c: float, r: float, lam: float = 0.0, a: float = 2
         plane = means @ np.stack([np.cos(angles), np.sin(angles)])
         t = int(objectives(plane).argmin())
         low, high = angles[max(t - 1, 0)], angles[min(t + 1, _ANGLES - 1)]
-    U = np.column_stack([plane[:, t], honest[:, -1], faulty[:, 0], honest[:, -1] - faulty[:, 0]])
+    U = np.column_stack([plane[:, t], honest[:, -1], byzantine[:, 0], honest[:, -1] - byzantine[:, 0]])
     U /= np.linalg.norm(U, axis=0)
     costs = objectives(U)
     best = int(costs.argmin())

@@ -67,7 +67,7 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Quantised:
+class Quantized:
     """Quantized gradients, as they are sent.
 
     Attributes:
@@ -90,7 +90,7 @@ class Quantised:
         p, n = self.mantissas.shape
         return self.width + self.step_bits * self.steps.shape[1] / n
 
-    def dequantise(self) -> Float64[Tensor, "p n"]:
+    def dequantize(self) -> Float64[Tensor, "p n"]:
         """Return mantissas times steps, float64 (p, n), on the same device."""
         steps = self.steps.repeat_interleave(self.block, dim=1)
         return self.mantissas * steps[:, : self.mantissas.shape[1]]
@@ -143,7 +143,7 @@ class Effect(Format):
     weights_error: float
 
 
-def quantise(G: Any, format: Format, seed: int | torch.Generator = 0) -> Quantised:
+def quantize(G: Any, format: Format, seed: int | torch.Generator = 0) -> Quantized:
     """Quantize gradients.
 
     Steps are float32 numbers or powers of two (float64 for float64 gradients). They are never below the smallest
@@ -177,7 +177,7 @@ def quantise(G: Any, format: Format, seed: int | torch.Generator = 0) -> Quantis
         rounded = ratios.round() if format.rounding == "nearest" else _either_way(ratios, generator)
         mantissas[i] = rounded.clamp(-largest, largest).view(-1)[:n]
     step_bits = {"integer": (32, 64), "block_float": (8, 11)}[format.kind][double]
-    return Quantised(mantissas, steps, block, format.bits, step_bits)
+    return Quantized(mantissas, steps, block, format.bits, step_bits)
 
 
 def longest_chunk(bits: int) -> int:
@@ -195,14 +195,14 @@ def longest_chunk(bits: int) -> int:
     return (2**31 - 1) // _largest(bits) ** 2
 
 
-def integer_gram(quantised: Quantised, chunk: int | None = None) -> IntegerGram:
+def integer_gram(quantized: Quantized, chunk: int | None = None) -> IntegerGram:
     """Compute the Gram matrix of quantized gradients in integers, on the CPU.
 
     Chunks of columns are summed in int32. The sums are shifted by the blocks' exponents and added up. If the exponents
     of a row differ by at most S bits, no sum exceeds n L^2 4^S.
 
     Args:
-        quantised: The quantized gradients.
+        quantized: The quantized gradients.
         chunk: Number of columns in a chunk; default None, `longest_chunk`.
 
     Returns:
@@ -211,19 +211,19 @@ def integer_gram(quantised: Quantised, chunk: int | None = None) -> IntegerGram:
     Raises:
         ValueError: The chunk is too long for int32, or a row's steps differ by a factor that is not a power of two.
     """
-    longest = longest_chunk(quantised.width)
+    longest = longest_chunk(quantized.width)
     chunk = longest if chunk is None else chunk
     check_integer("chunk", chunk, 1)
-    check("chunk", chunk, chunk <= longest, f"at most {longest} for mantissas of {quantised.width} bits")
-    mantissas = quantised.mantissas.cpu().numpy()
+    check("chunk", chunk, chunk <= longest, f"at most {longest} for mantissas of {quantized.width} bits")
+    mantissas = quantized.mantissas.cpu().numpy()
     p, n = mantissas.shape
-    shifts, steps = _shifts(quantised.steps.cpu().numpy())
-    bound = n * _largest(quantised.width) ** 2 << 2 * int(shifts.max())
+    shifts, steps = _shifts(quantized.steps.cpu().numpy())
+    bound = n * _largest(quantized.width) ** 2 << 2 * int(shifts.max())
     width = bound.bit_length() + 1
     register: type = np.int64 if width <= 64 else object
     integers: np.ndarray = np.zeros((p, p), register)
-    for number, start in enumerate(range(0, n, quantised.block)):
-        within = mantissas[:, start : start + quantised.block].astype(np.int32)
+    for number, start in enumerate(range(0, n, quantized.block)):
+        within = mantissas[:, start : start + quantized.block].astype(np.int32)
         shift = np.add.outer(shifts[:, number], shifts[:, number]).astype(register)
         for first in range(0, within.shape[1], chunk):
             piece = within[:, first : first + chunk]
@@ -289,15 +289,15 @@ def _effect(
     seed: int,
 ) -> Effect:
     """Measure the effect of one format."""
-    quantised = quantise(G, format, seed)
-    Q = quantised.dequantise()
+    quantized = quantize(G, format, seed)
+    Q = quantized.dequantize()
     check("G", "0 throughout in this format", bool(Q.any()), "of numbers that the format keeps apart from 0")
     solution = irls.solve(Q, **asdict(options))
     applied = torch.from_numpy(solution.weights(formulation)).to(G.device)
     d, d_q = weights @ G, applied @ Q
     return Effect(
         **asdict(format),
-        wire_bits=quantised.bits,
+        wire_bits=quantized.bits,
         direction_error=_relative(d_q, d),
         cosine=float(F.normalize(d_q / d_q.abs().max(), dim=0) @ F.normalize(d / d.abs().max(), dim=0)),
         decision_error=_relative(applied @ G, d),

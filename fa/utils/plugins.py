@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 from fa.utils.files import expand_user, file_checksum
@@ -74,11 +74,12 @@ def resolve_spec(name: str) -> str:
     return f"{_path(name)}:{name.rpartition(':')[2]}" if is_file_spec(name) else name
 
 
-def display_name(name: str) -> str:
-    """Return the name for a title: "NAME (FILE.py)" if it is in a file.
+def display_name(name: str, options: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the name for a title: "NAME (FILE.py)" if it is in a file, with the options in parentheses.
 
     Args:
         name: Name of a rule or attack.
+        options: Its options by name.
 
     Returns:
         The name for a title.
@@ -87,9 +88,17 @@ def display_name(name: str) -> str:
         >>> from fa.utils.plugins import display_name
         >>> display_name("rules/my_rule.py:MyRule")
         'MyRule (my_rule.py)'
+        >>> display_name("fa", {"m": 8, "preaggregators": ("krum", "unit")})
+        'fa (m = 8, preaggregators = krum unit)'
     """
     path, _, attribute = name.rpartition(":")
-    return f"{attribute} ({Path(path).name})" if is_file_spec(name) else name
+    title = f"{attribute} ({Path(path).name})" if is_file_spec(name) else name
+    text = ", ".join(f"{option} = {_display_value(value)}" for option, value in options.items())
+    return f"{title} ({text})" if text else title
+
+
+def _display_value(value: Any) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 def files_and_packages(names: Mapping[str, str]) -> dict[str, dict[str, str]]:

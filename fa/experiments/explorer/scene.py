@@ -21,7 +21,7 @@ from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
 from fa.experiments.runs.user_rules import register_rules
 from fa.experiments.runs.user_rules import resolve_variant as variant_of
-from fa.experiments.runs.variants import PAPER_RULES
+from fa.experiments.runs.variants import RIVALS, VARIANTS
 from fa.gradients import read
 from fa.gradients.measurement import measure
 from fa.gradients.memory_map import open_gradients
@@ -30,14 +30,10 @@ from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.training.config import TrainConfig
 from fa.utils.validation import check, check_integer, check_one_of
 
-FORMULATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "released": ("fa", {"formulation": "released"}),
-    "default": ("fa_default", {}),
-    "printed": ("fa_printed", {"preaggregators": ()}),
-}
-"""FA's formulations by name: variant in `variants.VARIANTS`, and options."""
+FORMULATIONS = {"released": "fa", "default": "fa_default", "printed": "fa_printed"}
+"""Key in `VARIANTS` of each formulation of FA."""
 
-OTHERS = (*PAPER_RULES[1:], "mean", "mean_unit")
+OTHERS = (*RIVALS, "mean_unit")
 MEANS, PRINCIPAL = "honest and Byzantine mean", "principal directions"
 PLANES = (MEANS, PRINCIPAL)
 MAX_WORKERS = 30
@@ -210,8 +206,9 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
     """
     check_integer("workers in the pool", len(pool), setting.p)
     G = pool[: setting.p].clone()
-    variant, own = FORMULATIONS[setting.formulation]
-    rule = FlagAggregator(f=setting.f, m=setting.m, lam=setting.lam, a=setting.a, **own)
+    variant = FORMULATIONS[setting.formulation]
+    options = dict(VARIANTS[variant].options)
+    rule = FlagAggregator(f=setting.f, m=setting.m, lam=setting.lam, a=setting.a, **options)
     make_attack(setting.attack, rule).apply(G, range(setting.f), setting.seed, 0)
     aggregate = rule.aggregate(G)
     decision = aggregate.decision
@@ -221,7 +218,7 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
     basis, axes = _plane(G.double(), setting)
     honest = G[setting.f :].double().mean(dim=0)
     landings = [_landing(key, d, basis, honest) for key, d in {variant: aggregate.direction, **directions}.items()]
-    seen = _as_seen(G, setting)
+    seen = _as_seen(G, rule)
     limit = irls.solve(seen, setting.m, setting.lam, a=setting.a, max_iter=LIMIT)
     counted = decision.weights * G.double().norm(dim=1).numpy()
     size = np.abs(counted).sum()
@@ -293,10 +290,10 @@ def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> Projecte
     return ProjectedDirection(variant, point.numpy(), cosine, float(point.norm() / length) ** 2 if length > 0 else 1.0)
 
 
-def _as_seen(G: Tensor, setting: Setting) -> Float64[Tensor, "p k"]:
+def _as_seen(G: Tensor, rule: FlagAggregator) -> Float64[Tensor, "p k"]:
     """Return the gradients as FA's formulation scales them, in k <= p coordinates that preserve lengths and angles."""
-    steps = {"released": ("unit",), "default": ("median_norm",), "printed": ()}[setting.formulation]
-    mixed = apply_preaggregators(measure(G)[0], steps, PreaggregatorContext(setting.f, 0, 0))
+    steps = ("unit",) if rule.formulation == "released" else rule.preaggregator_names
+    mixed = apply_preaggregators(measure(G)[0], steps, PreaggregatorContext(rule.f, 0, 0))
     coordinates: Tensor = torch.linalg.qr(mixed.apply_to(G.double()).T).R.T
     return coordinates
 

@@ -78,11 +78,11 @@ def _draw_plane(axes: Axes, shown: Scene, title: str, corners: tuple[np.ndarray,
     variants = looks(landing.variant for landing in shown.landings)
     for landing in reversed(shown.landings):  # FA is drawn last, on top.
         look = variants[landing.variant]
-        axes.plot(*np.array([[0, 0], landing.point]).T, color=look.colour, linewidth=1, alpha=0.7)
+        axes.plot(*np.array([[0, 0], landing.point]).T, color=look.color, linewidth=1, alpha=0.7)
         label = f"{look.label}: {landing.cosine:.2f}, {landing.inside:.0%}"
         size = 12 if look.marker == "*" else 8
-        edge = look.colour if look.marker == "x" else "white"
-        axes.plot(*landing.point, look.marker, color=look.colour, markersize=size, markeredgecolor=edge, label=label)
+        edge = look.color if look.marker == "x" else "white"
+        axes.plot(*landing.point, look.marker, color=look.color, markersize=size, markeredgecolor=edge, label=label)
     axes.plot(0, 0, "+", color="black", markersize=10)
     axes.set(title=title, xlabel=shown.axes[0], ylabel=shown.axes[1], aspect="equal", adjustable="datalim")
     if corners is not None:
@@ -98,7 +98,7 @@ def _draw_workers(axes: Axes, numbers: np.ndarray, f: int, title: str) -> None:
 
 
 def _draw_course(axes: Axes, shown: Scene) -> None:
-    ours, steps = style.LOOKS["fa"].colour, range(1, len(shown.history) + 1)
+    ours, steps = style.LOOKS["fa"].color, range(1, len(shown.history) + 1)
     axes.plot(steps, shown.history, color=ours, marker=".", label="IRLS, smoothed eq. 5")
     axes.plot(min(shown.steps, len(shown.history)), shown.objective, "o", color=ours, label="where FA stops")
     axes.axhline(shown.bound, color="#222222", linestyle="--", label="lower bound for every Y")

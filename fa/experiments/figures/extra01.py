@@ -16,7 +16,7 @@ from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.results import final_accuracies, last_points
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
-from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+from fa.experiments.runs.variants import RIVALS, VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ F = 3
 EQUAL = {"preaggregators": ("median_norm",)}
 PAIRS = {
     "FA, as Algorithm 1": ("fa_printed", "fa_default"),
-    **{VARIANTS[key].label: (key, key) for key in (*PAPER_RULES[1:], "mean")},
+    **{VARIANTS[key].label: (key, key) for key in RIVALS},
 }
 """Variants of each rule on the gradients, and on gradients whose norms are set to their median."""
 
@@ -278,8 +278,8 @@ def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> N
         for shift, (name, look) in zip((-0.22, 0, 0.22), looks.items(), strict=True):
             reached = final_accuracies(rows, "label", paired=False)[name]
             label = None if place else name
-            axes.plot(reached, [place + shift] * len(reached), look.marker, color=look.colour, alpha=0.6, label=label)
-            axes.plot(mean(reached), place + shift, "|", color=look.colour, markersize=14)
+            axes.plot(reached, [place + shift] * len(reached), look.marker, color=look.color, alpha=0.6, label=label)
+            axes.plot(mean(reached), place + shift, "|", color=look.color, markersize=14)
     axes.set_yticks(range(len(regimes)), list(regimes))
     axes.invert_yaxis()
     axes.set(xlabel="test accuracy (fraction); bar: mean over seeds", xlim=(0, 1))
@@ -288,16 +288,16 @@ def _draw_regimes(axes: Axes, regimes: Mapping[str, DataFrame], seeds: str) -> N
 
 
 def _draw_sweep(axes: Axes, sweeps: DataFrame, option: str) -> None:
-    for (attack, label), colour, marker in zip(
+    for (attack, label), color, marker in zip(
         ATTACKS.items(), style.sequential_colors(len(ATTACKS)), "os", strict=True
     ):
         for a, dashes in ((2.0, "-"), (1.0, ":")):
             points = swept(sweeps, attack, option, a)
             places = [ticks(option).index(value) for value in points]
             if len(points) > 1:
-                line: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes}
+                line: dict[str, Any] = {"color": color, "marker": marker, "linestyle": dashes}
                 axes.plot(places, list(points.values()), label=f"{label}, FA, a = {a:g}", **line)
-        axes.axhline(control(sweeps, attack), color=colour, linestyle=(0, (5, 3)), label=f"{label}, {CONTROL}")
+        axes.axhline(control(sweeps, attack), color=color, linestyle=(0, (5, 3)), label=f"{label}, {CONTROL}")
     axes.set_xticks(range(len(ticks(option))), [f"{value:g}" for value in ticks(option)])
     axes.set(xlabel=NAMES[option])
 

@@ -139,7 +139,7 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
     grid = sorted({rate for _, rate in final})
     for key, best in rates.items():
         look = looks(rates)[key]
-        line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "markersize": 5}
+        line: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 5}
         axes.plot(
             grid,
             [mean(final[key, rate]) for rate in grid],
@@ -147,7 +147,7 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
             label=look.label,
             **line,
         )
-        axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.colour)
+        axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.color)
     axes.set_xscale("log", base=2)
     axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
     axes.set(

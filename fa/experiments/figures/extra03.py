@@ -34,7 +34,7 @@ ATTACKS = {
 }
 """Attacks: names in `fa.attacks`, and names in the figure."""
 
-SEEDS = {"paper": (2021,)}  # One seed, because there are many runs.
+SEEDS_BY_PROFILE = {"paper": (2021,)}  # One seed, because there are many runs.
 
 
 def study(
@@ -61,7 +61,7 @@ def study(
     Raises:
         ValueError: Unknown profile, rule, attack or setting, an invalid value, or empty `seeds`.
     """
-    case_seeds, grid = SEEDS.get(profile, ()), []
+    case_seeds, grid = SEEDS_BY_PROFILE.get(profile, ()), []
     keys = (*RULES, *register_rules(rules))
     attacks = dict.fromkeys((*ATTACKS, *([] if attack is None else [resolve_attack(attack)])))
     for f in for_profile(F_BY_PROFILE, profile):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.figures.extra03 import ATTACKS, SEEDS
+from fa.experiments.figures.extra03 import ATTACKS, SEEDS_BY_PROFILE
 from fa.experiments.figures.extras_common import SHORT, Arms, arm_cases, make_extra
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, verdict
@@ -67,7 +67,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    seeds_of_cases = SEEDS.get(profile, ())
+    seeds_of_cases = SEEDS_BY_PROFILE.get(profile, ())
     grid = [case for attack in ATTACKS for case in arm_cases(CASES, F, {"attack": attack}, seeds_of_cases)]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
@@ -110,10 +110,10 @@ def detection(workers: DataFrame, f: int = F) -> DataFrame:
     for name, (rule, column) in DETECTORS.items():
         for attack, group in workers[workers["rule"] == rule].groupby("attack", sort=False):
             reported = _reported(group, column, f)
-            faulty = group["worker"] < f
-            right = int((reported & faulty).sum())
+            byzantine = group["worker"] < f
+            right = int((reported & byzantine).sum())
             precision = right / int(reported.sum()) if reported.any() else float("nan")
-            recall, guess = right / int(faulty.sum()), float(reported.mean())
+            recall, guess = right / int(byzantine.sum()), float(reported.mean())
             rows.append({"detector": name, "attack": attack, "precision": precision, "recall": recall, "guess": guess})
     return pandas.DataFrame(rows)
 

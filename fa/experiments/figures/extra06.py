@@ -60,7 +60,7 @@ ATTACKS = {
 ALL_SEEDS = tuple(range(3001, 3021))
 """Seeds of the test, which no earlier run used."""
 
-SEEDS = {"smoke": ALL_SEEDS[:1], "quick": ALL_SEEDS[:5], "cpu": ALL_SEEDS, "paper": ALL_SEEDS[:3]}
+SEEDS_BY_PROFILE = {"smoke": ALL_SEEDS[:1], "quick": ALL_SEEDS[:5], "cpu": ALL_SEEDS, "paper": ALL_SEEDS[:3]}
 """Seeds by profile. The test has all of them, at profile "cpu". The profile "paper" confirms its result."""
 
 TEST_LEVEL = LEVEL / (len(FA_ARMS) * len(ATTACKS))
@@ -92,7 +92,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Args:
         profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
         out: Folder of the figure and its records. None: as for `make_study`.
-        seeds: Seeds of all runs. None: those of `SEEDS`.
+        seeds: Seeds of all runs. None: those of `SEEDS_BY_PROFILE`.
         **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
 
     Returns:
@@ -101,7 +101,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    case_seeds = for_profile(SEEDS, profile)
+    case_seeds = for_profile(SEEDS_BY_PROFILE, profile)
     grid = [case for attack, f in ATTACKS for case in arm_cases(ARMS, f, {"attack": attack}, case_seeds)]
     whole = make_extra(NAME, profile, grid, out, seeds, LENGTH, **overrides)
     return replace(whole, cells=tuple(_draw_by_seed(cell) for cell in whole.cells), records="records-many")
@@ -272,13 +272,13 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
 
 def _draw_differences(axes: Axes, compared: Sequence[Comparison]) -> None:
     axes.axvspan(-EQUIVALENT_WITHIN, EQUIVALENT_WITHIN, color="#e6e6e6", zorder=0)
-    axes.axvline(0, color=style.LOOKS["mean_unit"].colour, zorder=1)
+    axes.axvline(0, color=style.LOOKS["mean_unit"].color, zorder=1)
     for one in compared:
         place, look, differences = SUBSPACES.index(one.arm), LOOKS[one.arm], one.differences
-        axes.plot(differences.values, [place + 0.25] * len(differences.values), "|", color=look.colour, alpha=0.5)
+        axes.plot(differences.values, [place + 0.25] * len(differences.values), "|", color=look.color, alpha=0.5)
         for level, width in ((TEST_LEVEL, 1), (LEVEL, 3)):
-            axes.plot(differences.interval(level), [place, place], color=look.colour, linewidth=width)
-        axes.plot(differences.mean, place, look.marker, color=look.colour, markersize=8, markeredgecolor="white")
+            axes.plot(differences.interval(level), [place, place], color=look.color, linewidth=width)
+        axes.plot(differences.mean, place, look.marker, color=look.color, markersize=8, markeredgecolor="white")
     axes.set(xlabel="difference of test accuracy")
 
 
@@ -289,9 +289,9 @@ def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
         if len(rows):
             length = max(1, rows["iteration"].max() // BLOCKS)
             blocks = rows["cosine"].groupby((rows["iteration"] - 1) // length * length + 1)
-            line: dict[str, Any] = {"color": look.colour, "linestyle": look.linestyle, "linewidth": 1.2}
+            line: dict[str, Any] = {"color": look.color, "linestyle": look.linestyle, "linewidth": 1.2}
             axes.plot(blocks.median(), label=name, marker=look.marker, markersize=3, **line)
-            axes.fill_between(blocks.min().index, blocks.min(), blocks.max(), color=look.colour, alpha=0.08, lw=0)
+            axes.fill_between(blocks.min().index, blocks.min(), blocks.max(), color=look.color, alpha=0.08, lw=0)
     axes.axhline(INDISTINGUISHABLE, color="#555555", linewidth=0.6)
     axes.set(xlabel="iteration", ylim=(None, 1.02))
 

@@ -43,7 +43,7 @@ LOOKS = {
     FA_EARLIER: ("fa", (1, 2)),
     KRUM_EARLIER: ("multi_krum", (1, 2)),
 }
-"""The variant of each curve, which has its colour and marker, and the curve's dashes."""
+"""The variant of each curve, which has its color and marker, and the curve's dashes."""
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:

@@ -118,7 +118,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             look = style.LOOKS[key]
             rows = last[(last["scheme"] == scheme) & (last["variant"] == key)]
             points = rows.groupby("level")["test_accuracy"].mean()
-            axes.plot(points.index, points, color=look.colour, marker=look.marker, label=look.label)
+            axes.plot(points.index, points, color=look.color, marker=look.marker, label=look.label)
         axes.set(xlabel=text, ylim=(0, 1))
         if max(levels) > 10 * min(levels):
             axes.set_xscale("log")

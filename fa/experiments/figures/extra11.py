@@ -94,7 +94,7 @@ def draw(table: DataFrame, shares: DataFrame, title: str) -> Figure:
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     draw_dots(left, final_accuracies(table, "label", paired=False), arm_looks(ARMS), bold=(FA,))
     for seed, rows in shares.groupby("seed"):
-        right.plot(rows["iteration"], rows["share"], color=style.LOOKS["fa"].colour, alpha=0.6, label=f"seed {seed}")
+        right.plot(rows["iteration"], rows["share"], color=style.LOOKS["fa"].color, alpha=0.6, label=f"seed {seed}")
     right.axhline(SPARSE, color=style.BYZANTINE, linewidth=0.8)
     right.set(xlabel="iteration", ylabel="honest weights below a tenth of the largest (share)", ylim=(0, 1.02))
     style.set_heading(figure, f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}")

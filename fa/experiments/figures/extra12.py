@@ -23,7 +23,7 @@ F = 3
 ATTACKS = EVERYWHERE, REACHED = "random", "random_reached"
 ORDER_STATISTICS = ("median", "meamed", "phocas", "trimmed_mean")
 RULES = ("fa", "mean_unit", "multi_krum", *ORDER_STATISTICS)
-SEEDS = {"smoke": (2021,), "quick": (2021, 2022, 2023), "cpu": (2021, 2022, 2023), "paper": (2021,)}
+SEEDS_BY_PROFILE = {"smoke": (2021,), "quick": (2021, 2022, 2023), "cpu": (2021, 2022, 2023), "paper": (2021,)}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
@@ -32,7 +32,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Args:
         profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
         out: Folder of the figure and its records. None: as for `make_study`.
-        seeds: Seeds of all runs. None: those of `SEEDS`.
+        seeds: Seeds of all runs. None: those of `SEEDS_BY_PROFILE`.
         **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
 
     Returns:
@@ -41,7 +41,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    case_seeds = for_profile(SEEDS, profile)
+    case_seeds = for_profile(SEEDS_BY_PROFILE, profile)
     grid = [Case(rule, F, {"attack": attack}, seeds=case_seeds) for rule in RULES for attack in ATTACKS]
     return make_extra(NAME, profile, grid, out, seeds, PROFILES[profile], **overrides)
 
@@ -76,9 +76,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     for y, (rule, pair) in enumerate(reversed(final.items())):
         look = style.LOOKS[rule]
         everywhere, reached = mean(pair[EVERYWHERE]), mean(pair[REACHED])
-        axes.plot([everywhere, reached], [y, y], color=look.colour, linewidth=2)
-        axes.plot(pair[EVERYWHERE], [y] * len(pair[EVERYWHERE]), "o", markersize=6, color=look.colour, fillstyle="none")
-        axes.plot(pair[REACHED], [y] * len(pair[REACHED]), "o", markersize=4, color=look.colour)
+        axes.plot([everywhere, reached], [y, y], color=look.color, linewidth=2)
+        axes.plot(pair[EVERYWHERE], [y] * len(pair[EVERYWHERE]), "o", markersize=6, color=look.color, fillstyle="none")
+        axes.plot(pair[REACHED], [y] * len(pair[REACHED]), "o", markersize=4, color=look.color)
         change = f"{reached - everywhere:+.3f}"
         axes.text(1.02, y, change, va="center", fontsize=8, transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(final)), [VARIANTS[rule].label for rule in reversed(final)])

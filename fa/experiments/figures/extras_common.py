@@ -11,14 +11,14 @@ from fa.experiments.reporting.claims import Lead, mean
 from fa.experiments.reporting.style import LOOKS, Look, literal, new_figure
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
-from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN, VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-RULES = (*PAPER_RULES, "mean", "mean_unit")
+RULES = (*PAPER_RULES_AND_MEAN, "mean_unit")
 """The paper's seven rules, the mean, and the control: the mean of unit gradients."""
 
 Arms = Mapping[str, tuple[str, dict[str, Any]]]
@@ -172,14 +172,14 @@ def draw_dots(
     Args:
         axes: Axes to draw on.
         final: Final accuracies by label, one per seed.
-        looks: Colour and marker by label.
+        looks: Color and marker by label.
         bold: Labels in bold type.
     """
     names = list(final)[::-1]
     for y, name in enumerate(names):
         look, values = looks[name], final[name]
-        axes.plot(values, [y] * len(values), look.marker, color=look.colour, alpha=0.6, markersize=5)
-        axes.plot([mean(values)] * 2, [y - 0.35, y + 0.35], color=look.colour)
+        axes.plot(values, [y] * len(values), look.marker, color=look.color, alpha=0.6, markersize=5)
+        axes.plot([mean(values)] * 2, [y - 0.35, y + 0.35], color=look.color)
         axes.text(1.02, y, f"{mean(values):.3f}", va="center", fontsize=8, transform=axes.get_yaxis_transform())
     axes.set_yticks(range(len(names)), [literal(name) for name in names])
     for text in axes.get_yticklabels():

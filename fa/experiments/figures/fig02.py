@@ -53,9 +53,9 @@ def draw(table: DataFrame, title: str) -> Figure:
     """
     figure = style.new_figure(6.4, 4.2)
     axes = figure.subplots()
-    colours = style.sequential_colors(len(F_VALUES))[::-1]
-    for f, colour, marker, dashes in zip(F_VALUES, colours, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
-        look = style.Look(f"f = {f}", colour, marker, dashes)  # Lines of f > 0 coincide.
+    colors = style.sequential_colors(len(F_VALUES))[::-1]
+    for f, color, marker, dashes in zip(F_VALUES, colors, "os^D", ((), (), (6, 4), (1, 3)), strict=True):
+        look = style.Look(f"f = {f}", color, marker, dashes)  # Lines of f > 0 coincide.
         draw_line(axes, table[table["f"] == f], look)
     finish(axes)
     axes.legend(title="Byzantine workers", loc="center right")

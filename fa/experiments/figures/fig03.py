@@ -42,9 +42,9 @@ LABELS = {
     "fa_one": "optimal Y, m = 1",
     "any": "span of m workers drawn at random",
 }
-_OURS, _MEANS = style.LOOKS["fa"].colour, style.LOOKS["mean"].colour
+_OURS, _MEANS = style.LOOKS["fa"].color, style.LOOKS["mean"].color
 _LOOKS = {"fa": (_OURS, "-", "x"), "mean": (_MEANS, "-", "+"), "fa_one": (_OURS, "--", "v"), "any": ("black", ":", "s")}
-"""Colours, dashes of honest workers, and markers of Byzantine workers."""
+"""Colors, dashes of honest workers, and markers of Byzantine workers."""
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
@@ -164,10 +164,10 @@ def _histogram(axes: Axes, rows: DataFrame, basis: str) -> None:
 
 def _area(basis: str) -> dict[str, Any]:
     """Return the look of a basis's histogram and of its entry in the legend."""
-    colour, dashes, _ = _LOOKS[basis]
+    color, dashes, _ = _LOOKS[basis]
     if dashes == "-":
-        return {"color": colour, "alpha": 0.6}
-    return {"edgecolor": colour, "linestyle": dashes, "fill": False, "linewidth": 1.2}
+        return {"color": color, "alpha": 0.6}
+    return {"edgecolor": color, "linestyle": dashes, "fill": False, "linewidth": 1.2}
 
 
 def _histogram_entries() -> list[Patch]:
@@ -176,29 +176,29 @@ def _histogram_entries() -> list[Patch]:
     return [Patch(label=label, **_area(basis)) for basis, label in LABELS.items()]
 
 
-def _course_entries(faulty: bool) -> list[Line2D]:
+def _course_entries(byzantine: bool) -> list[Line2D]:
     """Return an entry for each line of honest workers, and one for each mark of Byzantine workers, if any."""
     from matplotlib.lines import Line2D
 
     lines, marks = [], []
     for basis, label in LABELS.items():
-        colour, dashes, marker = _LOOKS[basis]
-        line: dict[str, Any] = {"color": colour, "linestyle": dashes}
+        color, dashes, marker = _LOOKS[basis]
+        line: dict[str, Any] = {"color": color, "linestyle": dashes}
         lines.append(Line2D([], [], label=f"honest: {label}", **line))
         mark: dict[str, Any] = {"marker": marker, "markerfacecolor": "none", "markersize": 5}
-        marks.append(Line2D([], [], color=colour, linestyle="", label=f"Byzantine: {label}", **mark))
-    return lines + marks if faulty else lines
+        marks.append(Line2D([], [], color=color, linestyle="", label=f"Byzantine: {label}", **mark))
+    return lines + marks if byzantine else lines
 
 
 def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
     """Draw honest workers as a line, and Byzantine workers, if any, as marks."""
-    colour, dashes, marker = _LOOKS[basis]
+    color, dashes, marker = _LOOKS[basis]
     honest = rows[~rows["faulty"]].groupby("iteration")["value"].mean()
-    faulty = rows[rows["faulty"]].groupby("iteration")["value"].mean()
-    look: dict[str, Any] = {"color": colour, "markersize": 5, "markerfacecolor": "none"}
+    byzantine = rows[rows["faulty"]].groupby("iteration")["value"].mean()
+    look: dict[str, Any] = {"color": color, "markersize": 5, "markerfacecolor": "none"}
     axes.plot(honest.index, honest, linestyle=dashes, **look)
-    if len(faulty):
-        axes.plot(faulty.index, faulty, marker, **look)
+    if len(byzantine):
+        axes.plot(byzantine.index, byzantine, marker, **look)
 
 
 def claims(table: DataFrame) -> list[Claim]:

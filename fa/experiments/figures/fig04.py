@@ -23,7 +23,7 @@ from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules, user_rules_in
-from fa.experiments.runs.variants import PAPER_RULES
+from fa.experiments.runs.variants import PAPER_RULES, PAPER_RULES_AND_MEAN
 from fa.utils.validation import check, check_one_of
 
 if TYPE_CHECKING:
@@ -32,9 +32,8 @@ if TYPE_CHECKING:
 
 NAME = "fig04_byzantine_workers"
 F_VALUES = (1, 2, 3)
-TOP = (*PAPER_RULES, "mean")
-# By profile and f: three seeds for the paper's usual f, in a profile with one.
-SEEDS = {("cpu", 3): (2021, 2022, 2023)}
+# Three seeds for the paper's usual f, in a profile with one.
+SEEDS_BY_PROFILE_AND_F = {("cpu", 3): (2021, 2022, 2023)}
 MIN_RELATIVE_LEAD = 0.15  # Relative lead over the best rival that still counts as about 20%.
 
 
@@ -43,7 +42,7 @@ def study(
     out: OutDir = None,
     seeds: Seeds = None,
     variants: Sequence[str] | None = None,
-    faulty: Sequence[int] | None = None,
+    byzantine: Sequence[int] | None = None,
     rules: RuleNames = None,
     **overrides: Any,
 ) -> Study:
@@ -54,23 +53,25 @@ def study(
         out: Folder of the figure; default: the profile's.
         seeds: Seeds to use instead of the profile's.
         variants: Curves to draw; default: all.
-        faulty: Numbers of Byzantine workers; default: 1, 2 and 3.
+        byzantine: Numbers of Byzantine workers; default: 1, 2 and 3.
         rules: The user's rules to add.
         **overrides: Settings instead of the profile's.
     """
-    everything = tuple(dict.fromkeys((*TOP, *style.FA_VARIANTS)))
-    for name, chosen in (("variants", variants), ("faulty", faulty)):
+    everything = tuple(dict.fromkeys((*PAPER_RULES_AND_MEAN, *style.FA_VARIANTS)))
+    for name, chosen in (("variants", variants), ("byzantine", byzantine)):
         check(name, chosen, chosen is None or isinstance(chosen, list | tuple), "a list")
     for key in variants or ():
         check_one_of("a variant", key, everything)
-    for f in faulty or ():
+    for f in byzantine or ():
         check("a number of Byzantine workers", f, f in F_VALUES, "1, 2 or 3")
     keys = (*(variants or everything), *register_rules(rules))
-    grid = [Case(key, f, seeds=SEEDS.get((profile, f), ())) for f in faulty or F_VALUES for key in keys]
-    if out is None and (variants or faulty):
+    grid = [
+        Case(key, f, seeds=SEEDS_BY_PROFILE_AND_F.get((profile, f), ())) for f in byzantine or F_VALUES for key in keys
+    ]
+    if out is None and (variants or byzantine):
         out = figures_dir(profile, custom=True)
     study = make_study(NAME, profile, grid, out, seeds, **overrides)
-    return replace(study, command_options=None) if variants or faulty else study
+    return replace(study, command_options=None) if variants or byzantine else study
 
 
 def draw(table: DataFrame, title: str) -> Figure:
@@ -83,15 +84,15 @@ def draw(table: DataFrame, title: str) -> Figure:
     Returns:
         The figure, with one or two rows of panels.
     """
-    users, faulty = user_rules_in(table), sorted(set(table["f"]))
-    rows: dict[str, tuple[str, ...]] = {"rules": (*TOP, *users)}
-    if set(table["variant"]) - {*TOP, *users}:
+    users, f_values = user_rules_in(table), sorted(set(table["f"]))
+    rows: dict[str, tuple[str, ...]] = {"rules": (*PAPER_RULES_AND_MEAN, *users)}
+    if set(table["variant"]) - {*PAPER_RULES_AND_MEAN, *users}:
         rows["formulations and controls"] = style.FA_VARIANTS
-    figure = style.new_figure(max(7, 2 + 3 * len(faulty)), 3.3 * len(rows))
-    panels = figure.subplots(len(rows), len(faulty), sharex=True, sharey=True, squeeze=False)
+    figure = style.new_figure(max(7, 2 + 3 * len(f_values)), 3.3 * len(rows))
+    panels = figure.subplots(len(rows), len(f_values), sharex=True, sharey=True, squeeze=False)
     seeds = table.groupby("f")["seed"].nunique()
     for row, (heading, variants) in zip(panels, rows.items(), strict=True):
-        for axes, f in zip(row, faulty, strict=True):
+        for axes, f in zip(row, f_values, strict=True):
             draw_curves(axes, table[table["f"] == f], variants)
             axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()

@@ -13,7 +13,7 @@ from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
-from fa.experiments.runs.variants import PAPER_RULES
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 NAME = "fig06a_packet_loss"
 NO_ATTACK = "its faults are links that lose packets"
-RULES = (*PAPER_RULES, "mean")
 F = 3
 _SETTINGS = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
 
@@ -44,9 +43,8 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
         ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
     """
     settings = {"attack": "chunk_loss", **_SETTINGS.get(profile, {})}
-    return make_study(
-        NAME, profile, [Case(key, F) for key in (*RULES, *register_rules(rules))], out, seeds, settings, **overrides
-    )
+    grid = [Case(key, F) for key in (*PAPER_RULES_AND_MEAN, *register_rules(rules))]
+    return make_study(NAME, profile, grid, out, seeds, settings, **overrides)
 
 
 def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure:
@@ -60,7 +58,7 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
     panels = [] if links is None else list(links.groupby("loss"))
     figure = style.new_figure(7 if not panels else 10.5, 4.2)
     left, *right = figure.subplots(1, 1 + len(panels), squeeze=False)[0]
-    draw_curves(left, table, (*RULES, *user_rules_in(table)))
+    draw_curves(left, table, (*PAPER_RULES_AND_MEAN, *user_rules_in(table)))
     left.set_title(f"datagrams: 10% of three gradients\nlost, {title.partition(';')[0]}")
     figure.legend(*left.get_legend_handles_labels(), title="rule", loc="outside right center")
     for axes, (loss, rows) in zip(right, panels, strict=True):

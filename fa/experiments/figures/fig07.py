@@ -13,7 +13,7 @@ from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.results import Results, final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
-from fa.experiments.runs.variants import PAPER_RULES, RIVALS, VARIANTS
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN, RIVALS, VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,6 @@ SCHEMES = {
 }
 """Augmentation schemes: recipes in data_aug, and titles."""
 
-RULES = (*PAPER_RULES, "mean")
 CONTROL = "fa_default"
 """FA with steps as long as gradients, like those of other rules. All steps of the released code have one length."""
 
@@ -62,7 +61,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     Raises:
         ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
     """
-    keys = (*RULES, CONTROL, *register_rules(rules))
+    keys = (*PAPER_RULES_AND_MEAN, CONTROL, *register_rules(rules))
     cases = [{"attack": "none", "augmentation": pairs} for pairs in _augmentations()]
     grid = [Case(key, F, settings) for settings in cases for key in keys]
     return make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides)
@@ -107,7 +106,7 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
     """
     figure = style.new_figure(9.5, 11)
     halves: Any = figure.subfigures(2, 1)
-    keys = (*RULES, CONTROL, *user_rules_in(table))
+    keys = (*PAPER_RULES_AND_MEAN, CONTROL, *user_rules_in(table))
     for half, heading in zip(halves, ("rule", "FA's values, workers' data"), strict=True):
         *panels, empty = half.subplots(2, 3, sharex=True, sharey=True).flat
         for axes, (scheme, name) in zip(panels, SCHEMES.items(), strict=True):

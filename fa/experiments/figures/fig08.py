@@ -103,8 +103,8 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     ours = table[table["variant"] == "fa"]
-    for lam, colour in zip(LAMBDAS, style.sequential_colors(len(LAMBDAS)), strict=True):
-        draw_line(left, ours[ours["lam"] == lam], style.Look(f"FA, λ = {lam}", colour, marker=""))
+    for lam, color in zip(LAMBDAS, style.sequential_colors(len(LAMBDAS)), strict=True):
+        draw_line(left, ours[ours["lam"] == lam], style.Look(f"FA, λ = {lam}", color, marker=""))
     for key in OTHERS:
         draw_line(left, table[table["variant"] == key], replace(style.LOOKS[key], dashes=(5, 2)))
     finish(left)
@@ -120,10 +120,10 @@ def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
         for (formulation, label), dashes in zip(FORMULATIONS.items(), ("-", "--"), strict=True):
             rows = cosines[(cosines["other"] == key) & (cosines["formulation"] == formulation)]
             points = rows.groupby("lam")["cosine"].agg(["mean", "min", "max"])
-            line: dict[str, Any] = {"color": look.colour, "marker": look.marker, "linestyle": dashes}
+            line: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": dashes}
             axes.plot(points.index, points["mean"], label=f"{look.label}, {label}", **line)
             if formulation == "released":
-                axes.fill_between(points.index, points["min"], points["max"], color=look.colour, alpha=0.12, lw=0)
+                axes.fill_between(points.index, points["min"], points["max"], color=look.color, alpha=0.12, lw=0)
     axes.set_xscale("symlog", linthresh=1, base=2)
     axes.set_xticks(LAMBDAS, [str(lam) for lam in LAMBDAS])
     axes.set(xlabel=r"$\lambda$", ylabel="cosine of the directions (mean and range)", ylim=(None, 1.02))

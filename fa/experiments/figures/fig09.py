@@ -88,16 +88,16 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
     """
     figure = style.new_figure(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
-    for (p, f), colour, marker in zip(CROWDS, style.sequential_colors(len(CROWDS)), "osD^", strict=True):
+    for (p, f), color, marker in zip(CROWDS, style.sequential_colors(len(CROWDS)), "osD^", strict=True):
         rows = table[(table["workers"] == p) & (table["f"] == f)]
-        draw_line(left, rows, style.Look(f"p = {p}, f = {f}", colour, marker))
+        draw_line(left, rows, style.Look(f"p = {p}, f = {f}", color, marker))
     ceiling = replace(style.LOOKS["mean"], label=CEILING, dashes=(1, 1))
     draw_line(left, table[table["variant"] == "mean"], ceiling)
     finish(left)
     left.legend(title="FA, and the mean", loc="lower right")
     for name in RULES:
         look, rows = style.LOOKS[name], times[times["rule"] == name]
-        right.plot(rows["workers"], rows["milliseconds"], color=look.colour, marker=look.marker, label=look.label)
+        right.plot(rows["workers"], rows["milliseconds"], color=look.color, marker=look.marker, label=look.label)
     right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
     right.legend(title=f"n = {times['n'].iloc[0]:,}")
     style.set_heading(figure, f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}")

@@ -20,7 +20,7 @@ from fa.experiments.runs.recording import record
 from fa.experiments.runs.results import Results, final_accuracies, last_points
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
-from fa.experiments.runs.variants import PAPER_RULES
+from fa.experiments.runs.variants import PAPER_RULES, PAPER_RULES_AND_MEAN
 from fa.rules import make_rule
 from fa.utils.timing import call_seconds
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 NAME = "fig10_wall_clock"
-RULES = (*PAPER_RULES, "mean")
 F_BY_PROFILE = {"smoke": 1, "quick": 3, "cpu": 3, "paper": 3}
 TIMED_CALLS = 10  # Number of timed calls per method.
 MIN_COST_RATIO = 1.1  # Least ratio of two measured times that counts.
@@ -59,7 +58,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     Raises:
         ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
     """
-    grid = [Case(key, for_profile(F_BY_PROFILE, profile)) for key in (*RULES, *register_rules(rules))]
+    grid = [Case(key, for_profile(F_BY_PROFILE, profile)) for key in (*PAPER_RULES_AND_MEAN, *register_rules(rules))]
     study = make_study(NAME, profile, grid, out, seeds, _SETTINGS.get(profile), **overrides | {"device": None})
     return replace(study, worker_processes=True)
 
@@ -139,7 +138,7 @@ def draw(table: DataFrame, times: DataFrame, costs: DataFrame, title: str, chanc
 
 def _draw_curves(axes: Axes, table: DataFrame, aims: Sequence[float]) -> None:
     variants = looks(user_rules_in(table))
-    keys = (*RULES, *user_rules_in(table))
+    keys = (*PAPER_RULES_AND_MEAN, *user_rules_in(table))
     for place, key in enumerate(keys):
         rows = with_initial(table[table["variant"] == key])
         curve = rows.groupby("iteration")[["seconds", "test_accuracy"]].mean()
@@ -156,9 +155,9 @@ def _draw_epochs(axes: Axes, times: DataFrame) -> None:
     means = times.groupby("variant", sort=False).mean(numeric_only=True)
     total = means[list(PHASES)].sum(axis=1)
     start = total * 0
-    for (part, what), colour in zip(PHASES.items(), style.sequential_colors(len(PHASES))[::-1], strict=True):
+    for (part, what), color in zip(PHASES.items(), style.sequential_colors(len(PHASES))[::-1], strict=True):
         seconds = means[part] / total * means["epoch"]
-        axes.barh([label(key) for key in means.index], seconds, left=start, color=colour, label=what)
+        axes.barh([label(key) for key in means.index], seconds, left=start, color=color, label=what)
         start += seconds
     axes.set(title="(b) an epoch", xlabel="seconds")
     axes.invert_yaxis()
@@ -170,7 +169,7 @@ def _draw_ends(axes: Axes, table: DataFrame) -> None:
     variants = looks(ends.index)
     for key, (seconds, accuracy) in ends.iterrows():
         look = variants[key]
-        axes.scatter(seconds, accuracy, color=look.colour, marker=look.marker, s=60, label=look.label)
+        axes.scatter(seconds, accuracy, color=look.color, marker=look.marker, s=60, label=look.label)
     finish(axes, "seconds")
     axes.set_title("(c) all iterations finished")
     axes.set_xlim(0, 1.08 * ends["seconds"].max())
@@ -183,7 +182,7 @@ def _draw_aggregations(axes: Axes, times: DataFrame, costs: DataFrame) -> None:
     dots = [(variants[key].label, value, variants[key], "full") for key, value in means.items()]
     dots += [(f"{row.method}*", row.milliseconds, ours, "none") for row in costs.itertuples()]
     for place, (_, value, look, fill) in enumerate(dots):
-        axes.plot(value, place, look.marker, color=look.colour, markersize=7, fillstyle=fill)
+        axes.plot(value, place, look.marker, color=look.color, markersize=7, fillstyle=fill)
         text = style.three_digits(value)
         axes.annotate(text, (value, place), (7, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks(range(len(dots)), [name for name, *_ in dots])
@@ -211,8 +210,8 @@ def claims(table: DataFrame, times: DataFrame, costs: DataFrame, chance: float, 
     table, times = builtin_rows(table), builtin_rows(times)
     final = final_accuracies(table, "variant", "f")
     testable = learned(final, chance)
-    (faulty,) = set(table["f"])
-    final_lead, seconds, iterations = lead(final, faulty, "f"), races(table, chance, "seconds"), races(table, chance)
+    (f,) = set(table["f"])
+    final_lead, seconds, iterations = lead(final, f, "f"), races(table, chance, "seconds"), races(table, chance)
     cost = {key: 1000 * value for key, value in times.groupby("variant", sort=False)["aggregation"].mean().items()}
     costlier = [cost["fa"] > MIN_COST_RATIO * cost[key] for key in PAPER_RULES if key != "fa"]
     by_rule = ", ".join(f"{label(key)} {value:.1f} ms" for key, value in sorted(cost.items(), key=itemgetter(1)))

@@ -11,6 +11,7 @@ from fa.experiments.reporting.claims import Claim
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import register_rules
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     Raises:
         ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
     """
-    variants = dict.fromkeys((*fig04.TOP, *style.FA_VARIANTS, *register_rules(rules)))
+    variants = dict.fromkeys((*PAPER_RULES_AND_MEAN, *style.FA_VARIANTS, *register_rules(rules)))
     grid = [Case(key, f) for f in fig04.F_VALUES for key in variants]
     return make_study(NAME, profile, grid, out, seeds, _SETTINGS, **overrides)
 

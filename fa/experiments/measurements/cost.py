@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from fa import irls
-from fa.gradients.measurement import measure as gram_of
+from fa.gradients.measurement import measure
 from fa.sdp.certificate import relax
 from fa.utils.timing import call_seconds
 
@@ -107,7 +107,9 @@ def in_gram_space(
 METHODS: Mapping[str, Callable[..., object]] = {"SVD at each step": svd_steps, "Gram matrix once": in_gram_space}
 
 
-def measure(grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3, seed: int = 0) -> list[CostTiming]:
+def measure_costs(
+    grid: Mapping[str, Sequence[int]], base: Workload, repeats: int = 3, seed: int = 0
+) -> list[CostTiming]:
     """Time both methods on random float32 gradients.
 
     Args:
@@ -135,7 +137,7 @@ def exponents(timings: Sequence[CostTiming]) -> list[dict[str, float | str]]:
     """Fit exponents of cost by least squares of logarithms.
 
     Args:
-        timings: Results of `measure`.
+        timings: Results of `measure_costs`.
 
     Returns:
         One row per method and varied size, with the exponents of the measured seconds and of both models' counts.
@@ -168,7 +170,7 @@ def certificate_seconds(G: Float[Tensor, "p n"], lam: float, m: int | None = Non
     Returns:
         The least time, in seconds.
     """
-    gram, _ = gram_of(G)
+    gram, _ = measure(G)
     columns = m or irls.default_m(gram.p)
     return min(call_seconds(lambda: relax(irls.build_problem(gram, columns, lam, 2.0)), repeats))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fa.experiments.measurements.lossy_links import SERVER, Links, star_network, unsupported_reason
 from fa.experiments.runs.profiles import PROFILES, for_profile
-from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
+from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN, VARIANTS
 from fa.training.records import CurvePoint
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WORKERS, LOSSY = 4, 3
 LOSSES = (0.0, 0.1)
 ITERATIONS = {"smoke": 0, "quick": 20, "cpu": 60, "paper": 60}
-RULES = {"smoke": (), "quick": ("fa",), "cpu": (*PAPER_RULES, "mean"), "paper": (*PAPER_RULES, "mean")}
+RULES_BY_PROFILE = {"smoke": (), "quick": ("fa",), "cpu": PAPER_RULES_AND_MEAN, "paper": PAPER_RULES_AND_MEAN}
 POINTS = 10  # Points of a curve.
 _ABOUT = ("variant", "label", "loss", "workers", "lossy", "means", "resent")
 _PORT = 7000  # The namespace has no other listener.
@@ -47,7 +47,7 @@ def load_or_measure(path: Path, profile: str) -> DataFrame:
     if path.is_file() and len(rows := pandas.read_csv(path)):
         return rows
     losses = LOSSES if for_profile(ITERATIONS, profile) and not unsupported_reason() else ()
-    runs = [_curve(variant, loss, profile) for loss in losses for variant in for_profile(RULES, profile)]
+    runs = [_curve(variant, loss, profile) for loss in losses for variant in for_profile(RULES_BY_PROFILE, profile)]
     return pandas.concat(runs, ignore_index=True) if runs else pandas.DataFrame(columns=[*_ABOUT, *CurvePoint._fields])
 
 

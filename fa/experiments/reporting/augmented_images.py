@@ -57,7 +57,7 @@ def fields(systems: Sequence[tuple[str, str, dict[str, float]]], side: int) -> F
 
 
 def _draw_field(axes: Axes, system: str, side: int, parameters: dict[str, float]) -> None:
-    """Draw arrows of equal length, coloured by the decimal logarithm of the speed."""
+    """Draw arrows of equal length, colored by the decimal logarithm of the speed."""
     pixels = centred(system)
     ticks = np.linspace(-(side - 1) / 2, (side - 1) / 2, 14) if pixels else np.linspace(0.02, 0.98, 14)
     points = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
 
+_GAP = 0.045  # Least distance of two lines' names, as a share of the axes' height.
+
+
 def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Figure:
     """Draw a row of panels with the curves of all variants.
 
@@ -66,12 +69,12 @@ def line_options(look: Look, weight: float = 0.5) -> dict[str, Any]:
     """Return matplotlib's options of a curve that remains visible below another one; its marks are hollow.
 
     Args:
-        look: Label, colour, marker and dashes of the curve.
+        look: Label, color, marker and dashes of the curve.
         weight: From 1 for the curve at the bottom, which is widest, to 0 for the one at the top.
     """
     return {
         "label": style.literal(look.label),
-        "color": look.colour,
+        "color": look.color,
         "marker": look.marker,
         "markerfacecolor": "none",
         "linestyle": look.linestyle,
@@ -88,14 +91,14 @@ def draw_line(axes: Axes, rows: DataFrame, look: Look, weight: float = 0.5) -> N
     Args:
         axes: Axes to draw on.
         rows: Points of one variant with all its seeds.
-        look: Label, colour, marker and dashes of the line.
+        look: Label, color, marker and dashes of the line.
         weight: Width among coinciding curves; see `line_options`.
     """
     points = with_initial(rows).groupby("iteration")["test_accuracy"].agg(["mean", "min", "max"])
     every = max(1, len(points) // 8)
     axes.plot(points.index, points["mean"], markevery=every, **line_options(look, weight))
     if rows["seed"].nunique() > 1:
-        axes.fill_between(points.index, points["min"], points["max"], color=look.colour, alpha=0.15, linewidth=0)
+        axes.fill_between(points.index, points["min"], points["max"], color=look.color, alpha=0.15, linewidth=0)
 
 
 def with_initial(rows: DataFrame) -> DataFrame:
@@ -132,33 +135,32 @@ def draw_kinds(
         labels: Names of both kinds.
     """
     kinds = zip(labels, (rows[~byzantine], rows[byzantine]), (style.HONEST, style.BYZANTINE), ("-", "--"), strict=True)
-    for label, kind, colour, line in kinds:
+    for label, kind, color, line in kinds:
         points = kind.groupby("iteration")[column].agg(["mean", "min", "max"])
-        axes.plot(points.index, points["mean"], color=colour, linestyle=line, label=label)
-        axes.fill_between(points.index, points["min"], points["max"], color=colour, alpha=0.15, linewidth=0)
+        axes.plot(points.index, points["mean"], color=color, linestyle=line, label=label)
+        axes.fill_between(points.index, points["min"], points["max"], color=color, alpha=0.15, linewidth=0)
 
 
-def label_ends(axes: Axes, gap: float = 0.045) -> None:
-    """Write the name of every line beside its last point, in its colour and above or below close neighbours.
+def label_ends(axes: Axes) -> None:
+    """Write the name of every line beside its last point, in its color and above or below close neighbours.
 
     Args:
         axes: Axes with lines that have labels, and final limits.
-        gap: Least distance of two names, as a share of the axes' height.
     """
     named = [line for line in axes.lines if not str(line.get_label()).startswith("_") and len(_points(line))]
     to_share = axes.transData + axes.transAxes.inverted()
     ends = {line: tuple(map(float, to_share.transform(_points(line)[-1]))) for line in named}
     lines = sorted(named, key=lambda line: ends[line][1])
-    for line, place in zip(lines, _spread([ends[line][1] for line in lines], gap), strict=True):
-        colour: Any = line.get_color()
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)}
+    for line, place in zip(lines, _spread([ends[line][1] for line in lines], _GAP), strict=True):
+        color: Any = line.get_color()
+        arrow = {"arrowstyle": "-", "color": color, "linewidth": 0.7, "shrinkA": 2, "shrinkB": 3, "relpos": (0, 0.5)}
         axes.annotate(
             str(line.get_label()),
             (ends[line][0], ends[line][1]),
             (1.05, place),
             xycoords="axes fraction",
             textcoords="axes fraction",
-            color=colour,
+            color=color,
             va="center",
             fontsize=9,
             arrowprops=arrow,

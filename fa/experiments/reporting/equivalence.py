@@ -115,13 +115,12 @@ class PairedDifferences:
         half = float(t.isf(level, n - 1)) * self.deviation / math.sqrt(n)
         return self.mean - half, self.mean + half
 
-    def result(self, margin: float, level: float, equivalence_level: float = LEVEL) -> str:
+    def result(self, margin: float, level: float) -> str:
         """Apply the rule of docs/claims.md.
 
         Args:
             margin: Differences within it are equivalent to 0.
-            level: Level of the one-sided test of "the mean exceeds the margin".
-            equivalence_level: Level of each of the two tests of equivalence.
+            level: Level of the one-sided test of "the mean exceeds the margin". Both tests of equivalence have LEVEL.
 
         Returns:
             HELPS, EQUIVALENT or UNDECIDED.
@@ -129,6 +128,6 @@ class PairedDifferences:
         above, equivalent = self.p_above(margin), self.p_equivalent(margin)
         if above is not None and above < level:
             return HELPS
-        if equivalent is not None and equivalent < equivalence_level:
+        if equivalent is not None and equivalent < LEVEL:
             return EQUIVALENT
         return UNDECIDED

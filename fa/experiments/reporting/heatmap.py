@@ -17,7 +17,7 @@ _DARK = 0.6  # Value below which cells are dark and have white text.
 
 
 def draw_heat(axes: Axes, cells: DataFrame, title: str) -> AxesImage:
-    """Draw one cell for each row and column, in cividis, which is readable under colour blindness.
+    """Draw one cell for each row and column, in cividis, which is readable under color blindness.
 
     Args:
         axes: Axes to draw on.
@@ -25,7 +25,7 @@ def draw_heat(axes: Axes, cells: DataFrame, title: str) -> AxesImage:
         title: Title of the axes.
 
     Returns:
-        The image, for a colour bar.
+        The image, for a color bar.
     """
     from matplotlib.patches import Rectangle
 
@@ -37,8 +37,8 @@ def draw_heat(axes: Axes, cells: DataFrame, title: str) -> AxesImage:
             axes.add_patch(gap)
             continue
         text = f"{number:.2f}".removeprefix("0") if number < 0.995 else "1"
-        colour = "white" if number < _DARK else "black"
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+        color = "white" if number < _DARK else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
     columns, rows = ([literal(str(name)) for name in names] for names in (cells.columns, cells.index))
     axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), rows)

@@ -318,7 +318,7 @@ a, li { overflow-wrap: anywhere } summary { cursor: pointer; color: #555 }
 @media (max-width: 45em) {
   table, tbody, tr, td { display: block } thead { display: none } tr { margin-bottom: 1em }
 }"""
-"""Backgrounds are blue, yellow, orange and grey, which colour-blind readers can tell; each also has a sign."""
+"""Backgrounds are blue, yellow, orange and grey, which color-blind readers can tell; each also has a sign."""
 
 _SIGNS = {HOLDS: ("holds", "&#10003;"), IN_PART: ("part", "&#8764;"), NOT: ("fails", "&#10007;")}
 _LOOKS = {words[verdict]: look for verdict, look in _SIGNS.items() for words in (REPRODUCED, ONE_RUN, REDUCED)}
@@ -340,7 +340,7 @@ def _page(profile: str, text: str) -> str:
 
 
 def _styled(body: str) -> str:
-    """Fold the numbers of each claim, and give each verdict in a table its colour and sign."""
+    """Fold the numbers of each claim, and give each verdict in a table its color and sign."""
 
     def row(match: re.Match[str]) -> str:
         number, words, measured, figure, verdict = match.groups()

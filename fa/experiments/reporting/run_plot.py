@@ -48,7 +48,7 @@ class RunTables:
     initial_accuracy: float | None = None
 
     @property
-    def faulty(self) -> int:
+    def byzantine(self) -> int:
         """Number of Byzantine workers: the first ranks."""
         return int(self.config["byzantine"])
 
@@ -75,7 +75,7 @@ class RunTables:
         for iteration, worker, weight, status in zip(*columns, strict=True):
             row = WorkerRow(iteration, worker, None, None if math.isnan(weight) else weight, status)
             by_iteration.setdefault(iteration, []).append(row)
-        parts = [(iteration, faulty_share(rows, self.faulty)) for iteration, rows in by_iteration.items()]
+        parts = [(iteration, faulty_share(rows, self.byzantine)) for iteration, rows in by_iteration.items()]
         return pandas.DataFrame(parts, columns=["iteration", "part"])
 
 
@@ -149,9 +149,8 @@ def draw(run: RunTables) -> Figure:
 
 def _title(run: RunTables, unweighed: bool) -> str:
     config = run.config
-    options = "".join(f", {name} = {value}" for name, value in config["rule_options"].items())
-    rule = plugins.display_name(config["rule"]) + options
-    faults = f"{config['byzantine']} faulty ({plugins.display_name(config['attack'])})"
+    rule = plugins.display_name(config["rule"], config["rule_options"])
+    faults = f"{config['byzantine']} Byzantine ({plugins.display_name(config['attack'])})"
     note = "\nThis rule selects whole gradients and gives no weights"
     return (
         f"{rule}; {config['workers']} workers, {faults}; {config['model']} on {config['dataset']}, "
@@ -171,10 +170,10 @@ def _draw_curves(panels: Any, run: RunTables) -> None:
     loss.set(ylabel="honest workers' training loss", yscale="log" if wide else "linear")
     counted.plot(part["iteration"], part["part"], color=style.BYZANTINE)
     counted.axhline(
-        run.faulty / run.config["workers"], color="#222222", linestyle=":", label="f/p, if all counted alike"
+        run.byzantine / run.config["workers"], color="#222222", linestyle=":", label="f/p, if all counted alike"
     )
     weighed = run.workers["share"].notna().any()
-    counted.set(ylabel=f"faulty, share of {'weights' if weighed else 'those used'}")
+    counted.set(ylabel=f"Byzantine, share of {'weights' if weighed else 'those used'}")
     counted.set_ylim(-0.02, 1)
     counted.legend(fontsize=8)
     for axes in panels:
@@ -192,19 +191,17 @@ def _draw_map(axes: Axes, run: RunTables, column: str, name: str) -> None:
     first, last = int(reasons.columns[0]), int(reasons.columns[-1])
     extent = (first - 0.5, last + 0.5, len(numbers) - 0.5, -0.5)
     axes.set_facecolor(_GAP)
-    colours: Any = "cividis" if column else ListedColormap([_USED])
-    image = axes.imshow(
-        numbers, cmap=colours, vmin=least, vmax=most, aspect="auto", extent=extent, interpolation="none"
-    )
+    colors: Any = "cividis" if column else ListedColormap([_USED])
+    image = axes.imshow(numbers, cmap=colors, vmin=least, vmax=most, aspect="auto", extent=extent, interpolation="none")
     for reason, hatch in _hatches(run).items():
         axes.add_patch(_marked(reasons.to_numpy() == reason, first, hatch))
     axes.grid(visible=False)
-    axes.set_yticks(range(len(numbers)), [f"{w}, faulty" if w < run.faulty else str(w) for w in reasons.index])
-    for label in axes.get_yticklabels()[: run.faulty]:
+    axes.set_yticks(range(len(numbers)), [f"{w}, Byzantine" if w < run.byzantine else str(w) for w in reasons.index])
+    for label in axes.get_yticklabels()[: run.byzantine]:
         label.set_color(style.BYZANTINE)
     axes.tick_params(axis="y", labelsize=7, length=0)
-    if 0 < run.faulty < len(numbers):
-        axes.axhline(run.faulty - 0.5, color="white", linewidth=3)
+    if 0 < run.byzantine < len(numbers):
+        axes.axhline(run.byzantine - 0.5, color="white", linewidth=3)
     axes.set(ylabel="worker", title=name)
     if column:
         axes.figure.colorbar(image, ax=axes, pad=0.01)

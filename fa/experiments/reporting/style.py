@@ -1,4 +1,4 @@
-"""Colours, markers and theme of all figures: a rule has the same colour, marker and place everywhere."""
+"""Colors, markers and theme of all figures: a rule has the same color, marker and place everywhere."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Look:
-    """Appearance of a variant in figures. The colours are seaborn's colour-blind palette.
+    """Appearance of a variant in figures. The colors are seaborn's color-blind palette.
 
     Attributes:
         label: Name in the legend.
-        colour: Hexadecimal colour.
+        color: Hexadecimal color.
         marker: matplotlib's marker.
         dashes: Lengths of dashes and gaps; default: a solid line.
     """
 
     label: str
-    colour: str
+    color: str
     marker: str
     dashes: tuple[int, ...] = ()
 
@@ -55,7 +55,7 @@ LOOKS = MappingProxyType({key: Look(variant.label, *_LOOKS[key]) for key, varian
 """The look of every variant, in the order of a legend."""
 
 USER_LOOKS = (("#000000", "p"), ("#882255", "x"), ("#9500ff", "d"), ("#3d2ca0", "8"))
-"""Colours and markers of user rules, in the order of a figure; distinct from `LOOKS` under any colour blindness."""
+"""Colors and markers of user rules, in the order of a figure; distinct from `LOOKS` under any color blindness."""
 
 FA_VARIANTS = ("fa", "fa_printed", "fa_default", "bulyan_printed", "mean_unit", "mean")
 """Formulations of FA and Bulyan, and the controls that show what protects."""
@@ -66,7 +66,7 @@ FA_FORMULATION = "FA is the released code's formulation"
 """Note in the titles of figures whose "FA" is the released formulation."""
 
 HONEST, BYZANTINE = "#1c2833", "#8c3200"
-"""Colours of workers; distinct from all rules' and from each other under any colour blindness."""
+"""Colors of workers; distinct from all rules' and from each other under any color blindness."""
 
 
 def looks(keys: Iterable[str]) -> dict[str, Look]:
@@ -83,13 +83,13 @@ def looks(keys: Iterable[str]) -> dict[str, Look]:
 
 
 def sequential_colors(count: int) -> tuple[str, ...]:
-    """Return colours from dark to light for anything except rules: cividis without its lightest part.
+    """Return colors from dark to light for anything except rules: cividis without its lightest part.
 
     Args:
-        count: Number of colours.
+        count: Number of colors.
 
     Returns:
-        Hexadecimal colours.
+        Hexadecimal colors.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_hex

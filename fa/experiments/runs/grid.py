@@ -83,7 +83,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridRun:
     """One run, and its place in the grid."""
 
     rule: str
@@ -115,7 +115,7 @@ class Grid:
     settings: Mapping[str, Any] = field(default_factory=dict)
     tuning: Tuning | None = None
 
-    def cells(self, rates: Mapping[str, float] | None = None) -> list[Cell]:
+    def cells(self, rates: Mapping[str, float] | None = None) -> list[GridRun]:
         """Return the reported runs.
 
         Without Byzantine workers the attack does not matter, and one run stands for all attacks.
@@ -126,26 +126,26 @@ class Grid:
         rate = (lambda rule: {"lr": rates[rule.label]}) if rates else (lambda _: {})
         return list(self._cells(self.seeds, rate, self.byzantine))
 
-    def tuning_cells(self) -> list[Cell]:
+    def tuning_cells(self) -> list[GridRun]:
         """Return the runs on validation images, from which the rates are chosen."""
         if self.tuning is None:
             return []
         tuning: Tuning = self.tuning
-        cells: list[Cell] = []
+        cells: list[GridRun] = []
         for rate in tuning.rates:
             settings = {"lr": rate, "validation": tuning.validation}
             cells += self._cells(tuning.seeds, lambda _, settings=settings: settings, tuning.byzantine)
         return cells
 
-    def _cells(self, seeds: Sequence[int], further: Any, byzantine: Sequence[int]) -> Iterator[Cell]:
+    def _cells(self, seeds: Sequence[int], further: Any, byzantine: Sequence[int]) -> Iterator[GridRun]:
         for split, f, rule, attack, seed in product(self.splits, byzantine, self.rules, self.attacks, seeds):
-            if not self.refusal(rule, f):
+            if not self.reason_against(rule, f):
                 attacked = attack.settings if f else {"attack": "none"}
                 settings = {**SCHEDULE, **self.settings, **rule.settings, **attacked, **split.settings, **further(rule)}
                 config = TrainConfig(**settings, byzantine=f, seed=seed)
-                yield Cell(rule.label, attack.label, f, split.label, config)
+                yield GridRun(rule.label, attack.label, f, split.label, config)
 
-    def refusal(self, rule: Choice, f: int) -> str:
+    def reason_against(self, rule: Choice, f: int) -> str:
         """Check that a rule tolerates f of the grid's workers.
 
         Args:
@@ -161,7 +161,7 @@ class Grid:
         Example:
             >>> krum = Choice("Krum", {"rule": "krum", "rule_options": {}})
             >>> grid = Grid((krum,), (), (1, 2), (), (2021,), {"workers": 5})
-            >>> [bool(grid.refusal(krum, f)) for f in grid.byzantine]
+            >>> [bool(grid.reason_against(krum, f)) for f in grid.byzantine]
             [False, True]
         """
         workers = self.settings.get("workers", TrainConfig.workers)
@@ -169,7 +169,7 @@ class Grid:
 
     def skipped(self) -> dict[str, str]:
         """Return the excluded pairs of rule and f with the reason."""
-        pairs = {f"{rule.label}, f = {f}": self.refusal(rule, f) for rule in self.rules for f in self.byzantine}
+        pairs = {f"{rule.label}, f = {f}": self.reason_against(rule, f) for rule in self.rules for f in self.byzantine}
         return {pair: reason for pair, reason in pairs.items() if reason}
 
 
@@ -267,9 +267,7 @@ def _axis(name: str, content: Mapping[str, Any], settings_of: Any) -> tuple[Choi
 
 
 def _label(kind: str, table: Mapping[str, Any]) -> str:
-    """Return the name of an entry with its options in parentheses."""
-    options = ", ".join(f"{name} = {value}" for name, value in table.items() if name != kind)
-    return plugins.display_name(table[kind]) + (f" ({options})" if options else "")
+    return plugins.display_name(table[kind], {name: value for name, value in table.items() if name != kind})
 
 
 def _tuning(value: Any, byzantine: tuple[int, ...]) -> Tuning:
@@ -321,7 +319,7 @@ class GridResult:
     """
 
     grid: Grid
-    cells: tuple[Cell, ...]
+    cells: tuple[GridRun, ...]
     outcomes: Mapping[TrainConfig, Outcome]
     rates: Mapping[str, float]
 
@@ -370,12 +368,12 @@ def run(grid: Grid, store: RunStore, jobs: int | None = None, progress: bool = T
     return GridResult(grid, cells, outcomes, rates)
 
 
-def _sweep(cells: Sequence[Cell], store: RunStore, jobs: int | None, progress: bool) -> dict[TrainConfig, Outcome]:
+def _sweep(cells: Sequence[GridRun], store: RunStore, jobs: int | None, progress: bool) -> dict[TrainConfig, Outcome]:
     configs = list(dict.fromkeys(cell.config for cell in cells))
     return {outcome.config: outcome for outcome in sweep(configs, store, jobs, progress)}
 
 
-def choose_rates(cells: Sequence[Cell], outcomes: Mapping[TrainConfig, Outcome]) -> dict[str, float]:
+def choose_rates(cells: Sequence[GridRun], outcomes: Mapping[TrainConfig, Outcome]) -> dict[str, float]:
     """Choose each rule's learning rate by the greatest mean validation accuracy, and the lowest of equals.
 
     Args:

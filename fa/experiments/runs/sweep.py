@@ -55,13 +55,8 @@ class Outcome:
         result = f"failed: {(self.error.splitlines() or [''])[-1]}"
         if self.record is not None:
             result = f"{self.record.curve[-1]['test_accuracy']:.3f}"
-        options = ", ".join(f"{name} {_format_value(value)}" for name, value in config.options.items())
-        rule = f"{plugins.display_name(config.rule)} ({options})" if options else plugins.display_name(config.rule)
+        rule = plugins.display_name(config.rule, config.options)
         return f"{rule}, f = {config.byzantine}, seed {config.seed}: {result}"
-
-
-def _format_value(value: Any) -> str:
-    return " ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 @dataclass

@@ -31,7 +31,7 @@ def register_rules(rules: Sequence[str] | None) -> tuple[str, ...]:
     keys = tuple(dict.fromkeys(plugins.resolve_spec(name) for name in rules or ()))
     for key in keys:
         check("a rule", key, key not in VARIANTS, "one that the figures do not have already")
-    few = f"one of {MAX_RULES} at the most, for which there are colours"
+    few = f"one of {MAX_RULES} at the most, for which there are colors"
     check("a rule", keys[-1] if keys else "", len(keys) <= MAX_RULES, few)
     labels = [label(key) for key in keys]
     check("the names of rules", labels, len(set(labels)) == len(labels), "different from each other")

@@ -51,6 +51,9 @@ VARIANTS = MappingProxyType(
 PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trimmed_mean")
 """The seven rules of the paper's figures."""
 
+PAPER_RULES_AND_MEAN = (*PAPER_RULES, "mean")
+"""The curves of most figures."""
+
 RIVALS = (*PAPER_RULES[1:], "mean")
 """The rules that FA is compared with: the paper's other rules and the mean."""
 
