@@ -51,6 +51,9 @@ def interleaved(
         patience: Total seconds after which a call is excluded from further rounds.
         device: Device to synchronize.
         progress: Called with a name before its first call.
+
+    Returns:
+        The times of each call, by its name.
     """
     timings = {}
     for name, call in calls.items():

@@ -254,7 +254,7 @@ def norm_fractions(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarr
         owner: Worker of each gradient, (q,).
 
     Returns:
-        The fractions (q,): 1 for a worker's only gradient, and 0 for a zero gradient.
+        The fractions (q,), which are 1 for a worker's only gradient, and 0 for a zero gradient.
     """
     if owner.size == owner[-1] + 1:
         return (gram.scaled_norms > 0).astype(np.float64)

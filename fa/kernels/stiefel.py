@@ -29,7 +29,7 @@ def prox(
         Z: Result (n, m), float64.
 
     Returns:
-        A tuple of five sums over the rows i:
+        A tuple of five sums over the rows i.
 
         - Y^T Z (m, m);
         - ||Z||^2;

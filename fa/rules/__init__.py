@@ -67,6 +67,9 @@ def make_rule(name: str, f: int | None = None, **options: Any) -> Rule:
         options: Other options of the rule, such as `preaggregators`. The first time that FA gets ones that do not bound
             norms, it warns.
 
+    Returns:
+        The rule; rules are immutable and have no state.
+
     Raises:
         ValueError: The name, an option or its value is invalid.
 

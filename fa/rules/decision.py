@@ -57,6 +57,9 @@ class ColumnDecision:
             columns: Indices of the columns.
             q: Number of all columns.
             reason: Why the other columns are excluded.
+
+        Returns:
+            The decision, with equal weights for these columns.
         """
         weights = np.zeros(q)
         weights[list(columns)] = 1 / len(columns)
@@ -139,6 +142,9 @@ def to_worker_decision(
         rows: The k workers whose gradients are finite.
         mixed: The columns, as combinations of those k gradients.
         decided: The decision about the columns.
+
+    Returns:
+        The decision about the p workers, with the reason to exclude each of the others.
     """
     R = np.zeros((gram.p, mixed.gram.p))
     R[rows] = mixed.R

@@ -23,6 +23,9 @@ def by_irls(options: FlagOptions, gram: Gram, start: Any, gradients: Gradients |
         gram: Gram matrix of the columns.
         start: Start of the iteration, as for `fa.irls.solve_gram`.
         gradients: The columns; required for a start (n, k).
+
+    Returns:
+        The decision, with weights of the columns and the coefficients of the basis.
     """
     counts = options.counts(gram.p)
     solution = irls.solve_gram(gram, options.irls_options, gradients, options.formulation, start, counts)
@@ -40,6 +43,9 @@ def by_nested_subspaces(
         gram: As for `by_irls`.
         start: As for `by_irls`.
         gradients: As for `by_irls`.
+
+    Returns:
+        The decision, with weights of the columns and the coefficients of the basis.
     """
     # Excluded workers, and gradients that agree, may leave fewer dimensions.
     rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
@@ -55,6 +61,9 @@ def by_proximal_steps(options: FlagOptions, G: Tensor, columns: Tensor) -> Colum
         options: Options of FA.
         G: Gradients (k, n), whose explained variances the decision has.
         columns: What the pre-aggregators make of them, (q, n).
+
+    Returns:
+        The decision, with the direction itself, since it may lie outside the span of the columns.
     """
     counts = options.counts(len(columns))
     groups = columns if len(counts) == len(columns) else list(columns.split(counts))
@@ -69,6 +78,9 @@ def by_likelihood(options: FlagOptions, prior: Sequence[float], columns: Tensor)
         options: Options of FA.
         prior: alpha and beta of the distribution.
         columns: The columns (q, n).
+
+    Returns:
+        The decision, with the direction itself, since it may lie outside the span of the columns.
     """
     alpha, beta = prior
     beta_prior, rows = likelihood.Beta(alpha, beta, options.a), columns.double()

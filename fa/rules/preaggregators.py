@@ -101,6 +101,9 @@ def apply_preaggregators(gram: Gram, names: Sequence[str], context: Preaggregato
         gram: Gram matrix of the gradients, as many as every pre-aggregator needs.
         names: Names as in `make_preaggregator`, the first one applied first.
         context: What they depend on besides.
+
+    Returns:
+        The columns that the last one makes, as combinations of the gradients, with their Gram matrix.
     """
     mixed = MixedGradients(np.eye(gram.p), gram)
     for name in names:

@@ -23,6 +23,9 @@ def parse_address(name: str, text: str) -> tuple[str, int]:
         name: Name of the argument, for the message.
         text: HOST:PORT, or [HOST]:PORT with an IPv6 address.
 
+    Returns:
+        Host and port.
+
     Raises:
         ValueError: The host is empty or the port is no number below 65536.
 
@@ -49,7 +52,7 @@ def format_address(host: str, port: int) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """True if a host's name or address is one of loopback.
+    """Return True if a host's name or address is one of loopback.
 
     Args:
         host: Name or address of a host.
@@ -119,7 +122,7 @@ def _interface_of(address: str, probe: socket.socket) -> str | None:
 
 
 def same_user(connection: Any) -> bool:
-    """True if the other end of a loopback connection belongs to this process's user, or to root.
+    """Return True if the other end of a loopback connection belongs to this process's user, or to root.
 
     Linux alone shows that. Elsewhere every user counts as the same.
 

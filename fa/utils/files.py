@@ -24,6 +24,9 @@ def expand_user(name: str, path: str | Path) -> Path:
         name: Name of the argument, for the message.
         path: The path.
 
+    Returns:
+        The path, with the home folder for "~".
+
     Raises:
         ValueError: The user, or this user's home folder, is unknown.
     """

@@ -15,7 +15,7 @@ def retain_freed_memory() -> bool:
     quarter less time with it: the kernel need not clear the same pages again and again.
 
     Returns:
-        True if the allocator supports it: glibc does, others may not.
+        True if the allocator supports it. glibc does, others may not.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(mallopt(name, value) for name, value in _SETTINGS.items())

@@ -99,7 +99,8 @@ def files_and_packages(names: Mapping[str, str]) -> dict[str, dict[str, str]]:
         names: Names by kind, "rule" and "attack", without those of this package.
 
     Returns:
-        Those of "files": {name: SHA-256 of its file} and "packages": {name: package and version} that are not empty.
+        A dictionary with "files", the SHA-256 of each name's file, and "packages", the package and version of each
+        name. An entry without names is omitted.
 
     Raises:
         ValueError: A file does not exist.
