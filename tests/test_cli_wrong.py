@@ -39,6 +39,7 @@ ZERO = [
     "f",
     "momentum",
     "worker_momentum",
+    "evaluate_every",
     "weight_decay",
     "seed",
     "validation",

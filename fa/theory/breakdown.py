@@ -336,8 +336,8 @@ def _check(h: int, f: int, c: Cosines, r: Cosines) -> None:
 def _descend(problem: Problem, span: Vectors, m: int, fixed: np.ndarray) -> Float64[np.ndarray, "r m"]:
     """Return the best m columns in `span`, beside the columns `fixed`.
 
-    IRLS starts from equal weights and from each worker's own direction. For a > 1 the latter may be the optimum, which
-    IRLS from equal weights can miss.
+    IRLS starts from equal weights, from each worker's own direction, and from m workers' directions, each of which
+    lowers eq. 5 most. For a > 1 such directions may be the optimum, which IRLS from equal weights can miss.
     """
     if m == 0:
         return span[:, :0]
@@ -356,9 +356,19 @@ def _descend(problem: Problem, span: Vectors, m: int, fixed: np.ndarray) -> Floa
                 break
         return Y
 
-    directions = inside[:, np.linalg.norm(inside, axis=0) > _ABSENT]
-    starts = [np.ones_like(problem.factors), *(weights(_orthonormal(span @ part[:, None])) for part in directions.T)]
-    return min((limit(start) for start in starts), key=lambda Y: _value(problem, np.hstack([fixed, Y])))
+    def value(Y: Vectors) -> float:
+        """Return eq. 5 at Y beside the fixed columns."""
+        return _value(problem, np.hstack([fixed, Y]))
+
+    directions = span @ inside[:, np.linalg.norm(inside, axis=0) > _ABSENT]
+    lines = [_orthonormal(direction[:, None]) for direction in directions.T]
+    several = span[:, :0]
+    while several.shape[1] < min(m, span.shape[1]):
+        rests = [line - several @ (several.T @ line) for line in lines]
+        grown = [np.hstack([several, _orthonormal(rest)]) for rest in rests if np.linalg.norm(rest) > _ABSENT]
+        several = min(grown, key=value)
+    starts = [np.ones_like(problem.factors), *map(weights, lines), *([weights(several)] if m > 1 else [])]
+    return min((limit(start) for start in starts), key=value)
 
 
 def _value(problem: Problem, Y: Vectors) -> float:
