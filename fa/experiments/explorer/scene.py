@@ -201,6 +201,9 @@ def scene(pool: Float[Tensor, "most n"], setting: Setting, rules: Sequence[str] 
         setting: The setting.
         rules: The user's rules, in addition to the paper's.
 
+    Returns:
+        The scene.
+
     Raises:
         ValueError: FA rejects the setting, the pool has fewer than p gradients, or a gradient is not finite.
     """

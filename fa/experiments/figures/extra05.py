@@ -110,6 +110,9 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         table: The curves, one row a point.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     panels = by_attack(builtin_rows(table), ATTACKS)
     final = {heading: final_accuracies(rows, "label") for heading, rows in panels.items()}

@@ -303,6 +303,9 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float) -> list[Claim]:
         table: The curves, one row a point.
         cosines: Cosines of directions, as `cosines` returns them.
         chance: Accuracy of guessing.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     compared = comparisons(table)
     final = final_accuracies(table, "label", paired=False)

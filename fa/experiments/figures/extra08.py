@@ -164,6 +164,9 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         table: The curves, one row a point.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     final = {panel.heading: final_accuracies(rows, "label") for panel, rows in by_panel(table).items()}
     testable = any(learned(reached, chance) for reached in final.values())

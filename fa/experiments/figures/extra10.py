@@ -135,6 +135,9 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         table: The curves of `with_levels`.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     final = final_accuracies(table, "variant", "scheme", "level")
     leads = []

@@ -109,6 +109,9 @@ def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = M
         shares: Rows of `small_weights`.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     final = final_accuracies(table, "label")
     testable = learned(final, chance)

@@ -69,6 +69,9 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     final = final_accuracies(table, "variant", "f")
     heavy = [mean(final["mean", f]) <= MAX_RELATIVE_ACCURACY * mean(final["mean", 0]) for f in F_VALUES[1:]]

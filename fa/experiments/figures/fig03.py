@@ -206,6 +206,9 @@ def claims(table: DataFrame) -> list[Claim]:
 
     Args:
         table: One row for each basis, f, seed, iteration and worker.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     testable = table["iteration"].nunique() >= MIN_MINIBATCHES
     honest = table[~table["faulty"]].groupby(["basis", "f"])["value"]

@@ -56,6 +56,9 @@ def study(
         byzantine: Numbers of Byzantine workers; default: 1, 2 and 3.
         rules: The user's rules to add.
         **overrides: Settings instead of the profile's.
+
+    Returns:
+        The study, whose cells are the runs.
     """
     everything = tuple(dict.fromkeys((*PAPER_RULES_AND_MEAN, *style.FA_VARIANTS)))
     for name, chosen in (("variants", variants), ("byzantine", byzantine)):
@@ -108,6 +111,9 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         table: The curves, one row a point.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     final = final_accuracies(builtin_rows(table), "variant", "f")
     testable = learned(final, chance)

@@ -54,6 +54,9 @@ def draw(table: DataFrame, title: str, links: DataFrame | None = None) -> Figure
         table: The curves under chunk loss.
         title: Settings, for the figure's title.
         links: The curves over lossy links; see `load_or_measure`.
+
+    Returns:
+        The figure.
     """
     panels = [] if links is None else list(links.groupby("loss"))
     figure = style.new_figure(7 if not panels else 10.5, 4.2)
@@ -86,6 +89,9 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
         chance: Accuracy of guessing.
         links: Curves over lossy links, whose times are added to the text.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     table = builtin_rows(table)
     final = final_accuracies(table, "variant", "f")

@@ -80,6 +80,9 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         table: The curves, one row a point.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     table = builtin_rows(table)
     ceiling = final_accuracies(table[table["f"] == 0], "variant", "workers")["mean", 15]

@@ -103,6 +103,9 @@ def draw(table: DataFrame, values: DataFrame, title: str) -> Figure:
         table: The curves, with a column `scheme`.
         values: FA's explained variances; see `tables`.
         title: Settings, for the figure's title.
+
+    Returns:
+        The figure.
     """
     figure = style.new_figure(9.5, 11)
     halves: Any = figure.subfigures(2, 1)
@@ -140,6 +143,9 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
         values: FA's explained variances; see `tables`.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     table = builtin_rows(table)
     final = final_accuracies(table, "variant", "scheme")

@@ -139,6 +139,9 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
         cosines: Cosines of directions, as `cosines` returns them.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     final = final_accuracies(table[table["variant"] == "fa"], "variant", "lam")
     others = final_accuracies(table[table["variant"] != "fa"], "variant", "f")

@@ -85,6 +85,9 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
         table: The curves, one row a point.
         times: Milliseconds of one aggregation; see `server_times`.
         title: Settings, for the figure's title.
+
+    Returns:
+        The figure.
     """
     figure = style.new_figure(9.5, 3.8)
     left, right = figure.subplots(1, 2, width_ratios=(1.4, 1))
@@ -111,6 +114,9 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
         table: The curves, one row a point.
         times: Milliseconds of one aggregation by number of workers and rule, which are added to the text.
         chance: Accuracy of guessing.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     every = final_accuracies(table, "variant", "workers", "f")
     final = {(p, f): every["fa", p, f] for p, f in CROWDS}

@@ -123,6 +123,9 @@ def draw(table: DataFrame, times: DataFrame, costs: DataFrame, title: str, chanc
         costs: Milliseconds of one aggregation; see `aggregation_times`.
         title: Settings, for the figure's title.
         chance: Accuracy of guessing.
+
+    Returns:
+        The figure.
     """
     figure = style.new_figure(9.5, 8.4)
     (a, b), (c, d) = figure.subplots(2, 2)
@@ -206,6 +209,9 @@ def claims(table: DataFrame, times: DataFrame, costs: DataFrame, chance: float, 
         costs: Milliseconds of one aggregation, as `aggregation_times` returns them.
         chance: Accuracy of guessing.
         margin: Accuracies that differ by less are equal.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     table, times = builtin_rows(table), builtin_rows(times)
     final = final_accuracies(table, "variant", "f")

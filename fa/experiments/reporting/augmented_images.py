@@ -47,6 +47,9 @@ def fields(systems: Sequence[tuple[str, str, dict[str, float]]], side: int) -> F
     Args:
         systems: Title, name in `SYSTEMS` and parameters of each system.
         side: Side of the image in pixels, whose coordinates the axes use.
+
+    Returns:
+        The figure.
     """
     figure = style.new_figure(4 * len(systems), 3.4)
     panels = figure.subplots(1, len(systems), squeeze=False)[0]
@@ -101,6 +104,9 @@ def samples(recipe: Recipe, images: Images, seed: int) -> Figure:
         recipe: The recipe.
         images: Images (B, C, side, side).
         seed: Seed of the noise.
+
+    Returns:
+        The figure.
     """
     batch = torch.cat([pattern(images.shape[-1], images.shape[1]), images])
     columns = {"as it is": batch}

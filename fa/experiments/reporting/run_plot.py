@@ -85,6 +85,9 @@ def read(folder: str | Path) -> RunTables:
     Args:
         folder: Folder written by `fa train --out` or a sweep.
 
+    Returns:
+        The tables of the run.
+
     Raises:
         ValueError: A file is missing or damaged.
         NewerRecord: A later release wrote the records.

@@ -24,6 +24,9 @@ def maximum_likelihood(difference: float, exact_at_floor: bool) -> list[Claim]:
     Args:
         difference: Largest difference between eq. 4 + p and eq. 5 at a = 2.
         exact_at_floor: True if a fit of the exact Beta(1, 1/2) ended at the floor of 1 - v.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     unbounded = "is unbounded (its fit ends at the floor of 1 - v)" if exact_at_floor else "has a minimum"
     return [
@@ -49,6 +52,9 @@ def convergence(problems: DataFrame, trap: float, real: DataFrame) -> list[Claim
         problems: Random problems, with columns a, "smallest / largest" (eigenvalue) and "steps to 1e-10".
         trap: Smallest eigenvalue at the limit of a problem constructed to stop IRLS.
         real: Steps for real gradients, with columns a and "steps to 1e-10".
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     saddles = int((problems["smallest / largest"] < MIN_CURVATURE).sum())
     steps = {"real": _steps(real), "random": _steps(problems)}
@@ -81,6 +87,9 @@ def right_multiplication(violation: float, after_one_step: float) -> list[Claim]
     Args:
         violation: Largest ||Y Y^T g_i - G R_i|| / ||g_i|| at IRLS' limits.
         after_one_step: Least such ratio after one step.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     return [
         Claim(
@@ -99,6 +108,9 @@ def precision(errors: DataFrame, accuracy: Mapping[str, Sequence[float]], exact:
         errors: Errors of d, with columns bits and direction_error, for gradients rounded to the nearest value.
         accuracy: Test accuracies, one per seed, by number format.
         exact: Format of unrounded gradients.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     of_eight = errors.loc[errors["bits"] == BITS, "direction_error"]
     trained = {name: reached for name, reached in accuracy.items() if name.startswith(f"{BITS} bits")}
@@ -130,6 +142,9 @@ def cost(exponents: DataFrame) -> list[Claim]:
 
     Args:
         exponents: Exponents of time, with columns method, varied and measured, with an SVD at each step and without.
+
+    Returns:
+        The claims with their measurements and verdicts, one for each part.
     """
     bounds = {"n": 1.0, "p": 2.0, "k": 2.0, "N": 1.0}
     methods = list(dict.fromkeys(exponents["method"]))

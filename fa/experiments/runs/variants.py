@@ -22,6 +22,9 @@ class Variant:
 
         Args:
             f: Number of Byzantine workers to tolerate.
+
+        Returns:
+            The rule.
         """
         return make_rule(self.rule, f=f, **dict(self.options))
 

@@ -148,7 +148,7 @@ class Rounds(Generic[Request]):
         return True
 
     def expects(self, rank: int, iteration: int) -> bool:
-        """True if a gradient of that iteration would be accepted from the rank.
+        """Return True if a gradient of that iteration would be accepted from the rank.
 
         Args:
             rank: Rank of the worker.

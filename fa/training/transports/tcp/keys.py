@@ -171,7 +171,7 @@ def _load(context: ssl.SSLContext, folder: Path) -> ssl.SSLContext:
 
 
 def is_of_rank(certificate: dict[str, Any], rank: int) -> bool:
-    """True if a certificate, as `SSLSocket.getpeercert` returns it, is the one of a rank.
+    """Return True if a certificate, as `SSLSocket.getpeercert` returns it, is the one of a rank.
 
     Args:
         certificate: The peer's certificate.
