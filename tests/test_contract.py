@@ -159,6 +159,7 @@ STEPS = [(), ("nnm",), ("median_norm",), ("nnm", "median_norm"), ("clip",), ("un
 
 
 @given(st.data())
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
 def test_any_float64_is_right_or_left_out(data: st.DataObject) -> None:
     """Norms above 2^1004 would overflow in sums; without them, nothing is NaN, and no direction is far too long."""
     p, n = data.draw(st.integers(5, 10)), data.draw(st.integers(1, 20))
@@ -177,6 +178,7 @@ def test_any_float64_is_right_or_left_out(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("steps", [("bucketing", "unit"), ("nnm", "median_norm"), ("arc", "nnm"), ("subspace",)])
 @pytest.mark.parametrize("name", ["fa", "phocas", "multi_krum", "geometric_median", "centered_clipping", "caf"])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
 def test_norms_of_all_sizes_give_no_nan(name: str, steps: tuple[str, ...]) -> None:
     """A direction is finite, or the ratio of the norms is refused."""
     rng, rule, answered = np.random.default_rng(0), fa.make_rule(name, f=1, preaggregators=steps), 0

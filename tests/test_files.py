@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from fa import cli
 from fa.experiments.reporting import artifacts
@@ -275,11 +274,11 @@ def test_a_signal_saves_the_checkpoint_first(
     words = f"train {RUN} --momentum 0.9 --iterations 100 --evaluate-every 100 --out {out} --checkpoint {kept}"
     gradients = SimulatedTransport.gradients
 
-    def interrupted(transport: SimulatedTransport, iteration: int, parameters: torch.Tensor) -> GatheredGradients:
+    def interrupted(transport: SimulatedTransport, iteration: int) -> GatheredGradients:
         if iteration == 50:
             assert not kept.exists()  # the first one would be due after 300 s
             signal.raise_signal(signum)
-        return gradients(transport, iteration, parameters)
+        return gradients(transport, iteration)
 
     with monkeypatch.context() as patch:
         patch.setattr("fa.utils.progress_bar.LINES", float("inf"))

@@ -291,6 +291,7 @@ def test_a_row_that_is_not_finite_leaves_its_workers_other_gradients():
     np.testing.assert_allclose(rule(G), solution.direction(), atol=1e-10)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
 def test_groups_leave_the_span_with_a_norm_and_are_refused_where_they_do_not_fit():
     G = gradients(6, 12)
     options = {"m": 2, "lam": 0.3, "regularizer": "rows", "max_iter": 20}
