@@ -113,7 +113,7 @@ def test_the_processes_have_what_one_process_has(name: str, rule: str, found: li
         np.testing.assert_array_equal(d, expected.direction)
     else:  # the order in which K was added up has moved the weights' last digits
         scale = np.abs(expected.direction.astype(np.float64)).max()
-        # Centred clipping starts at 0, from which differences of 1e-9 cancel.
+        # Centered clipping starts at 0, from which differences of 1e-9 cancel.
         clipping = rule == "centered_clipping" and name == "close in float64"
         digits = 1e-8 if clipping else TOLERANCE[G.dtype.itemsize]
         np.testing.assert_allclose(d / scale, expected.direction / scale, rtol=0, atol=digits)

@@ -1,4 +1,4 @@
-"""Centred clipping: a mean of differences from a point, of which long ones are shortened."""
+"""Centered clipping: a mean of differences from a point, of which long ones are shortened."""
 
 from dataclasses import dataclass
 from typing import ClassVar
