@@ -41,7 +41,7 @@ def test_events_are_the_records(rule: str, tmp_path: Path) -> None:
     assert list(losses) == [1, 2, 3, 4]
     for point in run.curve:
         assert losses[point.iteration] == pytest.approx(point.train_loss)
-    (tag,) = (tag for tag in read.Tags()["scalars"] if "faulty" in tag)
+    (tag,) = (tag for tag in read.Tags()["scalars"] if "Byzantine" in tag)
     assert ("weights" in tag) == (rule != "median")
     shares = dict(scalars(read, tag))
     for step in range(1, 5):
