@@ -21,7 +21,7 @@ No cheaper scheme exists for a rule that needs all pairs. K needs all gradients 
 step 1, the first half of an all-reduce. Once the weights are known, each sum is already in place, so only the second
 half follows. Krum's d is one rank's gradient, but its broadcast would send n coordinates, not n/p.
 
-This protects from a faulty gradient, not from a faulty process: each process serves coordinates and could write
+This protects from a wrong gradient, not from a wrong process: each process serves coordinates and could write
 anything into them. A process that dies ends the run, as in any collective. For workers that are not trusted, use the
 parameter server of `fa.training.transports.tcp`.
 """

@@ -156,6 +156,8 @@ def test_the_schedule_fits_the_data_set_and_is_printed(
         (["train", "--device", "abacus"], r"^fa: device must be .*'abacus'"),
         ([*QUICK, "--backend", "tcp", "--gradients", "rpc"], r"^fa: backend must be .*--gradients.*'tcp'"),
         ([*QUICK, "--backend", "tcp", "--lost", "zero"], r"^fa: backend must be .*--lost.*'tcp'"),
+        ([*QUICK, "--gradients", "udp"], r"^fa: backend must be 'rpc'.*--gradients"),
+        ([*QUICK, "--keys", "keys"], r"^fa: backend must be 'tcp'.*--keys"),
         (["train", "--threads", "0"], r"--threads\b.*\b0\b"),
         ([*QUICK, "--rule", "bulyan"], r"^fa: bulyan\b.*\b4f \+ 3\b.*\b3\b"),
     ],

@@ -15,7 +15,7 @@ from fa.rules.preaggregators import PREAGGREGATORS
 from fa.training import train
 from fa.training.config import TrainConfig
 from fa.training.cuda_graph import GraphedWorkers
-from fa.training.direction import scale_to_unit_mean
+from fa.training.direction_norm import scale_to_unit_mean
 from fa.training.records import Run
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")

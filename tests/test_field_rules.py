@@ -255,6 +255,8 @@ def test_the_trusted_worker_keeps_its_rank_if_others_are_excluded() -> None:
         ({"reference": 7}, r"^reference must be .*\b7\b"),
         ({"reference": -8}, r"^reference must be .*-8\b"),
         ({"preaggregators": "bucketing"}, r"^preaggregators must be .*bucketing"),
+        ({"preaggregators": "bucketing:1"}, r"^preaggregators must be .*bucketing:1"),  # in another order
+        ({"preaggregators": "krum"}, r"^preaggregators must be .*krum"),
     ],
 )
 def test_a_trusted_worker_that_the_rule_does_not_see(options: dict, message: str) -> None:

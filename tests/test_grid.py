@@ -14,6 +14,7 @@ from fa.cli import main
 from fa.experiments.reporting.grid_map import WORST, cells_table, draw, heading, runs_table
 from fa.experiments.runs.grid import Grid, choose_rates, parse, read, run
 from fa.experiments.runs.store import RunStore
+from fa.training.config import TrainConfig
 from tests.texts import check_refusal
 
 SMALL: dict[str, Any] = {
@@ -237,6 +238,13 @@ def test_the_committed_robustness_table_follows_from_its_runs() -> None:
     expected = [(cell.rule, cell.attack, cell.split, cell.config.seed, cell.config.lr) for cell in grid.cells(rates)]
     assert list(runs[["rule", "attack", "split", "seed", "lr"]].itertuples(index=False, name=None)) == expected
     pd.testing.assert_frame_equal(cells_table(grid, runs), cells)
+
+
+def test_settings_that_a_file_omits_are_those_of_a_run() -> None:
+    default = TrainConfig(byzantine=0)
+    for cell in parse(small()).cells():
+        for name in ("lr_decay_epochs", "evaluate_every", "local_steps", "sampling"):
+            assert getattr(cell.config, name) == SMALL["settings"].get(name, getattr(default, name))
 
 
 def test_an_option_that_does_not_fit_the_workers_is_an_error_and_no_gap() -> None:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from fa.cli import cli, main
 from fa.training import TrainConfig, train
-from fa.training.records import USED, WorkerRow, faulty_share
+from fa.training.records import USED, WorkerRow, byzantine_share
 from fa.training.tensorboard import TensorBoardLogger
 from tests.texts import check_refusal
 
@@ -41,12 +41,12 @@ def test_events_are_the_records(rule: str, tmp_path: Path) -> None:
     assert list(losses) == [1, 2, 3, 4]
     for point in run.curve:
         assert losses[point.iteration] == pytest.approx(point.train_loss)
-    (tag,) = (tag for tag in read.Tags()["scalars"] if "faulty" in tag)
+    (tag,) = (tag for tag in read.Tags()["scalars"] if "Byzantine" in tag)
     assert ("weights" in tag) == (rule != "median")
     shares = dict(scalars(read, tag))
     for step in range(1, 5):
         rows = [row for row in run.workers if row.iteration == step]
-        assert shares[step] == pytest.approx(faulty_share(rows, 1))
+        assert shares[step] == pytest.approx(byzantine_share(rows, 1))
         weights = [row.weight for row in rows if row.weight is not None]
         if weights:
             value = next(event.histogram_value for event in read.Histograms("workers/weights") if event.step == step)
@@ -76,10 +76,10 @@ def test_the_share_is_of_sizes_or_of_those_used() -> None:
         status = {"y": f"{USED}; 6 lost", "n": "left out"}
         return [WorkerRow(1, w, None, weight, status[used[w]]) for w, weight in enumerate(weights)]
 
-    assert faulty_share(rows(-0.5, 0.25, 0.25), 1) == 0.5
-    assert faulty_share(rows(None, None, None, used="yny"), 1) == 0.5
-    assert faulty_share(rows(None, None, None, used="nny"), 2) == 0.0
-    assert faulty_share(rows(None, None, None, used="nnn"), 2) == 0.0
+    assert byzantine_share(rows(-0.5, 0.25, 0.25), 1) == 0.5
+    assert byzantine_share(rows(None, None, None, used="yny"), 1) == 0.5
+    assert byzantine_share(rows(None, None, None, used="nny"), 2) == 0.0
+    assert byzantine_share(rows(None, None, None, used="nnn"), 2) == 0.0
 
 
 def test_without_tensorboard_nothing_is_trained(

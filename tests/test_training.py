@@ -445,6 +445,20 @@ def test_accumulated_gradients_are_those_of_one_larger_minibatch(data: Dataset) 
         train(replace(SMALL, batch=4000, accumulate=3))
 
 
+@pytest.mark.parametrize("batch", [7, 8])
+def test_the_short_last_minibatch_of_a_pass_is_accumulated_as_a_whole(data: Dataset, batch: int) -> None:
+    """It has 8 or 4 images of 2,500: parts of 7 and 1, or one part."""
+    whole = replace(SMALL, workers=4, sampling="sequential", batch=2 * batch)
+    assert len(data.train_labels) // whole.workers == 2500
+    found = []
+    for config in (replace(whole, accumulate=2, batch=batch), whole):
+        transport, _ = simulation(config, data, without_dropout(convnet(data)))
+        gathered = transport.gradients(2500 // (2 * batch))
+        found.append((gathered.G.clone(), float(gathered.loss)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-7)
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
+
+
 def test_bfloat16_is_near_float32_and_its_gradients_and_server_are_float32(data: Dataset) -> None:
     found = {}
     for precision in ("float32", "bfloat16"):

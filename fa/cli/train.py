@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fa.training.transports.server_config import RpcConfig, TcpConfig
 
 _SERVER = ("listen", "keys", "deadline", "quorum", "gradients", "lost")
+_DATAGRAMS = ("gradients", "lost")  # options of rpc alone
 _CHECKPOINT = ("checkpoint", "checkpoint_every")
 _CHECKPOINT_HELP = "Checkpoint file; the same command resumes from it. Removed when --out is written."
 _LISTEN_HELP = "Address on which to await `fa worker`; by default workers start on this host."
@@ -155,7 +156,8 @@ def _torchrun_config(settings: dict[str, Any], place: TorchrunEnv) -> TrainConfi
 def _server(backend: str, place: TorchrunEnv | None, settings: dict[str, Any]) -> TcpConfig | RpcConfig | None:
     """Return the server's settings for the backend; None for the simulation."""
     if backend == "simulate":
-        check("backend", backend, not settings, f"'tcp' with --{next(iter(settings), '')}")
+        option = next(iter(settings), "")
+        check("backend", backend, not settings, f"{'rpc' if option in _DATAGRAMS else 'tcp'!r} with --{option}")
         return None
     return _tcp_config(**settings) if backend == "tcp" else _rpc_config(place, **settings)
 
@@ -189,7 +191,7 @@ def _rpc_config(
 def _tcp_config(listen: str | None = None, **options: Any) -> TcpConfig:
     from fa.training.transports.server_config import TcpConfig
 
-    for name in ("gradients", "lost"):
+    for name in _DATAGRAMS:
         check("backend", "tcp", name not in options, f"'rpc' with --{name}")
     if listen is None:
         return TcpConfig(**options)

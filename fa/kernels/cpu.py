@@ -206,11 +206,11 @@ def _combine_in_float64(G: np.ndarray, rows: np.ndarray, factors: np.ndarray, d:
 
 
 @jit
-def _combine_chunks(G, rows, weights, d, thread, threads):
+def _combine_chunks(G, rows, factors, d, thread, threads):
     """Write every `threads`-th chunk of the sum; return which rows hold NaN or Inf."""
     p, n = G.shape[0], d.size
     not_finite = np.zeros(p, np.bool_)
-    addresses, padded = padded_terms(G, rows, weights)
+    addresses, padded = padded_terms(G, rows, factors)
     for chunk in range(thread, -(-n // CHUNK), threads):
         stop = min((chunk + 1) * CHUNK, n)
         for lo in range(chunk * CHUNK, stop, BLOCK):

@@ -9,7 +9,7 @@ import numpy as np
 from fa.gradients.gram import Gram
 from fa.rules.base import Rule
 from fa.rules.decision import ColumnDecision
-from fa.rules.preaggregators import column_counts
+from fa.rules.preaggregators import make_preaggregator
 from fa.utils.validation import TooFewWorkersError, check
 
 
@@ -49,12 +49,12 @@ class MoNNA(Rule):
             remark: As for `RuleOptions.check_workers`.
 
         Raises:
-            ValueError: p is too small, a pre-aggregator drops or mixes gradients, or `reference` is not a rank.
+            ValueError: p is too small, a pre-aggregator drops or reorders gradients, or `reference` is not a rank.
         """
         super().check_workers(p, remark)
         names = self.preaggregator_names
-        same = column_counts(names, p, self.f)[-1] == p
-        check("preaggregators", names, same, "ones that keep all gradients, as `reference` is one of them")
+        in_order = all(make_preaggregator(name).keeps_order for name in names)
+        check("preaggregators", names, in_order, "ones that keep each gradient in its place, for `reference`")
         self._check_reference(p)
 
     def _check_reference(self, p: int) -> None:

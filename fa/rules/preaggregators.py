@@ -83,6 +83,7 @@ class Preaggregator:
         min_workers: (times, plus): it needs p >= times f + plus.
         least_workers: (times, plus) for a rule with `strict` false.
         keeps_workers: Whether column i remains the gradient of worker i, only scaled or projected.
+        keeps_order: Whether column i is the gradient of worker i or an average for it.
         bounds_norms: Whether a column's norm stays bounded however long one gradient is.
     """
 
@@ -91,6 +92,7 @@ class Preaggregator:
     min_workers: tuple[int, int] = (0, 1)
     least_workers: tuple[int, int] = (1, 1)
     keeps_workers: bool = True
+    keeps_order: bool = True
     bounds_norms: bool = False
 
 
@@ -242,9 +244,9 @@ PREAGGREGATORS: dict[str, Preaggregator] = {
     "median_norm": Preaggregator(_median_norm, bounds_norms=True),
     "clip": Preaggregator(_clip, bounds_norms=True),
     "arc": Preaggregator(_arc, min_workers=(1, 1), bounds_norms=True),
-    "krum": Preaggregator(_krum, column_count=_best_count, min_workers=(2, 3), keeps_workers=False),
+    "krum": Preaggregator(_krum, column_count=_best_count, min_workers=(2, 3), keeps_workers=False, keeps_order=False),
     "nnm": Preaggregator(_nnm, min_workers=(2, 1), keeps_workers=False),
-    "bucketing": Preaggregator(_bucketing, column_count=_bucket_count, keeps_workers=False),
+    "bucketing": Preaggregator(_bucketing, column_count=_bucket_count, keeps_workers=False, keeps_order=False),
     "subspace": Preaggregator(_subspace),
     "random_span": Preaggregator(_random_span),
 }
@@ -276,7 +278,9 @@ def make_preaggregator(text: str) -> Preaggregator:
     whole = name == "bucketing" and number >= 1 and number.is_integer()
     check("preaggregators", text, whole, "bucketing:SIZE with an integer of at least 1, or a name without a value")
     size = int(number)
-    return Preaggregator(partial(_bucketing, size=size), partial(_bucket_count, size=size), keeps_workers=False)
+    return Preaggregator(
+        partial(_bucketing, size=size), partial(_bucket_count, size=size), keeps_workers=False, keeps_order=False
+    )
 
 
 def _number(text: str) -> float:

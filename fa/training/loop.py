@@ -18,7 +18,7 @@ from fa.rules import Aggregate, Rule, make_rule, per_worker
 from fa.training.attack import configured_attack
 from fa.training.checkpoint import EVERY, Checkpoint, RunState
 from fa.training.config import TrainConfig
-from fa.training.direction import scale_to_unit_mean
+from fa.training.direction_norm import scale_to_unit_mean
 from fa.training.evaluation import Evaluation
 from fa.training.optimizer import SGD
 from fa.training.parameter_vector import Buffers

@@ -55,7 +55,7 @@ class WorkerRow(NamedTuple):
     status: str  # USED, or EXCLUDED and the reason; then notes, such as "; 6 of 61 datagrams lost"
 
 
-def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
+def byzantine_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
     """Return the Byzantine workers' share in the absolute weights of one iteration.
 
     Args:
@@ -66,7 +66,7 @@ def faulty_share(rows: Sequence[WorkerRow], byzantine: int) -> float:
         Their share in the weights; without weights, their share in the used gradients; 0 if no gradient was used.
 
     Example:
-        >>> faulty_share([WorkerRow(1, 0, None, 0.25, USED), WorkerRow(1, 1, None, 0.75, USED)], byzantine=1)
+        >>> byzantine_share([WorkerRow(1, 0, None, 0.25, USED), WorkerRow(1, 1, None, 0.75, USED)], byzantine=1)
         0.25
     """
     weighted = any(row.weight is not None for row in rows)

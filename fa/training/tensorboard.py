@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fa.training.records import faulty_share
+from fa.training.records import byzantine_share
 from fa.utils.validation import check
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TensorBoardLogger:
     """Context manager that writes event files; an instance is a `progress` callback of `train`.
 
-    Each iteration adds the honest workers' loss, the Byzantine workers' share (see `faulty_share`), and histograms of
+    Each iteration adds the honest workers' loss, the Byzantine workers' share (see `byzantine_share`), and histograms of
     the weights and explained variances that the rule defines. Evaluations add the test accuracy. Events of an earlier
     run are purged from the first logged iteration on.
     """
@@ -62,7 +62,7 @@ class TensorBoardLogger:
             self._writer.add_scalar("accuracy/test", progress.accuracy, step)
         weights = _defined([row.weight for row in rows])
         name = "of the weights" if weights.size else "of the workers used"
-        self._writer.add_scalar(f"faulty workers/{name}", faulty_share(rows, self._byzantine), step)
+        self._writer.add_scalar(f"Byzantine workers/{name}", byzantine_share(rows, self._byzantine), step)
         for tag, values in (("weights", weights), ("values", _defined([row.value for row in rows]))):
             if values.size:
                 self._writer.add_histogram(f"workers/{tag}", values, step)

@@ -155,7 +155,8 @@ class Worker:
             parameter.grad = view
         if not self._model.training:  # train() visits all modules, which costs 1% of a small model's passes
             self._model.train()
-        loss = sum(map(self._backward, images.split(self._batch), labels.split(self._batch)))
+        parts = zip(images.split(self._batch), labels.split(self._batch), strict=True)
+        loss = sum(self._backward(*part, len(images) / len(part[0])) for part in parts)
         for parameter, _ in self._gradients:
             parameter.grad = None
         return torch.as_tensor(loss)
@@ -166,11 +167,11 @@ class Worker:
             beta = self._config.worker_momentum
             self._row.copy_(self.momentum.mul_(beta).add_(self._row, alpha=1 - beta))
 
-    def _backward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Run one backward pass, and return its share of the minibatch's loss."""
+    def _backward(self, images: Tensor, labels: Tensor, parts: float) -> Tensor:
+        """Run one backward pass over one of so many parts of the minibatch; return its share of the loss."""
         mixed = torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.precision == "bfloat16")
         with mixed:
-            loss = F.cross_entropy(self._model(images), labels) / self._config.accumulate
+            loss = F.cross_entropy(self._model(images), labels) / parts
         loss.backward()
         return loss.detach()
 

@@ -19,7 +19,7 @@ import numpy as np
 from fa.experiments.reporting import style
 from fa.experiments.runs.store import InvalidRecord, Record
 from fa.training.record_schema import NewerRecord
-from fa.training.records import EXCLUDED, EXCLUDED_BEFORE, FILES, UNDEFINED, USED, WorkerRow, faulty_share
+from fa.training.records import EXCLUDED, EXCLUDED_BEFORE, FILES, UNDEFINED, USED, WorkerRow, byzantine_share
 from fa.utils import plugins
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class RunTables:
         for iteration, worker, weight, status in zip(*columns, strict=True):
             row = WorkerRow(iteration, worker, None, None if math.isnan(weight) else weight, status)
             by_iteration.setdefault(iteration, []).append(row)
-        parts = [(iteration, faulty_share(rows, self.byzantine)) for iteration, rows in by_iteration.items()]
+        parts = [(iteration, byzantine_share(rows, self.byzantine)) for iteration, rows in by_iteration.items()]
         return pandas.DataFrame(parts, columns=["iteration", "part"])
 
 

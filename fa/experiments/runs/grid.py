@@ -30,7 +30,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from fa.experiments.runs.profiles import SCHEDULE
 from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import refusal
 from fa.experiments.runs.sweep import Outcome, sweep
@@ -141,7 +140,7 @@ class Grid:
         for split, f, rule, attack, seed in product(self.splits, byzantine, self.rules, self.attacks, seeds):
             if not self.reason_against(rule, f):
                 attacked = attack.settings if f else {"attack": "none"}
-                settings = {**SCHEDULE, **self.settings, **rule.settings, **attacked, **split.settings, **further(rule)}
+                settings = {**self.settings, **rule.settings, **attacked, **split.settings, **further(rule)}
                 config = TrainConfig(**settings, byzantine=f, seed=seed)
                 yield GridRun(rule.label, attack.label, f, split.label, config)
 

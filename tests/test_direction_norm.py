@@ -10,7 +10,7 @@ import torch
 
 from fa.rules import make_rule
 from fa.training import TrainConfig, train
-from fa.training.direction import scale_to_unit_mean
+from fa.training.direction_norm import scale_to_unit_mean
 from fa.training.loop import Loop, Progress
 from fa.training.transports.server_config import RpcConfig
 
