@@ -24,6 +24,7 @@ from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, UNTEST
 from fa.experiments.reporting.curves import finish
 from fa.experiments.runs.profiles import PROFILES, for_profile
 from fa.experiments.runs.results import Results, final_accuracies, last_points, summary
+from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import Case, Study, make_study
 from fa.experiments.runs.variants import PAPER_RULES, PAPER_RULES_AND_MEAN, VARIANTS
 from fa.rules import make_rule
@@ -127,6 +128,32 @@ def test_where_a_rule_refuses_there_is_a_gap_with_its_reason() -> None:
     with pytest.raises(TooFewWorkersError, match=re.escape(reason)):
         make_rule("bulyan", f=3).check_workers(11)
     assert texts.numbers(study.title().splitlines()[-1]) == texts.numbers(reason.partition(":")[0])
+
+
+@pytest.mark.parametrize("few_first", [True, False])
+def test_each_case_of_one_label_is_checked_for_itself(few_first: bool) -> None:
+    """Bulyan needs 15 workers for f = 3; the case with 11 is skipped, and the one with 15 is not."""
+    cases = [Case("bulyan", 3, {"workers": workers}, label_override="Bulyan") for workers in (11, 15)]
+    study = make_study("figure", "smoke", cases if few_first else cases[::-1])
+    assert [cell.config.workers for cell in study.cells] == [15]
+    assert set(study.skipped) == {str(cases[0])}
+
+
+@pytest.mark.parametrize("invalid_first", [True, False])
+def test_an_option_that_does_not_fit_is_an_error_whichever_case_of_its_label_has_it(invalid_first: bool) -> None:
+    cases = [Case("fa_default", 3, {}, {"m": m}, label_override="FA") for m in (99, 4)]
+    with pytest.raises(ValueError, match=r"^m must be .*\b99\b"):
+        make_study("figure", "smoke", cases if invalid_first else cases[::-1])
+
+
+def test_cases_of_one_label_are_not_counted_as_its_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three cases with two seeds have two seeds, in the provenance and among the unfinished runs."""
+    cases = [Case("mean", 1, {"attack": attack}, label_override="Mean") for attack in ("random", "zero", "nan")]
+    study = make_study("figure", "smoke", cases, seeds=[5, 6])
+    assert provenance(Results(study, {}, 1.0, ()))["seeds"] == 2
+    monkeypatch.setattr(RunStore, "find", lambda store, config: None if config.seed == 5 else config)
+    (unfinished,) = study.finished().unfinished
+    assert texts.numbers(unfinished) == [1, 5]
 
 
 def test_given_settings_replace_the_profiles() -> None:

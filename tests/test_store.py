@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,8 +162,24 @@ def rewritten(record: Record, change: Callable[[dict[str, Any]], object]) -> Non
 def test_a_record_of_another_schema_is_refused(runs: RunStore, version: object) -> None:
     record = runs.save(finished())
     rewritten(record, lambda described: described.update(schema_version=version))
-    with pytest.raises(ValueError, match=rf"^schema_version\b.*{record_schema.SCHEMA_VERSION}.*{version!r}"):
-        Record(record.folder).check()
+    before = (record.folder / "config.json").read_bytes()
+    place = re.escape(str(record.folder))
+    pattern = rf"^{place}: schema_version\b.*{record_schema.SCHEMA_VERSION}.*{version!r}.*\b[Rr]emove\b"
+    for use in (
+        lambda config: Record(record.folder).check(),
+        lambda config: Record(record.folder).description,
+        runs.find,
+        RunStore(runs.root.parent / "other", runs.root).find,
+        runs.explain,
+        lambda config: runs.save(finished(config)),
+    ):
+        with pytest.raises(store.InvalidRecord, match=pattern):
+            use(CONFIG)
+    assert (record.folder / "config.json").read_bytes() == before
+    shutil.rmtree(record.folder)  # the cure
+    assert runs.find(CONFIG) is None
+    runs.save(finished())
+    assert runs.find(CONFIG) is not None
 
 
 @pytest.mark.parametrize("name", ["config", "backend", "seconds_of", "data_checksum", "threads", "final_accuracy"])
@@ -170,7 +187,7 @@ def test_a_record_of_another_schema_is_refused(runs: RunStore, version: object) 
 def test_a_record_without_one_of_its_parts_is_refused(runs: RunStore, name: str, value: object) -> None:
     record = runs.save(finished())
     rewritten(record, lambda described: described.update({name: value}))
-    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+    with pytest.raises(store.InvalidRecord, match=rf"^{re.escape(str(record.folder))}: {name}\b"):
         Record(record.folder).check()
 
 

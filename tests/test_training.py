@@ -331,6 +331,54 @@ def test_batch_norm_statistics_are_each_workers_own(data: Dataset) -> None:
     assert torch.allclose(transport.statistics()[1].tensors[0], 0.1 * means[1], atol=1e-6), "evaluating changed it"
 
 
+def test_statistics_that_are_not_finite_or_were_never_sent_are_not_averaged(data: Dataset) -> None:
+    """Worker 0 never delivers, worker 1 overflows, worker 2 alone counts; if both overflow, the model has diverged."""
+    with torch.random.fork_rng(devices=[]):
+        model = Normed()
+    transport, _ = simulation(SMALL, data, model)
+    absent, overflown, valid = transport.statistics()
+    evaluation = Evaluation(model, data, torch.device("cpu"))
+    transport.gradients(0)
+    assert not absent.changed
+    before = [tensor.clone() for tensor in valid.tensors]
+    overflown.tensors[1][3] = math.inf
+    evaluation.accuracy([absent, overflown, valid])
+    assert all(map(torch.equal, model[1].buffers(), before))
+
+    overflown.tensors[1][3] = 1.0  # Finite statistics count again.
+    evaluation.accuracy([absent, overflown, valid])
+    mean = torch.stack([overflown.tensors[1], valid.tensors[1]]).mean(dim=0)
+    assert torch.equal(model[1].running_var, mean)
+
+    for buffers in (overflown, valid):
+        buffers.tensors[1].fill_(math.nan)
+    evaluation.accuracy([absent, overflown, valid])
+    assert model[1].running_var.isnan().all()
+
+
+def test_a_worker_whose_minibatch_overflows_does_not_spoil_the_accuracy(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss excludes it, and its statistics of NaN leave the mean at the other honest worker's."""
+    with torch.random.fork_rng(devices=[]):
+        model = Normed()
+    transport, _ = simulation(SMALL, data, model)
+    plain = Worker.write_gradient
+
+    def write(worker: Worker, iteration: int) -> Tensor:
+        loss = plain(worker, iteration)
+        if worker.rank == 1:
+            for tensor in worker.buffers.tensors[:2]:
+                tensor.fill_(math.nan)
+            return loss * math.nan
+        return loss
+
+    monkeypatch.setattr(Worker, "write_gradient", write)
+    assert 1 in transport.gradients(0).missing
+    Evaluation(model, data, torch.device("cpu")).accuracy(transport.statistics()[1:])
+    assert torch.equal(model[1].running_mean, transport.statistics()[2].tensors[0])
+
+
 def test_accuracy_is_the_share_of_right_answers(data: Dataset) -> None:
     """Against a loop over single images; and with NaN everywhere it is the share of class 0, argmax's first NaN."""
     model, cpu = convnet(data), torch.device("cpu")

@@ -23,9 +23,10 @@ class Evaluation:
         """Return the test accuracy, a fraction. NaN counts as the largest output, as in torch.argmax.
 
         Args:
-            statistics: Batch-norm statistics of the honest workers, of which the model uses the mean.
+            statistics: Batch-norm statistics of the honest workers. The model uses the mean over the workers that have
+                delivered finite values. If there are none, it uses the mean over all that have delivered.
         """
-        self._buffers.set_to_mean(statistics)
+        self._buffers.set_to_mean(_usable(statistics))
         self._buffers.install()
         self._model.eval()
         with torch.inference_mode():
@@ -34,3 +35,12 @@ class Evaluation:
                 for images, labels in test_batches(self._dataset, device=self._device)
             )
         return correct / len(self._dataset.test_labels)
+
+
+def _usable(statistics: list[Buffers]) -> list[Buffers]:
+    """Return the statistics that enter the mean.
+
+    A rank that has never delivered has the initial values, in a resumed run too.
+    """
+    delivered = [buffers for buffers in statistics if buffers.changed] or statistics
+    return [buffers for buffers in delivered if buffers.finite] or delivered

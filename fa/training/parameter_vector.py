@@ -84,6 +84,7 @@ class Buffers:
             for module in model.modules()
             for name, buffer in module.named_buffers(recurse=False)
         ]
+        self._initial = [buffer.clone() for buffer in self.tensors]
 
     def install(self) -> None:
         """Make the model use this copy, which forward passes in training mode then update in place."""
@@ -94,6 +95,16 @@ class Buffers:
     def tensors(self) -> list[Tensor]:
         """The buffers, in the order of the model's modules."""
         return [buffer for _, _, buffer in self._slots]
+
+    @property
+    def changed(self) -> bool:
+        """True if a value differs from the model's when this copy was made, as after a forward pass."""
+        return not all(map(torch.equal, self.tensors, self._initial))
+
+    @property
+    def finite(self) -> bool:
+        """True if every value is finite."""
+        return all(bool(buffer.isfinite().all()) for buffer in self.tensors)
 
     def set_to_mean(self, others: list[Buffers]) -> None:
         """Set each buffer to the mean over `others`; integers, such as batch counts, to that of the first one.

@@ -174,8 +174,9 @@ def _run(results: Results, config: TrainConfig) -> tuple[str, dict[str, Any]]:
 
 
 def _fewest_seeds(study: Study) -> int:
-    """Return the number of seeds of the case with the fewest."""
-    return min(Counter(str(cell.case) for cell in study.cells).values())
+    """Return the number of seeds of the label with the fewest; its cases may have different options."""
+    pairs = {(str(cell.case), cell.config.seed) for cell in study.cells}
+    return min(Counter(label for label, _ in pairs).values())
 
 
 def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fa.experiments.reporting import style
-from fa.experiments.runs.store import Record
+from fa.experiments.runs.store import InvalidRecord, Record
 from fa.training.record_schema import NewerRecord
 from fa.training.records import EXCLUDED, EXCLUDED_BEFORE, FILES, UNDEFINED, USED, WorkerRow, byzantine_share
 from fa.utils import plugins
@@ -91,6 +91,7 @@ def read(folder: str | Path) -> RunTables:
     Raises:
         ValueError: A file is missing or damaged.
         NewerRecord: A later release wrote the records.
+        InvalidRecord: An earlier release wrote them, or they do not describe a run.
     """
     import pandas
 
@@ -109,7 +110,7 @@ def read(folder: str | Path) -> RunTables:
         size = weights.abs().groupby(workers["iteration"]).transform("sum")
         workers = workers.assign(share=weights / size.where(size > 0), reason=workers["status"].map(_reason))
         int(config["byzantine"]), curve["test_accuracy"], workers["value"], workers["worker"]
-    except NewerRecord:
+    except (NewerRecord, InvalidRecord):
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} must hold a run's records as they were written; {error} is amiss") from error

@@ -28,6 +28,10 @@ class DamagedRecord(ValueError):
     """A record whose files differ from those that were written."""
 
 
+class InvalidRecord(ValueError):
+    """A record whose config.json is as it was written, and is not of the schema that this release reads."""
+
+
 @dataclass(frozen=True)
 class Record:
     """A finished run on disk."""
@@ -42,11 +46,19 @@ class Record:
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """The content of config.json: configuration, versions, hardware, seconds."""
+        """The content of config.json: configuration, versions, hardware, seconds.
+
+        Raises:
+            NewerRecord: A later release wrote this record.
+            InvalidRecord: An earlier release wrote it, or it does not describe a run.
+        """
+        described = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         try:
-            return record_schema.read(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+            return record_schema.read(described)
         except record_schema.NewerRecord as error:
             raise record_schema.NewerRecord(f"{self.folder}: {error}, or take another folder") from None
+        except ValueError as error:
+            raise InvalidRecord(f"{self.folder}: {error}. Remove this folder to repeat the run") from None
 
     @property
     def final_accuracy(self) -> float:
@@ -65,6 +77,7 @@ class Record:
         Raises:
             DamagedRecord: A file is missing or changed.
             NewerRecord: A later release wrote this record.
+            InvalidRecord: An earlier release wrote it, or it does not describe a run.
         """
         try:
             manifest = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
@@ -145,6 +158,10 @@ class RunStore:
         Returns:
             The record in this store, else in the fallback. None if no run is finished, or its files are damaged.
 
+        Raises:
+            NewerRecord: A later release wrote the record, which is neither read nor replaced.
+            InvalidRecord: The record is of an earlier schema. The message names the folder to remove.
+
         Example:
             >>> RunStore("no-such-folder").find(TrainConfig(byzantine=0)) is None
             True
@@ -171,6 +188,10 @@ class RunStore:
             A clause for a message. It has the damage of the record, or up to three settings in which the nearest record
             differs.
 
+        Raises:
+            NewerRecord: A later release wrote the record.
+            InvalidRecord: The record is of an earlier schema.
+
         Example:
             >>> RunStore("no-such-folder").explain(TrainConfig(byzantine=0))
             'no run is finished yet'
@@ -195,6 +216,8 @@ class RunStore:
 
         Raises:
             OSError: The record cannot be written.
+            NewerRecord: A later release wrote a record of this run, which stays.
+            InvalidRecord: A record of an earlier schema is in the way, and stays.
         """
         target = self.root / self.key(run.config)
         try:

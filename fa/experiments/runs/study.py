@@ -99,7 +99,7 @@ class Study:
     Attributes:
         name: Name of the figure.
         folder: Folder of the figure and of its records.
-        skipped: Cases whose rule needs more workers, with the reason.
+        skipped: Cases whose rule needs more workers, with the reason; the last one's for cases of one description.
         worker_processes: Whether workers are processes, whose records are kept apart from those of simulated workers.
         records: Folder of the records of simulated workers. "records-many" is not committed.
         seed_caption: How the figure shows several seeds.
@@ -253,7 +253,7 @@ def _summary(cells: Sequence[Cell], finished: Sequence[Cell]) -> tuple[str, ...]
         for rule, of_rule in rules.items():
             seeds = [cell.config.seed for cell in of_rule if cell not in finished]
             if seeds:
-                some = "" if len(seeds) == len(of_rule) else f" (seeds {_enumerate(seeds)})"
+                some = "" if len(seeds) == len(of_rule) else f" (seeds {_enumerate(list(dict.fromkeys(seeds)))})"
                 missing.setdefault(some, []).append(rule)
         parts += [f"{place}: {', '.join(names)}{some}" for some, names in missing.items()]
     return tuple(parts)
@@ -303,10 +303,10 @@ def make_study(
     custom = bool(rules) or cells != configurations(grid, usual, None, device)
     attack = {setting: value for setting, value in overrides.items() if setting == "attack"}
     reproducible = cells == configurations(grid, usual, None, device | attack)
-    of_case = {str(cell.case): cell.config for cell in cells}
-    refusals = {case: refusal(run.rule, run.rule_f, run.options, run.workers) for case, run in of_case.items()}
-    skipped = {case: reason for case, reason in refusals.items() if reason}
-    accepted = tuple(cell for cell in cells if str(cell.case) not in skipped)
+    # Cases with different options may have one label: check each cell, and name the refused ones by their labels.
+    refusals = [refusal(run.rule, run.rule_f, run.options, run.workers) for run in (cell.config for cell in cells)]
+    skipped = {str(cell.case): reason for cell, reason in zip(cells, refusals, strict=True) if reason}
+    accepted = tuple(cell for cell, reason in zip(cells, refusals, strict=True) if not reason)
     folder = figures_dir(profile, out, custom)
     options = _command_options(rules, overrides) if reproducible else None
     return Study(name, profile, folder, accepted, skipped, attack=overrides.get("attack"), command_options=options)
