@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class TensorBoardLogger:
     """Context manager that writes event files; an instance is a `progress` callback of `train`.
 
-    Each iteration adds the honest workers' loss, `byzantine_share`, and histograms of the weights and explained variances
-    that the rule defines. Evaluations add the test accuracy. Events of an earlier run are purged from the first logged
-    iteration on.
+    Each iteration adds the honest workers' loss, `byzantine_share`, and histograms of the weights and explained
+    variances that the rule defines. Evaluations add the test accuracy. Events of an earlier run are purged from the
+    first logged iteration on.
     """
 
     def __init__(self, folder: str | Path, byzantine: int) -> None:
