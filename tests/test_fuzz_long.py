@@ -72,7 +72,7 @@ STEPS = [None, (), ("nnm",), ("clip",), ("arc",), ("unit",), ("median_norm",), (
 
 
 @pytest.mark.parametrize("name", fa.RULES)
-@pytest.mark.filterwarnings("ignore:f must be set")
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of options that do not suit the rule
 def test_arrays(name: str) -> None:
     stream = np.random.default_rng(sum(name.encode()))
     for _ in range(-(-ARRAYS // len(fa.RULES))):
@@ -176,7 +176,8 @@ def test_streams_of_messages(capfd: pytest.CaptureFixture) -> None:
         nonlocal joined, delivered
         for _ in range(STREAMS // 20):
             run = ServedRun(torch.nn.Identity(), CONFIG, parameters, "sum")
-            server = RoundServer(run, Gathering(run), TcpConfig(), tokens)
+            gathering = Gathering(run)
+            server = RoundServer(run, gathering, TcpConfig(), tokens)
             server.rounds.begin(0)
             for _ in range(20):
                 connection = Connection(server)

@@ -128,7 +128,10 @@ def plain() -> list[object]:
         {"PYTHONWARNINGS": "error"},
         {"PYTHONDEVMODE": "1"},
         {"PYTHONMALLOC": "debug"},
-        {"PYTHONWARNDEFAULTENCODING": "1", "PYTHONWARNINGS": "error::EncodingWarning"},
+        {  # numba reads /proc/cpuinfo without an encoding
+            "PYTHONWARNDEFAULTENCODING": "1",
+            "PYTHONWARNINGS": "error::EncodingWarning,ignore::EncodingWarning:numba.core.config",
+        },
         {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
         {"CUDA_LAUNCH_BLOCKING": "1"},
         {"TORCHDYNAMO_DISABLE": "1"},

@@ -704,7 +704,7 @@ UNGUARDED = """
 from fa.training import TrainConfig, train
 from fa.training.transports.server_config import RpcConfig, TcpConfig
 
-config = TrainConfig(rule="median", workers=2, byzantine=0, iterations=2, batch=4)
+config = TrainConfig(rule="median", workers=2, byzantine=0, iterations=2, batch=4, evaluate_every=0)
 print(len(train(config, {server}).curve))
 """
 
