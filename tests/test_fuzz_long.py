@@ -155,7 +155,7 @@ def message(server: RoundServer, tokens: list[bytes], n: int, stream: random.Ran
             {"length": stream.choice([0, len(data) + 1, 2**64 - 1])},
             {"loss": stream.choice([float("nan"), float("inf"), 1e308])},
             {"seconds": stream.choice([float("nan"), -1.0, 1e308])},
-            {"run": stream.randbytes(16)},
+            {"run_id": stream.randbytes(16)},
             {"kind": stream.choice(list(Kind))},
         ]
         header = header._replace(**stream.choice(changes))
