@@ -15,10 +15,10 @@ from fa.attacks import make_attack
 from fa.cli import main
 from fa.data import load
 from fa.training import TrainConfig, train
-from fa.training.attack import configured_attack
 from fa.training.parameter_vector import flatten
+from fa.training.setup import configured_attack, make_workers
 from fa.training.transports.server_config import RpcConfig
-from fa.training.worker import Worker, make_workers
+from fa.training.worker import Worker
 
 SHORT: dict[str, Any] = {"workers": 7, "byzantine": 2, "iterations": 2, "batch": 4}
 

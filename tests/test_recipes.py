@@ -17,8 +17,8 @@ from fa.cli import cli
 from fa.data import MissingDataError, load
 from fa.models import build as build_model
 from fa.training import TrainConfig, train
-from fa.training.attack import configured_attack
-from fa.training.worker import Worker, make_workers
+from fa.training.setup import configured_attack, make_workers
+from fa.training.worker import Worker
 
 FOLDER = Path(__file__).parents[1] / "data_aug"
 RECIPES = sorted(FOLDER.glob("*.toml"))

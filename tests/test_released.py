@@ -89,7 +89,7 @@ def test_each_released_setting_changes_a_run(monkeypatch: pytest.MonkeyPatch) ->
     digits = load("mnist-mini")
     parts = {"train_images": 700, "train_labels": 700, "test_images": 100, "test_labels": 100}
     few = replace(digits, **{name: getattr(digits, name)[:size] for name, size in parts.items()})
-    monkeypatch.setattr("fa.training.worker.load", lambda name: few)
+    monkeypatch.setattr("fa.training.setup.load", lambda name: few)
     config = TrainConfig(
         workers=7, byzantine=1, batch=60, iterations=2, lr=0.05, sampling="sequential", attack="random_shared",
         rule="bulyan", rule_options={"formulation": "released"},

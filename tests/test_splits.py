@@ -16,9 +16,9 @@ from fa.data.batches import normalise
 from fa.data.splits import by_class, dirichlet
 from fa.training import TrainConfig, train
 from fa.training.parameter_vector import flatten
+from fa.training.setup import worker_partitions
 from fa.training.transports.server_config import RpcConfig
 from fa.training.transports.simulation import SimulatedTransport
-from fa.training.worker import worker_partitions
 from tests.processes import build_normed
 
 SMALL = TrainConfig(

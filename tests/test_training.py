@@ -502,8 +502,8 @@ def test_a_run_keeps_no_data_and_makes_its_attack_and_its_images_once(
         return make_attack(*arguments, **options)
 
     monkeypatch.setattr(loop, "load_dataset", fresh)
-    monkeypatch.setattr("fa.training.worker.augmented_dataset", augmented)
-    monkeypatch.setattr("fa.training.attack.make_attack", attack)
+    monkeypatch.setattr("fa.training.setup.augmented_dataset", augmented)
+    monkeypatch.setattr("fa.training.setup.make_attack", attack)
     train(replace(SMALL, attack="none", byzantine=1, iterations=1, augmentation=augmentation), threads=1)
     gc.collect()
     assert [kept() for kept in loaded] == [None] * (1 + bool(augmentation))
@@ -560,9 +560,9 @@ def test_a_run_with_a_validation_share_is_evaluated_on_that_and_never_sees_the_t
     held = hold_out(data, 0.2)
     assert "validation" not in json.loads(SMALL.to_json())  # whose hash is what it was
     without = replace(data, test_images=data.test_images[:0], test_labels=data.test_labels[:0])
-    monkeypatch.setattr("fa.training.worker.load", lambda name: without)
+    monkeypatch.setattr("fa.training.setup.load", lambda name: without)
     assert train(config, threads=1).curve[-1].test_accuracy == expected.final_accuracy
-    monkeypatch.setattr("fa.training.worker.load", lambda name: held)
+    monkeypatch.setattr("fa.training.setup.load", lambda name: held)
     assert fingerprint(train(replace(config, validation=0.0), threads=1)) == fingerprint(expected)
 
 

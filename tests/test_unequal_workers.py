@@ -17,9 +17,9 @@ from fa.data.batches import minibatch
 from fa.data.splits import by_class, gamma_similarity
 from fa.training import TrainConfig, train
 from fa.training.parameter_vector import flatten
+from fa.training.setup import worker_partitions
 from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.simulation import SimulatedTransport
-from fa.training.worker import worker_partitions
 from fa.utils import seeds
 from tests.processes import build_normed
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from fa.attacks import Attack
 from fa.data import Dataset
 from fa.rules import Aggregate, Rule, make_rule, per_worker
-from fa.training.attack import configured_attack
 from fa.training.checkpoint import EVERY, Checkpoint, RunState
 from fa.training.config import TrainConfig
 from fa.training.direction_norm import scale_to_unit_mean
@@ -24,10 +23,10 @@ from fa.training.optimizer import SGD
 from fa.training.parameter_vector import Buffers
 from fa.training.records import EXCLUDED, USED, CurvePoint, Run, WorkerRow, prepare_output_dir
 from fa.training.schedule import schedule
+from fa.training.setup import build_model, configured_attack, load_dataset, parse_recipe, worker_partitions
 from fa.training.transports.base import GatheredGradients, ServedRun, Transport
 from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.simulation import SimulatedTransport
-from fa.training.worker import build_model, load_dataset, parse_recipe, worker_partitions
 from fa.utils.ambient import usual_settings
 from fa.utils.devices import find_device
 from fa.utils.files import exclusive

@@ -34,8 +34,8 @@ from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import refusal
 from fa.experiments.runs.sweep import Outcome, sweep
 from fa.rules import make_rule
-from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
+from fa.training.setup import configured_attack
 from fa.utils import plugins
 from fa.utils.validation import check, check_integer, check_one_of, check_positive, check_real
 

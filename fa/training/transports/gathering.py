@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fa.gradients.incremental import IncrementalGram
-from fa.training.attack import configured_attack
 from fa.training.parameter_vector import Buffers, zero_gradients
+from fa.training.setup import configured_attack
 from fa.training.transports.base import GatheredGradients, ServedRun
 from fa.training.transports.completion import complete
 

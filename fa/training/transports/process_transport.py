@@ -11,7 +11,7 @@ from torch import Tensor
 from fa.training.parameter_vector import Buffers
 from fa.training.transports.base import GatheredGradients
 from fa.training.transports.gathering import Gathering
-from fa.training.transports.rounds import Outcome
+from fa.training.transports.rounds import RoundOutcome
 from fa.utils.timing import PhaseTimer
 
 JOIN_TIMEOUT = 120.0
@@ -82,7 +82,7 @@ class ProcessTransport(ABC):
         """Wait until every worker has joined or ended. Ranks that have not joined in time are excluded."""
 
     @abstractmethod
-    def _gather(self, iteration: int) -> Outcome:
+    def _gather(self, iteration: int) -> RoundOutcome:
         """Do a round, and report each rank whose row is complete to the `Gathering`."""
 
     def _notes(self) -> Mapping[int, str]:

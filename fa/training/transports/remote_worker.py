@@ -7,9 +7,8 @@ import time
 import torch
 from torch import Tensor
 
-from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
-from fa.training.worker import build_model, load_dataset, make_workers
+from fa.training.setup import build_model, configured_attack, load_dataset, make_workers
 
 
 class RemoteWorker:

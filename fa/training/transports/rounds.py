@@ -74,7 +74,7 @@ class Reply(Generic[Request]):
     with_carried: bool = False  # True if the process also needs the `Worker.carried` of its rank
 
 
-class Outcome(NamedTuple):
+class RoundOutcome(NamedTuple):
     """What a round has brought."""
 
     missing: dict[int, str]  # reason for each rank without a gradient
@@ -261,7 +261,7 @@ class Rounds(Generic[Request]):
         """
         self._exclude_unless(WorkerPhase.WAITING, f"has not joined within {seconds:g} s")
 
-    def outcome(self, elapsed: float) -> Outcome:
+    def outcome(self, elapsed: float) -> RoundOutcome:
         """Return what the round that has ended has brought.
 
         Args:
@@ -270,7 +270,7 @@ class Rounds(Generic[Request]):
         late, delivered = f"not among the fastest {self._quorum}", self.delivered
         missing = {rank: slot.reason or late for rank, slot in enumerate(self.slots) if rank not in delivered}
         losses = {rank: loss for rank in delivered if (loss := self.slots[rank].loss) is not None}
-        return Outcome(missing, losses, min(max(slot.seconds for slot in self.slots), elapsed))
+        return RoundOutcome(missing, losses, min(max(slot.seconds for slot in self.slots), elapsed))
 
     def close(self) -> list[Reply[Request]]:
         """End the run; returns the replies to all pending requests."""

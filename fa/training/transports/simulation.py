@@ -6,13 +6,12 @@ from torch import Tensor, nn
 
 from fa.attacks import Attack
 from fa.data import Dataset
-from fa.training.attack import configured_attack
 from fa.training.config import TrainConfig
 from fa.training.cuda_graph import GraphedWorkers
 from fa.training.parameter_vector import Buffers, zero_gradients
+from fa.training.setup import configured_attack, make_workers
 from fa.training.transports.base import GatheredGradients
 from fa.training.transports.completion import complete
-from fa.training.worker import make_workers
 
 
 class SimulatedTransport:

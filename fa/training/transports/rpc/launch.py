@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
-from fa.training.transports.processes import spawn_workers
 from fa.training.transports.rpc import connection
 from fa.training.transports.rpc.server import RpcTransport, clear_active, set_active
 from fa.training.transports.rpc.worker import work
 from fa.training.transports.server_config import RpcConfig
+from fa.training.transports.spawning import spawn_workers
 from fa.training.transports.udp import Inbox
 from fa.utils.addresses import create_listener
 from fa.utils.open_files import raise_file_limit

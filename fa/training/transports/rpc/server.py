@@ -15,7 +15,7 @@ import fa
 from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.process_transport import CLOSE_TIMEOUT, ProcessTransport
-from fa.training.transports.rounds import GradientMessage, Outcome, Reply, Rounds
+from fa.training.transports.rounds import GradientMessage, Reply, RoundOutcome, Rounds
 from fa.training.transports.server_config import RpcConfig
 from fa.training.transports.udp import Inbox
 from fa.utils.validation import check, printable
@@ -157,7 +157,7 @@ class RpcTransport(ProcessTransport):
             if not self._changed.wait_for(lambda: self._rounds.joined, timeout):
                 self._rounds.pass_joining_deadline(timeout)
 
-    def _gather(self, iteration: int) -> Outcome:
+    def _gather(self, iteration: int) -> RoundOutcome:
         with self._changed:
             if self.inbox:
                 self.inbox.begin(iteration)

@@ -9,8 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
-from fa.training.transports.processes import spawn_workers
 from fa.training.transports.server_config import TcpConfig
+from fa.training.transports.spawning import spawn_workers
 from fa.training.transports.tcp.keys import server_context
 from fa.training.transports.tcp.messages import TOKEN_SIZE
 from fa.training.transports.tcp.server import RoundServer

@@ -14,7 +14,7 @@ import torch
 import fa
 from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
-from fa.training.transports.rounds import NEW, GradientMessage, Outcome, Reply, Rounds
+from fa.training.transports.rounds import NEW, GradientMessage, Reply, RoundOutcome, Rounds
 from fa.training.transports.server_config import TcpConfig
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.keys import is_of_rank
@@ -290,7 +290,7 @@ class RoundServer:
         if not await self._until(lambda: self.rounds.joined, timeout):
             self.rounds.pass_joining_deadline(timeout)
 
-    async def round(self, iteration: int, arrived: Callable[[int], None]) -> Outcome:
+    async def round(self, iteration: int, arrived: Callable[[int], None]) -> RoundOutcome:
         """Gather the gradients of an iteration that arrive in time.
 
         Args:

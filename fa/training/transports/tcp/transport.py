@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.process_transport import CLOSE_TIMEOUT, ProcessTransport
-from fa.training.transports.rounds import Outcome
+from fa.training.transports.rounds import RoundOutcome
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.listener import Listener
 from fa.training.transports.tcp.server import RoundServer
@@ -73,7 +73,7 @@ class TcpTransport(ProcessTransport):
         """
         self._loop.call_soon_threadsafe(self._server.first_process_ended, rank, reason)
 
-    def _gather(self, iteration: int) -> Outcome:
+    def _gather(self, iteration: int) -> RoundOutcome:
         arrivals: SimpleQueue[int | None] = SimpleQueue()
         outcome = self._submit(self._server.round(iteration, arrivals.put))
         outcome.add_done_callback(lambda _: arrivals.put(None))
