@@ -88,24 +88,11 @@ def _make(name: str, options: dict[str, Any]) -> Rule:
     for option in options:
         check_one_of(f"the option of rule {name!r}", option, allowed)
     created = rule(**options)
-    message = _trap(name, created, options)
+    message = created.exposure(options)
     if message and (name, message) not in _warned:
         _warned.add((name, message))  # Python's own memory of warnings is lost with every `warnings.catch_warnings`.
         warnings.warn(message, stacklevel=3)
     return created
-
-
-def _trap(name: str, rule: Rule, options: dict[str, Any]) -> str:
-    """Return how these options expose a rule to Byzantine workers, perhaps by mistake; empty if they do not."""
-    if "f" not in options and rule.depends_on_f:
-        return f"f must be set for rule {name!r} to tolerate Byzantine workers, got none. f=0 stops this warning."
-    if isinstance(rule, FlagAggregator) and rule.follows_norms:
-        names = rule.preaggregator_names
-        return (
-            f"preaggregators must bound norms for rule {name!r} to tolerate long Byzantine gradients, got {names}. "
-            f"They replace the default; {(*names, 'median_norm')} keeps it."
-        )
-    return ""
 
 
 def _rule_class(name: str) -> type[Rule]:

@@ -1,7 +1,7 @@
 """Options of FA: their definitions, their checks, and what becomes of them where workers are excluded."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
@@ -164,12 +164,23 @@ class FlagOptions(RuleOptions):
         """True for a random start in all n coordinates."""
         return self.formulation == "released" and self.start == "random"
 
-    @property
-    def follows_norms(self) -> bool:
-        """True if pre-aggregators stand in the default's place, and a gradient's weight may grow with its norm."""
+    def exposure(self, given: Collection[str]) -> str:
+        """Return how the options expose the rule, also by pre-aggregators under which one long gradient decides.
+
+        Args:
+            given: As for `RuleOptions.exposure`.
+
+        Returns:
+            A warning, or an empty string.
+        """
         names = self.preaggregator_names
         bounded = self.formulation == "released" or any(make_preaggregator(name).bounds_norms for name in names)
-        return bool(names) and not bounded
+        if bounded or not names:
+            return super().exposure(given)
+        return super().exposure(given) or (
+            f"preaggregators must bound norms for rule {self.name!r} to tolerate long Byzantine gradients, got {names}"
+            f". They replace the default; {(*names, 'median_norm')} keeps it."
+        )
 
     @property
     def direction_outside_span(self) -> bool:

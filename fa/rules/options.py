@@ -1,7 +1,7 @@
 """Options of a rule, and its conditions on p, the number of gradients, and f, the number of Byzantine workers."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -76,6 +76,19 @@ class RuleOptions:
     def depends_on_f(self) -> bool:
         """Whether the direction depends on f, in the rule or in one of its pre-aggregators."""
         return self.uses_f or any(make_preaggregator(name).min_workers[0] > 0 for name in self.preaggregator_names)
+
+    def exposure(self, given: Collection[str]) -> str:
+        """Return how the options expose the rule to Byzantine workers, perhaps by mistake.
+
+        Args:
+            given: Names of the options that the caller has set.
+
+        Returns:
+            A warning, or an empty string.
+        """
+        if "f" in given or not self.depends_on_f:
+            return ""
+        return f"f must be set for rule {self.name!r} to tolerate Byzantine workers, got none. f=0 stops this warning."
 
     def check_workers(self, p: int, remark: str = "") -> None:
         """Check that p gradients are enough.
