@@ -27,9 +27,12 @@ from fa.experiments.figures import (
     extra10,
     extra11,
     extra12,
+    extra13,
     supp01,
 )
+from fa.experiments.figures.equal_length import ATTACKS, EQUIVALENT_WITHIN, Comparison, compare
 from fa.experiments.figures.extras_common import RULES, SAME_LENGTH
+from fa.experiments.figures.tuned_rates import best_rates
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead, comparison_verdict
@@ -332,7 +335,7 @@ def cosine_table(study: Study, cosine: float, iterations: int = 20) -> pd.DataFr
     """Cosines of every formulation under every attack, equal but for the random span's."""
     rows = [
         {"attack": attack, "f": f, "formulation": name, "seed": 3001, "iteration": iteration}
-        for attack, f in extra06.ATTACKS
+        for attack, f in ATTACKS
         for name in extra06.LOOKS
         for iteration in range(1, iterations + 1)
     ]
@@ -378,13 +381,17 @@ def test_extra_6_is_the_test_that_the_rules_of_judgement_specify() -> None:
     for cell in study.cells:
         assert cell.config.options.get("seed") == (cell.config.seed if cell.case.label == extra06.SPAN else None)
     assert extra06.TEST_LEVEL == 0.05 / 8
-    assert extra06.EQUIVALENT_WITHIN == 0.02
+    assert EQUIVALENT_WITHIN == 0.02
+
+
+def of_extra_6(numbers: pd.DataFrame) -> list[Comparison]:
+    return compare(numbers, extra06.PAIRS, extra06.TEST_LEVEL)
 
 
 def test_extra_6_pairs_by_seed_and_judges_each_arm() -> None:
     study = extra06.study("quick")
     numbers = table(study, {extra06.RELEASED: 0.6, extra06.FIVE: 0.505, extra06.SPAN: 0.3}, seeds_differ=True)
-    compared = {(one.attack, one.arm): one for one in extra06.comparisons(numbers)}
+    compared = {(one.attack, one.name): one for one in of_extra_6(numbers)}
     assert len(compared) == 12
     for (_, arm), one in compared.items():
         assert len(one.differences.values) == 5
@@ -399,7 +406,7 @@ def test_extra_6_pairs_by_seed_and_judges_each_arm() -> None:
     assert 0.98 in texts.numbers(far[0].measured)
     for count in (3001, 3002):
         numbers = numbers[~((numbers["seed"] == count) & (numbers["label"] == extra06.FIVE))]
-    assert {len(one.differences.values) for one in extra06.comparisons(numbers) if one.arm == extra06.FIVE} == {3}
+    assert {len(one.differences.values) for one in of_extra_6(numbers) if one.name == extra06.FIVE} == {3}
 
 
 def test_extra_6_draws_intervals_within_the_margin_and_cosines() -> None:
@@ -407,15 +414,11 @@ def test_extra_6_draws_intervals_within_the_margin_and_cosines() -> None:
     numbers = table(study, {extra06.RELEASED: 0.6}, seeds_differ=True)
     lower(numbers, extra06.CONTROL, 0.52, attack="none", seed=3003)
     axes = extra06.draw(numbers, cosine_table(study, 0.995), "title").axes
-    assert [one.get_title() for one in axes[:4]] == list(extra06.ATTACKS.values())
+    assert [one.get_title() for one in axes[:4]] == list(ATTACKS.values())
     (band,) = axes[3].patches
     assert band.get_x() == -0.02
     assert band.get_width() == 0.04
-    (wide,) = (
-        one
-        for one in extra06.comparisons(numbers)
-        if one.attack == extra06.ATTACKS["none", 0] and one.arm == extra06.FIVE
-    )
+    (wide,) = (one for one in of_extra_6(numbers) if one.attack == ATTACKS["none", 0] and one.name == extra06.FIVE)
     drawn = [tuple(line.get_xdata()) for line in axes[3].lines]
     for level in (0.05, 0.05 / 8):
         assert any(pair == pytest.approx(wide.differences.interval(level)) for pair in drawn if len(pair) == 2)
@@ -441,7 +444,7 @@ def test_extra_6_measures_every_iteration_of_one_run_for_each_attack(tmp_path: P
     study = extra06.study("smoke", tmp_path, iterations=3, dataset="mnist-mini")
     cosines = extra06.cosines(study)
     groups = cosines.groupby(["attack", "f", "formulation"])["iteration"].apply(list)
-    assert len(groups) == len(extra06.ATTACKS) * len(extra06.LOOKS)
+    assert len(groups) == len(ATTACKS) * len(extra06.LOOKS)
     assert all(iterations == [1, 2, 3] for iterations in groups)
     assert cosines["cosine"].between(-1, 1 + 1e-12).all()
 
@@ -488,6 +491,53 @@ def test_extra_12_judges_nothing_of_which_runs_are_missing() -> None:
     numbers = table(extra12.study("smoke"), 0.8)
     few = numbers[(numbers["variant"] != "fa") & (numbers["variant"] != "median")]
     assert extra12.claims(few, 0.1) == []
+
+
+# Extra 13
+
+
+def test_extra_13_is_the_test_that_the_rules_of_judgement_specify() -> None:
+    study = extra13.study("cpu")
+    rates = (0.0125, 0.025, 0.05, 0.1, 0.2)
+    numbers = table(study, 0.5)
+    numbers.loc[(numbers["label"] == extra13.KRUM) & (numbers["lr"] == 0.1), "test_accuracy"] = 0.9
+    whole = extra13.tested(study, numbers)
+    configs = [cell.config for cell in whole.cells]
+    assert len(set(configs)) == len(configs) == 5 * 4 * (len(rates) * 3 + 20)
+    choice, test = configs[: len(study.cells)], configs[len(study.cells) :]
+    assert {(config.lr, config.seed, config.validation) for config in choice} == {
+        (rate, seed, 0.2) for rate in rates for seed in (2901, 2902, 2903)
+    }
+    assert {(config.seed, config.validation) for config in test} == {(seed, 0.0) for seed in range(3001, 3021)}
+    assert {config.lr for config in test if config.rule == "multi_krum"} == {0.1}
+    assert {config.lr for config in test if config.rule != "multi_krum"} == {0.0125}  # of equals the lowest
+    of_six = extra06.study("cpu").cells[0].config
+    same = ("dataset", "model", "workers", "batch", "iterations", "momentum", "sampling", "direction_norm")
+    assert {tuple(getattr(config, name) for name in same) for config in configs} == {
+        tuple(getattr(of_six, name) for name in same)
+    }
+    assert {(config.attack, config.byzantine) for config in test} == set(ATTACKS)
+    assert extra13.TEST_LEVEL == 0.05 / 16
+
+
+def test_extra_13_chooses_a_rate_over_all_attacks_and_judges_on_test_images() -> None:
+    study = extra13.study("quick")
+    numbers = table(study, 0.5)
+    last = numbers["iteration"] == 2
+    numbers.loc[last & (numbers["lr"] == 0.2) & (numbers["attack"] == "none"), "test_accuracy"] = 0.6
+    numbers.loc[last & (numbers["lr"] == 0.1) & (numbers["attack"] == "random"), "test_accuracy"] = 0.58  # two of four
+    assert best_rates(numbers, "label") == dict.fromkeys(extra13.ARMS, 0.1)
+    whole = extra13.tested(study, numbers)
+    reached = {extra13.CHOICE_FA: 0.6, extra13.MIXING_FA: 0.505, extra13.KRUM: 0.45}
+    numbers = table(whole, reached, seeds_differ=True)
+    numbers.loc[numbers["validation"] > 0, "test_accuracy"] = 0.1  # judges nothing
+    lower(numbers, extra13.MIXING_FA, 0.4, attack="none", validation=0)
+    judged = extra13.claims(numbers, 0.1)
+    assert verdicts(judged) == [HOLDS, OPEN, HOLDS, IN_PART]
+    axes = extra13.draw(numbers, "title").axes
+    assert [one.get_title() for one in axes[:4]] == list(ATTACKS.values())
+    assert {label.get_text() for label in axes[4].get_yticklabels()} == {f"{arm}, 0.0125" for arm in extra13.ARMS}
+    assert verdicts(extra13.claims(table(whole, 0.1), 0.1)) == [UNTESTABLE] * 4
 
 
 @pytest.mark.parametrize(

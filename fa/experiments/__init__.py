@@ -39,6 +39,7 @@ EXTRAS = (
     "extra10_noise_levels",
     "extra11_in_front_of_rules",
     "extra12_unreached_coordinates",
+    "extra13_tuned_combinations",
 )
 SUPPLEMENT = ("supp01_tiny_imagenet",)
 ALL = FIGURES + EXTRAS + SUPPLEMENT

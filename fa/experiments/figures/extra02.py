@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import (
@@ -14,13 +13,14 @@ from fa.experiments.figures.extras_common import (
     make_extra,
     seed_caption,
 )
+from fa.experiments.figures.tuned_rates import VALIDATION_SHARE, at_rates, best_rates
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, lead, learned, mean, verdict
 from fa.experiments.reporting.style import looks
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.results import Results, final_accuracies
-from fa.experiments.runs.study import Case, Cell, OutDir, RuleNames, Seeds, Study
-from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules, user_rules_in
+from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
+from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +32,6 @@ F = 3
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 RATES_BY_PROFILE = {"smoke": (0.05, 0.1)}  # Learning rates of profiles that are too small for five.
 SEEDS_BY_PROFILE = {"smoke": (2021,)}  # Seeds at the best rates, in profiles too small for three.
-VALIDATION_SHARE = 0.2  # Share of the training images that are used for validation.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:
@@ -69,9 +68,7 @@ def chosen(validation: DataFrame) -> dict[str, float]:
     Returns:
         Learning rates by variant.
     """
-    final = final_accuracies(validation[validation["validation"] > 0], "variant", "lr")
-    rates = sorted({rate for _, rate in final})
-    return {key: max(rates, key=lambda rate: mean(final[key, rate])) for key in (*RULES, *user_rules_in(validation))}
+    return best_rates(validation, "variant")
 
 
 def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None = None) -> Study:
@@ -85,13 +82,7 @@ def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None
     Returns:
         The study, with cells of both kinds.
     """
-    seeds = SEEDS_BY_PROFILE.get(study.profile, SEEDS) if seeds is None else seeds
-    cells = []
-    for key, rate in rates.items():
-        like = next(cell for cell in study.cells if cell.variant == key and cell.config.lr == rate)
-        case = replace(like.case, settings={**like.case.settings, "validation": 0.0})
-        cells += [Cell(case, replace(like.config, validation=0.0, seed=seed)) for seed in seeds]
-    return replace(study, cells=(*study.cells, *cells))
+    return at_rates(study, rates, "variant", SEEDS_BY_PROFILE.get(study.profile, SEEDS) if seeds is None else seeds)
 
 
 def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = None) -> Results:

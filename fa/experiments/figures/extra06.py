@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +11,22 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
+from fa.experiments.figures.equal_length import (
+    ATTACKS,
+    LENGTH,
+    SEEDS_BY_PROFILE,
+    compare,
+    draw_differences,
+    interval_caption,
+    judge,
+    subset_caption,
+)
 from fa.experiments.figures.extras_common import Arms, arm_cases, make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Claim, learned, verdict
-from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
+from fa.experiments.reporting.claims import Claim, verdict
+from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import MIN_MINIBATCHES, watch
-from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Cell, OutDir, Seeds, Study
 from fa.experiments.runs.variants import VARIANTS
 from fa.gradients.gram import Gram
@@ -46,31 +55,11 @@ ARMS: Arms = {
 FA_ARMS = (RELEASED, FIVE)
 """The arms whose comparisons count in the correction for several tests."""
 
-SUBSPACES = (*FA_ARMS, SPAN)
-"""The arms with a subspace, which are compared with the mean of unit gradients."""
-
-ATTACKS = {
-    ("random", 2): "random in [0, 1), f = 2",
-    ("random", 3): "random in [0, 1), f = 3",
-    ("collude", 4): "colluding, f = 4",
-    ("none", 0): "no attack",
-}
-"""Attacks with their numbers of Byzantine workers, and their names."""
-
-ALL_SEEDS = tuple(range(3001, 3021))
-"""Seeds of the test, which no earlier run used."""
-
-SEEDS_BY_PROFILE = {"smoke": ALL_SEEDS[:1], "quick": ALL_SEEDS[:5], "cpu": ALL_SEEDS, "paper": ALL_SEEDS[:3]}
-"""Seeds by profile. The test has all of them, at profile "cpu". The profile "paper" confirms its result."""
+PAIRS = {arm: (arm, CONTROL) for arm in (*FA_ARMS, SPAN)}
+"""The arms with a subspace, each against the mean of unit gradients."""
 
 TEST_LEVEL = LEVEL / (len(FA_ARMS) * len(ATTACKS))
 """Level of the test that an arm helps, with Bonferroni's correction."""
-
-EQUIVALENT_WITHIN = 0.02
-"""Margin of the test at every profile."""
-
-LENGTH = {"direction_norm": "unit_mean"}
-"""The setting that gives steps of all rules one length."""
 
 FORMULATIONS = {RELEASED: "fa", FIVE: "fa_default", "FA as printed": "fa_printed"}
 """Formulations of FA whose directions are compared with the mean of unit gradients, and their variants."""
@@ -178,65 +167,6 @@ def cosine_with_unit_mean(gram: Gram, weights: Float64[np.ndarray, " p"]) -> flo
     return float(on_units @ products[:, 1] / np.sqrt(squares.prod())) if squares.min() > 0 else float("nan")
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """An arm against the mean of unit gradients under one attack.
-
-    Attributes:
-        attack: Name of the attack, with f.
-        arm: Label of the arm.
-        differences: Differences of final accuracy, paired by seed.
-    """
-
-    attack: str
-    arm: str
-    differences: PairedDifferences
-
-    @property
-    def result(self) -> str:
-        """The result of the test; see `PairedDifferences.result`."""
-        return self.differences.result(EQUIVALENT_WITHIN, TEST_LEVEL)
-
-    def describe(self) -> str:
-        """Return the mean difference, its 90% interval and the result."""
-        low, high = self.differences.interval()
-        below = self.differences.p_below(-EQUIVALENT_WITHIN)
-        lower = ", lower by more than the margin" if below is not None and below < TEST_LEVEL else ""
-        return f"{self.attack}: {self.differences.mean:+.3f} ({low:+.3f} to {high:+.3f}), {self.result}{lower}"
-
-
-def comparisons(table: DataFrame) -> list[Comparison]:
-    """Compare every arm with the mean of unit gradients under each attack, over the seeds that both have.
-
-    Args:
-        table: The curves, one row a point.
-
-    Returns:
-        One comparison for each attack and arm that has runs.
-    """
-    compared = []
-    for (attack, f), heading in ATTACKS.items():
-        rows = table[(table["attack"] == attack) & (table["f"] == f)]
-        for arm in SUBSPACES:
-            final = final_accuracies(rows[rows["label"].isin((arm, CONTROL))], "label")
-            if len(final) == 2:
-                compared.append(Comparison(heading, arm, PairedDifferences.between(final[arm], final[CONTROL])))
-    return compared
-
-
-def subset_text(table: DataFrame) -> str:
-    """Describe which share of the test's seeds the runs have.
-
-    Args:
-        table: The curves, with a column `seed`.
-
-    Returns:
-        The number of seeds of `ALL_SEEDS` in the table; empty for all of them.
-    """
-    count = len(set(table["seed"]) & set(ALL_SEEDS))
-    return "" if count == len(ALL_SEEDS) else f"a subset, {count} of {len(ALL_SEEDS)} seeds"
-
-
 def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     """Draw paired differences with intervals for each attack (above), and cosines by iteration (below).
 
@@ -250,36 +180,18 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     """
     figure = style.new_figure(13, 6.4)
     grid = figure.subplots(2, len(ATTACKS), sharey="row")
-    compared = comparisons(table)
-    for column, ((attack, f), heading) in zip(grid.T, ATTACKS.items(), strict=True):
-        _draw_differences(column[0], [one for one in compared if one.attack == heading])
-        column[0].set_title(heading)
-        _draw_cosines(column[1], cosines[(cosines["attack"] == attack) & (cosines["f"] == f)])
-    grid[0, 0].set_yticks(range(len(SUBSPACES)), SUBSPACES)
-    grid[0, 0].set_ylim(len(SUBSPACES) - 0.5, -0.5)
+    draw_differences(grid[0], compare(table, PAIRS, TEST_LEVEL), {arm: LOOKS[arm] for arm in PAIRS})
+    for axes, (attack, f) in zip(grid[1], ATTACKS, strict=True):
+        _draw_cosines(axes, cosines[(cosines["attack"] == attack) & (cosines["f"] == f)])
     grid[1, 0].set_ylabel("cosine with the mean of unit gradients\n(median and range of blocks)")
     names = {line.get_label(): line for axes in grid[1] for line in axes.lines if line.get_label() in LOOKS}
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False)
-    subset = f" ({text})" if (text := subset_text(table)) else ""
     style.set_heading(
         figure,
-        f"Steps of equal length: each arm less the {CONTROL.lower()}, paired by seed{subset}\n"
-        f"grey: margin; thick: {1 - 2 * LEVEL:.0%} interval (equivalent: within the margin);"
-        f" thin: {1 - 2 * TEST_LEVEL:.2%} (helps: above it)\n{title}",
+        f"Steps of equal length: each arm less the {CONTROL.lower()}, paired by seed{subset_caption(table)}\n"
+        f"{interval_caption(TEST_LEVEL)}\n{title}",
     )
     return figure
-
-
-def _draw_differences(axes: Axes, compared: Sequence[Comparison]) -> None:
-    axes.axvspan(-EQUIVALENT_WITHIN, EQUIVALENT_WITHIN, color="#e6e6e6", zorder=0)
-    axes.axvline(0, color=style.LOOKS["mean_unit"].color, zorder=1)
-    for one in compared:
-        place, look, differences = SUBSPACES.index(one.arm), LOOKS[one.arm], one.differences
-        axes.plot(differences.values, [place + 0.25] * len(differences.values), "|", color=look.color, alpha=0.5)
-        for level, width in ((TEST_LEVEL, 1), (LEVEL, 3)):
-            axes.plot(differences.interval(level), [place, place], color=look.color, linewidth=width)
-        axes.plot(differences.mean, place, look.marker, color=look.color, markersize=8, markeredgecolor="white")
-    axes.set(xlabel="difference of test accuracy")
 
 
 def _draw_cosines(axes: Axes, cosines: DataFrame) -> None:
@@ -307,17 +219,8 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float) -> list[Claim]:
     Returns:
         The claims with their measurements and verdicts, one for each part.
     """
-    compared = comparisons(table)
-    final = final_accuracies(table, "label", paired=False)
-    testable = learned(final, chance) and all(len(one.differences.values) > 1 for one in compared)
-    prefix = f"{subset}; " if (subset := subset_text(table)) else ""
-    judged = [_cosine_claim(cosines)]
-    for arm in dict.fromkeys(one.arm for one in compared):
-        ours = [one for one in compared if one.arm == arm]
-        words = f"at equal length, {arm} is better than the mean of unit gradients"
-        measured = prefix + "; ".join(one.describe() for one in ours)
-        judged.append(Claim("E6", words, measured, arm_verdict([one.result for one in ours], testable)))
-    return judged
+    words = {arm: f"at equal length, {arm} is better than the mean of unit gradients" for arm in PAIRS}
+    return [_cosine_claim(cosines), *judge("E6", words, table, compare(table, PAIRS, TEST_LEVEL), chance)]
 
 
 def _cosine_claim(cosines: DataFrame) -> Claim:
@@ -332,20 +235,3 @@ def _cosine_claim(cosines: DataFrame) -> Claim:
     holds = [bool(row["min"] > INDISTINGUISHABLE) for _, row in least.iterrows()]
     testable = cosines["iteration"].nunique() >= MIN_MINIBATCHES
     return Claim("E6", words, "least over iterations: " + "; ".join(texts), verdict(holds, testable))
-
-
-def arm_verdict(results: Sequence[str], testable: bool = True) -> str:
-    """Return the verdict on the statement that an arm is better than the mean of unit gradients.
-
-    Args:
-        results: Result of the test under each attack.
-        testable: Whether rules can be compared.
-
-    Returns:
-        HOLDS if the arm helps under all attacks, IN_PART under some; NOT if it is equivalent under all; else OPEN.
-    """
-    if not testable:
-        return UNTESTABLE
-    if HELPS in results:
-        return HOLDS if set(results) == {HELPS} else IN_PART
-    return NOT if set(results) == {EQUIVALENT} else OPEN
