@@ -55,6 +55,12 @@ def global_random_state(request: pytest.FixtureRequest) -> Iterator[None]:
         assert not changed, f"the global random state has changed: {', '.join(changed)}"
 
 
+@pytest.fixture(autouse=True)
+def warnings_of_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget which rules have warned, so that a test's warnings do not depend on the tests before it."""
+    monkeypatch.setattr("fa.rules._warned", set())
+
+
 def _states() -> dict[str, object]:
     generators = [torch.get_rng_state()]
     if torch.cuda.is_initialized():

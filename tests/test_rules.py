@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import fa
 from fa import RULES, aggregate, make_rule
 from fa.gradients.measurement import measure
 from fa.rules.decision import NOT_FINITE
@@ -277,6 +276,7 @@ def test_float64_of_any_scale_is_aggregated_as_at_scale_one(name, preaggregators
 
 @pytest.mark.parametrize("preaggregators", [None, (), ("unit",), ("median_norm",), ("clip",), ("krum",), ("nnm",)])
 @pytest.mark.parametrize("scale", [1e-200, 1e200])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
 def test_values_of_any_scale_are_those_at_scale_one(preaggregators, scale):
     G = normal(15, 40)
     values = [make_rule("fa", f=0, preaggregators=preaggregators).aggregate(X).decision.values for X in (G, G * scale)]
@@ -551,8 +551,7 @@ def test_a_place_within_the_gradients_is_refused():
         ("mean", {}, False),
     ],
 )
-def test_a_missing_f_warns_once_where_it_matters(name, options, matters, monkeypatch):
-    monkeypatch.setattr(fa.rules, "_warned", set())
+def test_a_missing_f_warns_once_where_it_matters(name, options, matters):
     G = normal(7, 5)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -576,8 +575,7 @@ def test_a_missing_f_warns_once_where_it_matters(name, options, matters, monkeyp
         ({}, False, False),
     ],
 )
-def test_fa_warns_of_preaggregators_under_which_a_long_gradient_wins(options, warns, turned, monkeypatch):
-    monkeypatch.setattr(fa.rules, "_warned", set())
+def test_fa_warns_of_preaggregators_under_which_a_long_gradient_wins(options, warns, turned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         rule = make_rule("fa", f=1, **options)
