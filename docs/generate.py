@@ -37,7 +37,7 @@ from fa.bench.cases import OURS, PAPER
 from fa.bench.peers import LIBRARIES
 from fa.experiments.reporting.report import STATEMENTS, verdict_text
 from fa.experiments.runs.results import last_points
-from fa.experiments.runs.variants import RIVALS
+from fa.experiments.runs.variants import OTHER_RULES
 
 ROOT = Path(__file__).parents[1]
 FIGURES = ROOT / "figures"
@@ -257,8 +257,8 @@ def behind(name: str) -> str:
     """Return FA's distance to the best other rule in each setting of a figure."""
     last = ends(name)
     settings = [column for column in last if column not in ("variant", "label", "test_accuracy")]
-    by = last.pivot_table("test_accuracy", settings, "variant").dropna(subset="fa")  # runs that are no rival's
-    gaps = by[[key for key in RIVALS if key in by]].max(axis=1) - by["fa"]
+    by = last.pivot_table("test_accuracy", settings, "variant").dropna(subset="fa")  # runs that are no other rule's
+    gaps = by[[key for key in OTHER_RULES if key in by]].max(axis=1) - by["fa"]
     return ", ".join(f"{gap:.2f}" for gap in gaps)
 
 

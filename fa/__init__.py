@@ -1,4 +1,4 @@
-"""fa: the Flag Aggregator and rival aggregation rules, for distributed training with Byzantine workers.
+"""fa: the Flag Aggregator and other aggregation rules, for distributed training with Byzantine workers.
 
 Example:
     >>> import numpy as np, fa

@@ -102,9 +102,9 @@ def test_batch_sizes_of_an_unknown_profile_are_a_value_error() -> None:
 
 
 def test_extras_share_runs_with_figure_4_and_with_each_other() -> None:
-    four = set(figure_module("fig04").study("quick").configs)
-    norms = [cell.config for cell in extra01.study("quick").cells if not cell.case.settings]
-    assert len(four & set(norms)) == 11  # all of f = 3
+    four = set(figure_module("fig04").study("paper").configs)
+    norms = [cell.config for cell in extra01.study("paper").cells if not cell.case.settings]
+    assert len(four & set(norms)) == 3 * 11  # all of f = 3, with three seeds
     three, trusted = set(extra03.study("quick").configs), extra04.study("quick")
     assert {cell.case.label for cell in trusted.cells if cell.config not in three} == {KRUM_FA}
 

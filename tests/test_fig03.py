@@ -22,7 +22,7 @@ def watched():
 
 
 def table(values):
-    """Ten minibatches of two honest workers, with these values by basis; the faulty one's are to be left out."""
+    """Ten minibatches of two honest workers, with these values by basis; the Byzantine one's are to be left out."""
     rows = [
         {
             "basis": basis,
@@ -30,7 +30,7 @@ def table(values):
             "seed": 0,
             "iteration": t,
             "worker": w,
-            "faulty": w < f,
+            "byzantine": w < f,
             "value": 0.7 if w < f else value,
         }
         for basis, value in values.items()
@@ -54,7 +54,7 @@ def test_the_table_is_of_all_workers_and_of_the_gradients_that_were_sent(watched
     study, rows, _ = watched
     assert len(rows) == 4 * 2 * 2 * 15  # bases, f, minibatches, workers
     assert rows["value"].between(0, 1).all()
-    honest = {f: group["worker"].nunique() for f, group in rows[~rows["faulty"]].groupby("f")}
+    honest = {f: group["worker"].nunique() for f, group in rows[~rows["byzantine"]].groupby("f")}
     assert honest == {0: 15, 3: 12}
     config = next(config for config in study.configs if config.byzantine == 3)
     G = record(config, at=(4,))[4].double().numpy()
@@ -81,7 +81,7 @@ def test_verdicts_follow_from_the_honest_workers_values(values, verdicts):
     assert {claim.verdict for claim in fig03.claims(few)} == {UNTESTABLE}
 
 
-def test_a_spike_for_one_of_the_numbers_of_faulty_workers_is_one_in_part():
+def test_a_spike_for_one_of_the_numbers_of_byzantine_workers_is_one_in_part():
     rows = table({"fa": 0.95, "mean": 0.1, "fa_one": 0.1, "any": 0.5})
     rows.loc[(rows["basis"] == "fa") & (rows["f"] == 3), "value"] = 0.4
     assert [claim.verdict for claim in fig03.claims(rows)] == [IN_PART]

@@ -21,7 +21,7 @@ from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
 from fa.experiments.runs.user_rules import register_rules
 from fa.experiments.runs.user_rules import resolve_variant as variant_of
-from fa.experiments.runs.variants import RIVALS, VARIANTS
+from fa.experiments.runs.variants import OTHER_RULES, VARIANTS
 from fa.gradients import read
 from fa.gradients.measurement import measure
 from fa.gradients.memory_map import open_gradients
@@ -33,7 +33,7 @@ from fa.utils.validation import check, check_integer, check_one_of
 FORMULATIONS = {"released": "fa", "default": "fa_default", "printed": "fa_printed"}
 """Key in `VARIANTS` of each formulation of FA."""
 
-OTHERS = (*RIVALS, "mean_unit")
+OTHERS = (*OTHER_RULES, "mean_unit")
 MEANS, PRINCIPAL = "honest and Byzantine mean", "principal directions"
 PLANES = (MEANS, PRINCIPAL)
 MAX_WORKERS = 30

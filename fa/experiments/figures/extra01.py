@@ -16,7 +16,7 @@ from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.results import final_accuracies, last_points
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
-from fa.experiments.runs.variants import RIVALS, VARIANTS
+from fa.experiments.runs.variants import OTHER_RULES, VARIANTS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ F = 3
 EQUAL = {"preaggregators": ("median_norm",)}
 PAIRS = {
     "FA, as Algorithm 1": ("fa_printed", "fa_default"),
-    **{VARIANTS[key].label: (key, key) for key in RIVALS},
+    **{VARIANTS[key].label: (key, key) for key in OTHER_RULES},
 }
 """Variants of each rule on the gradients, and on gradients whose norms are set to their median."""
 

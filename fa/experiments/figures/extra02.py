@@ -156,7 +156,7 @@ def _draw_tested(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """Judge E2: FA against its best rival and its control at tuned rates, and whether one rate suits all.
+    """Judge E2: FA against the best other rule and its control at tuned rates, and whether one rate suits all.
 
     Args:
         table: The curves, one row a point.
@@ -177,7 +177,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     return [
         Claim(
             "E2",
-            "with a tuned learning rate for each rule, FA is better than every rival",
+            "with a tuned learning rate for each rule, FA is better than every other rule",
             f"test accuracy {best}; lead {best.difference_text}",
             comparison_verdict([best], testable, margin=margin),
         ),

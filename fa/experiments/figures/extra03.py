@@ -168,8 +168,8 @@ def _worst(final: dict[tuple[str, str, int], float], f: int) -> dict[str, tuple[
 
 def _describe(f: int, worst: dict[str, tuple[float, str]]) -> str:
     best = max((rule for rule in worst if rule != "fa"), key=lambda rule: worst[rule])
-    fa, rival = worst["fa"], worst[best]
+    fa, other = worst["fa"], worst[best]
     return (
-        f"f = {f}: FA {fa[0]:.3f} ({ATTACKS[fa[1]]}), best rival {VARIANTS[best].label} {rival[0]:.3f}"
-        f" ({ATTACKS[rival[1]]})"
+        f"f = {f}: FA {fa[0]:.3f} ({ATTACKS[fa[1]]}), best other rule {VARIANTS[best].label} {other[0]:.3f}"
+        f" ({ATTACKS[other[1]]})"
     )

@@ -1,4 +1,4 @@
-"""Extra 5: combinations of Krum's choice, mixing and FA's subspace, against every rule alone.
+"""Extra 5: combinations of Krum's choice, nearest-neighbour mixing (NNM) and FA's subspace, against every rule alone.
 
 Section 2 of the paper ends with the remark that right and left multiplications could be combined.
 """
@@ -39,22 +39,22 @@ NO_ATTACK = "it compares two attacks"
 F = 3
 ATTACKS = {"random": "random in [0, 1)", "collude": "colluding"}
 PAIRS = {
-    f"Krum's choice, {SAME_LENGTH}": "Krum's choice, mean of unit",
-    f"mixing, {SAME_LENGTH}": "mixing, mean of unit",
+    f"Krum's choice, then {SAME_LENGTH}": "Krum's choice, then mean of unit gradients",
+    f"NNM, then {SAME_LENGTH}": "NNM, then mean of unit gradients",
 }
 """Combinations with FA's subspace, and their counterparts without it, with steps of equal length."""
 
 COMBINED: Arms = {
-    "Krum's choice, FA": ("fa", {"preaggregators": ("krum", "unit")}),
-    f"Krum's choice, {SAME_LENGTH}": ("fa_default", {"preaggregators": ("krum", "unit")}),
-    "mixing, FA": ("fa", {"preaggregators": ("unit", "nnm", "unit")}),
-    f"mixing, {SAME_LENGTH}": ("fa_default", {"preaggregators": ("unit", "nnm", "unit")}),
-    "Krum's choice, mean of unit": ("mean", {"preaggregators": ("krum", "unit")}),
-    "mixing, mean of unit": ("mean", {"preaggregators": ("unit", "nnm", "unit")}),
-    "Krum's choice, Median": ("median", {"preaggregators": ("krum",)}),
-    "Krum's choice, Trimmed Mean": ("trimmed_mean", {"preaggregators": ("krum",)}),
-    "FA's subspace, Median": ("median", {"preaggregators": ("unit", "subspace")}),
-    "FA's subspace, MeaMed": ("meamed", {"preaggregators": ("unit", "subspace")}),
+    "Krum's choice, then FA": ("fa", {"preaggregators": ("krum", "unit")}),
+    f"Krum's choice, then {SAME_LENGTH}": ("fa_default", {"preaggregators": ("krum", "unit")}),
+    "NNM, then FA": ("fa", {"preaggregators": ("unit", "nnm", "unit")}),
+    f"NNM, then {SAME_LENGTH}": ("fa_default", {"preaggregators": ("unit", "nnm", "unit")}),
+    "Krum's choice, then mean of unit gradients": ("mean", {"preaggregators": ("krum", "unit")}),
+    "NNM, then mean of unit gradients": ("mean", {"preaggregators": ("unit", "nnm", "unit")}),
+    "Krum's choice, then Median": ("median", {"preaggregators": ("krum",)}),
+    "Krum's choice, then Trimmed Mean": ("trimmed_mean", {"preaggregators": ("krum",)}),
+    "FA's subspace, then Median": ("median", {"preaggregators": ("unit", "subspace")}),
+    "FA's subspace, then MeaMed": ("meamed", {"preaggregators": ("unit", "subspace")}),
 }
 """Combinations: label, and the last rule with the steps before it."""
 
@@ -124,7 +124,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         for ours, control in PAIRS.items()
     ]
     first = "FA combined with another rule is better than every rule alone"
-    second = "after Krum's choice or mixing, the subspace is better than the mean of unit gradients, at equal length"
+    second = "after Krum's choice or NNM, the subspace is better than the mean of unit gradients, at equal length"
     top, prefix = compare_best(final, OURS, RULE_ARMS), f"best of {len(OURS)} combinations, p < {level:.2g} required: "
     return [
         comparison_claim("E5", first, top, testable, margin, level, prefix),

@@ -129,7 +129,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """Judge E10: FA against its best rival at the highest level of each scheme.
+    """Judge E10: FA against the best other rule at the highest level of each scheme.
 
     Args:
         table: The curves of `with_levels`.
@@ -143,13 +143,13 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     leads = []
     for scheme, (text, _, levels) in LEVELS.items():
         reached = {key: final[key, scheme, max(levels)] for key in RULES}
-        rival = max((mean(reached[key]), key) for key in RULES[1:])[1]
-        leads.append(Lead(f"{text} {max(levels):g}", reached["fa"], rival, reached[rival]))
+        other = max((mean(reached[key]), key) for key in RULES[1:])[1]
+        leads.append(Lead(f"{text} {max(levels):g}", reached["fa"], other, reached[other]))
     falls = []
     for scheme, (_, _, levels) in LEVELS.items():
         ends = [mean(final["fa", scheme, level]) for level in (min(levels), max(levels))]
         falls.append(f"{scheme} {ends[0]:.3f} to {ends[1]:.3f}")
     testable = learned(final, chance)
     measured = "; ".join(map(str, leads)) + f"; {VARIANTS['fa'].label} from the lowest to the highest level: "
-    words = "at the highest level of noise FA is better than its best rival"
+    words = "at the highest level of noise FA is better than the best other rule"
     return [Claim("E10", words, measured + ", ".join(falls), comparison_verdict(leads, testable, margin=margin))]

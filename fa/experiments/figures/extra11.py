@@ -117,9 +117,9 @@ def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = M
     testable = learned(final, chance)
     level = LEVEL / len(OTHERS)
 
-    def leads(rival: str, prefix: str) -> list[Lead]:
+    def leads(other: str, prefix: str) -> list[Lead]:
         labels = [VARIANTS[key].label for key in OTHERS]
-        return [Lead(one, final[PROJECTION + one], rival, final[prefix + one], "projected") for one in labels]
+        return [Lead(one, final[PROJECTION + one], other, final[prefix + one], "projected") for one in labels]
 
     mean_share = float(shares["share"].mean())
     by_seed = shares.groupby("seed")["share"].mean()

@@ -1,4 +1,4 @@
-"""Extra 13: Krum's choice or mixing, then FA or the mean, with steps of equal length and tuned learning rates."""
+"""Extra 13: Krum's choice or NNM, then FA or the mean, with steps of equal length and tuned learning rates."""
 
 from __future__ import annotations
 

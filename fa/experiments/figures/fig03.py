@@ -37,9 +37,9 @@ F_VALUES = (0, 3)
 MIN_SPIKE_VALUE = 0.9  # Explained variances from this value on are near 1.
 MIN_DIFFERENCE = 0.02  # Least difference that counts between shares or mean values.
 LABELS = {
-    "fa": "optimal Y, m = ceil((p + 1)/2)",
-    "mean": "unit mean gradient",
-    "fa_one": "optimal Y, m = 1",
+    "fa": "FA's subspace, m = ceil((p + 1)/2)",
+    "mean": "direction of the mean gradient",
+    "fa_one": "FA's subspace, m = 1",
     "any": "span of m workers drawn at random",
 }
 _OURS, _MEANS = style.LOOKS["fa"].color, style.LOOKS["mean"].color
@@ -92,7 +92,7 @@ def _explained_rows(config: TrainConfig, progress: Progress) -> Iterator[dict[st
     for basis, coefficients in _bases(gram, config.seed, progress.iteration):
         about = {"basis": basis, "f": config.byzantine, "seed": config.seed, "iteration": progress.iteration}
         for worker, value in enumerate(explained(gram.cosines, coefficients)):
-            yield about | {"worker": worker, "faulty": worker < config.byzantine, "value": value}
+            yield about | {"worker": worker, "byzantine": worker < config.byzantine, "value": value}
 
 
 def _bases(gram: Gram, seed: int, iteration: int) -> Iterator[tuple[str, Float64[np.ndarray, "p q"]]]:
@@ -128,8 +128,8 @@ def draw(table: DataFrame, title: str) -> Figure:
     """Draw histograms of honest workers for each f, as in the paper (above), and means by iteration (below).
 
     Args:
-        table: Explained variances as `collect` returns them: the columns basis, f, seed, iteration, worker, faulty and
-            value. `faulty` is true for Byzantine workers.
+        table: Explained variances as `collect` returns them: the columns basis, f, seed, iteration, worker, value, and
+            byzantine, which is true for Byzantine workers.
         title: Settings, for the figure's heading; see `Study.title`.
 
     Returns:
@@ -140,14 +140,14 @@ def draw(table: DataFrame, title: str) -> Figure:
     for panels, f in zip(grid.T, F_VALUES, strict=True):
         rows = table[table["f"] == f]
         for basis in LABELS:
-            _histogram(panels[0], rows[(rows["basis"] == basis) & ~rows["faulty"]], basis)
+            _histogram(panels[0], rows[(rows["basis"] == basis) & ~rows["byzantine"]], basis)
             _course(panels[1], rows[rows["basis"] == basis], basis)
         panels[0].set(title=f"f = {f}", xlabel="explained variance $v_i$", xlim=(0, 1))
         panels[1].set(xlabel="iteration", ylim=(0, 1.02))
     grid[0, 0].set_ylabel("share of honest workers\nand minibatches")
     grid[1, 0].set_ylabel("mean $v_i$ (lines: honest,\nmarks: Byzantine workers)")
     grid[0, 0].legend(handles=_histogram_entries(), loc="upper center", fontsize=8)
-    entries = _course_entries(bool(table["faulty"].any()))
+    entries = _course_entries(bool(table["byzantine"].any()))
     figure.legend(handles=entries, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     style.set_heading(
         figure, f"Explained variance of each worker's minibatch gradient, in runs trained with FA\n{title}"
@@ -193,8 +193,8 @@ def _course_entries(byzantine: bool) -> list[Line2D]:
 def _course(axes: Axes, rows: DataFrame, basis: str) -> None:
     """Draw honest workers as a line, and Byzantine workers, if any, as marks."""
     color, dashes, marker = _LOOKS[basis]
-    honest = rows[~rows["faulty"]].groupby("iteration")["value"].mean()
-    byzantine = rows[rows["faulty"]].groupby("iteration")["value"].mean()
+    honest = rows[~rows["byzantine"]].groupby("iteration")["value"].mean()
+    byzantine = rows[rows["byzantine"]].groupby("iteration")["value"].mean()
     look: dict[str, Any] = {"color": color, "markersize": 5, "markerfacecolor": "none"}
     axes.plot(honest.index, honest, linestyle=dashes, **look)
     if len(byzantine):
@@ -211,7 +211,7 @@ def claims(table: DataFrame) -> list[Claim]:
         The claims with their measurements and verdicts, one for each part.
     """
     testable = table["iteration"].nunique() >= MIN_MINIBATCHES
-    honest = table[~table["faulty"]].groupby(["basis", "f"])["value"]
+    honest = table[~table["byzantine"]].groupby(["basis", "f"])["value"]
     values = {(basis, int(f)): group for (basis, f), group in honest}
     near = {key: float((group >= MIN_SPIKE_VALUE).mean()) for key, group in values.items()}
     mean = {key: float(group.mean()) for key, group in values.items()}
@@ -219,15 +219,15 @@ def claims(table: DataFrame) -> list[Claim]:
     return [
         Claim(
             "C2",
-            "a spike near 1 under the carefully chosen subspace, as opposed to the unit mean gradient",
+            "a spike near 1 under the carefully chosen subspace, as opposed to the mean gradient",
             f"share of v_i >= {MIN_SPIKE_VALUE:g} of honest workers: {_by_basis(near)}. Mean v_i: {_by_basis(mean)}."
-            f" The random span and one column are controls; threshold: {MIN_DIFFERENCE:g} above the unit mean",
+            f" The random span and one column are controls; threshold: {MIN_DIFFERENCE:g} above that of the mean",
             verdict(above, testable),
         ),
     ]
 
 
 def _by_basis(numbers: dict[tuple[str, int], float]) -> str:
-    names = {"fa": "optimal Y", "mean": "unit mean", "any": "random span", "fa_one": "one column"}
+    names = {"fa": "FA's subspace", "mean": "direction of the mean", "any": "random span", "fa_one": "one column"}
     parts = [", ".join(f"{name} {numbers[key, f]:.3f}" for key, name in names.items()) for f in F_VALUES]
     return "; ".join(f"f = {f}: {part}" for f, part in zip(F_VALUES, parts, strict=True))

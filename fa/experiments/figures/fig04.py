@@ -18,7 +18,7 @@ from fa.experiments.reporting.claims import (
     mean,
     verdict,
 )
-from fa.experiments.reporting.curves import draw_curves
+from fa.experiments.reporting.curves import draw_curves, draw_legend
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
@@ -34,7 +34,7 @@ NAME = "fig04_byzantine_workers"
 F_VALUES = (1, 2, 3)
 # Three seeds for the paper's usual f, in a profile with one.
 SEEDS_BY_PROFILE_AND_F = {("cpu", 3): (2021, 2022, 2023)}
-MIN_RELATIVE_LEAD = 0.15  # Relative lead over the best rival that still counts as about 20%.
+MIN_RELATIVE_LEAD = 0.15  # Relative lead over the best other rule that still counts as about 20%.
 
 
 def study(
@@ -99,7 +99,7 @@ def draw(table: DataFrame, title: str) -> Figure:
             draw_curves(axes, table[table["f"] == f], variants)
             axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
             axes.label_outer()
-        row[-1].legend(*row[-1].get_legend_handles_labels(), title=heading, loc="upper left", bbox_to_anchor=(1.02, 1))
+        draw_legend(row, heading)
     style.set_heading(figure, f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}")
     return figure
 
@@ -126,18 +126,18 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
 
     If rules or numbers of Byzantine workers are missing, a claim can fail but not hold.
     """
-    rivals = {f: [key for key in PAPER_RULES[1:] if (key, f) in final] for f in F_VALUES if ("fa", f) in final}
-    leads = [lead(final, f, "f") for f, others in rivals.items() if others]
+    finished = {f: [key for key in PAPER_RULES[1:] if (key, f) in final] for f in F_VALUES if ("fa", f) in final}
+    leads = [lead(final, f, "f") for f, others in finished.items() if others]
     if not leads:
         return []
-    complete = sum(map(len, rivals.values())) == len(F_VALUES) * len(PAPER_RULES[1:])
+    complete = sum(map(len, finished.values())) == len(F_VALUES) * len(PAPER_RULES[1:])
 
     def complete_verdict(holds: list[bool]) -> str:
         fails = len(holds) == len(F_VALUES) and not any(holds)  # A missing rule could not change that.
         return verdict(holds, testable) if complete or fails or not testable else MISSING
 
     large = [
-        lead.difference >= MIN_RELATIVE_LEAD * mean(lead.rival_accuracies) and lead.better(margin) for lead in leads
+        lead.difference >= MIN_RELATIVE_LEAD * mean(lead.other_accuracies) and lead.better(margin) for lead in leads
     ]
     return [
         Claim(
@@ -149,9 +149,9 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
         Claim(
             "C4",
             "significantly (about 20%) better accuracy",
-            "FA's lead over the best rival: "
+            "FA's lead over the best other rule: "
             + ", ".join(lead.difference_text for lead in leads)
-            + f"; threshold: {MIN_RELATIVE_LEAD:.0%} of the rival's accuracy",
+            + f"; threshold: {MIN_RELATIVE_LEAD:.0%} of that rule's accuracy",
             complete_verdict(large),
         ),
     ]

@@ -68,10 +68,10 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
-    """Judge C5: FA's lead over the best rival with larger minibatches, and its growth with the batch size.
+    """Judge C5: FA's lead over the best other rule with larger minibatches, and its growth with the batch size.
 
-    Sizes at which neither FA nor the rival learned are excluded. If the numbers of iterations differ, the batch size is
-    not the only change, and growth is not testable.
+    Sizes at which neither FA nor the other rule learned are excluded. If the numbers of iterations differ, the batch
+    size is not the only change, and growth is not testable.
 
     Args:
         table: The curves, one row a point.
@@ -85,7 +85,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     final = final_accuracies(table, "variant", "batch")
     sizes = sorted(set(table["batch"]))
     leads = [lead(final, batch, "B") for batch in sizes]
-    comparable = [one for one in leads if max(mean(one.accuracies), mean(one.rival_accuracies)) > LEARNED * chance]
+    comparable = [one for one in leads if max(mean(one.accuracies), mean(one.other_accuracies)) > LEARNED * chance]
     larger = [one for one in comparable if one is not leads[0]]
     grows = [after.difference > before.difference + margin for before, after in pairwise(comparable)]
     same, counts = same_iterations(table, "batch")
@@ -100,7 +100,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         Claim(
             "C5",
             "marginal utility of larger batch sizes: FA's lead grows with the batch size",
-            "FA's lead over the best rival: "
+            "FA's lead over the best other rule: "
             + ", ".join(one.difference_text for one in leads)
             + f"; {counts}{sizes_text}",
             verdict(grows, same and bool(grows)),

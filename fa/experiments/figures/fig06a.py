@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NAME = "fig06a_packet_loss"
 NO_ATTACK = "its faults are links that lose packets"
 F = 3
-_SETTINGS = {"quick": {"evaluate_every": 5}, "paper": {"iterations": 660}}
+_SETTINGS = {"paper": {"iterations": 660}}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:

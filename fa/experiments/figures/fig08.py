@@ -150,7 +150,7 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
     ranges = [both for both in pairwise(harmless) if all(both)]
     better = ", ".join(str(lam) for lam in LAMBDAS[1:] if mean(final["fa", lam]) > base + margin) or "none"
     ours = ", ".join(f"{lam}: {format_mean_range(final['fa', lam])}" for lam in LAMBDAS)
-    rivals = ", ".join(f"{VARIANTS[key].label} {format_mean_range(others[key, 1])}" for key in OTHERS)
+    theirs = ", ".join(f"{VARIANTS[key].label} {format_mean_range(others[key, 1])}" for key in OTHERS)
     released = cosines[cosines["formulation"] == "released"].groupby(["other", "lam"])["cosine"].mean()
     nears = {key: float(max(released[key][lam] for lam in LAMBDAS[1:]) - released[key][0]) for key in OTHERS}
     courses = [
@@ -162,7 +162,7 @@ def claims(table: DataFrame, cosines: DataFrame, chance: float, margin: float = 
         Claim(
             "C9",
             "FA improves or performs similarly for a range of lambda",
-            f"final accuracy by lambda {ours}; {rivals}; better than at 0 by more than {margin:g}: {better};"
+            f"final accuracy by lambda {ours}; {theirs}; better than at 0 by more than {margin:g}: {better};"
             " threshold: two neighbouring lambda that lose no more",
             verdict([any(harmless), bool(ranges)], learned(final, chance)),
         ),

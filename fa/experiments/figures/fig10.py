@@ -39,7 +39,7 @@ PHASES = {
     "aggregation": "aggregation",
     "update": "update",
 }
-_SETTINGS = {"smoke": {"workers": 7}, "quick": {"evaluate_every": 5}}
+_SETTINGS = {"smoke": {"workers": 7}}
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleNames = None, **overrides: Any) -> Study:

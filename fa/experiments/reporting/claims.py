@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.equivalence import LEVEL, PairedDifferences
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.variants import RIVALS, VARIANTS
+from fa.experiments.runs.variants import OTHER_RULES, VARIANTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -43,31 +43,31 @@ class Claim:
 
 @dataclass(frozen=True)
 class Lead:
-    """The final accuracy of FA, or of a variant of it, beside that of a rival.
+    """The final accuracy of FA, or of a variant of it, beside that of another rule.
 
     Attributes:
         case: Part of the figure, as in "f = 3".
         accuracies: Final accuracies, one per seed.
-        rival: Variant of the rival, or its label.
-        rival_accuracies: The rival's final accuracies with the same seeds.
+        other: Variant of the other rule, or its label.
+        other_accuracies: The other's final accuracies with the same seeds.
         name: Label of the first.
     """
 
     case: str
     accuracies: Sequence[float]
-    rival: str
-    rival_accuracies: Sequence[float]
+    other: str
+    other_accuracies: Sequence[float]
     name: str = "FA"
 
     @property
     def difference(self) -> float:
         """Difference of the means over seeds."""
-        return mean(self.accuracies) - mean(self.rival_accuracies)
+        return mean(self.accuracies) - mean(self.other_accuracies)
 
     @property
     def p_value(self) -> float | None:
         """One-sided p-value of Student's paired t test over seeds; None for one seed, which allows no test."""
-        return PairedDifferences.between(self.accuracies, self.rival_accuracies).p_above(0.0)
+        return PairedDifferences.between(self.accuracies, self.other_accuracies).p_above(0.0)
 
     def better(self, margin: float = MARGIN, level: float = LEVEL) -> bool:
         """Return True if the lead exceeds the margin and, with several seeds, passes the test at `level`.
@@ -82,13 +82,13 @@ class Lead:
         return self.difference > margin and (self.p_value is None or self.p_value < level)
 
     def __str__(self) -> str:
-        return self.describe("best rival ")
+        return self.describe("best other rule ")
 
     def describe(self, prefix: str = "") -> str:
         """Describe both final accuracies.
 
         Args:
-            prefix: Text before the rival's name, such as "best rival ".
+            prefix: Text before the other rule's name, such as "best other rule ".
 
         Returns:
             The case and both accuracies, which are means over seeds, with the range if there are several.
@@ -97,9 +97,9 @@ class Lead:
             >>> Lead("f = 3", [0.5], "median", [0.25]).describe()
             'f = 3: FA 0.500, Median 0.250'
         """
-        rival = VARIANTS[self.rival].label if self.rival in VARIANTS else self.rival
-        ours, theirs = format_mean_range(self.accuracies), format_mean_range(self.rival_accuracies)
-        return f"{self.case}: {self.name} {ours}, {prefix}{rival} {theirs}"
+        other = VARIANTS[self.other].label if self.other in VARIANTS else self.other
+        ours, theirs = format_mean_range(self.accuracies), format_mean_range(self.other_accuracies)
+        return f"{self.case}: {self.name} {ours}, {prefix}{other} {theirs}"
 
     @property
     def difference_text(self) -> str:
@@ -135,7 +135,7 @@ def comparison_claim(
     prefix: str = "",
     difference: str = "lead",
 ) -> Claim:
-    """Judge the statement that the first is better than its rival in each of `leads`.
+    """Judge the statement that the first is better than the other in each of `leads`.
 
     Args:
         number: Number of the claim.
@@ -237,7 +237,7 @@ def learned(final: Mapping[Any, Sequence[float]], chance: float) -> bool:
 
 
 def lead(final: Mapping[tuple[str, Any], Sequence[float]], value: Any, symbol: str = "") -> Lead:
-    """Compare FA with its best rival.
+    """Compare FA with the best other rule.
 
     Args:
         final: Final accuracies; see `final_accuracies`, with the columns "variant" and one more.
@@ -245,12 +245,12 @@ def lead(final: Mapping[tuple[str, Any], Sequence[float]], value: Any, symbol: s
         symbol: Symbol of that key for texts, as in "f".
 
     Returns:
-        The lead, over the rival with the best mean.
+        The lead, over the other rule with the best mean.
     """
-    rivals = [key for key in RIVALS if (key, value) in final]
-    rival = max(rivals, key=lambda key: mean(final[key, value]))
+    others = [key for key in OTHER_RULES if (key, value) in final]
+    other = max(others, key=lambda key: mean(final[key, value]))
     case = f"{symbol} = {value}" if symbol else str(value)
-    return Lead(case, final["fa", value], rival, final[rival, value])
+    return Lead(case, final["fa", value], other, final[other, value])
 
 
 def same_iterations(table: DataFrame, by: str) -> tuple[bool, str]:
@@ -287,7 +287,7 @@ def verdict(holds: Sequence[bool], testable: bool = True) -> str:
 def comparison_verdict(
     leads: Sequence[Lead], testable: bool = True, level: float = LEVEL, margin: float = MARGIN
 ) -> str:
-    """Return the verdict on the statement that the first is better than its rival in each of `leads`.
+    """Return the verdict on the statement that the first is better than the other in each of `leads`.
 
     It is OPEN if some differences exceed the margin, and none passes the test at `level`.
 

@@ -44,7 +44,7 @@ def draw_panels(table: DataFrame, column: str, symbol: str, heading: str) -> Fig
         draw_curves(axes, table[table[column] == value], variants)
         axes.set_title(f"{symbol} = {value}")
         axes.label_outer()
-    panels[-1].legend(title="rule", loc="upper left", bbox_to_anchor=(1.02, 1))
+    draw_legend(panels, "rule")
     style.set_heading(figure, heading)
     return figure
 
@@ -63,6 +63,20 @@ def draw_curves(axes: Axes, table: DataFrame, variants: tuple[str, ...]) -> None
             look = replace(looks(variants)[key], label=rows["label"].iloc[0])
             draw_line(axes, rows, look, 1 - place / len(variants))
     finish(axes)
+
+
+def draw_legend(panels: Sequence[Axes], title: str) -> None:
+    """Draw one legend beside the last panel, of the curves in all panels.
+
+    Args:
+        panels: Panels from left to right.
+        title: Title of the legend.
+    """
+    entries: dict[str, Any] = {}
+    for axes in sorted(panels, key=lambda axes: -len(axes.get_legend_handles_labels()[1])):
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(name, handle)
+    panels[-1].legend(entries.values(), entries.keys(), title=title, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
 def line_options(look: Look, weight: float = 0.5) -> dict[str, Any]:

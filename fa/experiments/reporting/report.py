@@ -34,7 +34,7 @@ class Statement(NamedTuple):
 
 STATEMENTS = {
     "C1": Statement("one Byzantine worker heavily impacts the mean", "fig02"),
-    "C2": Statement("explained variances spike near 1 under the optimal subspace, unlike under the mean", "fig03"),
+    "C2": Statement("explained variances spike near 1 under FA's subspace, unlike under the mean", "fig03"),
     "C3": Statement("FA is more robust than others at f = 1, 2, 3; one Byzantine worker ruins Trimmed Mean", "fig04"),
     "C4": Statement("about 20% better accuracy", "fig04"),
     "C5": Statement("significantly better accuracy at larger batch sizes", "fig05"),

@@ -1,7 +1,7 @@
 """Time to accuracy: which rule is the first to reach target accuracies.
 
-Targets must be reached by both FA and its best rival. They are 50%, 75% and 90% of the way from chance to the lower of
-their highest accuracies. All rules have the same targets, and those at which nothing is learned yet are dropped.
+Targets must be reached by both FA and the best other rule. They are 50%, 75% and 90% of the way from chance to the
+lower of their highest accuracies. All rules have the same targets. Targets at which nothing is learned yet are dropped.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fa.experiments.reporting.claims import LEARNED
-from fa.experiments.runs.variants import RIVALS, VARIANTS
+from fa.experiments.runs.variants import OTHER_RULES, VARIANTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 SHARES = (0.5, 0.75, 0.9)
-"""Targets, as shares of the way from chance to the highest accuracy that FA and a rival reach."""
+"""Targets, as shares of the way from chance to the highest accuracy that FA and another rule reach."""
 
 
 class Race(NamedTuple):
-    """The times at which FA and the first of its rivals reached an accuracy.
+    """The times at which FA and the first of the other rules reached an accuracy.
 
     Attributes:
         accuracy: The target.
         fa_time: FA's time; None if it never reached the target.
-        rival: Variant of the first rival; None if no rival reached the target.
-        rival_time: The rival's time.
+        other: Variant of the first other rule; None if no other rule reached the target.
+        other_time: The other rule's time.
     """
 
     accuracy: float
     fa_time: float | None
-    rival: str | None
-    rival_time: float | None
+    other: str | None
+    other_time: float | None
 
     def describe(self, form: str, factor: float) -> str:
         """Return both times, multiplied by a factor, in a format such as "{:.0f}".
@@ -45,10 +45,10 @@ class Race(NamedTuple):
             The text.
         """
         fa_time = "never" if self.fa_time is None else form.format(factor * self.fa_time)
-        rival = "no rival"
-        if self.rival is not None and self.rival_time is not None:
-            rival = f"first rival {VARIANTS[self.rival].label} {form.format(factor * self.rival_time)}"
-        return f"{self.accuracy:.3f}: FA {fa_time}, {rival}"
+        other = "no other rule"
+        if self.other is not None and self.other_time is not None:
+            other = f"first other rule {VARIANTS[self.other].label} {form.format(factor * self.other_time)}"
+        return f"{self.accuracy:.3f}: FA {fa_time}, {other}"
 
 
 def describe_races(races: Sequence[Race], form: str, factor: float = 1.0) -> str:
@@ -66,17 +66,17 @@ def describe_races(races: Sequence[Race], form: str, factor: float = 1.0) -> str
 
 
 def fa_first(races: Sequence[Race], factor: float = 1.0) -> list[bool]:
-    """Return for each race whether every rival took more than `factor` times as long as FA.
+    """Return for each race whether every other rule took more than `factor` times as long as FA.
 
     Args:
         races: The races.
-        factor: Least ratio of a rival's time to FA's.
+        factor: Least ratio of another rule's time to FA's.
 
     Returns:
         One value for each race.
     """
     return [
-        race.fa_time is not None and (race.rival_time is None or factor * race.fa_time < race.rival_time)
+        race.fa_time is not None and (race.other_time is None or factor * race.fa_time < race.other_time)
         for race in races
     ]
 
@@ -92,7 +92,7 @@ def targets(table: DataFrame, chance: float) -> list[float]:
         Accuracies in ascending order.
     """
     best = _means(table)["test_accuracy"].groupby("variant").max()
-    common = float(min(best["fa"], max(best[key] for key in RIVALS if key in best)))
+    common = float(min(best["fa"], max(best[key] for key in OTHER_RULES if key in best)))
     accuracies = [chance + share * (common - chance) for share in SHARES]
     return [accuracy for accuracy in accuracies if accuracy > LEARNED * chance]
 
@@ -129,8 +129,8 @@ def times_to(table: DataFrame, accuracy: float, column: str = "iteration") -> di
 
 def _race(table: DataFrame, accuracy: float, column: str) -> Race:
     times = times_to(table, accuracy, column)
-    rival = min((key for key in RIVALS if key in times), key=lambda key: times[key], default=None)
-    return Race(accuracy, times.get("fa"), rival, None if rival is None else times[rival])
+    other = min((key for key in OTHER_RULES if key in times), key=lambda key: times[key], default=None)
+    return Race(accuracy, times.get("fa"), other, None if other is None else times[other])
 
 
 def _means(table: DataFrame) -> DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from textwrap import wrap
@@ -227,8 +227,8 @@ class Study:
         several = len(seeds) > 1
         attack = f", attack {plugins.display_name(self.attack)}" if self.attack else ""
         seed_text = f"seed{'s' * several} {_enumerate(seeds)}{self.seed_caption * several}"
-        reasons = dict.fromkeys(reason.partition(":")[0] for reason in self.skipped.values())
-        skipped = "".join(f"\nexcluded: {reason}" for reason in reasons)
+        needs = "; ".join(dict.fromkeys(reason.partition(", got")[0] for reason in self.skipped.values()))
+        skipped = f"\nexcluded where p is too small: {needs}" if needs else ""
         unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
         return "\n".join([f"{task}; {counts}{attack}, {steps}, {seed_text}{skipped}", *wrap(unfinished, _TITLE_WIDTH)])
 
@@ -240,23 +240,42 @@ class Study:
 
 
 def _summary(cells: Sequence[Cell], finished: Sequence[Cell]) -> tuple[str, ...]:
-    """Describe the cells that are not finished, by place: the rules, or "all", with the seeds if some are finished."""
-    places: dict[str, dict[str, list[Cell]]] = {}
-    for cell in cells:
-        places.setdefault(cell.case.place, {}).setdefault(cell.case.label, []).append(cell)
+    """Describe the cells that are not finished: whole seeds, then rules that no place has, then the rest by place."""
     parts = []
-    for place, rules in places.items():
-        if not any(cell in finished for rule in rules.values() for cell in rule):
-            parts.append(f"{place}: all")
-            continue
-        missing: dict[str, list[str]] = {}
-        for rule, of_rule in rules.items():
-            seeds = [cell.config.seed for cell in of_rule if cell not in finished]
-            if seeds:
-                some = "" if len(seeds) == len(of_rule) else f" (seeds {_enumerate(list(dict.fromkeys(seeds)))})"
-                missing.setdefault(some, []).append(rule)
-        parts += [f"{place}: {', '.join(names)}{some}" for some, names in missing.items()]
+    missing = [cell for cell in cells if cell not in finished]
+    seeds = _without(missing, finished, lambda cell: cell.config.seed)
+    if seeds:
+        parts.append(f"seed{'s' * (len(seeds) > 1)} {_enumerate(seeds)}")
+        missing = [cell for cell in missing if cell.config.seed not in seeds]
+    labels = _without(missing, finished, lambda cell: cell.case.label)
+    if labels and len({cell.case.place for cell in cells}) > 1:
+        parts.append(_join(labels))
+        missing = [cell for cell in missing if cell.case.label not in labels]
+    for place in dict.fromkeys(cell.case.place for cell in missing):
+        here = [cell for cell in finished if cell.case.place == place]
+        parts += _at(place, [cell for cell in missing if cell.case.place == place], here) if here else [f"{place}: all"]
     return tuple(parts)
+
+
+def _without(missing: Sequence[Cell], finished: Sequence[Cell], key: Callable[[Cell], Any]) -> list[Any]:
+    """Return the values of a key that no finished cell has."""
+    present = {key(cell) for cell in finished}
+    return [value for value in dict.fromkeys(map(key, missing)) if value not in present]
+
+
+def _at(place: str, missing: Sequence[Cell], finished: Sequence[Cell]) -> list[str]:
+    """Name the rules that are missing at a place, with their seeds where other seeds are finished."""
+    by_seeds: dict[str, list[str]] = {}
+    for name in dict.fromkeys(cell.case.label for cell in missing):
+        seeds = dict.fromkeys(cell.config.seed for cell in missing if cell.case.label == name)
+        begun = any(cell.case.label == name for cell in finished)
+        by_seeds.setdefault(f" (seeds {_enumerate(list(seeds))})" if begun else "", []).append(name)
+    return [f"{place}: {_join(names)}{seeds}" for seeds, names in by_seeds.items()]
+
+
+def _join(names: Iterable[str]) -> str:
+    """Join names by commas; those that have a comma stand in quotation marks."""
+    return ", ".join(f'"{name}"' if "," in name else name for name in names)
 
 
 def make_study(

@@ -57,7 +57,7 @@ PAPER_RULES = ("fa", "bulyan", "multi_krum", "median", "meamed", "phocas", "trim
 PAPER_RULES_AND_MEAN = (*PAPER_RULES, "mean")
 """The curves of most figures."""
 
-RIVALS = (*PAPER_RULES[1:], "mean")
+OTHER_RULES = (*PAPER_RULES[1:], "mean")
 """The rules that FA is compared with: the paper's other rules and the mean."""
 
 DATASETS = MappingProxyType(
