@@ -35,6 +35,7 @@ include_patterns = [
     "CONTRIBUTING.md",
 ]
 exclude_patterns = [".*", "build", "dist", "runs", "fa", "tests", "figures/*/records*", "figures/smoke", "**/.*"]
+exclude_patterns += ["figures/*-custom", "figures/cpu/notebooks", "figures/paper/notebooks"]  # not committed
 
 extensions = [
     "myst_nb",
