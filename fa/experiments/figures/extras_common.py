@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments.reporting.claims import Lead, mean
 from fa.experiments.reporting.style import LOOKS, Look, literal, new_figure
 from fa.experiments.runs.results import final_accuracies
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study, seeds_text
 from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN, VARIANTS
 
 if TYPE_CHECKING:
@@ -161,8 +161,7 @@ def seed_caption(table: DataFrame) -> str:
     Returns:
         A phrase such as "seeds 2021, 2022".
     """
-    seeds = sorted(set(table["seed"]))
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    return seeds_text(sorted(set(table["seed"])))
 
 
 def draw_dots(

@@ -224,9 +224,8 @@ class Study:
         task = f"{MODELS.get(config.model, config.model)}, {DATASETS.get(config.dataset, config.dataset)}"
         counts = f"p = {self._values('workers')}, B = {self._values('batch')}, lr = {self._values('lr')}"
         steps = f"{self._values('iterations')} iterations"
-        several = len(seeds) > 1
         attack = f", attack {plugins.display_name(self.attack)}" if self.attack else ""
-        seed_text = f"seed{'s' * several} {_enumerate(seeds)}{self.seed_caption * several}"
+        seed_text = seeds_text(seeds) + self.seed_caption * (len(seeds) > 1)
         needs = "; ".join(dict.fromkeys(reason.partition(", got")[0] for reason in self.skipped.values()))
         skipped = f"\nexcluded where p is too small: {needs}" if needs else ""
         unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
@@ -245,7 +244,7 @@ def _summary(cells: Sequence[Cell], finished: Sequence[Cell]) -> tuple[str, ...]
     missing = [cell for cell in cells if cell not in finished]
     seeds = _without(missing, finished, lambda cell: cell.config.seed)
     if seeds:
-        parts.append(f"seed{'s' * (len(seeds) > 1)} {_enumerate(seeds)}")
+        parts.append(seeds_text(seeds))
         missing = [cell for cell in missing if cell.config.seed not in seeds]
     labels = _without(missing, finished, lambda cell: cell.case.label)
     if labels and len({cell.case.place for cell in cells}) > 1:
@@ -269,7 +268,7 @@ def _at(place: str, missing: Sequence[Cell], finished: Sequence[Cell]) -> list[s
     for name in dict.fromkeys(cell.case.label for cell in missing):
         seeds = dict.fromkeys(cell.config.seed for cell in missing if cell.case.label == name)
         begun = any(cell.case.label == name for cell in finished)
-        by_seeds.setdefault(f" (seeds {_enumerate(list(seeds))})" if begun else "", []).append(name)
+        by_seeds.setdefault(f" ({seeds_text(list(seeds))})" if begun else "", []).append(name)
     return [f"{place}: {_join(names)}{seeds}" for seeds, names in by_seeds.items()]
 
 
@@ -392,7 +391,19 @@ def refusal(rule: str, f: int, options: Mapping[str, Any], workers: int) -> str:
     return ""
 
 
-def _enumerate(seeds: Sequence[int]) -> str:
-    """Return seeds in words; four and more in a row as "3001 to 3020"."""
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Describe seeds, as in "seed 2021" or "seeds 3001 to 3020" for four and more in a row.
+
+    Args:
+        seeds: The seeds, at least one.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> seeds_text([2021]), seeds_text([2021, 2023])
+        ('seed 2021', 'seeds 2021, 2023')
+    """
     in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
-    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+    numbers = f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+    return f"seed{'s' * (len(seeds) > 1)} {numbers}"
