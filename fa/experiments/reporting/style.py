@@ -165,7 +165,8 @@ def apply_theme() -> None:
     import matplotlib
     import seaborn
 
-    seaborn.set_theme(context="paper", style="ticks", rc={"axes.grid": True, "grid.color": "#e6e6e6", "font.size": 10})
+    rc = {"axes.grid": True, "grid.color": "#e6e6e6", "font.size": 10}
+    seaborn.set_theme(context="paper", style="ticks", palette="colorblind", rc=rc)
     matplotlib.rcParams["pdf.fonttype"] = 42  # Embed fonts, so that text remains searchable.
 
 
