@@ -228,11 +228,10 @@ def _worker_terms(rows: Rows, owner: Owner, m: int, group_term: GroupTerm) -> _T
     - "chordal": an orthonormal basis of the span of each worker's gradients, of k dimensions and size min(m, k).
     """
     check_one_of("group_term", group_term, irls.GROUP_TERMS)
-    unit = _unit(rows, owner)
     sizes = torch.ones(int(owner[-1]) + 1, dtype=rows.dtype, device=rows.device)
     if group_term == "fraction":
-        return _Terms(unit, owner, sizes)
-    bases = []
+        return _Terms(_unit(rows, owner), owner, sizes)
+    bases, unit = [], _unit(rows, torch.arange(len(rows), device=rows.device))
     for worker in range(len(sizes)):
         _, lengths, vectors = torch.linalg.svd(unit[owner == worker], full_matrices=False)
         bases.append(vectors[lengths > _RANK * lengths[0]] if lengths[0] > 0 else vectors[:1] * 0)

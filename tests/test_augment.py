@@ -213,6 +213,8 @@ def test_what_runs_away_is_black_and_never_nan(system: str) -> None:
 
 
 DTYPES = [
+    torch.uint16,
+    torch.uint32,
     torch.uint8,
     torch.int16,
     torch.int64,

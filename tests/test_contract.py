@@ -16,6 +16,7 @@ import fa
 from fa.gradients.measurement import measure
 from fa.rules.application import overlap
 from fa.rules.decision import OUT_OF_RANGE
+from fa.rules.preaggregators import PREAGGREGATORS
 
 
 @pytest.mark.parametrize("row", range(5))
@@ -161,7 +162,7 @@ STEPS = [(), ("nnm",), ("median_norm",), ("nnm", "median_norm"), ("clip",), ("un
 @given(st.data())
 @pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
 def test_any_float64_is_right_or_left_out(data: st.DataObject) -> None:
-    """Norms above 2^1004 would overflow in sums; without them, nothing is NaN, and no direction is far too long."""
+    """Norms that overflow in sums or ratios are excluded; then nothing is NaN, and no direction is far too long."""
     p, n = data.draw(st.integers(5, 10)), data.draw(st.integers(1, 20))
     G = np.clip(np.random.default_rng(data.draw(st.integers(0, 999))).standard_normal((p, n)), -1.7, 1.7)
     G *= 10.0 ** np.array(data.draw(st.lists(st.floats(-300, 307.9), min_size=p, max_size=p)))[:, None]
@@ -170,10 +171,99 @@ def test_any_float64_is_right_or_left_out(data: st.DataObject) -> None:
         result = rule.aggregate(G)
     except ValueError:  # Too few are left, or their norms' ratios leave float64's range.
         return
-    far = np.linalg.norm(G / 2.0**1004, axis=1) > 1
+    largest = np.abs(G).max(axis=1)
+    logs = np.log2(largest) + np.log2(np.linalg.norm(G / largest[:, None], axis=1))
+    far = logs > min(1004, np.clip(np.floor(np.median(logs)), -1000, 1000) + 1000)
     assert {i for i, reason in result.decision.excluded.items() if reason == OUT_OF_RANGE} == set(np.flatnonzero(far))
     assert np.isfinite(result.decision.values[~far]).all()
     assert np.abs(result.direction).max() <= max(2.0, 100 * np.abs(G[~far]).max())  # "unit" makes norms 1
+
+
+@pytest.mark.parametrize("size", [1e100, 1e155, 1e200, 1e300, 1.5e302])
+@pytest.mark.parametrize("unit", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("fa", {}),
+        ("fa", {"preaggregators": "clip"}),
+        ("mean", {"preaggregators": "median_norm"}),
+        ("mean", {"preaggregators": "arc", "f": 1}),
+        ("geometric_median", {}),
+        ("geometric_median", {"preaggregators": "clip"}),
+        ("centered_clipping", {}),
+        ("centered_clipping", {"tau": 1.0}),
+        ("caf", {"f": 1}),
+    ],
+)
+def test_one_gradient_of_any_length_does_not_carry_a_rule_away(
+    name: str, options: dict, unit: float, size: float
+) -> None:
+    rng = np.random.default_rng(0)
+    G = np.vstack([unit * (1 + 0.1 * rng.standard_normal((7, 50))), size * rng.random(50)])
+    d = fa.aggregate(G, name, **options)
+    assert np.linalg.norm(d) <= max(1.3 * np.linalg.norm(G[0]), float(options.get("tau", 0.0)) * 2)
+
+
+ZERO_OPTIONS = [
+    ("fa", {"dims": (1, 2)}),
+    ("fa", {"regularizer": "l1", "lam": 0.01}),
+    ("fa", {"regularizer": "rows", "lam": 0.01}),
+    ("fa", {"prior": (2.0, 0.5)}),
+    ("fa", {"start": "largest:2"}),
+    ("fa", {"start": "random"}),
+    ("fa", {"lam": 2.0}),
+    ("fa", {"formulation": "released"}),
+    ("fa", {"group_term": "chordal", "gradients_per_worker": (2, 2, 3)}),
+    *((name, {"f": 1}) for name in fa.RULES),
+    *(("mean", {"f": 1, "preaggregators": step}) for step in PREAGGREGATORS),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), ZERO_OPTIONS)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # CAF and others below their condition
+def test_zero_gradients_give_zero(name: str, options: dict) -> None:
+    assert not fa.aggregate(np.zeros((7, 10)), name, **options).any()
+
+
+@pytest.mark.parametrize("steps", ["random_span", "subspace"])
+def test_a_subspace_of_zero_gradients_is_empty(steps: str) -> None:
+    """The draw of rows is a matter of the iteration, and some draws have zero gradients only."""
+    G = np.zeros((7, 10))
+    G[3, 2] = 1.0
+    for iteration in range(10):
+        assert fa.make_rule("mean", preaggregators=steps)(G, iteration)[2] in (0.0, pytest.approx(1 / 7))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"regularizer": "l1", "lam": 0.01},
+        {"regularizer": "rows", "lam": 0.01},
+        {"prior": (2.0, 0.5)},
+        {"start": "largest:20"},
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_tiny_gradient_is_scaled_without_overflow(options: dict, dtype: torch.dtype) -> None:
+    G = torch.randn(6, 900, generator=torch.Generator().manual_seed(0)).to(dtype)
+    G[0] *= torch.finfo(dtype).tiny / 300  # Its entries are subnormal, its factor to the median norm beyond the range.
+    d = fa.aggregate(G, "fa", **options)
+    assert d.dtype == dtype
+    expected = fa.aggregate(G.double(), "fa", **options)
+    assert torch.linalg.norm(d.double() - expected) <= 0.02 * torch.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    "steps", [("krum", "median_norm"), ("bucketing",), ("nnm", "median_norm"), ("subspace", "median_norm")]
+)
+@pytest.mark.parametrize("options", [{"prior": (1.0, 0.5), "a": 2.0}, {"regularizer": "l1", "lam": 1e-9}])
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
+def test_explained_variances_are_the_workers_behind_any_pre_aggregator(steps: tuple[str, ...], options: dict) -> None:
+    """With the paper's prior, or hardly any penalty, they are nearly those of IRLS."""
+    G = np.random.default_rng(0).standard_normal((9, 20)) + 1
+    plain = fa.make_rule("fa", f=1, preaggregators=steps, max_iter=50).aggregate(G)
+    found = fa.make_rule("fa", f=1, preaggregators=steps, max_iter=50, **options).aggregate(G)
+    np.testing.assert_allclose(found.decision.values, plain.decision.values, atol=0.02)
 
 
 @pytest.mark.parametrize("steps", [("bucketing", "unit"), ("nnm", "median_norm"), ("arc", "nnm"), ("subspace",)])

@@ -108,12 +108,23 @@ def test_nested_dimensions_are_those_of_flags() -> None:
     np.testing.assert_allclose(one, make_rule("fa", preaggregators=(), m=5, max_iter=50)(G), atol=1e-4)
 
 
-def test_nested_dimensions_shrink_with_the_rank() -> None:
-    G = gradients(9, 40)
-    G[5:] = G[4]
-    assert np.isfinite(make_rule("fa", dims=(2, 4, 8))(G)).all()
-    G[:6] = np.nan
+def test_nested_dimensions_above_the_rank_are_reduced_to_it() -> None:
+    """The outermost subspace keeps as many dimensions as there are."""
+    G = gradients(6, 20)
+    excluded = np.vstack([G[:5], np.full((1, 20), np.nan)])
+    low = gradients(9, 3) @ gradients(3, 20, seed=1)
+    for matrix, dims, least in ((excluded, (1, 6), (1, 5)), (excluded, (1, 5, 6), (1, 5)), (low, (1, 5), (1, 3))):
+        np.testing.assert_allclose(make_rule("fa", dims=dims)(matrix), make_rule("fa", dims=least)(matrix), atol=1e-12)
     assert np.isfinite(make_rule("fa", f=6, dims=(4, 8))(G)).all()
+
+
+@pytest.mark.parametrize("distance", [1e-5, 1e-6, 3e-7, 1e-7, 1e-8, 0.0])
+def test_nested_dimensions_of_gradients_that_nearly_agree(distance: float) -> None:
+    G = gradients(6, 20)
+    G[1] = G[0] + distance * np.random.default_rng(1).standard_normal(20)
+    np.testing.assert_allclose(
+        make_rule("fa", preaggregators="unit", dims=(2, 6))(G), make_rule("mean", preaggregators="unit")(G), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,42 @@ def test_no_square_leaves_the_range():
     assert np.isfinite(objective.value(scaled, Y, lam=1.0))
 
 
+@pytest.mark.parametrize("term", irls.GROUP_TERMS)
+@pytest.mark.parametrize("factors", [(1.0, 1e-7), (1e-165, 1e-165), (1e160, 1e140)])
+def test_the_solver_agrees_for_several_gradients_of_any_norms(term, factors):
+    G = [normal(2, 40) * np.array(factors)[:, None], *normal(6, 40, 1)]
+    solution = irls.solve(G, group_term=term, max_iter=50)
+    assert objective.value(G, solution.basis(), group_term=term) == pytest.approx(solution.objective, rel=1e-7)
+    np.testing.assert_allclose(objective.values(G, solution.basis(), term), solution.values, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("distance", [1e-3, 1e-5, 6e-6, 3e-6, 2e-6, 1.6e-6, 1e-6, 3e-7, 0.0])
+@pytest.mark.parametrize("p", [4, 15])
+def test_two_gradients_that_nearly_agree_are_within_the_error_bound(p, distance, dtype):
+    """The direction of their difference leaves the basis before their distance counts as 0."""
+    G = 3 * normal(1, 40) + 0.05 * normal(p, 40, 1)
+    across = normal(1, 40, 2)[0]
+    across -= across @ G[0] / (G[0] @ G[0]) * G[0]
+    G[1] = G[0] + distance * np.linalg.norm(G[0]) / np.linalg.norm(across) * across
+    G = G.astype(dtype)
+    solution = irls.solve(G, m=2, lam=float(p), max_iter=50)
+    found = objective.value(G.astype(np.float64), solution.basis(G.astype(np.float64)), lam=float(p))
+    assert abs(found - solution.objective) <= solution.objective_error_bound + 1e-7
+    if distance > 1.5e-6:
+        assert solution.objective_error_bound < 0.02 * p
+
+
+def test_a_basis_of_float32_gradients_is_as_accurate_as_float32():
+    G = (normal(1, 2000) + 1e-5 * normal(8, 2000, 1)).astype(np.float32)
+    solution = irls.solve(G)
+    exact = np.linalg.qr(G.T.astype(np.float64) @ solution.coefficients)[0]
+    np.testing.assert_allclose(solution.basis(), exact, atol=1e-6)
+    G = normal(6, 30).astype(np.float32)
+    G[0] *= np.float32(1e-41)
+    assert np.isfinite(irls.solve(G).basis()).all()
+
+
 def test_what_is_reproduced_has_no_residual():
     """1 less a rounded v would leave sqrt(1e-16) of each gradient."""
     G = normal(3, 50)

@@ -58,7 +58,7 @@ class Gram:
         if vanished.any():
             logs = np.where(vanished, -np.inf, logs)
             K = np.where(vanished[:, None] | vanished, 0.0, K)
-        roots, exponent = np.sqrt(K.diagonal()), _usual_exponent(logs)
+        roots, exponent = np.sqrt(K.diagonal()), usual_exponent(logs)
         factors = np.exp2(np.minimum(np.maximum(powers - exponent, -LARGEST_EXPONENT), LARGEST_EXPONENT))
         quotients, norms = cosines(K, roots), roots * factors
         if (norms > LARGEST_NORM).any():  # Their squares would leave float64.
@@ -104,6 +104,20 @@ class Gram:
         """Return the scaled norms (p,), clipped where their squares would overflow, float64."""
         clipped: np.ndarray = np.minimum(self.scaled_norms, LARGEST_NORM)
         return clipped
+
+    def unclipped_weights(self, weights: PerGradient) -> PerGradient:
+        """Convert weights of the gradients with clipped norms to weights of the gradients.
+
+        Args:
+            weights: Weights (p,) of the gradients whose norms are `clipped_norms`.
+
+        Returns:
+            The weights (p,) of the gradients themselves, with the same sum of gradients.
+        """
+        norms = self.scaled_norms
+        ratios = np.divide(self.clipped_norms, norms, out=np.ones(self.p), where=norms > LARGEST_NORM)
+        converted: np.ndarray = weights * ratios
+        return converted
 
     def divide_by_norms(self, numbers: Float64[np.ndarray, "p *k"]) -> Float64[np.ndarray, "p *k"]:
         """Convert coefficients on the unit gradients to coefficients on the gradients.
@@ -171,7 +185,7 @@ class Gram:
             The Gram matrix (p, p), with a new scale.
         """
         norms = self.norms * factors
-        scale = 2.0 ** _usual_exponent(log2(norms))
+        scale = 2.0 ** usual_exponent(log2(norms))
         scaled_norms = norms / scale
         a = (factors * (self.scale / scale))[:, None]
         squares = np.square(self.clipped_norms)[:, None]
@@ -180,7 +194,8 @@ class Gram:
         with np.errstate(over="ignore", invalid="ignore"):  # The comparison below rejects entries that overflow.
             first, second = a * a.T * self.D2, (a - a.T) * (a * squares - (a * squares).T)
             better = np.abs(first) + np.abs(second) < plain.diagonal()[:, None] + plain.diagonal()
-            D2 = np.where(better, np.maximum(first + second, 0.0), of_products)
+            exact = self.scaled_norms <= LARGEST_NORM  # D2 of longer gradients is that of the clipped ones.
+            D2 = np.where(better & exact & exact[:, None], np.maximum(first + second, 0.0), of_products)
         return Gram(self.cosines, scaled_norms, D2, scale, self.n)
 
     def averaged(self, R: Float64[np.ndarray, "p q"]) -> "Gram":
@@ -247,8 +262,15 @@ def log2(numbers: PerGradient) -> PerGradient:
     return logs
 
 
-def _usual_exponent(logs: PerGradient) -> float:
-    """Return the exponent of two below the median norm; gradients that are 0 or not finite do not count."""
+def usual_exponent(logs: PerGradient) -> float:
+    """Return the exponent of two below the median norm; gradients that are 0 or not finite do not count.
+
+    Args:
+        logs: Logarithms (p,) of the norms, to base 2.
+
+    Returns:
+        The exponent, from -1000 to 1000.
+    """
     known = logs[np.isfinite(logs)]
     return float(min(max(math.floor(median(known)), -LARGEST_EXPONENT), LARGEST_EXPONENT)) if known.size else 0.0
 

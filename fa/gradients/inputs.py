@@ -157,7 +157,8 @@ def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
     where = f"row {', '.join(str(worker) for worker, _ in bad)}"
     if len(counts) < len(places):
         where = ", ".join(f"gradient {k} of worker {worker}" for worker, k in bad)
-    raise ValueError(f"G must be finite; NaN, Inf or a norm above 2^1004 is in {where}: leave it out")
+    beyond = "a norm above 2^1004 or 2^1000 times the median norm"
+    raise ValueError(f"G must be finite; NaN, Inf or {beyond} is in {where}: leave it out")
 
 
 def is_matrix(entry: Any) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fa import kernels
 from fa.gradients.blocks import ColumnBlocks
-from fa.gradients.gram import LARGEST_NORM, Gram, PerGradient, Square, cosines, log2
+from fa.gradients.gram import LARGEST_EXPONENT, LARGEST_NORM, Gram, PerGradient, Square, cosines, log2, usual_exponent
 from fa.gradients.inputs import Gradients, by_rows, check_finite, read_groups
 
 # Smallest eigenvalue of the cosines that a float32 pass, whose error is about 1e-6, resolves to a fraction of 1e-4.
@@ -41,7 +41,8 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
 
     Returns:
         The Gram matrix, NaN at rows that are not finite, and which rows are finite, (p,) bool. A row whose norm is
-        above 2^1004 counts as not finite, since sums with it would leave float64; its norm is Inf.
+        above 2^1004, or above 2^1000 times the median norm, counts as not finite, since sums with it would leave
+        float64; its norm is Inf.
     """
     columns = ColumnBlocks((by_rows(G),)) if isinstance(G, Tensor) else G
     K = columns.sum_over_blocks(kernels.gram) if K is None else K.copy()
@@ -118,8 +119,9 @@ def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
 
 
 def _out_of_range(K: Square, exponents: PerGradient, finite: Bool[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
-    """Return which finite rows have norms with which sums would leave float64."""
-    far: np.ndarray = finite & (log2(K.diagonal()) / 2 + exponents > _OUT_OF_RANGE)
+    """Return which finite rows have norms with which sums, or ratios to the usual norm, would leave float64."""
+    logs = np.where(finite, log2(K.diagonal()) / 2 + exponents, np.nan)
+    far: np.ndarray = logs > min(_OUT_OF_RANGE, usual_exponent(logs) + LARGEST_EXPONENT)
     return far
 
 

@@ -35,6 +35,9 @@ RANK = 1e-12
 # Below this ratio of squared distance to squared norms, a pair's direction is lost with the eigenvalues below RANK.
 _EQUAL = 1e-12
 
+# Error of a pair's direction, in units of p times the precision of float64 times the cancellation in its distance.
+_ROUNDING = 4
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -52,7 +55,9 @@ class Problem:
         m: Number of columns of Y.
         a: Inverse of the power.
         unresolved: Upper bound on the terms of pairs that differ, but are too close for a direction.
-        least_residuals: Squared length (T,) of each term that no Y of m columns can explain; None for 0.
+        errors: Bound on the error of each term's squared length, (T,); None for 0.
+        offsets: Added to the squared length of each term's residual, (T,); None for 0. Negative for what no Y of m
+            columns can explain, positive for the part of a pair's direction outside the basis.
     """
 
     basis: Float64[np.ndarray, "q r"]
@@ -63,7 +68,8 @@ class Problem:
     m: int
     a: float
     unresolved: float = 0.0
-    least_residuals: Float64[np.ndarray, " T"] | None = None
+    errors: Float64[np.ndarray, " T"] | None = None
+    offsets: Float64[np.ndarray, " T"] | None = None
 
     def objective(self, residuals: Float64[np.ndarray, " T"]) -> float:
         """Evaluate eq. 5 with the power 1/a.
@@ -92,8 +98,8 @@ class Problem:
     def objective_error_bound(self, residuals: Float64[np.ndarray, " T"]) -> float:
         """Bound the error of the objective.
 
-        A term with a residual below FLOOR may be wrong by c_k FLOOR^(1/a). A pair that is too close for a direction
-        counts with its largest possible term.
+        A term with a residual below FLOOR may be wrong by c_k FLOOR^(1/a), and a pair's term by the rounding error of
+        its direction. A pair that is too close for a direction counts with its largest possible term.
 
         Args:
             residuals: 1 - v of each term, (T,).
@@ -101,8 +107,11 @@ class Problem:
         Returns:
             The bound, at least 0.
         """
-        hidden = self.factors[residuals < FLOOR].sum() * FLOOR ** (1 / self.a)
-        return float(hidden) + self.unresolved
+        total = float(self.factors[residuals < FLOOR].sum() * FLOOR ** (1 / self.a)) + self.unresolved
+        if self.errors is not None:
+            highest, lowest = residuals + self.errors, np.maximum(residuals - self.errors, 0.0)
+            total += self.objective(highest) - self.objective(lowest)
+        return total
 
     def weights(self, residuals: Float64[np.ndarray, " T"]) -> Float64[np.ndarray, " T"]:
         """Compute the weights w_k = (1 - v_k)^(1/a - 1): the slopes of the tangents, up to the factor 1/a.
@@ -130,7 +139,7 @@ class Problem:
         """
         lengths = np.square(complement.T @ self.terms).sum(axis=0)
         residuals = np.bincount(self.owner, lengths, minlength=self.factors.size)
-        return residuals if self.least_residuals is None else np.maximum(residuals - self.least_residuals, 0.0)
+        return residuals if self.offsets is None else np.maximum(residuals + self.offsets, 0.0)
 
     def second_moment(
         self, weights: Float64[np.ndarray, " T"], axes: Float64[np.ndarray, "r s"] | None = None
@@ -193,15 +202,20 @@ def build_problem(
     if worker_weights is not None:
         weights = np.array(read_weights(worker_weights, len(counts)))
     differences, factors = _pairs(gram, lam, formulation, weights)
+    pairs = unit @ differences
+    errors, lost = _direction_errors(gram, pairs) if factors.any() and formulation == "paper" else (None, None)
+    of_workers = np.zeros(len(counts))
     problem = Problem(
         basis=vectors / roots * nonzero[:, None],
-        terms=np.hstack([unit * of_worker, unit @ differences]),
+        terms=np.hstack([unit * of_worker, pairs]),
         owner=np.concatenate([owner, len(counts) + np.arange(factors.size)]),
         factors=np.concatenate([weights * (np.bincount(owner, of_worker) > 0), factors]).astype(np.float64),
         p=len(counts),
         m=m,
         a=a,
         unresolved=_unresolved(gram, lam, formulation, weights),
+        errors=None if errors is None else np.concatenate([of_workers, errors]),
+        offsets=None if lost is None or not lost.any() else np.concatenate([of_workers, lost]),
     )
     return _chordal(problem, unit) if group_term == "chordal" else problem
 
@@ -212,11 +226,11 @@ def _chordal(problem: Problem, unit: Float64[np.ndarray, "r q"]) -> Problem:
     The factor s^(1/a) makes up for the division. For k > m, k - m of the basis' squared length is out of reach.
     """
     terms, factors = problem.terms.copy(), problem.factors.copy()
-    least = np.zeros(factors.size)
+    offsets = np.zeros(factors.size) if problem.offsets is None else problem.offsets.copy()
     for worker in range(problem.p):
         columns = problem.owner == worker
         vectors, lengths, _ = np.linalg.svd(unit[:, columns[: unit.shape[1]]], full_matrices=False)
-        if lengths[0] == 0:
+        if not lengths.any():
             continue
         within = lengths > np.sqrt(RANK) * lengths[0]
         k = int(within.sum())
@@ -225,8 +239,8 @@ def _chordal(problem: Problem, unit: Float64[np.ndarray, "r q"]) -> Problem:
         basis[:, :k] = vectors[:, within] / np.sqrt(s)
         terms[:, columns] = basis
         factors[worker] *= s ** (1 / problem.a)
-        least[worker] = (k - s) / s
-    return replace(problem, terms=terms, factors=factors, least_residuals=least if least.any() else None)
+        offsets[worker] = -(k - s) / s
+    return replace(problem, terms=terms, factors=factors, offsets=offsets if offsets.any() else None)
 
 
 def nonzero_eigenpairs(
@@ -258,9 +272,12 @@ def norm_fractions(gram: Gram, owner: Int[np.ndarray, " q"]) -> Float64[np.ndarr
     """
     if owner.size == owner[-1] + 1:
         return (gram.scaled_norms > 0).astype(np.float64)
-    together = np.sqrt(np.bincount(owner, np.square(gram.clipped_norms)))[owner]
+    largest = np.zeros(owner[-1] + 1)  # Squares of norms over the worker's largest do not underflow.
+    np.maximum.at(largest, owner, gram.clipped_norms)
+    relative = np.divide(gram.clipped_norms, largest[owner], out=np.zeros(gram.p), where=largest[owner] > 0)
+    together = np.sqrt(np.bincount(owner, np.square(relative)))[owner]
     alone = np.bincount(owner)[owner] == 1
-    several = np.divide(gram.clipped_norms, together, out=np.zeros(gram.p), where=together > 0)
+    several = np.divide(relative, together, out=np.zeros(gram.p), where=together > 0)
     return np.where(alone, gram.scaled_norms > 0, several)
 
 
@@ -291,6 +308,21 @@ def _unresolved(gram: Gram, lam: float, formulation: Formulation, weights: Float
         return 0.0
     different = gram.D2[np.triu_indices(gram.p, 1)] > 0
     return 2 * lam / (gram.p - 1) * float(_pair_weights(weights)[different & ~_apart(gram)].sum())
+
+
+def _direction_errors(
+    gram: Gram, pairs: Float64[np.ndarray, "r N"]
+) -> tuple[Float64[np.ndarray, " N"], Float64[np.ndarray, " N"]]:
+    """Return the error of the squared length of each pair's direction, and its part outside the basis.
+
+    The directions of nearly equal gradients leave the basis with the eigenvalues below `RANK` times the largest, which
+    may be p. A part that may be rounding error counts as 0.
+    """
+    i, j = np.triu_indices(gram.p, 1)
+    squares, apart = np.square(gram.clipped_norms), _apart(gram)
+    cancelled = np.divide(squares[i] + squares[j], gram.D2[i, j], out=np.zeros(i.size), where=apart)
+    errors = _ROUNDING * gram.p * np.finfo(np.float64).eps * cancelled
+    return errors, np.maximum(1 - errors - np.square(pairs).sum(axis=0), 0.0) * apart
 
 
 def _pair_weights(weights: Float64[np.ndarray, " workers"]) -> Float64[np.ndarray, " pairs"]:

@@ -80,6 +80,8 @@ class Options:
         return self.lam > 0 and self.regularizer in ("l1", "rows")
 
 
+_WIDTH = 1 << 18  # Number of coordinates that are converted to float64 at a time.
+
 DEFAULTS = Options()
 """Default options."""
 
@@ -166,9 +168,10 @@ class Solution:
         assert gradients is not None and self.coefficients is not None  # Only "l1" and "rows" have no coefficients.
         rows = gradients.G
         check("G", len(rows), len(rows) == len(self.coefficients), f"{len(self.coefficients)} gradients")
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        C = torch.from_numpy(self.coefficients).to(rows.device)
+        columns = torch.cat([part.double().T @ C for part in rows.split(_WIDTH, dim=1)])
         # The columns of G^T C are orthonormal only up to rounding, which is large where gradients nearly agree.
-        Y: torch.Tensor = torch.linalg.qr(rows.T @ torch.from_numpy(self.coefficients).to(rows)).Q
+        Y = torch.linalg.qr(columns).Q.to(torch.promote_types(rows.dtype, torch.float32))
         return Y.numpy() if isinstance(gradients.restore(gradients.G[0]), np.ndarray) else Y
 
     def weights(self, formulation: Formulation | None = None) -> Float64[np.ndarray, " q"]:

@@ -61,4 +61,4 @@ class CenteredClipping(Rule):
             tau = float(np.median(lengths)) if self.tau is None else self.tau / gram.scale
             factors = np.divide(tau, lengths, out=np.ones(gram.p), where=lengths > tau) / gram.p
             weights = weights * (1 - factors.sum()) + factors
-        return ColumnDecision(weights=weights)
+        return ColumnDecision(weights=gram.unclipped_weights(weights))

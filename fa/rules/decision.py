@@ -17,7 +17,7 @@ from fa.utils.validation import check
 NOT_FINITE = "NaN or Inf"
 """The reason to exclude a worker whose gradient is not finite."""
 
-OUT_OF_RANGE = "a norm above 2^1004"
+OUT_OF_RANGE = "a norm above 2^1004, or 2^1000 times the median norm"
 """The reason to exclude a worker whose gradient would leave float64 in a sum."""
 
 _SHOWN = 100  # Number of workers whose weights and values a repr shows in full.

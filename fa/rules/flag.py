@@ -42,7 +42,7 @@ class FlagAggregator(FlagOptions, Rule):
         if self.irls_options.leaves_span:
             return flag_solvers.by_proximal_steps(self, G, columns)
         if self.prior is not None:
-            return flag_solvers.by_likelihood(self, self.prior, columns)
+            return flag_solvers.by_likelihood(self, self.prior, G, columns)
         rows = columns.double()
         return self._decide(mixed.gram, flag_solvers.largest_coordinates(self, rows), read(rows))
 

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from fa import flags, irls, likelihood
 from fa.gradients import Gradients
 from fa.gradients.gram import Gram
+from fa.irls.problem import nonzero_eigenpairs
 from fa.objective import values
 from fa.rules.decision import ColumnDecision
 from fa.rules.flag_options import FlagOptions
@@ -48,8 +50,10 @@ def by_nested_subspaces(
         The decision, with weights of the columns and the coefficients of the basis.
     """
     # Excluded workers, and gradients that agree, may leave fewer dimensions.
-    rank = int(np.linalg.matrix_rank(gram.cosines, hermitian=True))
-    dims = [m for m in dims if m <= rank] or [max(1, rank)]
+    rank = nonzero_eigenpairs(gram.cosines, 1.0)[0].size
+    if rank == 0:  # All gradients are 0.
+        return by_irls(options, gram, start, gradients)
+    dims = sorted({min(m, rank) for m in dims})
     flag = flags.solve_gram(gram, dims, options.irls_options, gradients, start, options.counts(gram.p))
     return _decision(options, flag.levels[-1])
 
@@ -68,16 +72,17 @@ def by_proximal_steps(options: FlagOptions, G: Tensor, columns: Tensor) -> Colum
     counts = options.counts(len(columns))
     groups = columns if len(counts) == len(columns) else list(columns.split(counts))
     solution = irls.solve(groups, start=options.start, **vars(options.irls_options))
-    return ColumnDecision(direction=solution.direction(), values=values(G, solution.Y))
+    return ColumnDecision(direction=solution.direction().to(G.dtype), values=_values(G, torch.as_tensor(solution.Y)))
 
 
-def by_likelihood(options: FlagOptions, prior: Sequence[float], columns: Tensor) -> ColumnDecision:
-    """Decide by the most likely basis of the columns (q, n), under a Beta distribution.
+def by_likelihood(options: FlagOptions, prior: Sequence[float], G: Tensor, columns: Tensor) -> ColumnDecision:
+    """Decide by the most likely basis of the columns, under a Beta distribution.
 
     Args:
         options: Options of FA.
         prior: alpha and beta of the distribution.
-        columns: The columns (q, n).
+        G: As for `by_proximal_steps`.
+        columns: As for `by_proximal_steps`.
 
     Returns:
         The decision, with the direction itself, since it may lie outside the span of the columns.
@@ -89,8 +94,12 @@ def by_likelihood(options: FlagOptions, prior: Sequence[float], columns: Tensor)
         rows, beta_prior, options.m, options.lam, options.tol, max_iter, restarts=0, seed=options.seed
     )
     Y = torch.from_numpy(fitted.Y).to(rows)
-    direction = (Y @ (Y.T @ rows.mean(dim=0))).to(columns.dtype)
-    return ColumnDecision(direction=direction, values=fitted.values)
+    return ColumnDecision(direction=(Y @ (Y.T @ rows.mean(dim=0))).to(G.dtype), values=_values(G, Y))
+
+
+def _values(G: Tensor, Y: Tensor) -> Float64[np.ndarray, " k"]:
+    """Compute the explained variances of the gradients (k, n) under Y (n, m); m may be 0. 1 for a zero gradient."""
+    return values(G, Y) if Y.shape[1] else 1.0 - G.any(dim=1).cpu().numpy()
 
 
 def largest_coordinates(options: FlagOptions, columns: Tensor) -> Any:

@@ -57,8 +57,8 @@ class GeometricMedian(Rule):
             gram: Gram matrix of p gradients. `nu` is in the unit of their norms.
 
         Returns:
-            The weights (p,), which are not negative and sum to 1. If a majority of the gradients is equal and `nu` is
-            None, d is their mean.
+            The weights (p,), which are not negative and sum to 1, apart from the weight of a gradient over 1e150 times
+            as long as usual. If a majority of the gradients is equal and `nu` is None, d is their mean.
         """
         radii = np.sqrt(np.sort(gram.D2, axis=1)[:, gram.p // 2])
         nu = _SMOOTHING * float(radii.min()) if self.nu is None else self.nu / gram.scale
@@ -71,7 +71,7 @@ class GeometricMedian(Rule):
             previous, weights = weights, _inverse(np.linalg.norm(X - weights @ X, axis=1), nu)
             if np.abs(weights - previous).max() <= self.tol:
                 break
-        return ColumnDecision(weights=weights)
+        return ColumnDecision(weights=gram.unclipped_weights(weights))
 
 
 def _inverse(distances: np.ndarray, nu: float) -> np.ndarray:

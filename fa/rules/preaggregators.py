@@ -23,6 +23,8 @@ from fa.utils.validation import check, check_one_of
 BUCKET_SIZE = 2
 """Gradients in each average of "bucketing", unless its value says otherwise."""
 
+_ENTRIES = 1 << 22  # Number of entries of G that are converted to float64 at a time.
+
 Factor = Float64[np.ndarray, "p q"]
 
 
@@ -45,9 +47,15 @@ class MixedGradients:
             G: The gradients (p, n).
 
         Returns:
-            The columns (q, n), in the gradients' dtype.
+            The columns (q, n), in the gradients' dtype; float32 for half precision, whose range does not hold R.
         """
-        return torch.from_numpy(self.R.T).to(G) @ G
+        columns = G.new_empty(self.R.shape[1], G.shape[1], dtype=torch.promote_types(G.dtype, torch.float32))
+        factor = torch.from_numpy(self.R.T).to(G.device)
+        width = max(1, _ENTRIES // len(G))
+        for left in range(0, G.shape[1], width):
+            part = slice(left, left + width)
+            columns[:, part] = factor @ G[:, part].double()
+        return columns
 
 
 @dataclass(frozen=True)
@@ -226,7 +234,7 @@ def _project(gram: Gram, C: Float64[np.ndarray, "p m"]) -> tuple[Factor, Gram]:
     """
     norms = gram.norms[:, None]
     P = (norms * (gram.cosines @ (norms * C))).T / gram.scale
-    powers = np.exp2(np.floor(log2(np.abs(P).max(axis=0))))  # They keep squares within float64.
+    powers = np.exp2(np.floor(log2(np.abs(P).max(axis=0, initial=0.0))))  # They keep squares within float64.
     shapes = np.divide(P, powers, out=np.zeros_like(P), where=powers != 0)
     roots = np.linalg.norm(shapes, axis=0)
     units = np.divide(shapes, roots, out=np.zeros_like(P), where=roots != 0)

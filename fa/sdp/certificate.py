@@ -155,7 +155,7 @@ def check_convex(problem: Problem) -> None:
     Raises:
         ValueError: With the chordal term, a worker has more than m gradients.
     """
-    convex = problem.least_residuals is None
+    convex = problem.offsets is None or bool((problem.offsets >= 0).all())
     check("group_term", "chordal", convex, '"fraction" where a worker has more gradients than m')
 
 

@@ -302,10 +302,15 @@ def _effect(
         cosine=float(F.normalize(d_q / d_q.abs().max(), dim=0) @ F.normalize(d / d.abs().max(), dim=0)),
         decision_error=_relative(applied @ G, d),
         value_error=float(np.abs(solution.values - exact.values).max()),
-        objective_rise=objective.value(G, solution.basis(Q), options.lam, options.regularizer, options.a)
-        - exact.objective,
+        objective_rise=_objective(G, solution.basis(Q), options) - exact.objective,
         weights_error=_relative(applied, weights),
     )
+
+
+def _objective(G: Float64[Tensor, "p n"], Y: Float64[Tensor, "n m"], options: irls.Options) -> float:
+    """Evaluate eq. 5 with the solver's options."""
+    chosen = options.lam, options.regularizer, options.a, options.worker_weights, options.group_term
+    return objective.value(G, Y, *chosen)
 
 
 def _relative(approximate: Float64[Tensor, " k"], exact: Float64[Tensor, " k"]) -> float:
