@@ -1,5 +1,7 @@
 """Figures whose runs take hours are drawn from committed records alone, without the data and without any training."""
 
+import csv
+import html
 import inspect
 import json
 from pathlib import Path
@@ -20,6 +22,11 @@ DRAWN = [path for path in COMMITTED if not path.name.startswith(MANY)]
 TABLES = [path for path in COMMITTED if path.name.startswith(MANY)]
 TABLES += [path for kind in ("fig", "extra") for path in sorted((FIGURES / "quick").glob(f"{kind}*.claims.csv"))]
 TRUSTED = "extra04"  # judges by all runs' workers.csv, which are not kept
+EXECUTED = [
+    path
+    for path in sorted(FIGURES.glob("*/notebooks/*.ipynb"))
+    if (path.parents[1] / f"{path.stem}.claims.csv").is_file()
+]
 WATCHED = "fig03"  # looks at gradients while it trains: its table is itself the record
 
 
@@ -100,3 +107,19 @@ def rebuilt(module: Any, study: Study) -> dict[str, Any]:
         table, values = module.tables(results)
         return {"table": table, "values": values}
     return {"table": results.table()}
+
+
+@pytest.mark.parametrize("path", EXECUTED, ids=lambda path: f"{path.parents[1].name}-{path.stem}")
+def test_an_executed_notebook_has_the_claims_of_its_table(path: Path) -> None:
+    """The notebook, the table of its claims and the report are from one execution."""
+    table = path.parents[1] / f"{path.stem}.claims.csv"
+    shown = [
+        "".join(output.get("data", {}).get("text/html", ""))
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for output in cell.get("outputs", [])
+    ]
+    page = html.unescape(" ".join(shown))
+    with table.open(newline="", encoding="utf-8") as file:
+        for claim in csv.DictReader(file):
+            assert claim["measured"] in page
+            assert f">{claim['verdict']}<" in page

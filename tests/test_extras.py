@@ -35,7 +35,7 @@ from fa.experiments.figures.extras_common import RULES, SAME_LENGTH
 from fa.experiments.figures.tuned_rates import best_rates
 from fa.experiments.notebooks import execute, find
 from fa.experiments.reporting.artifacts import provenance
-from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Lead, comparison_verdict
+from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, OPEN, UNTESTABLE, Lead, comparison_verdict
 from fa.experiments.reporting.report import write
 from fa.experiments.runs.profiles import PROFILES
 from fa.experiments.runs.results import Results
@@ -404,6 +404,8 @@ def test_extra_6_pairs_by_seed_and_judges_each_arm() -> None:
     far = extra06.claims(numbers, cosine_table(study, 0.98), 0.1)
     assert verdicts(far) == [NOT, IN_PART, NOT, OPEN]  # that difference is not established any more
     assert 0.98 in texts.numbers(far[0].measured)
+    some = numbers[numbers["attack"] == "random"]
+    assert verdicts(extra06.claims(some, cosine_table(study, 0.98), 0.1))[1:] == [MISSING] * 3
     for count in (3001, 3002):
         numbers = numbers[~((numbers["seed"] == count) & (numbers["label"] == extra06.FIVE))]
     assert {len(one.differences.values) for one in of_extra_6(numbers) if one.name == extra06.FIVE} == {3}
@@ -487,10 +489,12 @@ def test_extra_12_judges_what_confined_vectors_cost(losses: dict[str, float], ex
     assert verdicts(extra12.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
 
 
-def test_extra_12_judges_nothing_of_which_runs_are_missing() -> None:
+def test_extra_12_names_the_runs_that_are_missing() -> None:
     numbers = table(extra12.study("smoke"), 0.8)
-    few = numbers[(numbers["variant"] != "fa") & (numbers["variant"] != "median")]
-    assert extra12.claims(few, 0.1) == []
+    claims = extra12.claims(numbers[~numbers["variant"].isin(["fa", "median"])], 0.1)
+    assert verdicts(claims) == [MISSING] * 2
+    for claim, rule in zip(claims, ("fa", "median"), strict=True):
+        assert VARIANTS[rule].label in claim.measured.rpartition(":")[2]
 
 
 # Extra 13

@@ -20,12 +20,13 @@ from fa.experiments import FIGURES, figure_module
 from fa.experiments.figures import fig02, fig04, fig05, fig06bcd, fig08, fig09
 from fa.experiments.reporting import style
 from fa.experiments.reporting.artifacts import provenance, save
-from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, UNTESTABLE, Lead, lead
+from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, OPEN, UNTESTABLE, Lead, lead
 from fa.experiments.reporting.curves import finish
 from fa.experiments.runs.profiles import PROFILES, for_profile
 from fa.experiments.runs.results import Results, final_accuracies, last_points, summary
 from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import Case, Study, make_study
+from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import PAPER_RULES, PAPER_RULES_AND_MEAN, VARIANTS
 from fa.rules import make_rule
 from fa.training import CurvePoint, Run, TrainConfig
@@ -86,7 +87,7 @@ def test_all_rules_of_a_figure_get_the_same_settings(profile: str) -> None:
 
 def test_the_paper_profile_is_the_papers() -> None:
     two = fig02.study("paper").cells[0].config
-    assert (two.iterations, two.batch, two.lr_decay_epochs, two.lr) == (2605, 64, 15, 0.2)
+    assert (two.iterations, two.batch, two.lr_decay_epochs, two.lr) == (1050, 128, 10, 0.2)
     four = fig04.study("paper").cells[0].config
     assert (four.iterations, four.batch, four.lr_decay_epochs, four.lr) == (1050, 128, 10, 0.2)
     five = {config.batch: config.iterations for config in fig05.study("paper").configs}
@@ -307,6 +308,42 @@ def test_a_lead_over_seeds_is_tested_and_one_seed_tells_of_no_test() -> None:
 def test_a_lead_exceeds_the_margin(fa: float, others: float, margin: float, expected: list[str]) -> None:
     three, _, four = fig04.claims(fig04_table(fa, others, 0.1), 0.1, margin)
     assert [three.verdict, four.verdict] == expected
+
+
+def with_seeds(numbers: pd.DataFrame, fa: dict[int, float]) -> pd.DataFrame:
+    """Return the table with several seeds, and FA's accuracy at the end in each."""
+    parts = []
+    for seed, accuracy in fa.items():
+        part = numbers.assign(seed=seed)
+        part.loc[(part["variant"] == "fa") & (part["iteration"] == part["iteration"].max()), "test_accuracy"] = accuracy
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_lead_that_fails_the_test_over_seeds_is_not_established() -> None:
+    scattered, tight = {1: 0.95, 2: 0.5, 3: 0.95}, {1: 0.79, 2: 0.8, 3: 0.81}
+    numbers = fig04_table(0.9, 0.6, 0.1)
+    assert verdicts(fig04.claims(with_seeds(numbers, scattered), 0.1)) == [OPEN, HOLDS, OPEN]
+    assert verdicts(fig04.claims(with_seeds(numbers, tight), 0.1)) == [HOLDS] * 3
+    few = numbers[numbers["variant"].isin(["fa", "multi_krum"])]
+    assert verdicts(fig04.claims(with_seeds(few, scattered), 0.1)) == [MISSING] * 2
+    sizes = panels_table("batch", (16, 32, 64), others(0.6, 0.6, 0.6) | {"fa": (0.6, 0.7, 0.7)})
+    assert fig05.claims(with_seeds(sizes, scattered), 0.1)[0].verdict == OPEN
+    assert fig05.claims(with_seeds(sizes, tight), 0.1)[0].verdict == HOLDS
+
+
+def test_the_seeds_of_controls_do_not_matter() -> None:
+    numbers = with_seeds(fig04_table(0.9, 0.6, 0.1), {1: 0.95, 2: 0.5, 3: 0.95})
+    control = numbers[(numbers["variant"] == "mean") & (numbers["seed"] == 1)].assign(variant="mean_unit")
+    more = pd.concat([numbers, control], ignore_index=True)
+    assert fig04.claims(more, 0.1) == fig04.claims(numbers, 0.1)
+
+
+def test_runs_without_a_common_seed_are_missing() -> None:
+    numbers = fig04_table(0.9, 0.6, 0.1)
+    numbers = numbers[numbers["variant"].isin(["fa", "multi_krum", "trimmed_mean"])]
+    numbers.loc[numbers["variant"] != "fa", "seed"] += 1
+    assert verdicts(fig04.claims(numbers, 0.1)) == [MISSING, HOLDS, MISSING]
 
 
 def test_the_mean_is_among_the_other_rules_too() -> None:
@@ -565,7 +602,7 @@ def lambda_tables(
     [
         ({}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.5)}, [HOLDS, HOLDS]),
         ({4: 0.701, 8: 0.695}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.3)}, [HOLDS, IN_PART]),
-        ({4: 0.695}, {"multi_krum": (0.5, 0.54), "bulyan": (0.4, 0.3)}, [IN_PART, NOT]),
+        ({4: 0.695}, {"multi_krum": (0.5, 0.54), "bulyan": (0.4, 0.3)}, [NOT, NOT]),  # no range of lambda
         ({0: 0.9}, {"multi_krum": (0.5, 0.5), "bulyan": (0.4, 0.4)}, [NOT, NOT]),
     ],
 )
@@ -613,6 +650,25 @@ def test_the_verdict_on_scaling(final: tuple[float, ...], expected: str) -> None
         fig09.CEILING,
     ]
     assert [list(line.get_ydata()) for line in right.lines] == [[1.5, 3, 6], [1.5, 3, 6]]
+
+
+def test_sizes_without_runs_are_missing() -> None:
+    """The figure omits them, and the claim is not judged."""
+    numbers = table({("fa", 3): 0.9, ("mean", 0): 0.9})
+    numbers.insert(3, "workers", 15)
+    rows = [{"workers": 15, "n": 10, "rule": rule, "milliseconds": 1.5} for rule in fig09.RULES]
+    for some in (numbers, numbers[numbers["variant"] == "fa"]):
+        assert verdicts(fig09.claims(some, pd.DataFrame(rows), 0.1)) == [MISSING]
+        assert len(fig09.draw(some, pd.DataFrame(rows), "title").axes[0].lines) == some["variant"].nunique()
+
+
+def test_another_attack_replaces_the_augmented_data_of_figure_9() -> None:
+    usual, other = fig09.study("paper"), fig09.study("paper", attack="alie")
+    assert {(run.attack, bool(run.augmentation)) for run in other.configs} == {("alie", False)}
+    numbers = pd.DataFrame({"variant": ["fa"]})
+    numbers.attrs["augmented"] = True
+    assert attack_heading(numbers) != attack_heading(pd.DataFrame({"variant": ["fa"]}))
+    assert usual.folder != other.folder
 
 
 @pytest.mark.parametrize(("highest", "top"), [(0.49, 0.5), (0.6, 1.0)])

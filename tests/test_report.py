@@ -6,6 +6,7 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +15,7 @@ from fa.cli import cli, main
 from fa.experiments import EXTRAS, FIGURES, figure_module
 from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE
 from fa.experiments.reporting.report import ONE_RUN, REDUCED, REPRODUCED, STATEMENTS, verdict_text, write
+from fa.experiments.runs.profiles import MARGIN, MARGINS
 
 QUICK = Path(__file__).parents[1] / "figures" / "quick"
 
@@ -107,6 +109,12 @@ def test_each_figure_has_its_claims_and_verdicts_as_headlines(folder: Path) -> N
         assert f"{claim['words']}: **{REDUCED[claim['verdict']]}**" in headlines
 
 
+def test_a_folder_of_any_name_has_the_margin_of_its_figures(folder: Path) -> None:
+    margin = MARGINS["quick"]
+    assert margin != MARGIN
+    assert f"closer than {margin:g} are" in write(folder).read_text()
+
+
 def test_p_values_and_subsets_are_named(folder: Path) -> None:
     name = "fig02_mean_tolerance"
     claims, about = folder / f"{name}.claims.csv", folder / f"{name}.json"
@@ -136,13 +144,15 @@ def test_a_verdict_is_that_of_the_figure(folder: Path) -> None:
 
 @pytest.mark.parametrize("verdict", [HOLDS, IN_PART, NOT, UNTESTABLE])
 def test_a_verdict_says_the_size_and_the_number_of_seeds(verdict: str) -> None:
-    def words(figure: str, profile: str, **about: int) -> str:
-        return verdict_text(verdict, {"figure": figure, "profile": profile} | about)
+    def words(figure: str, profile: str, **about: Any) -> str:
+        return verdict_text(verdict, {"figure": figure, "profile": profile, "command": "fa reproduce"} | about)
 
     for profile in ("smoke", "quick", "cpu"):
         assert words("fig04_x", profile, seeds=3) == REDUCED[verdict]
     assert words("fig04_x", "paper", seeds=1) == words("fig04_x", "paper") == ONE_RUN[verdict]
     assert words("fig04_x", "paper", seeds=3) == REPRODUCED[verdict]
+    for changed in ({"command": None}, {"parameters": {"iterations": 10}}):
+        assert words("fig04_x", "paper", seeds=3, **changed) == REDUCED[verdict]
     assert words("theory06_x", "quick") == REPRODUCED[verdict]  # theory has no size
     if verdict != UNTESTABLE:
         assert len({REDUCED[verdict], ONE_RUN[verdict], REPRODUCED[verdict]}) == 3

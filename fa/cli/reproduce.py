@@ -13,13 +13,19 @@ from fa.cli.notebook_parameters import command, parameter_option, parse, show
 from fa.cli.runs import check_device, resumable
 from fa.cli.study_options import applicable_figures, study_options
 
+_FINISHED = "Draw fig04, fig09, extra06, extra07 or extra12 from finished runs, and list the missing ones."
+
 
 @click.command()
 @click.argument("name", nargs=-1)
 @study_options
 @parameter_option
 @click.option("--list", "listed", is_flag=True, help="List the notebooks with their parameters, and the variants.")
-@click.option("--finished", is_flag=True, help="Draw from finished runs only, and list the missing ones.")
+@click.option(
+    "--finished",
+    is_flag=True,
+    help="Draw fig04, fig09, extra06, extra07 or extra12 from finished runs, and list the missing ones.",
+)
 def reproduce(
     name: tuple[str, ...],
     profile: str,
@@ -35,7 +41,7 @@ def reproduce(
     """Execute each notebook NAME, such as fig02 or theory01, or a family: fig (default), extra, supp or theory.
 
     Figures and executed notebooks go to figures/PROFILE; with -p, --rule or --attack, to figures/PROFILE-custom.
-    Options without a parameter in a notebook do not apply to it.
+    --jobs and --device do not apply to notebooks without runs.
     """
     from fa.experiments.notebooks import execute, find, record_parameters
     from fa.experiments.paths import figures_dir

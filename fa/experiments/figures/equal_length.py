@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT, OPEN, UNTESTABLE, Claim, learned
+from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, OPEN, UNTESTABLE, Claim, learned
 from fa.experiments.reporting.equivalence import EQUIVALENT, HELPS, LEVEL, PairedDifferences
 from fa.experiments.runs.results import final_accuracies
 
@@ -96,7 +96,7 @@ def judge(
     """Judge the statements that an arm is better than its control.
 
     A statement holds if the arm helps under all attacks, and in part under some. It does not hold if the arm is
-    equivalent under all. Otherwise it is open.
+    equivalent under all. Otherwise it is open. With runs of some attacks only, runs are missing.
 
     Args:
         number: Number of the statements.
@@ -122,6 +122,8 @@ def judge(
 def _verdict(results: Sequence[str], testable: bool) -> str:
     if not testable:
         return UNTESTABLE
+    if len(results) < len(ATTACKS):
+        return MISSING
     if HELPS in results:
         return HOLDS if set(results) == {HELPS} else IN_PART
     return NOT if set(results) == {EQUIVALENT} else OPEN

@@ -19,7 +19,6 @@ NAME = "fig02_mean_tolerance"
 NO_RULES = "it shows the mean alone"
 F_VALUES = (0, 1, 2, 3)
 MAX_RELATIVE_ACCURACY = 0.5  # Share of the accuracy without Byzantine workers: at or below it, the impact is heavy.
-_PAPER = {"iterations": 2605, "batch": 64, "lr_decay_epochs": 15}  # The released code's settings for this figure.
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
@@ -37,8 +36,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    settings = _PAPER if profile == "paper" else {}
-    return make_study(NAME, profile, [Case("mean", f) for f in F_VALUES], out, seeds, settings, **overrides)
+    return make_study(NAME, profile, [Case("mean", f) for f in F_VALUES], out, seeds, **overrides)
 
 
 def draw(table: DataFrame, title: str) -> Figure:

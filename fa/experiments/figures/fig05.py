@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from fa.experiments.reporting.claims import LEARNED, Claim, Lead, lead, mean, same_iterations, verdict
+from fa.experiments.reporting.claims import (
+    LEARNED,
+    Claim,
+    Lead,
+    comparison_verdict,
+    lead,
+    mean,
+    same_iterations,
+    verdict,
+)
 from fa.experiments.reporting.curves import draw_panels
 from fa.experiments.reporting.style import FA_FORMULATION
 from fa.experiments.runs.profiles import MARGIN
@@ -95,7 +104,7 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
             "C5",
             "with larger batch sizes FA achieves a significantly better accuracy than the other rules",
             "final accuracy " + "; ".join(map(str, leads)) + sizes_text,
-            verdict([one.better(margin) for one in larger], bool(larger)),
+            comparison_verdict(larger, bool(larger), margin=margin),
         ),
         Claim(
             "C5",

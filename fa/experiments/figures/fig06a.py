@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, lead, learned, verdict
+from fa.experiments.reporting.claims import Claim, comparison_verdict, lead, learned, verdict
 from fa.experiments.reporting.curves import draw_curves, finish, line_options
 from fa.experiments.reporting.style import FA_FORMULATION, LOOKS
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races
@@ -103,7 +103,7 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
             "C6",
             "under 10% packet loss FA converges to a significantly higher accuracy than other aggregators",
             f"final accuracy {last}",
-            verdict([last.better(margin)], testable),
+            comparison_verdict([last], testable, margin=margin),
         ),
         Claim(
             "C6",

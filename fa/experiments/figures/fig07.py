@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 from fa.augment.recipes import read
 from fa.experiments.paths import recipe_path
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import LEARNED, Claim, format_mean_range, lead, learned, mean, verdict
+from fa.experiments.reporting.claims import (
+    LEARNED,
+    Claim,
+    comparison_verdict,
+    format_mean_range,
+    lead,
+    learned,
+    mean,
+    verdict,
+)
 from fa.experiments.reporting.curves import draw_curves, draw_kinds
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.results import Results, final_accuracies
@@ -165,7 +174,7 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
             "C8",
             "FA can handle nonlinear data augmentation in a much more stable fashion",
             "final accuracy " + "; ".join(parts),
-            verdict([lead.better(margin) for lead in leads.values()], testable),
+            comparison_verdict(list(leads.values()), testable, margin=margin),
         ),
         Claim(
             "C8",

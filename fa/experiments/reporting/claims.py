@@ -285,22 +285,29 @@ def verdict(holds: Sequence[bool], testable: bool = True) -> str:
 
 
 def comparison_verdict(
-    leads: Sequence[Lead], testable: bool = True, level: float = LEVEL, margin: float = MARGIN
+    leads: Sequence[Lead],
+    testable: bool = True,
+    level: float = LEVEL,
+    margin: float = MARGIN,
+    min_relative_lead: float = 0.0,
 ) -> str:
     """Return the verdict on the statement that the first is better than the other in each of `leads`.
 
-    It is OPEN if some differences exceed the margin, and none passes the test at `level`.
+    It is OPEN if some differences are large enough, and none of these passes the test at `level`.
 
     Args:
         leads: The comparisons.
         testable: False for the verdict UNTESTABLE.
         level: Significance level of each test.
         margin: Least difference that counts.
+        min_relative_lead: Least difference that counts, as a share of the other's accuracy.
 
     Returns:
         The verdict.
     """
-    holds = [lead.better(margin, level) for lead in leads]
-    if testable and not any(holds) and any(lead.difference > margin for lead in leads):
-        return OPEN
-    return verdict(holds, testable)
+    large = [
+        lead.difference > margin and lead.difference >= min_relative_lead * mean(lead.other_accuracies)
+        for lead in leads
+    ]
+    holds = [enough and lead.better(margin, level) for enough, lead in zip(large, leads, strict=True)]
+    return OPEN if testable and any(large) and not any(holds) else verdict(holds, testable)

@@ -96,8 +96,10 @@ def write(folder: Path) -> Path:
     """
     figures = [_read(path) for path in figure_files(folder)]
     check("the folder", str(folder), bool(figures), "one with figures, which fa reproduce draws")
-    text = "\n".join(_lines(folder.name, figures, [_read(path) for path in _theory(folder)]))
-    for name, content in (("REPORT.md", text), ("REPORT.html", _page(folder.name, text))):
+    profile = figures[0]["profile"]  # A folder has the figures of one profile.
+    heading = folder.name if folder.name.startswith(profile) else profile
+    text = "\n".join(_lines(heading, profile, figures, [_read(path) for path in _theory(folder)]))
+    for name, content in (("REPORT.md", text), ("REPORT.html", _page(heading, text))):
         write_atomically(folder / name, content)
     return folder / "REPORT.md"
 
@@ -137,15 +139,15 @@ def _tables(path: Path) -> list[str]:
     return sorted(csv.name for csv in path.parent.glob(f"{path.stem}.*.csv") if not csv.name.endswith(".claims.csv"))
 
 
-def _lines(profile: str, figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:
+def _lines(heading: str, profile: str, figures: list[dict[str, Any]], theory: list[dict[str, Any]]) -> list[str]:
     return [
-        f"# What reproduces, at profile {profile}",
+        f"# What reproduces, at profile {heading}",
         "",
         "The table has each claim of the paper, what was measured, and the verdict. A verdict follows from the numbers"
         " by the rules of [docs/claims.md](../../docs/claims.md). `fa report` writes this"
         " page; each figure names the command that draws it again.",
         "",
-        *_about_size(profile),
+        *_about_size(figures),
         "",
         *_summary(figures, theory),
         "",
@@ -185,8 +187,8 @@ def _counts(what: str, figures: list[dict[str, Any]]) -> list[str]:
     return [f"Of {len(claims)} {what}:", "", *lines]
 
 
-def _about_size(profile: str) -> list[str]:
-    if profile == "paper":
+def _about_size(figures: list[dict[str, Any]]) -> list[str]:
+    if any(map(_has_paper_size, figures)):
         return ["These runs have the paper's size. Curves with other settings have names that say so."]
     return [
         "These runs are smaller than the paper's. They show what holds at this size, and can neither reproduce a claim"
@@ -196,7 +198,7 @@ def _about_size(profile: str) -> list[str]:
 
 def _about_settings(figures: list[dict[str, Any]]) -> list[str]:
     """Return a warning if some figures have other settings than the profile."""
-    changed = [figure["figure"] for figure in figures if figure["command"] is None or figure.get("parameters")]
+    changed = [figure["figure"] for figure in figures if _is_changed(figure)]
     if not changed:
         return []
     return ["", f"Figures with other settings, or with a part of the profile's runs: {', '.join(changed)}."]
@@ -212,6 +214,15 @@ def _claims(figures: list[dict[str, Any]]) -> list[str]:
     return [line for number, said in untested.items() for line in rows.get(number, [said])]
 
 
+def _is_changed(figure: dict[str, Any]) -> bool:
+    """Return True if a figure has other settings than its profile, or only a part of the profile's cases."""
+    return figure["command"] is None or bool(figure.get("parameters"))
+
+
+def _has_paper_size(figure: dict[str, Any]) -> bool:
+    return bool(figure["profile"] == "paper" and not _is_changed(figure))
+
+
 def verdict_text(verdict: str, figure: dict[str, Any]) -> str:
     """Return a verdict in the words of the size that it was reached at.
 
@@ -221,7 +232,7 @@ def verdict_text(verdict: str, figure: dict[str, Any]) -> str:
     """
     if figure["figure"].startswith("theory"):
         words = REPRODUCED
-    elif figure["profile"] != "paper":
+    elif not _has_paper_size(figure):
         words = REDUCED
     else:
         words = REPRODUCED if figure.get("seeds", 1) > 1 else ONE_RUN

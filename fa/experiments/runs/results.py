@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 INITIAL = "initial_accuracy"
 """Attribute of a table of curves: the test accuracy at iteration 0 by seed, for the seeds whose records have it."""
 
+AUGMENTED = "augmented"
+"""Attribute of a table of curves: True if workers train on augmented images."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -61,6 +64,7 @@ class Results:
             rows += [about | {"seed": cell.config.seed} | point for point in self.record(cell).curve]
         table = pandas.DataFrame(rows).astype({"iteration": int, "epoch": int})
         table.attrs[INITIAL] = self.initial_accuracies()
+        table.attrs[AUGMENTED] = any(cell.config.augmentation for cell in self.study.cells)
         return table
 
     def initial_accuracies(self) -> dict[int, float]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fa.attacks import make_attack
+from fa.experiments.runs.results import AUGMENTED
 from fa.experiments.runs.variants import VARIANTS, Variant
 from fa.rules import make_rule
 from fa.utils import plugins
@@ -134,4 +135,6 @@ def attack_heading(table: DataFrame) -> str:
     Returns:
         A noun phrase that completes "Byzantine workers send".
     """
+    if table.attrs.get(AUGMENTED):
+        return "gradients of augmented images"
     return "the gradients of another attack than in the paper" if "attack" in table else "random gradients"
