@@ -12,6 +12,7 @@ from torch import Tensor
 import fa
 from fa import make_rule
 from fa.attacks import ATTACKS, make_attack
+from fa.utils.validation import TooFewWorkersError
 from tests.tensors import DEVICE, normal
 
 SEED, ITERATION = 2021, 7
@@ -314,6 +315,20 @@ def test_the_line_search_finds_what_byzfls_finds() -> None:
         peer = byzfl.Optimal_ALittleIsEnough(agg=rule, pre_agg_list=[], f=f, start=0.0, delta=-10.0)
         wins += ours >= moved(rule, G, f, np.asarray(peer(G[f:].numpy()))) * (1 - 1e-9)
     assert wins >= 45
+
+
+@pytest.mark.parametrize("evaluations", [1, 24, 120, 2000])
+def test_a_line_search_ends(evaluations: int) -> None:
+    """Beyond the precision of floats, further evaluations would repeat earlier ones."""
+    G, f = draw(0)
+    sent = sent_by("line_search", G, f, rule=make_rule("median"), evaluations=evaluations)
+    assert np.isfinite(sent).all()
+
+
+@pytest.mark.parametrize("rule", ["monna", "minimum_diameter_averaging", "krum", "bulyan", "trimmed_mean"])
+def test_a_line_search_with_too_few_workers_is_the_rules_error(rule: str) -> None:
+    with pytest.raises(TooFewWorkersError):
+        make_attack("line_search", make_rule(rule, f=2)).apply(torch.ones(3, 2), (0,), SEED, ITERATION)
 
 
 def test_a_line_search_without_a_rule_is_refused() -> None:

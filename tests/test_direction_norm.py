@@ -59,6 +59,17 @@ def test_rows_that_are_not_finite_do_not_count_and_zero_ones_do() -> None:
     assert float(scale_to_unit_mean(rows[0], rows).norm()) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize(("dtype", "tiny"), [(torch.float32, 1e-40), (torch.float16, 1e-6), (torch.float64, 1e-150)])
+def test_a_tiny_direction_is_scaled_too(dtype: torch.dtype, tiny: float) -> None:
+    G = torch.from_numpy(drawn()).to(dtype)
+    direction = torch.zeros(400, dtype=dtype)
+    direction[7] = tiny
+    scaled = scale_to_unit_mean(direction, G)
+    assert scaled.dtype == dtype
+    assert float(scaled.double().norm()) == pytest.approx(np.linalg.norm(unit_mean(G.double().numpy())), rel=1e-2)
+    assert scaled.count_nonzero() == 1
+
+
 def test_zero_stays_zero() -> None:
     G = torch.from_numpy(drawn())
     assert not scale_to_unit_mean(torch.zeros(400), G).any()

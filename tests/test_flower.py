@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ INSTALL = "pip install -e '.[flower]', in an environment of its own"
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # nobody is told of these tests
 pytest.importorskip("flwr", reason=INSTALL)
 
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict  # noqa: E402
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict  # noqa: E402
 from flwr.serverapp.strategy import FedAvg  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
@@ -114,6 +115,9 @@ def test_the_mean_is_fedavgs() -> None:
     same(ours, {name: theirs[name].to(dtype) for name, dtype in (("w", torch.float32), ("b", torch.float64))})
 
 
+KINDS = ["nan", "shape", "dtype", "names", "metrics", "examples", "bytes", "empty", "stype", "strings", "big endian"]
+
+
 def faulty(kind: str) -> Callable[[int, Message, Model], Message]:
     """Node 99 replies with something that is no model."""
 
@@ -124,6 +128,19 @@ def faulty(kind: str) -> Callable[[int, Message, Model], Message]:
             return Message(RecordDict({"arrays": ArrayRecord(model)}), reply_to=message)
         if kind == "examples":
             return reply(message, model, examples=-80)
+        damaged = {
+            "bytes": {"data": b"no array"},
+            "empty": {"data": b""},
+            "stype": {"stype": "another"},
+            "strings": vars(Array(np.array(["a", "b"]))),
+            "big endian": vars(Array(np.zeros((3,), dtype=">f8"))),
+        }
+        if kind in damaged:
+            arrays = ArrayRecord(model)
+            for field, value in damaged[kind].items():
+                setattr(arrays["b"], field, value)
+            metrics = reply(message, model).content["metrics"]
+            return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
         changed = {
             "nan": model | {"b": torch.full((3,), torch.nan, dtype=torch.float64)},
             "shape": model | {"w": torch.zeros(5, 4)},
@@ -135,7 +152,10 @@ def faulty(kind: str) -> Callable[[int, Message, Model], Message]:
     return change
 
 
-@pytest.mark.parametrize("kind", ["nan", "shape", "dtype", "names", "metrics", "examples"])
+@pytest.mark.parametrize(
+    "kind",
+    [*("nan", "shape", "dtype", "names", "metrics", "examples"), *("bytes", "empty", "stype", "strings", "big endian")],
+)
 def test_what_is_no_model_is_left_out_and_counts_as_faulty(kind: str) -> None:
     strategy = Strategy(fa.make_rule("trimmed_mean", f=2))
     model, metrics = a_round(strategy, faulty(kind))

@@ -5,6 +5,8 @@ import math
 import os
 import re
 import socket
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -220,6 +222,43 @@ def test_forged_repeated_and_invalid_datagrams_change_no_gradient_and_are_counte
     assert bool((G[2] == 7).all())  # nobody asked for it
     inbox.close()
     assert inbox.discarded == 7 * CHUNKS + len(junk)
+
+
+class Recorder(socket.socket):
+    """A socket that keeps datagrams instead of sending them."""
+
+    datagrams: list[bytes]
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        self.__dict__.setdefault("datagrams", []).append(data)
+        return len(data)
+
+
+def test_a_trickle_of_datagrams_ends_at_the_deadline() -> None:
+    """Each datagram breaks the silence; those that are missing at the deadline count as lost."""
+    receiver = create_listener("127.0.0.1", 0, socket.SOCK_DGRAM)
+    n = 200 * CHUNK
+    inbox = Inbox(receiver, 1, n)
+    inbox.begin(0)
+    G, stop = torch.zeros(1, n), threading.Event()
+    with Recorder(socket.AF_INET, socket.SOCK_DGRAM) as recorder:
+        send(recorder, 0, 0, torch.zeros(n), inbox.keys[0])
+        datagrams = recorder.datagrams
+
+    def trickle() -> None:
+        with create_sender("127.0.0.1", inbox.port) as sender:
+            for datagram in datagrams:
+                if stop.wait(0.05):
+                    return
+                sender.send(datagram)
+
+    sending = threading.Thread(target=trickle)
+    sending.start()
+    lost = inbox.collect([0], G, time.monotonic() + 0.5)
+    stop.set()
+    sending.join()
+    inbox.close()
+    assert 100 < lost[0] < 200
 
 
 def test_a_star_of_other_numbers_is_refused() -> None:

@@ -171,11 +171,14 @@ INVALID: dict[str, tuple[dict[str, object], list[str]]] = {
     "seconds of NaN": ({"seconds": math.nan}, ["nan"]),
     "endless seconds": ({"seconds": math.inf}, ["inf"]),
     "negative seconds": ({"seconds": -1.0}, ["-1.0"]),
+    "graph of autograd": ({"gradient": torch.ones(N, requires_grad=True)}, ["requires_grad"]),
+    "graph of the loss": ({"loss": torch.tensor(0.5, requires_grad=True)}, ["requires_grad"]),
+    "graph of the statistics": ({"statistics": [torch.zeros(2, requires_grad=True)]}, ["batch-norm"]),
 }
 
 
 @pytest.mark.parametrize(("changes", "parts"), INVALID.values(), ids=INVALID)
-def test_an_invalid_message_excludes_its_worker_until_the_next_one(changes: dict, parts: list[str]) -> None:
+def test_an_invalid_message_excludes_its_worker_in_its_round_alone(changes: dict, parts: list[str]) -> None:
     state = rounds()
     state.begin(0)
     assert send(state, 0, **changes) == []  # no answer in this round
@@ -186,10 +189,25 @@ def test_an_invalid_message_excludes_its_worker_until_the_next_one(changes: dict
     assert state.complete
     assert list(finish(state)) == [0]
     assert state.begin(1)[0] == Reply(0, "after 0", 1)  # it may do better
-    assert phases(state) == [WorkerPhase.EXCLUDED, WorkerPhase.COMPUTING, WorkerPhase.COMPUTING]
+    assert phases(state) == [WorkerPhase.COMPUTING] * 3
+    send(state, 1, 1)
+    send(state, 2, 1)
+    assert not state.complete  # it is awaited
     send(state, 0, 1)
     assert state.slots[0].phase is WorkerPhase.DELIVERED
     assert state.slots[0].reason == ""
+
+
+def test_a_gradient_that_cannot_be_copied_is_not_awaited() -> None:
+    state = rounds()
+    state.begin(0)
+    assert state.offer(message(0))
+    state.withdraw(0, "out of memory")
+    send(state, 1)
+    send(state, 2)
+    assert state.complete
+    assert not state.receiving
+    assert finish(state) == {0: "out of memory"}
 
 
 def test_an_invalid_message_after_a_gradient_leaves_the_gradient_in_its_round() -> None:

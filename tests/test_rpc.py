@@ -636,6 +636,30 @@ def test_the_end_waits_until_every_worker_has_acknowledged_it_or_is_excluded() -
     assert not ending.is_alive()
 
 
+def test_a_gradient_that_fails_to_be_copied_ends_no_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = small_transport()
+    n = transport._gathering.G.shape[1]
+
+    def send(rank: int, iteration: int) -> None:
+        with suppress(OSError):
+            transport.exchange(GradientMessage(rank, iteration, torch.ones(n), torch.ones(()), []))
+
+    for rank in range(2):
+        send(rank, -1)
+
+    class Unreadable:
+        def copy_(self, _: object) -> None:
+            raise OSError("no memory")
+
+    transport._rows[1] = Unreadable()  # type: ignore[assignment]
+    answers = [threading.Timer(0.2, send, (1, 0)), threading.Timer(0.4, send, (0, 0))]
+    for answer in answers:
+        answer.start()
+    gathered = transport.gradients(0)
+    assert list(gathered.missing) == [1]
+    assert "no memory" in gathered.missing[1]
+
+
 def test_a_gradient_of_another_length_is_left_out() -> None:
     config = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1)
     model = models.build("convnet", (1, 28, 28), 10, seed=0)

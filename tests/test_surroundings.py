@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import fa
 from fa.augment import flow
 from fa.cli import main
 from fa.data import sources
@@ -239,6 +240,13 @@ def test_options_of_byzfls_attacks_and_its_label_flipping() -> None:
     for name in ("LabelFlipping", "ALittleIsEnough(tau)", "ALittleIsEnough(no=1)", "ALittleIsEnough(tau=1"):
         with pytest.raises(ValueError, match="attack of byzfl"):
             make_attack(f"byzfl:{name}")
+
+
+@pytest.mark.parametrize("name", ["CAF", "SMEA"])
+def test_a_failure_of_byzfl_names_the_rule(name: str) -> None:
+    pytest.importorskip("byzfl")
+    with pytest.raises(ValueError, match=rf"^byzfl:{name}\b"):
+        fa.make_rule(f"byzfl:{name}", f=1)(torch.zeros(7, 5))
 
 
 def test_byzfl_servers_bear_gradients_of_another_dtype() -> None:

@@ -48,6 +48,7 @@ SWITCHES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True, check_nan=True),
     "deterministic algorithms": deterministic,
     "default dtype": default_dtype,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "default device": lambda: torch.device("meta"),
 }
 

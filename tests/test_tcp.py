@@ -147,6 +147,17 @@ def test_the_user_at_the_other_end_is_recognised(host: str, monkeypatch: pytest.
             assert same_user(client)
 
 
+def test_a_closed_connection_has_no_user() -> None:
+    """The kernel shows root as the owner of a socket that is closed."""
+    with create_listener("127.0.0.1", 0) as server:
+        client = socket.create_connection(server.getsockname()[:2])
+        connection, _ = server.accept()
+        with connection:
+            client.close()
+            assert connection.recv(1) == b""
+            assert not same_user(connection)
+
+
 def test_the_limit_of_open_files_is_raised_or_the_argument_named() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

@@ -459,6 +459,55 @@ def test_the_short_last_minibatch_of_a_pass_is_accumulated_as_a_whole(data: Data
     assert found[0][1] == pytest.approx(found[1][1], rel=1e-6)
 
 
+class Normalised(nn.Module):
+    """A model with batch normalisation over single numbers, as ResNet-18 has on images of 32 x 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.BatchNorm1d(4), nn.Linear(4, 10))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+
+@pytest.mark.parametrize(
+    ("settings", "valid"),
+    [
+        ({"batch": 7}, False),  # 2,500 = 357 * 7 + 1
+        ({"batch": 8}, True),
+        ({"batch": 3, "accumulate": 17}, False),  # 2,500 = 49 * 51 + 1
+        ({"batch": (8, 8, 8, 7)}, False),
+        ({"batch": 7, "sampling": "random"}, True),
+        ({"batch": 1, "sampling": "random"}, False),
+    ],
+)
+def test_a_single_image_that_batch_norm_cannot_take_is_refused_at_the_start(
+    data: Dataset, settings: dict[str, Any], valid: bool
+) -> None:
+    config = replace(SMALL, workers=4, **({"sampling": "sequential"} | settings))
+    with torch.random.fork_rng():
+        model = Normalised()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    simulation(config, data, convnet(data))  # a model without batch normalisation takes it
+    if valid:
+        simulation(config, data, model)
+    else:
+        with pytest.raises(ValueError, match=r"^batch must "):
+            simulation(config, data, model)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_one_overflow_does_not_remain_in_a_workers_momentum(data: Dataset) -> None:
+    config = replace(SMALL, byzantine=0, attack="none", worker_momentum=0.9, iterations=4)
+    transport, parameters = simulation(config, data, without_dropout(convnet(data)))
+    before = parameters.clone()
+    finite = []
+    for iteration in range(4):
+        parameters.fill_(3e38) if iteration == 1 else parameters.copy_(before)
+        finite.append(bool(transport.gradients(iteration).G.isfinite().all()))
+    assert finite == [True, False, True, True]
+
+
 def test_bfloat16_is_near_float32_and_its_gradients_and_server_are_float32(data: Dataset) -> None:
     found = {}
     for precision in ("float32", "bfloat16"):

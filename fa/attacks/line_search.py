@@ -44,13 +44,14 @@ def line_search(
         evaluations: Number of factors to try.
 
     Raises:
-        ValueError: There is no rule.
+        ValueError: There is no rule, or there are too few workers for it.
 
     Source: the idea of Fang et al., Local Model Poisoning Attacks, USENIX Security 2020, for any rule and line.
     """
     check("rule", rule, rule is not None, "the rule in use", "Pass it to make_attack.")
     if not byzantine:
         return
+    rule.check_workers(len(G))
     shift = Shift(honest_rows(G, byzantine), direction)
     with np.errstate(all="ignore"):  # as for gradients that are not finite
         spread = math.sqrt(shift.squares.mean()) / shift.length if shift.length else 0.0
@@ -59,11 +60,13 @@ def line_search(
 
 
 def _maximize(damage: Callable[[float], float], evaluations: int) -> float:
-    """Return the factor of largest damage, among `evaluations` that are tried."""
+    """Return the factor of largest damage, among `evaluations` that are tried, or as many as floats tell apart."""
     tried = {float(k): damage(2.0**k) for k in list(_EXPONENTS)[:evaluations]}
     step = 0.5
     while len(tried) < evaluations:
         best = max(tried, key=tried.__getitem__)
+        if best - step == best:
+            break
         for exponent in (best - step, best + step)[: evaluations - len(tried)]:
             tried[exponent] = damage(2.0**exponent)
         step /= 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fa.utils.addresses import parse_address
-from fa.utils.validation import check, check_positive
+from fa.utils.validation import check, check_seconds
 
 
 @click.command()
@@ -25,7 +25,7 @@ def worker(rank: int, server: str, backend: str, keys: Path | None, timeout: flo
     The server has all settings of the run.
     """
     host, port = parse_address("server", server)
-    check_positive("timeout", timeout)
+    check_seconds("timeout", timeout)
     check("keys", keys, keys is None or backend == "tcp", "omitted with rpc, which has no authentication")
     import torch
 

@@ -80,15 +80,18 @@ class ByzFLRule(Rule):
             The direction, of the gradients' dtype. Half precision is computed in float32.
 
         Raises:
-            ValueError: ByzFL rejects an option.
+            ValueError: ByzFL rejects an option, or fails on these gradients.
         """
         columns = mixed.apply_to(G) if self.preaggregator_names else G
         aggregator = self._aggregator()
         # CAF and SMEA draw from the global generators.
         with fork_global_rng(derive_seed("byzfl", self.seed, 0, 0), columns.device):
             wide = columns.float() if columns.dtype in (torch.float16, torch.bfloat16) else columns
-            direction = aggregator(wide)
-        return ColumnDecision(direction=torch.as_tensor(direction).to(columns))
+            try:
+                direction = torch.as_tensor(aggregator(wide))
+            except (RuntimeError, TypeError) as error:  # such as of NaN, which CAF computes from zeros
+                raise ValueError(f"{self.name} cannot aggregate these gradients: {error}") from error
+        return ColumnDecision(direction=direction.to(columns))
 
     def _aggregator(self) -> Any:
         """Create ByzFL's aggregator with this rule's options; its errors name the rule."""

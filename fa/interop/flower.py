@@ -123,8 +123,12 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
             return None
         if not all(np.isfinite(value).all() for value in metrics[0].values()):
             return None  # FedAvg's mean of the metrics would not be finite either
-        reply = _tensors(arrays[0])
-        if reply.keys() != self._sent.keys() or any(not _alike(reply[name], self._sent[name]) for name in reply):
+        reply = _readable(arrays[0])
+        if (
+            reply is None
+            or reply.keys() != self._sent.keys()
+            or any(not _alike(reply[name], self._sent[name]) for name in reply)
+        ):
             return None
         return {
             name: reply[name] - sent if sent.is_floating_point() else reply[name] for name, sent in self._sent.items()
@@ -161,7 +165,8 @@ def _metric_sizes(content: Any) -> tuple[tuple[str, int], ...]:
 
 def _median_model(contents: Sequence[Any]) -> dict[str, Tensor]:
     """Return the coordinate-wise median of the models that have the most frequent names, shapes and dtypes."""
-    models = [_tensors(next(iter(content.array_records.values()), {})) for content in contents]
+    found = [_readable(next(iter(content.array_records.values()), {})) for content in contents]
+    models = [model for model in found if model is not None]
     kinds = [tuple((name, tensor.shape, tensor.dtype) for name, tensor in model.items()) for model in models]
     if not kinds:
         return {}
@@ -177,6 +182,14 @@ def _median_model(contents: Sequence[Any]) -> dict[str, Tensor]:
 def _tensors(arrays: Any) -> dict[str, Tensor]:
     """Copy Flower's arrays into tensors."""
     return {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}
+
+
+def _readable(arrays: Any) -> dict[str, Tensor] | None:
+    """Copy a client's arrays into tensors; None if they are damaged, or of types that tensors do not have."""
+    try:
+        return _tensors(arrays)
+    except (ValueError, TypeError, EOFError, OSError):
+        return None
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

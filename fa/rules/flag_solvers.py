@@ -72,7 +72,9 @@ def by_proximal_steps(options: FlagOptions, G: Tensor, columns: Tensor) -> Colum
     counts = options.counts(len(columns))
     groups = columns if len(counts) == len(columns) else list(columns.split(counts))
     solution = irls.solve(groups, start=options.start, **vars(options.irls_options))
-    return ColumnDecision(direction=solution.direction().to(G.dtype), values=_values(G, torch.as_tensor(solution.Y)))
+    return ColumnDecision(
+        direction=solution.direction().to(G.dtype), values=_values(G, torch.as_tensor(solution.Y, device=G.device))
+    )
 
 
 def by_likelihood(options: FlagOptions, prior: Sequence[float], G: Tensor, columns: Tensor) -> ColumnDecision:

@@ -22,6 +22,8 @@ PRECISIONS = ("float32", "bfloat16")
 LAYERS = ("torch", "fast")
 DIRECTION_NORMS = ("rule", "unit_mean")
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Option = bool | int | float | str | None | tuple["Option", ...]
 """A rule's option: a JSON value, with tuples for lists so that it can be hashed."""
 
@@ -117,6 +119,8 @@ class TrainConfig:
         for name in ("lr", "momentum", "weight_decay", "lr_decay", "validation", "worker_momentum"):
             self._normalize(name, float, 0)
         check("lr", self.lr, self.lr > 0, "greater than 0")
+        for name in ("lr", "weight_decay"):
+            check(name, getattr(self, name), getattr(self, name) <= _LARGEST, f"at most {_LARGEST:.2g}, for float32")
         for name in ("momentum", "worker_momentum", "validation"):
             check(name, getattr(self, name), getattr(self, name) < 1, "in [0, 1)")
         check("lr_decay", self.lr_decay, 0 < self.lr_decay <= 1, "in (0, 1]")

@@ -72,8 +72,9 @@ class _Graph:
     def __init__(self, workers: Sequence[Worker], minibatches: Minibatches) -> None:
         self._inputs = [(images.clone(), labels.clone()) for images, labels in minibatches]
         self._graph = torch.cuda.CUDAGraph()
-        streams = [torch.cuda.Stream(minibatches[0][0].device) for _ in range(min(_STREAMS, len(workers)))]
-        with torch.cuda.graph(self._graph):
+        device = minibatches[0][0].device
+        streams = [torch.cuda.Stream(device) for _ in range(min(_STREAMS, len(workers)))]
+        with torch.cuda.device(device), torch.cuda.graph(self._graph):  # captures on the current device
             first = torch.cuda.current_stream()
             for stream in streams:
                 stream.wait_stream(first)

@@ -36,4 +36,4 @@ def scale_to_unit_mean(
     norm = torch.linalg.vector_norm(direction, dtype=torch.float64)
     # A comparison on the device: the host does not wait for the norm.
     factor = torch.where(norm > 0, unit_mean_norm / norm, 0.0)
-    return direction * factor.to(direction.dtype)
+    return (direction.double() * factor).to(direction.dtype)  # The factor may leave the range of direction.dtype.

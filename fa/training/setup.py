@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from fa.rules import make_rule
 from fa.training.config import TrainConfig
 from fa.training.parameter_vector import flatten
 from fa.training.worker import Worker
+from fa.utils import seeds
 from fa.utils.devices import with_index
 from fa.utils.validation import check
 
@@ -148,9 +150,12 @@ def make_workers(
         The workers, in the order of `rows`.
 
     Raises:
-        ValueError: A rank does not exist, or the recipe of augmentation does not fit the attack.
+        ValueError: A rank does not exist, the recipe of augmentation does not fit the attack, or a backward pass would
+            have a single image, with which the model's batch normalisation cannot compute.
     """
     parts, recipe = worker_partitions(config, dataset), parse_recipe(config, attack)
+    for rank in rows:
+        _check_smallest_batch(config, dataset, model, rank, parts.get(rank))
     device = with_index(torch.device(config.device))
     datasets: dict[bool, Dataset] = {}  # on the device, plain and augmented, if a worker draws from it
     workers = []
@@ -163,3 +168,23 @@ def make_workers(
         flips_labels = byzantine and attack.flips_labels
         workers.append(Worker(rank, model, datasets[augments], config, row, parts.get(rank), flips_labels))
     return workers
+
+
+def _check_smallest_batch(
+    config: TrainConfig, dataset: Dataset, model: nn.Module, rank: int, own: Int64[np.ndarray, " k"] | None
+) -> None:
+    """Raise ValueError if a worker has a backward pass over one image, and the model cannot compute it."""
+    batch = config.batches[rank]
+    last = batch  # images in the last backward pass of the last minibatch
+    if config.sampling == "sequential":
+        images = len(dataset.train_labels) // config.workers if own is None else len(own)
+        last = (images % (batch * config.accumulate) or batch) % batch or batch
+    if last > 1:
+        return
+    device = next(model.parameters()).device
+    try:
+        with torch.no_grad(), seeds.fork_global_rng(0, device):
+            copy.deepcopy(model).train()(torch.zeros(1, *dataset.shape, device=device))
+    except ValueError as error:
+        rest = "a single image" if batch == 1 else "a single image in the last minibatch of a pass"
+        raise ValueError(f"batch must not leave {rest}, got {batch}: {error}. Change the batch.") from error

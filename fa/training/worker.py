@@ -154,10 +154,14 @@ class Worker:
         return torch.as_tensor(loss)
 
     def _apply_momentum(self) -> None:
-        """Update the momentum by the gradient in the row, and replace the gradient by it; only with worker momentum."""
+        """Update the momentum by the gradient in the row, and replace the gradient by it; only with worker momentum.
+
+        A gradient that is not finite is sent, and does not remain in the momentum.
+        """
         if self.momentum is not None:
             beta = self._config.worker_momentum
-            self._row.copy_(self.momentum.mul_(beta).add_(self._row, alpha=1 - beta))
+            self._row.copy_(self.momentum.mul(beta).add_(self._row, alpha=1 - beta))
+            self.momentum.copy_(torch.where(self._row.isfinite().all(), self._row, self.momentum))
 
     def _backward(self, images: Tensor, labels: Tensor, parts: float) -> Tensor:
         """Run one backward pass over one of so many parts of the minibatch; return its share of the loss."""

@@ -121,6 +121,9 @@ def _interface_of(address: str, probe: socket.socket) -> str | None:
     return None
 
 
+_ESTABLISHED = "01"  # state of a connection in /proc/net/tcp
+
+
 def same_user(connection: Any) -> bool:
     """Return True if the other end of a loopback connection belongs to this process's user, or to root.
 
@@ -136,8 +139,8 @@ def same_user(connection: Any) -> bool:
     ends.append(_as_in_table(connection.family, *connection.getsockname()[:2]))
     for line in table.read_text(encoding="utf-8").splitlines()[1:]:
         fields = line.split()
-        if fields[1:3] == ends:
-            return int(fields[7]) in (os.getuid(), 0)
+        if fields[1:3] == ends:  # A closed socket shows root as its user.
+            return fields[3] == _ESTABLISHED and int(fields[7]) in (os.getuid(), 0)
     return False
 
 

@@ -57,5 +57,6 @@ def fork_global_rng(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+            with torch.cuda.device(device):  # manual_seed seeds the current device
+                torch.cuda.manual_seed(seed)
         yield

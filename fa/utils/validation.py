@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+_LONGEST = 1e9  # Timeout in seconds; those of Python's locks end at 9.2e9.
+
 
 class TooFewWorkersError(ValueError):
     """Error for too few gradients for a rule or a pre-aggregator."""
@@ -77,13 +79,17 @@ def check_real(name: str, value: Any, least: float, why: str = "") -> None:
     Raises:
         ValueError: The value is not such a number.
     """
-    number = isinstance(value, float | int | np.floating | np.integer) and not isinstance(value, bool)
-    check(
-        name,
-        value,
-        number and math.isfinite(value) and bool(value >= least),
-        f"a finite number of at least {least:g}{why}",
-    )
+    check(name, value, _is_finite(value) and bool(value >= least), f"a finite number of at least {least:g}{why}")
+
+
+def _is_finite(value: Any) -> bool:
+    """Return True for a finite number that a float can hold; a bool does not count as a number."""
+    if not isinstance(value, float | int | np.floating | np.integer) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # of an integer
+        return False
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -98,6 +104,20 @@ def check_positive(name: str, value: Any) -> None:
     """
     check_real(name, value, 0)
     check(name, value, bool(value > 0), "greater than 0")
+
+
+def check_seconds(name: str, value: Any) -> None:
+    """Check that a value is a valid timeout: a number greater than 0 and at most 1e9, about 30 years.
+
+    Args:
+        name: Name of the argument.
+        value: Its value, in seconds.
+
+    Raises:
+        ValueError: The value is not such a number.
+    """
+    check_positive(name, value)
+    check(name, value, bool(value <= _LONGEST), f"at most {_LONGEST:g} seconds")
 
 
 def check_one_of(name: str, value: Any, allowed: Sequence[str], others: str = "") -> None:

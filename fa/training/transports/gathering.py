@@ -24,7 +24,7 @@ class Gathering:
     Attributes:
         G: Gradients (p, n).
         buffers: Batch-norm statistics as each worker last sent them, by rank.
-        momenta: Momentum as each worker last sent it, by rank: it is the worker's gradient.
+        momenta: Last finite momentum of each worker, by rank: it is the worker's gradient.
     """
 
     def __init__(self, run: ServedRun) -> None:
@@ -95,7 +95,8 @@ class Gathering:
         """
         if self.momenta:
             for rank in losses:
-                self.momenta[rank].copy_(self.G[rank])
+                if self.G[rank].isfinite().all():
+                    self.momenta[rank].copy_(self.G[rank])
         loss, excluded = complete(self.G, self._attack, self._config, iteration, losses, missing)
         return GatheredGradients(self.G, loss, excluded, self._inner_products(list(excluded)), notes)
 

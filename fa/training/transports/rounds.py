@@ -177,6 +177,15 @@ class Rounds(Generic[Request]):
         slot = self.slots[message.rank]
         slot.phase, slot.loss, slot.seconds = WorkerPhase.DELIVERED, message.loss, message.seconds
 
+    def withdraw(self, rank: int, reason: str) -> None:
+        """Exclude a rank from the open round, because the gradient of an accepted message cannot be copied.
+
+        Args:
+            rank: Rank of the worker.
+            reason: The reason, for the records.
+        """
+        self.slots[rank].phase, self.slots[rank].reason = WorkerPhase.EXCLUDED, reason[:_MAX_REASON]
+
     def request(self, rank: int, request: Request) -> list[Reply[Request]]:
         """Register a worker's request for its next iteration.
 
@@ -243,6 +252,8 @@ class Rounds(Generic[Request]):
             slot.loss, slot.seconds = None, 0.0
             if slot.phase in (WorkerPhase.DELIVERED, WorkerPhase.WAITING):
                 slot.phase = WorkerPhase.EXCLUDED if slot.reason else WorkerPhase.COMPUTING
+            elif slot.phase is WorkerPhase.EXCLUDED and slot.request is not None:  # It sent something invalid.
+                slot.phase, slot.reason = WorkerPhase.COMPUTING, ""
         return self._pop_requests(iteration)
 
     def end(self) -> None:
@@ -338,9 +349,10 @@ class Rounds(Generic[Request]):
 
 
 def _resembles(value: object, expected: Tensor) -> bool:
-    """True for a tensor with the shape, dtype, layout and device of `expected`."""
+    """True for a tensor with the shape, dtype, layout and device of `expected`, without a graph of autograd."""
     return (
         isinstance(value, Tensor)
+        and not value.requires_grad
         and (value.shape, value.dtype, value.layout) == (expected.shape, expected.dtype, expected.layout)
         and value.device == expected.device
     )
@@ -356,6 +368,7 @@ def _describe(value: object) -> str:
     if not isinstance(value, Tensor):
         return f"a {type(value).__name__}"
     kind = str(value.dtype) + ("" if value.layout == torch.strided else f", {value.layout}")
+    kind += ", requires_grad" if value.requires_grad else ""
     return f"{tuple(value.shape)} of {kind}"
 
 

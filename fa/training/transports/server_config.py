@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fa.training.config import TrainConfig
 from fa.utils.addresses import is_loopback
-from fa.utils.validation import check, check_integer, check_one_of, check_positive
+from fa.utils.validation import check, check_integer, check_one_of, check_seconds
 
 LOOPBACK = "127.0.0.1"
 """Address at which a server listens by default."""
@@ -29,7 +29,7 @@ class _ServerConfig:
         check("host", self.host, self.host != "", "a host's name or address")
         check_integer("port", self.port, 0)
         check("port", self.port, self.port < 1 << 16, f"at most {(1 << 16) - 1}")
-        check_positive("deadline", self.deadline)
+        check_seconds("deadline", self.deadline)
         if self.quorum is not None:
             check_integer("quorum", self.quorum, 1)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import select
 import socket
@@ -133,12 +134,15 @@ class Inbox:
             self._iteration = iteration
             self._received[:] = False
 
-    def collect(self, workers: Collection[int], G: Tensor) -> dict[int, int]:
+    def collect(self, workers: Collection[int], G: Tensor, until: float = math.inf) -> dict[int, int]:
         """Copy received gradients into their rows of G; call it once the workers have sent them.
+
+        Datagrams that are still missing after a silence, or at the deadline, count as lost.
 
         Args:
             workers: Ranks of the workers.
             G: Matrix (p, n), whose other rows are unchanged.
+            until: Deadline, by `time.monotonic`. A silence after the call is waited for in any case.
 
         Returns:
             Number of lost chunks by rank, for ranks with losses.
@@ -151,7 +155,8 @@ class Inbox:
             before = self._silences
             # The first silence may have begun before the call; the second one is complete.
             self._changed.wait_for(
-                lambda: self._failure is not None or self._received[rows].all() or self._silences >= before + 2
+                lambda: self._failure is not None or self._received[rows].all() or self._silences >= before + 2,
+                timeout=min(max(until - time.monotonic(), 2 * _SETTLE), threading.TIMEOUT_MAX),
             )
             if self._failure is not None:
                 raise OSError(f"datagrams cannot be received: {self._failure}") from self._failure

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable
 from typing import TypeAlias
 
+import torch
 from torch import Tensor
 from torch.distributed import rpc
 from torch.futures import Future
@@ -58,6 +60,7 @@ class RpcTransport(ProcessTransport):
         self._compared = {"release": fa.__version__, "checksum of the data": run.checksum}
         self._changed = threading.Condition()  # guards the following attributes
         self._arrivals: list[int] = []  # ranks whose rows are complete, and not yet used
+        self._deadline = math.inf  # of the open round, by time.monotonic
         self._closing = False
         self._acknowledged: set[int] = set()  # ranks that have acknowledged the end of the run
         statistics = gathering.buffers[0].tensors
@@ -112,18 +115,30 @@ class RpcTransport(ProcessTransport):
         with self._changed:
             accepted = self._rounds.offer(message)
         if accepted:  # without the lock, so that several gradients are copied at the same time
-            self._rows[rank].copy_(message.gradient)
+            self._copy(message)
         answer: Answer = Future()
         with self._changed:
             if accepted:
                 self._rounds.deliver(message)
                 self._arrivals.append(rank)
-                for buffer, tensor in zip(self._gathering.buffers[rank].tensors, message.statistics, strict=True):
-                    buffer.copy_(tensor)
             replies = self._rounds.request(rank, answer)
             self._changed.notify_all()
         self._send(replies)
         return answer
+
+    def _copy(self, message: GradientMessage) -> None:
+        """Copy a gradient and its statistics; whatever fails, the round does not wait for the copy."""
+        statistics = self._gathering.buffers[message.rank].tensors
+        try:
+            with torch.no_grad():
+                self._rows[message.rank].copy_(message.gradient)
+                for buffer, tensor in zip(statistics, message.statistics, strict=True):
+                    buffer.copy_(tensor)
+        except BaseException as error:
+            with self._changed:
+                self._rounds.withdraw(message.rank, f"sent a gradient that cannot be copied: {error}")
+                self._changed.notify_all()
+            raise
 
     def first_process_ended(self, rank: int, reason: str) -> None:
         """Exclude a rank whose first process has ended, unless another process has joined, or it has sent a reason.
@@ -165,10 +180,12 @@ class RpcTransport(ProcessTransport):
             replies = self._rounds.begin(iteration)
         self._send(replies)
         rounds, began = self._rounds, time.monotonic()
-        end, outcome = began + self._options.deadline, None
+        self._deadline, outcome = began + self._options.deadline, None
         while outcome is None:
             with self._changed:
-                changed = self._changed.wait_for(lambda: self._arrivals or rounds.complete, end - time.monotonic())
+                changed = self._changed.wait_for(
+                    lambda: self._arrivals or rounds.complete, self._deadline - time.monotonic()
+                )
                 if not changed or rounds.complete:
                     rounds.end()
                     self._changed.wait_for(lambda: not rounds.receiving)  # Those rows are incomplete until then.
@@ -184,7 +201,7 @@ class RpcTransport(ProcessTransport):
         """Write the gradients that came as datagrams into their rows; returns a note for each with losses."""
         if self.inbox is None:
             return {}
-        lost = self.inbox.collect(self._rounds.delivered, self._gathering.G)
+        lost = self.inbox.collect(self._rounds.delivered, self._gathering.G, self._deadline)
         return {rank: f"{count} of {self.inbox.chunks} datagrams lost" for rank, count in lost.items()}
 
     def acknowledge(self, rank: int) -> None:

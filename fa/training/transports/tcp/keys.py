@@ -21,6 +21,7 @@ _CA, _CERTIFICATE, _KEY = "ca.pem", "certificate.pem", "key.pem"
 _SERVER = "server.fa.invalid"  # names of roles, which no host can have
 _WORKER = "worker-{}.fa.invalid"
 _SKEW = timedelta(hours=1)  # of the clocks of two hosts
+_LONGEST = 36_500  # days
 
 
 def create_keys(folder: Path, workers: int, days: int = 30) -> list[Path]:
@@ -35,10 +36,11 @@ def create_keys(folder: Path, workers: int, days: int = 30) -> list[Path]:
         The folders to distribute: of the server, and of each rank.
 
     Raises:
-        ValueError: The folder exists, or a number is less than 1.
+        ValueError: The folder exists, a number is less than 1, or there are more than 36,500 days.
     """
     check_integer("workers", workers, 1)
     check_integer("days", days, 1)
+    check("days", days, days <= _LONGEST, f"at most {_LONGEST}")
     check("folder", str(folder), not folder.exists(), "a folder that does not exist yet")
     authority = _Authority(days)
     folder.mkdir(parents=True, mode=0o700)

@@ -166,6 +166,8 @@ class RoundServer:
         if release != fa.__version__:
             self._refuse(connection, f"release must be the server's {fa.__version__}, got {release}")
             return
+        if connection.greeted.done():  # It has failed since.
+            return
         if older := self._joining.get(rank):
             older.fail("another process has this rank")
         self._joining[rank] = connection
