@@ -12,6 +12,7 @@ from torch import Tensor
 import fa
 from fa import make_rule
 from fa.attacks import ATTACKS, make_attack
+from fa.attacks.line_search import _maximize
 from fa.utils.validation import TooFewWorkersError
 from tests.tensors import DEVICE, normal
 
@@ -317,12 +318,19 @@ def test_the_line_search_finds_what_byzfls_finds() -> None:
     assert wins >= 45
 
 
-@pytest.mark.parametrize("evaluations", [1, 24, 120, 2000])
-def test_a_line_search_ends(evaluations: int) -> None:
+@pytest.mark.parametrize("evaluations", [1, 5, 24, 120, 2000])
+@pytest.mark.parametrize("peak", [0.3, -100.0, 40.0])
+def test_a_line_search_ends(evaluations: int, peak: float) -> None:
     """Beyond the precision of floats, further evaluations would repeat earlier ones."""
-    G, f = draw(0)
-    sent = sent_by("line_search", G, f, rule=make_rule("median"), evaluations=evaluations)
-    assert np.isfinite(sent).all()
+    calls = []
+
+    def damage(factor: float) -> float:
+        calls.append(factor)
+        assert len(calls) <= min(evaluations, 400)
+        return -abs(np.log2(factor) - peak)
+
+    assert _maximize(damage, evaluations) in calls
+    assert evaluations > 24 or len(calls) == evaluations
 
 
 @pytest.mark.parametrize("rule", ["monna", "minimum_diameter_averaging", "krum", "bulyan", "trimmed_mean"])

@@ -23,7 +23,7 @@ from fa.experiments.reporting.artifacts import provenance, save
 from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, OPEN, UNTESTABLE, Lead, lead
 from fa.experiments.reporting.curves import finish
 from fa.experiments.runs.profiles import PROFILES, for_profile
-from fa.experiments.runs.results import Results, final_accuracies, last_points, summary
+from fa.experiments.runs.results import AUGMENTED, Results, final_accuracies, last_points, summary
 from fa.experiments.runs.store import RunStore
 from fa.experiments.runs.study import Case, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
@@ -666,7 +666,7 @@ def test_another_attack_replaces_the_augmented_data_of_figure_9() -> None:
     usual, other = fig09.study("paper"), fig09.study("paper", attack="alie")
     assert {(run.attack, bool(run.augmentation)) for run in other.configs} == {("alie", False)}
     numbers = pd.DataFrame({"variant": ["fa"]})
-    numbers.attrs["augmented"] = True
+    numbers.attrs[AUGMENTED] = True
     assert attack_heading(numbers) != attack_heading(pd.DataFrame({"variant": ["fa"]}))
     assert usual.folder != other.folder
 

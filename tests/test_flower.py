@@ -115,7 +115,14 @@ def test_the_mean_is_fedavgs() -> None:
     same(ours, {name: theirs[name].to(dtype) for name, dtype in (("w", torch.float32), ("b", torch.float64))})
 
 
-KINDS = ["nan", "shape", "dtype", "names", "metrics", "examples", "bytes", "empty", "stype", "strings", "big endian"]
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return a file of numpy that claims a shape, and has no numbers."""
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+KINDS = ["nan", "shape", "dtype", "names", "metrics", "examples", "bytes", "empty", "stype", "strings"]
+KINDS += ["big endian", "zip", "huge", "beyond integers", "unclosed"]
 
 
 def faulty(kind: str) -> Callable[[int, Message, Model], Message]:
@@ -131,6 +138,10 @@ def faulty(kind: str) -> Callable[[int, Message, Model], Message]:
         damaged = {
             "bytes": {"data": b"no array"},
             "empty": {"data": b""},
+            "zip": {"data": b"PK\x03\x04junk"},
+            "huge": {"data": npy_header((10**12,))},
+            "beyond integers": {"data": npy_header((10**25,))},
+            "unclosed": {"data": npy_header((3,)).replace(b"}", b" ")},
             "stype": {"stype": "another"},
             "strings": vars(Array(np.array(["a", "b"]))),
             "big endian": vars(Array(np.zeros((3,), dtype=">f8"))),
@@ -152,10 +163,7 @@ def faulty(kind: str) -> Callable[[int, Message, Model], Message]:
     return change
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [*("nan", "shape", "dtype", "names", "metrics", "examples"), *("bytes", "empty", "stype", "strings", "big endian")],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_model_is_left_out_and_counts_as_faulty(kind: str) -> None:
     strategy = Strategy(fa.make_rule("trimmed_mean", f=2))
     model, metrics = a_round(strategy, faulty(kind))

@@ -197,6 +197,13 @@ def test_distances_from_inner_products_are_never_negative():
     assert (Gram.from_inner_products(K).D2 >= 0).all()
 
 
+def test_rows_that_count_as_zero_put_no_other_row_out_of_range():
+    G = torch.tensor([[1e-310], [1e-315], [1e-320], [1.0], [2.0]], dtype=torch.float64)
+    gram, finite = measure(G)
+    assert finite.all()
+    np.testing.assert_allclose(gram.norms, [0, 0, 0, 1, 2])
+
+
 def test_a_row_that_counts_as_zero_does_not_move_the_scale_of_the_others():
     gram, _ = measure(torch.tensor([[1e-320], [-1e300]], dtype=torch.float64))
     np.testing.assert_allclose(gram.norms, [0, 1e300], rtol=1e-12)

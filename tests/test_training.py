@@ -477,6 +477,9 @@ class Normalised(nn.Module):
         ({"batch": 8}, True),
         ({"batch": 3, "accumulate": 17}, False),  # 2,500 = 49 * 51 + 1
         ({"batch": (8, 8, 8, 7)}, False),
+        ({"batch": 7, "iterations": 357}, True),  # the run ends before that minibatch
+        ({"batch": 7, "iterations": 358}, False),
+        ({"batch": (7, 8, 8, 8)}, True),  # a Byzantine worker's gradient is not computed
         ({"batch": 7, "sampling": "random"}, True),
         ({"batch": 1, "sampling": "random"}, False),
     ],
@@ -484,7 +487,7 @@ class Normalised(nn.Module):
 def test_a_single_image_that_batch_norm_cannot_take_is_refused_at_the_start(
     data: Dataset, settings: dict[str, Any], valid: bool
 ) -> None:
-    config = replace(SMALL, workers=4, **({"sampling": "sequential"} | settings))
+    config = replace(SMALL, workers=4, **({"sampling": "sequential", "iterations": 1000} | settings))
     with torch.random.fork_rng():
         model = Normalised()
     before = {name: value.clone() for name, value in model.state_dict().items()}

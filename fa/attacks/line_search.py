@@ -60,7 +60,10 @@ def line_search(
 
 
 def _maximize(damage: Callable[[float], float], evaluations: int) -> float:
-    """Return the factor of largest damage, among `evaluations` that are tried, or as many as floats tell apart."""
+    """Try up to `evaluations` factors, and return the one of largest damage.
+
+    The search ends earlier where halved steps no longer change a float.
+    """
     tried = {float(k): damage(2.0**k) for k in list(_EXPONENTS)[:evaluations]}
     step = 0.5
     while len(tried) < evaluations:

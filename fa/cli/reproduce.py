@@ -24,7 +24,7 @@ _FINISHED = "Draw fig04, fig09, extra06, extra07 or extra12 from finished runs, 
 @click.option(
     "--finished",
     is_flag=True,
-    help="Draw fig04, fig09, extra06, extra07 or extra12 from finished runs, and list the missing ones.",
+    help=_FINISHED,
 )
 def reproduce(
     name: tuple[str, ...],

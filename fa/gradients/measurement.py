@@ -121,6 +121,7 @@ def _quick_pass_suffices(K: Square, dtypes: set[torch.dtype]) -> bool:
 def _out_of_range(K: Square, exponents: PerGradient, finite: Bool[np.ndarray, " p"]) -> Bool[np.ndarray, " p"]:
     """Return which finite rows have norms with which sums, or ratios to the usual norm, would leave float64."""
     logs = np.where(finite, log2(K.diagonal()) / 2 + exponents, np.nan)
+    logs[logs < -LARGEST_EXPONENT] = -np.inf  # They count as 0.
     far: np.ndarray = logs > min(_OUT_OF_RANGE, usual_exponent(logs) + LARGEST_EXPONENT)
     return far
 

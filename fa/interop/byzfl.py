@@ -89,9 +89,11 @@ class ByzFLRule(Rule):
             wide = columns.float() if columns.dtype in (torch.float16, torch.bfloat16) else columns
             try:
                 direction = torch.as_tensor(aggregator(wide))
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, TypeError) as error:  # such as of NaN, which CAF computes from zeros
                 raise ValueError(f"{self.name} cannot aggregate these gradients: {error}") from error
-        return ColumnDecision(direction=direction.to(columns))
+        return ColumnDecision(direction=direction.to(G))
 
     def _aggregator(self) -> Any:
         """Create ByzFL's aggregator with this rule's options; its errors name the rule."""

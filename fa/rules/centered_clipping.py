@@ -52,7 +52,8 @@ class CenteredClipping(Rule):
             gram: Gram matrix of p gradients. `tau` is in the unit of their norms.
 
         Returns:
-            The weights (p,). They sum to 1 with start="mean", and may sum to less with start="zero".
+            The weights (p,). They sum to 1 with start="mean", and may sum to less with start="zero". A gradient over
+            1e150 times as long as usual is shortened to that first, and its weight is lower.
         """
         X = points(gram)
         weights = np.full(gram.p, 0.0 if self.start == "zero" else 1 / gram.p)

@@ -49,8 +49,11 @@ class MixedGradients:
         Returns:
             The columns (q, n), in the gradients' dtype; float32 for half precision, whose range does not hold R.
         """
-        columns = G.new_empty(self.R.shape[1], G.shape[1], dtype=torch.promote_types(G.dtype, torch.float32))
+        dtype = torch.promote_types(G.dtype, torch.float32)
         factor = torch.from_numpy(self.R.T).to(G.device)
+        if np.abs(self.R).max() < torch.finfo(dtype).max / len(G):
+            return factor.to(dtype) @ G.to(dtype)
+        columns = G.new_empty(self.R.shape[1], G.shape[1], dtype=dtype)
         width = max(1, _ENTRIES // len(G))
         for left in range(0, G.shape[1], width):
             part = slice(left, left + width)

@@ -1,7 +1,8 @@
 """Schema of a record's config.json.
 
-`RECORD_VERSION` counts changes of the numbers that a configuration gives. `SCHEMA_VERSION` counts changes of what is
-written about a run: its keys, and the names of settings. Only records of the present versions are read.
+`RECORD_VERSION` counts changes of the numbers that a configuration gives, beyond rounding. `SCHEMA_VERSION` counts
+changes of what is written about a run: its keys, and the names of settings. Only records of the present versions are
+read.
 """
 
 from __future__ import annotations

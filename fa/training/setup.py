@@ -154,8 +154,6 @@ def make_workers(
             have a single image, with which the model's batch normalisation cannot compute.
     """
     parts, recipe = worker_partitions(config, dataset), parse_recipe(config, attack)
-    for rank in rows:
-        _check_smallest_batch(config, dataset, model, rank, parts.get(rank))
     device = with_index(torch.device(config.device))
     datasets: dict[bool, Dataset] = {}  # on the device, plain and augmented, if a worker draws from it
     workers = []
@@ -167,24 +165,30 @@ def make_workers(
             datasets[augments] = images.to(device)
         flips_labels = byzantine and attack.flips_labels
         workers.append(Worker(rank, model, datasets[augments], config, row, parts.get(rank), flips_labels))
+    computing = [rank for rank in rows if rank >= config.byzantine or attack.uses_own_gradient]
+    if any(_fewest_images(config, dataset, rank, parts.get(rank)) == 1 for rank in computing):
+        _check_single_image(config, dataset, model)
     return workers
 
 
-def _check_smallest_batch(
-    config: TrainConfig, dataset: Dataset, model: nn.Module, rank: int, own: Int64[np.ndarray, " k"] | None
-) -> None:
-    """Raise ValueError if a worker has a backward pass over one image, and the model cannot compute it."""
+def _fewest_images(config: TrainConfig, dataset: Dataset, rank: int, own: Int64[np.ndarray, " k"] | None) -> int:
+    """Return the number of images in the smallest backward pass of a worker in this run."""
     batch = config.batches[rank]
-    last = batch  # images in the last backward pass of the last minibatch
-    if config.sampling == "sequential":
-        images = len(dataset.train_labels) // config.workers if own is None else len(own)
-        last = (images % (batch * config.accumulate) or batch) % batch or batch
-    if last > 1:
-        return
+    if config.sampling != "sequential":
+        return batch
+    images = len(dataset.train_labels) // config.workers if own is None else len(own)
+    minibatch = batch * config.accumulate
+    if config.iterations * config.local_steps < -(-images // minibatch):  # The run ends before the pass.
+        return batch
+    return (images % minibatch or minibatch) % batch or batch
+
+
+def _check_single_image(config: TrainConfig, dataset: Dataset, model: nn.Module) -> None:
+    """Raise ValueError if the model cannot compute the gradient of one image, as with batch normalisation."""
     device = next(model.parameters()).device
     try:
         with torch.no_grad(), seeds.fork_global_rng(0, device):
             copy.deepcopy(model).train()(torch.zeros(1, *dataset.shape, device=device))
     except ValueError as error:
-        rest = "a single image" if batch == 1 else "a single image in the last minibatch of a pass"
-        raise ValueError(f"batch must not leave {rest}, got {batch}: {error}. Change the batch.") from error
+        requirement = "a number that leaves no single image in a backward pass"
+        raise ValueError(f"batch must be {requirement}, got {config.batch}: {error}") from error

@@ -143,7 +143,7 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
         Claim(
             "C3",
             "FA remains more robust compared to other approaches, for f = 1, 2, 3",
-            "final accuracy " + ("; ".join(map(str, leads)) or "without a seed that FA and another rule share"),
+            "final accuracy " + ("; ".join(map(str, leads)) or "without a seed that all finished rules share"),
             complete_verdict(),
         ),
         Claim(

@@ -127,7 +127,7 @@ class RpcTransport(ProcessTransport):
         return answer
 
     def _copy(self, message: GradientMessage) -> None:
-        """Copy a gradient and its statistics; whatever fails, the round does not wait for the copy."""
+        """Copy a gradient and its statistics. If that fails, exclude the rank, which the round would wait for."""
         statistics = self._gathering.buffers[message.rank].tensors
         try:
             with torch.no_grad():
