@@ -28,7 +28,8 @@ else:
     _MISSING = ""
 
 _MALFORMED = (
-    "sent other records, or arrays of other names, shapes or dtypes, than it was asked for, or metrics of NaN or Inf"
+    "sent damaged arrays, other records, or arrays of other names, shapes or dtypes, than it was asked for, or metrics"
+    " of NaN or Inf"
 )
 
 Update = Mapping[str, Tensor]
