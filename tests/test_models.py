@@ -1,5 +1,6 @@
 """Models by name: their sizes, their seeds, and what they refuse."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,6 +22,18 @@ def test_the_papers_models_have_the_papers_sizes(name: str, shape: tuple[int, in
     model = models.build(name, shape, 10, seed=0)
     assert numbers(model) == expected
     assert model.training
+
+
+def test_models_of_two_threads_are_those_of_one() -> None:
+    """The global generators, from which layers draw, belong to the process."""
+
+    def build(seed: int) -> dict[str, Tensor]:
+        return models.build("resnet18", (3, 32, 32), 10, seed=seed).state_dict()
+
+    expected = [build(seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(2) as pool:
+        for one, other in zip(pool.map(build, (1, 2) * 3), expected * 3, strict=True):
+            assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def reference(model: nn.Module, images: Tensor) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+_GLOBAL_RNG = threading.RLock()
 
 
 def derive_seed(purpose: str, seed: int, worker: int, iteration: int) -> int:
@@ -48,13 +51,14 @@ def generator(
 def fork_global_rng(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's global generators within the block, and restore their states afterwards.
 
-    Dropout, among others, draws from the global generators.
+    Dropout, among others, draws from the global generators. They belong to the process: a second thread waits at the
+    block until the first has left it.
 
     Args:
         seed: Seed of the CPU's generator, and of the generator of `device`.
         device: Device of the computation.
     """
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with _GLOBAL_RNG, torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             with torch.cuda.device(device):  # manual_seed seeds the current device
