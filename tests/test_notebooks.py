@@ -56,6 +56,13 @@ def test_every_figure_has_its_notebook() -> None:
         assert [path.stem for path in find([family])] == [figure_module(name).NAME for name in names] == list(names)
 
 
+def test_the_help_names_the_notebooks_that_are_drawn_from_finished_runs() -> None:
+    (option,) = (option for option in cli.get_command(None, "reproduce").params if option.name == "finished")
+    named = set(re.findall(r"\b(?:fig|extra)\d+\w*", option.help))
+    drawn = [path.stem for path in NOTEBOOKS if "finished" in papermill.inspect_notebook(path)]
+    assert named == {stem.partition("_")[0] for stem in drawn}
+
+
 def test_notebooks_are_found_by_whole_and_short_names_and_by_family() -> None:
     stems = ["fig02_mean", "fig06bcd_more", "theory01_flags", "theory02_beta"]
     assert match_names(["fig"], stems) == match_names(["figs"], stems) == stems[:2]

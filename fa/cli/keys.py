@@ -10,7 +10,7 @@ import click
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--workers", type=click.IntRange(min=1), default=15, show_default=True, help="Number of workers, p.")
-@click.option("--days", type=click.IntRange(min=1, max=36_500), default=30, show_default=True, help="Days of validity.")
+@click.option("--days", type=click.IntRange(min=1), default=30, show_default=True, help="Days of validity.")
 def keys(folder: Path, workers: int, days: int) -> None:
     """Write keys of a run to FOLDER/server and FOLDER/worker-R, one folder for each process.
 

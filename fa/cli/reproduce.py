@@ -21,11 +21,7 @@ _FINISHED = "Draw fig04, fig09, extra06, extra07 or extra12 from finished runs, 
 @study_options
 @parameter_option
 @click.option("--list", "listed", is_flag=True, help="List the notebooks with their parameters, and the variants.")
-@click.option(
-    "--finished",
-    is_flag=True,
-    help=_FINISHED,
-)
+@click.option("--finished", is_flag=True, help=_FINISHED)
 def reproduce(
     name: tuple[str, ...],
     profile: str,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import make_extra
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import MISSING, Claim, Lead, comparison_claim, learned, mean
+from fa.experiments.reporting.claims import MISSING, Claim, Lead, comparison_claim, describe_leads, learned, mean
 from fa.experiments.runs.profiles import MARGIN, PROFILES, for_profile
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study
@@ -109,12 +108,12 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     for words, rules in (("FA loses", ("fa",)), ("order statistics lose", ORDER_STATISTICS)):
         leads = [_loss(rule, final[rule]) for rule in rules if rule in final]
         text = f"{words} accuracy if random vectors are 0 where all honest gradients are"
-        claim = comparison_claim("E12", text, leads, testable, margin, difference="loss")
-        if len(leads) < len(rules):
-            missing = ", ".join(VARIANTS[rule].label for rule in rules if rule not in final)
-            measured = f"{claim.measured}; " if leads else ""
-            claim = replace(claim, measured=f"{measured}without runs: {missing}", verdict=MISSING)
-        judged.append(claim)
+        if len(leads) == len(rules):
+            judged.append(comparison_claim("E12", text, leads, testable, margin, difference="loss"))
+            continue
+        missing = ", ".join(VARIANTS[rule].label for rule in rules if rule not in final)
+        parts = [describe_leads(leads, "loss")] if leads else []
+        judged.append(Claim("E12", text, "; ".join([*parts, f"without runs: {missing}"]), MISSING))
     return judged
 
 

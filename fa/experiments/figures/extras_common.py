@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.claims import Lead, mean
 from fa.experiments.reporting.style import LOOKS, Look, literal, new_figure
+from fa.experiments.runs.descriptions import seeds_text
 from fa.experiments.runs.results import final_accuracies
-from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study, seeds_text
+from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN, VARIANTS
 
 if TYPE_CHECKING:

@@ -1,0 +1,74 @@
+"""Descriptions of seeds, and of a study's runs that are not finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fa.experiments.runs.study import Cell
+
+
+def describe_unfinished(cells: Sequence[Cell], finished: Sequence[Cell]) -> tuple[str, ...]:
+    """Describe the cells that are not finished: whole seeds, then rules that no place has, then the rest by place.
+
+    Args:
+        cells: All cells of a study.
+        finished: Those of them with finished runs.
+
+    Returns:
+        The parts of the description; none if all are finished.
+    """
+    parts = []
+    missing = [cell for cell in cells if cell not in finished]
+    seeds = _without(missing, finished, lambda cell: cell.config.seed)
+    if seeds:
+        parts.append(seeds_text(seeds))
+        missing = [cell for cell in missing if cell.config.seed not in seeds]
+    labels = _without(missing, finished, lambda cell: cell.case.label)
+    if labels and len({cell.case.place for cell in cells}) > 1:
+        parts.append(_join(labels))
+        missing = [cell for cell in missing if cell.case.label not in labels]
+    for place in dict.fromkeys(cell.case.place for cell in missing):
+        here = [cell for cell in finished if cell.case.place == place]
+        parts += _at(place, [cell for cell in missing if cell.case.place == place], here) if here else [f"{place}: all"]
+    return tuple(parts)
+
+
+def _without(missing: Sequence[Cell], finished: Sequence[Cell], key: Callable[[Cell], Any]) -> list[Any]:
+    """Return the values of a key that no finished cell has."""
+    present = {key(cell) for cell in finished}
+    return [value for value in dict.fromkeys(map(key, missing)) if value not in present]
+
+
+def _at(place: str, missing: Sequence[Cell], finished: Sequence[Cell]) -> list[str]:
+    """Name the rules that are missing at a place, with their seeds where other seeds are finished."""
+    by_seeds: dict[str, list[str]] = {}
+    for name in dict.fromkeys(cell.case.label for cell in missing):
+        seeds = dict.fromkeys(cell.config.seed for cell in missing if cell.case.label == name)
+        begun = any(cell.case.label == name for cell in finished)
+        by_seeds.setdefault(f" ({seeds_text(list(seeds))})" if begun else "", []).append(name)
+    return [f"{place}: {_join(names)}{seeds}" for seeds, names in by_seeds.items()]
+
+
+def _join(names: Iterable[str]) -> str:
+    """Join names by commas; those that have a comma stand in quotation marks."""
+    return ", ".join(f'"{name}"' if "," in name else name for name in names)
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Describe seeds, as in "seed 2021" or "seeds 3001 to 3020" for four and more in a row.
+
+    Args:
+        seeds: The seeds, at least one.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> seeds_text([2021]), seeds_text([2021, 2023])
+        ('seed 2021', 'seeds 2021, 2023')
+    """
+    in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
+    numbers = f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+    return f"seed{'s' * (len(seeds) > 1)} {numbers}"
