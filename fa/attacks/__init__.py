@@ -73,7 +73,8 @@ def attack(G: Any, name: str, f: int, seed: int = 0, iteration: int = 0, rule: A
         The new gradients, of G's kind, dtype and device.
 
     Raises:
-        ValueError: An argument is invalid, or a user's attack has changed an honest row.
+        ValueError: An argument is invalid, the attack changes labels and not gradients, or a user's attack has changed
+            an honest row.
 
     Example:
         >>> import numpy as np, fa
@@ -88,6 +89,8 @@ def attack(G: Any, name: str, f: int, seed: int = 0, iteration: int = 0, rule: A
     check_integer("f", f, 0)
     check("f", f, f < len(attacked), f"less than p = {len(attacked)}, the number of gradients")
     chosen = make_attack(name, rule, **options)
+    cure = "Compute the Byzantine workers' gradients on flipped labels, or use fa train."
+    check("attack", name, not chosen.flips_labels, "an attack that changes gradients", cure)
     if f:
         chosen.apply(attacked, range(f), seed, iteration)
     return gradients.restore(attacked)

@@ -38,7 +38,7 @@ def draw(rows: Sequence[RuleTiming], title: str) -> Figure:
     apply_theme()
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    figure = Figure(figsize=(13, 6), layout="constrained")
     bars, by_n, by_p = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
     _bars(bars, rows)
     for axes, varied in ((by_n, "n"), (by_p, "p")):
@@ -77,7 +77,7 @@ def _bars(axes: Axes, rows: Sequence[RuleTiming]) -> None:
     names = [literal(variant.label) for variant in _variants(rows).values()]
     axes.set(xscale="log", yticks=range(len(names)), yticklabels=names)
     axes.set(xlabel="time of a call (ms)", title=f"p = {p}, n = {largest:,}", ylim=(len(names) - 0.4, -0.6))
-    axes.set_xlim(right=axes.get_xlim()[1] * 4)
+    axes.set_xlim(right=axes.get_xlim()[1] * 8)
     axes.legend(fontsize=7, loc="upper right")
 
 

@@ -55,7 +55,7 @@ def draw(shown: Scene) -> Figure:
 def _title(shown: Scene) -> str:
     setting = shown.setting
     heading = (
-        f"p = {setting.p}, f = {setting.f} ({setting.attack}); FA: formulation {setting.formulation}, m = {setting.m}, "
+        f"p = {setting.p}, f = {setting.f} ({setting.attack}); {setting.formulation} formulation of FA, m = {setting.m}, "
         f"lambda = {setting.lam:g}, a = {setting.a:g}"
     )
     return "\n".join([heading, *(f"excluded: {reason}" for reason in shown.refused.values())])

@@ -162,6 +162,9 @@ def draw_differences(panels: Sequence[Axes], compared: Sequence[Comparison], loo
             if one.attack == heading:
                 _draw_comparison(axes, one, places[one.name], looks[one.name])
         axes.set(xlabel="difference of test accuracy", title=heading)
+    limits = [limit for axes in panels for limit in axes.get_xlim()]
+    for axes in panels:
+        axes.set_xlim(min(limits), max(limits))
     panels[0].set_yticks(range(len(looks)), list(looks))
     panels[0].set_ylim(len(looks) - 0.5, -0.5)
 
@@ -171,7 +174,7 @@ def _draw_comparison(axes: Axes, one: Comparison, place: int, look: style.Look) 
     axes.plot(values, [place + 0.25] * len(values), "|", color=look.color, alpha=0.5)
     for level, width in ((one.level, 1), (LEVEL, 3)):
         axes.plot(one.differences.interval(level), [place, place], color=look.color, linewidth=width)
-    axes.plot(one.differences.mean, place, look.marker, color=look.color, markersize=8, markeredgecolor="white")
+    axes.plot(one.differences.mean, place, look.marker, color=look.color, markersize=6, markeredgecolor="white", mew=0.5)
 
 
 def interval_caption(level: float) -> str:

@@ -31,6 +31,7 @@ ITERATIONS = {"smoke": (4, 4, 4), "quick": (120, 60, 30), "cpu": (625, 313, 157)
 TIMED_CALLS = 20  # Number of timed calls per rule.
 RULES = ("fa", "mean")
 CEILING = "Mean, p = 15, f = 0"
+_ZOOMED_FROM = 0.9
 
 
 def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: Any) -> Study:
@@ -100,6 +101,8 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
     if "mean" in set(table["variant"]):
         draw_line(left, table[table["variant"] == "mean"], ceiling)
     finish(left)
+    if table.groupby(["workers", "f", "variant"])["test_accuracy"].max().min() > _ZOOMED_FROM:
+        left.set_ylim(_ZOOMED_FROM, 1.005)  # The lines would lie on one another.
     left.legend(title="FA, and the mean", loc="lower right")
     for name in RULES:
         look, rows = style.LOOKS[name], times[times["rule"] == name]

@@ -279,8 +279,7 @@ def _section(figure: dict[str, Any]) -> list[str]:
     name, hardware = figure["figure"], "; ".join(_machine(machine) for machine in figure["hardware"])
     command = f"`{figure['command']}`" if figure["command"] else "its notebook with other parameters"
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in found.items()) for found in figure["versions"])
-    unwrapped = re.sub(r"\n(?!excluded|not finished)", " ", figure["settings"])  # Titles are wrapped.
-    settings = unwrapped.replace("\n", "; ")
+    settings = figure["settings"].replace("\n", "; ")
     tables = [f"{name}.csv", *figure["tables"]]
     numbers = ", ".join(f"[{table}]({table})" for table in tables)
     lines = [

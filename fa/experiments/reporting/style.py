@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -143,7 +144,7 @@ def set_heading(figure: Figure, text: str, size: float = 10) -> None:
 
 
 def _fitting_lines(line: str, points: float, size: float) -> list[str]:
-    """Break a line between words, so that no part is wider than `points` if a word allows it."""
+    """Break a line between words, but not beside "=" or after ":", so that no part is wider than `points` if a word allows it."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -151,7 +152,7 @@ def _fitting_lines(line: str, points: float, size: float) -> list[str]:
         return float(text_to_path.get_text_width_height_descent(text, FontProperties(size=size), False)[0])
 
     lines = [""]
-    for word in line.split(" "):
+    for word in re.split(r"(?<![=:]) (?!=)", line):
         extended = f"{lines[-1]} {word}".strip()
         if lines[-1] and width(extended) > points:
             lines.append(word)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from textwrap import wrap
 from types import MappingProxyType
 from typing import Any
 
@@ -32,9 +31,6 @@ Seeds = Sequence[int] | None
 
 RuleNames = Sequence[str] | None
 """The user's rules to add to a figure; None to add none."""
-
-_TITLE_WIDTH = 80
-"""Characters in a line of a title, which fit the narrowest figure."""
 
 _SETTINGS = tuple(sorted({field.name for field in fields(TrainConfig)} - {"rule", "rule_options", "byzantine", "seed"}))
 """Settings that the runs of a study share; its grid and its seeds set the others."""
@@ -229,8 +225,8 @@ class Study:
         seed_text = seeds_text(seeds) + self.seed_caption * (len(seeds) > 1)
         needs = "; ".join(dict.fromkeys(reason.partition(", got")[0] for reason in self.skipped.values()))
         skipped = f"\nexcluded where p is too small: {needs}" if needs else ""
-        unfinished = f"not finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
-        return "\n".join([f"{task}; {counts}{attack}, {steps}, {seed_text}{skipped}", *wrap(unfinished, _TITLE_WIDTH)])
+        unfinished = f"\nnot finished: {'; '.join(self.unfinished)}" if self.unfinished else ""
+        return f"{task}; {counts}{attack}, {steps}, {seed_text}{skipped}{unfinished}"
 
     def _values(self, setting: str) -> str:
         """Return the values of a setting in the order of the cases, as in 64/128/192."""
