@@ -80,6 +80,7 @@ def build(name: str, shape: tuple[int, int, int], classes: int, seed: int) -> nn
         >>> sum(parameter.numel() for parameter in model.parameters())
         21840
     """
+    check("shape", shape, isinstance(shape, tuple | list) and len(shape) == 3, "(channels, height, width)")
     channels, size, width = shape
     for argument, value in (("channels", channels), ("height", size), ("width", width), ("classes", classes)):
         check_integer(argument, value, 1)

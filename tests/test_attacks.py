@@ -178,10 +178,45 @@ def test_an_attack_by_name_returns_new_gradients(name: str, G: Tensor) -> None:
     np.testing.assert_allclose(array, expected.cpu().numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "f", "argument"), [("lie", 0, "attack"), ("label_flipping", 2, "attack"), ("ipm", 9, "f"), ("ipm", -1, "f")])
+@pytest.mark.parametrize(
+    ("name", "f", "argument"),
+    [("lie", 0, "attack"), ("label_flipping", 2, "attack"), ("ipm", 9, "f"), ("ipm", -1, "f")],
+)
 def test_an_attack_by_name_checks_its_arguments(name: str, f: int, argument: str) -> None:
     with pytest.raises(ValueError, match=rf"^{argument} must be .*{name if argument == 'attack' else f}"):
         fa.attack(torch.ones(9, 4), name, f)
+
+
+@pytest.mark.parametrize("name", ["random", "ipm", "alie", "mimic", "min_max", "random_reached", "sign_flip"])
+@pytest.mark.parametrize("byzantine", [[-1], [9], [0, 0], range(9)], ids=str)
+def test_the_ranks_of_byzantine_workers_are_checked(name: str, byzantine: Any) -> None:
+    with pytest.raises(ValueError, match=r"^byzantine must be .*\b8\b.*\b9\b"):
+        make_attack(name).apply(torch.ones(9, 4), byzantine, SEED, ITERATION)
+
+
+@pytest.mark.parametrize("name", ["random_shared", "line_search"])
+def test_the_ranks_of_byzantine_workers_may_be_an_array(name: str) -> None:
+    G = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    found, expected = G.clone(), G.clone()
+    make_attack(name, RULE).apply(found, np.array([1, 3]), SEED, ITERATION)
+    make_attack(name, RULE).apply(expected, [1, 3], SEED, ITERATION)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"nan"}))
+def test_the_memory_order_does_not_change_an_attack(name: str) -> None:
+    G = torch.randn(9, 100, generator=torch.Generator().manual_seed(0))
+    transposed = G.T.contiguous().T
+    for gradients in (G, transposed):
+        make_attack(name, RULE).apply(gradients, [1, 3], SEED, ITERATION)
+    assert torch.equal(G, transposed)
+
+
+@pytest.mark.parametrize(("argument", "value"), [("seed", -1), ("iteration", -1), ("rule", "fa")])
+@pytest.mark.parametrize("name", ["random", "ipm", "line_search"])
+def test_an_attack_names_a_wrong_argument(name: str, argument: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^{argument} must be .*{value}"):
+        fa.attack(torch.ones(9, 4), name, 1, **{"rule": RULE, argument: value})
 
 
 # --- options ---

@@ -1,5 +1,6 @@
 """Flows and maps against one solve_ivp a pixel, closed forms and what they conserve; images against plain loops."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -291,10 +292,18 @@ def test_noise_has_each_images_level_and_follows_its_seed() -> None:
         (lambda x: warp(x[:, :4], "cat", 1), r"^images must be .*\b4\b.*\b6\b"),
         (lambda x: warp([[1]], "cat", 1), r"^images must be .*'list'"),
         (lambda x: warp(x > 3, "cat", 1, "bilinear"), r"^images must be .*torch\.bool"),
+        (lambda x: warp(x.long() + 2**53, "cat", 1, "bilinear"), r"^images must be .*2\^53.*int64"),
+        (lambda x: warp(np.ma.masked_array(x.numpy()), "cat", 1), r"^images must be .*mask"),
+        (lambda x: warp(x.numpy().astype(object), "cat", 1), r"^images must be .*'O'"),
+        (lambda x: warp(x, "smooth_cat_map", True), r"^t must be .*True"),
+        (lambda x: warp(x, "cat", 24.5), r"^t must be .*\b24\b.*\b24\.5\b"),
         (lambda x: flow("cat", [1.0, 2.0], 1), r"^points must be .*\(2,\)"),
         (lambda x: flow("cat", [[1.0, float("inf")]], 1), r"^points must be .*finite"),
         (lambda x: flow("smooth_cat_map", [[1.0, 1.0]], 1), r"^system must be .*'smooth_cat_map'"),
         (lambda x: add_noise(x, -0.1, torch.Generator()), r"^deviations must be .*-0\.1"),
+        (lambda x: add_noise(x, float("inf"), torch.Generator()), r"^deviations must be .*inf"),
+        (lambda x: add_noise(x, torch.zeros(3), torch.Generator()), r"^deviations must be .*\b2\b"),
+        (lambda x: add_noise(x, torch.zeros(6, 6), torch.Generator()), r"^deviations must be .*\b2\b"),
         (lambda x: add_noise(x.long(), 0.1, torch.Generator()), r"^images must be .*int64"),
         (lambda x: cat_period(0), r"^side must be .*\b0\b"),
     ],
@@ -308,3 +317,29 @@ def test_images_with_a_negative_stride_along_a_dimension_of_one_are_moved() -> N
     """numpy calls these contiguous, and torch refuses them."""
     given = np.arange(1.0, 13.0).reshape(3, 4, 1)[:, :, ::-1]
     np.testing.assert_array_equal(warp(given, "rotation", 0), given)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.uint32, np.int64, np.uint64, ">f4", ">i2"])
+def test_bilinear_keeps_the_largest_numbers_and_the_byte_order(dtype: Any) -> None:
+    largest = 2**24 - 1 if np.dtype(dtype).kind == "f" else min(np.iinfo(dtype).max, 2**53)
+    given = np.full((1, 4, 4), largest, dtype=dtype)
+    found = warp(given, "rotation", 0.0, "bilinear")
+    assert found.dtype == given.dtype
+    np.testing.assert_array_equal(found, given)
+
+
+def test_an_infinity_stays_at_its_pixel() -> None:
+    given = torch.ones(1, 4, 4)
+    given[0, 1, 1] = torch.inf
+    assert torch.equal(warp(given, "rotation", 0.0, "bilinear"), given)
+
+
+def test_many_iterations_of_the_smooth_cat_map_do_not_overflow() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = warp(torch.ones(1, 8, 8), "smooth_cat_map", 2000)
+    assert torch.equal(found, warp(torch.ones(1, 8, 8), "smooth_cat_map", 200))
+
+
+def test_the_torus_ends_below_1() -> None:
+    assert flow("cat", [[-1e-20, 0.0]], 0.0).tolist() == [[0.0, 0.0]]

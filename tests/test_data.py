@@ -700,6 +700,8 @@ def test_cycled_crops_are_drawn_once_for_each_image(colored: Dataset) -> None:
     [
         ({"batch": 0}, r"^batch must be .*\b0\b"),
         ({"batch": 41}, r"^batch must be .*\b40\b.*\b41\b"),
+        ({"batch": 6, "own": np.arange(5)}, r"^batch must be .*\b5\b.*\bworker\b.*\b6\b"),
+        ({"seed": -1}, r"^seed must be .*-1\b"),
         ({"batch": 11, "sampling": "cycled"}, r"^batch must be .*\b10\b.*\b11\b"),
         ({"worker": 4}, r"^worker must be .*\b4\b.*\b4\b"),
         ({"worker": -1}, r"^worker must be .*-1\b"),

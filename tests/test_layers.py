@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -120,6 +121,42 @@ def test_transforms_of_torch_func_get_torchs_layers() -> None:
     expected = per_image(weights, images)["weight"]
     accelerate(layer)
     torch.testing.assert_close(per_image(weights, images)["weight"], expected)
+
+
+class Wrapped(Tensor):
+    """A subclass of Tensor, which may be without numbers, as torch's FakeTensor."""
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own, by make_dual
+def test_other_layers_parameters_under_a_transform_get_torchs_layers() -> None:
+    """The transformed parameter is the last layer's, so no transform wraps the convolution's own tensors."""
+    model = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.Flatten(), nn.Linear(64, 3))
+    images, last = torch.randn(4, 16, 2, 2), model[2].weight.detach()
+    model.requires_grad_(False)
+
+    def loss(weight: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {"2.weight": weight}, (images,)).square().sum()
+
+    def found() -> list[Tensor]:
+        with torch.autograd.forward_ad.dual_level():
+            output = model(torch.autograd.forward_ad.make_dual(images, torch.ones_like(images)))
+            tangent = torch.autograd.forward_ad.unpack_dual(output).tangent
+        slope = torch.func.jvp(loss, (last,), (torch.ones_like(last),))[1]
+        wrapped = model(images.as_subclass(Wrapped)).as_subclass(Tensor)
+        return [torch.func.grad(loss)(last), slope, tangent, wrapped]
+
+    expected = found()
+    accelerate(model)
+    for value, torchs in zip(found(), expected, strict=True):
+        torch.testing.assert_close(value, torchs)
+
+
+def test_a_computed_weight_warns_no_more_than_torchs() -> None:
+    layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(16, 16, 3, padding=1))
+    accelerate(nn.Sequential(layer))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(torch.randn(4, 16, 2, 2)).square().sum().backward()
 
 
 def test_wrong_channels_and_too_small_maps_are_torchs_errors() -> None:

@@ -88,6 +88,21 @@ def test_more_than_one_chunk_is_one_piece() -> None:
     assert done == [(1000, 2500), (2000, 2500), (2500, 2500)]
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"noise": (float("inf"),)}, r"^noise must be .*inf"),
+        ({"system": "cat", "t": (float("nan"),)}, r"^t must be .*nan"),
+        ({"system": "cat", "t": (30.5,)}, r"^t must be .*30\.5"),
+    ],
+)
+def test_a_recipe_of_python_values_is_checked_as_a_file_is(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Recipe(**values)
+    whole = Recipe(system="smooth_cat_map", t=(1,))
+    assert whole == Recipe.of({"system": "smooth_cat_map", "t": [1]})
+
+
 WRONG: list[tuple[str, str]] = [
     ('system = "cats"\nt = [1]', r"\bsystem must be .*'cats'.*'cat'"),
     ('sistem = "cat"', r"\bkey must be .*'sistem'.*'system'"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fa.data import Dataset, load
 from fa.data.batches import normalise
-from fa.data.splits import by_class, dirichlet
+from fa.data.splits import by_class, dirichlet, gamma_similarity
 from fa.training import TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.setup import worker_partitions
@@ -125,6 +125,21 @@ def simulation(config: TrainConfig, data: Dataset = MNIST) -> SimulatedTransport
 def test_settings_that_cannot_be(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda labels: by_class(labels, 0), r"^workers must be .*\b0\b"),
+        (lambda labels: gamma_similarity(labels, 0, 0.5, 0), r"^workers must be .*\b0\b"),
+        (lambda labels: dirichlet(labels, 0, 0.5, 1, 0), r"^workers must be .*\b0\b"),
+        (lambda labels: dirichlet(labels, 4, 1e308, 1, 0), r"^alpha must be .*1e\+100.*1e\+308"),
+        (lambda labels: dirichlet(labels, 4, 0.5, 1, -1), r"^seed must be .*-1\b"),
+    ],
+)
+def test_arguments_of_a_split_are_checked(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call(MNIST.train_labels)
 
 
 def test_too_few_images_for_a_worker_are_told_before_the_run() -> None:

@@ -62,7 +62,9 @@ def aggregated() -> list[np.ndarray]:
 
 
 def attacked() -> list[np.ndarray]:
-    return [fa.attack(PLAIN, name, f=2, rule=fa.make_rule("median")) for name in attacks.ATTACKS if name != "label_flipping"]
+    return [
+        fa.attack(PLAIN, name, f=2, rule=fa.make_rule("median")) for name in attacks.ATTACKS if name != "label_flipping"
+    ]
 
 
 def solved() -> list[np.ndarray]:

@@ -38,7 +38,7 @@ def make_attack(name: str, rule: Any = None, **options: Any) -> Attack:
         options: Options of the attack, such as `factor`.
 
     Raises:
-        ValueError: Unknown name, not an `Attack`, or an invalid option.
+        ValueError: Unknown name, not an `Attack`, not a rule, or an invalid option.
 
     Example:
         >>> import torch
@@ -48,6 +48,9 @@ def make_attack(name: str, rule: Any = None, **options: Any) -> Attack:
         tensor([-0.5000, -0.5000])
     """
     attack = ATTACKS[name] if name in ATTACKS else _load(name)
+    check(
+        "rule", rule, rule is None or hasattr(rule, "check_workers"), "a fa.Rule or None", "fa.make_rule returns one."
+    )
     for option, value in options.items():
         check_one_of(f"the option of attack {name!r}", option, tuple(attack.options))
         if attack.builtin and (value is not None or attack.options[option] is not None):
@@ -86,7 +89,8 @@ def attack(G: Any, name: str, f: int, seed: int = 0, iteration: int = 0, rule: A
     check("G", type(G).__name__, isinstance(G, Tensor | np.ndarray), "a tensor or an array (p, n)")
     gradients = read(G)
     attacked = gradients.G.clone()
-    check_integer("f", f, 0)
+    for argument, value in (("f", f), ("seed", seed), ("iteration", iteration)):
+        check_integer(argument, value, 0)
     check("f", f, f < len(attacked), f"less than p = {len(attacked)}, the number of gradients")
     chosen = make_attack(name, rule, **options)
     cure = "Compute the Byzantine workers' gradients on flipped labels, or use fa train."

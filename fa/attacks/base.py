@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fa.utils import plugins
 from fa.utils.seeds import generator
-from fa.utils.validation import check
+from fa.utils.validation import check, check_integer
 
 Streams = Callable[[int], torch.Generator]
 """Maps a Byzantine worker's rank to its generator for this iteration; on the CPU unless the attack is a user's."""
@@ -58,27 +59,39 @@ class Attack:
             del state["write"]
         return _restore, (state | {"options": dict(self.options)},)
 
-    def apply(self, G: Tensor, byzantine: Sequence[int], seed: int, iteration: int) -> None:
+    def apply(self, G: Tensor, byzantine: Iterable[Any], seed: int, iteration: int) -> None:
         """Overwrite the Byzantine rows of G in place; equal arguments write equal rows.
 
         Args:
             G: Gradient matrix (p, n).
-            byzantine: Ranks of the Byzantine workers.
+            byzantine: Different ranks of the Byzantine workers, fewer than p.
             seed: Seed of the run.
             iteration: Iteration of the run.
 
         Raises:
-            ValueError: A user's attack has changed an honest row.
+            ValueError: An argument is invalid, or a user's attack has changed an honest row.
         """
+        ranks = _ranks(byzantine, len(G))
+        check_integer("seed", seed, 0)
+        check_integer("iteration", iteration, 0)
         device = torch.device("cpu") if self.builtin else G.device
-        honest = [] if self.builtin else [worker for worker in range(len(G)) if worker not in byzantine]
+        honest = [] if self.builtin else [worker for worker in range(len(G)) if worker not in ranks]
         before = [_sum_of_bytes(G[worker]) for worker in honest]
         options = dict(self.options) | ({"rule": self.rule, "iteration": iteration} if self.uses_rule else {})
         with plugins.attribute_errors_to_plugin("attack"):
-            self.write(G, byzantine, lambda worker: generator("attack", seed, worker, iteration, device), **options)
+            self.write(G, ranks, lambda worker: generator("attack", seed, worker, iteration, device), **options)
         for worker, total in zip(honest, before, strict=True):
             needed = f"one that writes the Byzantine workers' rows alone, and not worker {worker}'s"
             check("attack", self.name, _sum_of_bytes(G[worker]) == total, needed)
+
+
+def _ranks(byzantine: Iterable[Any], p: int) -> tuple[int, ...]:
+    """Check the ranks of the Byzantine workers."""
+    ranks = tuple(byzantine)
+    whole = all(isinstance(rank, int | np.integer) and 0 <= rank < p for rank in ranks)
+    needed = f"different ranks from 0 to {p - 1}, fewer than the {p} workers"
+    check("byzantine", byzantine, whole and len(set(ranks)) == len(ranks) < p, needed)
+    return tuple(map(int, ranks))
 
 
 def _restore(state: dict[str, Any]) -> Attack:

@@ -138,8 +138,8 @@ def _normal(row: Tensor, mean: float, std: float, stream: torch.Generator) -> No
 
 
 def _fill(row: Tensor, draw: Callable[[Tensor], Tensor]) -> None:
-    """Fill a row in place; on another device than the CPU, with numbers that are drawn on the CPU."""
-    if row.device.type == "cpu":
+    """Fill a row in place, with the numbers that a contiguous vector on the CPU would have."""
+    if row.device.type == "cpu" and row.is_contiguous():
         draw(row)
     else:
         row.copy_(draw(torch.empty(row.shape, dtype=row.dtype, device="cpu")))

@@ -153,6 +153,7 @@ def flow(system: str, points: Any, t: float, **parameters: float) -> Points:
     end = integrate(system, start, float(t), values, limit)
     if SYSTEMS[system].torus:
         end %= 1.0
+        end[end == 1.0] = 0.0  # The remainder of a tiny negative number is rounded to 1.
     return end
 
 
@@ -209,7 +210,7 @@ def _long_linear_flow(system: str, t: float, parameters: Mapping[str, float]) ->
         check("t", t, math.isfinite(angle), f"finite times omega={parameters['omega']:g}")
         return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     if system == "cat" and abs(t) > _LONG_CAT:
-        check("t", t, abs(t) <= _LAST_CAT, f"at most {_LAST_CAT:g} in absolute value for 'cat', which amplifies errors")
+        check_cat_time(t)
         lengths, vectors = np.linalg.eigh(CAT.astype(np.float64))
         return np.asarray((vectors * lengths**t) @ vectors.T)
     return None
@@ -220,6 +221,18 @@ def _log_cat() -> np.ndarray:
     """Return the cat map's generator: the flow of this matrix for a unit of time is the map."""
     generator: np.ndarray = import_optional("scipy.linalg", "fa.augment.flow", "theory").logm(CAT.astype(np.float64))
     return generator
+
+
+def check_cat_time(t: float) -> None:
+    """Check the time of the flow "cat", which amplifies rounding errors.
+
+    Args:
+        t: Time.
+
+    Raises:
+        ValueError: `t` is out of range.
+    """
+    check("t", t, abs(t) <= _LAST_CAT, f"at most {_LAST_CAT:g} in absolute value for 'cat', which amplifies errors")
 
 
 def check_parameters(system: str, given: Mapping[str, Any]) -> dict[str, float]:

@@ -50,13 +50,22 @@ def warp(images: Any, system: str, t: float, interpolation: str = "nearest", **p
     """
     check_one_of("interpolation", interpolation, INTERPOLATIONS)
     if isinstance(images, np.ndarray):
-        return warp(torch.from_numpy(images.copy()), system, t, interpolation, **parameters).numpy()
+        moved = warp(_from_array(images), system, t, interpolation, **parameters).numpy()
+        return moved.astype(images.dtype, copy=False)  # The byte order is the caller's.
     check("images", type(images).__name__, isinstance(images, Tensor), "a tensor or an array")
     check("images", tuple(images.shape), images.ndim in (3, 4), "(B, C, H, W) or (B, H, W)")
     height, width = images.shape[-2:]
     source(system, height, width, t, parameters)  # This call checks the arguments and caches the grid.
     key = (system, height, width, float(t), tuple(sorted(parameters.items())), images.device)
     return _nearest(images, *key) if interpolation == "nearest" else _bilinear(images, *key)
+
+
+def _from_array(images: np.ndarray) -> Tensor:
+    """Copy an array to a tensor."""
+    check("images", "a masked array", not isinstance(images, np.ma.MaskedArray), "without a mask", "Call .filled().")
+    numeric = images.dtype.kind in "biufc" and images.dtype.itemsize <= (16 if images.dtype.kind == "c" else 8)
+    check("images", images.dtype, numeric, "of numbers of at most 64 bits")
+    return torch.from_numpy(images.astype(images.dtype.newbyteorder("=")))
 
 
 def _nearest(images: Images, *key: Any) -> Images:
@@ -68,13 +77,22 @@ def _nearest(images: Images, *key: Any) -> Images:
 def _bilinear(images: Images, *key: Any) -> Images:
     """Warp with the bilinear mean of four pixels."""
     check("images", images.dtype, not images.dtype.is_complex and images.dtype != torch.bool, "of real numbers")
-    work = torch.float64 if images.dtype == torch.float64 else torch.float32
+    exact = images.dtype.itemsize < 8 or images.dtype == torch.float64 or _fits_float64(images)
+    check("images", images.dtype, exact, "of values up to 2^53 in absolute value for bilinear")
+    narrow = images.dtype.itemsize < 4 or images.dtype == torch.float32
+    work = torch.float32 if narrow else torch.float64
     total = torch.zeros_like(images, dtype=work).flatten(-2)
     for index, inside, weight in _corners(*key):
         total += _gather(images, index, inside).to(work) * weight.to(work)
     if not images.dtype.is_floating_point:
         total.round_()
     return total.to(images.dtype).view_as(images)
+
+
+def _fits_float64(images: Images) -> bool:
+    """Return whether float64 represents 64-bit integers exactly."""
+    values = images.numpy(force=True)  # torch compares no uint64.
+    return bool((values <= 2**53).all() and (values >= -(2**53)).all())
 
 
 def _gather(images: Images, index: Int64[Tensor, " pixels"], inside: Bool[Tensor, " pixels"]) -> Tensor:
@@ -105,7 +123,8 @@ def _corners(
     for right, down in ((0, 0), (1, 0), (0, 1), (1, 1)):
         weight = np.abs(1 - right - part[..., 0]) * np.abs(1 - down - part[..., 1])
         index, inside = _flat(low + np.array([right, down]), height, width, torus(system), device)
-        corners.append((index, inside, torch.from_numpy(weight.ravel()).to(device)))
+        weights = torch.from_numpy(weight.ravel()).to(device)
+        corners.append((index, inside & (weights > 0), weights))  # An infinity of weight 0 must not add NaN.
     return corners
 
 
@@ -122,7 +141,7 @@ def _flat(
     return torch.from_numpy(index).to(device), torch.from_numpy(inside).to(device)
 
 
-def add_noise(images: Images, deviations: Shaped[Tensor, " batch"] | float, generator: torch.Generator) -> Images:
+def add_noise(images: Images, deviations: Tensor | float, generator: torch.Generator) -> Images:
     """Add Gaussian noise to images.
 
     Standard deviations are fractions of white: of 255 for uint8, and of 1 for floating point. For uint8 the result is
@@ -137,14 +156,16 @@ def add_noise(images: Images, deviations: Shaped[Tensor, " batch"] | float, gene
         Images of the same shape and dtype.
 
     Raises:
-        ValueError: Another dtype, or a negative deviation.
+        ValueError: Another dtype, or a deviation that is negative or not finite, or another number of them.
     """
     floating = images.dtype.is_floating_point
     check("images", images.dtype, floating or images.dtype == torch.uint8, "uint8 or floating point")
     work = images.dtype if floating else torch.float32
     white = 1.0 if floating else 255.0
     scale = torch.as_tensor(deviations, dtype=work, device=images.device) * white
-    check("deviations", deviations, bool((scale >= 0).all()), "0 or more")
+    check("deviations", deviations, bool((scale >= 0).all() and scale.isfinite().all()), "finite and at least 0")
+    shapes = ((), (len(images),))
+    check("deviations", deviations, scale.shape in shapes, f"one number, or one for each of {len(images)} images")
     noise = torch.empty(images.shape, dtype=work, device=images.device).normal_(generator=generator)
     noisy = noise.mul_(scale.view(-1, *[1] * (images.ndim - 1))).add_(images)
     return noisy if floating else noisy.round_().clamp_(0, 255).to(torch.uint8)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from fa.augment.flows import CAT, SYSTEMS, check_parameters, integrate, smooth_cat
+from fa.augment.flows import CAT, SYSTEMS, check_cat_time, check_parameters, integrate, smooth_cat
 from fa.utils.validation import check, check_integer, check_one_of, check_real
 
 MOVES = (*SYSTEMS, "smooth_cat_map")
@@ -52,13 +53,31 @@ def source(system: str, height: int, width: int, t: float, parameters: Mapping[s
     check_integer("width", width, 1)
     if system == "smooth_cat_map":
         values = check_parameters("smooth_cat", parameters or {})
-        check("t", t, float(t).is_integer() and t >= 0, "a whole number of iterations, 0 or more, for smooth_cat_map")
     else:
         values = check_parameters(system, parameters or {})
-        check_real("t", t, -np.inf)
+    check_time(system, t)
     if not centred(system):
         check("images", f"{height} x {width} pixels", height == width, f"square for {system}")
     return _source(system, height, width, float(t), tuple(values.items()))
+
+
+def check_time(system: str, t: Any) -> None:
+    """Check the time of a warp.
+
+    Args:
+        system: A name in `MOVES`.
+        t: Time, or the number of iterations of a map.
+
+    Raises:
+        ValueError: `t` is out of range.
+    """
+    if system == "smooth_cat_map":
+        check_real("t", t, 0)
+        check("t", t, float(t).is_integer(), "a whole number of iterations, 0 or more, for smooth_cat_map")
+    else:
+        check_real("t", t, -np.inf)
+        if system == "cat" and not float(t).is_integer():
+            check_cat_time(t)
 
 
 def centred(system: str) -> bool:
@@ -102,8 +121,8 @@ def _moved(
 ) -> Float64[np.ndarray, "n 2"]:
     """Move points by the iterated smooth cat map, or along a flow."""
     if system == "smooth_cat_map":
-        for _ in range(int(t)):
-            points = smooth_cat(points, **parameters)
+        for _ in range(int(t)):  # Points that have left the image move away from it, and must not overflow.
+            points = smooth_cat(np.minimum(points, 1e100), **parameters)
         return points
     limit = np.inf if torus(system) else LEFT * max(1.0, float(np.abs(points).max()))
     return integrate(system, points, t, parameters, limit)

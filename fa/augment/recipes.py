@@ -21,6 +21,7 @@ from torch import Tensor
 from fa.augment import MOVES, SYSTEMS, add_noise, warp
 from fa.augment.flows import check_parameters
 from fa.augment.images import INTERPOLATIONS
+from fa.augment.maps import check_time
 from fa.data import Dataset, MissingDataError, store
 from fa.data.dataset import ARRAYS, content_checksum, tensors
 from fa.utils.files import new_folder
@@ -60,6 +61,9 @@ class Recipe:
     noise: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, reader in _READERS.items():
+            object.__setattr__(self, name, reader(name, getattr(self, name)))
+        object.__setattr__(self, "parameters", tuple((name, _number(name, value)) for name, value in self.parameters))
         check("noise", self.noise, all(level >= 0 for level in self.noise), "a list of numbers of at least 0")
         check("share", self.share, 0 < self.share <= 1, "greater than 0 and at most 1")
         check_one_of("interpolation", self.interpolation, INTERPOLATIONS)
@@ -69,8 +73,8 @@ class Recipe:
             return
         check_one_of("system", self.system, MOVES)
         check("t", self.t, bool(self.t), f"a list of one time or more for {self.system}")
-        whole = self.system != "smooth_cat_map" or all(t.is_integer() and t >= 0 for t in self.t)
-        check("t", self.t, whole, "a list of whole numbers of iterations for smooth_cat_map")
+        for t in self.t:
+            check_time(self.system, t)
         check_parameters(self.system.removesuffix("_map"), dict(self.parameters))
 
     @classmethod

@@ -75,7 +75,8 @@ def minibatch(
     size = len(dataset.train_labels)
     if sampling == "random":
         generator = seeds.generator("minibatch", seed, worker, iteration)
-        indices = _among(own, _distinct(batch, size if own is None else len(own), generator))
+        count, owner = (size, "the training set") if own is None else (len(own), "the worker")
+        indices = _among(own, _distinct(batch, count, generator, owner))
         images = _rows(dataset.train_images, indices)
         if dataset.crop_and_flip:
             images = random_crop_flip(images, generator)
@@ -135,6 +136,7 @@ def test_batches(
     Yields:
         Normalised images, float32 (size, C, H, W), and labels, int64 (size,).
     """
+    check_integer("size", size, 1)
     for images, labels in zip(dataset.test_images.split(size), dataset.test_labels.split(size), strict=True):
         yield normalise(images, dataset, device), labels.to(device)
 
@@ -221,9 +223,9 @@ def _drawn_once(size: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return _draw(size, seeds.generator("augmentation", seed, 0, 0), PADDING)
 
 
-def _distinct(count: int, size: int, generator: torch.Generator) -> Int64[Tensor, " count"]:
+def _distinct(count: int, size: int, generator: torch.Generator, owner: str) -> Int64[Tensor, " count"]:
     """Draw `count` different indices below `size`, uniformly and in random order."""
-    _check_batch(count, size, "the training set")
+    _check_batch(count, size, owner)
     if 2 * count > size:
         return torch.randperm(size, generator=generator)[:count]
     seen: dict[int, None] = {}
@@ -246,6 +248,6 @@ def _sequential(count: int, start: int, stop: int, iteration: int) -> Int64[Tens
     return torch.arange(first, min(first + count, stop))
 
 
-def _check_batch(batch: int, size: int, what: str) -> None:
-    """Raise ValueError if `batch` is larger than `size`."""
-    check("batch", batch, batch <= size, f"at most {size}, the images of {what}")
+def _check_batch(batch: int, size: int, owner: str) -> None:
+    """Raise ValueError if `batch` is larger than `size`, the number of the owner's images."""
+    check("batch", batch, batch <= size, f"at most {size}, the images of {owner}")

@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from fa.utils import seeds
-from fa.utils.validation import check
+from fa.utils.validation import check, check_real
 
 Arrays = Mapping[str, np.ndarray]
 """The four arrays of a data set by their names in ARRAYS: images uint8 (N, C, H, W), labels int64 (N,)."""
@@ -115,6 +115,7 @@ def hold_out(dataset: Dataset, share: float) -> Dataset:
         ValueError: One of the two parts would be empty.
     """
     size = len(dataset.train_labels)
+    check_real("validation", share, 0)
     count = round(share * size)
     check("validation", share, 0 < count < size, f"a share that keeps some of {size} training images, not all")
     order = torch.randperm(size, generator=seeds.generator("validation", 0, 0, 0))

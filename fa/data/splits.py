@@ -8,8 +8,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from fa.utils import seeds
-from fa.utils.validation import check, check_positive, check_real
+from fa.utils.validation import check, check_integer, check_positive, check_real
 
+_LARGEST_ALPHA = 1e100
 _DRAWS = 1000  # Largest number of attempts until each worker has enough images.
 
 Split = list[Int64[np.ndarray, " k"]]
@@ -35,9 +36,11 @@ def dirichlet(labels: Int64[Tensor, " n"], workers: int, alpha: float, least: in
         Indices of each worker's images, int64, ascending.
 
     Raises:
-        ValueError: `alpha` is out of range, or a worker has too few images in 1000 attempts.
+        ValueError: An argument is out of range, or a worker has too few images in 1000 attempts.
     """
     check_positive("alpha", alpha)
+    check("alpha", alpha, alpha <= _LARGEST_ALPHA, f"at most {_LARGEST_ALPHA:g}, at which all shares are equal")
+    check_integer("workers", workers, 1)
     rng = np.random.default_rng(seeds.derive_seed("split", seed, 0, 0))
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in torch.unique(labels)]
     for _ in range(_DRAWS):
@@ -64,7 +67,11 @@ def by_class(labels: Int64[Tensor, " n"], workers: int) -> Split:
 
     Returns:
         Indices of each worker's images, int64, ascending.
+
+    Raises:
+        ValueError: `workers` is not an integer of at least 1.
     """
+    check_integer("workers", workers, 1)
     return [np.sort(part) for part in np.array_split(np.argsort(labels.numpy(), kind="stable"), workers)]
 
 
@@ -87,8 +94,9 @@ def gamma_similarity(labels: Int64[Tensor, " n"], workers: int, gamma: float, se
         Indices of each worker's images, int64, ascending.
 
     Raises:
-        ValueError: `gamma` is out of range.
+        ValueError: An argument is out of range.
     """
+    check_integer("workers", workers, 1)
     check_real("gamma", gamma, 0)
     check("gamma", gamma, gamma <= 1, "in [0, 1]")
     order = np.random.default_rng(seeds.derive_seed("split", seed, 0, 0)).permutation(len(labels))

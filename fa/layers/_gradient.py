@@ -14,8 +14,8 @@ def accumulator(parameter: Tensor) -> Tensor | None:
     It must be in channels-last order.
     It may not if the gradient goes somewhere else (`torch.autograd.grad`), or if a hook has to see it.
     """
-    gradient = parameter.grad
-    if gradient is None or not parameter.is_leaf or gradient.requires_grad:
+    gradient = parameter.grad if parameter.is_leaf else None  # torch warns about .grad of others.
+    if gradient is None or gradient.requires_grad:
         return None
     if gradient.dtype != parameter.dtype or not gradient.permute(0, 2, 3, 1).is_contiguous():
         return None

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 
-def is_transformed(tensor: Tensor) -> bool:
-    """Return whether a transform of `torch.func`, such as vmap, wraps this tensor."""
-    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+def is_transforming() -> bool:
+    """Return whether a transform of `torch.func`, such as vmap, or forward-mode differentiation is active."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def has_hooks(parameter: Tensor) -> bool:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from fa.layers._torch_private import is_transformed
+from fa.layers._torch_private import is_transforming
 
 
 def to_rows(images: Tensor) -> Tensor:
@@ -62,9 +63,9 @@ def empty_rows(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
 
 
 def plain(*tensors: Tensor) -> bool:
-    """Return whether the fast computations take these tensors: float32 on the CPU, outside of torch's transforms."""
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    """Return whether the fast computations take these tensors: plain float32 on the CPU, without torch's transforms."""
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or is_transforming():
         return False
-    if any(is_transformed(tensor) for tensor in tensors):
+    if any(type(tensor) not in (Tensor, Parameter) for tensor in tensors):
         return False
     return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)

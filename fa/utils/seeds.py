@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from fa.utils.validation import check_integer
+
 _GLOBAL_RNG = threading.RLock()
 
 
@@ -24,7 +26,12 @@ def derive_seed(purpose: str, seed: int, worker: int, iteration: int) -> int:
 
     Returns:
         An integer from 0 to 2^64 - 1.
+
+    Raises:
+        ValueError: `seed` or `iteration` is not an integer of at least 0.
     """
+    check_integer("seed", seed, 0)
+    check_integer("iteration", iteration, 0)
     entropy = (zlib.crc32(purpose.encode()), seed, worker, iteration)
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 

@@ -55,8 +55,8 @@ def draw(shown: Scene) -> Figure:
 def _title(shown: Scene) -> str:
     setting = shown.setting
     heading = (
-        f"p = {setting.p}, f = {setting.f} ({setting.attack}); {setting.formulation} formulation of FA, m = {setting.m}, "
-        f"lambda = {setting.lam:g}, a = {setting.a:g}"
+        f"p = {setting.p}, f = {setting.f} ({setting.attack}); {setting.formulation} formulation of FA, "
+        f"m = {setting.m}, lambda = {setting.lam:g}, a = {setting.a:g}"
     )
     return "\n".join([heading, *(f"excluded: {reason}" for reason in shown.refused.values())])
 

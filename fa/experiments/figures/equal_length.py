@@ -174,7 +174,9 @@ def _draw_comparison(axes: Axes, one: Comparison, place: int, look: style.Look) 
     axes.plot(values, [place + 0.25] * len(values), "|", color=look.color, alpha=0.5)
     for level, width in ((one.level, 1), (LEVEL, 3)):
         axes.plot(one.differences.interval(level), [place, place], color=look.color, linewidth=width)
-    axes.plot(one.differences.mean, place, look.marker, color=look.color, markersize=6, markeredgecolor="white", mew=0.5)
+    axes.plot(
+        one.differences.mean, place, look.marker, color=look.color, markersize=6, markeredgecolor="white", mew=0.5
+    )
 
 
 def interval_caption(level: float) -> str:

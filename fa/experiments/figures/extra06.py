@@ -183,7 +183,9 @@ def draw(table: DataFrame, cosines: DataFrame, title: str) -> Figure:
     draw_differences(grid[0], compare(table, PAIRS, TEST_LEVEL), {arm: LOOKS[arm] for arm in PAIRS})
     for axes, (attack, f) in zip(grid[1], ATTACKS, strict=True):
         _draw_cosines(axes, cosines[(cosines["attack"] == attack) & (cosines["f"] == f)])
-    grid[1, 0].set_ylabel(f"cosine with the mean of unit gradients\n(median and range of blocks; line: {INDISTINGUISHABLE})")
+    grid[1, 0].set_ylabel(
+        f"cosine with the mean of unit gradients\n(median and range of blocks; line: {INDISTINGUISHABLE})"
+    )
     names = {line.get_label(): line for axes in grid[1] for line in axes.lines if line.get_label() in LOOKS}
     figure.legend(names.values(), names.keys(), loc="outside lower center", ncols=len(names), frameon=False)
     style.set_heading(

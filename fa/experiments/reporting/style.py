@@ -144,7 +144,10 @@ def set_heading(figure: Figure, text: str, size: float = 10) -> None:
 
 
 def _fitting_lines(line: str, points: float, size: float) -> list[str]:
-    """Break a line between words, but not beside "=" or after ":", so that no part is wider than `points` if a word allows it."""
+    """Break a line so that no part is wider than `points` if a word allows it.
+
+    Lines break between words, but not beside "=" or after ":".
+    """
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
