@@ -95,11 +95,12 @@ def draw(table: DataFrame, title: str) -> Figure:
         rows["formulations and controls"] = style.FA_VARIANTS
     figure = style.new_figure(max(7, 2 + 3 * len(f_values)), 3.3 * len(rows))
     panels = figure.subplots(len(rows), len(f_values), sharex=True, sharey=True, squeeze=False)
-    seeds = table.groupby("f")["seed"].nunique()
+    seeds = table.groupby(["f", "variant"])["seed"].nunique()
     for row, (heading, variants) in zip(panels, rows.items(), strict=True):
         for axes, f in zip(row, f_values, strict=True):
             draw_curves(axes, table[table["f"] == f], variants)
-            axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {seeds[f]}")
+            counts = " to ".join(map(str, sorted({seeds[f].min(), seeds[f].max()})))
+            axes.set_title(f"f = {f}" if seeds.nunique() == 1 else f"f = {f}, seeds: {counts}")
             axes.label_outer()
         draw_legend(row, heading)
     style.set_heading(figure, f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}")

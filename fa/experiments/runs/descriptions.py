@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 
 def describe_unfinished(cells: Sequence[Cell], finished: Sequence[Cell]) -> tuple[str, ...]:
-    """Describe the cells that are not finished: whole seeds, then rules that no place has, then the rest by place.
+    """Describe the cells that are not finished: most of a seed, then rules that no place has, then the rest by place.
+
+    A seed with less than half of the runs of another seed is described by its exceptions.
 
     Args:
         cells: All cells of a study.
@@ -25,6 +27,14 @@ def describe_unfinished(cells: Sequence[Cell], finished: Sequence[Cell]) -> tupl
     if seeds:
         parts.append(seeds_text(seeds))
         missing = [cell for cell in missing if cell.config.seed not in seeds]
+    for seed, exceptions in _mostly_missing(missing, finished).items():
+        places = dict.fromkeys(cell.case.place for cell in exceptions)
+        named = (
+            f"{place} {_join(cell.case.label for cell in exceptions if cell.case.place == place)}" for place in places
+        )
+        parts.append(f"{seeds_text([seed])} (except {', '.join(named)})")
+        missing = [cell for cell in missing if cell.config.seed != seed]
+        finished = [cell for cell in finished if cell.config.seed != seed]
     labels = _without(missing, finished, lambda cell: cell.case.label)
     if labels and len({cell.case.place for cell in cells}) > 1:
         parts.append(_join(labels))
@@ -39,6 +49,16 @@ def _without(missing: Sequence[Cell], finished: Sequence[Cell], key: Callable[[C
     """Return the values of a key that no finished cell has."""
     present = {key(cell) for cell in finished}
     return [value for value in dict.fromkeys(map(key, missing)) if value not in present]
+
+
+def _mostly_missing(missing: Sequence[Cell], finished: Sequence[Cell]) -> dict[int, list[Cell]]:
+    """Return the finished cells of each seed that has less than half of the runs of another."""
+    by_seed: dict[int, list[Cell]] = {}
+    for cell in finished:
+        by_seed.setdefault(cell.config.seed, []).append(cell)
+    most = max(map(len, by_seed.values()), default=0)
+    incomplete = {cell.config.seed for cell in missing}
+    return {seed: cells for seed, cells in by_seed.items() if seed in incomplete and 2 * len(cells) < most}
 
 
 def _at(place: str, missing: Sequence[Cell], finished: Sequence[Cell]) -> list[str]:
