@@ -12,6 +12,8 @@ from fa.utils.timing import elapsed
 
 Call = Callable[[], object]
 
+_WARM_UP = 0.02
+
 
 @dataclass
 class Timing:
@@ -45,8 +47,8 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time each call once, then all of them in turn.
 
-    In a round, each timed call follows an untimed one of the same function, which brings the function's own data into
-    the caches. Otherwise the time would depend on the call before it.
+    In a round, each timed call follows untimed ones of the same function, for at least `_WARM_UP` seconds. Otherwise
+    its time would depend on the call before it, whose data are in the caches and whose threads still wait on the cores.
 
     Args:
         calls: Calls by name.
@@ -65,7 +67,9 @@ def interleaved(
     for _ in range(repeats):
         for name, call in calls.items():
             if timings[name].spent < patience:
-                call()
+                warm = 0.0
+                while warm < _WARM_UP:
+                    warm += _seconds(call, device)
                 timings[name].seconds.append(_seconds(call, device))
     return timings
 
