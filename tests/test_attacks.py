@@ -13,6 +13,8 @@ import fa
 from fa import make_rule
 from fa.attacks import ATTACKS, make_attack
 from fa.attacks.line_search import _maximize
+from fa.training import TrainConfig
+from fa.training.transports.completion import complete
 from fa.utils.validation import TooFewWorkersError
 from tests.tensors import DEVICE, normal
 
@@ -217,6 +219,14 @@ def test_the_memory_order_does_not_change_an_attack(name: str) -> None:
 def test_an_attack_names_a_wrong_argument(name: str, argument: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{argument} must be .*{value}"):
         fa.attack(torch.ones(9, 4), name, 1, **{"rule": RULE, argument: value})
+
+
+def test_an_attack_that_reads_honest_rows_reads_the_mean_in_place_of_a_missing_one() -> None:
+    G = torch.tensor([[9.0], [1.0], [3.0], [8.0]])
+    config = TrainConfig(workers=4, byzantine=1, rule="median", attack="ipm")
+    complete(G, make_attack("ipm", factor=1.0), config, 0, {1: torch.ones(()), 2: torch.ones(())}, {3: "late"})
+    assert G[:3].tolist() == [[-2.0], [1.0], [3.0]]
+    assert G[3].isnan().all()
 
 
 # --- options ---

@@ -529,6 +529,7 @@ def test_figure_5_and_6_draw_a_panel_for_each_size_with_all_rules() -> None:
     [
         ((0.8, 0.85, 0.9), [HOLDS, HOLDS]),  # ahead, and more so
         ((0.8, 0.8, 0.8), [HOLDS, NOT]),  # ahead, all alike
+        ((0.8, 0.81, 0.82), [HOLDS, NOT]),  # the lead grows by less than the margin
         ((0.8, 0.65, 0.8), [IN_PART, IN_PART]),
         ((0.5, 0.6, 0.6), [NOT, IN_PART]),
         ((0.8, 0.75, 0.705), [IN_PART, NOT]),  # the last lead is too small to count
@@ -605,6 +606,7 @@ def lambda_tables(
         ({}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.5)}, [HOLDS, HOLDS]),
         ({4: 0.701, 8: 0.695}, {"multi_krum": (0.5, 0.6), "bulyan": (0.4, 0.3)}, [HOLDS, IN_PART]),
         ({4: 0.695}, {"multi_krum": (0.5, 0.54), "bulyan": (0.4, 0.3)}, [NOT, NOT]),  # no range of lambda
+        ({4: 0.67, 8: 0.67}, {"multi_krum": (0.5, 0.56), "bulyan": (0.4, 0.46)}, [NOT, HOLDS]),  # more than the margin
         ({0: 0.9}, {"multi_krum": (0.5, 0.5), "bulyan": (0.4, 0.4)}, [NOT, NOT]),
     ],
 )

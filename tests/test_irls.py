@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from fa import irls, sdp
 from fa.gradients.measurement import measure
+from fa.irls.problem import FLOOR, build_problem
 from tests.peers import best_of_pymanopt, instance
 from tests.reference import eq5, fa_paper, fa_released, flag_median
 
@@ -284,3 +285,13 @@ def test_what_is_printed_is_short_and_shows_convergence() -> None:
         assert len(text) < 200
         assert f"objective={solution.objective:.6g}" in text
     assert f"iterations={solution.iterations}, converged={solution.converged}" in repr(solution)
+
+
+@pytest.mark.parametrize("a", [1.5, 2.0, 3.0])
+def test_the_smoothed_objective_is_eq_5s_tangent_below_the_floor(a: float) -> None:
+    problem = build_problem(measure(torch.eye(3, 5))[0], m=2, lam=0.0, a=a)
+    step = 1e-3 * FLOOR
+    slope = ((FLOOR + step) ** (1 / a) - (FLOOR - step) ** (1 / a)) / (2 * step)
+    expected = 3 * (FLOOR ** (1 / a) - 0.5 * FLOOR * slope)
+    assert problem.smoothed_objective(np.full(3, 0.5 * FLOOR)) == pytest.approx(expected, rel=1e-5)
+    assert problem.smoothed_objective(np.full(3, 0.3)) == problem.objective(np.full(3, 0.3))

@@ -131,6 +131,7 @@ def test_config_takes_numpys_numbers_and_refuses_other_types(tmp_path: Path) -> 
         ({"momentum": 1.0}, r"^momentum must be .*\b1\.0\b"),
         ({"weight_decay": -1e-4}, r"^weight_decay must be .*-0\.0001\b"),
         ({"lr_decay": 0.0}, r"^lr_decay must be .*\b0\.0\b"),
+        ({"lr_decay": 1.5}, r"^lr_decay must be .*\b1\.5\b"),
         ({"seed": -1}, r"^seed must be .*-1\b"),
         ({"sampling": "often"}, r"^sampling must be .*\brandom, cycled\b.*'often'"),
         ({"attack": ""}, r"^attack must be .*''"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MAX_ROUNDING_ERROR = 1e-8  # Largest rounding error of an identity in float64.
 MAX_LIMIT_ERROR = 1e-5  # Largest relative error of an identity in IRLS' limit.
 MIN_CURVATURE = -1e-8  # Smallest over largest eigenvalue: a point below it is not a minimum.
+MAX_EXPONENT_EXCESS = 0.25  # For the noise of a fit over a few sizes.
 BITS = 8
 EQUIVALENCE_BOUND = 0.03  # Bound of the equivalence test for accuracies after a short run.
 
@@ -150,8 +151,7 @@ def cost(exponents: DataFrame) -> list[Claim]:
     methods = list(dict.fromkeys(exponents["method"]))
     measured = {m: dict(exponents.loc[exponents["method"] == m, ["varied", "measured"]].to_numpy()) for m in methods}
     measured_exponents = "; ".join(f"{m}: " + ", ".join(f"{x} {measured[m][x]:.2f}" for x in bounds) for m in methods)
-    # The margin 0.25 is for the noise of a fit over a few sizes.
-    within = [bool(measured[methods[0]][x] <= bound + 0.25) for x, bound in bounds.items()]
+    within = [bool(measured[methods[0]][x] <= bound + MAX_EXPONENT_EXCESS) for x, bound in bounds.items()]
     return [
         Claim(
             "C11",
