@@ -150,3 +150,9 @@ def test_byzfls_searches_are_against_the_rule_in_use() -> None:
     np.testing.assert_allclose(G[0], expected, rtol=1e-6)
     with pytest.raises(ValueError, match=r"'byzfl:Optimal_ALittleIsEnough' must be .*'agg'"):
         make_attack("byzfl:Optimal_ALittleIsEnough", agg=None)
+
+
+@pytest.mark.parametrize("option", ["name", "rule"])
+def test_a_runs_own_settings_are_no_options_of_its_attack(option: str) -> None:
+    with pytest.raises(ValueError, match=rf"^attack_options must be .*'{option}'"):
+        TrainConfig(attack="alie", attack_options={option: "x"})

@@ -2,7 +2,9 @@
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import fa
-from fa.bench import peers, timing
+from fa.bench import cases, peers, timing
 from fa.bench.cases import (
     DEFAULT_N,
     OURS,
@@ -27,6 +29,7 @@ from fa.bench.cases import (
 from fa.bench.draw import IMPLEMENTATIONS, draw
 from fa.bench.table import slopes, summary, table
 from fa.cli import cli, main
+from fa.utils.validation import TooFewWorkersError
 from tests.texts import check_refusal, numbers
 
 
@@ -177,9 +180,30 @@ def test_the_command_writes_its_numbers_and_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "pattern"),
-    [(["--device", "tpu"], r"^fa: device must be .*'tpu'"), (["--patience", "0"], r"^fa: patience must be .*\b0\.0\b")],
+    [
+        (["--device", "tpu"], r"^fa: device must be .*'tpu'"),
+        (["--patience", "0"], r"^fa: patience must be .*\b0\.0\b"),
+    ],
 )
 def test_what_it_refuses(option: list[str], pattern: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["bench", "--n", "100", *option])
     check_refusal(ended.value.code, capsys.readouterr().err, pattern)
+
+
+def test_too_few_workers_for_a_rule_are_told_before_any_case() -> None:
+    with pytest.raises(TooFewWorkersError, match=r"\bp = 2\b"):
+        next(cases.measure_times([(10, 7), (10, 2)], repeats=1))
+
+
+@pytest.mark.draws_globally  # byzfl
+def test_a_failing_case_keeps_the_finished_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*args: Any, **options: Any) -> Iterator[list[cases.RuleTiming]]:
+        yield from measure(*args, **options)
+        raise MemoryError
+
+    measure = cases.measure_times
+    monkeypatch.setattr(cases, "measure_times", measured)
+    command = ["bench", "--n", "100", "--p", "7", "--repeats", "1", "--patience", "0.1", "--out", str(tmp_path)]
+    assert isinstance(CliRunner().invoke(cli, command).exception, MemoryError)
+    assert {row["n"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {100}

@@ -57,3 +57,10 @@ def test_products_that_have_cancelled_are_taken_again_in_float64() -> None:
     gram, _ = measure(G, landing.matrix())
     wide = G.double().numpy()
     np.testing.assert_allclose(gram.D2 * gram.scale**2, np.square(wide[:, None] - wide[None]).sum(axis=2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", ["fa", "multi_krum", "krum", "geometric_median", "bulyan"])
+@pytest.mark.parametrize("p", [6, 8, 300])
+def test_inner_products_of_another_number_of_workers_are_refused(rule: str, p: int) -> None:
+    with pytest.raises(ValueError, match=rf"^inner_products must be .*\b7, 7\b.*\b{p}, {p}\b"):
+        make_rule(rule, f=1).aggregate(torch.eye(7, 1000), inner_products=np.eye(p))

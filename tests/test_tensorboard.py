@@ -1,8 +1,10 @@
 """TensorBoard's events are the run's own numbers."""
 
+import errno
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -92,3 +94,15 @@ def test_without_tensorboard_nothing_is_trained(
         main(["train", "--tensorboard", str(tmp_path / "board")])
     check_refusal(ended.value.code, capsys.readouterr().err, r"\btensorboard\b.*pip install .*\[tensorboard\]")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_under_the_log_does_not_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    lines: list[str] = []
+    with TensorBoardLogger(tmp_path, 1, lines.append) as board:
+        run = train(TrainConfig(rule="median", workers=5, byzantine=1, iterations=3, batch=4), progress=board)
+    assert run.curve[-1].iteration == 3
+    assert [str(tmp_path) in line and "No space" in line for line in lines] == [True]

@@ -110,11 +110,12 @@ def measure_times(
         The rows of one case.
 
     Raises:
-        ValueError: A further rule is already timed, or does not accept p workers.
+        ValueError: A further rule is already timed, or a rule does not accept p workers.
     """
     for _, p in cases:
         for name in rules:
             check("a rule", name, name not in RULES, "a rule that is not timed already")
+        for name in (*RULES, *rules):
             make_rule(name, f=num_byzantine(p)).check_workers(p)
     for n, p in cases:
         generator = torch.Generator(device=device).manual_seed(n + p)

@@ -13,7 +13,7 @@ import click
 
 from fa.cli.help_texts import RULE
 from fa.cli.rule_options import pop_rule_options, rule_options
-from fa.utils.validation import check
+from fa.utils.validation import MOST_THREADS, check
 
 if TYPE_CHECKING:
     from fa.rules import Decision, Rule
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--rule", default="fa", show_default=True, help=RULE)
 @click.option("--f", type=int, help="Number of Byzantine workers to tolerate.  [default: 0]")
 @rule_options
-@click.option("--threads", type=click.IntRange(min=1), help="Number of threads.  [default: torch's]")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Number of threads.  [default: torch's]")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Output file for d, .npy or .safetensors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def aggregate(

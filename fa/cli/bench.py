@@ -13,7 +13,7 @@ import click
 
 from fa.cli.study_options import rule_option
 from fa.utils.files import write_atomically
-from fa.utils.validation import check_positive
+from fa.utils.validation import MOST_THREADS, check_positive
 
 if TYPE_CHECKING:
     from fa.bench.cases import RuleTiming
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Total time after which a call is not repeated, in seconds.",
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Number of threads.  [default: torch's]")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Number of threads.  [default: torch's]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @rule_option
 @click.option(
@@ -66,9 +66,12 @@ def bench(
         out.mkdir(parents=True, exist_ok=True)
     if threads is not None:
         torch.set_num_threads(threads)
-    rows = _measure(_cases(sizes, workers, full), device, repeats, patience, register_rules(rules))
-    if out is not None:
-        _write(out, rows, device)
+    rows: list[RuleTiming] = []
+    try:
+        _measure(rows, _cases(sizes, workers, full), device, repeats, patience, register_rules(rules))
+    finally:  # A case that fails loses no finished one.
+        if out is not None and rows:
+            _write(out, rows, device)
 
 
 def _cases(sizes: Sequence[int], workers: Sequence[int], full: bool) -> Sequence[tuple[int, int]]:
@@ -81,13 +84,14 @@ def _cases(sizes: Sequence[int], workers: Sequence[int], full: bool) -> Sequence
 
 
 def _measure(
+    rows: list[RuleTiming],
     sizes_and_workers: Sequence[tuple[int, int]],
     device: str,
     repeats: int,
     patience: float,
     user_rules: Sequence[str],
-) -> list[RuleTiming]:
-    """Print a table for each case as soon as it is measured, then a summary."""
+) -> None:
+    """Append the rows of each case to `rows`, and print its table as soon as it is measured, then a summary."""
     from rich.console import Console
 
     from fa.bench import cases
@@ -96,14 +100,12 @@ def _measure(
     console = Console(width=120, markup=False)
     for missing in cases.missing_libraries():
         click.echo(missing, err=True)
-    rows: list[RuleTiming] = []
     for case in cases.measure_times(
         sizes_and_workers, device, repeats, patience, partial(click.echo, err=True), user_rules
     ):
         rows += case
         console.print(table(case))
     click.echo("\n".join(summary(rows)))
-    return rows
 
 
 def _write(out: Path, rows: Sequence[RuleTiming], device: str) -> None:

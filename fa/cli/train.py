@@ -19,7 +19,7 @@ from fa.training.config import TrainConfig
 from fa.training.schedule import DECAY_EPOCHS, LEAST_DECAY_ITERATIONS, LEAST_POINTS
 from fa.utils.addresses import format_address, parse_address
 from fa.utils.progress_bar import Report, reporter
-from fa.utils.validation import check
+from fa.utils.validation import MOST_THREADS, check
 
 if TYPE_CHECKING:
     from fa.training import Progress, Run
@@ -85,7 +85,7 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @_options
 @rule_options
 @click.option("--attack-option", "attack_options", multiple=True, metavar="NAME=VALUE", help=_ATTACK_OPTION_HELP)
-@click.option("--threads", type=click.IntRange(min=1), help="Number of torch's threads.  [default: torch's]")
+@click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Number of torch's threads.  [default: torch's]")
 @click.option("--out", type=click.Path(path_type=Path), help="New folder for curve.csv, workers.csv and config.json.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT_HELP)
 @click.option("--checkpoint-every", type=float, help="Time between two checkpoints, in seconds.  [default: 300]")
@@ -244,7 +244,9 @@ def _board(folder: Path | None, config: TrainConfig, report: Report) -> Iterator
         if folder is not None:
             from fa.training.tensorboard import TensorBoardLogger
 
-            board = stack.enter_context(TensorBoardLogger(folder, config.byzantine))
+            board = stack.enter_context(
+                TensorBoardLogger(folder, config.byzantine, lambda line: click.echo(line, err=True))
+            )
 
         def show(state: Progress) -> None:
             report(state.iteration, config.iterations, lambda: _describe(state))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fa.utils.addresses import parse_address
-from fa.utils.validation import check, check_seconds
+from fa.utils.validation import MOST_THREADS, check, check_seconds
 
 
 @click.command()
@@ -18,7 +18,9 @@ from fa.utils.validation import check, check_seconds
 )
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder of the rank's keys from `fa keys`, with tcp.")
 @click.option("--timeout", type=float, default=60, show_default=True, help="Timeout for a silent server, in seconds.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Number of torch's threads.")
+@click.option(
+    "--threads", type=click.IntRange(1, MOST_THREADS), default=1, show_default=True, help="Number of torch's threads."
+)
 def worker(rank: int, server: str, backend: str, keys: Path | None, timeout: float, threads: int) -> None:
     """Compute the gradients of one worker until the run ends.
 

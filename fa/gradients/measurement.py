@@ -22,6 +22,7 @@ from fa import kernels
 from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import LARGEST_EXPONENT, LARGEST_NORM, Gram, PerGradient, Square, cosines, log2, usual_exponent
 from fa.gradients.inputs import Gradients, by_rows, check_finite, read_groups
+from fa.utils.validation import check
 
 # Smallest eigenvalue of the cosines that a float32 pass, whose error is about 1e-6, resolves to a fraction of 1e-4.
 QUICK_LIMIT = 1e-2
@@ -43,8 +44,15 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
         The Gram matrix, NaN at rows that are not finite, and which rows are finite, (p,) bool. A row whose norm is
         above 2^1004, or above 2^1000 times the median norm, counts as not finite, since sums with it would leave
         float64; its norm is Inf.
+
+    Raises:
+        ValueError: K is not a float64 array (p, p).
     """
     columns = ColumnBlocks((by_rows(G),)) if isinstance(G, Tensor) else G
+    if K is not None:
+        fits = isinstance(K, np.ndarray) and K.dtype == np.float64 and K.shape == (columns.p, columns.p)
+        found = f"{K.dtype} {K.shape}" if isinstance(K, np.ndarray) else type(K).__name__
+        check("inner_products", found, fits, f"a float64 array ({columns.p}, {columns.p})")
     K = columns.sum_over_blocks(kernels.gram) if K is None else K.copy()
     finite = _finite_rows(columns, K)
     if not finite.any():

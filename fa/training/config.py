@@ -105,6 +105,8 @@ class TrainConfig:
             object.__setattr__(self, name, _pairs(name, getattr(self, name)))
         allowed = not {"f", "name"} & self.options.keys()
         check("rule_options", self.options, allowed, "without f and name, which other settings give")
+        given = dict(self.attack_options)
+        check("attack_options", given, not {"rule", "name"} & given.keys(), "without name and rule, the run's own")
         for name, low in _LEAST_INTEGER.items():
             self._normalize(name, int, low)
         self._normalize_batch()

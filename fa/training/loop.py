@@ -32,7 +32,7 @@ from fa.utils.devices import find_device
 from fa.utils.files import exclusive
 from fa.utils.signals import held_back
 from fa.utils.timing import PhaseTimer
-from fa.utils.validation import TooFewWorkersError, check, check_integer
+from fa.utils.validation import MOST_THREADS, TooFewWorkersError, check, check_integer
 
 
 class Progress(NamedTuple):
@@ -316,6 +316,7 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
     if threads is not None:
         check_integer("threads", threads, 1)
+        check("threads", threads, threads <= MOST_THREADS, f"at most {MOST_THREADS}")
         torch.set_num_threads(threads)
     try:
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,13 @@ class TensorBoardLogger:
     first logged iteration on.
     """
 
-    def __init__(self, folder: str | Path, byzantine: int) -> None:
+    def __init__(self, folder: str | Path, byzantine: int, report: Callable[[str], None] = print) -> None:
         """Create the folder, if needed.
 
         Args:
             folder: Folder of the event files.
             byzantine: Number of Byzantine workers: the first ranks.
+            report: Function for a message if the folder cannot be written. The run then goes on without a log.
 
         Raises:
             ValueError: `folder` is a file, or tensorboard is not installed.
@@ -41,17 +42,32 @@ class TensorBoardLogger:
         check("tensorboard", str(folder), not is_file, "a folder, which may be new")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._byzantine = byzantine
+        self._report = report
+        self._failed = False
         self._writer: Any = None
 
     def __enter__(self) -> TensorBoardLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._writer is not None and not self._failed:
+            self._try(self._writer.close)
 
     def __call__(self, progress: Progress) -> None:
         """Log an iteration."""
+        if not self._failed:
+            self._try(lambda: self._log(progress))
+
+    def _try(self, write: Callable[[], object]) -> None:
+        """Write, or report once that the disk fails."""
+        try:
+            write()
+        except OSError as error:
+            self._failed = True
+            self._report(f"tensorboard: {self._folder} cannot be written: {error.strerror or error}; no more is logged")
+
+    def _log(self, progress: Progress) -> None:
+        """Write an iteration's events."""
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 

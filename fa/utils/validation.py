@@ -14,6 +14,10 @@ class TooFewWorkersError(ValueError):
     """Error for too few gradients for a rule or a pre-aggregator."""
 
 
+MOST_THREADS = 1024
+"""Largest number of threads; torch ends the process with 100,000."""
+
+
 def check(name: str, value: object, condition: bool, must_be: str, cure: str = "") -> None:
     """Check one argument.
 

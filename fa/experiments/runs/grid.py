@@ -212,6 +212,7 @@ def parse(content: Mapping[str, Any]) -> Grid:
     settings = _table("settings", content.get("settings", {}))
     byzantine = _naturals("byzantine", content.get("byzantine"))
     _check_keys("[settings]", settings, _SETTINGS)
+    check_integer("workers", settings.get("workers", TrainConfig.workers), 1)
     grid = Grid(
         rules=_axis("rules", content, _rule),
         attacks=_axis("attacks", content, _attack),
@@ -233,6 +234,8 @@ def parse(content: Mapping[str, Any]) -> Grid:
 
 def _rule(table: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in table.items() if name != "rule"}
+    own = sorted({"f", "name"} & options.keys())
+    check("options of a rule", own, not own, "without f and name", "f is the grid's list byzantine.")
     rule = plugins.resolve_spec(table["rule"])
     make_rule(rule, f=1, **options)  # Fail before any run.
     return {"rule": rule, "rule_options": options}
@@ -240,6 +243,8 @@ def _rule(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _attack(table: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in table.items() if name != "attack"}
+    own = sorted({"rule", "name"} & options.keys())
+    check("options of an attack", own, not own, "without name and rule")
     return {"attack": plugins.resolve_spec(table["attack"]), "attack_options": options}
 
 
