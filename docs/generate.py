@@ -142,9 +142,8 @@ def accuracy(name: str, column: str, *condition: str) -> str:
             raise ValueError(f"condition must select one value of {several} for {label!r}, got {' '.join(condition)!r}")
     by = selected.pivot_table("test_accuracy", "label", column, sort=False)
     by = by[sorted(by.columns)]
-    rows = [
-        [str(label), *(f"{value:.3f}" for value in row)] for label, row in zip(by.index, by.to_numpy(), strict=True)
-    ]
+    texts = by.map(lambda value: "" if pd.isna(value) else f"{value:.3f}")  # A run that is not finished has none.
+    rows = [[str(label), *row] for label, row in zip(by.index, texts.to_numpy(), strict=True)]
     return table(["rule", *(f"{column} = {value}" for value in by.columns)], rows)
 
 

@@ -76,7 +76,7 @@ def set_grad(parameters: Iterable[Tensor], direction: Any) -> None:
         (tensor([[1., 3.]]), tensor([3.]))
     """
     trained = _trained(parameters)
-    d = torch.as_tensor(direction).detach()
+    d = direction.detach() if isinstance(direction, Tensor) else torch.as_tensor(direction, device="cpu")
     n = sum(parameter.numel() for parameter in trained)
     check("direction", tuple(d.shape), d.shape == (n,), f"of shape ({n},), one coordinate for each parameter")
     for parameter, piece in zip(trained, d.split([parameter.numel() for parameter in trained]), strict=True):

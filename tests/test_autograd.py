@@ -96,6 +96,14 @@ def test_an_optimizer_and_a_schedule_follow_a_direction(model: nn.ModuleDict) ->
     torch.testing.assert_close(after, before - 0.5 * first - 0.05 * (0.9 * first + second), rtol=1e-5, atol=1e-6)
 
 
+def test_set_grad_takes_a_direction_from_where_it_is() -> None:
+    weight = torch.zeros(2, requires_grad=True)
+    for direction in (torch.ones(2), np.ones(2), [1.0, 1.0]):
+        with torch.device("meta"):
+            fa.set_grad([weight], direction)
+        assert weight.grad.tolist() == [1, 1]
+
+
 def test_set_grad_replaces_and_copies(model: nn.ModuleDict) -> None:
     n = sum(parameter.numel() for parameter in trained(model))
     d = np.arange(n, dtype=np.float32)

@@ -83,7 +83,9 @@ def judged(module: Any, path: Path, tables: dict[str, Any], study: Study) -> lis
     settings = {argument: getattr(study, argument) for argument in ("chance", "margin") if argument in takes}
     for argument in takes:
         if argument not in tables and argument not in settings:
-            tables[argument] = pd.read_csv(path.parent / f"{name}.{argument}.csv")
+            file = path.parent / f"{name}.{argument}.csv"
+            unmeasured = study.unfinished and not file.exists()
+            tables[argument] = None if unmeasured else pd.read_csv(file)
     return module.claims(**tables, **settings)
 
 

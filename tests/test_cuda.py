@@ -1,5 +1,6 @@
 """On a GPU every rule decides what it decides on the CPU, in memory that does not grow with n; skipped without one."""
 
+import copy
 from unittest.mock import patch
 
 import numpy as np
@@ -11,6 +12,7 @@ import fa
 from fa import kernels
 from fa.attacks import ATTACKS, make_attack
 from fa.kernels import torch_fallback
+from fa.layers import accelerate
 from fa.rules.preaggregators import PREAGGREGATORS
 from fa.training import train
 from fa.training.config import TrainConfig
@@ -113,6 +115,24 @@ def test_tritons_kernels_have_the_results_of_torch(dtype: torch.dtype) -> None:
         actual, expected = (getattr(module, name)(G, *arguments) for module in (triton_passes, torch_fallback))
         torch.testing.assert_close(actual[0], expected[0], **near)
         assert torch.equal(actual[1], expected[1])
+
+
+@pytest.mark.draws_globally
+@pytest.mark.parametrize("shape", [(512, 256, 1, 1, 128), (128, 96, 4, 2, 128), (64, 64, 8, 1, 16)], ids=str)
+def test_fast_convolutions_have_torchs_gradients(shape: tuple[int, ...]) -> None:
+    inputs, outputs, side, stride, batch = shape
+    layer = nn.Conv2d(inputs, outputs, 3, stride, padding=1, device=GPU)
+    exact, fast = (copy.deepcopy(layer) for _ in range(2))
+    exact.double(), accelerate(fast)
+    images = torch.randn(batch, inputs, side, side, device=GPU, requires_grad=True)
+    wide = images.detach().double().requires_grad_()
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        here, there = fast(images), exact(wide)
+        here.square().sum().backward()
+        there.square().sum().backward()
+    pairs = [(here, there), (images.grad, wide.grad), (fast.weight.grad, exact.weight.grad)]
+    for actual, expected in pairs:
+        assert float((actual.double() - expected).norm() / expected.norm()) < 1e-5
 
 
 def test_a_direction_is_scaled_to_the_same_norm() -> None:

@@ -8,6 +8,7 @@ import statistics
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -238,6 +239,12 @@ def test_the_verdict_on_the_mean(accuracy: tuple[float, ...], expected: str) -> 
     assert set(accuracy) <= set(texts.numbers(claims[0].measured))
 
 
+def test_the_mean_is_judged_once_every_f_is_finished() -> None:
+    (claim,) = fig02.claims(table({("mean", f): 0.9 if f == 0 else 0.1 for f in (0, 1, 3)}), 0.1)
+    assert claim.verdict == MISSING
+    assert 0.9 in texts.numbers(claim.measured)
+
+
 def test_verdicts_on_the_rules_can_go_either_way() -> None:
     assert verdicts(fig04.claims(fig04_table(0.9, 0.5, 0.1), 0.1)) == [HOLDS] * 3
     assert verdicts(fig04.claims(fig04_table(0.9, 0.85, 0.85), 0.1)) == [HOLDS, NOT, NOT]
@@ -392,6 +399,25 @@ def test_missing_runs_are_named_by_seeds_then_rules_then_places(monkeypatch: pyt
     assert VARIANTS["fa"].label not in rules.split(", ")
     assert [texts.numbers(place)[0] for place in places] == [1, 2]
     assert f'"{VARIANTS["fa_default"].label}"' in " ".join(places)  # its name has a comma
+
+
+@pytest.mark.parametrize(
+    ("figure", "done", "places"),
+    [
+        (fig04, {(key, f) for f in (1, 2, 3) for key in style.LOOKS} - {("median", 1), ("median", 2)}, [[1, 2]]),
+        (fig08, {("fa", 0.0), ("fa", 4.0)}, [[], [1, 2, 8, 16, 32, 64]]),  # the other rules are missing everywhere
+        (fig06bcd, {("fa", 11), ("fa", 13), ("fa", 15), ("median", 15), ("mean", 15)}, [[], [11, 13]]),
+    ],
+)
+def test_places_where_the_same_runs_are_missing_are_named_together(
+    figure: ModuleType, done: set[tuple[str, float]], places: list[list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = figure.study("paper", seeds=[7])
+    columns = {fig04: lambda cell: cell.case.f, fig08: lambda cell: cell.config.options.get("lam")}
+    value = columns.get(figure, lambda cell: cell.config.workers)
+    found = {cell.config for cell in study.cells if (cell.variant, value(cell)) in done}
+    monkeypatch.setattr(RunStore, "find", lambda store, config: config if config in found else None)
+    assert [texts.numbers(text) for text in study.finished().unfinished] == places
 
 
 def test_a_legend_has_the_curves_of_every_panel() -> None:
@@ -583,6 +609,16 @@ def test_more_workers_in_longer_runs_are_not_testable() -> None:
     assert "20/20/40" in claim.measured
 
 
+def test_more_workers_are_judged_once_fa_is_finished_at_every_p() -> None:
+    numbers = with_ceiling((0.7, 0.75, 0.9))
+    fa = numbers["variant"] == "fa"
+    alone = fig06bcd.claims(numbers[fa | (numbers["f"] == 0)], 0.1)
+    assert verdicts(alone) == [HOLDS, HOLDS]
+    assert set(texts.numbers(alone[0].measured)) >= {11, 13, 15, 0.7, 0.75, 0.9}
+    assert verdicts(fig06bcd.claims(numbers[~fa | (numbers["workers"] != 13)], 0.1)) == [MISSING, MISSING]
+    assert verdicts(fig06bcd.claims(numbers[numbers["f"] > 0], 0.1)) == [MISSING, HOLDS]  # no mean without Byzantine
+
+
 def lambda_tables(
     ours: dict[float, float], cosines: dict[str, tuple[float, float]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -624,6 +660,24 @@ def test_the_verdict_on_lambda(
     assert len(left.lines) == len(fig08.LAMBDAS) + 2
     before, after = cosines["multi_krum"]
     assert list(right.lines[0].get_ydata()) == pytest.approx([before] + [after] * 7)
+
+
+@pytest.mark.parametrize(
+    ("finished", "expected"),
+    [
+        ({0: 0.7, 4: 0.69, 8: 0.7}, HOLDS),
+        ({0: 0.7, 4: 0.69, 16: 0.7}, MISSING),  # no neighbours
+        ({0: 0.7, 8: 0.7, 16: 0.5}, MISSING),
+        ({4: 0.7, 8: 0.7}, MISSING),
+        (dict.fromkeys(fig08.LAMBDAS, 0.5) | {0: 0.7}, NOT),
+    ],
+)
+def test_a_range_of_finished_lambda_suffices_and_none_refutes(finished: dict[int, float], expected: str) -> None:
+    numbers, _ = lambda_tables({float(lam): accuracy for lam, accuracy in finished.items()}, {})
+    numbers = numbers[numbers["variant"] == "fa"]
+    assert verdicts(fig08.claims(numbers, None, 0.1)) == [expected]
+    (axes,) = fig08.draw(numbers, None, "title").axes
+    assert len(axes.lines) == len(finished)
 
 
 @pytest.mark.parametrize(

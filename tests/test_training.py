@@ -222,6 +222,17 @@ def _halved(model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.draws_globally  # dropout
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_loss_stays_on_the_models_device(accumulate: int, data: Dataset) -> None:
+    """A conversion would move it to the default device, which is the CPU in a run on a GPU."""
+    transport, _ = simulation(replace(SMALL, accumulate=accumulate), data)
+    worker = transport.workers[-1]
+    pair = worker.minibatch(0)
+    with torch.device("meta"):
+        assert worker.compute(*pair).device == torch.device("cpu")
+
+
 def test_rows_do_not_depend_on_what_was_there(data: Dataset) -> None:
     """The backward pass adds to p.grad: a row that is not zeroed first would add up the iterations."""
     transport, _ = simulation(SMALL, data)

@@ -88,7 +88,7 @@ class ByzFLRule(Rule):
         with fork_global_rng(derive_seed("byzfl", self.seed, 0, 0), columns.device):
             wide = columns.float() if columns.dtype in (torch.float16, torch.bfloat16) else columns
             try:
-                direction = torch.as_tensor(aggregator(wide))
+                direction = torch.as_tensor(aggregator(wide), device=wide.device)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, TypeError) as error:  # such as of NaN, which CAF computes from zeros
@@ -185,7 +185,7 @@ def attack(name: str) -> Attack:
         for worker in byzantine:
             with fork_global_rng(streams(worker).initial_seed(), G.device):
                 made = _create(spec, attacks[label], ({} if rule is None else against) | explicit | changed)
-                G[worker] = torch.as_tensor(made(honest)).to(G)
+                G[worker] = torch.as_tensor(made(honest), device=G.device).to(G)
 
     options = {option: value for option, value in defaults.items() if not searches or option not in _AGAINST_RULE}
     allowed = {option: explicit.get(option, value) for option, value in options.items()}
@@ -193,7 +193,7 @@ def attack(name: str) -> Attack:
 
 
 def _aggregate(rule: Rule, iteration: int, vectors: Tensor) -> Tensor:
-    return torch.as_tensor(rule(vectors, iteration))
+    return torch.as_tensor(rule(vectors, iteration), device=vectors.device)
 
 
 def _create(spec: str, library_class: type, options: dict[str, Any]) -> Any:

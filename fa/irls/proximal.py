@@ -181,7 +181,7 @@ def _starts(task: Task, plain: Sequence[Solution], start: Any, options: Options)
     n, m = task.rows.shape[1], min(plain[0].m, len(task.problem.terms))
     generator = np.random.default_rng(options.seed)
     if not isinstance(start, str):
-        basis = torch.as_tensor(start, dtype=torch.float64).cpu().numpy()
+        basis = torch.as_tensor(start, dtype=torch.float64, device="cpu").numpy()
         check("start", basis.shape, basis.shape == (n, m), f"of ({n}, {m}) for this regularizer")
         yield basis
     elif start == "random":

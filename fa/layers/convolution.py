@@ -36,7 +36,7 @@ class Conv2d(nn.Conv2d):
         return output if self.bias is None else output + self.bias[:, None, None]
 
     def _applies(self, images: Tensor) -> bool:
-        if images.dim() != 4 or not plain(images, self.weight):
+        if images.dim() != 4 or not plain(images, self.weight, devices=("cpu", "cuda")):
             return False
         if self.groups != 1 or self.dilation != (1, 1) or self.padding_mode != "zeros" or isinstance(self.padding, str):
             return False

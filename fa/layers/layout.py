@@ -62,10 +62,15 @@ def empty_rows(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     return like.new_empty_strided(shape, (W * C, 1, B * W * C, C))
 
 
-def plain(*tensors: Tensor) -> bool:
-    """Return whether the fast computations take these tensors: plain float32 on the CPU, without torch's transforms."""
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or is_transforming():
+def plain(*tensors: Tensor, devices: tuple[str, ...] = ("cpu",)) -> bool:
+    """Return whether the fast computations take these tensors: plain float32 on such a device, without transforms."""
+    if (
+        torch.is_autocast_enabled("cpu")
+        or torch.is_autocast_enabled("cuda")
+        or torch.compiler.is_compiling()
+        or is_transforming()
+    ):
         return False
     if any(type(tensor) not in (Tensor, Parameter) for tensor in tensors):
         return False
-    return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors)
+    return all(tensor.dtype == torch.float32 and tensor.device.type in devices for tensor in tensors)

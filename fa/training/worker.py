@@ -148,10 +148,10 @@ class Worker:
         if not self._model.training:  # train() visits all modules, which costs 1% of a small model's passes
             self._model.train()
         parts = zip(images.split(self._batch), labels.split(self._batch), strict=True)
-        loss = sum(self._backward(*part, len(images) / len(part[0])) for part in parts)
+        losses = [self._backward(*part, len(images) / len(part[0])) for part in parts]
         for parameter, _ in self._gradients:
             parameter.grad = None
-        return torch.as_tensor(loss)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _apply_momentum(self) -> None:
         """Update the momentum by the gradient in the row, and replace the gradient by it; only with worker momentum.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, format_mean_range, learned, mean, verdict
+from fa.experiments.reporting.claims import MISSING, Claim, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
@@ -62,7 +62,7 @@ def draw(table: DataFrame, title: str) -> Figure:
 
 
 def claims(table: DataFrame, chance: float) -> list[Claim]:
-    """Judge C1: whether one Byzantine worker or more cost at least half of the accuracy.
+    """Judge C1: whether one Byzantine worker or more cost at least half of the accuracy, once all runs are finished.
 
     Args:
         table: The curves, one row a point.
@@ -72,13 +72,17 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
         The claims with their measurements and verdicts, one for each part.
     """
     final = final_accuracies(table, "variant", "f")
-    heavy = [mean(final["mean", f]) <= MAX_RELATIVE_ACCURACY * mean(final["mean", 0]) for f in F_VALUES[1:]]
-    measured = "final accuracy " + ", ".join(f"f = {f}: {format_mean_range(final['mean', f])}" for f in F_VALUES)
+    finished = [f for f in F_VALUES if ("mean", f) in final]
+    found = MISSING
+    if finished == list(F_VALUES):
+        heavy = [mean(final["mean", f]) <= MAX_RELATIVE_ACCURACY * mean(final["mean", 0]) for f in F_VALUES[1:]]
+        found = verdict(heavy, learned(final, chance))
+    measured = "final accuracy " + ", ".join(f"f = {f}: {format_mean_range(final['mean', f])}" for f in finished)
     return [
         Claim(
             "C1",
             "f > 0 heavily impacts the accuracy of the mean",
             f"{measured}; chance is {chance:g}; threshold: {MAX_RELATIVE_ACCURACY:g} of the accuracy at f = 0",
-            verdict(heavy, learned(final, chance)),
+            found,
         )
     ]

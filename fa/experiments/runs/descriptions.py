@@ -39,9 +39,13 @@ def describe_unfinished(cells: Sequence[Cell], finished: Sequence[Cell]) -> tupl
     if labels and len({cell.case.place for cell in cells}) > 1:
         parts.append(_join(labels))
         missing = [cell for cell in missing if cell.case.label not in labels]
+    where: dict[str, list[str]] = {}
     for place in dict.fromkeys(cell.case.place for cell in missing):
         here = [cell for cell in finished if cell.case.place == place]
-        parts += _at(place, [cell for cell in missing if cell.case.place == place], here) if here else [f"{place}: all"]
+        for text in _at([cell for cell in missing if cell.case.place == place], here) if here else ["all"]:
+            where.setdefault(text, []).append(place)
+    everywhere = list(dict.fromkeys(cell.case.place for cell in cells))
+    parts += [f"{_join_places(alike, everywhere)}: {text}" for text, alike in where.items()]
     return tuple(parts)
 
 
@@ -61,14 +65,25 @@ def _mostly_missing(missing: Sequence[Cell], finished: Sequence[Cell]) -> dict[i
     return {seed: cells for seed, cells in by_seed.items() if seed in incomplete and 2 * len(cells) < most}
 
 
-def _at(place: str, missing: Sequence[Cell], finished: Sequence[Cell]) -> list[str]:
+def _at(missing: Sequence[Cell], finished: Sequence[Cell]) -> list[str]:
     """Name the rules that are missing at a place, with their seeds where other seeds are finished."""
     by_seeds: dict[str, list[str]] = {}
     for name in dict.fromkeys(cell.case.label for cell in missing):
         seeds = dict.fromkeys(cell.config.seed for cell in missing if cell.case.label == name)
         begun = any(cell.case.label == name for cell in finished)
         by_seeds.setdefault(f" ({seeds_text(list(seeds))})" if begun else "", []).append(name)
-    return [f"{place}: {_join(names)}{seeds}" for seeds, names in by_seeds.items()]
+    return [f"{_join(names)}{seeds}" for seeds, names in by_seeds.items()]
+
+
+def _join_places(places: Sequence[str], everywhere: Sequence[str]) -> str:
+    """Join places, as in "lam = 1, 2" for "f = 1, lam = 1" and "f = 1, lam = 2" if f is 1 everywhere."""
+    split = [place.split(", ") for place in places]
+    alike = [place.split(", ") for place in everywhere if place.count(",") == places[0].count(",")]
+    varied = [k for k, column in enumerate(zip(*alike, strict=True)) if len(set(column)) > 1]
+    if len(varied) == 1 and len({len(parts) for parts in split}) == 1:
+        name = split[0][varied[0]].partition(" = ")[0]
+        return f"{name} = {', '.join(parts[varied[0]].partition(' = ')[2] for parts in split)}"
+    return "; ".join(places)
 
 
 def _join(names: Iterable[str]) -> str:

@@ -69,11 +69,16 @@ class Case:
     @property
     def place(self) -> str:
         """The case without the rule: f, and the columns if the label does not tell them."""
-        columns = [] if self.label_override else [f"{name} = {value}" for name, value in self.columns.items()]
+        columns = [] if self.label_override else [f"{name} = {_plain(value)}" for name, value in self.columns.items()]
         return ", ".join([f"f = {self.f}", *columns])
 
     def __str__(self) -> str:
         return f"{self.label}, {self.place}"
+
+
+def _plain(value: Any) -> Any:
+    """Return a whole number without its decimal point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass(frozen=True)
