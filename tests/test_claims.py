@@ -17,7 +17,6 @@ RULES = {line.split(" |")[0].removeprefix("| "): line for line in PAGE.splitline
     ("claim", "threshold"),
     [
         ("C2", fig03.MIN_SPIKE_VALUE),
-        ("C2", fig03.MIN_DIFFERENCE),
         ("C3, second", claims.CHANCE_MARGIN),
         ("C4", 100 * fig04.MIN_RELATIVE_LEAD),
         ("C7, first", claims.MAX_LOSS),
@@ -40,6 +39,7 @@ def test_a_claims_threshold_is_on_the_page(claim: str, threshold: float) -> None
 
 def test_thresholds_in_words_are_the_codes() -> None:
     assert ("half" in RULES["C1"], fig02.MAX_RELATIVE_ACCURACY) == (True, 0.5)
+    assert f"by more than {fig03.MIN_DIFFERENCE:g}," in RULES["C2"]
     tests, level = len(extra11.OTHERS), equivalence.LEVEL
     assert f"level {level:g}/{tests}" in RULES["C17"]
     assert f"place it within {equal_length.EQUIVALENT_WITHIN:g}." in PAGE

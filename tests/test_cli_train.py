@@ -168,6 +168,7 @@ def test_the_schedule_fits_the_data_set_and_is_printed(
         ),
         (["keys", "made", "--days", "4000000"], r"^fa: days must be .*\b36500, got 4000000"),
         (["train", "--threads", "0"], r"--threads\b.*\b0\b"),
+        (["train", "--threads", "1025"], r"--threads\b.*\b1025\b"),
         ([*QUICK, "--rule", "bulyan"], r"^fa: bulyan\b.*\b4f \+ 3\b.*\b3\b"),
     ],
 )

@@ -39,7 +39,7 @@ def committed_drawing(profile: str, name: str) -> Figure:
     arguments["table"] = pd.read_csv(folder / f"{name}.csv")
     for path in folder.glob(f"{name}.*.csv"):
         arguments[path.name.split(".")[1]] = pd.read_csv(path)
-    return module.draw(**{name: arguments[name] for name in inspect.signature(module.draw).parameters})
+    return module.draw(**{name: arguments.get(name) for name in inspect.signature(module.draw).parameters})
 
 
 def is_within_the_page(figure: Figure) -> bool:
@@ -157,3 +157,18 @@ def test_names_beside_coinciding_lines_do_not_overlap() -> None:
     canvas.draw()
     boxes = sorted((Text.get_window_extent(text, canvas.get_renderer()) for text in axes.texts), key=lambda box: box.y0)
     assert all(upper.y0 >= lower.y1 - 1 for lower, upper in pairwise(boxes))
+
+
+def test_a_heading_fits_the_figure_and_keeps_an_equation_and_a_colon_together() -> None:
+    text = "not finished: seeds 2022, 2023; workers = 11, 13: Bulyan, Multi-Krum, Median, MeaMed, Phocas\nlr = 0.2: all"
+    figure = style.new_figure(3.2, 2)
+    style.set_heading(figure, text)
+    lines = figure.get_suptitle().splitlines()
+    assert len(lines) > 3
+    assert " ".join(lines) == text.replace("\n", " ")
+    assert "lr = 0.2: all" in lines  # a new line stays one
+    assert not [line for line in lines if line.endswith((":", "=")) or line.startswith("=")]
+    figure.canvas.draw()
+    extent = figure._suptitle.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width

@@ -708,6 +708,15 @@ def test_the_verdict_on_scaling(final: tuple[float, ...], expected: str) -> None
         fig09.CEILING,
     ]
     assert [list(line.get_ydata()) for line in right.lines] == [[1.5, 3, 6], [1.5, 3, 6]]
+    assert left.get_ylim()[0] == 0
+
+
+def test_lines_near_one_are_drawn_apart() -> None:
+    numbers = table({("fa", f): 0.98 for f in (3, 6, 12)})
+    numbers.insert(3, "workers", [{3: 15, 6: 30, 12: 60}[f] for f in numbers["f"]])
+    rows = [{"workers": 15, "n": 10, "rule": rule, "milliseconds": 1.5} for rule in fig09.RULES]
+    low, high = fig09.draw(numbers, pd.DataFrame(rows), "title").axes[0].get_ylim()
+    assert 0.5 < low < 0.98 < 1 <= high
 
 
 def test_sizes_without_runs_are_missing() -> None:

@@ -92,7 +92,7 @@ def test_a_rule_that_needs_more_workers_is_excluded_with_the_reason() -> None:
         ({"rules": [3]}, r"^an entry of rules\b.*3"),
         ({"rules": [{"rule": "multi_krum", "f": 2}]}, r"^options of a rule\b.*byzantine"),
         ({"rules": [{"rule": "multi_krum", "name": "x"}]}, r"^options of a rule\b.*'name'"),
-        ({"attacks": [{"attack": "alie", "name": "x"}]}, r"^options of an attack\b.*'name'"),
+        ({"attacks": [{"attack": "alie", "name": "x"}]}, r"^attack_options\b.*'name'"),
         ({"rules": ["mean", "mean"]}, r"^rules\b.*'mean'"),
         ({"rules": [{"rule": "mean", "label": 3}]}, r"^label in rules\b.*3"),
         ({"attacks": ["sing_flip"]}, r"'sing_flip'"),

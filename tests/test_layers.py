@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fa import models
 from fa.data import Dataset
@@ -123,10 +124,6 @@ def test_transforms_of_torch_func_get_torchs_layers() -> None:
     torch.testing.assert_close(per_image(weights, images)["weight"], expected)
 
 
-class Wrapped(Tensor):
-    """A subclass of Tensor, which may be without numbers, as torch's FakeTensor."""
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's own, by make_dual
 def test_other_layers_parameters_under_a_transform_get_torchs_layers() -> None:
     """The transformed parameter is the last layer's, so no transform wraps the convolution's own tensors."""
@@ -142,8 +139,7 @@ def test_other_layers_parameters_under_a_transform_get_torchs_layers() -> None:
             output = model(torch.autograd.forward_ad.make_dual(images, torch.ones_like(images)))
             tangent = torch.autograd.forward_ad.unpack_dual(output).tangent
         slope = torch.func.jvp(loss, (last,), (torch.ones_like(last),))[1]
-        wrapped = model(images.as_subclass(Wrapped)).as_subclass(Tensor)
-        return [torch.func.grad(loss)(last), slope, tangent, wrapped]
+        return [torch.func.grad(loss)(last), slope, tangent]
 
     expected = found()
     accelerate(model)
@@ -151,12 +147,23 @@ def test_other_layers_parameters_under_a_transform_get_torchs_layers() -> None:
         torch.testing.assert_close(value, torchs)
 
 
+def test_tensors_without_numbers_get_torchs_layers() -> None:
+    """The type of a fake tensor is a subclass of Tensor, as that of other tensors that stand for a computation."""
+    with FakeTensorMode():
+        model = accelerate(nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32)))
+        output = model(torch.empty(4, 16, 2, 2))
+        output.sum().backward()
+    assert output.shape == (4, 32, 2, 2)
+    assert model[0].weight.grad.shape == (32, 16, 3, 3)
+
+
 def test_a_computed_weight_warns_no_more_than_torchs() -> None:
-    layer = nn.utils.parametrizations.spectral_norm(nn.Conv2d(16, 16, 3, padding=1))
-    accelerate(nn.Sequential(layer))
+    model = accelerate(nn.Sequential(nn.Conv2d(16, 16, 3, padding=1)))
+    weights = {"0.weight": model[0].weight * 2}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        layer(torch.randn(4, 16, 2, 2)).square().sum().backward()
+        torch.func.functional_call(model, weights, (torch.randn(4, 16, 2, 2),)).square().sum().backward()
+    assert model[0].weight.grad.any()
 
 
 def test_wrong_channels_and_too_small_maps_are_torchs_errors() -> None:

@@ -176,7 +176,7 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_leaves_nobody(
             os.killpg(process.pid, how)  # as a terminal does
         else:
             process.send_signal(how)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=30)
         wait_until(lambda: not any(map(alive, children)))
     finally:
         if alive(process.pid):
@@ -195,7 +195,7 @@ def test_ctrl_c_while_processes_are_still_starting_is_told_once(tmp_path: Path) 
     try:
         wait_until(lambda: len(descendants(process.pid)) >= 2)  # the resource tracker and the fork server
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=30)
     finally:
         os.killpg(process.pid, signal.SIGKILL) if alive(process.pid) else None
     chained = errors.count("During handling")  # where the signal reached a handler of an exception

@@ -687,6 +687,8 @@ def test_threads_are_given_back() -> None:
     assert torch.get_num_threads() == before
     with pytest.raises(ValueError, match=r"^threads must be .*\b1\b.*\b0\b"):
         train(SMALL, threads=0)
+    with pytest.raises(ValueError, match=r"^threads must be .*\b1024\b.*\b1025\b"):
+        train(SMALL, threads=1025)  # OpenMP would end the process
 
 
 # What goes wrong

@@ -89,8 +89,7 @@ def attack(G: Any, name: str, f: int, seed: int = 0, iteration: int = 0, rule: A
     check("G", type(G).__name__, isinstance(G, Tensor | np.ndarray), "a tensor or an array (p, n)")
     gradients = read(G)
     attacked = gradients.G.clone()
-    for argument, value in (("f", f), ("seed", seed), ("iteration", iteration)):
-        check_integer(argument, value, 0)
+    check_integer("f", f, 0)
     check("f", f, f < len(attacked), f"less than p = {len(attacked)}, the number of gradients")
     chosen = make_attack(name, rule, **options)
     cure = "Compute the Byzantine workers' gradients on flipped labels, or use fa train."

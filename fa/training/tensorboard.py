@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -25,13 +26,14 @@ class TensorBoardLogger:
     first logged iteration on.
     """
 
-    def __init__(self, folder: str | Path, byzantine: int, report: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: str | Path, byzantine: int, report: Callable[[str], None] = warnings.warn) -> None:
         """Create the folder, if needed.
 
         Args:
             folder: Folder of the event files.
             byzantine: Number of Byzantine workers: the first ranks.
-            report: Function for a message if the folder cannot be written. The run then goes on without a log.
+            report: Function for a message if the folder cannot be written; default: a warning. The run then goes on
+                without a log.
 
         Raises:
             ValueError: `folder` is a file, or tensorboard is not installed.

@@ -243,8 +243,6 @@ def _rule(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def _attack(table: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in table.items() if name != "attack"}
-    own = sorted({"rule", "name"} & options.keys())
-    check("options of an attack", own, not own, "without name and rule")
     return {"attack": plugins.resolve_spec(table["attack"]), "attack_options": options}
 
 
