@@ -127,10 +127,12 @@ def test_fast_convolutions_have_torchs_gradients(shape: tuple[int, ...]) -> None
     images = torch.randn(batch, inputs, side, side, device=GPU, requires_grad=True)
     wide = images.detach().double().requires_grad_()
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        assert fast._applies(images) == (side <= 4)
         here, there = fast(images), exact(wide)
         here.square().sum().backward()
         there.square().sum().backward()
     pairs = [(here, there), (images.grad, wide.grad), (fast.weight.grad, exact.weight.grad)]
+    pairs.append((fast.bias.grad, exact.bias.grad))
     for actual, expected in pairs:
         assert float((actual.double() - expected).norm() / expected.norm()) < 1e-5
 

@@ -19,7 +19,7 @@ from PIL import Image
 from fa.data import load
 from fa.experiments import FIGURES, figure_module
 from fa.experiments.figures import fig02, fig04, fig05, fig06bcd, fig08, fig09
-from fa.experiments.reporting import style
+from fa.experiments.reporting import artifacts, style
 from fa.experiments.reporting.artifacts import provenance, save
 from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT, OPEN, UNTESTABLE, Lead, lead
 from fa.experiments.reporting.curves import finish
@@ -243,6 +243,30 @@ def test_the_mean_is_judged_once_every_f_is_finished() -> None:
     (claim,) = fig02.claims(table({("mean", f): 0.9 if f == 0 else 0.1 for f in (0, 1, 3)}), 0.1)
     assert claim.verdict == MISSING
     assert 0.9 in texts.numbers(claim.measured)
+
+
+def with_another_seed(numbers: pd.DataFrame, chosen: pd.Series, accuracy: float) -> pd.DataFrame:
+    """Add a run with a seed that no other run has."""
+    more = numbers[chosen].assign(seed=numbers["seed"].max() + 1, test_accuracy=accuracy)
+    return pd.concat([numbers, more], ignore_index=True)
+
+
+def test_a_seed_that_only_one_case_has_changes_no_verdict() -> None:
+    mean = table({("mean", f): 0.9 if f == 0 else 0.1 for f in range(4)})
+    assert verdicts(fig02.claims(with_another_seed(mean, mean["f"] == 0, 0.1), 0.1)) == [HOLDS]
+    more = with_ceiling((0.7, 0.75, 0.9))
+    assert verdicts(fig06bcd.claims(more, 0.1)) == [HOLDS, HOLDS]
+    for chosen in ((more["workers"] == 11) & (more["variant"] == "fa"), more["f"] == 0, more["variant"] == "median"):
+        assert verdicts(fig06bcd.claims(with_another_seed(more, chosen, 0.1), 0.1)) == [HOLDS, HOLDS]
+    lambdas, _ = lambda_tables({0.0: 0.7, 8.0: 0.7, 16.0: 0.5}, {})
+    again = with_another_seed(lambdas, lambdas["lam"] == 0, 0.1)
+    assert verdicts(fig08.claims(again, None, 0.1)) == [MISSING]
+    parts = [table({("fa", f): 0.9}).assign(workers=p) for p, f in fig09.CROWDS]
+    scaling = pd.concat([*parts, table({("mean", 0): 0.9}).assign(workers=15)], ignore_index=True)
+    scaling.insert(3, "workers", scaling.pop("workers"))
+    rows = pd.DataFrame([{"workers": 15, "n": 10, "rule": rule, "milliseconds": 1.5} for rule in fig09.RULES])
+    again = with_another_seed(scaling, scaling["f"] == 0, 0.1)
+    assert verdicts(fig09.claims(again, rows, 0.1)) == [HOLDS]
 
 
 def test_verdicts_on_the_rules_can_go_either_way() -> None:
@@ -500,6 +524,17 @@ def test_a_saved_figure_has_its_numbers_and_its_provenance(tmp_path: Path) -> No
         TrainConfig.from_json(json.dumps(config))
 
 
+def test_a_further_table_of_an_earlier_drawing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "provenance", lambda results: {})
+    numbers = table({("mean", 0): 0.5})
+    results = Results(fig02.study("smoke", out=tmp_path), {}, 0.0, ())
+    (tmp_path / f"{fig02.NAME}_of_another.times.csv").touch()
+    for more in ({"times": numbers, "cosines": numbers}, {"times": numbers}):
+        save(Figure(), numbers, results, [], **more)
+    assert {path.name.partition(".")[2] for path in tmp_path.glob(f"{fig02.NAME}.*.csv")} == {"claims.csv", "times.csv"}
+    assert len(list(tmp_path.glob("*_of_another*"))) == 1
+
+
 def test_a_figure_names_its_commit_and_whether_more_than_figures_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -617,6 +652,7 @@ def test_more_workers_are_judged_once_fa_is_finished_at_every_p() -> None:
     assert set(texts.numbers(alone[0].measured)) >= {11, 13, 15, 0.7, 0.75, 0.9}
     assert verdicts(fig06bcd.claims(numbers[~fa | (numbers["workers"] != 13)], 0.1)) == [MISSING, MISSING]
     assert verdicts(fig06bcd.claims(numbers[numbers["f"] > 0], 0.1)) == [MISSING, HOLDS]  # no mean without Byzantine
+    assert verdicts(fig06bcd.claims(numbers[numbers["f"] == 0], 0.1)) == [MISSING, MISSING]
 
 
 def lambda_tables(
@@ -668,16 +704,18 @@ def test_the_verdict_on_lambda(
         ({0: 0.7, 4: 0.69, 8: 0.7}, HOLDS),
         ({0: 0.7, 4: 0.69, 16: 0.7}, MISSING),  # no neighbours
         ({0: 0.7, 8: 0.7, 16: 0.5}, MISSING),
+        ({0: 0.1, 8: 0.1, 16: 0.1}, MISSING),  # another lambda may learn
+        ({}, MISSING),
         ({4: 0.7, 8: 0.7}, MISSING),
         (dict.fromkeys(fig08.LAMBDAS, 0.5) | {0: 0.7}, NOT),
     ],
 )
 def test_a_range_of_finished_lambda_suffices_and_none_refutes(finished: dict[int, float], expected: str) -> None:
-    numbers, _ = lambda_tables({float(lam): accuracy for lam, accuracy in finished.items()}, {})
-    numbers = numbers[numbers["variant"] == "fa"]
+    numbers, _ = lambda_tables({float(lam): accuracy for lam, accuracy in (finished or {0: 0.7}).items()}, {})
+    numbers = numbers[numbers["variant"] == "fa"] if finished else numbers[numbers["variant"] != "fa"]
     assert verdicts(fig08.claims(numbers, None, 0.1)) == [expected]
     (axes,) = fig08.draw(numbers, None, "title").axes
-    assert len(axes.lines) == len(finished)
+    assert len(axes.lines) == (len(finished) or len(fig08.OTHERS))
 
 
 @pytest.mark.parametrize(

@@ -71,13 +71,12 @@ def claims(table: DataFrame, chance: float) -> list[Claim]:
     Returns:
         The claims with their measurements and verdicts, one for each part.
     """
-    final = final_accuracies(table, "variant", "f")
-    finished = [f for f in F_VALUES if ("mean", f) in final]
+    final = final_accuracies(table, "f")
     found = MISSING
-    if finished == list(F_VALUES):
-        heavy = [mean(final["mean", f]) <= MAX_RELATIVE_ACCURACY * mean(final["mean", 0]) for f in F_VALUES[1:]]
+    if set(final) == set(F_VALUES):
+        heavy = [mean(final[f]) <= MAX_RELATIVE_ACCURACY * mean(final[0]) for f in F_VALUES[1:]]
         found = verdict(heavy, learned(final, chance))
-    measured = "final accuracy " + ", ".join(f"f = {f}: {format_mean_range(final['mean', f])}" for f in finished)
+    measured = "final accuracy " + ", ".join(f"f = {f}: {format_mean_range(final[f])}" for f in F_VALUES if f in final)
     return [
         Claim(
             "C1",

@@ -20,7 +20,7 @@ from fa.experiments.reporting.claims import (
 from fa.experiments.reporting.curves import draw_panels
 from fa.experiments.reporting.style import FA_FORMULATION
 from fa.experiments.runs.profiles import MARGIN
-from fa.experiments.runs.results import final_accuracies
+from fa.experiments.runs.results import common_final_accuracies, final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, register_rules
 from fa.experiments.runs.variants import OTHER_RULES, PAPER_RULES
@@ -76,8 +76,8 @@ def draw(table: DataFrame, title: str) -> Figure:
 def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """Judge C7: whether FA stays near the mean without Byzantine workers at every p, and loses nothing as p grows.
 
-    As in Figure 5, the second part is not testable if the numbers of iterations differ. Both parts need
-    FA at every p, and the first needs the mean without Byzantine workers.
+    As in Figure 5, the second part is not testable if the numbers of iterations differ. Both parts need FA at every p,
+    with a common seed, and the first also needs the mean without Byzantine workers.
 
     Args:
         table: The curves, one row a point.
@@ -88,20 +88,23 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         The claims with their measurements and verdicts, one for each part.
     """
     table = builtin_rows(table)
-    ceiling = final_accuracies(table[table["f"] == 0], "variant", "workers").get(("mean", 15), [])
+    judged = common_final_accuracies(table[(table["variant"] == "fa") | (table["f"] == 0)], "variant", "workers")
+    ceiling = judged.get(("mean", 15), [])
     table = table[table["f"] > 0]
     final = final_accuracies(table, "variant", "workers")
-    counts = [p for p in WORKERS if ("fa", p) in final]
-    ours = [mean(final["fa", p]) for p in counts]
+    counts = [p for p in WORKERS if ("fa", p) in judged]
+    ours = [mean(judged["fa", p]) for p in counts]
     complete = len(counts) == len(WORKERS)
     keeps = [after > before - margin for before, after in pairwise(ours)]
     testable = learned(final, chance)
+    results = "; ".join(_result(final, p, judged["fa", p]) for p in counts) or "FA: not finished"
+    by_p = ", ".join(f"p = {p}: {format_mean_range(judged['fa', p])}" for p in counts) or "not finished"
     alike, iterations = same_iterations(table, "workers")
     return [
         Claim(
             "C7",
             "FA possesses strong resilience for reasonable choices of p",
-            f"final accuracy {'; '.join(_result(final, p) for p in counts)}; {CEILING}, p = 15:"
+            f"final accuracy {results}; {CEILING}, p = 15:"
             f" {format_mean_range(ceiling) if ceiling else 'not finished'}; threshold: {MAX_LOSS:g} below that",
             verdict([accuracy >= mean(ceiling) - MAX_LOSS for accuracy in ours], testable)
             if complete and ceiling
@@ -110,16 +113,14 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
         Claim(
             "C7",
             "marginal utility of additional workers: FA's accuracy does not fall as p grows with f fixed",
-            "FA's final accuracy: "
-            + ", ".join(f"p = {p}: {format_mean_range(final['fa', p])}" for p in counts)
-            + ("" if alike else f"; {iterations}"),
+            f"FA's final accuracy: {by_p}" + ("" if alike else f"; {iterations}"),
             verdict(keeps, testable and alike) if complete else MISSING,
         ),
     ]
 
 
-def _result(final: Mapping[tuple[str, Any], Sequence[float]], p: int) -> str:
-    """Describe FA's final accuracy at p, beside that of the best other rule if one is finished."""
-    if any((key, p) in final for key in OTHER_RULES):
+def _result(final: Mapping[tuple[str, Any], Sequence[float]], p: int, ours: Sequence[float]) -> str:
+    """Describe FA's final accuracy at p, beside that of the best other rule if one is finished with the same seed."""
+    if ("fa", p) in final and any((key, p) in final for key in OTHER_RULES):
         return str(lead(final, p, "p"))
-    return f"p = {p}: FA {format_mean_range(final['fa', p])}"
+    return f"p = {p}: FA {format_mean_range(ours)}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import MISSING, NOT, Claim, format_mean_range, learned, mean, verdict
+from fa.experiments.reporting.claims import HOLDS, MISSING, Claim, format_mean_range, learned, mean, verdict
 from fa.experiments.reporting.curves import draw_line, finish, label_ends
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.recording import MIN_MINIBATCHES, sampling_interval, watch
@@ -153,14 +153,13 @@ def claims(table: DataFrame, cosines: DataFrame | None, chance: float, margin: f
 
 
 def _range_claim(table: DataFrame, chance: float, margin: float) -> Claim:
-    final = final_accuracies(table[table["variant"] == "fa"], "variant", "lam")
+    final = final_accuracies(table[table["variant"] == "fa"], "lam")
     others = final_accuracies(table[table["variant"] != "fa"], "variant", "f")
-    finished = [lam for lam in LAMBDAS if ("fa", lam) in final]
-    gains = {lam: mean(final["fa", lam]) - mean(final["fa", 0]) for lam in finished if 0 in finished}
+    gains = {lam: mean(final[lam]) - mean(final[0]) for lam in LAMBDAS if {0, lam} <= final.keys()}
     harmless = {lam for lam, gain in gains.items() if gain >= -margin}
     found = verdict([any(harmless.issuperset(both) for both in pairwise(LAMBDAS[1:]))], learned(final, chance))
     better = ", ".join(str(lam) for lam, gain in gains.items() if gain > margin) or "none"
-    ours = ", ".join(f"{lam}: {format_mean_range(final['fa', lam])}" for lam in finished)
+    ours = ", ".join(f"{lam}: {format_mean_range(final[lam])}" for lam in LAMBDAS if lam in final) or "not finished"
     known = [key for key in OTHERS if (key, 1) in others]
     theirs = ", ".join(f"{VARIANTS[key].label} {format_mean_range(others[key, 1])}" for key in known) or "no other rule"
     return Claim(
@@ -168,7 +167,7 @@ def _range_claim(table: DataFrame, chance: float, margin: float) -> Claim:
         "FA improves or performs similarly for a range of lambda",
         f"final accuracy by lambda {ours}; {theirs}; better than at 0 by more than {margin:g}: {better};"
         " threshold: two neighbouring lambda that lose no more",
-        MISSING if found == NOT and len(gains) < len(LAMBDAS) else found,
+        MISSING if found != HOLDS and len(gains) < len(LAMBDAS) else found,
     )
 
 

@@ -14,7 +14,7 @@ from fa.experiments.reporting.claims import MAX_LOSS, MISSING, Claim, format_mea
 from fa.experiments.reporting.curves import draw_line, finish
 from fa.experiments.runs.profiles import for_profile
 from fa.experiments.runs.recording import record
-from fa.experiments.runs.results import final_accuracies
+from fa.experiments.runs.results import common_final_accuracies
 from fa.experiments.runs.study import Case, OutDir, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import attack_heading
 from fa.experiments.runs.variants import VARIANTS
@@ -124,7 +124,7 @@ def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:
     Returns:
         The claims with their measurements and verdicts, one for each part.
     """
-    every = final_accuracies(table, "variant", "workers", "f")
+    every = common_final_accuracies(table, "variant", "workers", "f")
     final = {(p, f): every["fa", p, f] for p, f in CROWDS if ("fa", p, f) in every}
     ceiling = every.get(("mean", 15, 0), [])
     costs = times[times["rule"] == "fa"].set_index("workers")["milliseconds"]

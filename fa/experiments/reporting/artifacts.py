@@ -27,6 +27,7 @@ def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]
     """Write a figure with its table, claims and provenance.
 
     The files are NAME.png, NAME.pdf, NAME.csv, NAME.claims.csv, NAME.json and NAME.KEYWORD.csv for each further table.
+    Further tables of an earlier drawing are removed.
 
     Args:
         figure: The figure.
@@ -42,6 +43,9 @@ def save(figure: Figure, table: DataFrame, results: Results, claims: list[Claim]
     study.folder.mkdir(parents=True, exist_ok=True)
     tables = {"": table, **{f".{name}": rows for name, rows in more.items()}, ".claims": claims_frame(claims)}
     path = save_files(figure, study.folder / study.name, tables, provenance(results))
+    for old in study.folder.glob(f"{study.name}.*.csv"):
+        if old.name.removeprefix(study.name).removesuffix(".csv") not in tables:
+            old.unlink()  # of an earlier drawing, such as one of all runs
     _print_place(path)
     return path
 

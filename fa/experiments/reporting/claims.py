@@ -233,7 +233,7 @@ def learned(final: Mapping[Any, Sequence[float]], chance: float) -> bool:
     Returns:
         True if rules can be compared.
     """
-    return max(mean(values) for values in final.values()) > LEARNED * chance
+    return max(map(mean, final.values()), default=0.0) > LEARNED * chance
 
 
 def lead(final: Mapping[tuple[str, Any], Sequence[float]], value: Any, symbol: str = "") -> Lead:

@@ -81,8 +81,9 @@ def _join_places(places: Sequence[str], everywhere: Sequence[str]) -> str:
     alike = [place.split(", ") for place in everywhere if place.count(",") == places[0].count(",")]
     varied = [k for k, column in enumerate(zip(*alike, strict=True)) if len(set(column)) > 1]
     if len(varied) == 1 and len({len(parts) for parts in split}) == 1:
-        name = split[0][varied[0]].partition(" = ")[0]
-        return f"{name} = {', '.join(parts[varied[0]].partition(' = ')[2] for parts in split)}"
+        named = [parts[varied[0]].partition(" = ") for parts in split]
+        if len({name for name, _, _ in named}) == 1:
+            return f"{named[0][0]} = {', '.join(value for _, _, value in named)}"
     return "; ".join(places)
 
 

@@ -116,6 +116,20 @@ def final_accuracies(table: DataFrame, *by: str, paired: bool = True) -> dict[An
     return {key: values for key, values in final.items() if values}
 
 
+def common_final_accuracies(table: DataFrame, *by: str) -> dict[tuple[Any, ...], list[float]]:
+    """Return final test accuracies by the values of some columns, of the seeds that all of them have.
+
+    Args:
+        table: The curves, one row a point.
+        *by: The columns.
+
+    Returns:
+        Accuracies in the order of the seeds, by tuple.
+    """
+    cases = list(zip(*(table[column] for column in by), strict=True))
+    return final_accuracies(table.assign(case=cases), "case")
+
+
 def _keys(table: DataFrame, by: Sequence[str]) -> list[Any]:
     """Return the key of each row: the value of one column, or a tuple."""
     columns = [table[column].tolist() for column in by]
