@@ -22,7 +22,7 @@ from fa.experiments.figures import fig06a
 from fa.experiments.measurements import tcp_loss
 from fa.experiments.measurements.lossy_links import SERVER, Links, star_network, unsupported_reason
 from fa.experiments.reporting import time_to_accuracy
-from fa.experiments.reporting.claims import HOLDS, IN_PART, NOT
+from fa.experiments.reporting.claims import HOLDS, IN_PART, MISSING, NOT
 from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN
 from fa.training import TrainConfig, train
 from fa.training.records import USED
@@ -300,6 +300,40 @@ def test_the_verdict_on_packet_loss(way: tuple[float, ...], expected: list[str])
     assert [list(line.get_xdata()) for line in whole.lines] == [pytest.approx([0.5, 1])]
     assert [list(line.get_xdata()) for line in lossy.lines] == [pytest.approx([1, 2])]
     assert len(fig06a.draw(numbers, "title").axes) == 1, "without measured links"
+
+
+@pytest.mark.parametrize(
+    ("finals", "expected"),
+    [
+        ({"fa": 0.9, "median": 0.7}, [MISSING, MISSING]),
+        ({"fa": 0.7, "median": 0.9}, [NOT, MISSING]),  # the other five could not change that
+        ({"fa": 0.2, "median": 0.1}, [MISSING, MISSING]),  # they may learn
+        ({"fa": 0.9}, []),
+        ({"median": 0.9}, []),
+    ],
+)
+def test_packet_loss_is_judged_as_far_as_the_finished_rules_decide(
+    finals: dict[str, float], expected: list[str]
+) -> None:
+    numbers = pd.DataFrame(
+        {"variant": key, "label": key, "f": 3, "seed": 1, "iteration": 20, "test_accuracy": accuracy}
+        for key, accuracy in finals.items()
+    )
+    assert [claim.verdict for claim in fig06a.claims(numbers, 0.1)] == expected
+    assert len(fig06a.draw(numbers, "title").axes[0].lines) == len(finals)
+
+
+def test_packet_loss_is_judged_by_the_seeds_that_all_rules_have() -> None:
+    """In the second seed FA, which alone has it, learns nothing."""
+    ours = [(1, (0.2, 0.7, 0.9)), (2, (0.1, 0.1, 0.1))]
+    curves = {key: [(1, (0.2, 0.2, 0.7))] for key in PAPER_RULES_AND_MEAN} | {"fa": ours}
+    numbers = pd.DataFrame(
+        {"variant": key, "label": key, "f": 3, "seed": seed, "iteration": 20 * (i + 1), "test_accuracy": accuracy}
+        for key, runs in curves.items()
+        for seed, way in runs
+        for i, accuracy in enumerate(way)
+    )
+    assert [claim.verdict for claim in fig06a.claims(numbers, 0.1)] == [HOLDS, HOLDS]
 
 
 def test_the_accuracies_to_reach_are_shares_of_what_fa_and_the_best_other_both_have() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, comparison_verdict, lead, learned, verdict
+from fa.experiments.reporting.claims import MISSING, NOT, Claim, comparison_verdict, lead, learned, verdict
 from fa.experiments.reporting.curves import draw_curves, finish, line_options
 from fa.experiments.reporting.style import FA_FORMULATION, LOOKS
 from fa.experiments.reporting.time_to_accuracy import describe_races, fa_first, races
@@ -13,7 +13,7 @@ from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.results import final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study, make_study
 from fa.experiments.runs.user_rules import builtin_rows, register_rules, user_rules_in
-from fa.experiments.runs.variants import PAPER_RULES_AND_MEAN
+from fa.experiments.runs.variants import OTHER_RULES, PAPER_RULES, PAPER_RULES_AND_MEAN
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +84,8 @@ def _draw_links(axes: Axes, links: DataFrame) -> None:
 def claims(table: DataFrame, chance: float, links: DataFrame | None = None, margin: float = MARGIN) -> list[Claim]:
     """Judge both parts of C6.
 
+    If rules are missing, the first part can fail but not hold, and the second is not judged.
+
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
@@ -91,25 +93,30 @@ def claims(table: DataFrame, chance: float, links: DataFrame | None = None, marg
         margin: Accuracies that differ by less are equal.
 
     Returns:
-        The claims with their measurements and verdicts, one for each part.
+        The claims with their measurements and verdicts, one for each part; none until FA and another rule are
+        finished with a common seed.
     """
     table = builtin_rows(table)
     final = final_accuracies(table, "variant", "f")
-    testable = learned(final, chance)
+    if ("fa", F) not in final or not any((key, F) in final for key in OTHER_RULES):
+        return []
     last = lead(final, F, "f")
-    iterations = races(table, chance)
+    higher = comparison_verdict([last], learned(final, chance), margin=margin)
+    complete = all((key, F) in final for key in PAPER_RULES)
+    seeds = set.intersection(*(set(rows["seed"]) for _, rows in table.groupby("variant")))
+    iterations = races(table[table["seed"].isin(seeds)], chance)
     return [
         Claim(
             "C6",
             "under 10% packet loss FA converges to a significantly higher accuracy than other aggregators",
             f"final accuracy {last}",
-            comparison_verdict([last], testable, margin=margin),
+            higher if complete or higher == NOT else MISSING,
         ),
         Claim(
             "C6",
             "FA reaches a similar accuracy in fewer iterations than other aggregators",
             f"iterations to {describe_races(iterations, '{:.0f}')}{_slower(links)}",
-            verdict(fa_first(iterations), bool(iterations)),
+            verdict(fa_first(iterations), bool(iterations)) if complete else MISSING,
         ),
     ]
 
