@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -164,3 +165,61 @@ def test_a_run_with_both(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
         main(["train", "--rule", str(tmp_path / "none.py:Rule"), "--iterations", "1"])
     check_refusal(ended.value.code, capsys.readouterr().err, re.escape(str(tmp_path / "none.py")))
     assert ATTACK not in ATTACKS
+
+
+MISTAKES = {
+    "a statistic that is a name": (
+        "rule",
+        "from fa.rules import ColumnDecision\nclass MINE(fa.Rule):\n    name = 'mine'\n"
+        "    def decide(self, gram):\n        decided = ColumnDecision()\n"
+        "        object.__setattr__(decided, 'statistic', 'median')\n        return decided\n",  # past the type checker
+        r"^the statistic of mine must be .*'median'",
+    ),
+    "a number of workers that is one integer": (
+        "rule",
+        "from fa.rules import Mean\nclass MINE(Mean):\n    name = 'mine'\n    min_workers = 3\n",
+        r"^min_workers must be .*\b3\b",
+    ),
+    "a function with too few arguments": (
+        "attack",
+        "from fa.attacks import Attack\nMINE = Attack('mine', False, lambda G, byzantine: None)\n",
+        r"^write must be .*streams.*\(G, byzantine\)",
+    ),
+    "a function without an option": (
+        "attack",
+        "from fa.attacks import Attack\nMINE = Attack('mine', False, lambda G, b, s: None, {'scale': 2.0})\n",
+        r"^write must be .*\bscale\b",
+    ),
+    "a file that exits": (
+        "rule",
+        "import sys\nsys.exit(0)\n",
+        r"^rule cannot be loaded: .*mine\.py, line 3: SystemExit",
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "text", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_in_a_users_file_is_named(
+    kind: str, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import fa\n" + text)
+    call = (
+        partial(fa.aggregate, rule=f"{file}:MINE") if kind == "rule" else partial(fa.attack, name=f"{file}:MINE", f=1)
+    )
+    with pytest.raises(ValueError, match=message):
+        call(np.eye(3))
+    command = ["train", "--workers", "3", "--byzantine", "1", "--iterations", "1", "--batch", "4", "--threads", "1"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, f"--{kind}", f"{file}:MINE"])
+    check_refusal(stopped.value.code, capsys.readouterr().err, rf"^fa: {message.removeprefix('^')}")
+
+
+def test_an_attack_with_options_and_the_rule_is_called_with_them(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from fa.attacks import Attack\n"
+        "def write(G, ranks, streams, *, scale, rule, iteration):\n    G[list(ranks)] = scale + iteration\n"
+        "MINE = Attack('mine', False, write, {'scale': 2.0}, uses_rule=True)\n"
+    )
+    assert fa.attack(np.eye(3), f"{file}:MINE", f=1, iteration=5, rule=fa.make_rule("mean"))[0].tolist() == [7, 7, 7]

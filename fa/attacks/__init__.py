@@ -7,6 +7,7 @@ that a seed gives the same vectors on every device.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -105,7 +106,19 @@ def _load(name: str) -> Attack:
         check_one_of("attack", name, tuple(ATTACKS), plugins.OTHER_SPECS)
     check("attack", name, isinstance(loaded, Attack), "a fa.attacks.Attack")
     attack: Attack = replace(loaded, source=plugins.resolve_spec(name))
+    _check_writer(attack)
     return attack
+
+
+def _check_writer(attack: Attack) -> None:
+    """Check that a user's function accepts what `Attack.apply` calls it with."""
+    names = (*attack.options, *(("rule", "iteration") if attack.uses_rule else ()))
+    signature = inspect.signature(attack.write)
+    try:
+        signature.bind(None, (), None, **dict.fromkeys(names))
+    except TypeError:
+        needed = f"a function of ({', '.join(('G', 'byzantine', 'streams', *names))})"
+        raise ValueError(f"write must be {needed}, got one of {signature}") from None
 
 
 def _builtin(name: str, uses_own_gradient: bool, write: Writer, /, **options: Any) -> Attack:

@@ -106,6 +106,9 @@ def _rule_class(name: str) -> type[Rule]:
     check("rule", name, named, 'a class with a name, as in name: ClassVar[str] = "my_rule"')
     missing = ", ".join(sorted(getattr(rule, "__abstractmethods__", ())))
     check("rule", name, not missing, f"a class that defines {missing}")
+    pair = rule.min_workers
+    whole = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(number, int) for number in pair)
+    check("min_workers", pair, whole, "a pair of integers (times, plus): the rule needs p >= times f + plus")
     return rule  # type: ignore[no-any-return]
 
 

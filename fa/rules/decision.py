@@ -126,6 +126,8 @@ def check_column_decision(rule: str, decided: Any, q: int) -> None:
     if weights is None:
         complete = decided.statistic is not None or decided.direction is not None
         check(f"the decision of {rule}", decided, complete, "weights, a statistic or a direction")
+        known = decided.statistic is None or isinstance(decided.statistic, OrderStatistic)
+        check(f"the statistic of {rule}", decided.statistic, known, "an OrderStatistic, or None")
     else:
         fits = isinstance(weights, np.ndarray) and weights.shape == (q,)
         check(f"the weights of {rule}", weights, fits, f"an array of {q}, one for each gradient")

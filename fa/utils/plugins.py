@@ -225,20 +225,20 @@ def _run(kind: str, path: Path, module_name: str) -> ModuleType:
     sys.modules[module_name] = module  # Dataclasses resolve their annotations in sys.modules.
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # The user's file may raise an error of any type.
+    except (Exception, SystemExit) as error:  # The user's file may raise an error of any type.
         del sys.modules[module_name]
         raise ValueError(f"{kind} cannot be loaded: {_place(error, path)}: {type(error).__name__}: {error}") from error
     return module
 
 
-def _place(error: Exception, path: Path) -> str:
+def _place(error: BaseException, path: Path) -> str:
     """Return the file and line of an error, by preference the last line in the user's file."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
     return _last_line(error, {path}) or str(path)
 
 
-def _last_line(error: Exception, files: set[Path]) -> str | None:
+def _last_line(error: BaseException, files: set[Path]) -> str | None:
     """Return the last line of these files that an error passed through, with its file, or None."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) in files]
     return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else None
