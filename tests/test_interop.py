@@ -3,6 +3,7 @@
 import copy
 import importlib
 import sys
+from unittest.mock import patch
 
 import byzfl
 import numpy as np
@@ -45,6 +46,24 @@ def test_an_aggregator_is_a_rule(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     unit = fa.make_rule(f"byzfl:{name}", f=2, preaggregators=("unit",))
     np.testing.assert_allclose(unit(5 * G), unit(G), rtol=1e-4, atol=1e-5)
+
+
+def test_a_rule_and_an_attack_stay_on_the_gradients_device() -> None:
+    rule, attack = fa.make_rule("byzfl:TrMean", f=2), make_attack("byzfl:SignFlipping")
+    optimal = make_attack("byzfl:Optimal_InnerProductManipulation", fa.make_rule("median", f=2))
+
+    def found() -> list[torch.Tensor]:
+        G, searched = gradients(), gradients()
+        attack.apply(G, range(2), seed=1, iteration=0)
+        optimal.apply(searched, range(2), seed=1, iteration=0)
+        return [rule(gradients()), G, searched]
+
+    expected = found()
+    plain = gradients()
+    with patch(f"{__name__}.gradients", plain.clone), torch.device("meta"):  # the default device of new tensors
+        again = found()
+    for value, usual in zip(again, expected, strict=True):
+        torch.testing.assert_close(value, usual, rtol=0, atol=0)
 
 
 def test_its_options_are_the_rules() -> None:

@@ -194,6 +194,8 @@ def test_a_start_is_the_basis_to_begin_with():
     Y = solved(G, "l1", 0.5, m=3, max_iter=100).Y
     again = solved(G, "l1", 0.5, m=3, max_iter=1, start=Y)
     assert again.objective <= objective.value(G, Y, 0.5, "l1") + 1e-12
+    with torch.device("meta"):  # the default device of new tensors
+        np.testing.assert_array_equal(solved(G, "l1", 0.5, m=3, max_iter=1, start=Y).Y, again.Y)
     with pytest.raises(ValueError, match=r"^start must be .*\(30, 3\).*\(30, 2\)"):
         solved(G, "l1", 0.5, m=3, start=Y[:, :2])
     gram, _ = measure(torch.from_numpy(G))

@@ -63,14 +63,10 @@ def empty_rows(like: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
 
 
 def plain(*tensors: Tensor, devices: tuple[str, ...] = ("cpu",)) -> bool:
-    """Return whether the fast computations take these tensors: plain float32 on such a device, without transforms."""
-    if (
-        torch.is_autocast_enabled("cpu")
-        or torch.is_autocast_enabled("cuda")
-        or torch.compiler.is_compiling()
-        or is_transforming()
-    ):
+    """Return whether the fast computations take these tensors: plain float32 on such a device, outside of autocast."""
+    if torch.compiler.is_compiling() or is_transforming():
         return False
-    if any(type(tensor) not in (Tensor, Parameter) for tensor in tensors):
+    if any(type(tensor) not in (Tensor, Parameter) or tensor.dtype != torch.float32 for tensor in tensors):
         return False
-    return all(tensor.dtype == torch.float32 and tensor.device.type in devices for tensor in tensors)
+    here = {tensor.device.type for tensor in tensors}
+    return here.issubset(devices) and not any(map(torch.is_autocast_enabled, here))
