@@ -28,6 +28,7 @@ from fa.training import TrainConfig, train
 from fa.training.records import USED
 from fa.training.transports.udp import Inbox, create_sender, send
 from fa.utils.addresses import create_listener
+from tests.processes import wait_until
 
 N = 60 * CHUNK + 7  # the last chunk is short
 CHUNKS = 61
@@ -201,27 +202,33 @@ def test_namespaces_go_when_something_fails_inside() -> None:
 
 
 def test_forged_repeated_and_invalid_datagrams_change_no_gradient_and_are_counted() -> None:
+    """Each gradient is read before the next one is sent, since a full receive buffer would lose datagrams."""
     receiver = create_listener("127.0.0.1", 0, socket.SOCK_DGRAM)
     inbox = Inbox(receiver, 2, N)
     inbox.begin(3)
     ones, sent = torch.ones(N), torch.arange(1.0, N + 1)
+    invalid = [(1, 2, inbox.keys[1]), (1, 4, inbox.keys[1]), (2, 3, inbox.keys[1])]  # before, after, unknown rank
+    invalid += [(1, 3, key) for key in (b"", bytes(32), inbox.keys[0])]  # none, a guess, and another rank's
     with create_sender("127.0.0.1", inbox.port) as sender:
-        for worker, iteration in ((1, 2), (1, 4), (2, 3)):  # before, after, and a rank that does not exist
-            send(sender, worker, iteration, ones, inbox.keys[1])
-        for key in (b"", bytes(32), inbox.keys[0]):  # none, a guess, and another rank's
-            send(sender, 1, 3, ones, key)
+        for count, (worker, iteration, key) in enumerate(invalid, 1):
+            send(sender, worker, iteration, ones, key)
+            wait_until(lambda count=count: inbox.discarded == count * CHUNKS)
         junk = (b"x" * 12, b"\0" * 15, b"\0" * 16, b"\xff" * (28 + 4 * CHUNK), b"\0" * 2000)
         for data in junk:
             sender.send(data)
-        for _ in range(2):  # the second one is a replay
-            send(sender, 1, 3, sent, inbox.keys[1])
-    G = torch.full((3, N), 7.0)
-    assert inbox.collect([0, 1], G) == {0: CHUNKS}
+        wait_until(lambda: inbox.discarded == len(invalid) * CHUNKS + len(junk))
+        G = torch.full((3, N), 7.0)
+        send(sender, 1, 3, sent, inbox.keys[1])
+        assert inbox.collect([0, 1], G) == {0: CHUNKS}
+        send(sender, 1, 3, 2 * sent, inbox.keys[1])  # a second gradient of the iteration
+        wait_until(lambda: inbox.discarded == (len(invalid) + 1) * CHUNKS + len(junk))
+    again = G.clone()
+    assert inbox.collect([0, 1], again) == {0: CHUNKS}
+    assert torch.equal(again, G)
+    inbox.close()
     assert not G[0].any()
     assert torch.equal(G[1], sent)
     assert bool((G[2] == 7).all())  # nobody asked for it
-    inbox.close()
-    assert inbox.discarded == 7 * CHUNKS + len(junk)
 
 
 class Recorder(socket.socket):
