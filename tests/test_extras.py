@@ -460,11 +460,12 @@ def test_extra_7_sets_the_rate_and_the_length_of_a_step() -> None:
     assert rates == dict.fromkeys(extra07.LOOKS, 0.2) | {
         extra07.KRUM_SLOWER: 0.05,
         extra07.FA_SLOWER: 0.05,
+        extra07.DEFAULT_SLOWER: 0.05,
         extra07.UNIT: 0.375,
     }
     assert {config.seed for config in configs.values()} == {2021}
     assert [label for label, config in configs.items() if config.byzantine == 0] == [extra07.CEILING]
-    assert configs[extra07.FA] in figure_module("fig04").study("paper").configs
+    assert {configs[extra07.FA], configs[extra07.DEFAULT]} < set(figure_module("fig04").study("paper").configs)
 
 
 @pytest.mark.parametrize(
@@ -545,26 +546,28 @@ def test_extra_13_chooses_a_rate_over_all_attacks_and_judges_on_test_images() ->
 
 
 @pytest.mark.parametrize(
-    ("slower", "unit", "margin", "expected"),
+    ("slower", "unit", "fa_slower", "margin", "expected"),
     [
-        (0.79, 0.7, 0.02, [HOLDS, HOLDS]),
-        (0.9, 0.7, 0.02, [HOLDS, HOLDS]),
-        (0.7, 0.79, 0.02, [NOT, NOT]),
-        (0.77, 0.77, 0.04, [HOLDS, NOT]),  # within the margin
-        (0.1, 0.9, 0.02, [NOT, NOT]),
+        (0.79, 0.7, 0.1, 0.02, [HOLDS, HOLDS, NOT]),
+        (0.9, 0.7, 0.93, 0.02, [HOLDS, HOLDS, HOLDS]),
+        (0.7, 0.79, 0.1, 0.02, [NOT, NOT, HOLDS]),
+        (0.77, 0.77, 0.1, 0.04, [HOLDS, NOT, NOT]),  # within the margin
+        (0.1, 0.9, 0.1, 0.02, [NOT, NOT, HOLDS]),
     ],
 )
 def test_extra_7_tells_the_rate_from_the_subspace(
-    slower: float, unit: float, margin: float, expected: list[str]
+    slower: float, unit: float, fa_slower: float, margin: float, expected: list[str]
 ) -> None:
     study = extra07.study("smoke")
-    numbers = table(study, {extra07.FA: 0.8, extra07.KRUM_SLOWER: slower, extra07.UNIT: unit})
+    reached = {extra07.FA: 0.8, extra07.FA_SLOWER: fa_slower, extra07.KRUM_SLOWER: slower, extra07.UNIT: unit}
+    numbers = table(study, reached)
     claims = extra07.claims(numbers, 0.1, margin)
     assert verdicts(claims) == expected
     assert {0.8, slower} <= set(texts.numbers(claims[0].measured))
     (panel,) = extra07.draw(numbers, "title").axes
     assert [line.get_label() for line in panel.lines] == list(dict.fromkeys(numbers["label"]))
-    assert verdicts(extra07.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 2
+    assert verdicts(extra07.claims(numbers[numbers["label"] != extra07.FA_SLOWER], 0.1, margin)) == expected[:2]
+    assert verdicts(extra07.claims(table(study, 0.1), 0.1)) == [UNTESTABLE] * 3
 
 
 # Extra 8
