@@ -6,6 +6,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ def backward(
         The direction, as a list of tensors of the parameters' shapes, and the decision about workers.
 
     Raises:
-        ValueError: No parameter requires a gradient, or the losses are not p scalars.
+        ValueError: No parameter requires a gradient, or the losses are not p scalars that depend on the parameters.
         TooFewWorkersError: p is too small for the rule's f.
 
     Example:
@@ -46,14 +47,19 @@ def backward(
     trained = _trained(parameters)
     if isinstance(losses, Tensor):
         check("losses", tuple(losses.shape), losses.ndim == 1, "of shape (p,), one for each worker")
+    check("losses", type(losses).__name__, isinstance(losses, Tensor | Iterable), "an iterable of scalars")
     shared = isinstance(losses, Tensor | Sequence)  # Such losses may have a graph in common.
     gradients = [
-        torch.autograd.grad(loss, trained, retain_graph=shared, allow_unused=True, materialize_grads=True)
-        for loss in losses
+        torch.autograd.grad(
+            _scalar(loss, worker), trained, retain_graph=shared, allow_unused=True, materialize_grads=True
+        )
+        for worker, loss in enumerate(losses)
     ]
+    check("losses", gradients, bool(gradients), "those of one worker or more")
     result = (make_rule(rule) if isinstance(rule, str) else rule).aggregate(gradients, iteration)
     for parameter, piece in zip(trained, result.direction, strict=True):
-        parameter.grad = piece if parameter.grad is None else parameter.grad + piece
+        # A copy: gradient clipping changes `.grad` in place.
+        parameter.grad = piece.clone() if parameter.grad is None else parameter.grad + piece
     return result
 
 
@@ -62,10 +68,11 @@ def set_grad(parameters: Iterable[Tensor], direction: Any) -> None:
 
     Args:
         parameters: The model's parameters; those that require no gradient are ignored.
-        direction: d (n,), an array or a tensor with all coordinates in the order of the parameters.
+        direction: d (n,), an array or a tensor with all coordinates in the order of the parameters; or a list with a
+            tensor or array of each parameter's shape, which a rule returns for gradients given as such lists.
 
     Raises:
-        ValueError: No parameter requires a gradient, or the direction has another number of coordinates than they have.
+        ValueError: No parameter requires a gradient, or the direction has other shapes than they have.
 
     Example:
         >>> import torch, fa
@@ -76,16 +83,55 @@ def set_grad(parameters: Iterable[Tensor], direction: Any) -> None:
         (tensor([[1., 3.]]), tensor([3.]))
     """
     trained = _trained(parameters)
-    d = direction.detach() if isinstance(direction, Tensor) else torch.as_tensor(direction, device="cpu")
-    n = sum(parameter.numel() for parameter in trained)
-    check("direction", tuple(d.shape), d.shape == (n,), f"of shape ({n},), one coordinate for each parameter")
-    for parameter, piece in zip(trained, d.split([parameter.numel() for parameter in trained]), strict=True):
+    for parameter, piece in zip(trained, _pieces(direction, trained), strict=True):
         parameter.grad = piece.view(parameter.shape).to(parameter.device, parameter.dtype, copy=True)
 
 
 def _trained(parameters: Iterable[Tensor]) -> list[Tensor]:
     """Return the parameters that require a gradient, at least one."""
-    check("parameters", type(parameters).__name__, not isinstance(parameters, Tensor), "an iterable of tensors")
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    check("parameters", trained, bool(trained), "those of a model, with one or more that require a gradient")
+    iterable = isinstance(parameters, Iterable) and not isinstance(parameters, Tensor)
+    cure = "Give the model's .parameters()."
+    check("parameters", type(parameters).__name__, iterable, "an iterable of tensors", cure)
+    every = list(parameters)
+    for parameter in every:
+        check("each of parameters", type(parameter).__name__, isinstance(parameter, Tensor), "a tensor", cure)
+    trained = [parameter for parameter in every if parameter.requires_grad]
+    check("parameters", every, bool(trained), "those of a model, with one or more that require a gradient")
     return trained
+
+
+def _scalar(loss: Any, worker: int) -> Tensor:
+    """Return a worker's loss, a scalar with a graph."""
+    name = f"the loss of worker {worker}"
+    check(name, type(loss).__name__, isinstance(loss, Tensor), "a tensor")
+    check(name, tuple(loss.shape), loss.numel() == 1, "a scalar", "Take the mean over its images.")
+    check(name, loss, loss.requires_grad, "a function of the parameters, with a graph")
+    return loss  # type: ignore[no-any-return]
+
+
+def _pieces(direction: Any, trained: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return the direction's part for each parameter."""
+    if isinstance(direction, list | tuple) and any(np.ndim(piece) for piece in direction):
+        pieces = [_tensor(piece, "each part of direction") for piece in direction]
+        shapes, needed = ([tuple(tensor.shape) for tensor in tensors] for tensors in (pieces, trained))
+        check("direction", shapes, shapes == needed, f"of the parameters' shapes, {needed}")
+        return pieces
+    d, sizes = _tensor(direction, "direction"), [parameter.numel() for parameter in trained]
+    check(
+        "direction",
+        tuple(d.shape),
+        d.shape == (sum(sizes),),
+        f"of shape ({sum(sizes)},), one coordinate for each parameter",
+    )
+    parts: tuple[Tensor, ...] = d.split(sizes)
+    return parts
+
+
+def _tensor(values: Any, name: str) -> Tensor:
+    """Convert a tensor, an array or a list of numbers to a tensor without a graph."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        return torch.as_tensor(values, device="cpu")
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"{name} must be an array or a tensor of numbers, got a {type(values).__name__}") from None

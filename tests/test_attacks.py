@@ -308,6 +308,15 @@ def test_the_longest_shift_within_the_honest_spread(name: str, spread: Callable,
     assert close == DRAWS
 
 
+@pytest.mark.parametrize("name", ["min_max", "min_sum"])
+@pytest.mark.parametrize("direction", ["std", "mean", "sign"])
+@pytest.mark.parametrize("scale", [1e160, 1e300])
+def test_squares_that_overflow_are_no_error(name: str, direction: str, scale: float) -> None:
+    G = normal(9, 4, dtype=torch.float64) * scale
+    found = fa.attack(G, name, f=2, direction=direction)
+    assert torch.equal(found[2:], G[2:])
+
+
 @pytest.mark.parametrize("name", ["min_max", "min_sum", "line_search"])
 def test_equal_honest_gradients_leave_no_room(name: str) -> None:
     G = torch.ones(5, 4, dtype=torch.float64)

@@ -1,11 +1,14 @@
 """From the workers' losses, or from a direction, to `.grad`; then torch's optimizers."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import fa
+from tests.processes import printed_beside
 from tests.tensors import DEVICE, DTYPE, normal
 
 
@@ -115,6 +118,42 @@ def test_set_grad_replaces_and_copies(model: nn.ModuleDict) -> None:
     assert [p.grad.dtype for p in trained(model)] == [p.dtype for p in trained(model)]
 
 
+def test_set_grad_takes_what_a_rule_returns_for_lists_of_layers(model: nn.ModuleDict) -> None:
+    found = gradients(model, BATCHES)
+    direction = fa.aggregate(found, "median")
+    fa.set_grad(model.parameters(), direction)
+    for parameter, piece in zip(trained(model), direction, strict=True):
+        torch.testing.assert_close(parameter.grad, piece)
+    with pytest.raises(ValueError, match=r"^direction must be .*\(3, 4\)"):
+        fa.set_grad(model.parameters(), direction[1:])
+    with pytest.raises(ValueError, match=r"^direction must be .*\(3, 4\)"):
+        fa.set_grad(model.parameters(), [piece.flatten() for piece in direction])
+
+
+def test_clipping_the_grads_leaves_the_direction_as_it_was(model: nn.ModuleDict) -> None:
+    direction = fa.backward([loss(model, images) for images in BATCHES], model.parameters(), "median").direction
+    before = [piece.clone() for piece in direction]
+    nn.utils.clip_grad_value_(model.parameters(), 1e-6)
+    for piece, same in zip(direction, before, strict=True):
+        assert torch.equal(piece, same)
+
+
+def test_a_loss_that_cannot_be_differentiated_is_named(model: nn.ModuleDict) -> None:
+    losses = [loss(model, images) for images in BATCHES]
+    with pytest.raises(ValueError, match=r"^the loss of worker 5 must be a scalar.*\(2,\)"):
+        fa.backward([*losses, torch.zeros(2, requires_grad=True)], model.parameters())
+    with pytest.raises(ValueError, match=r"^the loss of worker 1 must be .*parameters"):
+        fa.backward([losses[0], losses[1].detach()], model.parameters())
+    with pytest.raises(ValueError, match=r"^losses must be "):
+        fa.backward([], model.parameters())
+
+
+@pytest.mark.parametrize("direction", ["text", {"weight": 1.0}, [None], None], ids=str)
+def test_a_direction_that_is_no_numbers_is_named(direction: object) -> None:
+    with pytest.raises(ValueError, match=r"^direction must be "):
+        fa.set_grad([torch.zeros(1, requires_grad=True)], direction)
+
+
 def test_wrong_arguments_are_named(model: nn.ModuleDict) -> None:
     with pytest.raises(ValueError, match=r"^direction must be .*\b7\b"):
         fa.set_grad(model.parameters(), torch.zeros(7))
@@ -126,3 +165,26 @@ def test_wrong_arguments_are_named(model: nn.ModuleDict) -> None:
         fa.backward(loss(model, BATCHES[0]), model.parameters())
     with pytest.raises(ValueError, match=r"\bkrum\b.*\bp = 5\b"):
         fa.backward([loss(model, images) for images in BATCHES], model.parameters(), fa.make_rule("krum", f=2))
+
+
+def test_arguments_of_a_wrong_type_are_value_errors(tmp_path: Path) -> None:
+    """In a process of its own, where no type checker is before ours."""
+    calls = {
+        "fa.set_grad(model, torch.ones(2))": "parameters",
+        "fa.set_grad(model.named_parameters(), torch.ones(2))": "each of parameters",
+        "fa.backward([loss, loss], model)": "parameters",
+        "fa.backward([loss, 1.0], model.parameters())": "the loss of worker 1",
+        "fa.backward(1.0, model.parameters())": "losses",
+    }
+    code = f"""
+import fa, torch
+model = torch.nn.Linear(1, 1)
+loss = model(torch.ones(1))
+for call in {list(calls)!r}:
+    try:
+        eval(call)
+    except ValueError as error:
+        print(error)
+"""
+    for start, line in zip(calls.values(), printed_beside(code, tmp_path).splitlines(), strict=True):
+        assert line.startswith(f"{start} must be ")

@@ -149,6 +149,15 @@ def test_sparse_gradients_are_refused_with_the_cure() -> None:
         fa.aggregate([[embedding.weight.grad]] * 5, "median")
 
 
+@pytest.mark.parametrize("wrap", [lambda G: G, lambda G: [G] * 5])
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype")
+def test_tensors_without_values_or_with_rows_of_unequal_length_are_refused(wrap) -> None:
+    meta, nested = torch.zeros(5, 3, device="meta"), torch.nested.nested_tensor([torch.ones(3), torch.ones(4)])
+    for G, kind in ((meta, "meta"), (nested, "nested")):
+        with pytest.raises(ValueError, match=rf"\bmust be .*\b{kind}\b"):
+            fa.aggregate(wrap(G), "median")
+
+
 @pytest.mark.parametrize("wrap", [lambda G: G, list, lambda G: [{"w": g} for g in G]])
 def test_masked_arrays_are_refused(wrap) -> None:
     G = np.ma.masked_array(np.arange(15.0).reshape(5, 3), np.arange(15).reshape(5, 3) > 5)

@@ -216,6 +216,11 @@ def test_dims_that_no_flag_has(dims, value):
         flags.solve(G, dims)
 
 
+def test_dims_may_be_an_array():
+    G = normal(4, 20)
+    assert flags.solve(G, np.array([1, 3])).dims == flags.solve(G, [1, 3]).dims == (1, 3)
+
+
 def test_gradients_and_options_that_cannot_be():
     G = normal(4, 20)
     for (name, value), shown in {("restarts", -1): "-1", ("a", 0.5): r"0\.5", ("start", "none"): "'none'"}.items():

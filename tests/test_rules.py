@@ -504,6 +504,25 @@ for options in {options!r}:
         assert f"{next(iter(option))} must be " in line
 
 
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({"gradients_per_worker": np.array([2, 3, 2])}, {"gradients_per_worker": [2, 3, 2]}),
+        ({"gradients_per_worker": np.int64(7)}, {"gradients_per_worker": 7}),
+        ({"dims": np.array([1, 3])}, {"dims": [1, 3]}),
+        ({"prior": np.array([1.0, 0.75])}, {"prior": (1.0, 0.75)}),
+        ({"worker_weights": np.arange(1.0, 8.0)}, {"worker_weights": tuple(range(1, 8))}),
+        ({"m": np.int32(2), "lam": np.float32(0.5), "strict": np.True_}, {"m": 2, "lam": 0.5, "strict": True}),
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_options_may_be_numpys(options, same):
+    G = normal(7, 12)
+    rule = make_rule("fa", **options)
+    assert rule == make_rule("fa", **same)
+    np.testing.assert_array_equal(aggregate(G, rule), aggregate(G, "fa", **same))
+
+
 def test_m_and_keep_are_cut_to_the_workers_that_are_left():
     G = normal(5, 30)
     bad = np.vstack([G, np.full((1, 30), np.nan)])

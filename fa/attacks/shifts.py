@@ -133,7 +133,7 @@ class Shift:
         deviation, self.mean = torch.std_mean(honest, dim=0, correction=0)
         self.direction = {"std": deviation, "mean": self.mean, "sign": self.mean.sign()}[direction].neg()
         wide, mean = self.direction.double(), self.mean.double()
-        self.length = float(torch.linalg.vector_norm(wide))
+        self.length = np.float64(torch.linalg.vector_norm(wide).item())  # Its square may be infinite.
         differences = (mean - row.double() for row in honest)
         pairs = [(float(difference @ difference), float(difference @ wide)) for difference in differences]
         self.squares, self.products = np.array(pairs).T
@@ -149,7 +149,7 @@ class Shift:
     def squared_distances(self) -> np.ndarray:
         """Compute the squared distances (h, h) of the honest gradients."""
         gram, _ = measure(self._honest)
-        squared: np.ndarray = gram.scale**2 * gram.D2
+        squared: np.ndarray = gram.scale * (gram.scale * gram.D2)  # infinite where a float's square would raise
         return squared
 
 

@@ -135,6 +135,7 @@ def solve(
         >>> round(flag.objective, 4)
         2.8944
     """
+    dims = dims.tolist() if isinstance(dims, np.ndarray) else dims
     gradients, counts, gram = measure_groups(G)
     check_dims(dims, gram.p)
     options = irls.Options(

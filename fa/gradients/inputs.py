@@ -65,8 +65,10 @@ def _matrix(G: Tensor) -> Tensor:
 
 
 def _check_dense(tensor: Tensor, name: str) -> None:
-    """Raise ValueError for a sparse tensor, such as the gradient of an embedding with sparse=True."""
+    """Raise ValueError for a sparse tensor, such as an embedding's gradient with sparse=True, or one without values."""
     check(name, tensor.layout, tensor.layout == torch.strided, "dense", "Call .to_dense().")
+    check(name, "a nested tensor", not tensor.is_nested, "a tensor or a list of tensors", "Call .unbind().")
+    check(name, "a meta tensor", not tensor.is_meta, "a tensor with values")
 
 
 def by_rows(G: Tensor) -> Tensor:
@@ -194,11 +196,12 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
     state_dict = isinstance(workers[0], Mapping)
     states = {name for name, tensor in entries[0].items() if state_dict and _is_state(name, tensor)}
     for worker, entry in enumerate(entries):
+        for name, tensor in entry.items():
+            _check_dense(tensor, f"worker {worker}, entry {name!r}")
         _check_alike(entries[0], entry, worker)
         for name, tensor in entry.items():
             if name not in states:
                 _check_dtype(tensor.dtype, f"worker {worker}, entry {name!r}")
-                _check_dense(tensor, f"worker {worker}, entry {name!r}")
     layers = {name: tensor for name, tensor in entries[0].items() if name not in states}
     n = sum(layer.numel() for layer in layers.values())
     if n == 0:

@@ -4,6 +4,8 @@ import warnings
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
+
 from fa.rules.application import OrderStatistic
 from fa.rules.base import Rule
 from fa.rules.bulyan import Bulyan
@@ -87,6 +89,9 @@ def _make(name: str, options: dict[str, Any]) -> Rule:
     allowed = [field.name for field in fields(rule) if field.init]
     for option in options:
         check_one_of(f"the option of rule {name!r}", option, allowed)
+    if name in _BY_NAME:
+        numpy = np.ndarray | np.generic
+        options = {key: value.tolist() if isinstance(value, numpy) else value for key, value in options.items()}
     created = rule(**options)
     message = created.exposure(options)
     if message and (name, message) not in _warned:

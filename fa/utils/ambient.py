@@ -31,7 +31,8 @@ def usual_settings() -> Iterator[None]:
                     stack.enter_context(torch.autocast(device, enabled=False))
             for context in (usual_float_errors(), torch.inference_mode(False), torch.enable_grad()):
                 stack.enter_context(context)
-            stack.enter_context(torch.device("cpu"))
+            if torch.get_default_device() != torch.device("cpu"):  # The context costs 7 microseconds for each operation.
+                stack.enter_context(torch.device("cpu"))
             yield
     finally:
         if dtype != torch.float32:
