@@ -156,3 +156,27 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit) as ended:
             main(["plot", str(folder)])
         check_refusal(ended.value.code, capsys.readouterr().err, f"^fa: {re.escape(str(folder))}\\b.*{pattern}")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("curve.csv", "train_loss", "loss"),
+        ("curve.csv", "iteration", ""),
+        ("curve.csv", r"^\d.*$", "1,x,x,x,x,x"),
+        ("workers.csv", r"^1,0,.*\n", ""),  # a row less
+        ("workers.csv", r"(^1,0,.*\n)", r"\1\1"),  # a row twice
+        ("workers.csv", "^1,10,", "1,11,"),  # a rank that does not exist
+        ("workers.csv", r"^1,0,[^,]*,[^,]*", "1,0,0.5,1e400"),
+        ("workers.csv", "^1,0,", "x,0,"),
+        ("workers.csv", r"^\d.*\n", ""),  # the header alone
+    ],
+)
+def test_damaged_records_are_named(file: str, old: str, new: str, tmp_path: Path) -> None:
+    run(tmp_path, "fa")
+    path = tmp_path / "run" / file
+    changed = re.sub(old, new, path.read_text(), flags=re.MULTILINE)
+    assert changed != path.read_text()
+    path.write_text(changed)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(tmp_path / 'run'))} must hold "):
+        run_plot.read(tmp_path / "run")

@@ -176,14 +176,15 @@ def test_a_heat_map_has_a_panel_for_each_f_and_split_with_the_worst_attack_last(
     assert [text.get_text() for text in panels[0].get_yticklabels()] == ["mean", "bulyan"]
 
 
-def test_a_model_that_does_not_exist_is_named_before_any_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("setting", "value"), [("model", "resnet81"), ("device", "foo"), ("dataset", "mnits")])
+def test_a_setting_that_does_not_exist_is_named_before_any_run(
+    setting: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "small.toml"
-    path.write_text('rules = ["mean"]\nattacks = ["random"]\nbyzantine = [1]\n[settings]\nmodel = "resnet81"\n')
+    path.write_text(f'rules = ["mean"]\nattacks = ["random"]\nbyzantine = [1]\n[settings]\n{setting} = "{value}"\n')
     code, _, err = call(capsys, "grid", str(path), "--dry-run")
     assert code == 2
-    assert "resnet81" in err
+    assert value in err
 
 
 @pytest.mark.slow

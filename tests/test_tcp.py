@@ -32,7 +32,7 @@ from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.server_config import RpcConfig, TcpConfig
 from fa.training.transports.tcp import link, listener
-from fa.training.transports.tcp.keys import create_keys, worker_context
+from fa.training.transports.tcp.keys import _Authority, create_keys, worker_context
 from fa.training.transports.tcp.messages import (
     FLOAT32,
     HEADER_SIZE,
@@ -199,6 +199,22 @@ def test_keys_are_readable_by_their_user_alone_and_never_overwritten(keys: Path)
         assert (folder / "key.pem").stat().st_mode & 0o777 == 0o600
     with pytest.raises(ValueError, match=r"^folder must be"):
         create_keys(keys, 2)
+
+
+def test_an_interruption_leaves_all_keys_or_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = _Authority.write
+
+    def interrupted(self: _Authority, folder: Path, *about: object, **more: object) -> None:
+        if folder.name == "worker-1":
+            raise KeyboardInterrupt
+        write(self, folder, *about, **more)
+
+    monkeypatch.setattr(_Authority, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        create_keys(tmp_path / "keys", 2)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    assert [folder.name for folder in create_keys(tmp_path / "new" / "keys", 1)] == ["server", "worker-0"]
 
 
 @pytest.mark.parametrize("missing", ["nothing", "garbage"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +31,13 @@ def grid(file: Path, out: Path | None, jobs: int | None, device: str | None, dry
     from fa.experiments.runs.grid import read, run
     from fa.experiments.runs.store import RunStore
 
-    check_device(device)
     plan = read(file, device=device)
     folder = out or Path("runs") / file.stem
     store = RunStore(folder / "records")
     for pair, reason in plan.skipped().items():
         click.echo(f"excluded: {pair}: {reason}")
     tuning, reported = ({cell.config for cell in cells} for cells in (plan.tuning_cells(), plan.cells()))
-    _check_data_and_models(reported)
+    _check_surroundings(reported)
     if dry_run:
         click.echo(
             f"{len(tuning)} runs to choose learning rates, {len(reported)} runs to report; records: {store.root}"
@@ -50,11 +49,13 @@ def grid(file: Path, out: Path | None, jobs: int | None, device: str | None, dry
     _report(result, folder, file, shlex.join(words))
 
 
-def _check_data_and_models(configs: Iterable[TrainConfig]) -> None:
-    """Raise an error for a missing data set or an unknown model, before any run would."""
+def _check_surroundings(configs: Collection[TrainConfig]) -> None:
+    """Raise an error for a missing device or data set, or an unknown model, before any run would."""
     from fa import models
     from fa.data.registry import REGISTRY, check_present
 
+    for name in {config.device for config in configs}:
+        check_device(name)
     for dataset, model in {(config.dataset, config.model) for config in configs}:
         check_present(dataset)
         models.build(model, REGISTRY[dataset].shape, REGISTRY[dataset].classes, seed=0)

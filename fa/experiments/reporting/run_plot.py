@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _HATCHES = ("////", "xxxx", "....")  # By reason of exclusion, the most frequent first.
 _USED, _GAP = "#bcae6c", "#c8c8c8"
+_CURVE = {"iteration": int, "test_accuracy": float, "train_loss": float}
+_WORKERS = {"iteration": int, "worker": int, "value": float, "weight": float, "status": str}
 
 
 @dataclass(frozen=True)
@@ -104,17 +106,28 @@ def read(folder: str | Path) -> RunTables:
     try:
         record = Record(folder)
         config = record.description["config"]
-        curve = pandas.read_csv(folder / "curve.csv")
-        workers = pandas.read_csv(folder / "workers.csv", na_values=UNDEFINED, keep_default_na=False)
-        weights = workers["weight"].astype(float)
-        size = weights.abs().groupby(workers["iteration"]).transform("sum")
-        workers = workers.assign(share=weights / size.where(size > 0), reason=workers["status"].map(_reason))
-        int(config["byzantine"]), curve["test_accuracy"], workers["value"], workers["worker"]
+        curve = pandas.read_csv(folder / "curve.csv").astype(_CURVE)
+        workers = pandas.read_csv(folder / "workers.csv", na_values=UNDEFINED, keep_default_na=False).astype(_WORKERS)
+        _check_rows(workers, int(config["workers"]))
+        size = workers["weight"].abs().groupby(workers["iteration"]).transform("sum")
+        share = workers["weight"] / size.where(size > 0)
+        workers = workers.assign(share=share, reason=workers["status"].map(_reason))
+        int(config["byzantine"])
     except (NewerRecord, InvalidRecord):
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} must hold a run's records as they were written; {error} is amiss") from error
     return RunTables(curve, workers, config, record.initial_accuracy)
+
+
+def _check_rows(workers: DataFrame, p: int) -> None:
+    """Raise a ValueError unless each iteration has one row for each of p workers, with finite numbers."""
+    pairs = workers[["iteration", "worker"]].drop_duplicates()
+    complete = len(pairs) == len(workers) == p * workers["iteration"].nunique() > 0
+    if not complete or not workers["worker"].between(0, p - 1).all():
+        raise ValueError(f"the number of rows for each iteration in workers.csv, which must be {p},")
+    if np.isinf(workers[["value", "weight"]]).any(axis=None):
+        raise ValueError("an infinite number in workers.csv")
 
 
 def _reason(status: str) -> str:

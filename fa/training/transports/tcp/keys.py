@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fa.utils.files import publish, sync, sync_folder, temporary_folder
 from fa.utils.validation import check, check_integer
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _LONGEST = 36_500  # days
 
 
 def create_keys(folder: Path, workers: int, days: int = 30) -> list[Path]:
-    """Create the keys of a run.
+    """Create the keys of a run: all of them, or no folder.
 
     Args:
         folder: New folder.
@@ -43,9 +44,14 @@ def create_keys(folder: Path, workers: int, days: int = 30) -> list[Path]:
     check("days", days, days <= _LONGEST, f"at most {_LONGEST}")
     check("folder", str(folder), not folder.exists(), "a folder that does not exist yet")
     authority = _Authority(days)
-    folder.mkdir(parents=True, mode=0o700)
-    server = authority.write(folder / "server", _SERVER, server=True)
-    return [server, *(authority.write(folder / f"worker-{rank}", _WORKER.format(rank)) for rank in range(workers))]
+    with temporary_folder(folder.parent) as unfinished:
+        unfinished.chmod(0o700)
+        authority.write(unfinished / "server", _SERVER, server=True)
+        for rank in range(workers):
+            authority.write(unfinished / f"worker-{rank}", _WORKER.format(rank))
+        sync(unfinished)
+        publish(unfinished, folder)
+    return [folder / "server", *(folder / f"worker-{rank}" for rank in range(workers))]
 
 
 class _Authority:
@@ -59,7 +65,7 @@ class _Authority:
         self._end = self._begin + timedelta(days=days) + _SKEW
         self._certificate = self._sign("fa run CA", self._key.public_key(), _authority_extensions())
 
-    def write(self, folder: Path, name: str, server: bool = False) -> Path:
+    def write(self, folder: Path, name: str, server: bool = False) -> None:
         """Write the CA's certificate, and a key with its certificate."""
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ec
@@ -73,7 +79,7 @@ class _Authority:
         (folder / _CERTIFICATE).write_bytes(certificate.public_bytes(pem))
         (folder / _KEY).touch(mode=0o600)
         (folder / _KEY).write_bytes(key.private_bytes(pem, format, encryption))
-        return folder
+        sync_folder(folder)
 
     def _sign(self, name: str, key: ec.EllipticCurvePublicKey, extensions: list[tuple[Any, bool]]) -> x509.Certificate:
         from cryptography import x509
