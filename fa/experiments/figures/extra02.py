@@ -17,7 +17,7 @@ from fa.experiments.figures.tuned_rates import VALIDATION_SHARE, at_rates, best_
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, lead, learned, mean, verdict
 from fa.experiments.reporting.style import looks
-from fa.experiments.runs.profiles import MARGIN
+from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.results import Results, final_accuracies
 from fa.experiments.runs.study import Case, OutDir, RuleNames, Seeds, Study
 from fa.experiments.runs.user_rules import attack_heading, builtin_rows, label, register_rules
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 NAME = "extra02_tuned_learning_rates"
 F = 3
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
-RATES_BY_PROFILE = {"smoke": (0.05, 0.1)}  # Learning rates of profiles that are too small for five.
+RATES_BY_PROFILE = {
+    "smoke": (0.05, 0.1),  # too small for five
+    "quick": RATES,
+    "cpu": (0.0125, 0.025, *RATES),  # Longer runs need lower rates.
+    "paper": (0.0125, 0.025, *RATES),
+}
 SEEDS_BY_PROFILE = {"smoke": (2021,)}  # Seeds at the best rates, in profiles too small for three.
 
 
@@ -54,7 +59,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     grid = [
         Case(key, F, {"lr": rate, "validation": VALIDATION_SHARE}, seeds=(SEEDS[0],))
         for key in (*RULES, *register_rules(rules))
-        for rate in RATES_BY_PROFILE.get(profile, RATES)
+        for rate in for_profile(RATES_BY_PROFILE, profile)
     ]
     return make_extra(NAME, profile, grid, out, seeds, SHORT.get(profile), **overrides)
 
