@@ -61,9 +61,8 @@ TEST_LEVEL = LEVEL / (len(PAIRS) * len(ATTACKS))
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2)
 RATES_BY_PROFILE = {"smoke": (0.025, 0.05), "quick": RATES, "cpu": RATES, "paper": RATES}
 
-TUNING_SEEDS = (2901, 2902, 2903)
-TUNING_SEEDS_BY_PROFILE = {"smoke": (2901,), "quick": (2901,), "cpu": TUNING_SEEDS, "paper": (2901,)}
-"""Seeds of the runs that choose the rates."""
+TUNING_SEED = 2901
+"""Seed of the runs that choose the rates."""
 
 LOOKS = {
     CHOICE_FA: style.LOOKS["fa_default"],
@@ -81,7 +80,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Args:
         profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
         out: Folder of the figure and its records. None: as for `make_study`.
-        seeds: Seeds of all runs. None: those of `TUNING_SEEDS_BY_PROFILE`.
+        seeds: Seeds of all runs. None: `TUNING_SEED`.
         **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
 
     Returns:
@@ -91,12 +90,12 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Raises:
         ValueError: Unknown profile or setting, an invalid value, or empty `seeds`.
     """
-    rates, case_seeds = for_profile(RATES_BY_PROFILE, profile), for_profile(TUNING_SEEDS_BY_PROFILE, profile)
+    rates = for_profile(RATES_BY_PROFILE, profile)
     grid = [
         case
         for attack, f in ATTACKS
         for rate in rates
-        for case in arm_cases(ARMS, f, {"attack": attack, "lr": rate, "validation": VALIDATION_SHARE}, case_seeds)
+        for case in arm_cases(ARMS, f, {"attack": attack, "lr": rate, "validation": VALIDATION_SHARE}, (TUNING_SEED,))
     ]
     return replace(make_extra(NAME, profile, grid, out, seeds, LENGTH, **overrides), records="records-many")
 
