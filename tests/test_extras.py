@@ -45,7 +45,6 @@ from fa.experiments.runs.variants import DATASETS, VARIANTS
 from fa.gradients.measurement import measure
 from fa.rules import make_rule
 from fa.training import train
-from fa.training.records import USED
 from tests import texts
 from tests.notebook_cells import run_cells
 
@@ -157,6 +156,19 @@ def test_extra_1_draws_every_part_and_its_verdicts_go_either_way() -> None:
     assert lines[label][2] == 0.9
 
 
+def test_extra_1_judges_each_part_by_its_own_runs() -> None:
+    study = extra01.study("quick")
+    numbers = table(study, {extra01.equal(name): 0.7 for name in extra01.PAIRS}, seeds_differ=True)
+    norms, regimes = numbers["attack"].isna(), numbers["lr"].notna()
+    for untaught, expected in (
+        (norms, [UNTESTABLE, NOT, NOT]),
+        (regimes, [HOLDS, UNTESTABLE, NOT]),
+        (~norms & ~regimes, [HOLDS, NOT, UNTESTABLE]),
+    ):
+        some = numbers.assign(test_accuracy=numbers["test_accuracy"].where(~untaught, 0.1))
+        assert verdicts(extra01.claims(some, 0.1)) == expected
+
+
 def test_a_margin_that_three_seeds_do_not_bear_out_is_not_established() -> None:
     sure = Lead("f = 3", [0.80, 0.81, 0.82], "mean", [0.70, 0.71, 0.721])
     wide = Lead("f = 3", [0.90, 0.70, 0.80], "mean", [0.60, 0.75, 0.70])
@@ -175,29 +187,32 @@ def test_a_margin_that_three_seeds_do_not_bear_out_is_not_established() -> None:
 
 def test_extra_2_chooses_on_validation_images_and_tests_at_that_rate_with_three_seeds() -> None:
     study = extra02.study("quick")
-    assert {cell.config.validation for cell in study.cells} == {0.2}
+    assert {(cell.config.validation, cell.config.seed) for cell in study.cells} == {(0.2, 2901)}
     numbers = table(study, 0.5)
     numbers.loc[
         (numbers["variant"] == "fa") & (numbers["lr"] == 0.2) & (numbers["iteration"] == 2), "test_accuracy"
     ] = 0.8
     rates = extra02.chosen(numbers)
     assert rates == dict.fromkeys(RULES, 0.05) | {"fa": 0.2}  # of equals the lowest
-    whole = extra02.tested(study, rates)
+    whole = extra02.tested(study, numbers)
     new = [cell.config for cell in whole.cells[len(study.cells) :]]
     assert {config.seed for config in new} == {2021, 2022, 2023}
     assert {config.validation for config in new} == {0.0}
     assert {config.lr for config in new if config.rule == "fa"} == {0.2}
     assert len(new) == 3 * len(RULES)
-    own = extra02.tested(extra02.study("quick", seeds=[2021]), rates, [2021])
+    own = extra02.tested(extra02.study("quick", seeds=[2021]), numbers, [2021])
     assert {cell.config.seed for cell in own.cells} == {2021}
     assert provenance(Results(whole, {}, 1.0, ()))["command"].endswith(extra02.NAME)  # which is more than `study` names
 
 
 def test_extra_2_does_not_look_at_the_test_images_when_it_chooses() -> None:
     study = extra02.study("quick")
-    whole = extra02.tested(study, dict.fromkeys(RULES, 0.1))
+    choice = table(study, 0.5)
+    choice.loc[(choice["lr"] == 0.1) & (choice["iteration"] == 2), "test_accuracy"] = 0.7
+    whole = extra02.tested(study, choice)
     numbers = table(whole, 0.5, seeds_differ=True)
     tests = numbers["validation"] == 0
+    numbers.loc[~tests & (numbers["iteration"] == 2), "test_accuracy"] = 0.5
     numbers.loc[tests & (numbers["variant"] == "fa"), "test_accuracy"] += 0.3
     chosen = dict.fromkeys(RULES, 0.05)
     assert extra02.chosen(numbers) == chosen
@@ -267,10 +282,11 @@ def hand_made() -> pd.DataFrame:
         for iteration in (0, 1):
             for worker in range(5):
                 out = worker in excluded.get(rule, [set(), set()])[iteration]
-                row = {"value": np.nan, "weight": np.nan, "status": "left out" if out else USED}
+                row = {"value": np.nan, "weight": np.nan, "reason": "not selected" if out else ""}
                 for name, numbers in (("value", values), ("weight", weights)):
                     if rule in numbers:
                         row[name] = numbers[rule][iteration][worker]
+                row["share"] = row["weight"] / sum(weights[rule][iteration]) if rule in weights else np.nan
                 rows.append({"rule": rule, **common, "iteration": iteration + 1, "worker": worker, **row})
     return pd.DataFrame(rows)
 
@@ -298,7 +314,7 @@ def test_extra_4_draws_who_was_trusted_and_its_verdicts_follow() -> None:
     axes = extra04.draw(more, found, "title").axes
     assert list(axes[0].lines[0].get_ydata()[:2]) == pytest.approx([0.65, 0.65])  # honest: workers 3 and 4, as f = 3
     assert axes[7].get_ylabel() == extra04.COURSES["share"]
-    negative = more.assign(weight=-more["weight"])  # a share that is negative must be seen to be so
+    negative = more.assign(share=-more["share"])  # a share that is negative must be seen to be so
     drawn = extra04.draw(negative, found, "title").axes[7].lines[0].get_ydata()
     assert list(drawn[:2]) == pytest.approx([-0.2, -0.2 / 0.7])
 
@@ -406,6 +422,8 @@ def test_extra_6_pairs_by_seed_and_judges_each_arm() -> None:
     assert 0.98 in texts.numbers(far[0].measured)
     some = numbers[numbers["attack"] == "random"]
     assert verdicts(extra06.claims(some, cosine_table(study, 0.98), 0.1))[1:] == [MISSING] * 3
+    one_seed = (numbers["label"] == extra06.SPAN) & (numbers["attack"] == "none") & (numbers["seed"] > 3001)
+    assert verdicts(extra06.claims(numbers[~one_seed], cosine_table(study, 0.98), 0.1)) == [NOT, IN_PART, NOT, MISSING]
     for count in (3001, 3002):
         numbers = numbers[~((numbers["seed"] == count) & (numbers["label"] == extra06.FIVE))]
     assert {len(one.differences.values) for one in of_extra_6(numbers) if one.name == extra06.FIVE} == {3}

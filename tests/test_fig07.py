@@ -82,6 +82,7 @@ def test_a_rule_is_more_stable_when_its_curve_falls_less() -> None:
     assert verdicts(rough | {"fa": [0.5, 0.7, 0.415, 0.8]})[1] == NOT  # 0.285 for 0.3 is no difference
     assert verdicts(rough | {"fa": [0.5, 0.6, 0.55, 0.8], "mean": [0.1] * 4})[1] == HOLDS  # that learns nothing
     assert verdicts(rough | {"fa": [0.5, 0.6, 0.65, 0.8], "median": [0.5, 0.6, 0.7, 0.8]})[1] == UNTESTABLE
+    assert verdicts(rough | {"fa": [0.1] * 4})[1] == UNTESTABLE  # FA learned nothing, and has nothing to lose
     assert verdicts({rule: curve[:2] for rule, curve in rough.items()})[1] == UNTESTABLE
 
 

@@ -57,6 +57,8 @@ def curves(fa: tuple[float, float], others: tuple[float, float], pace: float = 1
         (curves((0.5, 0.6), (0.6, 0.7)), 0.003, [HOLDS, NOT, NOT, NOT]),
         (curves((0.8, 0.9), (0.3, 0.7)), 0.0021, [NOT, HOLDS, HOLDS, HOLDS]),  # 5% more than the others' 2 ms
         (curves((0.1, 0.1), (0.1, 0.1)), 0.003, [HOLDS, *[UNTESTABLE] * 3]),
+        (curves((0.5, 0.9), (0.1, 0.1)), 0.003, [HOLDS, UNTESTABLE, HOLDS, UNTESTABLE]),  # no target that two reach
+        (curves((0.1, 0.1), (0.5, 0.9)), 0.003, [HOLDS, UNTESTABLE, NOT, NOT]),
     ],
 )
 def test_the_verdict_on_time_and_communication(table: pd.DataFrame, cost: float, expected: list[str]) -> None:

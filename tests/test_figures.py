@@ -757,6 +757,34 @@ def test_lines_near_one_are_drawn_apart() -> None:
     assert 0.5 < low < 0.98 < 1 <= high
 
 
+def test_without_a_run_of_fa_no_aggregation_is_timed_or_drawn() -> None:
+    numbers = table({("mean", 0): 0.9})
+    numbers.insert(3, "workers", 15)
+    study = fig09.study("smoke")
+    times = fig09.server_times(replace(study, cells=tuple(cell for cell in study.cells if cell.variant == "mean")))
+    assert times.empty
+    assert verdicts(fig09.claims(numbers, times, 0.1)) == [MISSING]
+    left, right = fig09.draw(numbers, times, "title").axes
+    assert len(left.lines) == 1
+    assert not right.axison
+
+
+def test_chance_has_a_margin_relative_to_it_where_classes_are_many() -> None:
+    final = {(key, f): 0.3 for key in VARIANTS for f in fig04.F_VALUES}
+    for trimmed, expected in ((0.05, NOT), (0.01, HOLDS)):  # of 200 classes: 10 times and twice the accuracy of chance
+        claims = fig04.claims(table(final | {("trimmed_mean", 1): trimmed}), 1 / 200)
+        assert claims[1].verdict == expected
+
+
+def test_the_seeds_of_a_figure_are_those_of_its_tests_without_those_of_a_tuning() -> None:
+    study = figure_module("extra02").study("paper")
+    cells = [
+        replace(cell, config=replace(cell.config, validation=0.0, seed=seed)) for cell in study.cells for seed in (1, 2)
+    ]
+    for some, seeds in ((study.cells, 1), ((*study.cells, *cells), 2)):
+        assert provenance(Results(replace(study, cells=tuple(some)), {}, 1.0, ()))["seeds"] == seeds
+
+
 def test_sizes_without_runs_are_missing() -> None:
     """The figure omits them, and the claim is not judged."""
     numbers = table({("fa", 3): 0.9, ("mean", 0): 0.9})

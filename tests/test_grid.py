@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fa.cli import main
+from fa.experiments.reporting.artifacts import save_files
 from fa.experiments.reporting.grid_map import WORST, cells_table, draw, heading, runs_table
 from fa.experiments.runs.grid import Grid, choose_rates, parse, read, run
 from fa.experiments.runs.store import RunStore
@@ -257,6 +258,22 @@ def test_settings_that_a_file_omits_are_those_of_a_run() -> None:
 def test_an_option_that_does_not_fit_the_workers_is_an_error_and_no_gap() -> None:
     with pytest.raises(ValueError, match=r"^m must be .*\b99\b"):
         parse(small(rules=[{"rule": "fa", "m": 99}, "median"]))
+
+
+def test_every_reported_rule_has_a_rate() -> None:
+    tuning = {"lr": [0.2], "seeds": [7], "byzantine": [3]}
+    content = small(rules=["median", "krum"], byzantine=[1, 3], settings={"workers": 7}, tuning=tuning)
+    with pytest.raises(ValueError, match=r"^byzantine of \[tuning\] must .*\bkrum\b.*\[3\]"):
+        parse(content)
+    assert parse(content | {"rules": ["median"]}).tuning is not None
+
+
+def test_files_of_a_grid_whose_name_has_a_dot_have_its_whole_name(tmp_path: Path) -> None:
+    path = save_files(Figure(), tmp_path / "lr0.05", {"": pd.DataFrame(), ".runs": pd.DataFrame()}, {})
+    assert path.name == "lr0.05.png"
+    assert {file.name for file in tmp_path.iterdir()} == {
+        f"lr0.05.{end}" for end in ("png", "pdf", "json", "csv", "runs.csv")
+    }
 
 
 def test_rates_may_be_chosen_at_some_f() -> None:

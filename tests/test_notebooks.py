@@ -21,9 +21,9 @@ from PIL import Image
 
 from fa import irls
 from fa.cli import cli, main
-from fa.cli.notebook_parameters import parse
+from fa.cli.notebook_parameters import command, parse
 from fa.experiments import EXTRAS, FIGURES, SUPPLEMENT, figure_module, match_names, notebooks
-from fa.experiments.notebooks import LIMIT, execute, find
+from fa.experiments.notebooks import LIMIT, execute, find, parameters_of
 from fa.experiments.reporting.artifacts import save_claims
 from fa.experiments.reporting.claims import UNTESTABLE
 from fa.experiments.runs.store import Record
@@ -286,6 +286,34 @@ def test_a_wrong_parameter_is_refused_before_a_notebook_runs(
     output = capsys.readouterr()
     assert isinstance(leaving.value.code, int)
     check_refusal(leaving.value.code, output.err, pattern)
+
+
+def test_the_rules_of_a_notebook_without_runs_are_a_parameter() -> None:
+    assert parse([("rules", "['fa']")], find(["explore"])) == {"rules": ["fa"]}
+    with pytest.raises(ValueError, match=r"--rule\b"):
+        parse([("rules", "['fa']")], find(["explore", "fig04"]))
+
+
+@pytest.mark.parametrize("name", [*FIGURES, *EXTRAS, *SUPPLEMENT])
+def test_a_notebook_has_the_parameters_that_its_figure_accepts(name: str) -> None:
+    parameters, module = parameters_of(*find([name])), figure_module(name)
+    for parameter, refused in (("rules", "NO_RULES"), ("attack", "NO_ATTACK")):
+        assert (parameter in parameters) != hasattr(module, refused)
+
+
+def test_an_argument_that_a_notebook_lacks_is_refused(tmp_path: Path) -> None:
+    for parameter, value in (("attack", "zero"), ("rules", ["fa"]), ("finished", True)):
+        with pytest.raises(ValueError, match=rf"^{parameter} must be .*theory01"):
+            execute(*find(["theory01"]), tmp_path, **{parameter: value})
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_the_command_of_a_drawing_is_quoted_and_says_whether_it_trains(finished: bool) -> None:
+    words = shlex.split(command("paper", "fig04", {"variants": ["fa"]}, ["a b.py:R"], None, "cpu", finished))
+    assert words == [
+        *("fa", "reproduce", "--profile", "paper", *(["--finished"] if finished else []), "fig04"),
+        *("-p", "variants", "['fa']", "--rule", "a b.py:R", "--device", "cpu"),
+    ]
 
 
 def test_parameters_change_the_default_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,8 +152,8 @@ def test_a_verdict_says_the_size_and_the_number_of_seeds(verdict: str) -> None:
     for profile in ("smoke", "quick", "cpu"):
         assert words("fig04_x", profile, seeds=3) == REDUCED[verdict]
     assert words("fig04_x", "paper", seeds=1) == words("fig04_x", "paper") == ONE_RUN[verdict]
-    assert words("fig04_x", "paper", seeds=3) == REPRODUCED[verdict]
-    for changed in ({"command": None}, {"parameters": {"iterations": 10}}):
+    assert words("fig04_x", "paper", seeds=3) == words("fig04_x", "paper", seeds=3, attack=None) == REPRODUCED[verdict]
+    for changed in ({"command": None}, {"parameters": {"iterations": 10}}, {"attack": "sign_flip"}):
         assert words("fig04_x", "paper", seeds=3, **changed) == REDUCED[verdict]
     assert words("theory06_x", "quick") == REPRODUCED[verdict]  # theory has no size
     if verdict != UNTESTABLE:

@@ -86,6 +86,9 @@ def test_a_run_on_another_device_stands_for_this_one_unless_this_one_is_there(
     here = runs.save(finished())
     assert runs.find(CONFIG) == here
     assert runs.find(replace(CONFIG, device="cuda")) == there
+    for number in ("cuda:0", "cuda:1"):  # one kind of device
+        assert runs.find(replace(CONFIG, device=number)) == there
+    assert runs.save(finished(replace(CONFIG, device="cuda:1"))) == there
 
 
 def test_a_run_with_the_fast_layers_is_found_among_those_with_torchs_layers_and_not_the_other_way(

@@ -83,6 +83,26 @@ def test_an_outcome_tells_the_rules_options() -> None:
         assert re.match(rf"fa \({start}\), f = 1, seed ", str(Outcome(run, None, "why")))
 
 
+def test_an_outcome_tells_the_settings_in_which_runs_differ(tmp_path: Path) -> None:
+    some = [TrainConfig(**SHORT | {"attack": attack}) for attack in ("zero", "nan")]
+    outcomes = sweep(some, RunStore(tmp_path), jobs=2, progress=False)
+    assert [str(outcome).partition(", seed ")[0] for outcome in outcomes] == [
+        f"mean, f = 1, attack = {attack}" for attack in ("zero", "nan")
+    ]
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_a_rule_whose_file_disappears_is_an_error_and_no_wait(
+    processes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = tmp_path / "rule.py"
+    rule.write_text("import fa.rules.mean\n\n\nclass Own(fa.rules.mean.Mean):\n    name = 'own'\n")
+    config = TrainConfig(**SHORT | {"rule": f"{rule}:Own"})
+    monkeypatch.setattr(sweeping, "check_present", lambda _: rule.unlink())
+    with pytest.raises(ValueError, match=re.escape(str(rule))):
+        sweep([config], RunStore(tmp_path / "records"), jobs=1, progress=False, processes=processes)
+
+
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

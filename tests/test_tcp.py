@@ -762,6 +762,35 @@ def test_the_command_line_writes_keys_and_says_who_can_join(tmp_path: Path, caps
         assert re.match(r"fa: keys must be", capsys.readouterr().err.splitlines()[-1])
 
 
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "no-such-host:29500"])
+def test_an_address_at_which_no_worker_can_join_is_named(
+    keys: Path, listen: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget("no-such-host", monkeypatch)
+    with pytest.raises(SystemExit) as done:
+        cli.main(["server", "--listen", listen, "--iterations", "1", "--keys", str(keys / "server")])
+    assert done.value.code != 0
+    assert listen in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_worker_names_a_server_that_is_unknown(keys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget("no-such-host", monkeypatch)
+    with pytest.raises(ValueError, match=r"^server must be .*'no-such-host'"):
+        work(0, "no-such-host", 29500, keys / "worker-0", timeout=60.0)
+
+
+def forget(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resolve a host's name as on a machine that does not know it."""
+    resolve = socket.getaddrinfo
+
+    def unknown(host: str, *about: object, **more: object) -> object:
+        if host == name:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *about, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+
+
 # Long runs.
 
 

@@ -102,7 +102,7 @@ def test_no_claim_is_judged_by_it_and_every_panel_draws_it(name: str) -> None:
     module = figure_module(name)
     study = module.study("smoke", rules=[RULE])
     if name == "extra02":
-        study = extra02.tested(study, extra02.chosen(table(study)))
+        study = extra02.tested(study, table(study))
     numbers = table(study)
     assert (numbers["test_accuracy"] == 0.99).any()
     without = numbers[numbers["variant"] != RULE]
@@ -174,7 +174,7 @@ def test_an_attack_replaces_the_figures_and_the_figure_says_so() -> None:
     command = provenance(Results(study, {}, 1.0, ()))["command"]
     assert command == f"fa reproduce --profile smoke fig05_batch_size --attack {ATTACK}"
     rated = extra02.study("smoke", attack="alie")
-    tested = extra02.tested(rated, extra02.chosen(table(rated)))
+    tested = extra02.tested(rated, table(rated))
     assert {cell.case.columns["attack"] for cell in tested.cells} == {"alie"}
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fa.experiments import ALL
 from fa.utils.validation import check, check_one_of
 
 _OPTIONS = {
@@ -59,18 +59,23 @@ def parse(parameters: Sequence[tuple[str, str]], paths: Sequence[Path]) -> dict[
     for name in values.keys() & _PATHS:
         values[name] = str(Path(str(values[name])).resolve())  # A notebook runs in its own folder.
     for name in values:
-        option = _OPTIONS.get(name)
-        check("parameter", name, option is None, "one without an option of its own", f"Use {option}.")
+        replaced = [path for path in paths if _has_option(name, path)]
+        check("parameter", name, not replaced, "one without an option of its own", f"Use {_OPTIONS.get(name)}.")
     for path in paths if values else ():
         declared = parameters_of(path)
         for name, value in values.items():
-            check_one_of(f"parameter of {path.stem}", name, [key for key in declared if key not in _OPTIONS])
+            check_one_of(f"parameter of {path.stem}", name, [key for key in declared if not _has_option(key, path)])
             kind = declared[name].type
             valid = value is None or (
                 isinstance(value, _TYPES.get(kind, object)) and isinstance(value, bool) == (kind == "bool")
             )
             check(name, value, valid, f"of type {kind}", "A list is written as '[3]'." if kind == "list" else "")
     return values
+
+
+def _has_option(name: str, path: Path) -> bool:
+    """Return True if a notebook's parameter has an option of its own; --rule and --attack are options of figures."""
+    return name in _OPTIONS and (name not in ("rules", "attack") or path.stem in ALL)
 
 
 def _value(text: str) -> Any:
@@ -84,7 +89,13 @@ def _value(text: str) -> Any:
 
 
 def command(
-    profile: str, name: str, parameters: Mapping[str, Any], rules: Sequence[str], attack: str | None, device: str | None
+    profile: str,
+    name: str,
+    parameters: Mapping[str, Any],
+    rules: Sequence[str],
+    attack: str | None,
+    device: str | None,
+    finished: bool,
 ) -> str:
     """Return the command that draws a figure with these parameters again.
 
@@ -95,15 +106,18 @@ def command(
         rules: Values of --rule.
         attack: Value of --attack.
         device: Value of --device.
+        finished: Value of --finished.
     """
-    words = ["fa", "reproduce", "--profile", profile, name]
+    from fa.experiments.runs.study import reproduce_command  # imports torch
+
+    words: list[str] = []
     for parameter, value in parameters.items():
         words += ["-p", parameter, str(value)]
     for rule in rules:
         words += ["--rule", rule]
     words += ["--device", device] if device else []
     words += ["--attack", attack] if attack else []
-    return shlex.join(words)
+    return reproduce_command(profile, name, words, finished)
 
 
 def show(paths: Sequence[Path]) -> None:
@@ -119,7 +133,7 @@ def show(paths: Sequence[Path]) -> None:
 
     meanings: dict[tuple[str, str, str], None] = {}
     for path in paths:
-        declared = {name: parameter for name, parameter in parameters_of(path).items() if name not in _OPTIONS}
+        declared = {name: parameter for name, parameter in parameters_of(path).items() if not _has_option(name, path)}
         click.echo(f"{path.stem}: {heading(path)}")
         click.echo(f"    -p {', '.join(declared) or '(none)'}")
         meanings |= {(name, parameter.type, parameter.help): None for name, parameter in declared.items()}

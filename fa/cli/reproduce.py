@@ -60,7 +60,7 @@ def reproduce(
         with resumable(), _without_asyncio_errors():
             execute(paths[stem], target, **arguments, **options, **values)
         if values:
-            again = command(profile, stem, values, options.get("rules", ()), options.get("attack"), device)
+            again = command(profile, stem, values, options.get("rules", ()), options.get("attack"), device, finished)
             record_parameters(target / f"{stem}.json", again, values)
     _report(target)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,18 +39,19 @@ def sweep(
     """
     check_device(device)
     names, _ = applicable_figures(match_names(figure or ("fig",), ALL), rules, attack)
-    studies = [figure_module(name).study(profile, out, device=device, **options) for name, options in names.items()]
+    modules = {figure_module(name): options for name, options in names.items()}
+    studies = {module: module.study(profile, out, device=device, **options) for module, options in modules.items()}
     if why:
-        for study in studies:
+        for study in studies.values():
             _explain(study, part)
         return
-    succeeded = [_run(study, jobs, part) for study in studies]  # a failure does not stop the next study
+    succeeded = [_run(study, jobs, part, module) for module, study in studies.items()]  # a failure stops no other
     if not all(succeeded):
         raise click.exceptions.Exit(1)
 
 
-def _run(study: Study, jobs: int | None, part: str | None) -> bool:
-    """Do the runs of a study, print the outcome, and return True if all succeeded."""
+def _run(study: Study, jobs: int | None, part: str | None, module: Any) -> bool:
+    """Do the runs of a figure's study, print the outcome, and return True if all succeeded."""
     if study.live and study.shard(part):
         click.echo(f"{study.name}: trains when `fa reproduce` draws it; nothing to do")
         return True
@@ -60,20 +61,33 @@ def _run(study: Study, jobs: int | None, part: str | None) -> bool:
     for outcome in failed:
         click.echo(f"fa: {study.name}: {outcome}", err=True)
     click.echo(f"{study.name}: {len(outcomes) - len(failed)} of {len(outcomes)} runs are in {study.store.root}")
-    return not failed
+    if failed or not hasattr(module, "tested"):
+        return not failed
+    if part is not None:
+        click.echo(f"{study.name}: its other runs follow from these; do them by fa reproduce {study.name}")
+        return True
+    with resumable():
+        results = module.run(study, jobs)
+    click.echo(f"{study.name}: {len(results.outcomes)} of {len(results.outcomes)} runs are in {study.store.root}")
+    return True
 
 
 def _explain(study: Study, part: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("rule", "f", "seed", "run", "reason", title=study.name)
-    for config in study.shard(part):
+    from fa.experiments.runs.sweep import differing_settings
+
+    table = Table("rule", "f", "seed", "settings", "run", "reason", title=study.name)
+    configs = study.shard(part)
+    settings = differing_settings(configs)
+    for config in configs:
         finished = study.store.find(config) is not None
-        rule = plugins.display_name(config.rule, config.options)
-        row = (rule, str(config.byzantine), str(config.seed), "no" if finished else "yes", study.store.explain(config))
-        table.add_row(*row)
+        rule, numbers = plugins.display_name(config.rule, config.options), (str(config.byzantine), str(config.seed))
+        table.add_row(rule, *numbers, settings[config], "no" if finished else "yes", study.store.explain(config))
     console = Console(markup=False)
-    console.print(table, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:
+        console.width = 1000  # One line a run, for other programs.
+    console.print(table)
     for variant, reason in study.skipped.items():
         click.echo(f"{variant} is excluded: {reason}")

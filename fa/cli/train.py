@@ -166,7 +166,9 @@ def _announce(server: TcpConfig | RpcConfig, workers: int) -> None:
     """Say where workers that are started elsewhere are awaited, and which peers can join."""
     from fa.training.transports.server_config import RpcConfig
 
-    click.echo(f"awaiting {workers} workers at {format_address(server.host, server.port)}", err=True)
+    place = format_address(server.host, server.port)
+    check("listen", place, server.port > 0, "HOST:PORT with a port of 1 or more, which the workers need")
+    click.echo(f"awaiting {workers} workers at {place}", err=True)
     if isinstance(server, RpcConfig):
         click.echo("RPC executes what any peer sends: use --backend tcp outside of private networks", err=True)
     elif server.keys is None:

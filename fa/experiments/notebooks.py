@@ -95,14 +95,14 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
         path: The notebook.
         target: Folder; the executed copy is written into its subfolder "notebooks". The copy has neither times nor
             paths of this machine below the checkout.
-        **parameters: Values of the notebook's parameters. Those that it does not have are ignored. The parameter
-            "interactive" is False by default.
+        **parameters: Values of the notebook's parameters. Those that it does not have are ignored, except "finished",
+            "rules" and "attack". The parameter "interactive" is False by default.
 
     Returns:
         The path of the executed copy.
 
     Raises:
-        ValueError: A cell failed, or the copy cannot be written.
+        ValueError: A cell failed, the copy cannot be written, or "finished", "rules" or "attack" do not apply.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -110,13 +110,10 @@ def execute(path: Path, target: Path, **parameters: Any) -> Path:
     executed = target / "notebooks" / path.name
     parameters = {"interactive": False} | parameters
     accepted = papermill.inspect_notebook(_literal(path))
-    finished = bool(parameters.get("finished"))
-    check(
-        "finished",
-        finished,
-        "finished" in accepted or not finished,
-        f"False for {path.stem}, whose notebook has no such parameter",
-    )
+    for name in ("finished", "rules", "attack"):
+        value = parameters.get(name)
+        requirement = f"omitted for {path.stem}, whose notebook has no such parameter"
+        check(name, value, not value or name in accepted, requirement)
     executed.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(

@@ -78,7 +78,10 @@ def create_listener(host: str, port: int, kind: socket.SocketKind = socket.SOCK_
     Raises:
         OSError: The host is unknown, or the port is in use.
     """
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
+    except socket.gaierror as error:
+        raise OSError(error.errno, f"{error.strerror}: {format_address(host, port)}") from error
     listener = socket.socket(family, kind)
     try:
         if kind is socket.SOCK_STREAM:

@@ -13,6 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+
+class InUseError(ValueError):
+    """Error for a file or folder that another process has reserved."""
+
+
 PREFIX = ".making-"
 """Prefix of the names of unfinished files, unfinished folders, and locks."""
 
@@ -162,13 +167,13 @@ def exclusive(name: str, path: Path) -> Iterator[None]:
         path: File or folder, which need not exist.
 
     Raises:
-        ValueError: Another process, or another thread of this one, has reserved it.
+        InUseError: Another process, or another thread of this one, has reserved it.
     """
     lock = path if path.is_dir() else path.with_name(f"{PREFIX}{path.name.lstrip('.')}.lock")
     try:
         descriptor: int | None = _lock(lock, _keep if lock == path else Path.touch)
     except BlockingIOError:
-        raise ValueError(f"{name} must not be in use by another process, got {path}") from None
+        raise InUseError(f"{name} must not be in use by another process, got {path}") from None
     except OSError:  # The file system has no locks, or nothing can be written, which the writer reports.
         descriptor = None
     try:

@@ -96,7 +96,7 @@ def judge(
     """Judge the statements that an arm is better than its control.
 
     A statement holds if the arm helps under all attacks, and in part under some. It does not hold if the arm is
-    equivalent under all. Otherwise it is open. With runs of some attacks only, runs are missing.
+    equivalent under all. Otherwise it is open. With two seeds or more under some attacks only, runs are missing.
 
     Args:
         number: Number of the statements.
@@ -109,13 +109,14 @@ def judge(
         One claim for each statement that has runs.
     """
     final = final_accuracies(table, "label", paired=False)
-    testable = learned(final, chance) and all(len(one.differences.values) > 1 for one in compared)
     prefix = f"{subset}; " if (subset := _subset(table)) else ""
     judged = []
     for name in dict.fromkeys(one.name for one in compared):
         ours = [one for one in compared if one.name == name]
         measured = prefix + "; ".join(one.describe() for one in ours)
-        judged.append(Claim(number, words[name], measured, _verdict([one.result for one in ours], testable)))
+        results = [one.result for one in ours if len(one.differences.values) > 1]  # One seed allows no test.
+        found = _verdict(results, learned(final, chance) and bool(results))
+        judged.append(Claim(number, words[name], measured, found))
     return judged
 
 

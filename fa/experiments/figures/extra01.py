@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import MIN_GAIN, best_label, make_extra, seed_caption, several_seeds
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean, verdict
+from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, learned, mean
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN, for_profile
 from fa.experiments.runs.results import final_accuracies, last_points
@@ -164,11 +164,16 @@ def swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[f
     Returns:
         Accuracies by value.
     """
-    rows = sweeps[(sweeps["label"] == "FA") & (sweeps["attack"] == attack)]
+    return {value: mean(reached) for value, reached in _swept(sweeps, attack, option, a).items()}
+
+
+def _swept(sweeps: DataFrame, attack: str, option: str, a: float = 2.0) -> dict[float, list[float]]:
+    """Return FA's final accuracies in the order of the seeds, by the values of one option; see `swept`."""
+    rows = sweeps[(sweeps["label"] == "FA") & (sweeps["attack"] == attack)].sort_values("seed", kind="stable")
     for name, value in (DEFAULT | {"a": a}).items():
         if name != option:
             rows = rows[rows[name] == value]
-    return {float(value): float(group.mean()) for value, group in rows.groupby(option)["test_accuracy"]}
+    return {float(value): group.tolist() for value, group in rows.groupby(option)["test_accuracy"]}
 
 
 def control(sweeps: DataFrame, attack: str) -> float:
@@ -331,40 +336,47 @@ def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Clai
     """
     norms, sweeps, regimes = parts(table)
     final = final_accuracies(norms, "label")
-    testable = learned(final, chance)
-    gains = {name: mean(final[equal(name)]) - mean(final[name]) for name in PAIRS}
+    gains = [Lead(f"f = {F}", final[equal(name)], name, final[name], equal(name)) for name in PAIRS]
     compared = leads(regimes)
     level = LEVEL / (len(compared) * len(SUBSPACES))  # Bonferroni correction: one subspace in one regime is enough.
     decisive = max(compared, key=lambda lead: (lead.better(margin, level), lead.difference))
-    moves = {(attack, option): _move(sweeps, attack, option) for attack in ATTACKS for option in SWEPT}
+    moves = {(attack, option): _best_move(sweeps, attack, option) for attack in ATTACKS for option in SWEPT}
+    alternatives = max(len(ticks(option)) for option in SWEPT) - 1
+    testable = {
+        part: learned(final_accuracies(rows, "label", paired=False), chance)
+        for part, rows in (("norms", norms), ("sweeps", sweeps), ("regimes", regimes))
+    }
     return [
         Claim(
             "E1",
             "setting all norms to their median improves every rule",
             f"f = {F}, random: "
-            + ", ".join(f"{name} {gain:+.3f}" for name, gain in gains.items())
+            + ", ".join(f"{lead.other} {lead.difference:+.3f}" for lead in gains)
             + f"; threshold: {MIN_GAIN:g}",
-            verdict([gain > MIN_GAIN for gain in gains.values()], testable),
+            comparison_verdict(gains, testable["norms"], margin=MIN_GAIN),
         ),
         Claim(
             "E1",
             "in some regime the subspace is better than the mean of gradients of equal norm",
             f"{len(compared)} regimes and {len(SUBSPACES)} subspaces, p < {level:g} required: "
             + "; ".join(f"{lead.describe()}, lead {lead.difference_text}" for lead in compared),
-            comparison_verdict([decisive], testable and len(compared[0].accuracies) > 1, level, margin),
+            comparison_verdict([decisive], testable["regimes"] and len(decisive.accuracies) > 1, level, margin),
         ),
         Claim(
             "E1",
             "FA's options matter: another m, more steps or lambda > 0 is better than the default by more than"
             f" {MIN_GAIN:g}",
             "; ".join(f"{attack}, {option}: {text}" for (attack, option), (_, text) in moves.items()),
-            verdict([gain > MIN_GAIN for gain, _ in moves.values()], testable),
+            comparison_verdict(
+                [lead for lead, _ in moves.values()], testable["sweeps"], LEVEL / alternatives, margin=MIN_GAIN
+            ),
         ),
     ]
 
 
-def _move(sweeps: DataFrame, attack: str, option: str) -> tuple[float, str]:
-    """Return the lead of the best value of an option over the default, and the accuracies of all values."""
-    points = swept(sweeps, attack, option)
-    text = ", ".join(f"{value:g} {reached:.3f}" for value, reached in points.items())
-    return max(points.values()) - points[DEFAULT[option]], text
+def _best_move(sweeps: DataFrame, attack: str, option: str) -> tuple[Lead, str]:
+    """Return the lead of the best other value of an option over the default, and the accuracies of all values."""
+    points, default = _swept(sweeps, attack, option), float(DEFAULT[option])
+    text = ", ".join(f"{value:g} {mean(reached):.3f}" for value, reached in points.items())
+    best = max((value for value in points if value != default), key=lambda value: mean(points[value]))
+    return Lead(attack, points[best], f"{option} = {default:g}", points[default], f"{option} = {best:g}"), text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import (
@@ -13,7 +14,7 @@ from fa.experiments.figures.extras_common import (
     make_extra,
     seed_caption,
 )
-from fa.experiments.figures.tuned_rates import VALIDATION_SHARE, at_rates, best_rates
+from fa.experiments.figures.tuned_rates import TUNING_SEED, VALIDATION_SHARE, at_rates, best_rates, run_both
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim, Lead, comparison_verdict, lead, learned, mean, verdict
 from fa.experiments.reporting.style import looks
@@ -45,7 +46,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
     Args:
         profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
         out: Folder of the figure and its records. None: as for `make_study`.
-        seeds: Seeds of all runs. None: 2021.
+        seeds: Seeds of these runs. None: `tuned_rates.TUNING_SEED`.
         rules: Names of the user's rules that are added, such as "FILE.py:NAME". None: no rules.
         **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
 
@@ -57,7 +58,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, rules: RuleName
         ValueError: Unknown profile, rule or setting, an invalid value, or empty `seeds`.
     """
     grid = [
-        Case(key, F, {"lr": rate, "validation": VALIDATION_SHARE}, seeds=(SEEDS[0],))
+        Case(key, F, {"lr": rate, "validation": VALIDATION_SHARE}, seeds=(TUNING_SEED,))
         for key in (*RULES, *register_rules(rules))
         for rate in for_profile(RATES_BY_PROFILE, profile)
     ]
@@ -76,18 +77,19 @@ def chosen(validation: DataFrame) -> dict[str, float]:
     return best_rates(validation, "variant")
 
 
-def tested(study: Study, rates: Mapping[str, float], seeds: Sequence[int] | None = None) -> Study:
-    """Return `study` with the runs of each rule at its rate, on all training images and with the test images.
+def tested(study: Study, table: DataFrame, seeds: Sequence[int] | None = None) -> Study:
+    """Return `study` with the runs of each rule at its best rate, on all training images and with the test images.
 
     Args:
         study: The runs on validation images.
-        rates: Learning rate by variant.
+        table: Their curves, one row a point.
         seeds: Seeds of the new runs; default: three.
 
     Returns:
         The study, with cells of both kinds.
     """
-    return at_rates(study, rates, "variant", SEEDS_BY_PROFILE.get(study.profile, SEEDS) if seeds is None else seeds)
+    seeds = SEEDS_BY_PROFILE.get(study.profile, SEEDS) if seeds is None else seeds
+    return at_rates(study, chosen(table), "variant", seeds)
 
 
 def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = None) -> Results:
@@ -101,7 +103,7 @@ def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = Non
     Returns:
         The results of all runs.
     """
-    return tested(study, chosen(study.run(jobs).table()), seeds).run(jobs)
+    return run_both(study, partial(tested, seeds=seeds), jobs)
 
 
 def draw(table: DataFrame, title: str) -> Figure:

@@ -68,7 +68,7 @@ def study(
         for name in attacks:
             grid += [Case(key, f, {"attack": name}, seeds=case_seeds) for key in keys]
             grid.append(Case("fa_default", f, {"attack": name}, UNIT_OPTIONS, case_seeds, SAME_LENGTH))
-    added = [f"--attack {name}" for name in attacks if name not in ATTACKS]
+    added = [word for name in attacks if name not in ATTACKS for word in ("--attack", name)]
     folder = figures_dir(profile, out, custom=True) if added else out
     study = make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
     return study if study.command_options is None else replace(study, command_options=(*study.command_options, *added))

@@ -14,7 +14,6 @@ from fa.experiments.reporting.heatmap import draw_heat
 from fa.experiments.runs.recording import MIN_MINIBATCHES
 from fa.experiments.runs.results import Results
 from fa.experiments.runs.study import OutDir, Seeds, Study
-from fa.training.records import UNDEFINED, USED
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,13 +79,13 @@ def workers(results: Results) -> DataFrame:
 
     Returns:
         One row for each run, iteration and worker, with the columns rule (a label), attack, seed, iteration, worker,
-        value, weight and status. A value or weight that the rule does not define is NaN.
+        value, weight, status, share and reason, as in `fa.experiments.runs.store.Record.workers`.
     """
     import pandas
 
     rows = []
     for cell in results.study.cells:
-        rows_of_run = pandas.read_csv(results.record(cell).folder / "workers.csv", na_values=UNDEFINED)
+        rows_of_run = results.record(cell).workers()
         about = {"rule": cell.case.label, "attack": cell.config.attack, "seed": cell.config.seed}
         rows.append(rows_of_run.assign(**about)[[*about, *rows_of_run.columns]])
     return pandas.concat(rows, ignore_index=True)
@@ -121,7 +120,7 @@ def detection(workers: DataFrame, f: int = F) -> DataFrame:
 def _reported(workers: DataFrame, column: str, f: int) -> Any:
     """Return a mask of the rows that the detector reports."""
     if column == "status":
-        return workers["status"] != USED
+        return workers["reason"] != ""
     order = workers.sort_values([column, "worker"], ascending=[True, False], kind="stable")
     place = order.groupby(["seed", "iteration"]).cumcount()
     return (place < f).reindex(workers.index)
@@ -145,8 +144,6 @@ def draw(workers: DataFrame, detections: DataFrame, title: str) -> Figure:
     ours = workers[workers["rule"] == "FA"]
     for column, (attack, heading) in zip(grid.T, ATTACKS.items(), strict=True):
         rows = ours[ours["attack"] == attack]
-        size = rows["weight"].abs().groupby([rows["seed"], rows["iteration"]]).transform("sum")
-        rows = rows.assign(share=rows["weight"] / size)
         for axes, (name, label) in zip(column, COURSES.items(), strict=True):
             draw_kinds(axes, rows, rows["worker"] < F, name)
             axes.set(xlabel="iteration", ylabel=label)
@@ -157,7 +154,9 @@ def draw(workers: DataFrame, detections: DataFrame, title: str) -> Figure:
     for axes, column in zip(below.subplots(1, 2, sharey=True), ("precision", "recall"), strict=True):
         image = draw_heat(axes, cells(detections, column), f"{column} of detecting Byzantine workers")
     below.colorbar(image, ax=below.axes, label="share")
-    style.set_heading(figure, f"f = {F} Byzantine workers of 15; guessing three has precision and recall 0.2\n{title}")
+    p = workers["worker"].nunique()
+    guess = f"guessing {F} has precision and recall {F / p:.2g}"
+    style.set_heading(figure, f"f = {F} Byzantine workers of {p}; {guess}\n{title}")
     return figure
 
 

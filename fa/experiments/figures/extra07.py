@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "extra07_rate_or_subspace"
 NO_RULES = "it compares FA with Multi-Krum and its controls"
+NO_ATTACK = "two of its curves have an attack of their own"
 F = 3
 SEED = 2021
 RATE_FACTOR = 0.25  # Factor of the profile's learning rate.

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 NAME = "extra11_in_front_of_rules"
 NO_RULES = "it judges FA in front of the paper's rules"
+NO_ATTACK = "its claims are about the paper's attack"
 F = 3
 OTHERS = PAPER_RULES[1:]
 """The paper's rules without FA."""
@@ -72,7 +73,7 @@ def small_weights(results: Results) -> DataFrame:
     rows = []
     for cell in results.study.cells:
         if cell.case.label == FA:
-            table = pandas.read_csv(results.record(cell).folder / "workers.csv", na_values=["none"])
+            table = results.record(cell).workers()
             weights = table.pivot_table(index="iteration", columns="worker", values="weight").abs()
             share = weights.iloc[:, F:].lt(SMALL * weights.max(axis=1), axis=0).mean(axis=1)
             rows.append(pandas.DataFrame({"seed": cell.config.seed, "iteration": share.index, "share": share.values}))

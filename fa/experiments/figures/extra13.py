@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.equal_length import (
@@ -17,7 +18,7 @@ from fa.experiments.figures.equal_length import (
     subset_caption,
 )
 from fa.experiments.figures.extras_common import Arms, arm_cases, draw_dots, make_extra
-from fa.experiments.figures.tuned_rates import VALIDATION_SHARE, at_rates, best_rates
+from fa.experiments.figures.tuned_rates import TUNING_SEED, VALIDATION_SHARE, at_rates, best_rates, run_both
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import Claim
 from fa.experiments.reporting.equivalence import LEVEL
@@ -61,8 +62,6 @@ TEST_LEVEL = LEVEL / (len(PAIRS) * len(ATTACKS))
 RATES = (0.0125, 0.025, 0.05, 0.1, 0.2)
 RATES_BY_PROFILE = {"smoke": (0.025, 0.05), "quick": RATES, "cpu": RATES, "paper": RATES}
 
-TUNING_SEED = 2901
-"""Seed of the runs that choose the rates."""
 
 LOOKS = {
     CHOICE_FA: style.LOOKS["fa_default"],
@@ -80,7 +79,7 @@ def study(profile: str, out: OutDir = None, seeds: Seeds = None, **overrides: An
     Args:
         profile: A key of `PROFILES`, which sets the size of the runs: "smoke", "quick", "cpu" or "paper".
         out: Folder of the figure and its records. None: as for `make_study`.
-        seeds: Seeds of all runs. None: `TUNING_SEED`.
+        seeds: Seeds of these runs. None: `tuned_rates.TUNING_SEED`.
         **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
 
     Returns:
@@ -126,7 +125,7 @@ def run(study: Study, jobs: int | None = None, seeds: Sequence[int] | None = Non
     Returns:
         The results of all runs.
     """
-    return tested(study, study.run(jobs).table(), seeds).run(jobs)
+    return run_both(study, partial(tested, seeds=seeds), jobs)
 
 
 def draw(table: DataFrame, title: str) -> Figure:

@@ -10,6 +10,7 @@ from fa.experiments.paths import figures_dir
 from fa.experiments.reporting import style
 from fa.experiments.reporting.claims import (
     CHANCE_MARGIN,
+    LEARNED,
     MISSING,
     NOT,
     Claim,
@@ -161,12 +162,12 @@ def _of_leads(final: Mapping[tuple[str, Any], Sequence[float]], testable: bool, 
 def _of_trimmed_mean(final: Mapping[tuple[str, Any], Sequence[float]], chance: float, testable: bool) -> list[Claim]:
     if ("trimmed_mean", 1) not in final:
         return []
-    reached = final["trimmed_mean", 1]
+    reached, threshold = final["trimmed_mean", 1], min(chance + CHANCE_MARGIN, LEARNED * chance)
     return [
         Claim(
             "C3",
             "for Trimmed Mean, even a single Byzantine worker has a catastrophic impact",
-            f"final accuracy f = 1: {format_mean_range(reached)}; threshold: {chance + CHANCE_MARGIN:g}",
-            verdict([mean(reached) < chance + CHANCE_MARGIN], testable),
+            f"final accuracy f = 1: {format_mean_range(reached)}; threshold: {threshold:g}",
+            verdict([mean(reached) < threshold], testable),
         )
     ]

@@ -98,8 +98,7 @@ def tables(results: Results) -> tuple[DataFrame, DataFrame]:
     values = []
     for cell in results.study.cells:
         if cell.variant == "fa":
-            path = results.record(cell).folder / "workers.csv"
-            rows = pandas.read_csv(path)[["iteration", "worker", "value"]]
+            rows = results.record(cell).workers()[["iteration", "worker", "value"]]
             about = {"scheme": names[cell.case.settings["augmentation"]], "seed": cell.config.seed}
             values.append(rows.assign(**about, augmented=rows["worker"] < F))
     return curves.drop(columns="attack"), pandas.concat(values, ignore_index=True)
@@ -165,8 +164,8 @@ def claims(table: DataFrame, values: DataFrame, chance: float, margin: float = M
     falls = {scheme: _falls(table[table["scheme"] == scheme]) for scheme in SCHEMES}
     learning = {s: [key for key in OTHER_RULES if mean(final[key, s]) > LEARNED * chance] for s in SCHEMES}
     others = {s: min((falls[s][key] for key in keys), default=0.0) for s, keys in learning.items()}
-    # In the other schemes no fall could be smaller.
-    unsteady = [scheme for scheme in SCHEMES if others[scheme] > margin]
+    # In the other schemes no fall could be smaller, or FA's curve has nothing to fall from.
+    unsteady = [s for s in SCHEMES if others[s] > margin and mean(final["fa", s]) > LEARNED * chance]
     worth = values.groupby(["scheme", "augmented"])["value"].mean()
     gaps = {scheme: float(worth[scheme, False] - worth[scheme, True]) for scheme in SCHEMES}
     return [

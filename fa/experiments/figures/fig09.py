@@ -21,6 +21,7 @@ from fa.experiments.runs.variants import VARIANTS
 from fa.utils.timing import call_seconds
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -77,7 +78,7 @@ def server_times(study: Study) -> DataFrame:
             rule = VARIANTS[name].make_rule(cell.config.rule_f)
             milliseconds = 1000 * median(call_seconds(partial(rule, G), TIMED_CALLS))
             rows.append({"workers": len(G), "n": G.shape[1], "rule": name, "milliseconds": milliseconds})
-    return pandas.DataFrame(rows)
+    return pandas.DataFrame(rows, columns=["workers", "n", "rule", "milliseconds"])
 
 
 def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
@@ -104,13 +105,20 @@ def draw(table: DataFrame, times: DataFrame, title: str) -> Figure:
     if table.groupby(["workers", "f", "variant"])["test_accuracy"].max().min() > _ZOOMED_FROM:
         left.set_ylim(_ZOOMED_FROM, 1.005)  # The lines would lie on one another.
     left.legend(title="FA, and the mean", loc="lower right")
-    for name in RULES:
-        look, rows = style.LOOKS[name], times[times["rule"] == name]
-        right.plot(rows["workers"], rows["milliseconds"], color=look.color, marker=look.marker, label=look.label)
-    right.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
-    right.legend(title=f"n = {times['n'].iloc[0]:,}")
+    if times.empty:
+        right.set_axis_off()  # No run of FA is finished.
+    else:
+        _draw_times(right, times)
     style.set_heading(figure, f"Byzantine workers send {attack_heading(table)}; {style.FA_FORMULATION}\n{title}")
     return figure
+
+
+def _draw_times(axes: Axes, times: DataFrame) -> None:
+    for name in RULES:
+        look, rows = style.LOOKS[name], times[times["rule"] == name]
+        axes.plot(rows["workers"], rows["milliseconds"], color=look.color, marker=look.marker, label=look.label)
+    axes.set(xlabel="workers p", ylabel="one aggregation (ms)", ylim=(0, None), xticks=sorted(set(times["workers"])))
+    axes.legend(title=f"n = {times['n'].iloc[0]:,}")
 
 
 def claims(table: DataFrame, times: DataFrame, chance: float) -> list[Claim]:

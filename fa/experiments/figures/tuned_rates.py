@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fa.experiments.runs.results import last_points
+from fa.experiments.runs.results import Results, last_points
 from fa.experiments.runs.study import Cell, Study
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+TUNING_SEED = 2901
+"""Seed of the runs that choose a rate; no other run has it."""
 
 VALIDATION_SHARE = 0.2
 """Share of the training images that no worker has, and that a rate is chosen on."""
@@ -49,3 +52,19 @@ def at_rates(study: Study, rates: Mapping[str, float], by: str, seeds: Sequence[
             case = replace(like.case, settings={**like.case.settings, "validation": 0.0})
             cells += [Cell(case, replace(like.config, validation=0.0, seed=seed)) for seed in seeds]
     return replace(study, cells=(*study.cells, *cells))
+
+
+def run_both(study: Study, tested: Callable[[Study, DataFrame], Study], jobs: int | None = None) -> Results:
+    """Do the runs on validation images, and then those at the best rates.
+
+    Args:
+        study: The runs on validation images.
+        tested: Function that adds the runs at the best rates, from the table of the first.
+        jobs: Number of runs at a time; default: one a core.
+
+    Returns:
+        The results of all runs, with the seconds of both parts.
+    """
+    first = study.run(jobs)
+    results = tested(study, first.table()).run(jobs)
+    return replace(results, seconds=first.seconds + results.seconds)

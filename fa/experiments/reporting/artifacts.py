@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fa.experiments.paths import figures_dir, project_root
 from fa.experiments.reporting.claims import Claim, claims_frame
 from fa.experiments.runs.results import Results
-from fa.experiments.runs.study import Study
+from fa.experiments.runs.study import Study, reproduce_command
 from fa.training.config import TrainConfig
 from fa.training.records import hardware, versions
 from fa.utils.files import new_file, write_atomically
@@ -62,13 +62,13 @@ def save_files(figure: Figure, base: Path, tables: Mapping[str, DataFrame], abou
     Returns:
         The path of the PNG.
     """
-    png = base.with_suffix(".png")
-    save_png(figure, png)
-    save_pdf(figure, base.with_suffix(".pdf"))
+    places = {end: base.with_name(base.name + end) for end in (".png", ".pdf", ".json")}  # The name may have dots.
+    save_png(figure, places[".png"])
+    save_pdf(figure, places[".pdf"])
     for end, table in tables.items():
-        save_csv(table, base.with_suffix(f"{end}.csv"))
-    write_atomically(base.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
-    return png
+        save_csv(table, base.with_name(f"{base.name}{end}.csv"))
+    write_atomically(places[".json"], json.dumps(about, indent=2) + "\n")
+    return places[".png"]
 
 
 def _print_place(path: Path) -> None:
@@ -127,7 +127,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
     about = {
         "figure": name,
         "profile": profile,
-        "command": f"fa reproduce --profile {profile} {name}",
+        "command": reproduce_command(profile, name),
         "commit": _commit(),
         "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": [versions()],
@@ -155,6 +155,7 @@ def provenance(results: Results) -> dict[str, Any]:
         "profile": study.profile,
         "settings": study.title(),
         "command": study.command,
+        "attack": study.attack,
         "runs": dict(_run(results, config) for config in study.configs),
         "skipped": study.skipped,
         "unfinished": list(study.unfinished),
@@ -179,7 +180,8 @@ def _run(results: Results, config: TrainConfig) -> tuple[str, dict[str, Any]]:
 
 def _fewest_seeds(study: Study) -> int:
     """Return the number of seeds of the label with the fewest; its cases may have different options."""
-    pairs = {(str(cell.case), cell.config.seed) for cell in study.cells}
+    tests = [cell for cell in study.cells if not cell.config.validation] or study.cells  # without those of a tuning
+    pairs = {(str(cell.case), cell.config.seed) for cell in tests}
     return min(Counter(label for label, _ in pairs).values())
 
 

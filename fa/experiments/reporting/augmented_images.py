@@ -33,7 +33,7 @@ def pattern(side: int, channels: int = 1) -> Images:
         channels: Number of channels.
 
     Returns:
-        The image, with values in [0, 1].
+        The image, uint8.
     """
     lines = torch.arange(side) % 4 == 0
     lines[-1] = True

@@ -13,6 +13,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fa.experiments.paths import figures_dir
 from fa.experiments.reporting.claims import HOLDS, IN_PART, LEARNED, NOT, UNTESTABLE
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN, MARGINS
@@ -118,7 +119,7 @@ def figure_files(folder: Path) -> list[Path]:
 
 
 def _theory(folder: Path) -> list[Path]:
-    return sorted(folder.glob("theory*.json")) or sorted((folder.parent / "quick").glob("theory*.json"))
+    return sorted(folder.glob("theory*.json")) or sorted(figures_dir("quick").glob("theory*.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -216,7 +217,7 @@ def _claims(figures: list[dict[str, Any]]) -> list[str]:
 
 def _is_changed(figure: dict[str, Any]) -> bool:
     """Return True if a figure has other settings than its profile, or only a part of the profile's cases."""
-    return figure["command"] is None or bool(figure.get("parameters"))
+    return figure["command"] is None or bool(figure.get("parameters")) or figure.get("attack") is not None
 
 
 def _has_paper_size(figure: dict[str, Any]) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 from fa.experiments.reporting import style
 from fa.experiments.runs.store import InvalidRecord, Record
 from fa.training.record_schema import NewerRecord
-from fa.training.records import EXCLUDED, EXCLUDED_BEFORE, FILES, UNDEFINED, USED, WorkerRow, byzantine_share
+from fa.training.records import EXCLUDED, FILES, WorkerRow, byzantine_share
 from fa.utils import plugins
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 _HATCHES = ("////", "xxxx", "....")  # By reason of exclusion, the most frequent first.
 _USED, _GAP = "#bcae6c", "#c8c8c8"
 _CURVE = {"iteration": int, "test_accuracy": float, "train_loss": float}
-_WORKERS = {"iteration": int, "worker": int, "value": float, "weight": float, "status": str}
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class RunTables:
 
     Attributes:
         curve: The rows of curve.csv.
-        workers: One row for each iteration and worker. `share` is the weight over the sum of all absolute weights.
+        workers: One row for each iteration and worker; see `fa.experiments.runs.store.Record.workers`.
         config: The configuration.
         initial_accuracy: Test accuracy at iteration 0, if the record has it.
     """
@@ -107,11 +106,8 @@ def read(folder: str | Path) -> RunTables:
         record = Record(folder)
         config = record.description["config"]
         curve = pandas.read_csv(folder / "curve.csv").astype(_CURVE)
-        workers = pandas.read_csv(folder / "workers.csv", na_values=UNDEFINED, keep_default_na=False).astype(_WORKERS)
+        workers = record.workers()
         _check_rows(workers, int(config["workers"]))
-        size = workers["weight"].abs().groupby(workers["iteration"]).transform("sum")
-        share = workers["weight"] / size.where(size > 0)
-        workers = workers.assign(share=share, reason=workers["status"].map(_reason))
         int(config["byzantine"])
     except (NewerRecord, InvalidRecord):
         raise
@@ -128,12 +124,6 @@ def _check_rows(workers: DataFrame, p: int) -> None:
         raise ValueError(f"the number of rows for each iteration in workers.csv, which must be {p},")
     if np.isinf(workers[["value", "weight"]]).any(axis=None):
         raise ValueError("an infinite number in workers.csv")
-
-
-def _reason(status: str) -> str:
-    """Return the reason why a worker was excluded; empty if it was used."""
-    decision = status.partition(";")[0]
-    return "" if decision == USED else decision.removeprefix(EXCLUDED).removeprefix(EXCLUDED_BEFORE)
 
 
 def draw(run: RunTables) -> Figure:

@@ -226,6 +226,12 @@ def parse(content: Mapping[str, Any]) -> Grid:
         shared = sorted(set(grid.tuning.seeds) & set(grid.seeds))
         check("seeds of [tuning]", list(grid.tuning.seeds), not shared, f"others than seeds = {list(grid.seeds)}")
         check("lr of [settings]", settings.get("lr"), "lr" not in settings, "omitted with [tuning], which chooses it")
+        for rule in grid.rules:
+            tuned, reported = (
+                any(not grid.reason_against(rule, f) for f in numbers) for numbers in (grid.tuning.byzantine, byzantine)
+            )
+            requirement = f"numbers of which {rule.label} tolerates one, as it does in byzantine"
+            check("byzantine of [tuning]", list(grid.tuning.byzantine), tuned or not reported, requirement)
     for cell in grid.cells():
         configured_attack(cell.config)  # Fail before any run.
     check("rules", [rule.label for rule in grid.rules], bool(grid.cells()), "rules for which there are enough workers")

@@ -12,14 +12,17 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fa.data import tiny_imagenet
 from fa.data.registry import REGISTRY
 from fa.training import record_schema
 from fa.training.config import RECORD_VERSION, TrainConfig
-from fa.training.records import FILES, Run
+from fa.training.records import EXCLUDED, EXCLUDED_BEFORE, FILES, UNDEFINED, USED, Run
 from fa.utils.files import create_folder, exclusive, file_checksum, new_folder
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MANIFEST = "manifest.json"
 
@@ -71,6 +74,24 @@ class Record:
         value = self.description.get("initial_accuracy")
         return None if value is None else float(value)
 
+    def workers(self) -> DataFrame:
+        """Read workers.csv.
+
+        Returns:
+            One row for each iteration and worker: iteration, worker, value and weight (NaN if the rule defines none),
+            status, `reason` (why the worker was excluded; empty if it was used), and `share` (the weight over the sum
+            of all absolute weights of the iteration).
+
+        Raises:
+            KeyError, ValueError: The file is damaged.
+        """
+        import pandas
+
+        table = pandas.read_csv(self.folder / "workers.csv", na_values=UNDEFINED, keep_default_na=False)
+        table = table.astype(_WORKERS)
+        size = table["weight"].abs().groupby(table["iteration"]).transform("sum")
+        return table.assign(share=table["weight"] / size.where(size > 0), reason=table["status"].map(_reason))
+
     def check(self) -> None:
         """Check every file against the manifest.
 
@@ -90,6 +111,16 @@ class Record:
             if not isinstance(manifest, dict) or manifest.get(name) != file_checksum(path):
                 raise DamagedRecord(f"{name} is not as it was written")
         _ = self.description
+
+
+_WORKERS = {"iteration": int, "worker": int, "value": float, "weight": float, "status": str}
+"""Types of the columns of workers.csv."""
+
+
+def _reason(status: str) -> str:
+    """Return the reason why a worker was excluded; empty if it was used."""
+    decision = status.partition(";")[0]
+    return "" if decision == USED else decision.removeprefix(EXCLUDED).removeprefix(EXCLUDED_BEFORE)
 
 
 class RunStore:
@@ -169,7 +200,7 @@ class RunStore:
         for same in _equivalent(config):
             record = self._whole(same)
             if record is None and self._fallback is not None:
-                record = self._fallback.find(same)
+                record = self._fallback._whole(same)
             if record is not None:
                 return record
         return None
@@ -271,6 +302,7 @@ def _equivalent(config: TrainConfig) -> list[TrainConfig]:
 
 
 def _identity(config: TrainConfig) -> dict[str, Any]:
+    config = replace(config, device=config.device.partition(":")[0])  # cuda:1 computes what cuda does
     return {
         "config": json.loads(config.to_json()),
         "data_checksum": _data_checksum(config.dataset),

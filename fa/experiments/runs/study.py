@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -206,8 +207,7 @@ class Study:
         """The command that draws the figure of this study again; None if the profile has other runs."""
         if self.command_options is None:
             return None
-        finished = ["--finished"] if self.unfinished else []
-        return " ".join(["fa reproduce --profile", self.profile, *finished, self.name, *self.command_options])
+        return reproduce_command(self.profile, self.name, self.command_options, bool(self.unfinished))
 
     @property
     def chance(self) -> float:
@@ -294,13 +294,33 @@ def make_study(
 
 
 def _command_options(rules: Iterable[str], overrides: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the options of `fa reproduce` for the user's rules, a device and an attack."""
-    options = [f"--rule {rule}" for rule in rules]
+    """Return the words of `fa reproduce` for the user's rules, a device and an attack."""
+    words = [word for rule in rules for word in ("--rule", rule)]
     if overrides.get("device", TrainConfig.device) != TrainConfig.device:
-        options.append(f"--device {overrides['device']}")
+        words += ["--device", overrides["device"]]
     if "attack" in overrides:
-        options.append(f"--attack {overrides['attack']}")
-    return tuple(options)
+        words += ["--attack", overrides["attack"]]
+    return tuple(words)
+
+
+def reproduce_command(profile: str, name: str, options: Sequence[str] = (), finished: bool = False) -> str:
+    """Return the command that draws a figure.
+
+    Args:
+        profile: Name of the profile.
+        name: Name of the figure or notebook.
+        options: Further words of the command line.
+        finished: True to draw finished runs only.
+
+    Returns:
+        The command, quoted for a shell.
+
+    Example:
+        >>> reproduce_command("quick", "fig04", ("--rule", "my rule.py:Rule"))
+        "fa reproduce --profile quick fig04 --rule 'my rule.py:Rule'"
+    """
+    words = ["fa", "reproduce", "--profile", profile, *(["--finished"] if finished else []), name, *options]
+    return shlex.join(words)
 
 
 def configurations(

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fa.training.config import TrainConfig
 from fa.training.records import Run
 from fa.utils import plugins
 from fa.utils.blas import usable_cores
+from fa.utils.files import InUseError
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context
 from fa.utils.malloc import retain_freed_memory
 from fa.utils.progress_bar import reporter
@@ -43,11 +44,13 @@ class Outcome:
         config: The configuration.
         record: Its record; None if the run failed.
         error: The reason of the failure.
+        settings: Its settings in which the runs of the sweep differ, for messages; see `differing_settings`.
     """
 
     config: TrainConfig
     record: Record | None
     error: str = ""
+    settings: str = ""
 
     def __str__(self) -> str:
         """Describe the run in one line, with its final accuracy or the error."""
@@ -56,7 +59,8 @@ class Outcome:
         if self.record is not None:
             result = f"{self.record.curve[-1]['test_accuracy']:.3f}"
         rule = plugins.display_name(config.rule, config.options)
-        return f"{rule}, f = {config.byzantine}, seed {config.seed}: {result}"
+        settings = f"{self.settings}, " if self.settings else ""
+        return f"{rule}, f = {config.byzantine}, {settings}seed {config.seed}: {result}"
 
 
 @dataclass
@@ -101,16 +105,36 @@ def sweep(
     for dataset in {config.dataset for config in missing}:
         check_present(dataset)
     failures: dict[TrainConfig, str] = {}
+    settings = differing_settings(configs)
     if progress and missing:
         print(f"{len(missing)} runs to do, {len(records) - len(missing)} are finished", flush=True)
     with reporter("runs", progress and bool(missing)) as report:
         report(len(records) - len(missing), len(records), str)
         runs = _in_turn(missing, store) if processes else _run_all(missing, store, jobs or _usual_jobs(missing))
-        for outcome in runs:
+        for outcome in (replace(outcome, settings=settings[outcome.config]) for outcome in runs):
             records[outcome.config], failures[outcome.config] = outcome.record, outcome.error
             done = sum(record is not None for record in records.values()) + sum(map(bool, failures.values()))
             report(done, len(records), outcome.__str__)
-    return [Outcome(config, records[config], failures.get(config, "")) for config in configs]
+    return [Outcome(config, records[config], failures.get(config, ""), settings[config]) for config in configs]
+
+
+def differing_settings(configs: Sequence[TrainConfig]) -> dict[TrainConfig, str]:
+    """Describe the settings in which runs differ, except the rule, f and the seed.
+
+    Args:
+        configs: Configurations.
+
+    Returns:
+        Text by configuration; empty if the others do not differ.
+
+    Example:
+        >>> list(differing_settings([TrainConfig(lr=0.1), TrainConfig(lr=0.2, seed=1)]).values())
+        ['lr = 0.1', 'lr = 0.2']
+    """
+    named = ("rule", "rule_options", "byzantine", "seed")
+    names = [field.name for field in fields(TrainConfig) if field.name not in named]
+    differing = [name for name in names if len({repr(getattr(config, name)) for config in configs}) > 1]
+    return {config: ", ".join(f"{name} = {getattr(config, name)}" for name in differing) for config in configs}
 
 
 def select_shard(configs: Sequence[TrainConfig], text: str) -> list[TrainConfig]:
@@ -184,7 +208,7 @@ def _claim_next(waiting: list[TrainConfig], store: RunStore) -> tuple[TrainConfi
     """Remove the first configuration that no other process is doing, and return it with its claim."""
     for config in waiting:
         claim = ExitStack()
-        with suppress(ValueError):
+        with suppress(InUseError):
             claim.enter_context(store.claim(config))
             waiting.remove(config)
             return config, claim

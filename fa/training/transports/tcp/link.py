@@ -214,7 +214,12 @@ def _open(host: str, port: int, context: ssl.SSLContext | None, timeout: float) 
         ValueError: The other end has other keys, or belongs to another user.
         OSError: There is no connection.
     """
-    connection = socket.create_connection((host, port), timeout)
+    try:
+        connection = socket.create_connection((host, port), timeout)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            raise ConnectionError(f"{error.strerror}: {host}") from error
+        raise ValueError(f"server must be a host that is known here, got {host!r}") from error
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is not None:
