@@ -137,14 +137,8 @@ def _draw_choice(axes: Axes, final: Mapping[tuple[str, Any], Sequence[float]], r
     grid = sorted({rate for _, rate in final})
     for key, best in rates.items():
         look = looks(rates)[key]
-        line: dict[str, Any] = {"color": look.color, "marker": look.marker, "markersize": 5}
-        axes.plot(
-            grid,
-            [mean(final[key, rate]) for rate in grid],
-            linestyle=(0, look.dashes) if look.dashes else "-",
-            label=look.label,
-            **line,
-        )
+        line: dict[str, Any] = {"color": look.color, "marker": look.marker, "linestyle": look.linestyle}
+        axes.plot(grid, [mean(final[key, rate]) for rate in grid], markersize=5, label=look.label, **line)
         axes.plot(best, mean(final[key, best]), "o", markersize=11, markerfacecolor="none", markeredgecolor=look.color)
     axes.set_xscale("log", base=2)
     axes.set_xticks(grid, [f"{rate:g}" for rate in grid])
