@@ -10,6 +10,7 @@ HTML comments mark generated text. All other text is free.
   seeds are averaged: a condition of `DataFrame.query` must select one value of every other setting.
 - `worst FOLDER/GRID`: the worst accuracy over attacks of each rule of a grid, and that attack, for each f and split.
 - `times N P`: the time of each rule in benchmarks/bench.json, and the time of other libraries as a multiple of it.
+- `runs PROFILE`: the number of runs, the seeds, the iterations and the time of each figure's runs, by device.
 
 `<!-- = KIND ARGUMENTS -->` ... `<!-- /= -->` encloses a few words in a sentence:
 
@@ -35,7 +36,7 @@ import pandas as pd
 
 from fa.bench.cases import OURS, PAPER
 from fa.bench.peers import LIBRARIES
-from fa.experiments.reporting.report import STATEMENTS, verdict_text
+from fa.experiments.reporting.report import STATEMENTS, figure_files, verdict_text
 from fa.experiments.runs.results import last_points
 from fa.experiments.runs.variants import OTHER_RULES
 
@@ -189,6 +190,27 @@ def _two_digits(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.1f}" if number >= 1 else f"{number:.2f}"
 
 
+def runs(profile: str) -> str:
+    """Return a table of a profile's runs: a row for each figure and device."""
+    rows = []
+    for path in figure_files(FIGURES / profile):
+        name = path.stem.partition("_")[0]
+        by_device: dict[str, list[dict[str, Any]]] = {}
+        for key in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+            record = json.loads((FIGURES / profile / "records" / key / "config.json").read_text(encoding="utf-8"))
+            hardware = record["hardware"]
+            on_cpu = record["config"]["device"] == "cpu"
+            device = f"{hardware['cpu']}, {hardware['instructions']}, one core" if on_cpu else hardware["device"]
+            by_device.setdefault(device, []).append(record)
+        for device, records in sorted(by_device.items()):
+            seeds, iterations = ({str(record["config"][key]) for record in records} for key in ("seed", "iterations"))
+            minutes = [record["seconds"] / 60 for record in records]
+            spent = " to ".join(dict.fromkeys(f"{bound:.0f}" for bound in (min(minutes), max(minutes))))
+            listed = (", ".join(sorted(words, key=int)) for words in (seeds, iterations))
+            rows.append([f"[{name}](../figures/{profile}/{path.stem}.png)", str(len(records)), *listed, device, spent])
+    return table(["figure", "runs", "seeds", "iterations", "device", "minutes"], rows)
+
+
 def table(heading: list[str], rows: list[list[str]]) -> str:
     """Return a table in Markdown."""
     return "".join("| " + " | ".join(cells) + " |\n" for cells in (heading, ["---"] * len(heading), *rows))
@@ -261,7 +283,7 @@ def behind(name: str) -> str:
     return ", ".join(f"{gap:.2f}" for gap in gaps)
 
 
-TABLES = {"claims": claims, "accuracy": accuracy, "worst": worst, "times": times}
+TABLES = {"claims": claims, "accuracy": accuracy, "worst": worst, "times": times, "runs": runs}
 WORDS = {
     "verdict": verdict,
     "measured": measured,
