@@ -521,7 +521,7 @@ def test_extra_12_names_the_runs_that_are_missing() -> None:
 
 def test_extra_13_is_the_test_that_the_rules_of_judgement_specify() -> None:
     study = extra13.study("cpu")
-    rates = (0.0125, 0.025, 0.05, 0.1, 0.2)
+    rates = (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4)
     numbers = table(study, 0.5)
     numbers.loc[(numbers["label"] == extra13.KRUM) & (numbers["lr"] == 0.1), "test_accuracy"] = 0.9
     whole = extra13.tested(study, numbers)
