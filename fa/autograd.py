@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fa.rules import Aggregate, Rule, make_rule
+from fa.gradients.inputs import to_tensor
+from fa.rules import Aggregate, Rule, as_rule
 from fa.utils.validation import check
 
 
@@ -56,7 +57,7 @@ def backward(
         for worker, loss in enumerate(losses)
     ]
     check("losses", gradients, bool(gradients), "those of one worker or more")
-    result = (make_rule(rule) if isinstance(rule, str) else rule).aggregate(gradients, iteration)
+    result = as_rule(rule).aggregate(gradients, iteration)
     for parameter, piece in zip(trained, result.direction, strict=True):
         # A copy: gradient clipping changes `.grad` in place.
         parameter.grad = piece.clone() if parameter.grad is None else parameter.grad + piece
@@ -112,11 +113,11 @@ def _scalar(loss: Any, worker: int) -> Tensor:
 def _pieces(direction: Any, trained: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the direction's part for each parameter."""
     if isinstance(direction, list | tuple) and any(np.ndim(piece) for piece in direction):
-        pieces = [_tensor(piece, "each part of direction") for piece in direction]
+        pieces = [to_tensor(piece, "each part of direction") for piece in direction]
         shapes, needed = ([tuple(tensor.shape) for tensor in tensors] for tensors in (pieces, trained))
         check("direction", shapes, shapes == needed, f"of the parameters' shapes, {needed}")
         return pieces
-    d, sizes = _tensor(direction, "direction"), [parameter.numel() for parameter in trained]
+    d, sizes = to_tensor(direction, "direction"), [parameter.numel() for parameter in trained]
     check(
         "direction",
         tuple(d.shape),
@@ -125,13 +126,3 @@ def _pieces(direction: Any, trained: Sequence[Tensor]) -> Sequence[Tensor]:
     )
     parts: tuple[Tensor, ...] = d.split(sizes)
     return parts
-
-
-def _tensor(values: Any, name: str) -> Tensor:
-    """Convert a tensor, an array or a list of numbers to a tensor without a graph."""
-    if isinstance(values, Tensor):
-        return values.detach()
-    try:
-        return torch.as_tensor(values, device="cpu")
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(f"{name} must be an array or a tensor of numbers, got a {type(values).__name__}") from None

@@ -308,6 +308,14 @@ def test_the_longest_shift_within_the_honest_spread(name: str, spread: Callable,
     assert close == DRAWS
 
 
+@pytest.mark.parametrize("name", ["random_honest_norm", "collude"])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_the_honest_norm_is_right_where_squares_leave_the_range(name: str, scale: float) -> None:
+    G = normal(9, 4, dtype=torch.float64)
+    found = fa.attack(G * scale, name, f=2)[0] / scale
+    assert float(found.norm()) == pytest.approx(float(G[2:].norm(dim=1).quantile(0.5)))
+
+
 @pytest.mark.parametrize("name", ["min_max", "min_sum"])
 @pytest.mark.parametrize("direction", ["std", "mean", "sign"])
 @pytest.mark.parametrize("scale", [1e160, 1e300])

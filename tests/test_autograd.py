@@ -121,6 +121,8 @@ def test_set_grad_replaces_and_copies(model: nn.ModuleDict) -> None:
 def test_set_grad_takes_what_a_rule_returns_for_lists_of_layers(model: nn.ModuleDict) -> None:
     found = gradients(model, BATCHES)
     direction = fa.aggregate(found, "median")
+    fa.set_grad(model["last"].parameters(), np.arange(4.0)[::-1])
+    assert model["last"].bias.grad.item() == 0
     fa.set_grad(model.parameters(), direction)
     for parameter, piece in zip(trained(model), direction, strict=True):
         torch.testing.assert_close(parameter.grad, piece)

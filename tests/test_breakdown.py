@@ -227,3 +227,16 @@ def test_what_cannot_be_is_named():
         breakdown.breakdown_margin(np.eye(4), [])
     with pytest.raises(ValueError, match=r"^c must be .*\b1\.5"):
         breakdown.two_groups(3, 1, 1.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: breakdown.krum_threshold(4, 4, 0.5), r"^h must be .*\b7\b.*\b4\b"),
+        (lambda: breakdown.krum_threshold(12, 3, 1.5), r"^r must be .*1\.5"),
+        (lambda: breakdown.breakdown_margin(np.eye(5), [5]), r"^each of suspected must be .*\b5\b"),
+    ],
+)
+def test_sizes_for_which_nothing_breaks_down_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -5,6 +5,7 @@ import sys
 import threading
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fa.gradients.measurement import measure
 from fa.rules.application import overlap
 from fa.rules.decision import OUT_OF_RANGE
 from fa.rules.preaggregators import PREAGGREGATORS
+from tests.processes import printed_beside
 
 
 @pytest.mark.parametrize("row", range(5))
@@ -311,3 +313,36 @@ def test_huge_regularization_ends() -> None:
     thread.start()
     thread.join(60)
     assert done.is_set()
+
+
+def test_state_dicts_of_arrays_have_integers_and_masks_too() -> None:
+    workers = [
+        {"w": np.full(3, k, dtype=np.float32), "count": np.array(k), "mask": np.array([True, k > 1])} for k in range(5)
+    ]
+    found = fa.aggregate(workers, "median")
+    assert found["w"].tolist() == [2, 2, 2]
+    assert found["count"] == 2
+    assert found["count"].dtype == workers[0]["count"].dtype
+    assert found["mask"].tolist() == [True, True]
+
+
+def test_arguments_of_another_type_are_named(tmp_path: Path) -> None:
+    """In a process of its own, where no type checker is before ours."""
+    calls = {
+        "fa.aggregate(G, ['fa'])": "rule",
+        "fa.aggregate(G, None)": "rule",
+        "fa.attack(G, ['random'], f=1)": "attack",
+        "fa.make_rule('mean', preaggregators='bucketing').aggregate(G, -1)": "iteration",
+        "fa.make_rule('fa').aggregate(G, 1.5)": "iteration",
+    }
+    code = f"""
+import fa, numpy as np
+G = np.ones((5, 4))
+for call in {list(calls)!r}:
+    try:
+        eval(call)
+    except ValueError as error:
+        print(error)
+"""
+    for name, line in zip(calls.values(), printed_beside(code, tmp_path).splitlines(), strict=True):
+        assert line.startswith(f"{name} must be ")

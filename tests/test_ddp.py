@@ -117,6 +117,9 @@ def refuses(rank: int) -> None:
     sparse.module.add_module("words", nn.Embedding(2, 2, sparse=True))
     with pytest.raises(ValueError, match=r"^sparse of words must be .*False"):
         ddp.register(sparse, "mean")
+    sparse.module.words.requires_grad_(False)
+    sparse.module.sparse = nn.Linear(1, 1)  # an attribute of this name alone
+    ddp.register(sparse, "mean")
 
 
 def gives_nan_if_too_few_gradients_are_finite(rank: int) -> None:

@@ -7,6 +7,7 @@ import byzfl
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
 
 import fa
 from fa.rules.decision import NOT_FINITE
@@ -352,3 +353,19 @@ def test_values_that_a_pre_aggregator_does_not_take(text: str) -> None:
 def test_invalid_options_are_named(name: str, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fa.make_rule(name, f=0, **options)
+
+
+@pytest.mark.parametrize("cosine", [0.005, 0.05, 0.5])
+def test_the_geometric_median_leaves_zero_gradients_that_are_no_majority(cosine: float) -> None:
+    """Three zeros and nine unit vectors of one mutual cosine: by symmetry the median is a multiple of their mean."""
+    K = np.full((9, 9), cosine) + (1 - cosine) * np.eye(9)
+    G = np.vstack([np.zeros((3, 9)), np.linalg.cholesky(K)])
+    mean = G[3:].mean(axis=0)
+    cost = lambda s: 3 * s * np.linalg.norm(mean) + 9 * np.linalg.norm(G[3] - s * mean)  # noqa: E731
+    best = minimize_scalar(cost, bounds=(0, 1), method="bounded", options={"xatol": 1e-12}).x
+    np.testing.assert_allclose(fa.aggregate(G, "geometric_median"), best * mean, atol=1e-5)
+
+
+def test_the_geometric_median_stays_at_zeros_that_outweigh_the_others() -> None:
+    G = np.vstack([np.zeros((3, 4)), np.eye(4)])  # the four unit vectors sum to one of length 2 < 3
+    assert np.abs(fa.aggregate(G, "geometric_median")).max() < 1e-9

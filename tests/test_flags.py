@@ -348,3 +348,32 @@ def test_one_entry_a_worker(function):
     for other in (np.zeros((3, 2), dtype=int), "abc", None):
         with pytest.raises(ValueError, match=r"^relevant must be "):
             function(normal(3, 20), other)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_hints_of_lists_are_those_of_the_matrix(k):
+    G, relevant = normal(4, 6), [[0], [1], None, [2]]
+    expected = flags.hints(G, relevant, k)
+    assert expected.shape == (6, k)
+    for rows in (list(G), [[row[:4], row[4:]] for row in G]):
+        np.testing.assert_array_equal(flags.hints(rows, relevant, k), expected)
+    assert flags.hints(G, [None] * 4).shape == (6, 0)
+
+
+def test_hints_of_short_gradients_of_16_bits_are_finite():
+    found = flags.hints(torch.from_numpy(normal(4, 6) * 1e-5).half(), [[0], [1], None, [2]], 2)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.T @ found, torch.eye(2), rtol=0, atol=1e-5)
+
+
+def test_indices_and_bases_may_be_reversed_views():
+    G = normal(4, 6)
+    order = [np.argsort(np.abs(row)) for row in G]
+    np.testing.assert_array_equal(
+        flags.hints(G, [row[::-1][:2] for row in order]), flags.hints(G, [row[-2:] for row in order])
+    )
+    Y = np.linalg.qr(normal(6, 6))[0]
+    for start in (Y[:, ::-1][:, :2], Y[:, ::-1][:, :2].astype(">f8")):
+        assert objective.value(G, start) == objective.value(G, np.ascontiguousarray(start.astype(float)))
+        assert irls.solve(G, m=2, start=start).iterations > 0
+        assert irls.solve(G, m=2, start=start, regularizer="rows", lam=0.1, max_iter=2).iterations > 0

@@ -295,3 +295,38 @@ def test_the_smoothed_objective_is_eq_5s_tangent_below_the_floor(a: float) -> No
     expected = 3 * (FLOOR ** (1 / a) - 0.5 * FLOOR * slope)
     assert problem.smoothed_objective(np.full(3, 0.5 * FLOOR)) == pytest.approx(expected, rel=1e-5)
     assert problem.smoothed_objective(np.full(3, 0.3)) == problem.objective(np.full(3, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": np.full((12, 2), np.nan)}, r"^start must be finite"),
+        ({"start": None}, r"^start must be .*None"),
+        ({"start": np.ones((12, 2)), "regularizer": "rows", "lam": 0.1}, r"^the rank of start must be .*\b2\b.*\b1\b"),
+        ({"start": np.zeros((12, 2)), "regularizer": "l1", "lam": 0.1}, r"^the rank of start must be .*\b2\b.*\b0\b"),
+        ({"start": np.full((12, 2), np.inf), "regularizer": "l1", "lam": 0.1}, r"^start must be finite"),
+    ],
+)
+def test_a_start_that_spans_no_subspace_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        irls.solve(np.random.default_rng(0).standard_normal((5, 12)), m=2, **options)
+
+
+def test_a_basis_leaves_the_gradients_as_they_are():
+    """Also those of state dicts with infinities that all workers share."""
+    stream = torch.Generator().manual_seed(0)
+    workers = [{"w": torch.randn(5, generator=stream), "mask": torch.tensor([0.0, -torch.inf])} for _ in range(4)]
+    solution = irls.solve(workers, m=2)
+    first, second = solution.basis(), solution.basis()
+    assert torch.equal(first, second)
+    assert bool(torch.isfinite(first).all())
+    direction = solution.direction()
+    assert direction["mask"].tolist() == [0.0, -torch.inf]
+    assert torch.equal(solution.basis(), first)
+
+
+@pytest.mark.parametrize("options", [{}, {"regularizer": "l1", "lam": 0.1, "max_iter": 3}])
+@pytest.mark.parametrize("kind", [torch.from_numpy, lambda row: row])
+def test_a_basis_is_of_the_gradients_kind_where_they_are_a_list(kind, options):
+    G = [kind(row) for row in np.random.default_rng(0).standard_normal((5, 12))]
+    assert type(irls.solve(G, m=2, **options).basis()) is type(G[0])

@@ -242,7 +242,7 @@ def test_the_chordal_bound_is_below_every_value_and_refused_beyond_m():
 def test_weights_from_batches_and_noise():
     np.testing.assert_allclose(irls.weights_from_batches([1, 1, 16], 0.5), np.array([1, 1, 4]) / 2)
     np.testing.assert_allclose(irls.weights_from_noise([16.0, 16.0, 1.0], 0.5), np.array([1, 1, 4]) / 2)
-    with pytest.raises(ValueError, match=r"^each of worker_weights\b"):
+    with pytest.raises(ValueError, match=r"^each of batches\b"):
         irls.weights_from_batches([1, 0])
 
 
@@ -310,3 +310,34 @@ def test_a_run_has_several_gradients_of_each_worker_and_goes_on_without_some():
     run = train(config, threads=1)
     assert np.isfinite(run.curve[-1].train_loss)
     assert {row.status != "used" for row in run.workers if row.worker < 2} == {True}
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-11, 1e-9, 4.0, 1e30])
+@pytest.mark.parametrize("solve", [irls.solve, lambda G, **options: flags.solve(G, [2, 4], **options).levels[-1]])
+def test_a_common_factor_changes_neither_the_steps_nor_the_subspace(factor, solve):
+    G = gradients(9, 40)
+    plain, scaled = (solve(G, max_iter=50, worker_weights=[c] * 9) for c in (1.0, factor))
+    assert scaled.iterations == plain.iterations
+    np.testing.assert_allclose(scaled.direction(), plain.direction(), rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: irls.solve(gradients(3, 5), worker_weights=[1e308] * 3), r"^each of worker_weights must be .*1e\+308"),
+        (lambda: irls.weights_from_batches([0, 1]), r"^each of batches must be .*\b0\b"),
+        (lambda: irls.weights_from_batches([1, 128], power=200), r"^power must be .*\b200\b"),
+        (lambda: irls.weights_from_noise([0.0, 1.0]), r"^each of variances must be .*\b0\.0\b"),
+        (lambda: irls.noise_variances([np.full((2, 3), np.nan)]), r"^G must be finite"),
+    ],
+)
+def test_weights_that_cannot_be_computed_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # FA's of preaggregators that do not bound norms
+def test_the_default_m_of_hints_counts_workers():
+    G = gradients(8, 40)
+    options = {"gradients_per_worker": 2, "start": "largest:3", "max_iter": 1, "preaggregators": ("unit",)}
+    np.testing.assert_array_equal(make_rule("fa", **options)(G), make_rule("fa", m=3, **options)(G))

@@ -48,6 +48,7 @@ def make_attack(name: str, rule: Any = None, **options: Any) -> Attack:
         >>> G[0]
         tensor([-0.5000, -0.5000])
     """
+    check("attack", name, isinstance(name, str), "a name")
     attack = ATTACKS[name] if name in ATTACKS else _load(name)
     check(
         "rule", rule, rule is None or hasattr(rule, "check_workers"), "a fa.Rule or None", "fa.make_rule returns one."

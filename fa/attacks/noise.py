@@ -125,8 +125,17 @@ def chunk_loss(G: Tensor, byzantine: Sequence[int], streams: Streams, rate: floa
 
 def _honest_norm(G: Tensor, byzantine: Sequence[int]) -> Tensor:
     """Return the median of the honest gradients' norms, a float64 scalar."""
-    norms = torch.stack([torch.linalg.vector_norm(row, dtype=torch.float64) for row in honest_rows(G, byzantine)])
-    return norms.quantile(0.5)
+    return torch.stack([_norm(row) for row in honest_rows(G, byzantine)]).quantile(0.5)
+
+
+def _norm(row: Tensor) -> Tensor:
+    """Return a gradient's norm, a float64 scalar, also where the squares of its entries leave float64's range."""
+    norm: Tensor = torch.linalg.vector_norm(row, dtype=torch.float64)
+    largest = row.abs().max().double()
+    if 0 < norm < torch.inf or not 0 < largest < torch.inf:
+        return norm
+    scaled: Tensor = largest * torch.linalg.vector_norm(row / largest, dtype=torch.float64)
+    return scaled
 
 
 def _uniform(row: Tensor, low: float, high: float, stream: torch.Generator) -> None:

@@ -186,7 +186,8 @@ def solve_gram(
     check("the last of dims", dims[-1], dims[-1] <= rank, f"at most {rank}, the rank of G")
     random = (np.linalg.qr(generator.standard_normal((rank, rank)))[0] for _ in range(options.restarts))
     starts = (_in_order(problem, outer), *random)
-    flags = [_iterate(problem, dims, Y, outer, options.tol, options.max_iter) for Y in starts]
+    tol = options.tol * irls.mean_weight(options.worker_weights)
+    flags = [_iterate(problem, dims, Y, outer, tol, options.max_iter) for Y in starts]
     return min(flags, key=lambda flag: flag.objective)
 
 

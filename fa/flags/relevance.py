@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fa import irls
 from fa.gradients import read_groups
-from fa.gradients.inputs import is_matrix
+from fa.gradients.inputs import is_matrix, to_tensor
 from fa.gradients.measurement import measure_groups
 from fa.utils.validation import check, check_integer
 
@@ -35,7 +35,7 @@ def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
         m: Largest number of dimensions; None for ceil((p + 1)/2).
 
     Returns:
-        An orthonormal basis (n, k), of G's kind.
+        An orthonormal basis (n, k), an array if G is one, otherwise a tensor; float32 for gradients of 16 bits.
 
     Raises:
         ValueError: Wrong number of entries, an index out of range, or an entry that is empty or has another shape.
@@ -58,7 +58,7 @@ def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
     m = irls.default_m(len(counts)) if m is None else m
     check_integer("m", m, 1)
     chosen = rows @ vectors[:, lengths > _MIN_SQUARED_LENGTH][:, ::-1][:, :m]
-    return gradients.restore(gradients.G.T @ torch.from_numpy(chosen).to(gradients.G))
+    return irls.basis_of_span(gradients, chosen)
 
 
 def restrict(G: Any, relevant: Any) -> Any:
@@ -110,10 +110,8 @@ def _read(relevant: Any, counts: tuple[int, ...], G: Float[Tensor, "q n"]) -> li
 def _dimensions(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
     """Return sorted indices or an orthonormal basis for one entry, after checking it."""
     n = G.shape[1]
-    try:
-        entries = torch.as_tensor(entry if isinstance(entry, Tensor) else np.asarray(entry), device=G.device).detach()
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be an array, got {entry!r}") from None
+    check(name, entry, isinstance(entry, Tensor | np.ndarray | Sequence), "an array or a tensor")
+    entries = to_tensor(entry, name).to(G.device)
     described = (tuple(entries.shape), str(entries.dtype).removeprefix("torch."))
     check(name, described, entries.numel() > 0, "not empty; None says that a worker names nothing")
     if entries.ndim == 1 and not (entries.is_floating_point() or entries.is_complex() or entries.dtype == torch.bool):

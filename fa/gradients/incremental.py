@@ -12,7 +12,7 @@ class IncrementalGram:
     """Inner products of rows of G (p, n) that arrive one after another.
 
     Three rows are multiplied at a time, since a pass over three costs as much as a pass over one. After the last row,
-    at most a third of the work remains, and less for more rows.
+    at most a third of the work remains from p = 15 on, and half at p = 9.
 
     Args:
         G: Matrix (p, n), whose rows are filled in any order.

@@ -26,10 +26,12 @@ class Gradients:
     Attributes:
         G: Gradients (p, n), with contiguous rows.
         restore: Function that gives a direction (n,) the shape, dtype and kind of the caller's gradients.
+        is_array: True if the caller's gradients are numpy's.
     """
 
     G: Tensor
     restore: Callable[[Tensor], Any]
+    is_array: bool = False
 
 
 def read(G: Any) -> Gradients:
@@ -48,7 +50,7 @@ def read(G: Any) -> Gradients:
     if isinstance(G, Tensor):
         return Gradients(_matrix(G), _same)
     if isinstance(G, np.ndarray):
-        return Gradients(_matrix(_tensor(G, "G")), Tensor.numpy)
+        return Gradients(_matrix(_tensor(G, "G")), Tensor.numpy, is_array=True)
     if isinstance(G, Sequence) and not isinstance(G, str):
         return _read_workers(G)
     requirement = "a (p, n) array or tensor, or a sequence with one entry a worker"
@@ -84,18 +86,46 @@ def by_rows(G: Tensor) -> Tensor:
 
 
 def _tensor(values: Any, name: str) -> Tensor:
-    """Convert an array to a tensor, without a copy if torch supports its strides and byte order."""
-    if isinstance(values, Tensor):
-        return values.detach()
+    """Convert gradients to a tensor, as `to_tensor` does."""
+    if not isinstance(values, Tensor):
+        values = _array(values, name)
+        if values.dtype.kind != "f" or values.dtype.itemsize > 8:
+            requirement = "of float16, float32 or float64 (or bfloat16, as a tensor)"
+            raise ValueError(f"{name} must be {requirement}; its dtype is {values.dtype}")
+    return to_tensor(values, name)
+
+
+def _array(values: Any, name: str) -> np.ndarray:
+    """Convert values to an array, without a copy if they are one."""
     if isinstance(values, np.ma.MaskedArray):
         raise ValueError(f"{name} must have no mask, which would be lost. Call .filled() with the values to use")
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError):  # such as tensors of several shapes, or with a graph
+        raise ValueError(f"{name} must be an array or a tensor, got {_described(values)}") from None
     if array.dtype.kind == "O" and array is not values:
         raise ValueError(f"{name} must be an array or a tensor, got {_described(values)}")
-    if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise ValueError(
-            f"{name} must be of float16, float32 or float64 (or bfloat16, as a tensor); its dtype is {array.dtype}"
-        )
+    return array
+
+
+def to_tensor(values: Any, name: str) -> Tensor:
+    """Convert numbers to a tensor, without a copy if torch supports their strides and byte order.
+
+    Args:
+        values: A tensor, which loses its graph, an array, or a list of numbers.
+        name: Name of the argument, for messages.
+
+    Returns:
+        The tensor, which may share memory with `values`.
+
+    Raises:
+        ValueError: They are not numbers, have a mask, or are of a dtype that torch lacks.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    array = _array(values, name)
+    if array.dtype.kind not in "biufc" or array.dtype.itemsize > (16 if array.dtype.kind == "c" else 8):
+        raise ValueError(f"{name} must be an array of numbers that torch has a dtype for, got {values!r}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides):
         array = array.copy()  # np.ascontiguousarray keeps the negative stride of a dimension of size 1.
@@ -138,8 +168,9 @@ def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
     for worker, group in enumerate(rows):
         _check_same(worker, "the number of parameters", rows[0].shape[1], group.shape[1])
         _check_same(worker, "the dtype", rows[0].dtype, group.dtype)
-    restore = _same if isinstance(G[0], Tensor) else Tensor.numpy
-    return Gradients(torch.cat(rows), restore), tuple(len(group) for group in rows)
+    is_array = not isinstance(G[0], Tensor)
+    gradients = Gradients(torch.cat(rows), Tensor.numpy if is_array else _same, is_array)
+    return gradients, tuple(len(group) for group in rows)
 
 
 def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
@@ -215,7 +246,8 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
     shared = _remove_shared_infinities(G) if state_dict else []
     if state_dict:
         _check_one_finite(G, layers)
-    return Gradients(G, partial(_like, workers[0], layers, medians, shared))
+    is_array = not isinstance(_entries(workers[0])[0][next(iter(layers))], Tensor)
+    return Gradients(G, partial(_like, workers[0], layers, medians, shared), is_array)
 
 
 def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any]]:
@@ -231,12 +263,10 @@ def _entries(entry: Any) -> tuple[dict[Any, Any], Callable[[dict[Any, Any]], Any
 
 
 def _tensors(entry: Any, worker: int) -> dict[Any, Tensor]:
-    """Return one worker's tensors by name or position."""
+    """Return one worker's tensors by name or position. A state dict also has integers and masks."""
     items, _ = _entries(entry)
-    return {
-        name: value.detach() if isinstance(value, Tensor) else _tensor(value, f"worker {worker}, entry {name!r}")
-        for name, value in items.items()
-    }
+    convert = to_tensor if isinstance(entry, Mapping) else _tensor
+    return {name: convert(value, f"worker {worker}, entry {name!r}") for name, value in items.items()}
 
 
 def _is_state(name: Any, tensor: Tensor) -> bool:
@@ -290,6 +320,8 @@ def _check_alike(first: dict[Any, Tensor], other: dict[Any, Tensor], worker: int
 
 def _like(entry: Any, layers: dict[Any, Tensor], medians: dict[Any, Tensor], shared: Infinities, d: Tensor) -> Any:
     """Give the direction d (n,) the form of one worker's entry, with its dtypes, arrays and shared infinities."""
+    if shared:
+        d = d.clone()
     for indices, value in shared:
         d[indices] = value
     items, pack = _entries(entry)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fa.rules import Rule, make_rule, per_worker
+from fa.rules import Rule, as_rule, per_worker
 
 try:
     from flwr.app import Array, ArrayRecord
@@ -60,7 +60,7 @@ class Strategy(FedAvg):  # type: ignore[misc]  # Untyped if Flower is missing.
                 f"a Flower strategy needs flwr ({_MISSING}): pip install 'flag-aggregator[flower]' in a new environment"
             )
         super().__init__(**options)
-        self.rule = make_rule(rule) if isinstance(rule, str) else rule
+        self.rule = as_rule(rule)
         self.excluded: dict[int, dict[int, str]] = {}
         self.weights: dict[int, dict[int, float | None]] = {}
         self._sent: dict[str, Tensor] = {}

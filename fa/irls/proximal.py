@@ -40,9 +40,11 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fa.gradients.gram import Gram
+from fa.gradients.inputs import to_tensor
 from fa.irls import regularizers
 from fa.irls.problem import Problem, nonzero_eigenpairs, norm_fractions
 from fa.irls.solution import Options, Solution
+from fa.irls.worker_weights import mean_weight
 from fa.utils.validation import check
 
 _CHUNK = 1 << 14  # Number of coordinates converted to float64 at a time.
@@ -161,7 +163,8 @@ def solve(plain: Sequence[Solution], options: Options, start: Any) -> Solution:
     assert gradients is not None
     problem = solution.problem
     task = task_of(problem, solution.gram, gradients.G, options.regularizer, options.lam)
-    runs = (minimise(task, Y, options.tol, options.max_iter) for Y in _starts(task, plain, start, options))
+    tol = options.tol * mean_weight(options.worker_weights)
+    runs = (minimise(task, Y, tol, options.max_iter) for Y in _starts(task, plain, start, options))
     point, history, converged = min(runs, key=lambda run: run[0].smoothed_objective)
     return replace(
         solution,
@@ -181,8 +184,10 @@ def _starts(task: Task, plain: Sequence[Solution], start: Any, options: Options)
     n, m = task.rows.shape[1], min(plain[0].m, len(task.problem.terms))
     generator = np.random.default_rng(options.seed)
     if not isinstance(start, str):
-        basis = torch.as_tensor(start, dtype=torch.float64, device="cpu").numpy()
+        basis = read_start(start).cpu().numpy()
         check("start", basis.shape, basis.shape == (n, m), f"of ({n}, {m}) for this regularizer")
+        rank = int(np.linalg.matrix_rank(basis))
+        check("the rank of start", rank, rank == m, f"m = {m} for this regularizer")
         yield basis
     elif start == "random":
         yield generator.standard_normal((n, m))
@@ -193,6 +198,24 @@ def _starts(task: Task, plain: Sequence[Solution], start: Any, options: Options)
         yield task.units(m)
     for _ in range(options.restarts):
         yield generator.standard_normal((n, m))
+
+
+def read_start(start: Any) -> Float64[Tensor, "n k"]:
+    """Read the basis of a start.
+
+    Args:
+        start: An array or a tensor of numbers.
+
+    Returns:
+        The numbers, float64.
+
+    Raises:
+        ValueError: They are not finite, or not numbers.
+    """
+    check("start", start, start is not None, "a name, or an array of (n, k)")
+    basis = to_tensor(start, "start").double()
+    check("start", "NaN or Inf", bool(torch.isfinite(basis).all()), "finite")
+    return basis
 
 
 def minimise(task: Task, Y: Basis, tol: float, max_iter: int) -> tuple[Point, tuple[float, ...], bool]:

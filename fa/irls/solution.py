@@ -86,6 +86,23 @@ DEFAULTS = Options()
 """Default options."""
 
 
+def basis_of_span(gradients: Gradients, coefficients: Float64[np.ndarray, "q k"]) -> Any:
+    """Compute an orthonormal basis from its coefficients on the gradients.
+
+    Args:
+        gradients: The gradients (q, n).
+        coefficients: C, for which the columns of G^T C are orthonormal up to rounding.
+
+    Returns:
+        The basis (n, k), an array if the gradients are numpy's, otherwise a tensor; float32 for gradients of 16 bits.
+    """
+    C = torch.from_numpy(coefficients).to(gradients.G.device)
+    columns = torch.cat([part.double().T @ C for part in gradients.G.split(_WIDTH, dim=1)])
+    # Rounding is large where gradients nearly agree.
+    Y = torch.linalg.qr(columns).Q.to(torch.promote_types(gradients.G.dtype, torch.float32))
+    return Y.numpy() if gradients.is_array else Y
+
+
 @dataclass(frozen=True, repr=False)
 class Solution:
     """Result of a solver of eq. 5.
@@ -166,13 +183,9 @@ class Solution:
             raise ValueError("G must be the gradients, since this solution was found from a Gram matrix alone")
         gradients = self.gradients if G is None else read_groups(G)[0]
         assert gradients is not None and self.coefficients is not None  # Only "l1" and "rows" have no coefficients.
-        rows = gradients.G
-        check("G", len(rows), len(rows) == len(self.coefficients), f"{len(self.coefficients)} gradients")
-        C = torch.from_numpy(self.coefficients).to(rows.device)
-        columns = torch.cat([part.double().T @ C for part in rows.split(_WIDTH, dim=1)])
-        # The columns of G^T C are orthonormal only up to rounding, which is large where gradients nearly agree.
-        Y = torch.linalg.qr(columns).Q.to(torch.promote_types(rows.dtype, torch.float32))
-        return Y.numpy() if isinstance(gradients.restore(gradients.G[0]), np.ndarray) else Y
+        found, needed = len(gradients.G), len(self.coefficients)
+        check("G", found, found == needed, f"{needed} gradients")
+        return basis_of_span(gradients, self.coefficients)
 
     def weights(self, formulation: Formulation | None = None) -> Float64[np.ndarray, " q"]:
         """Compute the direction's coefficients on the gradients.

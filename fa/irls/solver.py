@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 
 from fa.gradients import Gradients
@@ -34,7 +33,9 @@ from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure_groups
 from fa.irls import proximal
 from fa.irls.problem import RANK, Formulation, GroupTerm, Problem, build_problem
+from fa.irls.proximal import read_start
 from fa.irls.solution import DEFAULTS, FORMULATIONS, Options, Solution
+from fa.irls.worker_weights import mean_weight
 from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.tracing import untraced
@@ -100,7 +101,8 @@ def solve(
         tol: Change of the smoothed objective below which the iteration stops.
         max_iter: Largest number of steps.
         start: "equal" for equal weights, "data" for the span of the first m gradients, "random" for a random subspace.
-            An array (n, k) starts at its span, as with the workers' hints.
+            An array (n, k) starts at its span, as with the workers' hints; if k > m, at that of its m largest singular
+            directions.
         restarts: Number of further, random starts.
         seed: Seed of the random starts.
         formulation: "paper" for the pairs and the direction of the paper, "released" for those of the released code.
@@ -148,7 +150,7 @@ def solve(
         for steps in (options.max_iter, 1)
     )
     solution = proximal.solve((limit, first), options, start)
-    return solution if isinstance(G, torch.Tensor) else replace(solution, Y=solution.Y.numpy())
+    return replace(solution, Y=solution.Y.numpy()) if gradients.is_array else solution
 
 
 @usual_float_errors()
@@ -189,7 +191,7 @@ def solve_gram(
     check_m(m, gram.p)
     problem = build_problem(gram, m, lam, options.a, formulation, counts, options.worker_weights, options.group_term)
     runs = [
-        _iterate(problem, weights, options.tol, options.max_iter)
+        _iterate(problem, weights, options.tol * mean_weight(options.worker_weights), options.max_iter)
         for weights in _starts(problem, gram, gradients, start, options)
     ]
     states, converged = min(runs, key=lambda run: problem.objective(run[0][-1].residuals))
@@ -280,7 +282,7 @@ def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any
     if gradients is None:
         raise ValueError("start must be one of its words where only the Gram matrix is known; it is an array")
     G = gradients.G.double()
-    vectors = torch.as_tensor(hints, dtype=torch.float64, device=G.device)
+    vectors = read_start(hints).to(G.device)
     check("start", tuple(vectors.shape), vectors.ndim == 2 and len(vectors) == G.shape[1], f"of ({G.shape[1]}, k)")
     projected: np.ndarray = problem.basis.T @ gram.divide_by_norms((G @ vectors).cpu().numpy())
     return projected

@@ -6,7 +6,7 @@ A weight c_i > 0 multiplies the term of worker i in eq. 5, and its share of the 
     d = Y Y^T sum_i (c_i/c) g_i/p
 
 A worker with weight 2 counts as two workers with the same gradient. A common factor of all weights changes neither Y
-nor d. With c_i = 1, this is eq. 5.
+nor d, unless a norm of Y is added (regularizers "l1" and "rows"). With c_i = 1, this is eq. 5.
 
 A gradient of B images is g + e with E||e||^2 = sigma^2/B. Two weights follow:
 
@@ -28,33 +28,49 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float64
 
-from fa.gradients import read_groups
+from fa.gradients import check_finite, read_groups
 from fa.utils.validation import check, check_positive, check_real
 
 Weights = tuple[float, ...]
 
 
-def read_weights(weights: Any, p: int | None = None) -> Weights:
+LARGEST = 1e100
+"""Largest weight, and the inverse of the smallest: sums of squares remain in the range of float64."""
+
+
+def mean_weight(weights: Sequence[float] | np.ndarray | None) -> float:
+    """Return the mean of the workers' weights, by which tolerances of eq. 5 scale.
+
+    Args:
+        weights: The weights; None for 1 each.
+    """
+    return 1.0 if weights is None else float(np.mean(weights))
+
+
+def read_weights(weights: Any, p: int | None = None, name: str = "worker_weights") -> Weights:
     """Check weights of workers, and convert them to floats.
 
     Args:
         weights: A sequence of positive numbers.
         p: Number of workers; None if it is not available yet.
+        name: Name of the argument, for messages.
 
     Returns:
         The weights.
 
     Raises:
-        ValueError: The weights are not p positive finite numbers.
+        ValueError: The weights are not p positive numbers within `LARGEST` and its inverse.
     """
     listed = isinstance(weights, Sequence | np.ndarray) and not isinstance(weights, str) and len(weights) > 0
-    check("worker_weights", weights, listed, "a sequence with one number for each worker")
+    check(name, weights, listed, "a sequence with one number for each worker")
     for weight in weights:
-        check_positive("each of worker_weights", weight)
+        check_positive(f"each of {name}", weight)
+        check(f"each of {name}", weight, bool(1 / LARGEST <= weight <= LARGEST), f"from {1 / LARGEST:g} to {LARGEST:g}")
     if p is not None:
-        check("worker_weights", tuple(weights), len(weights) == p, f"{p} numbers, one for each worker")
+        check(name, tuple(weights), len(weights) == p, f"{p} numbers, one for each worker")
     return tuple(float(weight) for weight in weights)
 
 
@@ -78,7 +94,9 @@ def from_batches(batches: Any, power: float = 1.0) -> Weights:
         (0.5, 0.5, 2.0)
     """
     check_real("power", power, 0)
-    powers = np.asarray(read_weights(batches)) ** power
+    with np.errstate(over="ignore", under="ignore"):
+        powers = np.asarray(read_weights(batches, name="batches")) ** power
+    check("power", power, bool(np.isfinite(powers.sum()) and powers.all()), "smaller for these batch sizes")
     return tuple((powers / powers.mean()).tolist())
 
 
@@ -100,7 +118,7 @@ def from_noise(variances: Any, power: float = 1.0) -> Weights:
         >>> irls.weights_from_noise([4.0, 4.0, 1.0])
         (0.5, 0.5, 2.0)
     """
-    return from_batches([1 / variance for variance in read_weights(variances)], power)
+    return from_batches([1 / variance for variance in read_weights(variances, name="variances")], power)
 
 
 def noise_variances(G: Any) -> Float64[np.ndarray, " p"]:
@@ -113,7 +131,7 @@ def noise_variances(G: Any) -> Float64[np.ndarray, " p"]:
         sum_j ||g_ij - mean_j g_ij||^2/(k_i (k_i - 1)), (p,).
 
     Raises:
-        ValueError: A worker has a single gradient.
+        ValueError: A worker has a single gradient, or a gradient has NaN or Inf.
 
     Example:
         >>> import numpy as np
@@ -123,6 +141,7 @@ def noise_variances(G: Any) -> Float64[np.ndarray, " p"]:
     """
     gradients, counts = read_groups(G)
     check("G", counts, min(counts) > 1, "a list with two gradients of each worker at least")
+    check_finite(torch.isfinite(gradients.G).all(dim=1).tolist(), counts)
     groups = gradients.G.double().split(counts)
     spreads = [float((group - group.mean(dim=0)).square().sum()) for group in groups]
     return np.array([spread / (k * (k - 1)) for spread, k in zip(spreads, counts, strict=True)])

@@ -101,9 +101,10 @@ def _make(name: str, options: dict[str, Any]) -> Rule:
 
 
 def _rule_class(name: str) -> type[Rule]:
+    check("rule", name, isinstance(name, str), "a name, or a fa.Rule where one is accepted")
     if name in _BY_NAME:
         return _BY_NAME[name]
-    rule = plugins.load("rule", name) if isinstance(name, str) else None
+    rule = plugins.load("rule", name)
     if rule is None:
         check_one_of("rule", name, RULES, plugins.OTHER_SPECS)
     check("rule", name, isinstance(rule, type) and issubclass(rule, Rule), "a class that is a fa.Rule")
@@ -115,6 +116,23 @@ def _rule_class(name: str) -> type[Rule]:
     whole = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(number, int) for number in pair)
     check("min_workers", pair, whole, "a pair of integers (times, plus): the rule needs p >= times f + plus")
     return rule  # type: ignore[no-any-return]
+
+
+def as_rule(rule: Any) -> Rule:
+    """Return a rule, created with its defaults from a name.
+
+    Args:
+        rule: A rule, or a name as in `make_rule`.
+
+    Raises:
+        ValueError: Neither a rule nor a valid name.
+
+    Example:
+        >>> as_rule("median").name
+        'median'
+    """
+    check("rule", rule, isinstance(rule, Rule | str), "a fa.Rule or a name", "fa.make_rule returns a rule.")
+    return make_rule(rule) if isinstance(rule, str) else rule
 
 
 @untraced

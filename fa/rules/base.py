@@ -21,7 +21,7 @@ from fa.utils import plugins
 from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.tracing import untraced
-from fa.utils.validation import check
+from fa.utils.validation import check, check_integer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,9 @@ class Rule(RuleOptions, ABC):
 
         Raises:
             TooFewWorkersError: p is too small for f.
+            ValueError: `iteration` is not an integer of at least 0.
         """
+        check_integer("iteration", iteration, 0)
         places = [None] * len(G.blocks) if out is None else out
         # A rule that rejects p gradients may accept the finite ones, because excluded workers count against f.
         if self.needs_gram or not self.accepts(G.p):

@@ -115,7 +115,8 @@ def largest_coordinates(options: FlagOptions, columns: Tensor) -> Any:
         An orthonormal basis (n, k), a start of the other solvers.
     """
     largest = torch.topk(columns.abs(), min(options.hint_count, columns.shape[1]), dim=1).indices
-    return flags.hints(columns, list(largest), options.dims[-1] if options.dims else options.m)
+    m = options.dims[-1] if options.dims else options.m or irls.default_m(len(options.counts(len(columns))))
+    return flags.hints(columns, list(largest), m)
 
 
 def _decision(options: FlagOptions, solution: irls.Solution) -> ColumnDecision:

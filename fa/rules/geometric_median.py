@@ -19,7 +19,8 @@ _SMOOTHING = 1e-9
 class GeometricMedian(Rule):
     """d = argmin_z sum_i ||g_i - z||, by Weiszfeld's iteration from z = 0 on the p x p Gram matrix.
 
-    Each step replaces z by the mean of the gradients with weights 1/max(nu, ||g_i - z||).
+    Each step replaces z by the mean of the gradients with weights 1/max(nu, ||g_i - z||). Without `nu`, a step from a
+    gradient that is not the median leaves it, as Vardi and Zhang describe.
 
     Attributes:
         nu: Distance below which a gradient's weight does not grow. None: 1e-9 times the smallest radius around a
@@ -28,7 +29,8 @@ class GeometricMedian(Rule):
         tol: Largest change of a weight at which the iteration stops. 0: take `max_iter` steps.
 
     Source: Weiszfeld, Tohoku Mathematical Journal 43, 1937; for learning, Pillutla, Kakade and Harchaoui, Robust
-    Aggregation for Federated Learning, IEEE Transactions on Signal Processing 70, 2022.
+    Aggregation for Federated Learning, IEEE Transactions on Signal Processing 70, 2022. Vardi and Zhang, The
+    multivariate L1-median and associated data depth, PNAS 97, 2000.
 
     Example:
         >>> import numpy as np, fa
@@ -66,12 +68,29 @@ class GeometricMedian(Rule):
             same = gram.D2[int(np.argmin(radii))] == 0
             return ColumnDecision(weights=same / same.sum())
         X = centred_points(gram)
-        weights = _inverse(gram.scaled_norms, nu)
+        zeros = (gram.scaled_norms <= nu) & (self.nu is None)  # z = 0 is there.
+        weights = zeros / zeros.sum() if zeros.any() else _inverse(gram.scaled_norms, nu)
         for _ in range(self.max_iter - 1):
-            previous, weights = weights, _inverse(np.linalg.norm(X - weights @ X, axis=1), nu)
+            previous, differences = weights, X - weights @ X
+            distances = np.linalg.norm(differences, axis=1)
+            near = (distances <= nu) & (self.nu is None)
+            weights = _leave(weights, differences, distances, near) if near.any() else _inverse(distances, nu)
             if np.abs(weights - previous).max() <= self.tol:
                 break
         return ColumnDecision(weights=gram.unclipped_weights(weights))
+
+
+def _leave(weights: np.ndarray, differences: np.ndarray, distances: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return the weights after a step from z away from the gradients near it; unchanged if z is the median.
+
+    z is the median if the unit vectors towards the other gradients sum to a vector no longer than the number of
+    gradients near z.
+    """
+    inverse = np.where(near, 0.0, 1 / np.where(near, 1.0, distances))
+    pull = float(np.linalg.norm(inverse @ differences))
+    stay = min(1.0, int(near.sum()) / pull) if pull > 0 else 1.0
+    moved: np.ndarray = stay * weights + (1 - stay) * inverse / max(inverse.sum(), np.finfo(float).tiny)
+    return moved
 
 
 def _inverse(distances: np.ndarray, nu: float) -> np.ndarray:

@@ -272,7 +272,12 @@ def krum_threshold(h: int, f: int, r: float) -> float:
 
     Returns:
         The threshold, at least 0.
+
+    Raises:
+        ValueError: h < f + 3, which Krum needs, or an argument is out of range.
     """
+    _check(h, f, 0.0, r)
+    check("h", h, h >= f + 3, f"at least f + 3 = {f + 3}")
     neighbours = h - 2
     return max(0.0, 1 - ((f - 1) * (1 - r) + neighbours - f + 1) / neighbours)
 
@@ -303,6 +308,9 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
     gram = Gram.from_inner_products(np.asarray(K, dtype=np.float64))
     Options(m=m, a=a)  # The constructor checks the options.
     rows = np.zeros(gram.p, dtype=bool)
+    for index in suspected:
+        check_integer("each of suspected", index, 0)
+        check("each of suspected", index, index < gram.p, f"less than p = {gram.p}")
     rows[list(suspected)] = True
     check("suspected", sorted(suspected), 0 < int(rows.sum()) < gram.p, f"some, and not all, of {gram.p} gradients")
     problem = build_problem(gram, m, 0.0, a)

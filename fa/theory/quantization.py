@@ -274,7 +274,7 @@ def effects(
         ValueError: Invalid gradients or options, or a format that turns all of G into 0.
     """
     matrix = read(G).G.double()
-    exact = irls.solve(matrix, **asdict(options))
+    exact = irls.solve(matrix, formulation=formulation, **asdict(options))
     weights = torch.from_numpy(exact.weights(formulation)).to(matrix.device)
     return [_effect(matrix, exact, weights, format, options, formulation, seed) for format in formats]
 
@@ -292,7 +292,7 @@ def _effect(
     quantized = quantize(G, format, seed)
     Q = quantized.dequantize()
     check("G", "0 throughout in this format", bool(Q.any()), "of numbers that the format keeps apart from 0")
-    solution = irls.solve(Q, **asdict(options))
+    solution = irls.solve(Q, formulation=formulation, **asdict(options))
     applied = torch.from_numpy(solution.weights(formulation)).to(G.device)
     d, d_q = weights @ G, applied @ Q
     return Effect(

@@ -31,12 +31,12 @@ backward pass.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-from fa.rules import Decision, Rule, make_rule
+from fa.rules import Decision, Rule, as_rule
 from fa.sharded import Sent, Shards
 from fa.utils.validation import TooFewWorkersError, check
 
@@ -94,13 +94,14 @@ def register(model: DistributedDataParallel, rule: Rule | str = "fa") -> Aggrega
         The hook's state, whose `decision` is that of the last backward pass.
 
     Raises:
-        ValueError: The rule needs more workers, or whole gradients in one memory (regularizer "l1" or "rows"). Or an
-            embedding has sparse gradients.
+        ValueError: The rule needs more workers, or whole gradients in one memory (such as FA's regularizers "l1" and
+            "rows", its prior, and its start "largest:K"). Or an embedding has sparse gradients.
     """
     check("model", type(model).__name__, isinstance(model, DistributedDataParallel), "a DistributedDataParallel")
     for name, module in model.module.named_modules():
-        check(f"sparse of {name}", True, not getattr(module, "sparse", False), "False, since gradients must be dense")
-    rule = make_rule(rule) if isinstance(rule, str) else rule
+        sparse = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad
+        check(f"sparse of {name}", True, not sparse, "False, since gradients must be dense")
+    rule = as_rule(rule)
     rule.check_within_span("for gradients of many processes")
     shards = Shards(model.process_group)
     rule.check_workers(shards.size)
