@@ -19,8 +19,8 @@ _SMOOTHING = 1e-9
 class GeometricMedian(Rule):
     """d = argmin_z sum_i ||g_i - z||, by Weiszfeld's iteration from z = 0 on the p x p Gram matrix.
 
-    Each step replaces z by the mean of the gradients with weights 1/max(nu, ||g_i - z||). Without `nu`, a step from a
-    gradient that is not the median leaves it, as Vardi and Zhang describe.
+    Each step replaces z by the mean of the gradients with weights 1/max(nu, ||g_i - z||). Without `nu`, the first
+    step leaves gradients of norm 0 that are not the median, as Vardi and Zhang describe.
 
     Attributes:
         nu: Distance below which a gradient's weight does not grow. None: 1e-9 times the smallest radius around a
@@ -68,29 +68,33 @@ class GeometricMedian(Rule):
             same = gram.D2[int(np.argmin(radii))] == 0
             return ColumnDecision(weights=same / same.sum())
         X = centred_points(gram)
-        zeros = (gram.scaled_norms <= nu) & (self.nu is None)  # z = 0 is there.
-        weights = zeros / zeros.sum() if zeros.any() else _inverse(gram.scaled_norms, nu)
+        weights = _leave_zeros(X, gram.scaled_norms <= nu) if self.nu is None else None
+        if weights is None:
+            weights = _inverse(gram.scaled_norms, nu)
         for _ in range(self.max_iter - 1):
-            previous, differences = weights, X - weights @ X
-            distances = np.linalg.norm(differences, axis=1)
-            near = (distances <= nu) & (self.nu is None)
-            weights = _leave(weights, differences, distances, near) if near.any() else _inverse(distances, nu)
+            previous, weights = weights, _inverse(np.linalg.norm(X - weights @ X, axis=1), nu)
             if np.abs(weights - previous).max() <= self.tol:
                 break
         return ColumnDecision(weights=gram.unclipped_weights(weights))
 
 
-def _leave(weights: np.ndarray, differences: np.ndarray, distances: np.ndarray, near: np.ndarray) -> np.ndarray:
-    """Return the weights after a step from z away from the gradients near it; unchanged if z is the median.
+def _leave_zeros(X: np.ndarray, zeros: np.ndarray) -> np.ndarray | None:
+    """Return the weights after a step from 0 away from gradients near 0; None if there are none, or 0 is the median.
 
-    z is the median if the unit vectors towards the other gradients sum to a vector no longer than the number of
-    gradients near z.
+    0 is the median if the unit vectors towards the other gradients sum to a vector no longer than the number of
+    gradients near 0.
     """
-    inverse = np.where(near, 0.0, 1 / np.where(near, 1.0, distances))
+    if not zeros.any():
+        return None
+    start = zeros / zeros.sum()
+    differences = X - start @ X
+    inverse = np.where(zeros, 0.0, 1 / np.where(zeros, 1.0, np.linalg.norm(differences, axis=1)))
     pull = float(np.linalg.norm(inverse @ differences))
-    stay = min(1.0, int(near.sum()) / pull) if pull > 0 else 1.0
-    moved: np.ndarray = stay * weights + (1 - stay) * inverse / max(inverse.sum(), np.finfo(float).tiny)
-    return moved
+    if pull <= zeros.sum():
+        return None
+    stay = int(zeros.sum()) / pull
+    weights: np.ndarray = stay * start + (1 - stay) * inverse / inverse.sum()
+    return weights
 
 
 def _inverse(distances: np.ndarray, nu: float) -> np.ndarray:

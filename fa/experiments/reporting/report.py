@@ -119,7 +119,9 @@ def figure_files(folder: Path) -> list[Path]:
 
 
 def _theory(folder: Path) -> list[Path]:
-    return sorted(folder.glob("theory*.json")) or sorted(figures_dir("quick").glob("theory*.json"))
+    """Return those of the folder, else those of `quick` beside it, else the committed ones."""
+    folders = (folder, folder.parent / "quick", figures_dir("quick"))
+    return next((found for place in folders if (found := sorted(place.glob("theory*.json")))), [])
 
 
 def _read(path: Path) -> dict[str, Any]:
