@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -763,6 +764,20 @@ def test_the_supplement_is_the_papers_model_at_its_rate() -> None:
     config = supp01.study("paper").cells[0].config
     assert (config.model, config.dataset, config.lr, config.batch) == ("resnet18", "tiny-imagenet", 0.1, 128)
     assert supp01.study("paper").chance == 1 / 200
+
+
+@pytest.mark.parametrize("module", [extra02, extra13])
+def test_a_sweep_does_the_runs_at_the_best_rates_after_those_that_choose_them(
+    module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Except on one of several machines, which has a part of the first alone."""
+    swept: list[str] = []
+    monkeypatch.setattr(Study, "sweep", lambda *_, **__: [])
+    monkeypatch.setattr(module, "run", lambda study, _: swept.append(study.name) or Results(study, {}, 0.0, ()))
+    words = ["sweep", module.NAME, "--profile", "smoke", "--out", str(tmp_path)]
+    for more, expected in (["--shard", "1/2"], []), ([], [module.NAME]):
+        assert CliRunner().invoke(cli, [*words, *more], catch_exceptions=False).exit_code == 0
+        assert swept == expected
 
 
 def test_extras_are_swept_by_name(tmp_path: Path) -> None:
