@@ -147,13 +147,16 @@ def _subset(table: DataFrame) -> str:
     return "" if count == len(SEEDS) else f"a subset, {count} of {len(SEEDS)} seeds"
 
 
-def draw_differences(panels: Sequence[Axes], compared: Sequence[Comparison], looks: Mapping[str, style.Look]) -> None:
+def draw_differences(
+    panels: Sequence[Axes], compared: Sequence[Comparison], looks: Mapping[str, style.Look], one_scale: bool = True
+) -> None:
     """Draw one line per comparison: a tick for each seed, a mark at the mean, and both intervals.
 
     Args:
         panels: One axes for each of `ATTACKS`, which share the vertical axis.
         compared: The comparisons.
         looks: Color and marker by the name of the comparison, from top to bottom.
+        one_scale: True for one scale of differences in all panels; False where one attack's would hide the others.
     """
     places = {name: place for place, name in enumerate(looks)}
     for axes, heading in zip(panels, ATTACKS.values(), strict=True):
@@ -164,7 +167,7 @@ def draw_differences(panels: Sequence[Axes], compared: Sequence[Comparison], loo
                 _draw_comparison(axes, one, places[one.name], looks[one.name])
         axes.set(xlabel="difference of test accuracy", title=heading)
     limits = [limit for axes in panels for limit in axes.get_xlim()]
-    for axes in panels:
+    for axes in panels if one_scale else ():
         axes.set_xlim(min(limits), max(limits))
     panels[0].set_yticks(range(len(looks)), list(looks))
     panels[0].set_ylim(len(looks) - 0.5, -0.5)

@@ -142,11 +142,13 @@ def draw(table: DataFrame, title: str) -> Figure:
     rates, test = best_rates(table, "label"), table[table["validation"] == 0]
     figure = style.new_figure(14, 6.8)
     grid = figure.subplots(2, len(ATTACKS), sharey="row")
-    draw_differences(grid[0], compare(test, PAIRS, TEST_LEVEL), {name: LOOKS[arm] for name, (arm, _) in PAIRS.items()})
+    by_comparison = {name: LOOKS[arm] for name, (arm, _) in PAIRS.items()}
+    draw_differences(grid[0], compare(test, PAIRS, TEST_LEVEL), by_comparison, one_scale=False)
     looks = {f"{arm}, {rate:g}": LOOKS[arm] for arm, rate in rates.items()}
     for axes, (attack, f) in zip(grid[1], ATTACKS, strict=True):
         final = final_accuracies(test[(test["attack"] == attack) & (test["f"] == f)], "label", paired=False)
         draw_dots(axes, {f"{arm}, {rates[arm]:g}": values for arm, values in final.items()}, looks)
+        axes.set_xlabel("test accuracy; bar: mean")
     style.set_heading(
         figure,
         f"Steps of equal length, each arm at its best learning rate: differences, paired by seed{subset_caption(test)};"

@@ -102,9 +102,14 @@ def seeds_text(seeds: Sequence[int]) -> str:
         The text.
 
     Example:
-        >>> seeds_text([2021]), seeds_text([2021, 2023])
-        ('seed 2021', 'seeds 2021, 2023')
+        >>> seeds_text([2021]), seeds_text([2021, 2023]), seeds_text([2901, 3001, 3002, 3003, 3004])
+        ('seed 2021', 'seeds 2021, 2023', 'seeds 2901, 3001 to 3004')
     """
-    in_a_row = len(seeds) > 3 and list(seeds) == list(range(seeds[0], seeds[0] + len(seeds)))
-    numbers = f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
-    return f"seed{'s' * (len(seeds) > 1)} {numbers}"
+    rows: list[list[int]] = []
+    for seed in seeds:
+        if rows and seed == rows[-1][-1] + 1:
+            rows[-1].append(seed)
+        else:
+            rows.append([seed])
+    parts = [[f"{row[0]} to {row[-1]}"] if len(row) > 3 else list(map(str, row)) for row in rows]
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(part for row in parts for part in row)}"
