@@ -771,13 +771,18 @@ def test_a_sweep_does_the_runs_at_the_best_rates_after_those_that_choose_them(
     module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Except on one of several machines, which has a part of the first alone."""
-    swept: list[str] = []
-    monkeypatch.setattr(Study, "sweep", lambda *_, **__: [])
-    monkeypatch.setattr(module, "run", lambda study, _: swept.append(study.name) or Results(study, {}, 0.0, ()))
+    swept: list[set[float]] = []
+    monkeypatch.setattr(Study, "sweep", lambda self, *_, **__: swept.append(validation(self)) or [])
+    monkeypatch.setattr(Results, "table", lambda self: table(self.study, 0.5))
     words = ["sweep", module.NAME, "--profile", "smoke", "--out", str(tmp_path)]
-    for more, expected in (["--shard", "1/2"], []), ([], [module.NAME]):
+    for more, last in (["--shard", "1/2"], {0.2}), ([], {0.2, 0.0}):
         assert CliRunner().invoke(cli, [*words, *more], catch_exceptions=False).exit_code == 0
-        assert swept == expected
+        assert swept[-1] == last
+
+
+def validation(study: Study) -> set[float]:
+    """The shares of validation images in a study's runs."""
+    return {config.validation for config in study.configs}
 
 
 def test_extras_are_swept_by_name(tmp_path: Path) -> None:

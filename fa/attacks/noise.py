@@ -131,8 +131,10 @@ def _honest_norm(G: Tensor, byzantine: Sequence[int]) -> Tensor:
 def _norm(row: Tensor) -> Tensor:
     """Return a gradient's norm, a float64 scalar, also where the squares of its entries leave float64's range."""
     norm: Tensor = torch.linalg.vector_norm(row, dtype=torch.float64)
+    if 0 < norm < torch.inf:
+        return norm
     largest = row.abs().max().double()
-    if 0 < norm < torch.inf or not 0 < largest < torch.inf:
+    if not 0 < largest < torch.inf:
         return norm
     scaled: Tensor = largest * torch.linalg.vector_norm(row / largest, dtype=torch.float64)
     return scaled

@@ -51,7 +51,18 @@ def sweep(
 
 
 def _run(study: Study, jobs: int | None, part: str | None, module: Any) -> bool:
-    """Do the runs of a figure's study, print the outcome, and return True if all succeeded."""
+    """Do the runs of a figure's study, those that follow from its results too, and return True if all succeeded."""
+    succeeded = _sweep(study, jobs, part)
+    if not succeeded or not hasattr(module, "tested"):
+        return succeeded
+    if part is not None:
+        click.echo(f"{study.name}: its other runs follow from these; do them by fa reproduce {study.name}")
+        return True
+    return _sweep(module.tested(study, study.run(progress=False).table()), jobs)
+
+
+def _sweep(study: Study, jobs: int | None, part: str | None = None) -> bool:
+    """Do the runs of a study, print the outcome, and return True if all succeeded."""
     if study.live and study.shard(part):
         click.echo(f"{study.name}: trains when `fa reproduce` draws it; nothing to do")
         return True
@@ -61,15 +72,7 @@ def _run(study: Study, jobs: int | None, part: str | None, module: Any) -> bool:
     for outcome in failed:
         click.echo(f"fa: {study.name}: {outcome}", err=True)
     click.echo(f"{study.name}: {len(outcomes) - len(failed)} of {len(outcomes)} runs are in {study.store.root}")
-    if failed or not hasattr(module, "tested"):
-        return not failed
-    if part is not None:
-        click.echo(f"{study.name}: its other runs follow from these; do them by fa reproduce {study.name}")
-        return True
-    with resumable():
-        results = module.run(study, jobs)
-    click.echo(f"{study.name}: {len(results.outcomes)} of {len(results.outcomes)} runs are in {study.store.root}")
-    return True
+    return not failed
 
 
 def _explain(study: Study, part: str | None) -> None:
