@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
@@ -36,6 +36,19 @@ def printed_beside(code: str, folder: Path) -> str:
     process.join(240)
     assert process.exitcode == 0
     return (folder / "printed.txt").read_text()
+
+
+def refusals(calls: Iterable[str], setup: str, folder: Path) -> list[str]:
+    """The messages of the ValueErrors that calls raise in another process, where no type checker is before ours."""
+    code = f"""
+{setup}
+for call in {list(calls)!r}:
+    try:
+        eval(call)
+    except ValueError as error:
+        print(error)
+"""
+    return printed_beside(code, folder).splitlines()
 
 
 def _execute(code: str, out: Path) -> None:

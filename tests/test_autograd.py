@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fa
-from tests.processes import printed_beside
+from tests.processes import refusals
 from tests.tensors import DEVICE, DTYPE, normal
 
 
@@ -170,7 +170,6 @@ def test_wrong_arguments_are_named(model: nn.ModuleDict) -> None:
 
 
 def test_arguments_of_a_wrong_type_are_value_errors(tmp_path: Path) -> None:
-    """In a process of its own, where no type checker is before ours."""
     calls = {
         "fa.set_grad(model, torch.ones(2))": "parameters",
         "fa.set_grad(model.named_parameters(), torch.ones(2))": "each of parameters",
@@ -178,15 +177,6 @@ def test_arguments_of_a_wrong_type_are_value_errors(tmp_path: Path) -> None:
         "fa.backward([loss, 1.0], model.parameters())": "the loss of worker 1",
         "fa.backward(1.0, model.parameters())": "losses",
     }
-    code = f"""
-import fa, torch
-model = torch.nn.Linear(1, 1)
-loss = model(torch.ones(1))
-for call in {list(calls)!r}:
-    try:
-        eval(call)
-    except ValueError as error:
-        print(error)
-"""
-    for start, line in zip(calls.values(), printed_beside(code, tmp_path).splitlines(), strict=True):
+    setup = "import fa, torch; model = torch.nn.Linear(1, 1); loss = model(torch.ones(1))"
+    for start, line in zip(calls.values(), refusals(calls, setup, tmp_path), strict=True):
         assert line.startswith(f"{start} must be ")

@@ -18,7 +18,7 @@ from fa.gradients.measurement import measure
 from fa.rules.application import overlap
 from fa.rules.decision import OUT_OF_RANGE
 from fa.rules.preaggregators import PREAGGREGATORS
-from tests.processes import printed_beside
+from tests.processes import refusals
 
 
 @pytest.mark.parametrize("row", range(5))
@@ -327,7 +327,6 @@ def test_state_dicts_of_arrays_have_integers_and_masks_too() -> None:
 
 
 def test_arguments_of_another_type_are_named(tmp_path: Path) -> None:
-    """In a process of its own, where no type checker is before ours."""
     calls = {
         "fa.aggregate(G, ['fa'])": "rule",
         "fa.aggregate(G, None)": "rule",
@@ -335,14 +334,6 @@ def test_arguments_of_another_type_are_named(tmp_path: Path) -> None:
         "fa.make_rule('mean', preaggregators='bucketing').aggregate(G, -1)": "iteration",
         "fa.make_rule('fa').aggregate(G, 1.5)": "iteration",
     }
-    code = f"""
-import fa, numpy as np
-G = np.ones((5, 4))
-for call in {list(calls)!r}:
-    try:
-        eval(call)
-    except ValueError as error:
-        print(error)
-"""
-    for name, line in zip(calls.values(), printed_beside(code, tmp_path).splitlines(), strict=True):
+    setup = "import fa, numpy as np; G = np.ones((5, 4))"
+    for name, line in zip(calls.values(), refusals(calls, setup, tmp_path), strict=True):
         assert line.startswith(f"{name} must be ")

@@ -16,7 +16,7 @@ from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
-from tests.processes import printed_beside
+from tests.processes import refusals
 from tests.tensors import DEVICE
 
 FA = {"paper": {"preaggregators": ()}, "released": {"formulation": "released"}, "default": {}}
@@ -480,7 +480,6 @@ def test_bad_options_are_named(call, message):
 
 
 def test_options_of_a_wrong_type_are_value_errors(tmp_path):
-    """In a process of its own, where no shape checker is before ours."""
     options = [
         {"f": "3"},
         {"f": 1.0},
@@ -491,16 +490,8 @@ def test_options_of_a_wrong_type_are_value_errors(tmp_path):
         {"preaggregators": ["x"]},
         {"strict": "no"},
     ]
-    code = f"""
-import fa
-for options in {options!r}:
-    try:
-        fa.make_rule("fa", **options)
-    except ValueError as error:
-        print(error)
-"""
-    refused = printed_beside(code, tmp_path).splitlines()
-    for option, line in zip(options, refused, strict=True):
+    calls = [f"fa.make_rule('fa', **{given!r})" for given in options]
+    for option, line in zip(options, refusals(calls, "import fa", tmp_path), strict=True):
         assert f"{next(iter(option))} must be " in line
 
 
