@@ -108,7 +108,7 @@ class Shards:
             ValueError: n or dtype differ between ranks, the rule needs whole gradients, or as in `fa.Rule.aggregate`.
         """
         rule = as_rule(rule)
-        rule.check_within_span("for gradients of many processes")
+        rule.check_decides_in_gram("for gradients of many processes")
         vector = self._check(g)
         if out is not None:
             check_out(out, vector[None])

@@ -149,7 +149,7 @@ def test_options_that_are_refused(options: dict[str, Any], message: str) -> None
 
 def test_hints_are_refused_where_coordinates_are_in_many_places() -> None:
     with pytest.raises(ValueError, match=r"^start\b"):
-        make_rule("fa", start="largest:3").check_within_span("here")
+        make_rule("fa", start="largest:3").check_decides_in_gram("here")
 
 
 @pytest.mark.parametrize("options", [{"start": "largest:20"}, {"dims": (1, 3)}, {"start": "random"}])

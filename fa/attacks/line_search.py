@@ -83,7 +83,7 @@ def _damage(
     honest = [worker for worker in range(len(G)) if worker not in byzantine]
     h = len(honest)
     base, finite = measure(torch.vstack([G[honest], shift.vector(spread)[None]]))
-    in_gram_space = bool(finite.all()) and not rule.direction_outside_span
+    in_gram_space = bool(finite.all()) and not rule.needs_gradients
     mean = np.append(np.full(h, 1 / h), 0.0)
 
     def damage(factor: float) -> float:

@@ -43,7 +43,7 @@ def aggregate(
         aggregator = make_rule(rule, f=f, **pop_rule_options(options))
     for warning in caught:
         click.echo(f"fa: {warning.message}", err=True)
-    aggregator.check_within_span("for files, which are not read into memory")
+    aggregator.check_decides_in_gram("for files, which are not read into memory")
     if threads is not None:
         torch.set_num_threads(threads)
     overwrites = out.exists() and any(out.samefile(path) for path in files)

@@ -242,7 +242,7 @@ def _read_workers(workers: Sequence[Any]) -> Gradients:
     for row, entry in zip(G, entries, strict=True):
         for piece, name in zip(row.split([layer.numel() for layer in layers.values()]), layers, strict=True):
             piece.copy_(entry[name].reshape(-1))
-    medians = {name: _median([entry[name] for entry in entries]) for name in states}
+    medians = {name: lower_median([entry[name] for entry in entries]) for name in states}
     shared = _remove_shared_infinities(G) if state_dict else []
     if state_dict:
         _check_one_finite(G, layers)
@@ -278,9 +278,21 @@ def _is_state(name: Any, tensor: Tensor) -> bool:
     return statistics or not (tensor.is_floating_point() or tensor.is_complex())
 
 
-def _median(tensors: list[Tensor]) -> Tensor:
-    """Return the lower median of each entry. numpy has one for every dtype except bfloat16, and sorts NaN last."""
+def lower_median(tensors: Sequence[Tensor]) -> Tensor:
+    """Compute the lower median of each entry.
+
+    Args:
+        tensors: Tensors of one shape, dtype and device, at least one. NaN counts as the largest number.
+
+    Returns:
+        A new tensor of this shape, dtype and device.
+
+    Example:
+        >>> lower_median([torch.tensor([1, 5]), torch.tensor([2, 4])])
+        tensor([1, 4])
+    """
     first = tensors[0]
+    # numpy sorts every dtype except bfloat16, and NaN last.
     wide = [(tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy() for tensor in tensors]
     middle = np.sort(np.stack(wide), axis=0)[(len(tensors) - 1) // 2]
     return torch.from_numpy(np.asarray(middle)).to(first.device, first.dtype)

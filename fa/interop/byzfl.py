@@ -54,7 +54,7 @@ class ByzFLRule(Rule):
     aggregator: ClassVar[str]
 
     @property
-    def direction_outside_span(self) -> bool:
+    def needs_gradients(self) -> bool:
         """True, since an aggregator need not return a combination of the gradients."""
         return True
 

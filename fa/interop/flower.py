@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fa.gradients.inputs import lower_median
 from fa.rules import Rule, as_rule, per_worker
 
 try:
@@ -173,11 +174,7 @@ def _median_model(contents: Sequence[Any]) -> dict[str, Tensor]:
         return {}
     ((usual, _),) = Counter(kinds).most_common(1)
     alike = [model for model, kind in zip(models, kinds, strict=True) if kind == usual]
-    middle = (len(alike) - 1) // 2
-    return {
-        name: torch.from_numpy(np.sort(np.stack([model[name].numpy() for model in alike]), axis=0))[middle].clone()
-        for name in alike[0]
-    }
+    return {name: lower_median([model[name] for model in alike]) for name in alike[0]}
 
 
 def _tensors(arrays: Any) -> dict[str, Tensor]:

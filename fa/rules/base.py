@@ -32,20 +32,20 @@ class Rule(RuleOptions, ABC):
     """
 
     @property
-    def direction_outside_span(self) -> bool:
-        """True if d may lie outside the span of the gradients, which must then be in memory."""
+    def needs_gradients(self) -> bool:
+        """True if the rule decides from the gradients' coordinates, which must then be in memory."""
         return False
 
-    def check_within_span(self, where: str) -> None:
-        """Check that d lies in the span of the gradients, because they are not in one memory.
+    def check_decides_in_gram(self, where: str) -> None:
+        """Check that the rule decides in the Gram matrix, because the gradients are not in one memory.
 
         Args:
             where: End of the error message.
 
         Raises:
-            ValueError: `direction_outside_span` is true.
+            ValueError: `needs_gradients` is true.
         """
-        check("rule", self.name, not self.direction_outside_span, f"one that decides in the Gram matrix {where}")
+        check("rule", self.name, not self.needs_gradients, f"one that decides in the Gram matrix {where}")
 
     @property
     def needs_coordinate_count(self) -> bool:
@@ -67,7 +67,7 @@ class Rule(RuleOptions, ABC):
         """
 
     def decide_from_gradients(self, G: Tensor, mixed: MixedGradients) -> ColumnDecision:
-        """Decide from gradients in memory; called if `direction_outside_span` is true.
+        """Decide from gradients in memory; called if `needs_gradients` is true.
 
         By default, this is `decide` with the Gram matrix of the columns.
 
@@ -134,7 +134,7 @@ class Rule(RuleOptions, ABC):
         """Aggregate gradients in blocks of columns, of which other processes may hold some.
 
         Args:
-            G: The blocks in this process, one block if `direction_outside_span`.
+            G: The blocks in this process, one block if `needs_gradients`.
             iteration: As in `aggregate`.
             out: A tensor (n_k,) or None for each block.
             inner_products: As in `aggregate`.
@@ -176,7 +176,7 @@ class Rule(RuleOptions, ABC):
         Returns:
             Weights w with d = sum_i w_i g_i, or None if the rule needs more than weights of the gradients.
         """
-        if self.direction_outside_span or self.needs_coordinate_count:
+        if self.needs_gradients or self.needs_coordinate_count:
             return None
         mixed = apply_preaggregators(gram, self.preaggregator_names, PreaggregatorContext(self.f, self.seed, iteration))
         rule = self.for_rows(range(gram.p), gram.p).for_iteration(iteration)
@@ -192,7 +192,7 @@ class Rule(RuleOptions, ABC):
         mixed = apply_preaggregators(gram.without(~finite), rule.preaggregator_names, context)
         rule = rule.for_iteration(iteration)
         with plugins.attribute_errors_to_plugin("rule"):
-            if rule.direction_outside_span:
+            if rule.needs_gradients:
                 (whole,) = G.blocks
                 decided = rule.decide_from_gradients(whole[rows], mixed)
             else:

@@ -183,18 +183,18 @@ class FlagOptions(RuleOptions):
         )
 
     @property
-    def direction_outside_span(self) -> bool:
+    def needs_gradients(self) -> bool:
         """True for norms of Y, for a prior, and for hints, which read the gradients' coordinates."""
         return self.irls_options.leaves_span or self.hint_count > 0 or self.prior is not None
 
-    def check_within_span(self, where: str) -> None:
-        """Check the options for which d leaves the span, and name the one that does.
+    def check_decides_in_gram(self, where: str) -> None:
+        """Check the options that need the gradients, and name the one that does.
 
         Args:
             where: End of the error message.
 
         Raises:
-            ValueError: `direction_outside_span` is true.
+            ValueError: `needs_gradients` is true.
         """
         check("regularizer", self.regularizer, not self.irls_options.leaves_span, f"{_WITHIN_SPAN} {where}")
         check("start", self.start, not self.hint_count, f"one of {', '.join(irls.STARTS)} {where}")

@@ -102,7 +102,7 @@ def register(model: DistributedDataParallel, rule: Rule | str = "fa") -> Aggrega
         sparse = isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse and module.weight.requires_grad
         check(f"sparse of {name}", True, not sparse, "False, since gradients must be dense")
     rule = as_rule(rule)
-    rule.check_within_span("for gradients of many processes")
+    rule.check_decides_in_gram("for gradients of many processes")
     shards = Shards(model.process_group)
     rule.check_workers(shards.size)
     aggregation = Aggregation(rule, shards)

@@ -125,11 +125,7 @@ def save_claims(name: str, profile: str, claims: list[Claim], out: str | Path | 
     folder.mkdir(parents=True, exist_ok=True)
     save_csv(claims_frame(claims), folder / f"{name}.claims.csv")
     about = {
-        "figure": name,
-        "profile": profile,
-        "command": reproduce_command(profile, name),
-        "commit": _commit(),
-        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        **_origin(name, profile, reproduce_command(profile, name)),
         "versions": [versions()],
         "hardware": [hardware("cpu")],
     }
@@ -151,22 +147,29 @@ def provenance(results: Results) -> dict[str, Any]:
     """
     study = results.study
     return {
-        "figure": study.name,
-        "profile": study.profile,
+        **_origin(study.name, study.profile, study.command),
         "settings": study.title(),
-        "command": study.command,
         "attack": study.attack,
         "runs": dict(_run(results, config) for config in study.configs),
         "skipped": study.skipped,
         "unfinished": list(study.unfinished),
         "seeds": _fewest_seeds(study),
         "initial_accuracy": results.initial_accuracies() if results.outcomes else {},
-        "commit": _commit(),
-        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(results.seconds, 1),
         "seconds_of_training": round(sum(run["seconds"] for run in results.descriptions), 1),
         "versions": _distinct(run["versions"] for run in results.descriptions),
         "hardware": _distinct(run["hardware"] for run in results.descriptions),
+    }
+
+
+def _origin(name: str, profile: str, command: str | None) -> dict[str, Any]:
+    """Return what every NAME.json has: the command that draws it, and the commit and time of drawing."""
+    return {
+        "figure": name,
+        "profile": profile,
+        "command": command,
+        "commit": _commit(),
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
