@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 NAME = "extra02_tuned_learning_rates"
 F = 3
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
+LONG_RATES = (0.00625, 0.0125, 0.025, *RATES)  # Longer runs need lower rates.
 RATES_BY_PROFILE = {
     "smoke": (0.05, 0.1),  # too small for five
     "quick": RATES,
-    "cpu": (0.0125, 0.025, *RATES),  # Longer runs need lower rates.
-    "paper": (0.0125, 0.025, *RATES),
+    "cpu": LONG_RATES,
+    "paper": LONG_RATES,
 }
 SEEDS_BY_PROFILE = {"smoke": (2021,)}  # Seeds at the best rates, in profiles too small for three.
 
