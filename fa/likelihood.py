@@ -20,7 +20,7 @@ from jaxtyping import Float64
 from fa import irls
 from fa.gradients import Gradients
 from fa.gradients.measurement import measure_groups
-from fa.utils.validation import check_positive
+from fa.utils.validation import check, check_positive
 
 _DESCENT = 1e-4  # Share of the first-order decrease that a step of the line search must reach.
 _TRIES = 30  # Number of steps of the line search; each is a quarter of the previous one.
@@ -215,6 +215,7 @@ def fit(
         ValueError: An argument is out of range, as in `fa.irls.solve`.
     """
     irls.Options(m=m, lam=lam, tol=tol, max_iter=max_iter, restarts=restarts, seed=seed)  # Check the options.
+    check("prior", prior, isinstance(prior, Beta), "a fa.likelihood.Beta")
     gradients, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if m is None else m
     irls.check_m(m, gram.p)
@@ -234,20 +235,18 @@ def fit(
         history=tuple(history),
         values=np.where(present > 0, np.minimum(v, 1.0), 1.0),
         at_floor=bool((floored & (present > 0)).any()),
-        Y=_directions(gradients, problem, gram.norms, outside, generator) @ Y,
+        Y=_directions(gradients, gram.divide_by_norms(problem.basis), outside, generator) @ Y,
     )
 
 
 def _directions(
     gradients: Gradients,
-    problem: irls.Problem,
-    norms: Float64[np.ndarray, " q"],
+    basis: Float64[np.ndarray, "q r"],
     outside: int,
     generator: np.random.Generator,
 ) -> Float64[np.ndarray, "n d"]:
-    """Return the problem's basis of span(G), then directions outside it, as vectors of n coordinates."""
-    G = gradients.G.double().cpu().numpy()
-    Q = G.T @ (problem.basis / np.where(norms > 0, norms, 1.0)[:, None])
+    """Return G^T `basis`, an orthonormal basis of span(G), then directions outside it, as vectors of n coordinates."""
+    Q = gradients.G.double().cpu().numpy().T @ basis
     others = generator.standard_normal((len(Q), outside))
     return np.hstack([Q, np.linalg.qr(others - Q @ (Q.T @ others))[0]])
 

@@ -141,7 +141,7 @@ def gradient(
     rows, owner, basis = _read(G, Y)
     total = torch.zeros_like(basis)
     for factors, terms in equation.sums(rows, owner, basis.shape[1]):
-        slopes = factors / a * terms.residuals(basis).clamp(min=irls.FLOOR) ** (1 / a - 1)
+        slopes = factors / terms.sizes.clamp(min=1.0) / a * terms.residuals(basis).clamp(min=irls.FLOOR) ** (1 / a - 1)
         total -= 2 * terms.rows.T @ (slopes[terms.owner][:, None] * (terms.rows @ basis))
     if equation.has_norm:
         total += lam * regularizers.gradient(regularizer, basis)
@@ -156,10 +156,11 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
     basis = to_tensor(Y, "Y").to(rows.device, torch.float64)
     n = rows.shape[1]
     shape = tuple(basis.shape)
-    check("Y", shape, len(shape) == 2 and shape[0] == n and 1 <= shape[1] <= n, f"of ({n}, m), with m from 1 to n")
-    off = float((basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)).abs().max())
-    if not off <= ORTHONORMAL:
-        raise ValueError(f"Y must have orthonormal columns; Y^T Y differs from the identity by {off:.1e}")
+    check("Y", shape, len(shape) == 2 and shape[0] == n and shape[1] <= n, f"of ({n}, m), with m from 0 to n")
+    off = basis.T @ basis - torch.eye(basis.shape[1], dtype=basis.dtype, device=basis.device)
+    error = float(off.abs().max()) if off.numel() else 0.0
+    if not error <= ORTHONORMAL:
+        raise ValueError(f"Y must have orthonormal columns, got Y^T Y with an error of {error:.1e}")
     owner = np.repeat(np.arange(len(counts)), counts)
     return rows, torch.from_numpy(owner).to(rows.device), basis
 
@@ -169,7 +170,7 @@ class _Terms(NamedTuple):
 
     rows: Rows  # Unit gradients, or an orthonormal basis of each term's gradients.
     owner: Owner  # Term of each row.
-    sizes: PerTerm  # Largest ||Y^T X||^2 of each term.
+    sizes: PerTerm  # Largest ||Y^T X||^2 of each term; 0 if Y has no columns.
 
     def residuals(self, Y: Basis) -> PerTerm:
         """Compute 1 - v of each term.
@@ -182,7 +183,7 @@ class _Terms(NamedTuple):
         residuals, lengths = (_summed(part.square().sum(dim=1), self.owner)[:terms] for part in (rest, self.rows))
         # Lengths and sizes are whole numbers, up to rounding.
         beyond = torch.where(lengths > self.sizes + 0.5, lengths - self.sizes, 0.0)
-        return (residuals - beyond).clamp(min=0.0) / self.sizes
+        return (residuals - beyond).clamp(min=0.0) / self.sizes.clamp(min=1.0)
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,10 @@ def test_what_cannot_be_is_named():
         (lambda: breakdown.krum_threshold(4, 4, 0.5), r"^h must be .*\b7\b.*\b4\b"),
         (lambda: breakdown.krum_threshold(12, 3, 1.5), r"^r must be .*1\.5"),
         (lambda: breakdown.breakdown_margin(np.eye(5), [5]), r"^each of suspected must be .*\b5\b"),
+        (lambda: breakdown.breakdown_margin(np.eye(3), [0], m=3), r"^m must be .*\b2\b.*\b3\b"),
+        (lambda: breakdown.breakdown_margin(np.full((3, 3), np.nan), [0]), r"^K must be finite"),
+        (lambda: breakdown.breakdown_margin(np.triu(np.ones((3, 3))), [0]), r"^K must be symmetric"),
+        (lambda: breakdown.threshold(4, 0, 0.5, a=1.5), r"^a must be .*1\.5"),
     ],
 )
 def test_sizes_for_which_nothing_breaks_down_are_refused(call, message):

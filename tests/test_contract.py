@@ -333,7 +333,16 @@ def test_arguments_of_another_type_are_named(tmp_path: Path) -> None:
         "fa.attack(G, ['random'], f=1)": "attack",
         "fa.make_rule('mean', preaggregators='bucketing').aggregate(G, -1)": "iteration",
         "fa.make_rule('fa').aggregate(G, 1.5)": "iteration",
+        "fa.attacks.make_attack('ipm').apply(G, [0], 0, 0)": "G",
+        "fa.attacks.make_attack('ipm').apply(torch.ones(5, 4), 1, 0, 0)": "byzantine",
+        "likelihood.fit(G, (1.0, 0.5))": "prior",
+        "sdp.certify(G, flags.solve(np.eye(5), [1, 2]))": "solution",
+        "quantization.quantize(G, quantization.Format(), seed=1.5)": "seed",
+        "quantization.Format(shared='no')": "shared",
+        "breakdown.breakdown_margin(np.eye(3)[:2], [0])": "K",
+        "breakdown.threshold(4, 1, 0.5, a='2')": "a",
     }
-    setup = "import fa, numpy as np; G = np.ones((5, 4))"
+    setup = "import fa, numpy as np, torch; from fa import flags, likelihood, sdp; G = np.ones((5, 4))"
+    setup += "; from fa.theory import breakdown, quantization"
     for name, line in zip(calls.values(), refusals(calls, setup, tmp_path), strict=True):
         assert line.startswith(f"{name} must be ")

@@ -112,6 +112,15 @@ def test_principal_directions_are_those_of_an_svd(pool: torch.Tensor) -> None:
     np.testing.assert_allclose(np.abs(scene(pool, setting).points), (G @ rows.T).abs().numpy(), atol=1e-8)
 
 
+@pytest.mark.parametrize("plane", [MEANS, PRINCIPAL])
+def test_gradients_of_one_direction_or_of_none_have_a_plane(pool: torch.Tensor, plane: str) -> None:
+    opposite = torch.cat([pool[:1], -pool[:1]])  # whose mean is 0
+    for G, p in ((pool, 1), (pool[:1].repeat(3, 1), 3), (opposite, 2)):
+        shown = scene(G, Setting(p=p, f=0, attack="none", m=1, plane=plane))
+        lengths = G[:p].double().norm(dim=1).numpy()
+        np.testing.assert_allclose(np.linalg.norm(shown.points, axis=1), lengths, rtol=1e-6)
+
+
 def test_every_attack_and_a_rule_of_ones_own_are_drawn(pool: torch.Tensor) -> None:
     for attack in ATTACKS.keys() - {"nan"}:
         shown = scene(pool, replace(SMALL, attack=attack, lam=0.5), [RULE])
@@ -136,6 +145,9 @@ def test_what_cannot_be_is_refused(pool: torch.Tensor) -> None:
     ):
         with pytest.raises(ValueError, match=pattern):
             Setting(**bad)
+    for plane in (MEANS, PRINCIPAL):
+        with pytest.raises(ValueError, match=r"^gradients must be .*\b1 coordinate\b"):
+            scene(pool[:, :1], replace(SMALL, plane=plane))
     with pytest.raises(ValueError, match=r"\bpool must be .*\b31\b.*\b30\b"):
         scene(pool, Setting(p=31))
     with pytest.raises(ValueError, match=r"^m must be .*\b3\b.*\b8\b"):

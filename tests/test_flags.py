@@ -176,7 +176,14 @@ def test_restarts_are_seeded_and_never_worse():
     once, more, again = (flags.solve(G, (1, 4), restarts=k, seed=3) for k in (0, 4, 4))
     assert more.objective <= once.objective
     assert more.history == again.history
-    assert flags.solve(G, (1, 4), max_iter=2).converged is False
+
+
+@pytest.mark.parametrize("max_iter", [2, 500])
+def test_each_level_has_converged_if_the_flag_has(max_iter):
+    """The first level's own IRLS converges before the flag does."""
+    flag = flags.solve(normal(9, 12), (1, 3, 5), max_iter=max_iter, tol=1e-4)
+    assert flag.converged is (max_iter > 2)
+    assert [level.converged for level in flag.levels] == [flag.converged] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -339,6 +346,11 @@ def test_a_long_direction_counts_no_more_than_a_short_one():
 def test_what_names_nothing(function, entry, value):
     with pytest.raises(ValueError, match=rf"\brelevant\[1\] must be .*{value}"):
         function(normal(3, 20), [[0], entry, None])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_indices_may_be_unsigned(dtype):
+    assert flags.restrict(np.ones((1, 3)), [np.array([2, 0], dtype)]).tolist() == [[1.0, 0.0, 1.0]]
 
 
 @pytest.mark.parametrize("function", [flags.restrict, flags.hints])

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from fa import aggregate, models
-from fa.gradients import read
+from fa import aggregate, make_rule, models
+from fa.gradients import read, read_groups
+from fa.gradients.blocks import ColumnBlocks
+from fa.gradients.inputs import lower_median
 
 G = np.random.default_rng(0).standard_normal((4, 6))
 MEAN = G.mean(axis=0)
@@ -102,6 +104,39 @@ def test_a_models_state_dicts_are_averaged_and_their_batch_counts_are_the_median
     assert mean["bn1.num_batches_tracked"] == 6
     torch.testing.assert_close(mean["conv1.weight"], states[1]["conv1.weight"])
     model.load_state_dict(mean)
+
+
+def test_blocks_of_any_layout_have_the_direction_of_the_matrix():
+    wide = torch.from_numpy(np.random.default_rng(1).standard_normal((100, 5)))
+    for name in ("mean", "median", "fa"):
+        rule = make_rule(name)
+        (d,), _ = rule.aggregate_blocks(ColumnBlocks((wide.T,)))
+        torch.testing.assert_close(d, rule(wide.T.contiguous()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_a_median_is_of_the_entries_and_keeps_no_more_memory(dtype, shape):
+    tensors = [torch.full(shape, value, dtype=dtype) for value in (4, 1, 9, 2)]
+    median = lower_median(tensors)
+    assert torch.equal(median, tensors[3])
+    assert median.dtype == dtype
+    assert median.untyped_storage().nbytes() == tensors[3].untyped_storage().nbytes()
+
+
+@pytest.mark.parametrize(
+    ("second", "pattern"),
+    [
+        (np.ones((2, 3, 1)), r"2 dimensions.*\(2, 3, 1\)"),
+        (np.ones((0, 3)), r"\(0, 3\)"),
+        (torch.ones(3, dtype=torch.int64), "int64"),
+        (torch.ones(2, 3).to_sparse(), "sparse"),
+    ],
+)
+def test_a_worker_whose_gradients_cannot_be_read_is_named(second, pattern):
+    first = torch.ones(2, 3) if isinstance(second, torch.Tensor) else np.ones((2, 3))
+    with pytest.raises(ValueError, match=rf"^worker 1 must be .*{pattern}"):
+        read_groups([first, second])
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,9 @@ def test_value_and_gradient_are_the_formulas_and_autograds(regularizer, a):
     regularizer=st.sampled_from(["pairwise", *NORMS]),
     a=st.sampled_from([1.0, 2.0, 3.0]),
     counts=st.lists(st.integers(1, 3), min_size=2, max_size=4),
+    group_term=st.sampled_from(irls.GROUP_TERMS),
 )
-def test_the_gradient_is_the_slope_along_the_manifold(seed, regularizer, a, counts):
+def test_the_gradient_is_the_slope_along_the_manifold(seed, regularizer, a, counts, group_term):
     """Central differences of the value along a curve of orthonormal bases, also with several gradients a worker."""
     n, rng = 9, np.random.default_rng(seed)
     G = [normal(k, n, seed + i) for i, k in enumerate(counts)]
@@ -73,11 +74,11 @@ def test_the_gradient_is_the_slope_along_the_manifold(seed, regularizer, a, coun
     turn -= Y @ (Y.T @ turn + turn.T @ Y) / 2  # a tangent of the Stiefel manifold
 
     def along(t):
-        return objective.value(G, np.linalg.qr(Y + t * turn)[0] @ np.diag(signs), 2.0, regularizer, a)
+        return objective.value(G, np.linalg.qr(Y + t * turn)[0] @ np.diag(signs), *options)
 
     signs = np.sign(np.diag(np.linalg.qr(Y)[1]))
-    h = 1e-6
-    slope = np.vdot(objective.gradient(G, Y, 2.0, regularizer, a), turn)
+    h, options = 1e-6, (2.0, regularizer, a, None, group_term)
+    slope = np.vdot(objective.gradient(G, Y, *options), turn)
     assert (along(h) - along(-h)) / (2 * h) == pytest.approx(slope, rel=1e-4, abs=1e-4)
 
 
@@ -214,6 +215,30 @@ def test_eq_4_tends_to_the_logarithm_from_above():
 def test_the_exact_likelihood_has_no_bound_and_eq_4_has():
     assert Beta().negative_log_likelihood(np.array([0.5, 1.0])) == -np.inf
     assert Beta(a=2.0).negative_log_likelihood(np.ones(4)) == -4.0
+
+
+@pytest.mark.parametrize("law", [Beta(2, 3), Beta(2, 0.5, 2.0), Beta(0.5, 3, 5.0)], ids=str)
+@pytest.mark.parametrize("v", [0.3, 0.9, 1 - irls.FLOOR / 2, irls.FLOOR / 2])
+def test_slopes_are_those_of_the_smoothed_likelihood(law, v):
+    """Central differences, also where 1 - v or v is below the floor."""
+    v, rest = (v, 1 - v) if v < 0.5 else (v, max(1 - v, irls.FLOOR / 2))
+    h = 1e-3 * min(v, rest)
+    ends = [law.smoothed(np.array([v + t]), np.array([rest - t])) for t in (-h, h)]
+    slope = law.slopes(np.array([v]), np.array([rest]))
+    np.testing.assert_allclose((ends[1] - ends[0]) / (2 * h), slope, rtol=1e-4)
+
+
+def test_gradients_of_zeros_have_the_value_of_their_solution():
+    zeros = np.zeros((3, 4))
+    solution = irls.solve(zeros)
+    for group_term in irls.GROUP_TERMS:
+        assert objective.value(zeros, solution.basis(), group_term=group_term) == solution.objective == 0.0
+
+
+def test_a_basis_of_no_columns_explains_nothing():
+    G, none = normal(3, 5), np.empty((5, 0))
+    np.testing.assert_allclose(objective.values(G, none), 0.0, atol=1e-15)
+    assert objective.value(G, none) == pytest.approx(3.0)
 
 
 def pymanopts_best(G, law, m, starts=4):

@@ -199,7 +199,8 @@ def test_where_y_is_all_of_the_span_only_the_outside_is_left():
 @pytest.mark.parametrize("factor", [0.2, 0.9])
 def test_the_rate_of_a_geometric_history(factor):
     assert optimality.rate([3 + factor**t for t in range(30)]) == pytest.approx(factor, rel=1e-3)
-    assert np.isnan(optimality.rate([1.0, 1.0, 1.0]))
+    for history in ([1.0, 1.0, 1.0], [1.0], []):
+        assert np.isnan(optimality.rate(history))
 
 
 def test_gradients_that_are_all_zero_have_no_eigenvalues():

@@ -221,7 +221,7 @@ def test_workers_may_come_in_any_order(kind: str) -> None:
     assert (integer_gram(one).integers[np.ix_(order, order)] == integer_gram(other).integers).all()
 
 
-def test_malloc() -> None:
+def test_the_memory_of_a_switch() -> None:
     """15 workers: 120 pairs of 4 and 8 bytes, and 256 mantissas of 8, or of 4, bits from each."""
     assert switch_bytes(15, 8, 256) == 120 * 12 + 15 * 256
     assert switch_bytes(15, 4, 256, register=48) == 120 * 10 + 15 * 128
@@ -253,10 +253,11 @@ def test_effects_are_those_of_the_definitions() -> None:
     assert effect.objective_rise == pytest.approx(eq5 - exact.objective)
 
 
-@pytest.mark.parametrize("options", [irls.Options(worker_weights=(1, 2, 3, 4, 5))])
-def test_effects_have_the_solvers_options(options: irls.Options) -> None:
+@pytest.mark.parametrize("options", [irls.Options(worker_weights=(1, 2, 3, 4, 5)), irls.Options(lam=7.0)])
+@pytest.mark.parametrize("formulation", irls.FORMULATIONS)
+def test_effects_have_the_solvers_options(options: irls.Options, formulation: irls.Formulation) -> None:
     G = normal(5, 50, seed=4).double() + 0.2
-    (effect,) = effects(G, [Format("integer", 16)], options)
+    (effect,) = effects(G, [Format("integer", 16)], options, formulation)
     assert abs(effect.objective_rise) < 1e-2
 
 

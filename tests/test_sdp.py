@@ -372,21 +372,3 @@ def test_where_one_solver_gives_up_the_other_is_asked(monkeypatch):
     assert asked == ["CLARABEL", "SCS"]
     assert found.solver == "SCS"
     assert found.bound == pytest.approx(found.value, rel=1e-5)
-
-
-def test_the_form_with_the_square_root_of_the_trace_is_not_convex():
-    """sqrt(1 - q^T Z q) is concave in Z: between two projectors it lies above their mean, so that minimising it over
-    0 <= Z <= I is no convex program.
-    """
-    q = np.array([1.0, 0.0])
-    first, second = np.diag([1.0, 0.0]), np.diag([0.0, 1.0])
-
-    def concave(Z):
-        return np.sqrt(1 - q @ Z @ q)
-
-    def convex(Z):
-        return np.linalg.norm(q - Z @ q)
-
-    middle = (first + second) / 2
-    assert concave(middle) > (concave(first) + concave(second)) / 2 + 0.2
-    assert convex(middle) == pytest.approx((convex(first) + convex(second)) / 2)

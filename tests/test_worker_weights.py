@@ -105,6 +105,22 @@ def test_a_common_factor_of_all_weights_changes_no_direction():
     assert two.objective == pytest.approx(7 * one.objective)
 
 
+@pytest.mark.parametrize("factor", [1e-12, 1e9])
+def test_a_common_factor_of_all_weights_scales_bounds_and_leaves_the_gap(factor):
+    G, c = gradients(7, 12), np.array([1.0, 2.0, 0.5, 1.0, 4.0, 1.0, 1.0])
+    one, two = (
+        (
+            sdp.certify(G, irls.solve(G, m=2, lam=3.0, a=3.0, worker_weights=tuple(scale * c))),
+            sdp.solve(G, m=2, lam=3.0, a=3.0, worker_weights=tuple(scale * c)),
+        )
+        for scale in (1.0, factor)
+    )
+    assert one[0].gap > 0.01
+    assert two[0].gap == pytest.approx(one[0].gap, rel=1e-6)
+    for name in ("bound", "value", "rounded_objective", "polished_objective"):
+        assert getattr(two[1], name) == pytest.approx(factor * getattr(one[1], name), rel=1e-6)
+
+
 @pytest.mark.parametrize("lam", [0.0, 2.0])
 def test_the_gradient_of_the_weighted_objective_is_autograds(lam):
     G, c = torch.from_numpy(gradients(5, 12)), (1.0, 2.0, 0.5, 3.0, 1.0)

@@ -71,6 +71,7 @@ class Attack:
         Raises:
             ValueError: An argument is invalid, or a user's attack has changed an honest row.
         """
+        check("G", type(G).__name__, isinstance(G, Tensor), "a tensor", "fa.attack accepts arrays.")
         ranks = _ranks(byzantine, len(G))
         check_integer("seed", seed, 0)
         check_integer("iteration", iteration, 0)
@@ -87,6 +88,7 @@ class Attack:
 
 def _ranks(byzantine: Iterable[Any], p: int) -> tuple[int, ...]:
     """Check the ranks of the Byzantine workers."""
+    check("byzantine", byzantine, isinstance(byzantine, Iterable), "the ranks of the Byzantine workers")
     ranks = tuple(byzantine)
     whole = all(isinstance(rank, int | np.integer) and 0 <= rank < p for rank in ranks)
     needed = f"different ranks from 0 to {p - 1}, fewer than the {p} workers"

@@ -200,7 +200,7 @@ def _iterate(
         Y = step(problem, dims, Y)
         smoothed.append(_smoothed(problem, dims, Y))
         converged = abs(sum(smoothed[-1]) - sum(smoothed[-2])) < tol
-    return Flag(tuple(_levels(problem, dims, Y, outer, smoothed[1:])), converged)
+    return Flag(tuple(_levels(problem, dims, Y, replace(outer, converged=converged), smoothed[1:])), converged)
 
 
 def step(problem: irls.Problem, dims: Sequence[int], Y: Square) -> Square:
@@ -241,8 +241,7 @@ def _by_variance(
 
 def _in_order(problem: irls.Problem, outer: irls.Solution) -> Square:
     """Complete the solution's basis, with its first m columns in order of their explained variance."""
-    unit = problem.basis.T @ (outer.gram.cosines @ (outer.gram.norms[:, None] * outer.coefficients))
-    Y = np.linalg.qr(unit, mode="complete")[0]
+    Y = np.linalg.qr(outer.coordinates, mode="complete")[0]
     weights = problem.weights(problem.residuals(Y[:, outer.m :]))
     return np.hstack([_by_variance(problem, Y[:, : outer.m], weights), Y[:, outer.m :]])
 

@@ -17,9 +17,8 @@ from fa.gradients.inputs import is_matrix, to_tensor
 from fa.gradients.measurement import measure_groups
 from fa.utils.validation import check, check_integer
 
-_MIN_SQUARED_LENGTH = (
-    1e-10  # Squared length, or fraction of the largest singular value, below which a direction is rounding error.
-)
+_MIN_SQUARED_LENGTH = 1e-10  # Squared length below which a unit vector's projection is rounding error.
+_RANK = 1e-10  # Fraction of the largest singular value below which a direction is rounding error.
 
 
 def hints(G: Any, relevant: Any, m: int | None = None) -> Any:
@@ -115,9 +114,10 @@ def _dimensions(name: str, entry: Any, G: Float[Tensor, "q n"]) -> Tensor:
     described = (tuple(entries.shape), str(entries.dtype).removeprefix("torch."))
     check(name, described, entries.numel() > 0, "not empty; None says that a worker names nothing")
     if entries.ndim == 1 and not (entries.is_floating_point() or entries.is_complex() or entries.dtype == torch.bool):
+        entries = entries.long()  # Unsigned integers of torch have no comparisons.
         outside = entries[(entries < 0) | (entries >= n)]
         check(name, outside[:3].tolist(), not len(outside), f"of indices from 0 to n - 1 = {n - 1}")
-        indices: Tensor = torch.unique(entries.long())
+        indices: Tensor = torch.unique(entries)
         return indices
     directions = entries.ndim == 2 and len(entries) == n and entries.is_floating_point()
     check(name, described, directions, f"indices, (k,) integers, or directions, ({n}, k) floating-point numbers")
@@ -129,9 +129,10 @@ def _orthonormal(name: str, directions: Float64[Tensor, "n k"]) -> Float64[Tenso
     largest = directions.abs().amax(dim=0)
     usable = torch.isfinite(largest) & (largest > 0)
     if not usable.all():
-        raise ValueError(f"{name} must be finite and not 0 in each column; column {int(usable.int().argmin())} is not")
+        found = f"NaN, Inf or only zeros in column {int(usable.int().argmin())}"
+        raise ValueError(f"{name} must be finite and not 0 in each column, got {found}")
     basis, lengths, _ = torch.linalg.svd(directions / largest, full_matrices=False)
-    spanning: Tensor = basis[:, lengths > _MIN_SQUARED_LENGTH * lengths[0]]
+    spanning: Tensor = basis[:, lengths > _RANK * lengths[0]]
     return spanning
 
 

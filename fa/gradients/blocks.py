@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fa.gradients.inputs import by_rows
+
 Gather = Callable[[np.ndarray], np.ndarray]
 """Stack a small array of each process, (processes, ...), in the same order and with the same bits in all of them."""
 
@@ -38,6 +40,9 @@ class ColumnBlocks:
     """Blocks (p, n_k) of this process, at least one; n_k may be 0."""
     gather: Gather = local_only
     """Stacks an array of each process."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(map(by_rows, self.blocks)))  # as the compiled passes read them
 
     @property
     def p(self) -> int:

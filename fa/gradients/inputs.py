@@ -57,12 +57,12 @@ def read(G: Any) -> Gradients:
     raise ValueError(f"G must be {requirement}, got a {type(G).__name__}")
 
 
-def _matrix(G: Tensor) -> Tensor:
+def _matrix(G: Tensor, name: str = "G", rows: str = "worker") -> Tensor:
     """Check a matrix (p, n), and return it with contiguous rows."""
-    _check_dtype(G.dtype, "G")
-    _check_dense(G, "G")
-    check("G", tuple(G.shape), G.ndim == 2, "of 2 dimensions, (workers, parameters)")
-    check("G", tuple(G.shape), 0 not in G.shape, "of at least one worker and one parameter")
+    _check_dtype(G.dtype, name)
+    _check_dense(G, name)
+    check(name, tuple(G.shape), G.ndim == 2, f"of 2 dimensions, ({rows}s, parameters)")
+    check(name, tuple(G.shape), 0 not in G.shape, f"of at least one {rows} and one parameter")
     return by_rows(G.detach())
 
 
@@ -164,7 +164,8 @@ def read_groups(G: Any) -> tuple[Gradients, tuple[int, ...]]:
         gradients = read(G)
         return gradients, (1,) * gradients.G.shape[0]
     groups = [_tensor(entry, f"worker {i}") for i, entry in enumerate(G)]
-    rows = [_matrix(group[None] if group.ndim == 1 else group) for group in groups]
+    matrices = [group[None] if group.ndim == 1 else group for group in groups]
+    rows = [_matrix(matrix, f"worker {i}", "gradient") for i, matrix in enumerate(matrices)]
     for worker, group in enumerate(rows):
         _check_same(worker, "the number of parameters", rows[0].shape[1], group.shape[1])
         _check_same(worker, "the dtype", rows[0].dtype, group.dtype)
@@ -191,7 +192,7 @@ def check_finite(finite: Sequence[bool], counts: Sequence[int]) -> None:
     if len(counts) < len(places):
         where = ", ".join(f"gradient {k} of worker {worker}" for worker, k in bad)
     beyond = "a norm above 2^1004 or 2^1000 times the median norm"
-    raise ValueError(f"G must be finite; NaN, Inf or {beyond} is in {where}: leave it out")
+    raise ValueError(f"G must be finite, got NaN, Inf or {beyond} in {where}. Remove these gradients.")
 
 
 def is_matrix(entry: Any) -> bool:
@@ -294,8 +295,8 @@ def lower_median(tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     # numpy sorts every dtype except bfloat16, and NaN last.
     wide = [(tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy() for tensor in tensors]
-    middle = np.sort(np.stack(wide), axis=0)[(len(tensors) - 1) // 2]
-    return torch.from_numpy(np.asarray(middle)).to(first.device, first.dtype)
+    middle = np.array(np.sort(np.stack(wide), axis=0)[(len(tensors) - 1) // 2])  # A copy, without the other tensors.
+    return torch.from_numpy(middle).to(first.device, first.dtype)
 
 
 def _remove_shared_infinities(G: Tensor) -> Infinities:

@@ -21,7 +21,7 @@ from torch import Tensor
 from fa import kernels
 from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import LARGEST_EXPONENT, LARGEST_NORM, Gram, PerGradient, Square, cosines, log2, usual_exponent
-from fa.gradients.inputs import Gradients, by_rows, check_finite, read_groups
+from fa.gradients.inputs import Gradients, check_finite, read_groups
 from fa.utils.validation import check
 
 # Smallest eigenvalue of the cosines that a float32 pass, whose error is about 1e-6, resolves to a fraction of 1e-4.
@@ -48,7 +48,7 @@ def measure(G: Float[Tensor, "p n"] | ColumnBlocks, K: Square | None = None) -> 
     Raises:
         ValueError: K is not a float64 array (p, p).
     """
-    columns = ColumnBlocks((by_rows(G),)) if isinstance(G, Tensor) else G
+    columns = ColumnBlocks((G,)) if isinstance(G, Tensor) else G
     if K is not None:
         fits = isinstance(K, np.ndarray) and K.dtype == np.float64 and K.shape == (columns.p, columns.p)
         found = f"{K.dtype} {K.shape}" if isinstance(K, np.ndarray) else type(K).__name__

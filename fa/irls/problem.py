@@ -147,7 +147,7 @@ class Problem:
         """Compute the weighted second moment sum_k weights_k t_k t_k^T of the terms.
 
         Args:
-            weights: Weight of each term, (T,); it does not include the factor c_k.
+            weights: Weight of each term, (T,), its factor c_k included.
             axes: Orthonormal vectors (r, s) in whose coordinates the moment is; None for the basis Q.
 
         Returns:

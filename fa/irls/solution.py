@@ -108,7 +108,7 @@ class Solution:
     """Result of a solver of eq. 5.
 
     Attributes:
-        objective: Eq. 5 at Y.
+        objective: Eq. 5 at Y, with the pairs of the formulation.
         objective_error_bound: Bound on the error of `objective`, from `Problem.objective_error_bound`.
         history: Smoothed objective after each step.
         converged: True if the last step changed the smoothed objective by less than tol.
@@ -158,6 +158,20 @@ class Solution:
         settings = self.formulation, self.counts, self.worker_weights, self.group_term
         return build_problem(self.gram, self.m, lam, self.a, *settings)
 
+    @property
+    def coordinates(self) -> Float64[np.ndarray, "r m"]:
+        """Return Y's coordinates in the basis of `problem`, orthonormal up to rounding.
+
+        Raises:
+            ValueError: The regularizer is "l1" or "rows", for which Y leaves span(G).
+        """
+        if self.coefficients is None:
+            requirement = "for a Y in the span of G"
+            raise ValueError(f'regularizer must be "pairwise" or "group" {requirement}, got {self.regularizer!r}')
+        products = self.gram.cosines @ (self.gram.norms[:, None] * self.coefficients)
+        coordinates: np.ndarray = self.problem.basis.T @ products
+        return coordinates
+
     def __repr__(self) -> str:
         return (
             f"Solution(objective={self.objective:.6g}, iterations={self.iterations}, converged={self.converged}, "
@@ -180,7 +194,7 @@ class Solution:
         if self.Y is not None:
             return self.Y
         if G is None and self.gradients is None:
-            raise ValueError("G must be the gradients, since this solution was found from a Gram matrix alone")
+            raise ValueError("G must be the gradients of this solution of a Gram matrix, got None")
         gradients = self.gradients if G is None else read_groups(G)[0]
         assert gradients is not None and self.coefficients is not None  # Only "l1" and "rows" have no coefficients.
         found, needed = len(gradients.G), len(self.coefficients)
@@ -206,7 +220,8 @@ class Solution:
             ValueError: The regularizer is "l1" or "rows", or ratios of norms leave the range of float64.
         """
         if self.coefficients is None:
-            raise ValueError(f'with regularizer="{self.regularizer}" the direction is no combination of the gradients')
+            requirement = "for a direction that combines the gradients"
+            raise ValueError(f'regularizer must be "pairwise" or "group" {requirement}, got {self.regularizer!r}')
         lengths = self.gram.cosines @ self._shares(formulation)
         scaled = self.gram.norms[:, None] * self.coefficients
         with np.errstate(over="ignore"):
@@ -236,9 +251,8 @@ class Solution:
             ValueError: The solution comes from a Gram matrix alone, or as for `weights`.
         """
         if self.gradients is None:
-            raise ValueError(
-                "this solution was found from a Gram matrix alone: take .weights() and combine the gradients with them"
-            )
+            cure = "Combine the gradients with .weights()."
+            raise ValueError(f"solution must have the gradients, got one of a Gram matrix alone. {cure}")
         G = self.gradients.G
         if self.Y is None:
             return self.gradients.restore(kernels.combine(G, self.weights(formulation))[0])

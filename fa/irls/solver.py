@@ -181,17 +181,15 @@ def solve_gram(
     """
     check_one_of("formulation", formulation, FORMULATIONS)
     if options.leaves_span:
-        raise ValueError(
-            'regularizer must be "pairwise" or "group" where only the Gram matrix is known; it is '
-            f"{options.regularizer!r}, whose Y leaves the span of G: take irls.solve, with the gradients in memory"
-        )
+        requirement = '"pairwise" or "group", whose Y is in the span of G'
+        check("regularizer", options.regularizer, False, requirement, "Call irls.solve with the gradients.")
     constant, lam = (options.lam, 0.0) if options.regularizer == "group" else (0.0, options.lam)
     counts = (1,) * gram.p if counts is None else tuple(counts)
     m = default_m(len(counts)) if options.m is None else options.m
     check_m(m, gram.p)
     problem = build_problem(gram, m, lam, options.a, formulation, counts, options.worker_weights, options.group_term)
     runs = [
-        _iterate(problem, weights, options.tol * mean_weight(options.worker_weights), options.max_iter)
+        iterate(problem, weights, options.tol * mean_weight(options.worker_weights), options.max_iter)
         for weights in _starts(problem, gram, gradients, start, options)
     ]
     states, converged = min(runs, key=lambda run: problem.objective(run[0][-1].residuals))
@@ -280,7 +278,7 @@ def _weights_of(problem: Problem, vectors: Float64[np.ndarray, "r k"]) -> Float6
 def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any) -> Float64[np.ndarray, "r k"]:
     """Project vectors (n, k) on span(G), in the problem's basis."""
     if gradients is None:
-        raise ValueError("start must be one of its words where only the Gram matrix is known; it is an array")
+        raise ValueError(f"start must be one of {STARTS} for a Gram matrix alone, got an array")
     G = gradients.G.double()
     vectors = read_start(hints).to(G.device)
     check("start", tuple(vectors.shape), vectors.ndim == 2 and len(vectors) == G.shape[1], f"of ({G.shape[1]}, k)")
@@ -288,14 +286,24 @@ def _hints(problem: Problem, gram: Gram, gradients: Gradients | None, hints: Any
     return projected
 
 
-def _iterate(
+def iterate(
     problem: Problem, weights: Float64[np.ndarray, " T"], tol: float, max_iter: int
 ) -> tuple[list[State], bool]:
-    """Iterate from these weights; return the iterates and True if the last two agree within tol."""
+    """Iterate from the weights of the first step.
+
+    Args:
+        problem: Terms of eq. 5.
+        weights: Weight w_k of each term, (T,).
+        tol: Change of the smoothed objective below which the iteration stops.
+        max_iter: Largest number of steps, at least 1.
+
+    Returns:
+        The iterates, and True if the last two agree within tol.
+    """
     states = [step(problem, weights)]
     while len(states) < max_iter:
         states.append(step(problem, problem.weights(states[-1].residuals)))
-        if terminates(states[-2], states[-1], tol):
+        if abs(states[-2].smoothed_objective - states[-1].smoothed_objective) < tol:
             return states, True
     return states, False
 
@@ -314,17 +322,3 @@ def step(problem: Problem, weights: Float64[np.ndarray, " T"]) -> State:
     split = max(vectors.shape[0] - problem.m, 0)
     residuals = problem.residuals(vectors[:, :split])
     return State(vectors[:, split:], residuals, problem.smoothed_objective(residuals))
-
-
-def terminates(before: State, after: State, tol: float) -> bool:
-    """Return True if the last step changed the smoothed objective by less than tol.
-
-    Args:
-        before: Iterate before the step.
-        after: Iterate after the step.
-        tol: Tolerance.
-
-    Returns:
-        True if the change is less than tol.
-    """
-    return abs(before.smoothed_objective - after.smoothed_objective) < tol

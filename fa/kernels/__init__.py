@@ -52,7 +52,7 @@ def gram(G: Tensor, precise: bool = False) -> np.ndarray:
     A row that holds NaN or Inf, or whose squares leave the range of the arithmetic, shows on the diagonal.
 
     Args:
-        G: Matrix (p, n).
+        G: Matrix (p, n) with contiguous rows.
         precise: Use float64 throughout. The quick pass multiplies in G's precision (float32 for halves) and converts to
             float64 after sums of 2,048 products. Other devices than the CPU always use float64.
 
@@ -73,7 +73,7 @@ def gram_rows(G: Tensor, rows: Sequence[int], others: Sequence[int]) -> np.ndarr
     """Compute some entries of K = G G^T, with the bits of the quick pass of `gram`.
 
     Args:
-        G: Matrix (p, n), on the CPU.
+        G: Matrix (p, n) with contiguous rows, on the CPU.
         rows: Rows of K.
         others: Columns of K.
 
@@ -92,7 +92,7 @@ def squared_distances(G: Tensor) -> np.ndarray:
     """Compute ||g_i - g_j||^2 from differences in float64, which do not cancel as K does.
 
     Args:
-        G: Matrix (p, n).
+        G: Matrix (p, n) with contiguous rows.
 
     Returns:
         Squared distances (p, p), float64.
@@ -111,7 +111,7 @@ def combine(G: Tensor, weights: np.ndarray, out: Tensor | None = None) -> tuple[
     """Compute the weighted sum of rows.
 
     Args:
-        G: Matrix (p, n).
+        G: Matrix (p, n) with contiguous rows.
         weights: Weights (p,) float64; rows of weight 0 are not read.
         out: Tensor (n,) for the result; None to allocate one.
 
@@ -134,7 +134,7 @@ def order_statistic(
     The centre is the mean of the sorted values first .. stop - 1.
 
     Args:
-        G: Matrix (p, n).
+        G: Matrix (p, n) with contiguous rows.
         R: Factors (p, q) float64; rows of G at which R is zero are not read.
         first: First sorted value of the centre.
         stop: Index after the last one.

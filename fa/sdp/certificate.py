@@ -32,7 +32,7 @@ from jaxtyping import Float64
 
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure_groups
-from fa.irls import Problem, Solution, build_problem
+from fa.irls import Problem, Solution, build_problem, mean_weight
 from fa.utils.ambient import usual_float_errors
 from fa.utils.blas import single_threaded
 from fa.utils.validation import check
@@ -43,7 +43,7 @@ CHECK_EVERY = 10  # Steps between two computations of the bound.
 SMOOTHING, SMOOTHING_STEPS = (1e-1, 1e-9), 20  # First and last eps of sqrt(||.||^2 + eps^2), and steps between them.
 OVER_RELAXATION = 1.8  # Power of the change of each weight: below 2 it converges, nearly twice as fast as with 1.
 MATCH_TOL = 1e-4  # Difference of relative norms and of cosines that counts as equal, also in float32.
-NEGLIGIBLE = 1e-9  # Objective that counts as 0; the rounding error of 1 - v alone may make it so large.
+NEGLIGIBLE = 1e-9  # Objective that counts as 0 for weights of 1: the rounding error of 1 - v may be so large.
 ROUNDING = 2 * np.finfo(np.float64).eps  # Rounding error per operation: twice the bound of IEEE 754.
 
 Terms = Float64[np.ndarray, "r N"]
@@ -60,11 +60,13 @@ class Certificate:
         objective: Eq. 5 at the solution.
         bound: Lower bound on eq. 5 at every Y.
         certifies: The optimum that the bound holds for.
+        scale: Mean weight of the workers.
     """
 
     objective: float
     bound: float
     certifies: str
+    scale: float = 1.0
 
     @property
     def gap(self) -> float:
@@ -72,7 +74,7 @@ class Certificate:
 
         The optimum is at most this fraction below the objective.
         """
-        return relative_gap(self.objective, self.bound)
+        return relative_gap(self.objective, self.bound, self.scale)
 
     def __repr__(self) -> str:
         return (
@@ -81,17 +83,18 @@ class Certificate:
         )
 
 
-def relative_gap(objective: float, bound: float) -> float:
+def relative_gap(objective: float, bound: float, scale: float = 1.0) -> float:
     """Compute (objective - bound)/objective.
 
     Args:
         objective: Eq. 5 at a subspace.
         bound: Lower bound on eq. 5.
+        scale: Mean weight of the workers.
 
     Returns:
-        The gap, 0 for an objective below NEGLIGIBLE.
+        The gap, 0 for an objective below NEGLIGIBLE times the scale.
     """
-    return (objective - bound) / objective if objective >= NEGLIGIBLE else 0.0
+    return (objective - bound) / objective if objective >= NEGLIGIBLE * scale else 0.0
 
 
 @usual_float_errors()
@@ -119,6 +122,7 @@ def certify(G: Any, solution: Solution) -> Certificate:
         >>> round(certificate.objective, 2), round(certificate.bound, 2), round(certificate.gap, 2)
         (1.89, 1.74, 0.08)
     """
+    check("solution", type(solution).__name__, isinstance(solution, Solution), "a Solution", "Take a level of a flag.")
     check(
         "the solution's formulation",
         solution.formulation,
@@ -143,7 +147,7 @@ def certify(G: Any, solution: Solution) -> Certificate:
     problem = build_problem(gram, solution.m, solution.lam, solution.a, "paper", counts, *settings)
     check_convex(problem)
     bound = relax(problem)
-    return Certificate(solution.objective, bound, certified(solution.a))
+    return Certificate(solution.objective, bound, certified(solution.a), mean_weight(solution.worker_weights))
 
 
 def check_convex(problem: Problem) -> None:
@@ -163,7 +167,7 @@ def _check_same(gram: Gram, expected: Gram) -> None:
     """Raise ValueError unless the inner products agree with the solution's, within the precision of float32."""
     norms = np.isclose(gram.norms, expected.norms, rtol=MATCH_TOL, atol=0.0)
     if not (norms.all() and np.allclose(gram.cosines, expected.cosines, rtol=0.0, atol=MATCH_TOL)):
-        raise ValueError("G must be the gradients that the solution was found for; their inner products are others")
+        raise ValueError("G must be the gradients of the solution, got other inner products")
 
 
 def certified(a: float) -> str:

@@ -110,7 +110,10 @@ def solve(
     _, counts, gram = measure_groups(G)
     m = irls.default_m(len(counts)) if options.m is None else options.m
     irls.check_m(m, gram.p)
-    problem = irls.build_problem(gram, m, lam, a, "paper", counts, options.worker_weights, group_term)
+    weights, scale = options.worker_weights, irls.mean_weight(options.worker_weights)
+    # The solvers' tolerances are absolute.
+    scaled = None if weights is None else [weight / scale for weight in weights]
+    problem = irls.build_problem(gram, m, lam, a, "paper", counts, scaled, group_term)
     check_convex(problem)
     cp = import_optional("cvxpy", "fa.sdp.solve", "theory")
     start = time.perf_counter()
@@ -118,14 +121,14 @@ def solve(
     seconds = time.perf_counter() - start
     _, vectors = np.linalg.eigh(W)
     rounded = problem.residuals(vectors[:, min(m, len(W)) :])
-    state = _polished(problem, rounded)
+    polished = irls.iterate(problem, problem.weights(rounded), irls.DEFAULTS.tol, _POLISHING)[0][-1]
     return Relaxation(
-        bound=max(lower_bound(problem, U), principal(problem)),
+        bound=scale * max(lower_bound(problem, U), principal(problem)),
         certifies=certified(a),
-        value=value,
-        rounded_objective=problem.objective(rounded),
-        polished_objective=problem.objective(state.residuals),
-        coefficients=gram.divide_by_norms(problem.basis @ state.Y),
+        value=scale * value,
+        rounded_objective=scale * problem.objective(rounded),
+        polished_objective=scale * problem.objective(polished.residuals),
+        coefficients=gram.divide_by_norms(problem.basis @ polished.Y),
         Z=np.eye(len(W)) - W,
         basis=gram.divide_by_norms(problem.basis),
         solver=used,
@@ -192,13 +195,3 @@ def _blocks(problem: Problem, X: Float64[np.ndarray, "r q"]) -> tuple[list[Any],
         blocks[j][:, term] = coefficients[:, column]
     sparse = import_optional("scipy.sparse", "fa.sdp.solve", "theory")
     return [sparse.csc_array(block) for block in blocks], list(zip(owner.tolist(), within.tolist(), strict=True))
-
-
-def _polished(problem: Problem, residuals: Float64[np.ndarray, " T"]) -> irls.State:
-    """Run IRLS from these residuals until it converges, for at most _POLISHING steps."""
-    state = irls.step(problem, problem.weights(residuals))
-    for _ in range(_POLISHING):
-        before, state = state, irls.step(problem, problem.weights(state.residuals))
-        if irls.terminates(before, state, irls.DEFAULTS.tol):
-            break
-    return state

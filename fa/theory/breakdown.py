@@ -169,7 +169,7 @@ def threshold(h: int, f: int, r: float, a: float = 2.0) -> float:
         ValueError: An argument is out of range.
     """
     _check(h, f, 0.0, r)
-    budget = h - f + float(group_cost(f, r, 1, a)) if f else float(h)
+    budget = h - f + float(group_cost(f, r, min(f, 1), a))
     if budget <= 0:
         return 1.0
     others = max(h - 1, 1)
@@ -193,6 +193,7 @@ def group_cost(k: int, c: Cosines, j: int, a: float = 2.0) -> Float64[np.ndarray
     Raises:
         ValueError: a is out of range.
     """
+    check_real("a", a, 1)
     check("a", a, a == 1 or a >= 2, "1 or at least 2, since between these neither a member nor the mean is best")
     c = np.asarray(c, dtype=np.float64)
     if j == 0 or j >= k:
@@ -305,7 +306,11 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
     Raises:
         ValueError: One of the two groups is empty, or an argument is out of range.
     """
-    gram = Gram.from_inner_products(np.asarray(K, dtype=np.float64))
+    K = np.asarray(K, dtype=np.float64)
+    check("K", K.shape, K.ndim == 2 and K.shape[0] == K.shape[1], "square")
+    check("K", "NaN or Inf", bool(np.isfinite(K).all()), "finite")
+    check("K", "an asymmetric matrix", bool(np.allclose(K, K.T)), "symmetric")
+    gram = Gram.from_inner_products(K)
     Options(m=m, a=a)  # The constructor checks the options.
     rows = np.zeros(gram.p, dtype=bool)
     for index in suspected:
@@ -315,6 +320,8 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
     check("suspected", sorted(suspected), 0 < int(rows.sum()) < gram.p, f"some, and not all, of {gram.p} gradients")
     problem = build_problem(gram, m, 0.0, a)
     suspects, others = (_orthonormal(problem.terms[:, : gram.p][:, group]) for group in (rows, ~rows))
+    rank = others.shape[1]
+    check("m", m, m <= rank, f"at most {rank}, the number of dimensions that the other gradients span")
     first = _descend(problem, suspects, 1, suspects[:, :0])
     with_suspects = np.hstack(
         [first, _descend(problem, _orthonormal(others - first @ (first.T @ others)), m - 1, first)]

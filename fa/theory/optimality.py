@@ -126,6 +126,8 @@ def rate(history: Sequence[float]) -> float:
     Returns:
         The factor, or NaN if there are too few decreases.
     """
+    if len(history) < 2:
+        return float("nan")
     decreases = -np.diff(history)
     falls = decreases[decreases > 1e-13 * abs(history[0])]
     return float(np.median(falls[1:][-10:] / falls[:-1][-10:])) if falls.size > 1 else float("nan")
@@ -133,11 +135,8 @@ def rate(history: Sequence[float]) -> float:
 
 def _posed(solution: Solution) -> tuple[Problem, Float64[np.ndarray, "r q"], Columns]:
     """Return the problem, and the unit gradients and Y in its basis of span(G)."""
-    if solution.coefficients is None:
-        raise ValueError(f'with regularizer="{solution.regularizer}" Y leaves the span of G: take "pairwise"')
-    gram, problem = solution.gram, solution.problem
-    unit = problem.basis.T @ gram.cosines
-    return problem, unit, np.linalg.qr(unit @ (gram.norms[:, None] * solution.coefficients))[0]
+    Y, problem = np.linalg.qr(solution.coordinates)[0], solution.problem
+    return problem, problem.basis.T @ solution.gram.cosines, Y
 
 
 def _hessian(

@@ -64,6 +64,7 @@ class Format:
         if self.block is not None:
             check_integer("block", self.block, 1)
         check_one_of("rounding", self.rounding, ROUNDINGS)
+        check("shared", self.shared, isinstance(self.shared, bool), "True or False")
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,8 @@ def quantize(G: Any, format: Format, seed: int | torch.Generator = 0) -> Quantiz
         ValueError: A gradient contains NaN or Inf.
     """
     matrix = read(G).G
+    if not isinstance(seed, torch.Generator):
+        check_integer("seed", seed, 0)
     p, n = matrix.shape
     block = min(format.block or n, n)
     largest = _largest(format.bits)
@@ -275,25 +278,26 @@ def effects(
     """
     matrix = read(G).G.double()
     exact = irls.solve(matrix, formulation=formulation, **asdict(options))
-    weights = torch.from_numpy(exact.weights(formulation)).to(matrix.device)
-    return [_effect(matrix, exact, weights, format, options, formulation, seed) for format in formats]
+    least = _objective(matrix, exact.basis(matrix), options)
+    return [_effect(matrix, exact, least, format, options, formulation, seed) for format in formats]
 
 
 def _effect(
     G: Float64[Tensor, "p n"],
     exact: irls.Solution,
-    weights: Float64[Tensor, " p"],
+    least: float,
     format: Format,
     options: irls.Options,
     formulation: irls.Formulation,
     seed: int,
 ) -> Effect:
-    """Measure the effect of one format."""
+    """Measure the effect of one format; `least` is eq. 5 at the exact solution."""
     quantized = quantize(G, format, seed)
     Q = quantized.dequantize()
-    check("G", "0 throughout in this format", bool(Q.any()), "of numbers that the format keeps apart from 0")
+    if not Q.any():
+        raise ValueError(f"G must be of numbers that {format} does not round to 0, got none")
     solution = irls.solve(Q, formulation=formulation, **asdict(options))
-    applied = torch.from_numpy(solution.weights(formulation)).to(G.device)
+    weights, applied = (torch.from_numpy(each.weights(formulation)).to(G.device) for each in (exact, solution))
     d, d_q = weights @ G, applied @ Q
     return Effect(
         **asdict(format),
@@ -302,7 +306,7 @@ def _effect(
         cosine=float(F.normalize(d_q / d_q.abs().max(), dim=0) @ F.normalize(d / d.abs().max(), dim=0)),
         decision_error=_relative(applied @ G, d),
         value_error=float(np.abs(solution.values - exact.values).max()),
-        objective_rise=_objective(G, solution.basis(Q), options) - exact.objective,
+        objective_rise=_objective(G, solution.basis(Q), options) - least,
         weights_error=_relative(applied, weights),
     )
 
@@ -359,7 +363,8 @@ def _shifts(steps: Float64[np.ndarray, "p blocks"]) -> tuple[Int[np.ndarray, "p 
     used = steps > 0
     fraction = fractions.max(axis=1, keepdims=True)
     if not (fractions == fraction)[used].all():
-        raise ValueError('the steps of a row must be powers of two apart: take kind="block_float" or one block a row')
+        cure = 'Use kind="block_float", or one block per row.'
+        raise ValueError(f"the steps of a row must be powers of two apart, got others. {cure}")
     lowest = np.where(used, exponents, np.iinfo(exponents.dtype).max).min(axis=1, keepdims=True)
     lowest = np.where(used.any(axis=1, keepdims=True), lowest, 0)
     return np.where(used, exponents - lowest, 0), np.ldexp(fraction, lowest)[:, 0]

@@ -261,9 +261,10 @@ def _plane(G: Float64[Tensor, "p n"], setting: Setting) -> tuple[Float64[Tensor,
     """Return two orthonormal directions and their names.
 
     Without a Byzantine mean that differs in direction from the honest mean, the second is the honest gradients'
-    principal direction orthogonal to their mean.
+    principal direction orthogonal to their mean. If that mean is 0, the directions are those of `PRINCIPAL`.
     """
-    if setting.plane == PRINCIPAL:
+    check("gradients", f"{G.shape[1]} coordinate", G.shape[1] > 1, "of at least two coordinates, to show a plane")
+    if setting.plane == PRINCIPAL or not G[setting.f :].mean(dim=0).any():
         return _principal(G, 2), ("first principal direction", "second principal direction")
     honest, byzantine = G[setting.f :].mean(dim=0), G[: setting.f]
     first = honest / honest.norm()
@@ -273,17 +274,24 @@ def _plane(G: Float64[Tensor, "p n"], setting: Setting) -> tuple[Float64[Tensor,
     if rest.norm() <= 1e-6 * other.norm():
         rest = _principal(G[setting.f :] - torch.outer(G[setting.f :] @ first, first), 1)[0]
         name = "principal direction of the honest gradients, orthogonal part"
-    second = rest - (rest @ first) * first
-    return torch.stack([first, second / second.norm()]), ("honest mean", name)
+    return _orthonormal(torch.stack([first, rest])), ("honest mean", name)
 
 
 def _principal(G: Float64[Tensor, "p n"], count: int) -> Float64[Tensor, "k n"]:
     """Return the first principal directions of the gradients, divided by their norms and not centred."""
     unit = G / G.norm(dim=1, keepdim=True).clamp_min(1e-300)
     lengths, vectors = torch.linalg.eigh(unit @ unit.T)
-    directions = (vectors[:, -count:].flip(1) / lengths[-count:].flip(0).clamp_min(1e-300).sqrt()).T @ unit
-    orthonormal: Tensor = torch.linalg.qr(directions.T)[0].T
-    return orthonormal
+    largest = (vectors[:, -count:].flip(1) / lengths[-count:].flip(0).clamp_min(1e-300).sqrt()).T @ unit
+    directions = torch.zeros(count, G.shape[1], dtype=G.dtype)
+    directions[: len(largest)] = largest
+    return _orthonormal(directions)
+
+
+def _orthonormal(directions: Float64[Tensor, "k n"]) -> Float64[Tensor, "k n"]:
+    """Return Gram-Schmidt's orthonormal rows; arbitrary ones take the places of dependent directions."""
+    Q, R = torch.linalg.qr(directions.T)
+    rows: Tensor = (Q * torch.where(R.diagonal() < 0, -1.0, 1.0)).T
+    return rows
 
 
 def _landing(variant: str, d: Tensor, basis: Tensor, honest: Tensor) -> ProjectedDirection:
