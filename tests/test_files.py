@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import fcntl
 import os
 import random
 import re
@@ -29,7 +30,7 @@ from fa.training.records import UnwrittenRunError
 from fa.training.transports.base import GatheredGradients
 from fa.training.transports.simulation import SimulatedTransport
 from fa.utils import signals
-from fa.utils.files import PREFIX, exclusive, new_file, new_folder, remove_abandoned, write_atomically
+from fa.utils.files import PREFIX, InUseError, exclusive, new_file, new_folder, remove_abandoned, write_atomically
 from tests.processes import alive, beside, descendants, wait_until, worked
 from tests.texts import check_refusal
 
@@ -80,6 +81,65 @@ def test_a_file_that_is_removed_before_its_lock_is_created_again(
     write_atomically(tmp_path / "a", "x")
     assert len(removed) == 3
     assert (tmp_path / "a").read_text() == "x"
+
+
+def cleaner(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Another process cleans up, and locks the first unfinished file or lock before its creator; returns its end."""
+    flock, held = fcntl.flock, []
+
+    def locked_before(descriptor: int, how: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if not held and path.name.startswith(PREFIX):
+            held.append((os.open(path, os.O_RDONLY), path))
+            flock(held[0][0], how)
+        flock(descriptor, how)
+
+    def finish(*_: object) -> None:
+        if held:
+            descriptor, path = held.pop()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            os.close(descriptor)
+            held.append(())
+
+    monkeypatch.setattr(fcntl, "flock", locked_before)
+    return finish
+
+
+def test_a_new_folder_that_another_process_cleans_up_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = cleaner(monkeypatch)
+    with new_folder(tmp_path / "record") as unfinished:
+        finish()
+        (unfinished / "a").write_text("x")
+    assert (tmp_path / "record" / "a").read_text() == "x"
+
+
+def test_a_lock_that_another_process_cleans_up_is_not_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = cleaner(monkeypatch)
+    monkeypatch.setattr("fa.utils.files.time.sleep", finish)
+    with exclusive("out", tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_lock_of_another_user_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not write the lock file may still see that it is locked."""
+    with exclusive("out", tmp_path / "out"):
+        before = names(tmp_path)
+
+        def refused(path: Path) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "touch", refused)
+        with pytest.raises(InUseError), exclusive("out", tmp_path / "out"):
+            pass
+        assert names(tmp_path) == before
+
+
+def test_names_that_differ_by_a_dot_are_reserved_apart(tmp_path: Path) -> None:
+    with exclusive("out", tmp_path / "run"), exclusive("checkpoint", tmp_path / ".run"):
+        assert len(names(tmp_path)) == 2
 
 
 def test_file_systems_without_locks_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -239,6 +240,25 @@ class Recorder(socket.socket):
     def send(self, data: bytes, flags: int = 0) -> int:
         self.__dict__.setdefault("datagrams", []).append(data)
         return len(data)
+
+
+def test_a_datagram_that_is_read_twice_at_once_is_repeated() -> None:
+    with (
+        create_listener("127.0.0.1", 0, socket.SOCK_DGRAM) as receiver,
+        Recorder(socket.AF_INET, socket.SOCK_DGRAM) as recorder,
+    ):
+        inbox = Inbox(receiver, 1, 10)
+        inbox.close()
+        inbox.begin(0)
+        send(recorder, 0, 0, torch.ones(10), inbox.keys[0])
+        (datagram,) = recorder.datagrams
+        slots = np.zeros((2, len(datagram)), dtype=np.uint8)
+        slots[:] = np.frombuffer(datagram, dtype=np.uint8)
+        lengths = np.full(2, len(datagram))
+        assert inbox._store(slots, lengths)
+        assert inbox.discarded == 1
+        assert not inbox._store(slots, lengths)
+        assert inbox.discarded == 3
 
 
 def test_a_trickle_of_datagrams_ends_at_the_deadline() -> None:

@@ -49,6 +49,15 @@ def phases(state: Rounds[str]) -> list[WorkerPhase]:
     return [slot.phase for slot in state.slots]
 
 
+def test_the_reason_of_a_worker_outlives_the_end_of_its_process() -> None:
+    state = rounds()
+    state.newest_process_ended(0, "batch must be smaller")
+    state.first_process_ended(0, "its process has ended")
+    assert state.slots[0].reason == "batch must be smaller"
+    state.newest_process_ended(1, "")
+    assert state.excluded == [0, 1]
+
+
 def test_a_run_of_two_rounds_and_its_end() -> None:
     state = rounds()
     assert state.joined

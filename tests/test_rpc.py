@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from fa.rules.decision import NOT_FINITE
 from fa.training import Progress, Run, TrainConfig, train
 from fa.training.parameter_vector import flatten
 from fa.training.records import USED
+from fa.training.transports import spawning
 from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import NEW, GradientMessage
@@ -503,7 +504,11 @@ def test_a_rank_that_the_run_has_not_is_told_so_and_harms_nobody(rank: object) -
     with pytest.raises(ValueError, match=rf"^rank must be .*\b2\b.*{re.escape(repr(rank))}"):
         transport.exchange(GradientMessage(rank, NEW, torch.ones(1), torch.ones(()), []))
     with pytest.raises(ValueError, match=r"^rank must be"):
-        transport.compare(rank, fa.__version__, "")
+        transport.compare(rank, "")
+    with pytest.raises(ValueError, match=r"^rank must be"):
+        transport.describe(rank, fa.__version__)
+    with pytest.raises(ValueError, match=r"^rank must be"):
+        transport.refuse(rank, "no data")
 
 
 def seventh_worker(port: int) -> None:
@@ -531,12 +536,68 @@ def test_an_iteration_is_an_integer() -> None:
         small_transport().exchange(GradientMessage(0, "0", torch.ones(1), torch.ones(()), []))
 
 
-@pytest.mark.parametrize(("release", "checksum"), [("9.9", "data"), (fa.__version__, "other"), (None, None)])
-def test_a_worker_of_another_release_or_with_other_data_may_not_join(release: object, checksum: object) -> None:
+@pytest.mark.parametrize("other", ["9.9", None])
+def test_a_worker_of_another_release_or_with_other_data_may_not_join(other: object) -> None:
     transport = small_transport(checksum="data")
-    with pytest.raises(ValueError, match=r"^(release|checksum of the data) must be"):
-        transport.compare(0, release, checksum)
-    transport.compare(1, fa.__version__, "data")
+    with pytest.raises(ValueError, match=r"^release must be"):
+        transport.describe(0, other)
+    with pytest.raises(ValueError, match=r"^checksum of the data must be"):
+        transport.compare(0, other)
+    assert TrainConfig.from_json(transport.describe(1, fa.__version__)) == transport.config
+    transport.compare(1, "data")
+
+
+def without_data(rank: int, port: int) -> None:
+    from fa.training.transports import remote_worker
+
+    def load(config: TrainConfig) -> None:
+        raise ValueError("dataset must be on this disk")
+
+    remote_worker.load_dataset = load
+    with pytest.raises(ValueError, match="on this disk"):
+        plain_worker(rank, port)
+
+
+def test_a_worker_that_cannot_be_prepared_is_not_awaited() -> None:
+    config, port = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1), free_port()
+    workers = [beside(plain_worker, 0, port), beside(without_data, 1, port)]
+    run = train(config, server=RpcConfig(port=port, spawn_workers=False))
+    for worker in workers:
+        worker.join(20)
+        assert worker.exitcode == 0
+    assert all("on this disk" in status for status in reasons(run, 1))
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+def test_rpc_needs_one_interface(host: str) -> None:
+    with pytest.raises(ValueError, match=r"^host must be"):
+        RpcConfig(host=host, spawn_workers=False)
+
+
+class Hung:
+    """A process that does not end by itself, with a clock that waiting advances."""
+
+    now = 0.0
+
+    def __init__(self, **_: object) -> None:
+        self.sentinel, self._alive = os.pipe()
+
+    def start(self) -> None:
+        pass
+
+    def join(self, timeout: float = 0.0) -> None:
+        Hung.now += timeout
+
+    def kill(self) -> None:
+        os.close(self._alive)
+
+
+def test_hung_processes_are_awaited_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spawning, "forkserver_context", lambda _: SimpleNamespace(Process=Hung))
+    monkeypatch.setattr(spawning.time, "monotonic", lambda: Hung.now)
+    with spawning.spawn_workers(5, print, lambda rank: (rank,), lambda rank, reason: None):
+        pass
+    assert Hung.now == spawning._EXIT_TIMEOUT
 
 
 def test_one_run_over_rpc_at_a_time() -> None:
@@ -708,11 +769,8 @@ def test_a_port_that_cannot_be_is_refused() -> None:
 
 @pytest.mark.parametrize("backend", ["rpc", pytest.param("tcp", marks=pytest.mark.long)])
 @pytest.mark.parametrize("silent", [False, True])
-def test_a_worker_that_finds_no_server_says_so(
-    monkeypatch: pytest.MonkeyPatch, capsys, backend: str, silent: bool
-) -> None:
+def test_a_worker_that_finds_no_server_says_so(capsys: pytest.CaptureFixture, backend: str, silent: bool) -> None:
     """Nothing listens at the port, or something that accepts and stays silent."""
-    monkeypatch.setattr("fa.training.transports.rpc.connection.TIMEOUT", timedelta(seconds=1))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1] if silent else free_port()
         with pytest.raises(SystemExit) as leaving:

@@ -1,6 +1,8 @@
 """The transport that carries numbers only: its format, its keys, and what attackers and Byzantine workers can do."""
 
+import errno
 import io
+import multiprocessing
 import os
 import pickle
 import random
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,7 +142,7 @@ def test_loopback_is_recognised() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_the_user_at_the_other_end_is_recognised(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_at_the_other_end_is_recognised(host: str) -> None:
     with create_listener(host, 0) as server, socket.create_connection(server.getsockname()[:2]) as client:
         connection, _ = server.accept()
         with connection:
@@ -155,7 +158,45 @@ def test_a_closed_connection_has_no_user() -> None:
         with connection:
             client.close()
             assert connection.recv(1) == b""
-            assert not same_user(connection)
+            with pytest.raises(ConnectionError):
+                same_user(connection)
+
+
+def server_of_another_user(port: int, ready: Any) -> None:
+    """Accept as another user. Until then, the kernel shows the user who listens."""
+    with create_listener("127.0.0.1", port) as listening:
+        os.setuid(65534)
+        ready.set()
+        connection, _ = listening.accept()
+        connection.sendall(welcome())
+        with suppress(OSError):
+            while connection.recv(1 << 16):
+                pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="starts a process of another user, which root alone can")
+def test_the_server_of_another_user_is_recognised() -> None:
+    port, ready = free_port(), multiprocessing.get_context("forkserver").Event()
+    process = beside(server_of_another_user, port, ready)
+    assert ready.wait(60)
+    with pytest.raises(ValueError, match=rf"^server must .*127\.0\.0\.1:{port}"):
+        work(0, "127.0.0.1", port, timeout=30.0)
+    process.join(20)
+    assert process.exitcode == 0
+
+
+def test_a_server_that_cannot_be_reached_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No route, and a server that ends the connection before its user is known, may be different a moment later."""
+    tried = []
+
+    def unreachable(*_: object) -> None:
+        tried.append(None)
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr(link.socket, "create_connection", unreachable)
+    with pytest.raises(ConnectionError, match=r"127\.0\.0\.1:1\b.*No route"):
+        work(0, "127.0.0.1", 1, timeout=0.5)
+    assert len(tried) > 1
 
 
 def test_the_limit_of_open_files_is_raised_or_the_argument_named() -> None:
@@ -280,6 +321,28 @@ def test_a_worker_takes_no_server_with_a_workers_certificate(keys: Path) -> None
         with pytest.raises(ValueError, match=r"^keys must be"):
             work(0, "127.0.0.1", server.getsockname()[1], keys / "worker-0", timeout=5.0)
         thread.join()
+
+
+def logged(path: Path) -> set[int]:
+    return set(map(int, path.read_text().split())) if path.exists() else set()
+
+
+def test_files_of_the_user_run_where_the_documentation_says(tmp_path: Path) -> None:
+    """A rule at the server, and an attack there and at Byzantine workers."""
+    log = "from pathlib import Path\nimport os\nwith open({!r}, 'a') as log:\n    print(os.getpid(), file=log)\n"
+    rule, attack = tmp_path / "rule.py", tmp_path / "attack.py"
+    rule.write_text(
+        log.format(str(tmp_path / "rules")) + "from fa.rules.mean import Mean\nclass Own(Mean):\n    pass\n"
+    )
+    attack.write_text(
+        log.format(str(tmp_path / "attacks"))
+        + "from fa.attacks import Attack\n\ndef write(G, byzantine, generator):\n    G[list(byzantine)] = 0\n\n"
+        + "Own = Attack('own', False, write)\n"
+    )
+    config = replace(SMALL, rule=f"{rule}:Own", workers=3, byzantine=1, attack=f"{attack}:Own", iterations=1)
+    train(config, threads=1, server=TcpConfig())
+    assert logged(tmp_path / "rules") == {os.getpid()}
+    assert len(logged(tmp_path / "attacks") - {os.getpid()}) == 1
 
 
 # Attackers without authentication.
@@ -650,8 +713,9 @@ def welcome() -> bytes:
     return Header(Kind.WELCOME, b"r" * 16, length=len(configuration)).pack() + configuration
 
 
-def test_a_worker_ends_when_its_server_is_silent() -> None:
+def test_a_worker_ends_when_its_server_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     port = silent_server([welcome()])
+    monkeypatch.setattr(link, "LEAST_SILENCE", 0.5)
     began = time.monotonic()
     with pytest.raises(ConnectionError):
         work(0, "127.0.0.1", port, timeout=0.5)

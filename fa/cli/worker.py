@@ -9,6 +9,8 @@ import click
 from fa.utils.addresses import parse_address
 from fa.utils.validation import MOST_THREADS, check, check_seconds
 
+_TIMEOUT_HELP = "Seconds to wait for a server to start, and for a silent one (with tcp at least 10)."
+
 
 @click.command()
 @click.option("--rank", type=click.IntRange(min=0), required=True, help="Rank of the worker, from 0.")
@@ -17,7 +19,7 @@ from fa.utils.validation import MOST_THREADS, check, check_seconds
     "--backend", type=click.Choice(["tcp", "rpc"]), default="tcp", show_default=True, help="Transport of the server."
 )
 @click.option("--keys", type=click.Path(path_type=Path), help="Folder of the rank's keys from `fa keys`, with tcp.")
-@click.option("--timeout", type=float, default=60, show_default=True, help="Timeout for a silent server, in seconds.")
+@click.option("--timeout", type=float, default=60, show_default=True, help=_TIMEOUT_HELP)
 @click.option(
     "--threads", type=click.IntRange(1, MOST_THREADS), default=1, show_default=True, help="Number of torch's threads."
 )

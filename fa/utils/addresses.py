@@ -64,6 +64,17 @@ def is_loopback(host: str) -> bool:
     return False
 
 
+def is_unspecified(host: str) -> bool:
+    """Return True for the address of all interfaces, as 0.0.0.0 or ::.
+
+    Args:
+        host: Name or address of a host.
+    """
+    with suppress(ValueError):
+        return ipaddress.ip_address(host).is_unspecified
+    return False
+
+
 def create_listener(host: str, port: int, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
     """Bind a socket at one address of this host, IPv4 or IPv6; a stream's also listens.
 
@@ -134,17 +145,23 @@ def same_user(connection: Any) -> bool:
 
     Args:
         connection: A connected socket, or asyncio's object for one.
+
+    Raises:
+        ConnectionError: The connection has ended.
     """
     table = Path("/proc/net/tcp6" if connection.family == socket.AF_INET6 else "/proc/net/tcp")
     if not table.is_file():
         return True
-    ends = [_as_in_table(connection.family, *connection.getpeername()[:2])]
-    ends.append(_as_in_table(connection.family, *connection.getsockname()[:2]))
+    try:
+        names = connection.getpeername(), connection.getsockname()
+    except OSError as error:
+        raise ConnectionError("the connection has ended") from error
+    ends = [_as_in_table(connection.family, *name[:2]) for name in names]
     for line in table.read_text(encoding="utf-8").splitlines()[1:]:
         fields = line.split()
-        if fields[1:3] == ends:  # A closed socket shows root as its user.
-            return fields[3] == _ESTABLISHED and int(fields[7]) in (os.getuid(), 0)
-    return False
+        if fields[1:3] == ends and fields[3] == _ESTABLISHED:  # A closed socket shows root as its user.
+            return int(fields[7]) in (os.getuid(), 0)
+    raise ConnectionError("the connection has ended")
 
 
 def _as_in_table(family: int, host: str, port: int) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ from pathlib import Path
 class InUseError(ValueError):
     """Error for a file or folder that another process has reserved."""
 
+
+_PAUSES = (0.001, 0.01, 0.05)  # seconds before further attempts to lock
 
 PREFIX = ".making-"
 """Prefix of the names of unfinished files, unfinished folders, and locks."""
@@ -169,17 +172,22 @@ def exclusive(name: str, path: Path) -> Iterator[None]:
     Raises:
         InUseError: Another process, or another thread of this one, has reserved it.
     """
-    lock = path if path.is_dir() else path.with_name(f"{PREFIX}{path.name.lstrip('.')}.lock")
-    try:
-        descriptor: int | None = _lock(lock, _keep if lock == path else Path.touch)
-    except BlockingIOError:
-        raise InUseError(f"{name} must not be in use by another process, got {path}") from None
-    except OSError:  # The file system has no locks, or nothing can be written, which the writer reports.
-        descriptor = None
+    lock = path if path.is_dir() else path.with_name(f"{PREFIX}{path.name}.lock")
+    descriptor, created = None, not lock.exists()
+    for pause in (*_PAUSES, None):
+        try:
+            descriptor = _lock(lock, _keep if lock == path else _touch)
+            break
+        except BlockingIOError:
+            if pause is None:
+                raise InUseError(f"{name} must not be in use by another process, got {path}") from None
+            time.sleep(pause)  # `remove_abandoned` of another process may hold the lock for a moment.
+        except OSError:  # The file system has no locks, or nothing can be written, which the writer reports.
+            break
     try:
         yield
     finally:
-        if lock != path:
+        if lock != path and (created or descriptor is not None):
             with suppress(OSError):
                 lock.unlink()
         if descriptor is not None:
@@ -208,14 +216,18 @@ def remove_abandoned(folder: Path) -> None:
 def _unfinished(parent: Path, suffix: str, create: Callable[[Path], object]) -> Iterator[Path]:
     """Yield a new file or folder, locked until the block ends, and then removed if it still has its name."""
     remove_abandoned(parent)
-    path = parent / f"{PREFIX}{secrets.token_hex(8)}{suffix}"
     descriptor = None
     try:
-        try:
-            descriptor = _lock(path, create)
-        except OSError:  # Without locks, nothing is removed as abandoned.
-            if not path.exists():
-                raise
+        while True:
+            path = parent / f"{PREFIX}{secrets.token_hex(8)}{suffix}"
+            try:
+                descriptor = _lock(path, create)
+            except BlockingIOError:  # `remove_abandoned` of another process is about to remove it.
+                continue
+            except OSError:  # Without locks, nothing is removed as abandoned.
+                if not path.exists():
+                    raise
+            break
         yield path
     finally:
         if path.is_dir():
@@ -224,6 +236,15 @@ def _unfinished(parent: Path, suffix: str, create: Callable[[Path], object]) -> 
             path.unlink(missing_ok=True)
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _touch(path: Path) -> None:
+    """Create a file, unless it exists, possibly as another user's."""
+    try:
+        path.touch()
+    except PermissionError:
+        if not path.exists():
+            raise
 
 
 def _keep(path: Path) -> None:

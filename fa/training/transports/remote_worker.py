@@ -7,8 +7,9 @@ import time
 import torch
 from torch import Tensor
 
+from fa.attacks import make_attack
 from fa.training.config import TrainConfig
-from fa.training.setup import build_model, configured_attack, load_dataset, make_workers
+from fa.training.setup import build_model, load_dataset, make_workers
 
 
 class RemoteWorker:
@@ -27,13 +28,15 @@ class RemoteWorker:
     def __init__(self, rank: int, config: TrainConfig) -> None:
         """Load the data set and create the model; the configuration is the server's."""
         dataset = load_dataset(config)
-        attack = configured_attack(config)
+        # The user's rule runs at the server alone, and the user's attack there and at Byzantine workers.
+        byzantine = rank < config.byzantine
+        attack = make_attack(config.attack, **dict(config.attack_options)) if byzantine else make_attack("none")
         model, self.parameters = build_model(config, dataset)
         self.checksum = dataset.checksum
         self.gradient = torch.zeros_like(self.parameters)
         self.loss, self.seconds = torch.zeros(()), 0.0
         (self._worker,) = make_workers({rank: self.gradient}, model, dataset, config, attack)
-        self._computes = rank >= config.byzantine or attack.uses_own_gradient
+        self._computes = not byzantine or attack.uses_own_gradient
 
     @property
     def statistics(self) -> list[Tensor]:

@@ -226,7 +226,7 @@ class Rounds(Generic[Request]):
             reason: The reason, for the records.
         """
         self.slots[rank].request, self.slots[rank].left = None, True
-        _exclude(self.slots[rank], reason[:_MAX_REASON])
+        _exclude(self.slots[rank], reason[:_MAX_REASON] or "its process has ended")
 
     def refuse(self, rank: int, reason: str) -> None:
         """Record that a process may not join with a rank, unless another process has joined with it.

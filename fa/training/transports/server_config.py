@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fa.training.config import TrainConfig
-from fa.utils.addresses import is_loopback
+from fa.utils.addresses import is_loopback, is_unspecified
 from fa.utils.validation import check, check_integer, check_one_of, check_seconds
 
 LOOPBACK = "127.0.0.1"
@@ -87,6 +87,8 @@ class RpcConfig(_ServerConfig):
         super().__post_init__()
         check_one_of("gradients", self.gradients, ("rpc", "udp"))
         check_one_of("lost", self.lost, ("zero", "previous"))
+        # RPC's ports are those of one interface.
+        check("host", self.host, not is_unspecified(self.host), "an address at which workers reach the server")
         used = self.lost == "zero" or self.gradients == "udp"
         check("gradients", self.gradients, used, f"'udp' with lost={self.lost!r}")
 

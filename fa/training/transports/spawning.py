@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
@@ -13,7 +14,7 @@ from typing import Any
 from fa.utils.forkserver import exit_when_parent_dies, forkserver_context, without_main_module
 from fa.utils.malloc import retain_freed_memory
 
-_EXIT_TIMEOUT = 5.0  # seconds
+_EXIT_TIMEOUT = 5.0  # seconds for all workers together
 
 
 @contextmanager
@@ -42,8 +43,9 @@ def spawn_workers(
             processes.append(process)  # one after another, so that all are killed if a later start fails
         watcher.start()
         yield
+        deadline = time.monotonic() + _EXIT_TIMEOUT
         for process in processes:
-            process.join(_EXIT_TIMEOUT)
+            process.join(max(0.0, deadline - time.monotonic()))
     finally:
         for process in processes:
             process.kill()

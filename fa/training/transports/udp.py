@@ -211,15 +211,16 @@ class Inbox:
         coordinates = np.minimum(CHUNK, self._n - index * CHUNK)  # the last chunk is shorter
         valid = (worker < len(self._received)) & (index < self.chunks) & (iteration == self._iteration)
         valid &= lengths == _HEADER.size + 4 * coordinates + _TAG
+        stored = 0
         for k in np.flatnonzero(valid):
-            new = not self._received[worker[k], index[k]]
-            valid[k] = new and self._is_authentic(slots[k, : lengths[k]].tobytes(), int(worker[k]))
-        self.discarded += len(slots) - int(valid.sum())
-        for k in np.flatnonzero(valid):
-            data = slots[k, _HEADER.size : lengths[k] - _TAG].view(np.float32)
-            self._rows[worker[k], index[k], : len(data)] = data
-        self._received[worker[valid], index[valid]] = True
-        return bool(valid.any())
+            place, datagram = (worker[k], index[k]), slots[k, : lengths[k]]
+            if not self._received[place] and self._is_authentic(datagram.tobytes(), int(worker[k])):
+                data = datagram[_HEADER.size : -_TAG].view(np.float32)
+                self._rows[*place, : len(data)] = data
+                self._received[place] = True
+                stored += 1
+        self.discarded += len(slots) - stored
+        return stored > 0
 
     def _is_authentic(self, datagram: bytes, worker: int) -> bool:
         return hmac.compare_digest(datagram[-_TAG:], _checksum(datagram[:-_TAG], self.keys[worker]))

@@ -15,14 +15,14 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from torch._C._distributed_autograd import _init as _init_autograd
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch._C._distributed_rpc import TensorPipeAgent, WorkerInfo
 from torch.distributed import rpc
 
 from fa.utils.addresses import create_listener, format_address, interface_towards
 
 SERVER = "server"
-TIMEOUT = timedelta(seconds=60)  # of the store, and so for a server that starts later than its workers
+TIMEOUT = 60.0  # seconds of the store, and so for a server that starts later than its workers
 
 
 def create_store(host: str, port: int) -> tuple[TCPStore, int]:
@@ -38,46 +38,49 @@ def create_store(host: str, port: int) -> tuple[TCPStore, int]:
     listener = create_listener(host, port)
     port = listener.getsockname()[1]
     fd = listener.detach()  # the store closes it
+    limit = timedelta(seconds=TIMEOUT)
     store = TCPStore(
-        host, port, is_master=True, wait_for_workers=False, timeout=TIMEOUT, master_listen_fd=fd, use_libuv=False
+        host, port, is_master=True, wait_for_workers=False, timeout=limit, master_listen_fd=fd, use_libuv=False
     )
     return store, port
 
 
-def connect_store(host: str, port: int) -> TCPStore:
+def connect_store(host: str, port: int, timeout: float = TIMEOUT) -> TCPStore:
     """Connect to the store of another process.
 
     Args:
         host: Host of the server.
         port: Port of its store.
+        timeout: Seconds to wait for an answer, and then for a value in the store.
 
     Returns:
         The store.
 
     Raises:
-        ConnectionError: No store answers within `TIMEOUT`. Something else may listen there, and be silent.
+        ConnectionError: No store answers in time. Something else may listen there, and be silent.
     """
     answer: SimpleQueue[TCPStore | RuntimeError] = SimpleQueue()
+    limit = timedelta(seconds=timeout)
 
     def connect() -> None:
         try:
-            answer.put(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=TIMEOUT, use_libuv=False))
+            answer.put(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit, use_libuv=False))
         except RuntimeError as error:
             answer.put(error)
 
     threading.Thread(target=connect, daemon=True).start()  # torch may take several times the timeout
     reason: RuntimeError | None = None
     with suppress(Empty):
-        store = answer.get(timeout=TIMEOUT.total_seconds() + 1)
+        store = answer.get(timeout=timeout + 1)
         if not isinstance(store, RuntimeError):
             return store
         reason = store
     address = format_address(host, port)
-    raise ConnectionError(f"no server answers at {address}, after {TIMEOUT.total_seconds():g} s") from reason
+    raise ConnectionError(f"no server answers at {address}, after {timeout:g} s") from reason
 
 
 @contextmanager
-def rpc_agent(store: Store, host: str, server: bool) -> Iterator[None]:
+def rpc_agent(store: TCPStore, host: str, server: bool) -> Iterator[None]:
     """Run this process's agent while the context lasts; its end waits for no other process.
 
     Args:
@@ -86,21 +89,22 @@ def rpc_agent(store: Store, host: str, server: bool) -> Iterator[None]:
         server: True in the server's process.
 
     Raises:
-        ConnectionError: No server starts within `TIMEOUT`.
+        ConnectionError: No server starts within the store's timeout.
     """
     with _interface(host):
+        limit = store.timeout.total_seconds()  # type: ignore[attr-defined]  # missing in torch's stubs
         # torchrun keeps one store over restarts.
-        store = PrefixStore(f"fa{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", store)
-        number = 0 if server else store.add("joined", 1)  # a process that returns is a new member
+        prefixed = PrefixStore(f"fa{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", store)
+        number = 0 if server else prefixed.add("joined", 1)  # a process that returns is a new member
         name = SERVER if server else f"worker{number}"
         options = rpc.TensorPipeRpcBackendOptions(num_worker_threads=4, rpc_timeout=0)
         _init_autograd(number)
         try:
-            agent = TensorPipeAgent(store, name, number, None, options, {}, [])
+            agent = TensorPipeAgent(prefixed, name, number, None, options, {}, [])
             if not server:
                 agent._update_group_membership(WorkerInfo(SERVER, 0), [], {}, True)
         except RuntimeError as error:
-            raise ConnectionError(f"no server started within {TIMEOUT.seconds} s: {_first_line(error)}") from error
+            raise ConnectionError(f"no server started within {limit:g} s: {_first_line(error)}") from error
         try:
             rpc.api._init_rpc_states(agent)
         except RuntimeError as error:  # too little memory, or too few threads

@@ -57,7 +57,7 @@ class RpcTransport(ProcessTransport):
         self._options = options
         self._parameters = run.parameters
         self._rows = [row[: 0 if inbox else None] for row in gathering.G]  # filled by messages
-        self._compared = {"release": fa.__version__, "checksum of the data": run.checksum}
+        self._checksum = run.checksum
         self._changed = threading.Condition()  # guards the following attributes
         self._arrivals: list[int] = []  # ranks whose rows are complete, and not yet used
         self._deadline = math.inf  # of the open round, by time.monotonic
@@ -66,29 +66,55 @@ class RpcTransport(ProcessTransport):
         statistics = gathering.buffers[0].tensors
         self._rounds = Rounds[Answer](config.workers, self._rows[0], statistics, options.quorum, options.deadline)
 
-    def compare(self, rank: object, release: object, checksum: object) -> None:
-        """Compare the release and data of a new worker with the server's.
-
-        A worker that differs is refused. Its rank is then excluded, unless another process has joined with it.
+    def describe(self, rank: object, release: object) -> str:
+        """Return the run's configuration as JSON to a new worker of the server's release.
 
         Args:
             rank: Rank that the worker sends; any object is checked.
             release: Release of the worker's package.
+
+        Raises:
+            ValueError: The rank does not exist, or the worker's release differs. It is then refused.
+        """
+        self._check_rank(rank)
+        self._compare(rank, "release", release, fa.__version__)
+        return self.config.to_json()
+
+    def compare(self, rank: object, checksum: object) -> None:
+        """Compare the data of a new worker with the server's.
+
+        Args:
+            rank: Rank that the worker sends; any object is checked.
             checksum: Checksum of the worker's data set.
 
         Raises:
-            ValueError: The rank does not exist, or the worker's release or data differ.
+            ValueError: The rank does not exist, or the worker's data differ. It is then refused.
+        """
+        self._check_rank(rank)
+        self._compare(rank, "checksum of the data", checksum, self._checksum)
+
+    def _compare(self, rank: object, name: str, value: object, expected: str) -> None:
+        try:
+            check(name, value, value == expected, f"the server's {expected}")
+        except ValueError as error:
+            self.refuse(rank, str(error))
+            raise
+
+    def refuse(self, rank: object, reason: object) -> None:
+        """Exclude the rank of a worker that may not or cannot join, unless another process has joined with it.
+
+        Args:
+            rank: Rank that the worker sends; any object is checked.
+            reason: The reason, for the records. Characters that are not printable are replaced.
+
+        Raises:
+            ValueError: The rank does not exist.
         """
         self._check_rank(rank)
         assert isinstance(rank, int)
-        for (name, expected), value in zip(self._compared.items(), (release, checksum), strict=True):
-            try:
-                check(name, value, value == expected, f"the server's {expected}")
-            except ValueError as error:
-                with self._changed:
-                    self._rounds.refuse(rank, f"refused: {error}")
-                    self._changed.notify_all()
-                raise
+        with self._changed:
+            self._rounds.refuse(rank, f"refused: {printable(str(reason))}")
+            self._changed.notify_all()
 
     def _check_rank(self, rank: object) -> None:
         p = len(self._rows)
@@ -261,23 +287,43 @@ def clear_active() -> None:
     _active.clear()
 
 
-def describe() -> str:
-    """Return the run's configuration as JSON. Called by workers."""
-    return _active[0].config.to_json()
-
-
-def compare(rank: object, release: object, checksum: object) -> None:
-    """Compare the release and data of a new worker with the server's. Called by workers.
+def describe(rank: object, release: object) -> str:
+    """Return the run's configuration as JSON to a new worker of the server's release. Called by workers.
 
     Args:
         rank: Rank of the worker.
         release: Release of the worker's package.
+
+    Raises:
+        ValueError: The rank does not exist, or the worker's release differs.
+    """
+    return _active[0].describe(rank, release)
+
+
+def compare(rank: object, checksum: object) -> None:
+    """Compare the data of a new worker with the server's. Called by workers.
+
+    Args:
+        rank: Rank of the worker.
         checksum: Checksum of the worker's data set.
 
     Raises:
-        ValueError: The rank does not exist, or the worker's release or data differ.
+        ValueError: The rank does not exist, or the worker's data differ.
     """
-    _active[0].compare(rank, release, checksum)
+    _active[0].compare(rank, checksum)
+
+
+def refuse(rank: object, reason: object) -> None:
+    """Exclude the rank of a worker that cannot join. Called by workers.
+
+    Args:
+        rank: Rank of the worker.
+        reason: The reason, for the records.
+
+    Raises:
+        ValueError: The rank does not exist.
+    """
+    _active[0].refuse(rank, reason)
 
 
 def is_alive() -> bool:

@@ -31,13 +31,13 @@ def work(rank: int, host: str, port: int, timeout: float = TIMEOUT) -> None:
         rank: Rank of the worker, from 0.
         host: Host of the server.
         port: Port of the server's store.
-        timeout: Seconds of silence after which the server counts as gone.
+        timeout: Seconds to wait for a server to start, and of silence after which it counts as gone.
 
     Raises:
         ConnectionError: No server is found, or the server is gone.
         ValueError: The server refuses the worker.
     """
-    with connection.rpc_agent(connection.connect_store(host, port), host, server=False):
+    with connection.rpc_agent(connection.connect_store(host, port, timeout), host, server=False):
         ended = threading.Event()
         threading.Thread(target=_watch, args=(rank, timeout, ended), daemon=True).start()
         try:
@@ -58,10 +58,20 @@ def _watch(rank: int, timeout: float, ended: threading.Event) -> None:
             os._exit(1)
 
 
+def _prepare(rank: int, configuration: str) -> tuple[TrainConfig, RemoteWorker]:
+    """Prepare the worker; a failure is sent to the server too."""
+    try:
+        config = TrainConfig.from_json(configuration)
+        return config, RemoteWorker(rank, config)
+    except (ValueError, OSError, ImportError) as error:
+        with suppress(ConnectionError):
+            connection.call_server(server.refuse, rank, str(error))
+        raise
+
+
 def _work(rank: int, host: str) -> None:
-    config = TrainConfig.from_json(connection.call_server(server.describe))
-    worker = RemoteWorker(rank, config)
-    connection.call_server(server.compare, rank, fa.__version__, worker.checksum)
+    config, worker = _prepare(rank, connection.call_server(server.describe, rank, fa.__version__))
+    connection.call_server(server.compare, rank, worker.checksum)
     channel = connection.call_server(server.datagram_channel, rank)
     sender = None if channel is None else create_sender(host, channel[0])
     payload = worker.gradient if sender is None else torch.zeros(0)

@@ -49,6 +49,14 @@ class Handler(Protocol):
         """
         ...
 
+    def linger(self, connection: Connection) -> None:
+        """Process a connection that ends once its last message is sent and the other end agrees.
+
+        Args:
+            connection: The connection.
+        """
+        ...
+
     def close(self, connection: Connection) -> None:
         """Process the end of a connection.
 
@@ -66,6 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         joined: True once the worker takes part in rounds.
         assigned: Iteration whose gradient is expected next; None if no message is.
         data: Bytes of a message that is not a gradient.
+        sending: True while a long message is being sent.
         greeted: Completed once the worker has authenticated itself, or the connection has ended.
         reason: Why the connection has ended.
     """
@@ -74,6 +83,7 @@ class Connection(asyncio.BufferedProtocol):
         self.rank: int | None = None
         self.joined = False
         self.assigned: int | None = None
+        self.sending = False
         self.data = bytearray()
         self.greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.reason = "its connection has ended"
@@ -86,7 +96,6 @@ class Connection(asyncio.BufferedProtocol):
         self._views: list[memoryview] | None = None  # places for them; None to ignore them
         self._writable = asyncio.Event()
         self._writable.set()
-        self._sending = False
         self._closed = False
 
     def peer(self, name: str) -> Any:
@@ -159,9 +168,10 @@ class Connection(asyncio.BufferedProtocol):
         self._views = self._handler.place(self, header)
         self._filled, self._header, self._left = 0, header, header.length
 
-    def ignore(self) -> None:
-        """Ignore the rest of the message that arrives at present, and write to its place no longer."""
-        self._views = None
+    def ignore_gradient(self) -> None:
+        """Ignore the rest of a gradient that arrives at present, and write to its place no longer."""
+        if self._header is not None and self._header.kind is Kind.GRADIENT:
+            self._views = None
 
     # Writing.
 
@@ -172,7 +182,7 @@ class Connection(asyncio.BufferedProtocol):
             header: Header of the message, with its length.
             views: The bytes that follow it.
         """
-        self._sending = True
+        self.sending = True
         self._transport.write(header.pack())
         for view in views:
             for start in range(0, len(view), _CHUNK):
@@ -180,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
                 if self._closed:
                     return
                 self._transport.write(view[start : start + _CHUNK])
-        self._sending = False
+        self.sending = False
 
     def post(self, header: Header, data: bytes = b"") -> None:
         """Send a short message, unless a long one is being sent.
@@ -189,7 +199,7 @@ class Connection(asyncio.BufferedProtocol):
             header: Header of the message, without its length.
             data: The bytes that follow it.
         """
-        if not self._closed and not self._sending:
+        if not self._closed and not self.sending:
             self._transport.write(header._replace(length=len(data)).pack() + data)
 
     def finish(self, header: Header, data: bytes = b"") -> None:
@@ -201,11 +211,12 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self._closed:
             return
-        if self._sending:
+        if self.sending:
             self._transport.abort()
         else:
             self.post(header, data)
             self._transport.close()
+            self._handler.linger(self)
         self._end()
 
     def fail(self, reason: str) -> None:

@@ -19,6 +19,8 @@ from fa.training.transports.tcp.worker import work
 from fa.utils.addresses import create_listener
 from fa.utils.open_files import raise_file_limit
 
+_FILES_IF_SPAWNED = 3  # per worker that starts here: connection, sentinel and pipe
+
 
 @contextmanager
 def serve_tcp(run: ServedRun, options: TcpConfig) -> Iterator[TcpTransport]:
@@ -32,7 +34,7 @@ def serve_tcp(run: ServedRun, options: TcpConfig) -> Iterator[TcpTransport]:
         The transport.
     """
     context = None if options.keys is None else server_context(options.keys)
-    raise_file_limit("workers", run.config.workers, 1)
+    raise_file_limit("workers", run.config.workers, _FILES_IF_SPAWNED if options.spawn_workers else 1)
     gathering = Gathering(run)
     spawned = run.config.workers if options.spawn_workers else 0
     tokens = [secrets.token_bytes(TOKEN_SIZE) for _ in range(spawned)]

@@ -26,6 +26,9 @@ from fa.utils.validation import check
 TIMEOUT = 60.0
 """Seconds of silence after which a worker gives its server up, and for which it waits for one to start."""
 
+LEAST_SILENCE = 10.0
+"""Least seconds of silence after which it gives up: twice the time between two heartbeats of the server."""
+
 _CHUNK = 1 << 20  # bytes sent at a time, each within the timeout
 _RETRY = 0.2  # seconds between two attempts to connect
 
@@ -168,7 +171,7 @@ def connect(host: str, port: int, rank: int, keys: Path | None, hello: bytes, ti
         rank: Rank of the worker, from 0.
         keys: Folder of the worker's keys; None for a server on loopback.
         hello: Bytes of the first message.
-        timeout: Seconds to wait for a server, and for any message.
+        timeout: Seconds to wait for a server, and, if more than `LEAST_SILENCE`, for any message.
 
     Returns:
         The link, and the bytes of the server's answer, which is its configuration.
@@ -191,9 +194,12 @@ def connect(host: str, port: int, rank: int, keys: Path | None, hello: bytes, ti
             link = Link(connection, rank)
             try:
                 welcome = link.greet(hello)
-                connection.settimeout(timeout)
+                if context is None:
+                    # Some kernels show root as the user at the other end of a connection that is not yet accepted.
+                    _check_user(connection, address)
+                connection.settimeout(max(timeout, LEAST_SILENCE))
                 return link, welcome
-            except Refused:
+            except ValueError:
                 link.close()
                 raise
             except ConnectionError as error:
@@ -220,12 +226,13 @@ def _open(host: str, port: int, context: ssl.SSLContext | None, timeout: float) 
         if error.errno == socket.EAI_AGAIN:
             raise ConnectionError(f"{error.strerror}: {host}") from error
         raise ValueError(f"server must be a host that is known here, got {host!r}") from error
+    except OSError as error:  # such as no route
+        raise ConnectionError(error.strerror or str(error)) from error
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context is not None:
             return context.wrap_socket(connection, server_hostname=certificates.SERVER_NAME)
-        if not same_user(connection):
-            raise ValueError(f"server must belong to this user, got another at {format_address(host, port)}")
+        _check_user(connection, format_address(host, port))
     except _TRANSIENT:
         connection.close()
         raise
@@ -236,3 +243,9 @@ def _open(host: str, port: int, context: ssl.SSLContext | None, timeout: float) 
         connection.close()
         raise
     return connection
+
+
+def _check_user(connection: socket.socket, address: str) -> None:
+    """Raise ValueError if the server belongs to another user of this host, and ConnectionError if it has gone."""
+    if not same_user(connection):
+        raise ValueError(f"server must belong to this user, got another at {address}")

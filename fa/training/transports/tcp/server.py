@@ -78,6 +78,7 @@ class RoundServer:
         self._received = [[torch.empty_like(b) for b in buffers.tensors] for buffers in gathering.buffers]
         self._connections: dict[int, Connection] = {}  # that take part in rounds: the newest of each rank
         self._joining: dict[int, Connection] = {}  # that have authenticated themselves: the newest of each rank
+        self._lingering: dict[int, Connection] = {}  # that wait for the other end's consent: at most one of each rank
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._arrived: Callable[[int], None] = _ignore
@@ -128,6 +129,8 @@ class RoundServer:
             raise ProtocolError(f"sent a gradient of iteration {header.iteration}, not {connection.assigned}")
         if (header.n, header.length) != (self._sizes.n, self._sizes.gradient):
             raise ProtocolError(f"sent {header.length} bytes of {header.n} coordinates, not of {self._sizes.n}")
+        if connection.sending:
+            raise ProtocolError("sent a gradient before it had read its parameters")
         connection.assigned = None
         rank = header.rank
         if not self.rounds.expects(rank, header.iteration):
@@ -182,8 +185,13 @@ class RoundServer:
         elif self._tokens is not None:
             if not hmac.compare_digest(bytes(connection.data[:TOKEN_SIZE]), self._tokens[rank]):
                 raise ProtocolError(f"token must be that of rank {rank}")
-        elif not same_user(connection.peer("socket")):
-            raise ProtocolError("user must be the server's")
+        else:
+            try:
+                same = same_user(connection.peer("socket"))
+            except ConnectionError as error:
+                raise ProtocolError(str(error)) from error
+            if not same:
+                raise ProtocolError("user must be the server's")
 
     def _join(self, connection: Connection, header: Header) -> None:
         """Compare what the worker has with the server's, and let it take part."""
@@ -256,6 +264,19 @@ class RoundServer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def linger(self, connection: Connection) -> None:
+        """Let a connection wait for the other end's consent to its end, and the rank's previous one no longer.
+
+        Args:
+            connection: The connection.
+        """
+        if connection.rank is None:  # `Listener` ends it.
+            return
+        older = self._lingering.get(connection.rank)
+        self._lingering[connection.rank] = connection
+        if older is not None:
+            older.abort()
+
     def close(self, connection: Connection) -> None:
         """Exclude the rank of a connection that has ended, unless the rank has a newer connection.
 
@@ -265,6 +286,8 @@ class RoundServer:
         rank = connection.rank
         if rank is not None and self._joining.get(rank) is connection:
             del self._joining[rank]
+        if rank is not None and self._lingering.get(rank) is connection:
+            del self._lingering[rank]
         if rank is None or self._connections.get(rank) is not connection:
             return
         del self._connections[rank]
@@ -306,7 +329,7 @@ class RoundServer:
         rounds.end()
         self._arrived = _ignore
         for connection in self._connections.values():
-            connection.ignore()  # incomplete rows are not written to any more
+            connection.ignore_gradient()  # incomplete rows are not written to any more
         if not complete:
             rounds.pass_deadline()
         return rounds.outcome(loop.time() - began)
@@ -322,7 +345,7 @@ class RoundServer:
 
     async def abort(self) -> None:
         """End all connections at once."""
-        for connection in [*self._connections.values(), *self._joining.values()]:
+        for connection in [*self._connections.values(), *self._joining.values(), *self._lingering.values()]:
             connection.abort()
         await asyncio.sleep(0)  # in which asyncio closes them
 
