@@ -109,6 +109,9 @@ def rebuilt(module: Any, study: Study) -> dict[str, Any]:
     if hasattr(module, "tables"):
         table, values = module.tables(results)
         return {"table": table, "values": values}
+    if hasattr(module, "detection"):
+        workers = module.workers(results)
+        return {"table": results.table(), "workers": workers, "found": module.detection(workers)}
     return {"table": results.table()}
 
 
