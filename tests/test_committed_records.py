@@ -111,7 +111,7 @@ def rebuilt(module: Any, study: Study) -> dict[str, Any]:
         return {"table": table, "values": values}
     if hasattr(module, "detection"):
         workers = module.workers(results)
-        return {"table": results.table(), "workers": workers, "found": module.detection(workers)}
+        return {"table": results.table(), "workers": workers, "detections": module.detection(workers)}
     return {"table": results.table()}
 
 
