@@ -86,7 +86,7 @@ def judged(module: Any, path: Path, tables: dict[str, Any], study: Study) -> lis
             file = path.parent / f"{name}.{argument}.csv"
             unmeasured = study.unfinished and not file.exists()
             tables[argument] = None if unmeasured else pd.read_csv(file)
-    return module.claims(**tables, **settings)
+    return module.claims(**{argument: tables[argument] for argument in tables if argument in takes}, **settings)
 
 
 def study_of(module: Any, folder: Path, name: str, drawn: pd.DataFrame) -> Study:
