@@ -14,7 +14,7 @@ from fa.data.dataset import Arrays
 
 
 def write(mnist: Arrays, path: Path) -> None:
-    """Write the subset of MNIST that `mnist_mini.kept` selects.
+    """Write the subset of MNIST that `mnist_mini.subset_indices` selects.
 
     Args:
         mnist: The arrays of MNIST.

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fa import RULES, make_rule, models
 from fa.data import load
-from fa.data.batches import minibatch, test_batches
+from fa.data.batches import evaluation_batches, minibatch
 from fa.training import ddp
 
 
@@ -43,7 +43,7 @@ def main() -> None:
     if rank == 0:
         model.eval()
         with torch.no_grad():
-            right = sum(int((model.module(x).argmax(dim=1) == y).sum()) for x, y in test_batches(dataset))
+            right = sum(int((model.module(x).argmax(dim=1) == y).sum()) for x, y in evaluation_batches(dataset))
         print(f"{given.rule}: test accuracy {right / len(dataset.test_labels):.3f} after {given.iterations} iterations")
     del model, optimizer  # fa/training/ddp.py explains why this order is necessary.
     gc.collect()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fa import RULES, make_rule, models
 from fa.data import load
-from fa.data.batches import minibatch, test_batches
+from fa.data.batches import evaluation_batches, minibatch
 from fa.data.splits import dirichlet
 from fa.interop.flower import Strategy
 
@@ -89,7 +89,7 @@ def evaluate(server_round: int, arrays: ArrayRecord) -> MetricRecord:
     model.load_state_dict(arrays.to_torch_state_dict())
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in test_batches(data))
+        right = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in evaluation_batches(data))
     return MetricRecord({"accuracy": right / len(data.test_labels)})
 
 

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 
 import fa
 from fa.data import load
-from fa.data.batches import minibatch, test_batches
+from fa.data.batches import evaluation_batches, minibatch
 
 BATCH = 24
 
@@ -56,7 +56,9 @@ def train(rule: fa.Rule, bad: int, iterations: int, seed: int = 0) -> float:
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        right = sum(int((model(images).argmax(dim=1) == labels).sum()) for images, labels in test_batches(dataset))
+        right = sum(
+            int((model(images).argmax(dim=1) == labels).sum()) for images, labels in evaluation_batches(dataset)
+        )
     return right / len(dataset.test_labels)
 
 

@@ -7,8 +7,9 @@ Example:
     array([1., 3.])
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fa.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fa import irls
@@ -52,18 +53,9 @@ _PACKAGES = (
     "training",
 )
 
-_MODULE_OF = {"attack": "fa.attacks", "backward": "fa.autograd", "set_grad": "fa.autograd"}
-"""Modules of the public functions that are not in fa.rules."""
+_FUNCTIONS = {"attack": "fa.attacks", "backward": "fa.autograd", "set_grad": "fa.autograd"}
 
-
-def __getattr__(name: str) -> Any:
-    """Import public names on first access, so that `fa --help` does not import torch."""
-    if name in _PACKAGES:
-        return importlib.import_module(f"fa.{name}")
-    if name in __all__:
-        return getattr(importlib.import_module(_MODULE_OF.get(name, "fa.rules")), name)
-    raise AttributeError(f"module 'fa' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *_PACKAGES, "__version__"})
+# Imported on first access, so that `fa --help` does not import torch.
+__getattr__, __dir__ = lazy_names(
+    __name__, dict.fromkeys(__all__, "fa.rules") | _FUNCTIONS | {name: f"fa.{name}" for name in _PACKAGES}
+)

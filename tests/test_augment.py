@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import expm, logm
 
 from fa.augment import SYSTEMS, add_noise, cat_period, flow, source, warp
-from fa.augment.images import _nearest_pixels
+from fa.augment.images import _corners, _nearest_pixels
 from fa.augment.maps import MOVES, cat_pixels
 from tests.tensors import DEVICE
 
@@ -343,3 +343,16 @@ def test_many_iterations_of_the_smooth_cat_map_do_not_overflow() -> None:
 
 def test_the_torus_ends_below_1() -> None:
     assert flow("cat", [[-1e-20, 0.0]], 0.0).tolist() == [[0.0, 0.0]]
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_a_warp_in_inference_mode_leaves_later_gradients(interpolation: str) -> None:
+    """Tensors that are kept between calls must not be those of inference mode."""
+    for cached in (_nearest_pixels, _corners):
+        cached.cache_clear()
+    images = torch.ones(2, 1, 5, 5)
+    with torch.inference_mode():
+        warp(images, "rotation", 0.31, interpolation=interpolation)
+    images.requires_grad_()
+    warp(images, "rotation", 0.31, interpolation=interpolation).sum().backward()
+    assert images.grad is not None

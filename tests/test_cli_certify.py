@@ -208,7 +208,22 @@ def test_options_out_of_range(
     check_one_line(call(capsys, file, *option), pattern)
 
 
+def test_a_relaxation_that_fails_leaves_the_certificate(
+    capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no solution")
+
+    monkeypatch.setattr("fa.sdp.solve", fails)
+    code, out, err = call(capsys, file, "--exact", "--json")
+    assert code != 0
+    assert "no solution" in err
+    assert json.loads(out) == json.loads(call(capsys, file, "--json")[1])
+
+
 def test_exact_without_cvxpy(capsys: pytest.CaptureFixture[str], file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cvxpy", None)
+    monkeypatch.setattr("fa.irls.solve", lambda *_, **__: pytest.fail("the file is read first"))
     check_one_line(call(capsys, file, "--exact"), r"cvxpy.*pip install .*\[theory\]")
+    monkeypatch.undo()
     assert call(capsys, file)[0] == 0

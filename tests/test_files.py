@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import pytest
 
 from fa import cli
@@ -485,6 +486,32 @@ def test_a_result_whose_records_cannot_be_written_is_printed(
     check_refusal(leaving.value.code, printed.err, "")
     assert "accuracy" in printed.out
     assert names(folder) == []
+
+
+@pytest.mark.parametrize("answer", ["~/rescued", "", click.Abort()], ids=["folder", "nothing", "Ctrl-C"])
+def test_a_terminal_is_asked_for_another_folder(
+    answer: str | click.Abort,
+    small_disk: Callable[[int], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def prompt(*_: object, **__: object) -> str:
+        if isinstance(answer, str):
+            return answer
+        raise answer
+
+    folder = small_disk(4)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("fa.utils.progress_bar.LINES", float("inf"))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(click, "prompt", prompt)
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(f"train {RUN} --iterations 30 --out {folder / 'out'}".split())
+    assert "accuracy" in capsys.readouterr().out
+    written = answer == "~/rescued"
+    assert leaving.value.code == (0 if written else 2)
+    assert (tmp_path / "rescued" / "curve.csv").is_file() == written
 
 
 @pytest.mark.parametrize("size", [40, 80, 400, 1000, 2000])

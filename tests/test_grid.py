@@ -233,14 +233,16 @@ def test_rates_are_the_best_by_mean_validation_accuracy_and_the_lowest_of_equals
 
 
 def test_the_example_is_a_grid() -> None:
-    grid = read(Path(__file__).parents[1] / "examples" / "grid.toml")
+    path = Path(__file__).parents[1] / "examples" / "grid.toml"
+    grid, text = read(path)
+    assert text == path.read_text()
     assert grid.skipped() == {}
     assert len({cell.config for cell in grid.cells()}) == 24
 
 
 def test_the_committed_robustness_table_follows_from_its_runs() -> None:
     root = Path(__file__).parents[1]
-    grid, name = read(root / "examples" / "robustness.toml"), root / "figures" / "robustness" / "robustness"
+    (grid, _), name = read(root / "examples" / "robustness.toml"), root / "figures" / "robustness" / "robustness"
     runs, cells = (pd.read_csv(f"{name}.{suffix}") for suffix in ("runs.csv", "csv"))
     rates = json.loads(Path(f"{name}.json").read_text())["rates"]
     expected = [(cell.rule, cell.attack, cell.split, cell.config.seed, cell.config.lr) for cell in grid.cells(rates)]

@@ -1,7 +1,10 @@
 """What `import fa` leaves alone: heavy packages, the random states, the number of threads."""
 
+import importlib
 import subprocess
 import sys
+
+import pytest
 
 HEAVY = (
     "IPython", "cvxpy", "ipykernel", "jupyter_client", "jupyter_core", "jupyterlab", "matplotlib", "nbformat",
@@ -46,3 +49,23 @@ def test_nothing_heavy_is_imported() -> None:
 
 def test_no_global_state_is_changed() -> None:
     assert run(STATES) == ""
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        ("fa", {"aggregate", "irls", "training", "__version__"}),
+        ("fa.data", {"load", "fetch"}),
+        ("fa.training", {"train", "TrainConfig", "ddp"}),
+        ("fa.augment", {"recipes", "warp"}),
+        ("fa.theory", {"breakdown"}),
+        ("fa.interop", {"byzfl"}),
+    ],
+)
+def test_names_that_are_imported_on_first_access_are_listed(package: str, names: set[str]) -> None:
+    module = importlib.import_module(package)
+    assert names <= set(dir(module))
+    for name in names:
+        assert getattr(module, name) is not None
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = module.no_such_name

@@ -53,6 +53,16 @@ class Mine(fa.Rule):
         return ColumnDecision(weights=np.full(gram.p, self.share / gram.p))
 
 
+def made():
+    class Made(Mine):
+        pass
+
+    return Made
+
+
+MadeByAFunction = made()
+
+
 def write(G, byzantine, streams, size=2.0):
     for worker in byzantine:
         G[worker] = size
@@ -70,10 +80,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("how", COPIES)
-@pytest.mark.parametrize("name", [*fa.RULES, "FILE", "byzfl:Median"])
+@pytest.mark.parametrize("name", [*fa.RULES, "Mine", "MadeByAFunction", "byzfl:Median"])
 @pytest.mark.filterwarnings("ignore:f must be set")
 def test_a_copied_rule_gives_the_same_direction(name: str, how: str, file: Path) -> None:
-    rule = fa.make_rule(f"{file}:Mine", share=0.5) if name == "FILE" else fa.make_rule(name)
+    rule = fa.make_rule(f"{file}:{name}", share=0.5) if name in ("Mine", "MadeByAFunction") else fa.make_rule(name)
     copied = COPIES[how](rule)
     assert copied == rule
     np.testing.assert_array_equal(copied(G), rule(G))

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 
 from fa.augment import warp
-from fa.augment.recipes import Recipe, augment, augmented_dataset, build, load_built, read
+from fa.augment.recipes import Recipe, augment, augmented_dataset, load_augmented, read, write_augmented
 from fa.cli import cli
 from fa.data import MissingDataError, load
 from fa.models import build as build_model
@@ -33,8 +33,8 @@ def some(count: int = 40) -> torch.Tensor:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_each_recipe_is_read_and_acts(path: Path) -> None:
     recipe = read(path)
-    assert Recipe.of(recipe.options) == recipe
-    assert Recipe.of(json.loads(json.dumps(recipe.options))) == recipe
+    assert Recipe.from_options(recipe.options) == recipe
+    assert Recipe.from_options(json.loads(json.dumps(recipe.options))) == recipe
     made = augment(some(), recipe, 1)
     assert (made.dtype, made.shape) == (torch.uint8, some().shape)
     different = (made != some()).flatten(1).any(dim=1).float().mean()
@@ -100,7 +100,7 @@ def test_a_recipe_of_python_values_is_checked_as_a_file_is(values: dict[str, Any
     with pytest.raises(ValueError, match=message):
         Recipe(**values)
     whole = Recipe(system="smooth_cat_map", t=(1,))
-    assert whole == Recipe.of({"system": "smooth_cat_map", "t": [1]})
+    assert whole == Recipe.from_options({"system": "smooth_cat_map", "t": [1]})
 
 
 WRONG: list[tuple[str, str]] = [
@@ -139,41 +139,41 @@ def run(*arguments: Any) -> Any:
 def test_the_command_builds_a_data_set_that_loads_again(tmp_path: Path) -> None:
     done = run("half", "--out", tmp_path / "new" / "set", "--seed", 5)
     assert done.exit_code == 0, done.output
-    made = load_built(tmp_path / "new" / "set")
+    made = load_augmented(tmp_path / "new" / "set")
     recipe = read(FOLDER / "half.toml")
     assert torch.equal(made.train_images, augment(MNIST.train_images, recipe, 5))
     for name in ("train_labels", "test_images", "test_labels"):
         assert torch.equal(getattr(made, name), getattr(MNIST, name))
     assert (made.classes, made.mean, made.std, made.crop_and_flip) == (10, MNIST.mean, MNIST.std, False)
     manifest = json.loads((tmp_path / "new" / "set" / "manifest.json").read_text())
-    assert Recipe.of(manifest["recipe"]) == recipe
+    assert Recipe.from_options(manifest["recipe"]) == recipe
     assert (manifest["seed"], manifest["dataset"], manifest["dataset_checksum"]) == (5, "mnist-mini", MNIST.checksum)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["set"]
     again = run(FOLDER / "half.toml", "--out", tmp_path / "again", "--seed", 5)
     assert again.exit_code == 0
-    assert load_built(tmp_path / "again").checksum == made.checksum == manifest["checksum"]
+    assert load_augmented(tmp_path / "again").checksum == made.checksum == manifest["checksum"]
 
 
 def test_a_run_trains_on_a_folder_that_was_written(tmp_path: Path) -> None:
     run("half", "--out", tmp_path / "set", "--seed", 5)
     short = {"workers": 3, "byzantine": 0, "iterations": 2, "batch": 4}
     written = train(TrainConfig(dataset=str(tmp_path / "set"), **short))
-    assert written.checksum == load_built(tmp_path / "set").checksum
+    assert written.checksum == load_augmented(tmp_path / "set").checksum
     assert written.curve[-1].train_loss != train(TrainConfig(**short)).curve[-1].train_loss
 
 
 def test_a_damaged_set_is_not_loaded_and_a_folder_is_not_overwritten(tmp_path: Path) -> None:
-    out = build(Recipe(noise=(0.1,)), MNIST, tmp_path / "set", 0)
+    out = write_augmented(Recipe(noise=(0.1,)), MNIST, tmp_path / "set", 0)
     with pytest.raises(ValueError, match=rf"^out must be .*{out}"):
-        build(Recipe(noise=(0.1,)), MNIST, out, 0)
+        write_augmented(Recipe(noise=(0.1,)), MNIST, out, 0)
     images = np.load(out / "train_images.npy")
     images[0, 0, 0, 0] ^= 1
     np.save(out / "train_images.npy", images)
     with pytest.raises(MissingDataError, match=rf"{out}.*SHA-256"):
-        load_built(out)
+        load_augmented(out)
     (out / "test_labels.npy").unlink()
     with pytest.raises(MissingDataError, match=rf"{out}.*\btest_labels\.npy\b"):
-        load_built(out)
+        load_augmented(out)
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(Recipe(noise=(0.1,)), MNIST, tmp_path / "set", 0, interrupt)
+        write_augmented(Recipe(noise=(0.1,)), MNIST, tmp_path / "set", 0, interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -257,4 +257,4 @@ def test_train_takes_a_recipe_by_its_name(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, [*arguments.split(), "--iterations", "1", "--out", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    assert (Recipe.of(config["augmentation"]), config["augmented"]) == (read(FOLDER / "cat.toml"), "all")
+    assert (Recipe.from_options(config["augmentation"]), config["augmented"]) == (read(FOLDER / "cat.toml"), "all")

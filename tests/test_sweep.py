@@ -50,6 +50,22 @@ def test_finished_runs_are_reused_and_outcomes_keep_their_order(tmp_path: Path) 
     assert {o.config: o.record.folder.stat().st_ino for o in again if o.config.seed != 3} == inodes
 
 
+def test_a_process_that_cannot_start_fails_its_run_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = sweeping._start, []
+
+    def starts_second(*arguments: object) -> object:
+        started.append(None)
+        if len(started) == 1:
+            raise BrokenPipeError(32, "Broken pipe")
+        return start(*arguments)
+
+    monkeypatch.setattr(sweeping, "_start", starts_second)
+    first, second = sweep(configs(1, 2), RunStore(tmp_path), jobs=1, progress=False)
+    assert first.record is None
+    assert "Broken pipe" in first.error
+    assert second.record is not None
+
+
 def test_data_that_is_missing_is_told_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FA_DATA", str(tmp_path / "empty"))
     monkeypatch.setattr(sweeping, "_run_all", lambda *_: pytest.fail("began"))

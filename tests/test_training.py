@@ -720,6 +720,7 @@ def test_a_run_that_diverges_goes_on_and_says_so(tmp_path: Path, rule: str, atta
         ({"rule": "median", "rule_options": {"m": 3}}, r"'median'.*'m'"),
         ({"attack": "lie"}, r"^attack must be .*'lie'"),
         ({"device": "abacus"}, r"^device must be .*'abacus'"),
+        ({"device": "cpu:3"}, r"^device must be .*'cpu:3'"),
     ],
 )
 def test_what_can_be_checked_is_checked_before_the_data_are_read(

@@ -10,4 +10,4 @@ from fa.utils.lazy import lazy_modules
 
 __all__ = ["MOVES", "SYSTEMS", "add_noise", "cat_period", "flow", "source", "warp"]
 
-__getattr__ = lazy_modules(__name__, ("recipes",))
+__getattr__, __dir__ = lazy_modules(__name__, ("recipes",))

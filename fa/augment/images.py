@@ -103,6 +103,7 @@ def _gather(images: Images, index: Int64[Tensor, " pixels"], inside: Bool[Tensor
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # Cached tensors must serve later calls with gradients.
 def _nearest_pixels(
     system: str, height: int, width: int, t: float, parameters: tuple[tuple[str, float], ...], device: torch.device
 ) -> tuple[Int64[Tensor, " pixels"], Bool[Tensor, " pixels"]]:
@@ -112,6 +113,7 @@ def _nearest_pixels(
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def _corners(
     system: str, height: int, width: int, t: float, parameters: tuple[tuple[str, float], ...], device: torch.device
 ) -> list[tuple[Int64[Tensor, " pixels"], Bool[Tensor, " pixels"], Float64[Tensor, " pixels"]]]:

@@ -78,7 +78,7 @@ class Recipe:
         check_parameters(self.system.removesuffix("_map"), dict(self.parameters))
 
     @classmethod
-    def of(cls, options: Any) -> Recipe:
+    def from_options(cls, options: Any) -> Recipe:
         """Create a recipe from a mapping or from pairs, such as `options` returns.
 
         Args:
@@ -148,7 +148,7 @@ def read(path: str | Path) -> Recipe:
         ValueError: The file is unreadable, is not TOML, or is not a recipe. The message names the file.
     """
     try:
-        return Recipe.of(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        return Recipe.from_options(tomllib.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
         raise ValueError(f"the recipe {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -206,7 +206,9 @@ def augmented_dataset(dataset: Dataset, recipe: Recipe, seed: int, progress: Pro
     return replace(dataset, train_images=images, checksum=content_checksum(arrays))
 
 
-def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress: Progress | None = None) -> Path:
+def write_augmented(
+    recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress: Progress | None = None
+) -> Path:
     """Write an augmented data set into a new folder. The folder appears whole or not at all.
 
     It holds four .npy files, uint8 and int64, and a manifest with recipe, seed, checksums and the properties that a
@@ -246,8 +248,8 @@ def build(recipe: Recipe, dataset: Dataset, out: str | Path, seed: int, progress
     return out
 
 
-def load_built(folder: str | Path) -> Dataset:
-    """Load a data set that `build` wrote, and check its content against the manifest.
+def load_augmented(folder: str | Path) -> Dataset:
+    """Load a data set that `write_augmented` wrote, and check its content against the manifest.
 
     Args:
         folder: The folder.
@@ -274,4 +276,7 @@ def load_built(folder: str | Path) -> Dataset:
             checksum=checksum,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise MissingDataError(f"there is no whole augmented data set in {folder}: {error}; `fa augment`") from error
+        found = f"{type(error).__name__}: {error}"
+        raise MissingDataError(
+            f"{folder} must be a complete data set of `fa augment`, got {found}. Write it again with `fa augment`."
+        ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import signal
 import sys
 from collections.abc import Sequence
@@ -82,6 +83,10 @@ class LazyGroup(click.Group):
         except KeyboardInterrupt as error:
             click.echo("fa: interrupted", err=True)
             raise click.exceptions.Exit(128 + (error.args or (signal.SIGINT,))[0]) from None
+        except BrokenPipeError as error:  # click ends silently, which is right for a reader that has left
+            if _reader_has_left():
+                raise
+            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -105,14 +110,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
-    except BrokenPipeError:  # the reader of our output has closed the pipe
-        sys.stderr.close()
-        sys.exit(1)
     except (ValueError, OSError) as error:
         _fail(str(error))
     except (ImportError, MemoryError, RuntimeError) as error:
         _fail(_cure(error))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _reader_has_left() -> bool:
+    """Return True if the standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.__stdout__.fileno(), 0)  # type: ignore[union-attr]
+    except (AttributeError, OSError, ValueError):  # no standard output, or a closed one
+        return True
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _cure(error: Exception) -> str:

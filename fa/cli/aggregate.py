@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa.cli.help_texts import RULE
+from fa.cli.paths import UserPath
 from fa.cli.rule_options import pop_rule_options, rule_options
 from fa.utils.validation import MOST_THREADS, check
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=UserPath())
 @click.option("--rule", default="fa", show_default=True, help=RULE)
 @click.option("--f", type=int, help="Number of Byzantine workers to tolerate.  [default: 0]")
 @rule_options
 @click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Number of threads.  [default: torch's]")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output file for d, .npy or .safetensors.")
+@click.option("--out", required=True, type=UserPath(), help="Output file for d, .npy or .safetensors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def aggregate(
     files: tuple[Path, ...], rule: str, f: int | None, threads: int | None, out: Path, as_json: bool, **options: Any
@@ -40,6 +41,7 @@ def aggregate(
     from fa.rules import make_rule
 
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         aggregator = make_rule(rule, f=f, **pop_rule_options(options))
     for warning in caught:
         click.echo(f"fa: {warning.message}", err=True)

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from fa.cli.data import root_option
+from fa.cli.paths import UserPath
 from fa.utils.progress_bar import reporter
 
 
 @click.command()
 @click.argument("recipe")
 @click.option("--dataset", default="mnist-mini", show_default=True, help="Data set to augment.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="New folder for the augmented data set.")
+@click.option("--out", type=UserPath(), required=True, help="New folder for the augmented data set.")
 @click.option("--seed", type=click.IntRange(min=0), default=2021, show_default=True, help="Seed of the augmentation.")
 @root_option
 def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) -> None:
@@ -23,12 +24,12 @@ def augment(recipe: str, dataset: str, out: Path, seed: int, root: Path | None) 
     """
     import torch
 
-    from fa.augment.recipes import build, read
+    from fa.augment.recipes import read, write_augmented
     from fa.data import load
     from fa.experiments.paths import recipe_path as find
 
     source = read(find(recipe))
     torch.set_num_threads(1)  # the steps are short, and several threads would mostly wait for one another
     with reporter("images") as report:
-        folder = build(source, load(dataset, root), out, seed, lambda done, total: report(done, total, str))
+        folder = write_augmented(source, load(dataset, root), out, seed, lambda done, total: report(done, total, str))
     click.echo(str(folder))

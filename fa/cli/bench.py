@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fa.cli.paths import UserPath
 from fa.cli.study_options import rule_option
 from fa.utils.files import write_atomically
 from fa.utils.validation import MOST_THREADS, check_positive
@@ -36,9 +37,7 @@ if TYPE_CHECKING:
 @click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Number of threads.  [default: torch's]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @rule_option
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder for bench.json and bench.png."
-)
+@click.option("--out", type=UserPath(file_okay=False), help="Output folder for bench.json and bench.png.")
 def bench(
     sizes: tuple[int, ...],
     workers: tuple[int, ...],

@@ -8,13 +8,15 @@ from typing import Any
 
 import click
 
+from fa.cli.paths import UserPath
 from fa.cli.rule_options import OPTIONS, numbers
+from fa.utils.optional import import_optional
 
 BETTER = 1e-6  # Relative difference of two objectives that counts as a difference.
 
 
 @click.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=UserPath())
 @click.option("--m", type=int, help="Number of columns of the subspace.  [default: ceil((p + 1)/2)]")
 @click.option("--lam", type=float, default=0.0, show_default=True, help="Weight of the pairwise term.")
 @click.option("--a", type=float, default=2.0, show_default=True, help="Inverse of the power, at least 1.")
@@ -44,11 +46,20 @@ def certify(
     weights = None if worker_weights is None else numbers("worker_weights", worker_weights, float)
     G, _ = open_gradients(files)
     problem = {"m": m, "lam": lam, "a": a, "worker_weights": weights}
-    report = _certify(G, problem, max_iter, restarts) | ({"exact": _exact(G, problem)} if exact else {})
+    if exact:
+        import_optional("cvxpy", "--exact", "theory")
+    report, failure = _certify(G, problem, max_iter, restarts), None
+    if exact:
+        try:
+            report["exact"] = _exact(G, problem)
+        except RuntimeError as error:
+            failure = click.ClickException(str(error))
     if as_json:
         click.echo(json.dumps(report, indent=2))
     else:
         _show(report, [path.name for path in files] if len(files) > 1 else [str(i) for i in range(len(G))])
+    if failure is not None:
+        raise failure
 
 
 def _certify(G: Any, problem: dict[str, Any], max_iter: int, restarts: int) -> dict[str, Any]:
@@ -77,10 +88,7 @@ def _certify(G: Any, problem: dict[str, Any], max_iter: int, restarts: int) -> d
 def _exact(G: Any, problem: dict[str, Any]) -> dict[str, Any]:
     from fa import sdp
 
-    try:
-        relaxation = sdp.solve(G, **problem)
-    except (ImportError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from error
+    relaxation = sdp.solve(G, **problem)
     names = ("bound", "value", "rounded_objective", "polished_objective", "solver", "status", "seconds")
     return {name: getattr(relaxation, name) for name in names}
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from fa.cli.paths import UserPath
+
 root_option = click.option(
     "--root",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=UserPath(file_okay=False),
     help="Folder of the data sets.  [default: $FA_DATA, else fa in the user's cache folder]",
 )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fa.cli.paths import UserPath
 from fa.cli.runs import check_device, resumable
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: runs/NAME of the file]")
+@click.argument("file", type=UserPath(dir_okay=False))
+@click.option("--out", type=UserPath(), help="Output folder.  [default: runs/NAME of the file]")
 @click.option("--jobs", type=click.IntRange(min=1), help="Number of parallel runs.  [default: cores]")
 @click.option("--device", help="cpu, cuda or cuda:N.  [default: the file's]")
 @click.option("--dry-run", is_flag=True, help="Check the file and count the runs; run nothing.")
@@ -31,7 +32,7 @@ def grid(file: Path, out: Path | None, jobs: int | None, device: str | None, dry
     from fa.experiments.runs.grid import read, run
     from fa.experiments.runs.store import RunStore
 
-    plan = read(file, device=device)
+    plan, text = read(file, device=device)
     folder = out or Path("runs") / file.stem
     store = RunStore(folder / "records")
     for pair, reason in plan.skipped().items():
@@ -43,10 +44,12 @@ def grid(file: Path, out: Path | None, jobs: int | None, device: str | None, dry
             f"{len(tuning)} runs to choose learning rates, {len(reported)} runs to report; records: {store.root}"
         )
         return
+    import fa.experiments.reporting.grid_map  # noqa: F401 (a missing pandas is reported before the runs)
+
     with resumable():
         result = run(plan, store, jobs)
     words = ["fa", "grid", str(file), *(["--out", str(out)] if out else []), *(["--device", device] if device else [])]
-    _report(result, folder, file, shlex.join(words))
+    _report(result, folder, file.stem, {"command": shlex.join(words), "file": text})
 
 
 def _check_surroundings(configs: Collection[TrainConfig]) -> None:
@@ -61,15 +64,14 @@ def _check_surroundings(configs: Collection[TrainConfig]) -> None:
         models.build(model, REGISTRY[dataset].shape, REGISTRY[dataset].classes, seed=0)
 
 
-def _report(result: GridResult, folder: Path, file: Path, command: str) -> None:
+def _report(result: GridResult, folder: Path, name: str, about: dict[str, str]) -> None:
     """Print failed runs and learning rates, and draw the heat maps."""
-    from fa.experiments.reporting.grid_map import save  # imports pandas, which an invalid file must not wait for
+    from fa.experiments.reporting.grid_map import save
 
     for outcome in result.failed:
         click.echo(f"fa: {outcome}", err=True)
     for rule, rate in result.rates.items():
         click.echo(f"learning rate of {rule}: {rate:g}")
-    about = {"command": command, "file": file.read_text(encoding="utf-8")}
-    click.echo(f"heat maps, tables and records: {save(result, folder, file.stem, about)}")
+    click.echo(f"heat maps, tables and records: {save(result, folder, name, about)}")
     if result.failed:
         raise click.exceptions.Exit(1)

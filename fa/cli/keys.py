@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from fa.cli.paths import UserPath
+
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=UserPath())
 @click.option("--workers", type=click.IntRange(min=1), default=15, show_default=True, help="Number of workers, p.")
 @click.option("--days", type=click.IntRange(min=1), default=30, show_default=True, help="Days of validity.")
 def keys(folder: Path, workers: int, days: int) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from fa.cli.paths import UserPath
 from fa.utils.validation import check
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Output file.  [default: FOLDER/run.png]")
+@click.argument("folder", type=UserPath())
+@click.option("--out", type=UserPath(dir_okay=False), help="Output file.  [default: FOLDER/run.png]")
 def plot(folder: Path, out: Path | None) -> None:
     """Draw the run in FOLDER, which `fa train --out FOLDER` or a sweep wrote.
 
@@ -21,8 +22,8 @@ def plot(folder: Path, out: Path | None) -> None:
     from fa.experiments.reporting.artifacts import save_png
     from fa.experiments.reporting.run_plot import draw, read
 
-    figure = draw(read(folder))
     target = out or folder / "run.png"
-    check("--out", str(target), target.parent.is_dir(), "a file in an existing folder")
-    save_png(figure, target)
+    fits = out is None or (target.suffix == ".png" and target.parent.is_dir())
+    check("out", str(target), fits, "a .png file in an existing folder")
+    save_png(draw(read(folder)), target)
     click.echo(target)

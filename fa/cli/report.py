@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from fa.cli.paths import UserPath
 from fa.cli.study_options import profile_option
 
 
 @click.command()
 @profile_option
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the figures.  [default: figures/PROFILE]")
+@click.option("--out", type=UserPath(), help="Folder of the figures.  [default: figures/PROFILE]")
 def report(profile: str, out: Path | None) -> None:
     """Write REPORT.md and REPORT.html beside the figures of a profile."""
     from fa.experiments.paths import figures_dir

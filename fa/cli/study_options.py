@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 
 from fa.cli.help_texts import ATTACK
+from fa.cli.paths import UserPath
 from fa.experiments import ALL, figure_module
 from fa.experiments.runs.profiles import PROFILES
 
@@ -31,7 +31,7 @@ def study_options(command: Callable[..., None]) -> Callable[..., None]:
         The decorated command. `rules` is a tuple; the others are None if they are not set, except profile ("quick").
     """
     for option in (
-        click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: figures/PROFILE]"),
+        click.option("--out", type=UserPath(), help="Output folder.  [default: figures/PROFILE]"),
         click.option("--attack", metavar="NAME", help=_ATTACK),
         rule_option,
         click.option("--device", help="cpu, cuda or cuda:N.  [default: the profile's]"),

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fa.cli.help_texts import ATTACK, RULE
+from fa.cli.paths import UserPath
 from fa.cli.rule_options import numbers, pop_rule_options, rule_options
 from fa.cli.torchrun import TorchrunEnv, run_worker, torchrun_env
 from fa.training.config import TrainConfig
 from fa.training.schedule import DECAY_EPOCHS, LEAST_DECAY_ITERATIONS, LEAST_POINTS
 from fa.utils.addresses import format_address, parse_address
+from fa.utils.files import expand_user
 from fa.utils.progress_bar import Report, reporter
 from fa.utils.validation import MOST_THREADS, check
 
@@ -86,17 +88,17 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
 @rule_options
 @click.option("--attack-option", "attack_options", multiple=True, metavar="NAME=VALUE", help=_ATTACK_OPTION_HELP)
 @click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Number of torch's threads.  [default: torch's]")
-@click.option("--out", type=click.Path(path_type=Path), help="New folder for curve.csv, workers.csv and config.json.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help=_CHECKPOINT_HELP)
+@click.option("--out", type=UserPath(), help="New folder for curve.csv, workers.csv and config.json.")
+@click.option("--checkpoint", type=UserPath(), help=_CHECKPOINT_HELP)
 @click.option("--checkpoint-every", type=float, help="Time between two checkpoints, in seconds.  [default: 300]")
-@click.option("--tensorboard", type=click.Path(path_type=Path), help="Folder for TensorBoard's event files.")
+@click.option("--tensorboard", type=UserPath(), help="Folder for TensorBoard's event files.")
 @click.option(
     "--backend",
     type=click.Choice(["simulate", "tcp", "rpc", "torchrun"]),
     help=_BACKEND_HELP,
 )
 @click.option("--listen", metavar="HOST:PORT", help=_LISTEN_HELP)
-@click.option("--keys", type=click.Path(path_type=Path), help="Folder of the server's keys from `fa keys`, with tcp.")
+@click.option("--keys", type=UserPath(), help="Folder of the server's keys from `fa keys`, with tcp.")
 @click.option("--deadline", type=float, help="Timeout for a silent worker, in seconds.  [default: 60]")
 @click.option("--quorum", type=int, help="Number of fastest workers to await.  [default: all]")
 @click.option("--gradients", type=click.Choice(["rpc", "udp"]), help="Path of gradients, with rpc.  [default: rpc]")
@@ -264,13 +266,17 @@ def _write_elsewhere(error: UnwrittenRunError) -> Path:
 
     while sys.stdin.isatty():
         click.echo(f"fa: {error}", err=True)
-        folder = click.prompt("Another folder for the records, or nothing to lose them", default="", err=True)
-        if not folder:
-            break
         try:
-            return error.run.write(folder)
+            folder = click.prompt("Another folder for the records, or nothing to lose them", default="", err=True)
+            if not folder:
+                break
+            return error.run.write(expand_user("out", folder))
+        except click.Abort:  # Ctrl-C or Ctrl-D
+            break
         except UnwrittenRunError as again:
             error = again
+        except ValueError as unknown:  # "~" of an unknown user
+            click.echo(f"fa: {unknown}", err=True)
     _report(error.run, None)
     raise error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from fa.cli.paths import UserPath
 from fa.utils.addresses import parse_address
 from fa.utils.validation import MOST_THREADS, check, check_seconds
 
@@ -18,7 +19,7 @@ _TIMEOUT_HELP = "Seconds to wait for a server to start, and for a silent one (wi
 @click.option(
     "--backend", type=click.Choice(["tcp", "rpc"]), default="tcp", show_default=True, help="Transport of the server."
 )
-@click.option("--keys", type=click.Path(path_type=Path), help="Folder of the rank's keys from `fa keys`, with tcp.")
+@click.option("--keys", type=UserPath(), help="Folder of the rank's keys from `fa keys`, with tcp.")
 @click.option("--timeout", type=float, default=60, show_default=True, help=_TIMEOUT_HELP)
 @click.option(
     "--threads", type=click.IntRange(1, MOST_THREADS), default=1, show_default=True, help="Number of torch's threads."

@@ -3,8 +3,9 @@
 `fetch` downloads a data set once. `load` returns it as a `Dataset`. Minibatches are in `fa.data.batches`.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fa.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from fa.data.dataset import Dataset, MissingDataError
@@ -13,20 +14,17 @@ if TYPE_CHECKING:
 
 __all__ = ["NAMES", "Dataset", "FetchError", "MissingDataError", "cache_root", "describe", "fetch", "load"]
 
-_SOURCES = {
-    "NAMES": "fa.data.registry",
-    "Dataset": "fa.data.dataset",
-    "FetchError": "fa.data.download",
-    "MissingDataError": "fa.data.dataset",
-    "cache_root": "fa.data.registry",
-    "describe": "fa.data.registry",
-    "fetch": "fa.data.download",
-    "load": "fa.data.registry",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first access, so that the names of samplings need no torch."""
-    if name not in _SOURCES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_SOURCES[name]), name)
+# Imported on first access, so that the names of samplings need no torch.
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "NAMES": "fa.data.registry",
+        "Dataset": "fa.data.dataset",
+        "FetchError": "fa.data.download",
+        "MissingDataError": "fa.data.dataset",
+        "cache_root": "fa.data.registry",
+        "describe": "fa.data.registry",
+        "fetch": "fa.data.download",
+        "load": "fa.data.registry",
+    },
+)

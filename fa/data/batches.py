@@ -123,7 +123,7 @@ def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
     return tensor.index_select(0, indices.to(tensor.device))
 
 
-def test_batches(
+def evaluation_batches(
     dataset: Dataset, size: int = 500, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Normalised, Labels]]:
     """Yield the test set in order, in minibatches.
@@ -139,9 +139,6 @@ def test_batches(
     check_integer("size", size, 1)
     for images, labels in zip(dataset.test_images.split(size), dataset.test_labels.split(size), strict=True):
         yield normalise(images, dataset, device), labels.to(device)
-
-
-test_batches.__test__ = False  # type: ignore[attr-defined]  # Otherwise pytest collects it in tests that import it.
 
 
 def normalise(images: Images, dataset: Dataset, device: torch.device | str = "cpu") -> Normalised:

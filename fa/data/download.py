@@ -66,7 +66,7 @@ def _first_that_has_it(name: str, space: Path, report: sources.Report) -> Arrays
         place = space / source.label
         place.mkdir()
         try:
-            arrays = source.take(place, report)
+            arrays = source.download(place, report)
             _check(name, arrays)
         except SourceError as error:
             failures.append(f"{source.label}: {' '.join(str(error).split())}")

@@ -15,7 +15,7 @@ FILE = Path(__file__).with_name("mnist_mini.npz")
 """The embedded arrays."""
 
 
-def kept(part: str, size: int) -> np.ndarray:
+def subset_indices(part: str, size: int) -> np.ndarray:
     """Return the indices of the MNIST images in the subset, in ascending order.
 
     - "train": Two neighbours of every twelve (0, 1, 12, 13, ...), 10,000 of 60,000. MNIST's training images
@@ -43,7 +43,7 @@ def subset(mnist: Arrays) -> dict[str, np.ndarray]:
     Returns:
         The selected images and labels.
     """
-    return {name: array[kept(name.split("_")[0], len(array))] for name, array in mnist.items()}
+    return {name: array[subset_indices(name.split("_")[0], len(array))] for name, array in mnist.items()}
 
 
 def read() -> dict[str, np.ndarray]:

@@ -211,8 +211,8 @@ def _state(name: str, root: str | Path | None) -> tuple[str, str]:
     if name == "tiny-imagenet":
         try:
             return "here", str(tiny_imagenet.folder(None))
-        except MissingDataError:
-            return "not given", f"set {tiny_imagenet.VARIABLE} to its folder"
+        except ValueError as error:
+            return "not given", str(error)
     folder = cache_root(root) / name
     if not folder.exists():
         return "not fetched", f"fa data fetch {name}"

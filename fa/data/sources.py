@@ -49,11 +49,11 @@ class Source:
 
     Attributes:
         label: Name of the source in messages.
-        take: Function of an empty folder and a `Report` that returns the arrays, or raises SourceError.
+        download: Function of an empty folder and a `Report` that returns the arrays, or raises SourceError.
     """
 
     label: str
-    take: Callable[[Path, Report], Arrays]
+    download: Callable[[Path, Report], Arrays]
 
 
 # torchvision
@@ -66,16 +66,16 @@ def torchvision_source(dataset: str) -> Source:
         dataset: Name of the class in torchvision.datasets. CIFAR-10's files are pickles, read by torchvision's code.
     """
 
-    def take(folder: Path, report: Report) -> Arrays:
+    def download(folder: Path, report: Report) -> Arrays:
         """Download into the folder and return the arrays."""
         report(f"torchvision's {dataset}")
         try:
             with _quiet():
                 return _arrays_of(dataset, folder)
         except (OSError, RuntimeError, EOFError, http.client.HTTPException, tarfile.TarError, zlib.error) as error:
-            raise SourceError(_gist(error)) from error
+            raise SourceError(_last_line(error)) from error
 
-    return Source("torchvision", take)
+    return Source("torchvision", download)
 
 
 def _arrays_of(dataset: str, folder: Path) -> Arrays:
@@ -106,8 +106,8 @@ def _quiet() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _gist(error: BaseException) -> str:
-    """Return the last line of an error's message, which is the reason for torchvision and npm."""
+def _last_line(error: BaseException) -> str:
+    """Return the last line of an error's message, where torchvision has the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
@@ -153,7 +153,7 @@ class Package:
             with _opened(archive) as tar:
                 members = dict(_members(tar, self.files))
         except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise SourceError(f"{archive.name} cannot be unpacked: {_gist(error)}") from error
+            raise SourceError(f"{archive.name} cannot be unpacked: {_last_line(error)}") from error
         for name, expected in self.files.items():
             if name not in members:
                 raise SourceError(f"{archive.name} does not hold {name}")

@@ -82,10 +82,13 @@ def _validation(path: Path, classes: dict[str, int]) -> Labelled:
     """List the validation images with their labels."""
     labelled = []
     annotations = path / "val" / "val_annotations.txt"
-    for line in annotations.read_text(encoding="utf-8").splitlines():
-        name, wnid, *_ = line.split("\t")  # The other columns are a bounding box.
+    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, rest = line.partition("\t")
+        wnid = rest.partition("\t")[0]  # The other columns are a bounding box.
         if wnid not in classes:
-            raise ValueError(f"{annotations} names the class {wnid!r}, which is not in wnids.txt")
+            raise ValueError(f"{annotations}, line {number}, names the class {wnid!r}, which is not in wnids.txt")
         labelled.append((path / "val" / "images" / name, classes[wnid]))
     return labelled
 

@@ -5,4 +5,4 @@ A `fa.Rule` needs no adapter in the other direction: it accepts a list of vector
 
 from fa.utils.lazy import lazy_modules
 
-__getattr__ = lazy_modules(__name__, ("byzfl", "flower"))
+__getattr__, __dir__ = lazy_modules(__name__, ("byzfl", "flower"))

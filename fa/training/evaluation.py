@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fa.data import Dataset
-from fa.data.batches import test_batches
+from fa.data.batches import evaluation_batches
 from fa.training.parameter_vector import Buffers
 
 
@@ -32,7 +32,7 @@ class Evaluation:
         with torch.inference_mode():
             correct = sum(
                 int((self._model(images).argmax(dim=1) == labels).sum())
-                for images, labels in test_batches(self._dataset, device=self._device)
+                for images, labels in evaluation_batches(self._dataset, device=self._device)
             )
         return correct / len(self._dataset.test_labels)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fa import models
 from fa.attacks import Attack, make_attack
-from fa.augment.recipes import MANIFEST, Recipe, augmented_dataset, load_built
+from fa.augment.recipes import MANIFEST, Recipe, augmented_dataset, load_augmented
 from fa.data import Dataset, load
 from fa.data.batches import check_batch
 from fa.data.dataset import hold_out
@@ -79,7 +79,7 @@ def load_dataset(config: TrainConfig) -> Dataset:
         MissingDataError: The data set is missing or damaged.
     """
     written = (Path(config.dataset) / MANIFEST).is_file()
-    dataset = load_built(config.dataset) if written else load(config.dataset)
+    dataset = load_augmented(config.dataset) if written else load(config.dataset)
     return hold_out(dataset, config.validation) if config.validation else dataset
 
 
@@ -129,7 +129,7 @@ def parse_recipe(config: TrainConfig, attack: Attack) -> Recipe | None:
         return None
     idle = config.augmented == "faulty" and not attack.uses_own_gradient
     check("attack", config.attack, not idle, "one that reads the gradients of the augmented images, such as none")
-    return Recipe.of(config.augmentation)
+    return Recipe.from_options(config.augmentation)
 
 
 def make_workers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import socket
@@ -125,8 +126,6 @@ def interface_towards(host: str) -> str | None:
 
 def _interface_of(address: str, probe: socket.socket) -> str | None:
     """Return the interface with an IPv4 address."""
-    import fcntl  # missing on Windows, where the simulation works
-
     for _, name in socket.if_nameindex():
         with suppress(OSError):  # an interface without IPv4, or a system other than Linux
             reply = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))

@@ -23,7 +23,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")  # Meta is not supported either, so one message serves both cases.
-    check("device", name, device.type in ("cpu", "cuda"), "cpu, or cuda, cuda:0 and so on")
+    check("device", name, name == "cpu" or device.type == "cuda", "cpu, or cuda, cuda:0 and so on")
     if device.type == "cuda":
         check("device", name, torch.cuda.is_available(), "cpu here, where torch finds no CUDA device")
         count = torch.cuda.device_count()

@@ -194,7 +194,9 @@ def file_spec(defined: type) -> str | None:
     """
     if not defined.__module__.startswith(_PREFIX):
         return None
-    return f"{sys.modules[defined.__module__].__file__}:{defined.__qualname__}"
+    module = sys.modules[defined.__module__]
+    names = [name for name, value in vars(module).items() if value is defined]  # A function may have made the class.
+    return f"{module.__file__}:{names[0] if names else defined.__qualname__}"
 
 
 def _path(name: str) -> Path:

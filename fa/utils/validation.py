@@ -83,7 +83,8 @@ def check_real(name: str, value: Any, least: float, why: str = "") -> None:
     Raises:
         ValueError: The value is not such a number.
     """
-    check(name, value, _is_finite(value) and bool(value >= least), f"a finite number of at least {least:g}{why}")
+    range = "" if least == -math.inf else f" of at least {least:g}"
+    check(name, value, _is_finite(value) and bool(value >= least), f"a finite number{range}{why}")
 
 
 def _is_finite(value: Any) -> bool:
@@ -106,8 +107,7 @@ def check_positive(name: str, value: Any) -> None:
     Raises:
         ValueError: The value is not such a number.
     """
-    check_real(name, value, 0)
-    check(name, value, bool(value > 0), "greater than 0")
+    check(name, value, _is_finite(value) and bool(value > 0), "a finite number greater than 0")
 
 
 def check_seconds(name: str, value: Any) -> None:

@@ -172,7 +172,7 @@ class Grid:
         return {pair: reason for pair, reason in pairs.items() if reason}
 
 
-def read(path: str | Path, device: str | None = None) -> Grid:
+def read(path: str | Path, device: str | None = None) -> tuple[Grid, str]:
     """Read a grid from a TOML file; the module's docstring describes it.
 
     Args:
@@ -180,16 +180,17 @@ def read(path: str | Path, device: str | None = None) -> Grid:
         device: Device instead of the file's.
 
     Returns:
-        The grid.
+        The grid, and the file's text.
 
     Raises:
         ValueError: The file cannot be read, is not TOML, or a key or value is invalid. The message names the file.
     """
     try:
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = tomllib.loads(text)
         if device is not None and isinstance(content.get("settings", {}), dict):
             content["settings"] = content.get("settings", {}) | {"device": device}
-        return parse(content)
+        return parse(content), text
     except OSError as error:
         raise ValueError(f"the grid {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

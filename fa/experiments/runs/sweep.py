@@ -190,8 +190,12 @@ def _run_all(configs: Sequence[TrainConfig], store: RunStore, jobs: int) -> Iter
                 if record := store.find(config):  # Another process has finished it meanwhile.
                     claim.close()
                     yield Outcome(config, record)
-                else:
+                    continue
+                try:
                     running.append(_start(context, config, claim, store.root))
+                except OSError as error:  # such as too little memory, or too many processes
+                    claim.close()
+                    yield Outcome(config, None, f"its process cannot start: {error}")
             # A dying child closes its pipe too. A child with a long message cannot exit before it is read.
             idle = len(running) < jobs  # The runs that wait are another process's.
             ready = wait([child.answer for child in running], _POLL if idle and waiting else None) if running else []
@@ -231,8 +235,13 @@ def _end(running: Sequence[_Child]) -> None:
 def _start(context: Any, config: TrainConfig, claim: ExitStack, root: Path) -> _Child:
     answer, child_end = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(config.to_json(), str(root), child_end), daemon=True)
-    process.start()
-    child_end.close()
+    try:
+        process.start()
+    except OSError:
+        answer.close()
+        raise
+    finally:
+        child_end.close()
     return _Child(config, claim, process, answer)
 
 
