@@ -16,7 +16,7 @@ from fa.experiments.runs import sweep
 from fa.experiments.runs.study import Study
 
 FIGURES = Path(__file__).parents[1] / "figures"
-MANY = ("extra06", "extra13")  # have hundreds of runs, whose records are not kept
+MANY = ("extra03", "extra06", "extra13")  # have hundreds of runs, whose records are not kept
 COMMITTED = sorted(path for profile in ("cpu", "paper") for path in (FIGURES / profile).glob("*.claims.csv"))
 DRAWN = [path for path in COMMITTED if not path.name.startswith(MANY)]
 TABLES = [path for path in COMMITTED if path.name.startswith(MANY)]

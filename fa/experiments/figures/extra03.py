@@ -56,7 +56,7 @@ def study(
         **overrides: Settings of `TrainConfig` that replace all others, unless they are None.
 
     Returns:
-        The study, with f from 1 to 6 (4 at "smoke").
+        The study, with f from 1 to 6 (4 at "smoke"). Its records are in the folder "records-many".
 
     Raises:
         ValueError: Unknown profile, rule, attack or setting, an invalid value, or empty `seeds`.
@@ -70,7 +70,8 @@ def study(
             grid.append(Case("fa_default", f, {"attack": name}, UNIT_OPTIONS, case_seeds, SAME_LENGTH))
     added = [word for name in attacks if name not in ATTACKS for word in ("--attack", name)]
     folder = figures_dir(profile, out, custom=True) if added else out
-    study = make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
+    made = make_extra(NAME, profile, grid, folder, seeds, SHORT.get(profile), **overrides)
+    study = replace(made, records="records-many")
     return study if study.command_options is None else replace(study, command_options=(*study.command_options, *added))
 
 
