@@ -598,24 +598,24 @@ def test_tiny_imagenet_that_is_not_right(tiny: Path, monkeypatch: pytest.MonkeyP
     image = tiny / "train" / "n01" / "images" / "n01_1.JPEG"
     content = image.read_bytes()
     Image.new("RGB", (32, 64)).save(image)
-    with pytest.raises(ValueError, match=r"\bn01_1\.JPEG\b.*\(3, 64, 32\).*\(3, 64, 64\)"):
+    with pytest.raises(MissingDataError, match=r"\bn01_1\.JPEG\b.*\(3, 64, 32\).*\(3, 64, 64\)"):
         data.load("tiny-imagenet", tiny)
     image.write_bytes(content[:100])
-    with pytest.raises(ValueError, match=r"\bn01_1\.JPEG\b"):
+    with pytest.raises(MissingDataError, match=r"\bn01_1\.JPEG\b"):
         data.load("tiny-imagenet", tiny)
     image.write_bytes(content)
     (tiny / "wnids.txt").write_text("n03\nn01\n")
-    with pytest.raises(ValueError, match=r"\bval_annotations\.txt\b.*'n02'"):
+    with pytest.raises(MissingDataError, match=r"\bval_annotations\.txt\b.*'n02'"):
         data.load("tiny-imagenet", tiny)
     for wnid in ("n03", "n01"):
         shutil.rmtree(tiny / "train" / wnid)
     annotations = tiny / "val" / "val_annotations.txt"
     for line in ("n03", "a.JPEG n03"):
         annotations.write_text(f"\n{line}\n")
-        with pytest.raises(ValueError, match=r"\bval_annotations\.txt, line 2\b"):
+        with pytest.raises(MissingDataError, match=r"\bval_annotations\.txt, line 2\b"):
             data.load("tiny-imagenet", tiny)
     annotations.write_text("")
-    with pytest.raises(ValueError, match=rf"{re.escape(str(tiny))}\b.*\btrain\b"):
+    with pytest.raises(MissingDataError, match=rf"{re.escape(str(tiny))}\b.*\btrain\b"):
         data.load("tiny-imagenet", tiny)
 
 

@@ -14,10 +14,12 @@ from fa.training.transports.base import ServedRun
 from fa.training.transports.gathering import Gathering
 from fa.training.transports.rounds import WorkerPhase
 from fa.training.transports.server_config import TcpConfig
+from fa.training.transports.tcp import listener
 from fa.training.transports.tcp import server as tcp_server
 from fa.training.transports.tcp.connection import Connection
 from fa.training.transports.tcp.messages import NO_RUN, TOKEN_SIZE, Header, Kind
 from fa.training.transports.tcp.server import RoundServer
+from fa.utils.addresses import create_listener
 
 N = 400_000  # Parameters of more than one chunk, so that a message waits for its reader.
 TOKENS = [bytes([rank]) * TOKEN_SIZE for rank in range(2)]
@@ -209,3 +211,32 @@ def test_without_tokens_workers_of_other_users_are_refused(found: object, monkey
         assert connection._transport.closed
 
     serve(work)
+
+
+def test_a_connection_that_says_nothing_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "GREETING_TIMEOUT", 0.05)
+
+    async def work(server: RoundServer, gathering: Gathering) -> None:
+        with create_listener("127.0.0.1", 0) as listening:
+            listening.setblocking(False)
+            accepting = listener.Listener(listening, None, lambda: Connection(server))
+            running = asyncio.create_task(accepting.run())
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            assert await asyncio.wait_for(reader.read(), 60) == b""
+            assert accepting.refused == 1
+            writer.close()
+            running.cancel()
+
+    serve(work)
+
+
+def test_a_gradient_that_is_not_finite_is_no_momentum_to_continue_with() -> None:
+    """A new process of the rank would otherwise send nothing else."""
+    config = TrainConfig(rule="median", workers=3, byzantine=0, f=0, worker_momentum=0.9)
+    gathering = Gathering(ServedRun(nn.Identity(), config, torch.zeros(4), "sum"))
+    losses = {rank: torch.tensor(0.5) for rank in range(3)}
+    for value in (1.0, torch.nan):
+        gathering.G.fill_(1.0)
+        gathering.G[1].fill_(value)
+        gathering.finish(0, {}, losses)
+    assert gathering.momenta[1].eq(1.0).all()

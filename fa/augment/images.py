@@ -38,6 +38,8 @@ def warp(images: Any, system: str, t: float, interpolation: str = "nearest", **p
 
     Raises:
         ValueError: An argument is out of range.
+        ArithmeticError: LSODA fails.
+        ImportError: scipy is missing, which flows need.
 
     Example:
         >>> import torch

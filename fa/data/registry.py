@@ -110,7 +110,11 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     """
     check_one_of("dataset", name, NAMES)
     if name == "tiny-imagenet":
-        arrays, classes = tiny_imagenet.read(tiny_imagenet.folder(root))
+        place = tiny_imagenet.folder(root)
+        try:
+            arrays, classes = tiny_imagenet.read(place)
+        except (OSError, ValueError) as error:
+            raise MissingDataError(f"{name} in {place} is damaged ({error}): unpack it again") from error
         return _dataset(name, arrays, content_checksum(arrays), classes)
     place = mnist_mini.FILE if name == "mnist-mini" else cache_root(root) / name
     arrays = mnist_mini.read() if place == mnist_mini.FILE else _cached(name, place)
