@@ -183,7 +183,8 @@ class _Terms(NamedTuple):
         residuals, lengths = (_summed(part.square().sum(dim=1), self.owner)[:terms] for part in (rest, self.rows))
         # Lengths and sizes are whole numbers, up to rounding.
         beyond = torch.where(lengths > self.sizes + 0.5, lengths - self.sizes, 0.0)
-        return (residuals - beyond).clamp(min=0.0) / self.sizes.clamp(min=1.0)
+        rest = (residuals - beyond).clamp(min=0.0) / self.sizes.clamp(min=1.0)
+        return torch.where((self.sizes == 0) & (lengths > 0), 1.0, rest)  # No columns explain nothing.
 
 
 @dataclass(frozen=True)

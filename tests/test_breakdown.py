@@ -222,6 +222,14 @@ def test_with_the_default_m_the_faulty_group_gets_columns(r, columns):
     assert found.objective >= breakdown._choices(12, 3, 0.3, r, 8, 2.0).min() - 1e-6
 
 
+def test_products_of_float32_are_symmetric_enough():
+    G = np.random.default_rng(0).standard_normal((6, 100_000)).astype(np.float32)
+    K = G @ G.T
+    K[0, 1] += 1e-2 * np.float32(1)  # as other orders of the sum leave
+    exact = breakdown.breakdown_margin(G.astype(np.float64) @ G.T.astype(np.float64), [0])
+    assert breakdown.breakdown_margin(K.astype(np.float64), [0]) == pytest.approx(exact, abs=1e-4)
+
+
 def test_what_cannot_be_is_named():
     with pytest.raises(ValueError, match=r"^suspected must be .*\[\]"):
         breakdown.breakdown_margin(np.eye(4), [])

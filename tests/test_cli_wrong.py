@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -181,8 +182,9 @@ def test_a_broken_pipe_within_a_command_is_told(
     check_refusal(leaving.value.code, capsys.readouterr().err, "Broken pipe of a child")
 
 
-def test_a_reader_that_leaves_ends_a_command_silently() -> None:
-    reader, writer = os.pipe()
+@pytest.mark.parametrize("kind", ["pipe", "socket"])
+def test_a_reader_that_leaves_ends_a_command_silently(kind: str) -> None:
+    reader, writer = os.pipe() if kind == "pipe" else [end.detach() for end in socket.socketpair()]
     os.close(reader)
     code = "from fa.cli import main; main()"
     done = subprocess.run(

@@ -138,6 +138,21 @@ def test_a_lock_of_another_user_counts(tmp_path: Path, monkeypatch: pytest.Monke
         assert names(tmp_path) == before
 
 
+def test_a_lock_can_be_read_by_other_users(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with exclusive("out", tmp_path / "out"):
+            (lock,) = tmp_path.iterdir()
+            assert lock.stat().st_mode & 0o444 == 0o444
+    finally:
+        os.umask(before)
+
+
+def test_a_name_that_is_too_long_for_a_lock_is_left_to_its_writer(tmp_path: Path) -> None:
+    with exclusive("out", tmp_path / ("x" * 245)):
+        pass
+
+
 def test_names_that_differ_by_a_dot_are_reserved_apart(tmp_path: Path) -> None:
     with exclusive("out", tmp_path / "run"), exclusive("checkpoint", tmp_path / ".run"):
         assert len(names(tmp_path)) == 2

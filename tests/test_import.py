@@ -65,6 +65,7 @@ def test_no_global_state_is_changed() -> None:
 def test_names_that_are_imported_on_first_access_are_listed(package: str, names: set[str]) -> None:
     module = importlib.import_module(package)
     assert names <= set(dir(module))
+    assert not {"lazy_names", "lazy_modules", "TYPE_CHECKING"} & set(dir(module))
     for name in names:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match="no_such_name"):

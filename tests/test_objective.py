@@ -237,7 +237,8 @@ def test_gradients_of_zeros_have_the_value_of_their_solution():
 
 def test_a_basis_of_no_columns_explains_nothing():
     G, none = normal(3, 5), np.empty((5, 0))
-    np.testing.assert_allclose(objective.values(G, none), 0.0, atol=1e-15)
+    for group_term in irls.GROUP_TERMS:
+        np.testing.assert_allclose(objective.values(G, none, group_term), 0.0, atol=1e-15)
     assert objective.value(G, none) == pytest.approx(3.0)
 
 

@@ -56,6 +56,10 @@ def test_the_reason_of_a_worker_outlives_the_end_of_its_process() -> None:
     assert state.slots[0].reason == "batch must be smaller"
     state.newest_process_ended(1, "")
     assert state.excluded == [0, 1]
+    absent = rounds(joined=0)
+    absent.refuse(2, "refused: no data")
+    absent.first_process_ended(2, "its process has ended")
+    assert absent.slots[2].reason == "refused: no data"
 
 
 def test_a_run_of_two_rounds_and_its_end() -> None:

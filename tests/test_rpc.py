@@ -577,27 +577,32 @@ def test_rpc_needs_one_interface(host: str) -> None:
 class Hung:
     """A process that does not end by itself, with a clock that waiting advances."""
 
-    now = 0.0
-
-    def __init__(self, **_: object) -> None:
-        self.sentinel, self._alive = os.pipe()
+    def __init__(self, clock: list[float]) -> None:
+        self.clock = clock
+        self.end, self._alive = socket.socketpair()
+        self.sentinel = self.end.fileno()
 
     def start(self) -> None:
         pass
 
     def join(self, timeout: float = 0.0) -> None:
-        Hung.now += timeout
+        self.clock.append(self.clock[-1] + timeout)
 
     def kill(self) -> None:
-        os.close(self._alive)
+        self._alive.close()
 
 
 def test_hung_processes_are_awaited_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spawning, "forkserver_context", lambda _: SimpleNamespace(Process=Hung))
-    monkeypatch.setattr(spawning.time, "monotonic", lambda: Hung.now)
+    clock = [0.0]
+    processes = [Hung(clock) for _ in range(5)]
+    started = iter(processes)
+    monkeypatch.setattr(spawning, "forkserver_context", lambda _: SimpleNamespace(Process=lambda **_: next(started)))
+    monkeypatch.setattr(spawning, "time", SimpleNamespace(monotonic=lambda: clock[-1]))
     with spawning.spawn_workers(5, print, lambda rank: (rank,), lambda rank, reason: None):
         pass
-    assert Hung.now == spawning._EXIT_TIMEOUT
+    assert clock[-1] == spawning._EXIT_TIMEOUT
+    for process in processes:
+        process.end.close()
 
 
 def test_one_run_over_rpc_at_a_time() -> None:

@@ -66,6 +66,22 @@ def test_a_process_that_cannot_start_fails_its_run_alone(tmp_path: Path, monkeyp
     assert second.record is not None
 
 
+def test_a_process_that_cannot_start_beside_others_waits_for_their_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, alone = sweeping._start, []
+
+    def starts_alone(context: object, *arguments: object) -> object:
+        if any(child.process.is_alive() for child in alone):
+            raise BrokenPipeError(32, "Broken pipe")
+        alone.append(start(context, *arguments))
+        return alone[-1]
+
+    monkeypatch.setattr(sweeping, "_start", starts_alone)
+    outcomes = sweep(configs(1, 2, 3), RunStore(tmp_path), jobs=3, progress=False)
+    assert all(outcome.record is not None for outcome in outcomes)
+
+
 def test_data_that_is_missing_is_told_before_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FA_DATA", str(tmp_path / "empty"))
     monkeypatch.setattr(sweeping, "_run_all", lambda *_: pytest.fail("began"))

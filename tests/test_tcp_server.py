@@ -83,14 +83,14 @@ def gradient(server: RoundServer, rank: int, iteration: int, value: float) -> by
     return Header(Kind.GRADIENT, server.run_id, rank, iteration, N, len(data), 1.0, 0.1).pack() + data
 
 
-def serve(work: Callable[[RoundServer, Gathering], Awaitable[None]]) -> None:
+def serve(work: Callable[[RoundServer, Gathering], Awaitable[None]], quorum: int = 2, deadline: float = 600.0) -> None:
     """Call a coroutine function with a server of two workers."""
 
     async def main() -> None:
         config = TrainConfig(rule="mean", workers=2, byzantine=0)
         run = ServedRun(nn.Identity(), config, torch.zeros(N), "sum")
         gathering = Gathering(run)
-        await work(RoundServer(run, gathering, TcpConfig(deadline=0.01), TOKENS), gathering)
+        await work(RoundServer(run, gathering, TcpConfig(quorum=quorum, deadline=deadline), TOKENS), gathering)
 
     asyncio.run(main())
 
@@ -105,20 +105,20 @@ def test_a_row_whose_round_has_ended_is_written_no_more() -> None:
         one, late = join(server, 0), join(server, 1)
         rounds = asyncio.create_task(server.round(0, lambda rank: None))
         await asyncio.sleep(0)
-        for connection in (one, late):
-            while connection.sending:
-                read_all(connection)
-                await asyncio.sleep(0)
+        while one.sending or late.sending:
+            read_all(one)
+            read_all(late)
+            await asyncio.sleep(0)
         message = gradient(server, 1, 0, 2.0)
-        feed(one, gradient(server, 0, 0, 1.0))
         feed(late, message[: len(message) // 2])
+        feed(one, gradient(server, 0, 0, 1.0))
         outcome = await rounds
         G = gathering.finish(0, outcome.missing, outcome.losses).G
         feed(late, message[len(message) // 2 :])
         assert G[0].eq(1.0).all()
         assert G[1].isnan().all()
 
-    serve(work)
+    serve(work, quorum=1)
 
 
 def test_a_workers_reason_outlives_the_round() -> None:
@@ -129,7 +129,7 @@ def test_a_workers_reason_outlives_the_round() -> None:
         feed(connection, text)
         assert connection.reason == text.decode()
 
-    serve(work)
+    serve(work, deadline=0.01)
 
 
 def test_nothing_is_written_into_a_long_message() -> None:
@@ -147,14 +147,15 @@ def test_nothing_is_written_into_a_long_message() -> None:
     serve(work)
 
 
-def test_a_gradient_before_its_parameters_are_read_ends_the_connection() -> None:
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_gradient_before_its_parameters_are_read_ends_the_connection(passes: int) -> None:
     """Otherwise a worker that reads nothing would have one unfinished message more in each iteration."""
 
     async def work(server: RoundServer, gathering: Gathering) -> None:
         connection = join(server, 0)
         rounds = asyncio.create_task(server.round(0, lambda rank: None))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        for _ in range(passes):
+            await asyncio.sleep(0)
         feed(connection, gradient(server, 0, 0, 1.0))
         assert connection._transport.aborted
         connection.connection_lost(None)

@@ -118,13 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _reader_has_left() -> bool:
-    """Return True if the standard output is a pipe that nobody reads any more."""
+    """Return True if the standard output is a pipe or socket whose other end is closed."""
     poll = select.poll()
     try:
         poll.register(sys.__stdout__.fileno(), 0)  # type: ignore[union-attr]
     except (AttributeError, OSError, ValueError):  # no standard output, or a closed one
         return True
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _cure(error: Exception) -> str:

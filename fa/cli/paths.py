@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
-
-from fa.utils.files import expand_user
 
 
 class UserPath(click.Path):
@@ -17,6 +16,7 @@ class UserPath(click.Path):
         super().__init__(path_type=Path, **options)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert a value to a path, and replace "~" at its start."""
-        name = "path" if param is None or param.name is None else param.name
-        return super().convert(expand_user(name, value), param, ctx)
+        """Convert a value to a path, and replace "~" at its start, unless the user is unknown, as shells do."""
+        with suppress(RuntimeError):
+            value = Path(value).expanduser()
+        return super().convert(value, param, ctx)

@@ -210,6 +210,8 @@ def _config(settings: dict[str, Any]) -> TrainConfig:
         from fa.experiments.paths import recipe_path
 
         settings["augmentation"] = read(recipe_path(settings["augmentation"])).options
+    if settings.get("dataset", "").startswith("~"):  # a folder that `fa augment` wrote
+        settings["dataset"] = str(expand_user("dataset", settings["dataset"]))
     settings["attack_options"] = _attack_options(settings.pop("attack_options", ()))
     _check_default(settings)
     return TrainConfig(rule_options=options, **settings)

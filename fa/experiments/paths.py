@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fa.utils.files import expand_user
 from fa.utils.validation import check_one_of
 
 
@@ -39,7 +40,7 @@ def recipe_path(name: str) -> Path:
         ValueError: Unknown recipe.
     """
     if name.endswith(".toml"):
-        return Path(name)
+        return expand_user("recipe", name)
     recipes = {path.stem: path for path in sorted((project_root() / "data_aug").glob("*.toml"))}
     check_one_of("recipe", name, tuple(recipes))
     return recipes[name]

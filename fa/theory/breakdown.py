@@ -40,6 +40,7 @@ from fa.irls.problem import complement
 from fa.utils.validation import check, check_integer, check_real
 
 _ANGLES, _ROUNDS = 181, 5  # Grid and refinements of the search for the angle: 1e-8 of a turn.
+_ASYMMETRY = 1e-4  # Relative to the norms: the rounding error of products in float32.
 _STEPS = 200  # Largest number of IRLS steps.
 _ABSENT = 1e-6  # A unit gradient with a shorter projection on a subspace has no direction there.
 
@@ -309,8 +310,10 @@ def breakdown_margin(K: Square, suspected: Collection[int], m: int = 1, a: float
     K = np.asarray(K, dtype=np.float64)
     check("K", K.shape, K.ndim == 2 and K.shape[0] == K.shape[1], "square")
     check("K", "NaN or Inf", bool(np.isfinite(K).all()), "finite")
-    check("K", "an asymmetric matrix", bool(np.allclose(K, K.T)), "symmetric")
-    gram = Gram.from_inner_products(K)
+    lengths = np.sqrt(np.abs(np.diag(K)))
+    symmetric = np.abs(K - K.T) <= _ASYMMETRY * np.outer(lengths, lengths)
+    check("K", "an asymmetric matrix", bool(symmetric.all()), "symmetric")
+    gram = Gram.from_inner_products((K + K.T) / 2)
     Options(m=m, a=a)  # The constructor checks the options.
     rows = np.zeros(gram.p, dtype=bool)
     for index in suspected:

@@ -162,26 +162,27 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def exclusive(name: str, path: Path) -> Iterator[None]:
+def exclusive(name: str, path: Path, patient: bool = True) -> Iterator[None]:
     """Reserve a file or folder for the block, so that no other process writes it.
 
     Args:
         name: Name of the argument, for the message.
         path: File or folder, which need not exist.
+        patient: Whether to try for some hundredths of a second, since `remove_abandoned` may hold the lock so long.
 
     Raises:
         InUseError: Another process, or another thread of this one, has reserved it.
     """
     lock = path if path.is_dir() else path.with_name(f"{PREFIX}{path.name}.lock")
-    descriptor, created = None, not lock.exists()
-    for pause in (*_PAUSES, None):
+    descriptor, created = None, not os.path.lexists(lock)
+    for pause in (*(_PAUSES if patient else ()), None):
         try:
             descriptor = _lock(lock, _keep if lock == path else _touch)
             break
         except BlockingIOError:
             if pause is None:
                 raise InUseError(f"{name} must not be in use by another process, got {path}") from None
-            time.sleep(pause)  # `remove_abandoned` of another process may hold the lock for a moment.
+            time.sleep(pause)
         except OSError:  # The file system has no locks, or nothing can be written, which the writer reports.
             break
     try:
@@ -239,9 +240,10 @@ def _unfinished(parent: Path, suffix: str, create: Callable[[Path], object]) -> 
 
 
 def _touch(path: Path) -> None:
-    """Create a file, unless it exists, possibly as another user's."""
+    """Create a file that all users can read and so lock, unless it exists, possibly as another user's."""
     try:
         path.touch()
+        path.chmod(0o644)
     except PermissionError:
         if not path.exists():
             raise

@@ -15,7 +15,7 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
 
     Returns:
         A function that returns the value of a name, and raises AttributeError for an unknown one. A function that
-        returns all names of the package, sorted.
+        returns the public names of the package, sorted.
     """
 
     def getattr_of_package(name: str) -> Any:
@@ -25,7 +25,8 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         return module if modules[name] == f"{package}.{name}" else getattr(module, name)
 
     def dir_of_package() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *modules})
+        module = sys.modules[package]
+        return sorted({*modules, *getattr(module, "__all__", ()), *(name for name in vars(module) if name[:2] == "__")})
 
     return getattr_of_package, dir_of_package
 

@@ -175,7 +175,7 @@ class RunStore:
             ValueError: The block is entered while another process has reserved the run.
         """
         create_folder(self.root)
-        return exclusive("run", self.root / f"{self.key(config)}.run")
+        return exclusive("run", self.root / f"{self.key(config)}.run", patient=False)  # A sweep asks again.
 
     def find(self, config: TrainConfig) -> Record | None:
         """Find the finished run of a configuration.

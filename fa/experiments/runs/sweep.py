@@ -195,6 +195,9 @@ def _run_all(configs: Sequence[TrainConfig], store: RunStore, jobs: int) -> Iter
                     running.append(_start(context, config, claim, store.root))
                 except OSError as error:  # such as too little memory, or too many processes
                     claim.close()
+                    if running:  # A child that ends may leave what this one lacks.
+                        waiting.insert(0, config)
+                        break
                     yield Outcome(config, None, f"its process cannot start: {error}")
             # A dying child closes its pipe too. A child with a long message cannot exit before it is read.
             idle = len(running) < jobs  # The runs that wait are another process's.

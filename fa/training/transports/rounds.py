@@ -236,6 +236,7 @@ class Rounds(Generic[Request]):
             reason: The reason, for the records.
         """
         if self.slots[rank].phase is WorkerPhase.ABSENT:
+            self.slots[rank].left = True
             _exclude(self.slots[rank], reason[:_MAX_REASON])
 
     def begin(self, iteration: int) -> list[Reply[Request]]:

@@ -74,7 +74,7 @@ class Connection(asyncio.BufferedProtocol):
         joined: True once the worker takes part in rounds.
         assigned: Iteration whose gradient is expected next; None if no message is.
         data: Bytes of a message that is not a gradient.
-        sending: True while a long message is being sent.
+        sending: True while a long message is being sent, or is about to be.
         greeted: Completed once the worker has authenticated itself, or the connection has ended.
         reason: Why the connection has ended.
     """

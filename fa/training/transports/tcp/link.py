@@ -239,6 +239,9 @@ def _open(host: str, port: int, context: ssl.SSLContext | None, timeout: float) 
     except ssl.SSLError as error:
         connection.close()
         raise ValueError(f"keys must be those of the server's run, got {error}") from error
+    except OSError as error:
+        connection.close()
+        raise ConnectionError(error.strerror or str(error)) from error
     except BaseException:
         connection.close()
         raise

@@ -255,7 +255,7 @@ class RoundServer:
             carried = self._gathering.carried(rank) if reply.with_carried else []
             views = byte_views([self._parameters, *carried])
             length = sum(map(len, views))
-            connection.assigned = reply.iteration
+            connection.assigned, connection.sending = reply.iteration, True
             header = Header(Kind.WORK, self.run_id, rank, reply.iteration, self._sizes.n, length)
             self._start(connection.send(header, views))
 
