@@ -40,9 +40,15 @@ def test_one_limit_that_is_no_minimum_refutes_second_order_optimality(saddles: i
 
 
 @pytest.mark.parametrize(
-    ("real", "expected"), [({2.0: 5, 3.0: 9}, IN_PART), ({2.0: 5, 3.0: 4}, NOT), ({2.0: 5, 3.0: 5}, NOT)]
+    ("real", "expected"),
+    [
+        ({2.0: 5, 3.0: 9}, IN_PART),
+        ({1.5: 1, 2.0: 5, 3.0: 9}, IN_PART),
+        ({1.5: 9, 2.0: 5, 3.0: 4}, NOT),
+        ({2.0: 5, 3.0: 5}, NOT),
+    ],
 )
-def test_slower_for_other_powers(real: dict[float, int], expected: str) -> None:
+def test_slower_for_higher_powers(real: dict[float, int], expected: str) -> None:
     found = theory_claims.convergence(problems(0, {2.0: 5, 3.0: 4}), 1.0, problems(0, real))
     assert verdicts(found)[1] == expected
 

@@ -48,7 +48,7 @@ STATEMENTS = {
     "C10": Statement("feasible at p = 60, f up to 14", "fig09"),
     "C11": Statement("a costlier iteration, O(n N (sum k_i)^2), and a better time to accuracy", "fig10, theory07"),
     "C12": Statement("better accuracy and less communication at once", "fig10"),
-    "C13": Statement("IRLS converges to second-order points, slower for a other than 2", "theory06"),
+    "C13": Statement("IRLS converges to second-order points, slower for higher a than 2", "theory06"),
     "C14": Statement("Flag Median is the maximum likelihood estimate of Beta(1, 1/2) with a = 2", "theory02"),
     "C15": Statement("FA is a right multiplication through the Lagrange multipliers", "theory06"),
     "C16": Statement("a quantised SVD is accurate enough to offload to a switch", "theory07"),
