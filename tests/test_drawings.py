@@ -39,6 +39,9 @@ def committed_drawing(profile: str, name: str) -> Figure:
     arguments["table"] = pd.read_csv(folder / f"{name}.csv")
     for path in folder.glob(f"{name}.*.csv"):
         arguments[path.name.split(".")[1]] = pd.read_csv(path)
+    if hasattr(module, "detection"):  # is drawn from the workers' records too
+        workers = module.workers(module.study(profile).run(progress=False))
+        arguments |= {"workers": workers, "detections": module.detection(workers)}
     return module.draw(**{name: arguments.get(name) for name in inspect.signature(module.draw).parameters})
 
 

@@ -577,7 +577,7 @@ def test_a_run_keeps_no_data_and_makes_its_attack_and_its_images_once(
 
 def test_the_schedule_depends_on_the_size_of_the_loaded_data_set(tmp_path: Path) -> None:
     """The default is one and the same in Python, and for a folder of images: an epoch has five iterations here."""
-    folder = recipes.build(recipes.Recipe(noise=(0.0,)), load("mnist-mini"), tmp_path / "folder", seed=0)
+    folder = recipes.write_augmented(recipes.Recipe(noise=(0.0,)), load("mnist-mini"), tmp_path / "folder", seed=0)
     settings = {"rule": "mean", "iterations": 3}
     named = train(TrainConfig(**settings), threads=1)
     assert named.schedule == (5, 52, 1)
