@@ -135,7 +135,7 @@ def draw(run: RunTables) -> Figure:
     Returns:
         The figure.
     """
-    share = "weight, of the sum of sizes (a gradient counts by its weight times its norm, which is not recorded)"
+    share = "share of the weights (a long gradient with a small weight may count as much as a short one)"
     maps = {"share": share, "value": "explained variance $v_i$"}
     maps = {column: name for column, name in maps.items() if run.workers[column].notna().any()} or {"": "status"}
     height = 1 + 0.14 * run.config["workers"]
@@ -177,7 +177,7 @@ def _draw_curves(panels: Any, run: RunTables) -> None:
     loss.set(ylabel="honest workers' training loss", yscale="log" if wide else "linear")
     counted.plot(part["iteration"], part["part"], color=style.BYZANTINE)
     counted.axhline(
-        run.byzantine / run.config["workers"], color="#222222", linestyle=":", label="f/p, if all counted alike"
+        run.byzantine / run.config["workers"], color="#222222", linestyle=":", label="f/p, if all weights were equal"
     )
     weighed = run.workers["share"].notna().any()
     counted.set(ylabel=f"Byzantine, share of {'weights' if weighed else 'those used'}")

@@ -206,7 +206,8 @@ def connect(host: str, port: int, rank: int, keys: Path | None, hello: bytes, ti
                 link.close()
                 reason = str(error)
         time.sleep(_RETRY)
-    raise ConnectionError(f"no server answers at {address}, after {timeout:g} s: {reason}")
+    cure = "" if keys is not None else ". A server with keys needs a worker with --keys."
+    raise ConnectionError(f"no server answers at {address}, after {timeout:g} s: {reason}{cure}")
 
 
 _TRANSIENT = (ssl.SSLEOFError, ConnectionError, TimeoutError)
@@ -238,6 +239,8 @@ def _open(host: str, port: int, context: ssl.SSLContext | None, timeout: float) 
         raise
     except ssl.SSLError as error:
         connection.close()
+        if error.reason == "WRONG_VERSION_NUMBER":
+            raise ValueError(f"keys must be omitted for a server without keys, got {error}") from error
         raise ValueError(f"keys must be those of the server's run, got {error}") from error
     except OSError as error:
         connection.close()
