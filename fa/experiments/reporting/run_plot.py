@@ -135,7 +135,7 @@ def draw(run: RunTables) -> Figure:
     Returns:
         The figure.
     """
-    share = "share of the weights (a long gradient with a small weight may count as much as a short one)"
+    share = "weight, as a share of all (a long gradient with a small weight may count as much as a short one)"
     maps = {"share": share, "value": "explained variance $v_i$"}
     maps = {column: name for column, name in maps.items() if run.workers[column].notna().any()} or {"": "status"}
     height = 1 + 0.14 * run.config["workers"]
