@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -67,6 +68,18 @@ def tcp_worker(rank: int, port: int) -> None:
     torch.set_num_threads(1)
     with suppress(ConnectionError):  # the server may be gone first
         over_tcp.work(rank, LOOPBACK, port)
+
+
+def without_data(work: Callable[[int, int], None], rank: int, port: int) -> None:
+    """A worker whose data set is not on its disk; it must raise the error."""
+    from fa.training.transports import remote_worker
+
+    def load(config: object) -> None:
+        raise ValueError("dataset must be on this disk")
+
+    remote_worker.load_dataset = load
+    with pytest.raises(ValueError, match="on this disk"):
+        work(rank, port)
 
 
 def normed_worker(rank: int, port: int) -> None:

@@ -41,7 +41,17 @@ from fa.training.transports.tcp import worker as over_tcp
 from fa.training.worker import Worker
 from fa.utils.forkserver import exit_when_parent_dies
 from fa.utils.validation import TooFewWorkersError
-from tests.processes import alive, beside, descendants, free_port, plain_worker, tcp_worker, wait_until, worked
+from tests.processes import (
+    alive,
+    beside,
+    descendants,
+    free_port,
+    plain_worker,
+    tcp_worker,
+    wait_until,
+    without_data,
+    worked,
+)
 
 SMALL = TrainConfig(workers=4, byzantine=1, iterations=20, batch=4, lr=0.05, seed=5, evaluate_every=0)
 KINDS = ("mean", "median", "krum", "bulyan", "fa")  # weights, order statistics, a choice, both, and weights by K
@@ -547,20 +557,9 @@ def test_a_worker_of_another_release_or_with_other_data_may_not_join(other: obje
     transport.compare(1, "data")
 
 
-def without_data(rank: int, port: int) -> None:
-    from fa.training.transports import remote_worker
-
-    def load(config: TrainConfig) -> None:
-        raise ValueError("dataset must be on this disk")
-
-    remote_worker.load_dataset = load
-    with pytest.raises(ValueError, match="on this disk"):
-        plain_worker(rank, port)
-
-
 def test_a_worker_that_cannot_be_prepared_is_not_awaited() -> None:
     config, port = replace(SMALL, rule="median", workers=2, byzantine=0, iterations=1), free_port()
-    workers = [beside(plain_worker, 0, port), beside(without_data, 1, port)]
+    workers = [beside(plain_worker, 0, port), beside(without_data, plain_worker, 1, port)]
     run = train(config, server=RpcConfig(port=port, spawn_workers=False))
     for worker in workers:
         worker.join(20)

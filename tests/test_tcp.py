@@ -52,7 +52,7 @@ from fa.training.transports.tcp.worker import work
 from fa.utils.addresses import create_listener, format_address, is_loopback, parse_address, same_user
 from fa.utils.open_files import raise_file_limit
 from fa.utils.validation import TooFewWorkersError
-from tests.processes import beside, free_port, tcp_worker, wait_until
+from tests.processes import beside, free_port, tcp_worker, wait_until, without_data
 
 SMALL = TrainConfig(
     rule="median", workers=4, byzantine=0, f=0, iterations=20, batch=4, lr=0.05, seed=5, evaluate_every=0
@@ -632,14 +632,7 @@ def other_model(rank: int, port: int) -> None:
 
 
 def missing_data(rank: int, port: int) -> None:
-    from fa.training.transports import remote_worker
-
-    def load(config: TrainConfig) -> None:
-        raise ValueError("dataset must be on this disk")
-
-    remote_worker.load_dataset = load
-    with pytest.raises(ValueError, match="on this disk"):
-        tcp_worker(rank, port)
+    without_data(tcp_worker, rank, port)
 
 
 def refused_worker(rank: int, port: int) -> None:
