@@ -80,7 +80,7 @@ def stated(path: Path) -> list[Claim]:
 def judged(module: Any, path: Path, tables: dict[str, Any], study: Study) -> list[Claim]:
     """Judge the claims by these tables and by those that lie beside the figure."""
     name, takes = path.name.removesuffix(".claims.csv"), inspect.signature(module.claims).parameters
-    settings = {argument: getattr(study, argument) for argument in ("chance", "margin") if argument in takes}
+    settings = {argument: getattr(study, argument) for argument in ("chance", "margin", "profile") if argument in takes}
     for argument in takes:
         if argument not in tables and argument not in settings:
             file = path.parent / f"{name}.{argument}.csv"

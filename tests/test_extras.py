@@ -664,11 +664,32 @@ def test_extra_11_judges_the_projection_and_the_sparsity() -> None:
     assert len(extra11.draw(numbers, shares, "title").axes) == 2
 
 
+def test_extra_11_judges_finished_runs() -> None:
+    shares = pd.DataFrame({"seed": [2021], "iteration": [1], "share": [0.7]})
+
+    def judge(numbers: pd.DataFrame, rows: pd.DataFrame = shares) -> dict[str, str]:
+        return {claim.number: claim.verdict for claim in extra11.claims(numbers, rows, 0.1)}
+
+    study = extra11.study("quick")
+    projected = {f"{extra11.PROJECTION}{VARIANTS[key].label}": 0.8 for key in extra11.OTHERS}
+    numbers = table(study, projected, True)
+    assert judge(numbers) == dict.fromkeys(["C17", "C18", "E11"], HOLDS)
+    no_median = numbers[~numbers["label"].str.contains("Median")]
+    assert judge(no_median) == {"C17": MISSING, "C18": HOLDS, "E11": MISSING}
+    one_fails = table(study, {label: 0.5 if "Phocas" in label else 0.8 for label in projected}, True)
+    assert judge(one_fails[~one_fails["label"].str.contains("Median")])["C17"] == IN_PART  # Median cannot change that
+    alone = ~numbers["label"].str.startswith((extra11.NORMS, extra11.PROJECTION))
+    assert judge(numbers[alone]) == {"C18": HOLDS}
+    assert judge(numbers[alone], shares[:0]) == {}
+    assert len(extra11.draw(numbers[alone], shares[:0], "title").axes) == 2
+
+
 def test_extra_11_counts_small_weights_of_honest_workers(tmp_path: Path) -> None:
     study = extra11.study("smoke", tmp_path, iterations=3)
     study = replace(study, cells=tuple(cell for cell in study.cells if cell.case.label == extra11.FA))
     results = study.run(1, progress=False)
     shares = extra11.small_weights(results)
+    assert extra11.small_weights(replace(results, study=replace(study, cells=()))).columns.equals(shares.columns)
     rows = pd.read_csv(results.record(study.cells[0]).folder / "workers.csv")
     for iteration, group in rows.groupby("iteration"):
         sizes = group["weight"].abs().to_numpy()

@@ -359,8 +359,8 @@ def test_a_lead_that_fails_the_test_over_seeds_is_not_established() -> None:
     few = numbers[numbers["variant"].isin(["fa", "multi_krum"])]
     assert verdicts(fig04.claims(with_seeds(few, scattered), 0.1)) == [MISSING] * 2
     sizes = panels_table("batch", (16, 32, 64), others(0.6, 0.6, 0.6) | {"fa": (0.6, 0.7, 0.7)})
-    assert fig05.claims(with_seeds(sizes, scattered), 0.1)[0].verdict == OPEN
-    assert fig05.claims(with_seeds(sizes, tight), 0.1)[0].verdict == HOLDS
+    assert fig05.claims(with_seeds(sizes, scattered), 0.1, "quick")[0].verdict == OPEN
+    assert fig05.claims(with_seeds(sizes, tight), 0.1, "quick")[0].verdict == HOLDS
 
 
 def test_the_seeds_of_controls_do_not_matter() -> None:
@@ -597,7 +597,7 @@ def test_figure_5_and_6_draw_a_panel_for_each_size_with_all_rules() -> None:
     ],
 )
 def test_the_verdict_on_larger_batches(ours: tuple[float, ...], expected: list[str]) -> None:
-    claims = fig05.claims(panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1)
+    claims = fig05.claims(panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1, "quick")
     assert verdicts(claims) == expected
     assert set(ours) <= set(texts.numbers(claims[0].measured))
     assert "20/20/20" in claims[1].measured
@@ -607,9 +607,32 @@ def test_the_verdict_on_larger_batches(ours: tuple[float, ...], expected: list[s
 def test_larger_batches_with_other_numbers_of_iterations_are_not_testable(ours: tuple[float, ...]) -> None:
     numbers = panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours})
     numbers.loc[numbers["batch"] == 64, "iteration"] //= 2
-    claims = fig05.claims(numbers, 0.1)
+    claims = fig05.claims(numbers, 0.1, "quick")
     assert verdicts(claims) == [HOLDS, UNTESTABLE]
     assert "20/20/10" in claims[1].measured
+
+
+def test_larger_batches_with_missing_runs_can_fail_and_cannot_hold() -> None:
+    def judge(numbers: pd.DataFrame) -> list[str]:
+        return verdicts(fig05.claims(numbers, 0.1, "quick"))
+
+    ahead, behind = (
+        panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": (0.7, ours, ours)}) for ours in (0.9, 0.6)
+    )
+    assert (judge(ahead), judge(behind)) == ([HOLDS, IN_PART], [NOT, NOT])
+    few = ahead["variant"].isin(["fa", "median"])
+    assert judge(ahead[few]) == [MISSING, MISSING]  # another rule may be better
+    assert judge(behind[few]) == [NOT, MISSING]
+    larger = ahead["batch"] > 16
+    assert judge(ahead[larger]) == [HOLDS, MISSING]  # the smallest size is not a larger one
+    assert judge(behind[larger]) == [NOT, MISSING]
+    assert judge(behind[behind["batch"] < 64]) == [MISSING, MISSING]  # the largest size may differ
+    low = behind.assign(test_accuracy=0.1)
+    assert judge(low) == [UNTESTABLE, UNTESTABLE]
+    assert judge(low[few]) == [MISSING, MISSING]  # another rule may learn
+    assert judge(ahead[ahead["variant"] == "fa"]) == judge(ahead[ahead["variant"] != "fa"]) == []
+    other_lengths = ahead.assign(iteration=ahead["iteration"] * ahead["batch"])
+    assert judge(other_lengths[few]) == [MISSING, UNTESTABLE]
 
 
 def with_ceiling(ours: tuple[float, ...], ceiling: float = 0.7) -> pd.DataFrame:

@@ -14,8 +14,8 @@ from fa.cli.runs import check_device, resumable
 from fa.cli.study_options import applicable_figures, study_options
 
 _FINISHED = (
-    "Draw fig02, fig04, fig06a, fig06bcd, fig08, fig09, extra06, extra07 or extra12 from finished runs,"
-    " and list the missing ones."
+    "Draw fig02, fig04, fig05, fig06a, fig06bcd, fig08, fig09, extra06, extra07, extra11 or extra12 from finished"
+    " runs, and list the missing ones."
 )
 
 

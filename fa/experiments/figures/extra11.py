@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.figures.extras_common import SHORT, Arms, arm_cases, arm_looks, draw_dots, make_extra, several_seeds
 from fa.experiments.reporting import style
-from fa.experiments.reporting.claims import Claim, Lead, comparison_claim, learned, verdict
+from fa.experiments.reporting.claims import IN_PART, MISSING, Claim, Lead, comparison_claim, learned, verdict
 from fa.experiments.reporting.equivalence import LEVEL
 from fa.experiments.runs.profiles import MARGIN
 from fa.experiments.runs.results import Results, final_accuracies
@@ -66,11 +67,11 @@ def small_weights(results: Results) -> DataFrame:
         results: Results of this figure's study.
 
     Returns:
-        Columns seed, iteration and share. Sizes of weights count, not their signs.
+        Columns seed, iteration and share; no rows without a run of FA. Sizes of weights count, not their signs.
     """
     import pandas
 
-    rows = []
+    rows = [pandas.DataFrame({"seed": [], "iteration": [], "share": []}).astype({"seed": int, "iteration": int})]
     for cell in results.study.cells:
         if cell.case.label == FA:
             table = results.record(cell).workers()
@@ -105,6 +106,8 @@ def draw(table: DataFrame, shares: DataFrame, title: str) -> Figure:
 def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
     """Judge C17 and C18, and whether the projection does more than equal norms alone.
 
+    If rules are missing, C17 and the last statement can hold in part only. C18 needs FA only.
+
     Args:
         table: The curves, one row a point.
         shares: Rows of `small_weights`.
@@ -112,40 +115,38 @@ def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = M
         margin: Accuracies that differ by less are equal.
 
     Returns:
-        The claims with their measurements and verdicts, one for each part.
+        The claims with their measurements and verdicts, one for each part that has finished runs.
     """
     final = final_accuracies(table, "label")
     testable = learned(final, chance)
-    level = LEVEL / len(OTHERS)
 
-    def leads(other: str, prefix: str) -> list[Lead]:
-        labels = [VARIANTS[key].label for key in OTHERS]
-        return [Lead(one, final[PROJECTION + one], other, final[prefix + one], "projected") for one in labels]
+    def compare(number: str, words: str, other: str, prefix: str) -> list[Claim]:
+        names = [VARIANTS[key].label for key in OTHERS]
+        labels = [name for name in names if {PROJECTION + name, prefix + name} <= final.keys()]
+        leads = [Lead(one, final[PROJECTION + one], other, final[prefix + one], "projected") for one in labels]
+        claim = comparison_claim(number, words, leads, testable, margin, LEVEL / len(OTHERS))
+        complete = len(leads) == len(OTHERS) or claim.verdict == IN_PART
+        return [claim if complete else replace(claim, verdict=MISSING)] if leads else []
 
-    mean_share = float(shares["share"].mean())
-    by_seed = shares.groupby("seed")["share"].mean()
     return [
-        comparison_claim(
+        *compare(
             "C17",
             "significantly enhances the robustness of state-of-the-art Byzantine resilient aggregators",
-            leads("alone", ""),
-            testable,
-            margin,
-            level,
+            "alone",
+            "",
         ),
-        Claim(
-            "C18",
-            "the subspace gives a sparse linear combination of the gradients",
-            f"honest weights below a tenth of the largest: share {mean_share:.3f} "
-            f"(seeds {by_seed.min():.3f} to {by_seed.max():.3f}); threshold: {SPARSE:g}",
-            verdict([mean_share >= SPARSE], testable),
-        ),
-        comparison_claim(
-            "E11",
-            "FA's projection protects a rule better than equal norms alone",
-            leads("with equal norms", NORMS),
-            testable,
-            margin,
-            level,
-        ),
+        *([_sparsity_claim(shares, testable)] if len(shares) else []),
+        *compare("E11", "FA's projection protects a rule better than equal norms alone", "with equal norms", NORMS),
     ]
+
+
+def _sparsity_claim(shares: DataFrame, testable: bool) -> Claim:
+    mean_share = float(shares["share"].mean())
+    by_seed = shares.groupby("seed")["share"].mean()
+    return Claim(
+        "C18",
+        "the subspace gives a sparse linear combination of the gradients",
+        f"honest weights below a tenth of the largest: share {mean_share:.3f} "
+        f"(seeds {by_seed.min():.3f} to {by_seed.max():.3f}); threshold: {SPARSE:g}",
+        verdict([mean_share >= SPARSE], testable),
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from fa.experiments.reporting.claims import (
     LEARNED,
+    MISSING,
+    NOT,
     Claim,
     Lead,
     comparison_verdict,
@@ -76,46 +78,59 @@ def draw(table: DataFrame, title: str) -> Figure:
     )
 
 
-def claims(table: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:
+def claims(table: DataFrame, chance: float, profile: str, margin: float = MARGIN) -> list[Claim]:
     """Judge C5: FA's lead over the best other rule with larger minibatches, and its growth with the batch size.
 
     Sizes at which neither FA nor the other rule learned are excluded. If the numbers of iterations differ, the batch
-    size is not the only change, and growth is not testable.
+    size is not the only change, and growth is not testable. If rules or sizes are missing, the first part can fail
+    but not hold.
 
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
+        profile: Name of the profile, a key of `SIZES`.
         margin: Accuracies that differ by less are equal.
 
     Returns:
-        The claims with their measurements and verdicts, one for each part.
+        The claims with their measurements and verdicts, one for each part; none until FA and another rule are
+        finished with a common seed and size.
     """
     table = builtin_rows(table)
     final = final_accuracies(table, "variant", "batch")
-    sizes = sorted(set(table["batch"]))
-    leads = [lead(final, batch, "B") for batch in sizes]
-    comparable = [one for one in leads if max(mean(one.accuracies), mean(one.other_accuracies)) > LEARNED * chance]
-    larger = [one for one in comparable if one is not leads[0]]
-    grows = [after.difference > before.difference + margin for before, after in pairwise(comparable)]
+    sizes = [batch for batch, _ in SIZES[profile]]
+    finished = {batch: [key for key in PAPER_RULES if (key, batch) in final] for batch in sizes}
+    leads = {batch: lead(final, batch, "B") for batch in sizes if "fa" in finished[batch] and len(finished[batch]) > 1}
+    if not leads:
+        return []
+    comparable = {
+        batch: one
+        for batch, one in leads.items()
+        if max(mean(one.accuracies), mean(one.other_accuracies)) > LEARNED * chance
+    }
+    larger = [comparable[batch] for batch in sizes[1:] if batch in comparable]
+    complete = [len(finished[batch]) == len(PAPER_RULES) for batch in sizes]
+    found = comparison_verdict(larger, bool(larger), margin=margin)
+    fails = found == NOT and len(larger) == len(sizes) - 1  # A missing rule could not change that.
+    grows = [after.difference > before.difference + margin for before, after in pairwise(comparable.values())]
     same, counts = same_iterations(table, "batch")
     sizes_text = "" if len(comparable) == len(leads) else f"; above {LEARNED:g} times chance: {_cases(comparable)}"
     return [
         Claim(
             "C5",
             "with larger batch sizes FA achieves a significantly better accuracy than the other rules",
-            "final accuracy " + "; ".join(map(str, leads)) + sizes_text,
-            comparison_verdict(larger, bool(larger), margin=margin),
+            "final accuracy " + "; ".join(map(str, leads.values())) + sizes_text,
+            found if all(complete[1:]) or fails else MISSING,
         ),
         Claim(
             "C5",
             "marginal utility of larger batch sizes: FA's lead grows with the batch size",
             "FA's lead over the best other rule: "
-            + ", ".join(one.difference_text for one in leads)
+            + ", ".join(one.difference_text for one in leads.values())
             + f"; {counts}{sizes_text}",
-            verdict(grows, same and bool(grows)),
+            verdict(grows, same and bool(grows)) if all(complete) or not same else MISSING,
         ),
     ]
 
 
-def _cases(leads: Sequence[Lead]) -> str:
-    return ", ".join(one.case for one in leads) or "none"
+def _cases(leads: Mapping[int, Lead]) -> str:
+    return ", ".join(one.case for one in leads.values()) or "none"
