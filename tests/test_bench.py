@@ -207,3 +207,12 @@ def test_a_failing_case_keeps_the_finished_ones(tmp_path: Path, monkeypatch: pyt
     command = ["bench", "--n", "100", "--p", "7", "--repeats", "1", "--patience", "0.1", "--out", str(tmp_path)]
     assert isinstance(CliRunner().invoke(cli, command).exception, MemoryError)
     assert {row["n"] for row in json.loads((tmp_path / "bench.json").read_text())["rows"]} == {100}
+
+
+@pytest.mark.draws_globally
+@pytest.mark.parametrize("load", [0.1, 3.0])
+def test_a_busy_machine_is_named(load: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    result = CliRunner().invoke(cli, ["bench", "--n", "50", "--p", "15", "--repeats", "1"])
+    assert result.exit_code == 0
+    assert any("3.0" in line for line in result.stderr.splitlines()) is (load == 3.0)

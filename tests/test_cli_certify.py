@@ -79,6 +79,8 @@ def test_the_table(capsys: pytest.CaptureFixture[str], file: Path) -> None:
         assert f"{number:.6g}" in out
     assert report["bound"] <= report["exact"]["bound"] <= report["exact"]["polished_objective"]
     assert f"{report['exact']['rounded_objective']:.6f}"[:6] in out
+    polished, bound = report["exact"]["polished_objective"], report["exact"]["bound"]
+    assert report["exact"]["gap"] == (polished - bound) / polished >= 0
     assert "CLARABEL" in out
     assert "optimal" in out
 

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -476,6 +476,12 @@ def command_line(*words: str) -> None:
     assert done.value.code == 0
 
 
+def command_line_with_messages(path: Path, *words: str) -> None:
+    """Run `fa WORDS`, and write what it prints to stderr to a file."""
+    with path.open("w") as file, redirect_stderr(file):
+        command_line(*words)
+
+
 @pytest.mark.parametrize(
     ("backend", "command", "host"),
     [
@@ -491,11 +497,20 @@ def test_workers_started_by_hand(tmp_path: Path, backend: str, command: str, hos
     run = ["--rule", "median", "--workers", "2", "--byzantine", "0", "--iterations", "5", "--batch", "4"]
     run += ["--threads", "1", "--out"]
     kind, where = [] if backend == "tcp by default" else ["--backend", backend], f"{host}:{free_port()}"
-    workers = [beside(command_line, "worker", *kind, "--rank", str(rank), "--server", where) for rank in range(2)]
+    messages = [tmp_path / f"{rank}.txt" for rank in range(2)]
+    workers = [
+        beside(command_line_with_messages, path, "worker", *kind, "--rank", str(rank), "--server", where)
+        for rank, path in enumerate(messages)
+    ]
     command_line(command, *run, str(tmp_path / backend), *kind, "--listen", where)
     for process in workers:
         process.join(20)
     assert [process.exitcode for process in workers] == [0, 0]
+    for rank, path in enumerate(messages):
+        ready, ended = path.read_text().splitlines()
+        assert ready.startswith(f"worker {rank}: ")
+        assert where in ready
+        assert ended.startswith(f"worker {rank}: ")
     command_line("train", *run, str(tmp_path / "simulate"))
     one, other = (tmp_path / name / "workers.csv" for name in (backend, "simulate"))
     assert one.read_text() == other.read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,9 @@ from fa.utils.validation import MOST_THREADS, check_positive
 
 if TYPE_CHECKING:
     from fa.bench.cases import RuleTiming
+
+MAX_LOAD = 0.5
+"""Mean number of running processes in the last minute, from which on times are too long."""
 
 
 @click.command()
@@ -65,12 +69,20 @@ def bench(
         out.mkdir(parents=True, exist_ok=True)
     if threads is not None:
         torch.set_num_threads(threads)
+    _warn_of_load()
     rows: list[RuleTiming] = []
     try:
         _measure(rows, _cases(sizes, workers, full), device, repeats, patience, register_rules(rules))
     finally:  # A case that fails loses no finished one.
         if out is not None and rows:
             _write(out, rows, device)
+
+
+def _warn_of_load() -> None:
+    """Say that other processes keep the machine busy, where the system tells."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if load > MAX_LOAD:
+        click.echo(f"the load of this machine is {load:.1f}: other processes make the times longer", err=True)
 
 
 def _cases(sizes: Sequence[int], workers: Sequence[int], full: bool) -> Sequence[tuple[int, int]]:

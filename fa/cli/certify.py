@@ -89,7 +89,7 @@ def _exact(G: Any, problem: dict[str, Any]) -> dict[str, Any]:
     from fa import sdp
 
     relaxation = sdp.solve(G, **problem)
-    names = ("bound", "value", "rounded_objective", "polished_objective", "solver", "status", "seconds")
+    names = ("bound", "value", "rounded_objective", "polished_objective", "gap", "solver", "status", "seconds")
     return {name: getattr(relaxation, name) for name in names}
 
 
@@ -114,6 +114,7 @@ def _show(report: dict[str, Any], names: list[str]) -> None:
         lines += [("exact bound", exact["bound"], origin)]
         lines += [("rounded", exact["rounded_objective"], "objective at the subspace of the relaxation")]
         lines += [("polished", exact["polished_objective"], "objective after IRLS from that subspace")]
+        lines += [("exact gap", exact["gap"], "(polished - exact bound)/polished")]
     for name, number, remark in lines:
         click.echo(f"{name:<12}{number:>14.8g}  {remark}")
     for remark in _remarks(report):

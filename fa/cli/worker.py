@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from fa.cli.paths import UserPath
 from fa.utils.addresses import parse_address
 from fa.utils.validation import MOST_THREADS, check, check_seconds
+
+if TYPE_CHECKING:
+    from fa.training.config import TrainConfig
 
 _TIMEOUT_HELP = "Seconds to wait for a server to start, and for a silent one (with tcp at least 10)."
 
@@ -38,7 +43,14 @@ def worker(rank: int, server: str, backend: str, keys: Path | None, timeout: flo
     if backend == "tcp":
         from fa.training.transports.tcp.worker import work as work_tcp
 
-        return work_tcp(rank, host, port, keys, timeout=timeout)
-    from fa.training.transports.rpc.worker import work as work_rpc
+        work_tcp(rank, host, port, keys, timeout=timeout, ready=partial(_show_run, rank, server))
+    else:
+        from fa.training.transports.rpc.worker import work as work_rpc
 
-    return work_rpc(rank, host, port, timeout)
+        work_rpc(rank, host, port, timeout, ready=partial(_show_run, rank, server))
+    click.echo(f"worker {rank}: the run has ended", err=True)
+
+
+def _show_run(rank: int, server: str, config: TrainConfig) -> None:
+    task = f"{config.model} on {config.dataset}, {config.iterations} iterations"
+    click.echo(f"worker {rank}: ready for {server}; {task}", err=True)

@@ -17,7 +17,7 @@ from jaxtyping import Float64
 from fa import irls
 from fa.gradients.measurement import measure_groups
 from fa.irls import Options, Problem
-from fa.sdp.certificate import certified, check_convex, exponent, lower_bound, principal
+from fa.sdp.certificate import certified, check_convex, exponent, lower_bound, principal, relative_gap
 from fa.utils.optional import import_optional
 from fa.utils.validation import check_one_of, check_real
 
@@ -48,6 +48,7 @@ class Relaxation:
         solver: Name of the solver.
         status: Status that it reports.
         seconds: Wall-clock time in seconds, cvxpy's preparation included.
+        scale: Mean weight of the workers.
     """
 
     bound: float
@@ -61,6 +62,12 @@ class Relaxation:
     solver: str
     status: str
     seconds: float
+    scale: float = 1.0
+
+    @property
+    def gap(self) -> float:
+        """Return the relative gap (polished_objective - bound)/polished_objective, as `relative_gap`."""
+        return relative_gap(self.polished_objective, self.bound, self.scale)
 
 
 def solve(
@@ -134,6 +141,7 @@ def solve(
         solver=used,
         status=status,
         seconds=seconds,
+        scale=scale,
     )
 
 

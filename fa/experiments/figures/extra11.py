@@ -15,6 +15,7 @@ from fa.experiments.runs.study import OutDir, Seeds, Study
 from fa.experiments.runs.variants import PAPER_RULES, VARIANTS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
@@ -95,12 +96,22 @@ def draw(table: DataFrame, shares: DataFrame, title: str) -> Figure:
     figure = style.new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, width_ratios=(2, 1))
     draw_dots(left, final_accuracies(table, "label", paired=False), arm_looks(ARMS), bold=(FA,))
-    for seed, rows in shares.groupby("seed"):
-        right.plot(rows["iteration"], rows["share"], color=style.LOOKS["fa"].color, alpha=0.6, label=f"seed {seed}")
-    right.axhline(SPARSE, color=style.BYZANTINE, linewidth=0.8)
-    right.set(xlabel="iteration", ylabel="honest weights below a tenth of the largest (share)", ylim=(0, 1.02))
+    _draw_shares(right, shares)
     style.set_heading(figure, f"f = {F} Byzantine workers; {style.FA_FORMULATION}\n{title}")
     return figure
+
+
+def _draw_shares(axes: Axes, shares: DataFrame) -> None:
+    """Draw a line for each seed, with iterations grouped to about 40 points."""
+    step = max(1, int(shares["iteration"].max()) // 40) if len(shares) else 1
+    grouped = shares.assign(iteration=-(-shares["iteration"] // step) * step)
+    for number, (_, rows) in enumerate(grouped.groupby("seed")):
+        points = rows.groupby("iteration")["share"].mean()
+        label = "FA, one line a seed" if number == 0 else None
+        axes.plot(points.index, points, color=style.LOOKS["fa"].color, alpha=0.6, label=label)
+    axes.axhline(SPARSE, color="black", linewidth=0.8, linestyle=":", label="least mean of a sparse combination")
+    axes.set(xlabel="iteration", ylabel="honest weights below a tenth\nof the largest (share)", ylim=(0, 1.02))
+    axes.legend(loc="upper right", fontsize=8)
 
 
 def claims(table: DataFrame, shares: DataFrame, chance: float, margin: float = MARGIN) -> list[Claim]:

@@ -147,11 +147,19 @@ def draw(run: RunTables) -> Figure:
     for axes, (column, name) in zip(panels, maps.items(), strict=True):
         _draw_map(axes, run, column, name)
     panels[-1].set_xlabel("iteration")
+    panels[-1].xaxis.set_major_locator(_whole_numbers())
     handles = _legend(run)
     if handles:
         below.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     style.set_heading(figure, _title(run, "" in maps))
     return figure
+
+
+def _whole_numbers() -> Any:
+    """Return a locator of ticks at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)
 
 
 def _title(run: RunTables, unweighed: bool) -> str:
@@ -176,16 +184,16 @@ def _draw_curves(panels: Any, run: RunTables) -> None:
     wide = (curve["train_loss"] > 0).all() and curve["train_loss"].max() > 30 * curve["train_loss"].min()
     loss.set(ylabel="honest workers' training loss", yscale="log" if wide else "linear")
     counted.plot(part["iteration"], part["part"], color=style.BYZANTINE)
-    counted.axhline(
-        run.byzantine / run.config["workers"], color="#222222", linestyle=":", label="f/p, if all weights were equal"
-    )
     weighed = run.workers["share"].notna().any()
+    label = f"f/p, if all {'weights were equal' if weighed else 'workers were used'}"
+    counted.axhline(run.byzantine / run.config["workers"], color="#222222", linestyle=":", label=label)
     counted.set(ylabel=f"Byzantine, share of {'weights' if weighed else 'those used'}")
     counted.set_ylim(-0.02, 1)
     counted.legend(fontsize=8)
     for axes in panels:
         axes.set_xlabel("iteration")
         axes.set_xlim(0, run.workers["iteration"].max() + 1)
+        axes.xaxis.set_major_locator(_whole_numbers())
 
 
 def _draw_map(axes: Axes, run: RunTables, column: str, name: str) -> None:

@@ -18,6 +18,7 @@ class RemoteWorker:
     Random numbers depend on (seed, rank, iteration) alone, so that a worker receives nothing but parameters.
 
     Attributes:
+        config: The run's configuration.
         parameters: Vector (n,) of the model's parameters, to which the server's are copied.
         gradient: The last gradient (n,), which is zero for a Byzantine worker that needs none.
         loss: Loss of the last minibatch, a scalar.
@@ -27,6 +28,7 @@ class RemoteWorker:
 
     def __init__(self, rank: int, config: TrainConfig) -> None:
         """Load the data set and create the model; the configuration is the server's."""
+        self.config = config
         dataset = load_dataset(config)
         # The user's rule runs at the server alone, and the user's attack there and at Byzantine workers.
         byzantine = rank < config.byzantine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch
@@ -22,7 +23,13 @@ TIMEOUT = 60.0
 _INTERVAL = 10.0  # seconds between two signs of life of the server
 
 
-def work(rank: int, host: str, port: int, timeout: float = TIMEOUT) -> None:
+def work(
+    rank: int,
+    host: str,
+    port: int,
+    timeout: float = TIMEOUT,
+    ready: Callable[[TrainConfig], None] = lambda config: None,
+) -> None:
     """Compute the gradients of one worker until the run is over.
 
     The process exits if the server is silent for the timeout, since a call of torch's RPC cannot be interrupted.
@@ -32,6 +39,7 @@ def work(rank: int, host: str, port: int, timeout: float = TIMEOUT) -> None:
         host: Host of the server.
         port: Port of the server's store.
         timeout: Seconds to wait for a server to start, and of silence after which it counts as gone.
+        ready: Called with the run's configuration when the worker is ready.
 
     Raises:
         ConnectionError: No server is found, or the server is gone.
@@ -41,7 +49,7 @@ def work(rank: int, host: str, port: int, timeout: float = TIMEOUT) -> None:
         ended = threading.Event()
         threading.Thread(target=_watch, args=(rank, timeout, ended), daemon=True).start()
         try:
-            _work(rank, host)
+            _work(rank, host, ready)
         finally:
             ended.set()
 
@@ -58,20 +66,20 @@ def _watch(rank: int, timeout: float, ended: threading.Event) -> None:
             os._exit(1)
 
 
-def _prepare(rank: int, configuration: str) -> tuple[TrainConfig, RemoteWorker]:
+def _prepare(rank: int, configuration: str) -> RemoteWorker:
     """Prepare the worker; a failure is sent to the server too."""
     try:
-        config = TrainConfig.from_json(configuration)
-        return config, RemoteWorker(rank, config)
+        return RemoteWorker(rank, TrainConfig.from_json(configuration))
     except (ValueError, OSError, ImportError) as error:
         with suppress(ConnectionError):
             connection.call_server(server.refuse, rank, str(error))
         raise
 
 
-def _work(rank: int, host: str) -> None:
-    config, worker = _prepare(rank, connection.call_server(server.describe, rank, fa.__version__))
+def _work(rank: int, host: str, ready: Callable[[TrainConfig], None]) -> None:
+    worker = _prepare(rank, connection.call_server(server.describe, rank, fa.__version__))
     connection.call_server(server.compare, rank, worker.checksum)
+    ready(worker.config)
     channel = connection.call_server(server.datagram_channel, rank)
     sender = None if channel is None else create_sender(host, channel[0])
     payload = worker.gradient if sender is None else torch.zeros(0)
@@ -94,4 +102,4 @@ def _work(rank: int, host: str) -> None:
                 connection.call_server(server.leave, rank, str(error))
             raise
         if sender is not None:
-            send(sender, rank, iteration, worker.gradient, channel[1], config.workers)
+            send(sender, rank, iteration, worker.gradient, channel[1], worker.config.workers)
