@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fa.gradients.inputs import to_tensor
+from fa.gradients.inputs import to_real_tensor
 from fa.rules import Aggregate, Rule, as_rule
 from fa.utils.validation import check
 
@@ -20,8 +20,9 @@ def backward(
 ) -> Aggregate:
     """Differentiate each worker's loss, and add the rule's direction to the parameters' `.grad`.
 
-    It takes the place of `loss.backward()`: any optimizer and learning-rate schedule of torch may follow. All gradients
-    are in memory at once. A generator of losses lets torch free each graph before the next forward pass.
+    It takes the place of `loss.backward()`, and frees the losses' graph as that does: any optimizer and learning-rate
+    schedule of torch may follow. All gradients are in memory at once. A generator of losses lets torch free each graph
+    before the next forward pass.
 
     Args:
         losses: One scalar for each of the p workers: a tensor (p,), a sequence, or a generator.
@@ -49,15 +50,17 @@ def backward(
     if isinstance(losses, Tensor):
         check("losses", tuple(losses.shape), losses.ndim == 1, "of shape (p,), one for each worker")
     check("losses", type(losses).__name__, isinstance(losses, Tensor | Iterable), "an iterable of scalars")
-    shared = isinstance(losses, Tensor | Sequence)  # Such losses may have a graph in common.
+    rule = as_rule(rule)
+    # Losses in a tensor or a sequence may have a graph in common, which the last worker frees.
+    last = len(losses) - 1 if isinstance(losses, Tensor | Sequence) else 0
     gradients = [
         torch.autograd.grad(
-            _scalar(loss, worker), trained, retain_graph=shared, allow_unused=True, materialize_grads=True
+            _scalar(loss, worker), trained, retain_graph=worker < last, allow_unused=True, materialize_grads=True
         )
         for worker, loss in enumerate(losses)
     ]
     check("losses", gradients, bool(gradients), "those of one worker or more")
-    result = as_rule(rule).aggregate(gradients, iteration)
+    result = rule.aggregate(gradients, iteration)
     for parameter, piece in zip(trained, result.direction, strict=True):
         # A copy: gradient clipping changes `.grad` in place.
         parameter.grad = piece.clone() if parameter.grad is None else parameter.grad + piece
@@ -97,7 +100,8 @@ def _trained(parameters: Iterable[Tensor]) -> list[Tensor]:
     for parameter in every:
         check("each of parameters", type(parameter).__name__, isinstance(parameter, Tensor), "a tensor", cure)
     trained = [parameter for parameter in every if parameter.requires_grad]
-    check("parameters", every, bool(trained), "those of a model, with one or more that require a gradient")
+    given = f"{len(every)} that require none"
+    check("parameters", given, bool(trained), "those of a model, with one or more that require a gradient")
     return trained
 
 
@@ -113,11 +117,11 @@ def _scalar(loss: Any, worker: int) -> Tensor:
 def _pieces(direction: Any, trained: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return the direction's part for each parameter."""
     if isinstance(direction, list | tuple) and any(np.ndim(piece) for piece in direction):
-        pieces = [to_tensor(piece, "each part of direction") for piece in direction]
+        pieces = [to_real_tensor(piece, "each part of direction") for piece in direction]
         shapes, needed = ([tuple(tensor.shape) for tensor in tensors] for tensors in (pieces, trained))
         check("direction", shapes, shapes == needed, f"of the parameters' shapes, {needed}")
         return pieces
-    d, sizes = to_tensor(direction, "direction"), [parameter.numel() for parameter in trained]
+    d, sizes = to_real_tensor(direction, "direction"), [parameter.numel() for parameter in trained]
     check(
         "direction",
         tuple(d.shape),

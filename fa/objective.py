@@ -28,7 +28,7 @@ from torch import Tensor
 
 from fa import irls
 from fa.gradients import check_finite, read_groups
-from fa.gradients.inputs import to_tensor
+from fa.gradients.inputs import to_real_tensor
 from fa.irls import GroupTerm, regularizers
 from fa.irls.worker_weights import read_weights
 from fa.utils.validation import check, check_one_of, check_positive, check_real
@@ -153,7 +153,7 @@ def _read(G: Any, Y: Any) -> tuple[Rows, Owner, Basis]:
     gradients, counts = read_groups(G)
     rows = gradients.G.double()
     check_finite(torch.isfinite(rows).all(dim=1).tolist(), counts)
-    basis = to_tensor(Y, "Y").to(rows.device, torch.float64)
+    basis = to_real_tensor(Y, "Y").to(rows.device, torch.float64)
     n = rows.shape[1]
     shape = tuple(basis.shape)
     check("Y", shape, len(shape) == 2 and shape[0] == n and shape[1] <= n, f"of ({n}, m), with m from 0 to n")

@@ -75,6 +75,20 @@ def test_losses_of_one_forward_pass_may_share_a_graph(model: nn.ModuleDict) -> N
         torch.testing.assert_close(grad, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
 
 
+def test_the_graph_of_the_losses_is_freed_as_torch_does(model: nn.ModuleDict) -> None:
+    losses = torch.stack([loss(model, images) for images in BATCHES])
+    fa.backward(losses, model.parameters(), "mean")
+    with pytest.raises(RuntimeError, match="second time"):
+        losses.sum().backward()
+
+
+def test_a_wrong_rule_is_named_before_the_backward_passes(model: nn.ModuleDict) -> None:
+    losses = [loss(model, images) for images in BATCHES]
+    with pytest.raises(ValueError, match=r"^rule must be .*'medean'"):
+        fa.backward(losses, model.parameters(), "medean")
+    fa.backward(losses, model.parameters(), "mean")
+
+
 def test_backward_adds_to_grads_as_torch_does(model: nn.ModuleDict) -> None:
     fa.backward([loss(model, images) for images in BATCHES], model.parameters(), "median")
     once = [parameter.grad.clone() for parameter in trained(model)]

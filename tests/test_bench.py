@@ -196,6 +196,13 @@ def test_too_few_workers_for_a_rule_are_told_before_any_case() -> None:
         next(cases.measure_times([(10, 7), (10, 2)], repeats=1))
 
 
+@pytest.mark.parametrize("wrong", [["--p", "2"], ["--rule", "nosuch"]])
+def test_wrong_cases_leave_no_folder(wrong: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, ["bench", *wrong, "--out", str(tmp_path / "a" / "b")])
+    assert isinstance(result.exception, ValueError)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.draws_globally  # byzfl
 def test_a_failing_case_keeps_the_finished_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured(*args: Any, **options: Any) -> Iterator[list[cases.RuleTiming]]:

@@ -57,6 +57,15 @@ def test_a_rule_is_the_same(name: str, dtype: torch.dtype) -> None:
     same(fa.make_rule(name, f=F), gradients(dtype))
 
 
+def test_layers_on_two_devices_keep_them() -> None:
+    """As those of a model whose layers are on several devices."""
+    workers = [[torch.full((2,), float(i)), torch.full((3,), float(i), device=GPU)] for i in range(5)]
+    here, there = fa.aggregate(workers, "median")
+    assert (here.device.type, there.device.type) == ("cpu", GPU)
+    assert here.tolist() == [2.0] * 2
+    assert there.tolist() == [2.0] * 3
+
+
 @pytest.mark.parametrize("step", PREAGGREGATORS)
 @pytest.mark.parametrize("name", ["fa", "median", "multi_krum"])
 def test_a_step_is_the_same(name: str, step: str) -> None:

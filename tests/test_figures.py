@@ -168,6 +168,13 @@ def test_given_settings_replace_the_profiles() -> None:
         fig02.study("quik")
 
 
+def test_a_setting_that_a_figure_varies_is_not_replaced() -> None:
+    with pytest.raises(ValueError, match=r"^batch must be .*fig05.*\b8\b"):
+        fig05.study("quick", batch=8)
+    with pytest.raises(ValueError, match=r"^workers must be .*fig06bcd.*\b10\b"):
+        fig06bcd.study("quick", workers=10)
+
+
 def test_a_notebook_names_the_profiles_that_it_has() -> None:
     assert for_profile({"smoke": 1, "quick": 2}, "quick") == 2
     with pytest.raises(ValueError, match=r"^profile must be .*\bsmoke\b.*\bquick\b.*'cpu'"):

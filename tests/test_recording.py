@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from fa.experiments.runs.recording import record, watch
@@ -24,3 +25,10 @@ def test_watched_rows_are_those_of_every_interval():
     rows, run = watch(CONFIG, lambda progress: [{"iteration": progress.iteration}] * 2, every=3)
     assert [row["iteration"] for row in rows] == [3, 3, 6, 6, 9, 9]
     assert run.config == CONFIG
+
+
+def test_wrong_iterations_are_named():
+    with pytest.raises(ValueError, match=r"^at must be .*\(\)"):
+        record(CONFIG, at=())
+    with pytest.raises(ValueError, match=r"^every must be .*\b0\b"):
+        watch(CONFIG, lambda progress: [], every=0)

@@ -1,7 +1,11 @@
 """The rules against plain ones, against byzfl, on hard inputs, and in what must always hold."""
 
+import re
 import warnings
+from dataclasses import dataclass
 from math import comb
+from pathlib import Path
+from typing import Any, ClassVar
 
 import byzfl
 import numpy as np
@@ -10,13 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fa
 from fa import RULES, aggregate, make_rule
 from fa.gradients.measurement import measure
+from fa.rules import ColumnDecision
 from fa.rules.decision import NOT_FINITE
 from fa.rules.preaggregators import PreaggregatorContext, apply_preaggregators
 from fa.utils.validation import TooFewWorkersError
 from tests import reference
-from tests.processes import refusals
+from tests.processes import printed_beside, refusals
 from tests.tensors import DEVICE
 
 FA = {"paper": {"preaggregators": ()}, "released": {"formulation": "released"}, "default": {}}
@@ -600,3 +606,62 @@ def test_f_changes_the_direction_of_the_rules_that_depend_on_it(name):
     pools = [normal(11, 40, seed=seed) for seed in range(5)]
     same = all(np.allclose(aggregate(G, name, f=0), aggregate(G, name, f=2)) for G in pools)
     assert same != make_rule(name, f=0).depends_on_f
+
+
+def test_f_may_be_none_wherever_a_rule_is_made() -> None:
+    G = np.arange(10.0).reshape(5, 2)
+    assert fa.aggregate(G, "median", f=None).tolist() == fa.make_rule("median", f=None)(G).tolist() == [4.0, 5.0]
+
+
+def test_a_bucket_holds_no_more_than_all_gradients() -> None:
+    G = np.random.default_rng(0).standard_normal((5, 7))
+    for size in ("5", "6", "1e30"):
+        np.testing.assert_allclose(fa.aggregate(G, "median", preaggregators=f"bucketing:{size}"), G.mean(axis=0))
+
+
+def test_what_is_no_place_for_a_direction_is_named(tmp_path: Path) -> None:
+    calls = ["median.aggregate(G, out='x')", "median.aggregate(G, out=torch.ones(2, requires_grad=True))"]
+    setup = "import fa, torch\nmedian, G = fa.make_rule('median'), torch.ones(3, 2)"
+    for line in refusals(calls, setup, tmp_path):
+        assert re.match(r"out must be a tensor", line), line
+
+
+def test_complex_and_sparse_directions_are_named() -> None:
+    parameters = [torch.zeros(2, requires_grad=True)]
+    for direction in (np.array([1j, 2]), torch.tensor([1j, 2]), torch.ones(2).to_sparse()):
+        with pytest.raises(ValueError, match=r"^direction must be (of real numbers|dense)"):
+            fa.set_grad(parameters, direction)
+
+
+def test_a_warning_names_the_users_line(tmp_path: Path) -> None:
+    """Through the decorators around the package's functions, where no type checker adds its own."""
+    code = """
+import sys, types, warnings
+import numpy as np
+source = "import fa\\nG = fa.fa_G\\nfa.aggregate(G, 'krum')\\nfa.make_rule('phocas')\\n"
+source += "fa.make_rule('krum', f=2, strict=False)(G)\\n"
+import fa
+fa.fa_G = np.eye(5)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    exec(compile(source, "users.py", "exec"), {})
+print([(warning.filename, warning.lineno) for warning in caught])
+"""
+    assert eval(printed_beside(code, tmp_path)) == [("users.py", line) for line in (3, 4, 5)]
+
+
+def test_a_rule_without_guarantee_may_need_fewer_workers_at_its_f() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(fa.Rule):
+        name: ClassVar[str] = "mine"
+        min_workers: ClassVar[tuple[int, int]] = (0, 5)
+
+        def decide(self, gram: Any) -> ColumnDecision:
+            return ColumnDecision(weights=np.full(gram.p, 1 / gram.p))
+
+    lenient = Mine(strict=False)
+    assert lenient.accepts(3)
+    with pytest.warns(UserWarning, match=r"\bp >= 0f \+ 5\b"):
+        assert lenient(np.eye(3)).tolist() == [1 / 3] * 3
+    with pytest.raises(TooFewWorkersError):
+        Mine()(np.eye(3))

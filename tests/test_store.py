@@ -251,7 +251,7 @@ def test_a_failure_in_the_middle_leaves_nothing(runs: RunStore, monkeypatch: pyt
     assert list(runs.root.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["[]", "{", "", "null"])
+@pytest.mark.parametrize("text", ["[]", "{", "", "null", f'{{"schema_version": {record_schema.SCHEMA_VERSION}}}'])
 def test_a_strange_record_beside_it_does_not_stop_why(runs: RunStore, text: str) -> None:
     (runs.root / "other").mkdir(parents=True)
     (runs.root / "other" / "config.json").write_text(text)

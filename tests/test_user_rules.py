@@ -175,6 +175,26 @@ MISTAKES = {
         "        object.__setattr__(decided, 'statistic', 'median')\n        return decided\n",  # past the type checker
         r"^the statistic of mine must be .*'median'",
     ),
+    **{
+        f"decides {decision}": (
+            "rule",
+            "import numpy as np, torch\nfrom fa.rules import ColumnDecision, OrderStatistic\nclass MINE(fa.Rule):\n"
+            f"    name = 'mine'\n    def decide(self, gram):\n        return ColumnDecision({decision})\n",
+            message,
+        )
+        for decision, message in {
+            "statistic=OrderStatistic(0, 4)": r"^the statistic of mine must be .*\b3\b.*stop=4",
+            "statistic=OrderStatistic(-1, 1)": r"^the statistic of mine must be .*first=-1",
+            "statistic=OrderStatistic(1, 1)": r"^the statistic of mine must be .*first=1, stop=1",
+            "statistic=OrderStatistic(0, 1, 4)": r"^the statistic of mine must be .*nearest=4",
+            "statistic=OrderStatistic(0, 3), columns=(0, 1)": r"^the statistic of mine must be .*\b2\b.*stop=3",
+            "statistic=OrderStatistic(0, 1), columns=()": r"^the columns of mine must be .*\(\)",
+            "weights=np.ones(3), columns=(0, 3)": r"^the columns of mine must be .*\b2\b.*\(0, 3\)",
+            "statistic=OrderStatistic(0, 1), combinations=np.ones((2, 1))": r"^the combinations of mine must .*\(3, ",
+            "direction=torch.ones(2)": r"^the direction of mine must be .*\(2,\)",
+            "direction=torch.ones(10**6)": r"^the direction of mine must be .*\(1000000,\)",
+        }.items()
+    },
     "a number of workers that is one integer": (
         "rule",
         "from fa.rules import Mean\nclass MINE(Mean):\n    name = 'mine'\n    min_workers = 3\n",

@@ -50,9 +50,8 @@ def make_attack(name: str, rule: Any = None, **options: Any) -> Attack:
     """
     check("attack", name, isinstance(name, str), "a name")
     attack = ATTACKS[name] if name in ATTACKS else _load(name)
-    check(
-        "rule", rule, rule is None or hasattr(rule, "check_workers"), "a fa.Rule or None", "fa.make_rule returns one."
-    )
+    is_rule = hasattr(rule, "check_workers") and not isinstance(rule, type)
+    check("rule", rule, rule is None or is_rule, "a fa.Rule or None", "fa.make_rule returns one.")
     for option, value in options.items():
         check_one_of(f"the option of attack {name!r}", option, tuple(attack.options))
         if attack.builtin and (value is not None or attack.options[option] is not None):

@@ -88,6 +88,23 @@ def missing_libraries() -> list[str]:
     return lines
 
 
+def check_cases(cases: Sequence[tuple[int, int]], rules: Sequence[str] = ()) -> None:
+    """Check that all rules accept all cases.
+
+    Args:
+        cases: (n, p) of each case.
+        rules: Further rules, beside `fa.RULES`.
+
+    Raises:
+        ValueError: A further rule is already timed, or a rule does not accept p workers.
+    """
+    for name in rules:
+        check("a rule", name, name not in RULES, "a rule that is not timed already")
+    for _, p in cases:
+        for name in (*RULES, *rules):
+            make_rule(name, f=num_byzantine(p)).check_workers(p)
+
+
 def measure_times(
     cases: Sequence[tuple[int, int]],
     device: str = "cpu",
@@ -112,11 +129,7 @@ def measure_times(
     Raises:
         ValueError: A further rule is already timed, or a rule does not accept p workers.
     """
-    for _, p in cases:
-        for name in rules:
-            check("a rule", name, name not in RULES, "a rule that is not timed already")
-        for name in (*RULES, *rules):
-            make_rule(name, f=num_byzantine(p)).check_workers(p)
+    check_cases(cases, rules)
     for n, p in cases:
         generator = torch.Generator(device=device).manual_seed(n + p)
         G = torch.randn(p, n, generator=generator, device=device)

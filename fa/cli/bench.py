@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +60,14 @@ def bench(
     """
     import torch
 
+    from fa.bench.cases import check_cases
     from fa.experiments.runs.user_rules import register_rules
     from fa.utils.devices import find_device
 
     find_device(device)
     check_positive("patience", patience)
+    sizes_and_workers, user_rules = _cases(sizes, workers, full), register_rules(rules)
+    check_cases(sizes_and_workers, user_rules)
     if out is not None:
         importlib.import_module("matplotlib")  # fails before the measurements if it is missing
         out.mkdir(parents=True, exist_ok=True)
@@ -72,7 +76,7 @@ def bench(
     _warn_of_load()
     rows: list[RuleTiming] = []
     try:
-        _measure(rows, _cases(sizes, workers, full), device, repeats, patience, register_rules(rules))
+        _measure(rows, sizes_and_workers, device, repeats, patience, user_rules)
     finally:  # A case that fails loses no finished one.
         if out is not None and rows:
             _write(out, rows, device)
@@ -80,7 +84,9 @@ def bench(
 
 def _warn_of_load() -> None:
     """Say that other processes keep the machine busy, where the system tells."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = 0.0
+    with suppress(OSError, AttributeError):
+        load = os.getloadavg()[0]
     if load > MAX_LOAD:
         click.echo(f"the load of this machine is {load:.1f}: other processes make the times longer", err=True)
 

@@ -134,6 +134,25 @@ def to_tensor(values: Any, name: str) -> Tensor:
         return torch.from_numpy(array)
 
 
+def to_real_tensor(values: Any, name: str) -> Tensor:
+    """Convert real numbers to a dense tensor, as `to_tensor` does.
+
+    Args:
+        values: As for `to_tensor`.
+        name: Name of the argument, for messages.
+
+    Returns:
+        The tensor, which may share memory with `values`.
+
+    Raises:
+        ValueError: As for `to_tensor`, or they are complex or a sparse tensor.
+    """
+    tensor = to_tensor(values, name)
+    check(name, tensor.dtype, not tensor.is_complex(), "of real numbers")
+    _check_dense(tensor, name)
+    return tensor
+
+
 def _described(values: Any) -> str:
     """Describe a value that is not an array, with a cure if one is obvious."""
     if values is None:
@@ -341,6 +360,7 @@ def _like(entry: Any, layers: dict[Any, Tensor], medians: dict[Any, Tensor], sha
     pieces = dict(zip(layers, d.split([layer.numel() for layer in layers.values()]), strict=True))
     shaped: dict[Any, Any] = {}
     for name, given in items.items():
-        tensor = medians[name] if name in medians else pieces[name].view(layers[name].shape).to(layers[name].dtype)
+        layer = layers.get(name)
+        tensor = medians[name] if layer is None else pieces[name].view(layer.shape).to(layer.device, layer.dtype)
         shaped[name] = tensor if isinstance(given, Tensor) else tensor.numpy()
     return pack(shaped)

@@ -40,7 +40,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from fa.gradients.gram import Gram
-from fa.gradients.inputs import to_tensor
+from fa.gradients.inputs import to_real_tensor
 from fa.irls import regularizers
 from fa.irls.problem import Problem, nonzero_eigenpairs, norm_fractions
 from fa.irls.solution import Options, Solution
@@ -213,7 +213,7 @@ def read_start(start: Any) -> Float64[Tensor, "n k"]:
         ValueError: They are not finite, or not numbers.
     """
     check("start", start, start is not None, "a name, or an array of (n, k)")
-    basis = to_tensor(start, "start").double()
+    basis = to_real_tensor(start, "start").double()
     check("start", "NaN or Inf", bool(torch.isfinite(basis).all()), "finite")
     return basis
 

@@ -1,6 +1,5 @@
 """Aggregation rules: the rules by name, `make_rule` and `aggregate`, and the classes that a rule of your own needs."""
 
-import warnings
 from dataclasses import fields
 from typing import Any
 
@@ -22,6 +21,7 @@ from fa.rules.monna import MoNNA
 from fa.utils import plugins
 from fa.utils.tracing import untraced
 from fa.utils.validation import check, check_one_of
+from fa.utils.warn import warn
 
 _CLASSES: tuple[type[Rule], ...] = (
     Mean,
@@ -80,12 +80,14 @@ def make_rule(name: str, f: int | None = None, **options: Any) -> Rule:
         >>> fa.make_rule("multi_krum", f=1, keep=3)
         MultiKrum(f=1, preaggregators=(), seed=0, strict=True, neighbours='p-f-2', distance='squared', keep=3)
     """
-    return _make(name, options if f is None else {"f": f} | options)
+    return _make(name, {"f": f} | options)
 
 
 def _make(name: str, options: dict[str, Any]) -> Rule:
-    """Create a rule for a caller of this module, whose line a warning names."""
+    """Create a rule, and warn once of options that expose it."""
     rule = _rule_class(name)
+    if options.get("f", 0) is None:
+        options = {option: value for option, value in options.items() if option != "f"}
     allowed = [field.name for field in fields(rule) if field.init]
     for option in options:
         check_one_of(f"the option of rule {name!r}", option, allowed)
@@ -96,7 +98,7 @@ def _make(name: str, options: dict[str, Any]) -> Rule:
     message = created.exposure(options)
     if message and (name, message) not in _warned:
         _warned.add((name, message))  # Python's own memory of warnings is lost with every `warnings.catch_warnings`.
-        warnings.warn(message, stacklevel=3)
+        warn(message)
     return created
 
 

@@ -110,8 +110,10 @@ def check_out(out: Tensor, G: Tensor) -> None:
         G: Gradients (p, n).
 
     Raises:
-        ValueError: `out` has another shape, dtype, device or memory order.
+        ValueError: `out` is no tensor, requires a gradient, or has another shape, dtype, device or memory order.
     """
+    check("out", type(out).__name__, isinstance(out, Tensor), "a tensor")
+    check("out", "one that requires a gradient", not out.requires_grad, "a tensor without a graph")
     kind = (tuple(out.shape), out.dtype, out.device)
     check("out", kind, kind == ((G.shape[1],), G.dtype, G.device), f"({(G.shape[1],)}, {G.dtype}, {G.device})")
     check("out", f"of stride {out.stride()}", out.is_contiguous(), "contiguous")

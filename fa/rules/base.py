@@ -14,7 +14,14 @@ from fa.gradients.blocks import ColumnBlocks
 from fa.gradients.gram import Gram
 from fa.gradients.measurement import measure
 from fa.rules.application import apply_to_blocks, check_out, overlap
-from fa.rules.decision import Aggregate, ColumnDecision, Decision, check_column_decision, to_worker_decision
+from fa.rules.decision import (
+    Aggregate,
+    ColumnDecision,
+    Decision,
+    check_column_decision,
+    check_direction,
+    to_worker_decision,
+)
 from fa.rules.options import RuleOptions
 from fa.rules.preaggregators import MixedGradients, PreaggregatorContext, apply_preaggregators
 from fa.utils import plugins
@@ -194,8 +201,10 @@ class Rule(RuleOptions, ABC):
         with plugins.attribute_errors_to_plugin("rule"):
             if rule.needs_gradients:
                 (whole,) = G.blocks
-                decided = rule.decide_from_gradients(whole[rows], mixed)
+                decided = rule.decide_from_gradients(whole if finite.all() else whole[rows], mixed)
             else:
                 decided = rule.decide(mixed.gram)
         check_column_decision(self.name, decided, mixed.gram.p)
+        if decided.direction is not None:
+            check_direction(self.name, decided.direction, G.blocks)
         return to_worker_decision(gram, rows, mixed, decided)

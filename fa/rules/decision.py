@@ -20,6 +20,9 @@ NOT_FINITE = "NaN or Inf"
 OUT_OF_RANGE = "a norm above 2^1004, or 2^1000 times the median norm"
 """The reason to exclude a worker whose gradient would leave float64 in a sum."""
 
+UNUSABLE = f"{NOT_FINITE}, or {OUT_OF_RANGE}"
+"""What the gradient of an excluded worker may have."""
+
 _SHOWN = 100  # Number of workers whose weights and values a repr shows in full.
 
 
@@ -119,19 +122,58 @@ def check_column_decision(rule: str, decided: Any, q: int) -> None:
         q: Number of columns.
 
     Raises:
-        ValueError: It is no complete `ColumnDecision`, or its weights are not q finite numbers.
+        ValueError: It is no complete `ColumnDecision`, its weights are not q finite real numbers, or it names columns
+            or values of a coordinate that do not exist.
     """
     check(f"the decision of {rule}", decided, isinstance(decided, ColumnDecision), "a fa.rules.ColumnDecision")
-    weights = decided.weights
-    if weights is None:
-        complete = decided.statistic is not None or decided.direction is not None
-        check(f"the decision of {rule}", decided, complete, "weights, a statistic or a direction")
-        known = decided.statistic is None or isinstance(decided.statistic, OrderStatistic)
-        check(f"the statistic of {rule}", decided.statistic, known, "an OrderStatistic, or None")
-    else:
-        fits = isinstance(weights, np.ndarray) and weights.shape == (q,)
-        check(f"the weights of {rule}", weights, fits, f"an array of {q}, one for each gradient")
-        check(f"the weights of {rule}", weights.tolist(), bool(np.isfinite(weights).all()), "finite numbers")
+    complete = any(part is not None for part in (decided.weights, decided.statistic, decided.direction))
+    check(f"the decision of {rule}", decided, complete, "weights, a statistic or a direction")
+    if decided.weights is not None:
+        _check_numbers(f"the weights of {rule}", decided.weights, (q,), f"an array of {q}, one for each gradient")
+    count = q
+    if decided.columns is not None:
+        count = len(decided.columns)
+        known = count > 0 and set(decided.columns) <= set(range(q))
+        check(f"the columns of {rule}", decided.columns, known, f"one or more of 0 to {q - 1}")
+    if decided.combinations is not None:
+        count = decided.combinations.shape[-1]
+        wanted = f"an array of ({q}, 1 or more)"
+        _check_numbers(f"the combinations of {rule}", decided.combinations, (q, max(1, count)), wanted)
+    if decided.statistic is not None:
+        _check_statistic(rule, decided.statistic, count)
+
+
+def _check_numbers(name: str, numbers: Any, shape: tuple[int, ...], requirement: str) -> None:
+    """Check that numbers are an array of finite real numbers of this shape."""
+    fits = isinstance(numbers, np.ndarray) and numbers.shape == shape
+    check(name, numbers, fits, requirement)
+    real = numbers.dtype.kind in "biuf" and bool(np.isfinite(numbers).all())
+    check(name, numbers.tolist(), real, "finite real numbers")
+
+
+def _check_statistic(rule: str, statistic: Any, count: int) -> None:
+    """Check that a statistic of `count` sorted values uses only those."""
+    check(f"the statistic of {rule}", statistic, isinstance(statistic, OrderStatistic), "an OrderStatistic, or None")
+    exists = 0 <= statistic.first < statistic.stop <= count and 0 <= statistic.nearest <= count
+    check(f"the statistic of {rule}", statistic, exists, f"0 <= first < stop <= {count}, and nearest at most {count}")
+
+
+def check_direction(rule: str, direction: Any, blocks: Sequence[Tensor]) -> None:
+    """Check the direction that a rule of this name computes itself.
+
+    Args:
+        rule: Name of the rule, for the message.
+        direction: `ColumnDecision.direction`.
+        blocks: The gradients' blocks of columns in this process.
+
+    Raises:
+        ValueError: It is not a tensor (n,) of the gradients' dtype and device, or they are in several blocks.
+    """
+    check(f"the direction of {rule}", f"one for {len(blocks)} blocks", len(blocks) == 1, "for gradients in one block")
+    check(f"the direction of {rule}", type(direction).__name__, isinstance(direction, Tensor), "a tensor")
+    given = tuple(direction.shape), direction.dtype, direction.device
+    wanted = (blocks[0].shape[1],), blocks[0].dtype, blocks[0].device
+    check(f"the direction of {rule}", given, given == wanted, f"of {wanted}")
 
 
 def to_worker_decision(

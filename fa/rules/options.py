@@ -1,14 +1,14 @@
 """Options of a rule, and its conditions on p, the number of gradients, and f, the number of Byzantine workers."""
 
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
-from fa.rules.decision import NOT_FINITE
+from fa.rules.decision import UNUSABLE
 from fa.rules.preaggregators import Preaggregator, column_counts, make_preaggregator
 from fa.utils import plugins
 from fa.utils.validation import TooFewWorkersError, check, check_integer, check_min_workers
+from fa.utils.warn import warn
 
 # Not typing.Self, which beartype, with which the tests check calls, supports for decorated classes only.
 AnyRule = TypeVar("AnyRule", bound="RuleOptions")
@@ -124,7 +124,12 @@ class RuleOptions:
     def _enough(self, p: int, what: "RuleOptions | Preaggregator") -> bool:
         """Return whether a rule or pre-aggregator can be computed of p gradients, with a guarantee if `strict`."""
         conditions = (what.min_workers,) if self.strict else (what.min_workers, what.least_workers)
-        return any(p >= times * self.f + plus for times, plus in conditions)
+        return any(p >= self._count(condition) for condition in conditions)
+
+    def _count(self, condition: tuple[int, int]) -> int:
+        """Return the number of gradients that the condition p >= times f + plus needs."""
+        times, plus = condition
+        return times * self.f + plus
 
     def _check_min_workers(
         self, name: str, p: int, min_workers: tuple[int, int], least_workers: tuple[int, int], remark: str
@@ -133,10 +138,10 @@ class RuleOptions:
         try:
             check_min_workers(name, p, self.f, *min_workers, remark)
         except TooFewWorkersError as error:
-            if self.strict or min_workers <= least_workers:
+            if self.strict or self._count(least_workers) >= self._count(min_workers):
                 raise
             check_min_workers(name, p, self.f, *least_workers, remark)
-            warnings.warn(f"{error} It runs, without a guarantee, because strict is False.", stacklevel=2)
+            warn(f"{error} It runs, without a guarantee, because strict is False.")
 
     def for_rows(self: AnyRule, rows: Sequence[int], p: int) -> AnyRule:
         """Return the rule for some of p gradients.
@@ -172,14 +177,14 @@ class RuleOptions:
             TooFewWorkersError: p is too small for the adjusted rule.
         """
         if p == 0:
-            raise TooFewWorkersError("G must have a finite row; every worker's gradient holds NaN or Inf")
+            raise TooFewWorkersError(f"G must have a finite row; every worker's gradient has {UNUSABLE}")
         rule, remark = self, ""
         if missing:
             options: dict[str, Any] = {"f": max(0, self.f - missing)}
             if self._column_count is not None:
                 q = column_counts(self.preaggregator_names, p, options["f"])[-1]
                 options[self.column_count_option] = max(1, min(self._column_count, q))
-            rule, remark = replace(self, **options), f" ({missing} of {p + missing} excluded: {NOT_FINITE})"
+            rule, remark = replace(self, **options), f" ({missing} of {p + missing} excluded: {UNUSABLE})"
         rule.check_workers(p, remark)
         return rule
 

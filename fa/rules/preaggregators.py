@@ -47,9 +47,12 @@ class MixedGradients:
             G: The gradients (p, n).
 
         Returns:
-            The columns (q, n), in the gradients' dtype; float32 for half precision, whose range does not hold R.
+            The columns (q, n), in the gradients' dtype; float32 for half precision, whose range does not hold R. They
+            are G itself if nothing changes it.
         """
         dtype = torch.promote_types(G.dtype, torch.float32)
+        if np.array_equal(self.R, np.eye(len(G))):
+            return G.to(dtype)
         factor = torch.from_numpy(self.R.T).to(G.device)
         if np.abs(self.R).max() < torch.finfo(dtype).max / len(G):
             return factor.to(dtype) @ G.to(dtype)
@@ -201,13 +204,13 @@ def _bucketing(gram: Gram, context: PreaggregatorContext, size: int = BUCKET_SIZ
     """
     order = np.random.default_rng((context.seed, context.iteration)).permutation(gram.p)
     R = np.zeros((gram.p, _bucket_count(gram.p, context.f, size)))
-    R[order, np.arange(gram.p) // size] = 1.0
+    R[order, np.arange(gram.p) // min(size, gram.p)] = 1.0
     R /= R.sum(axis=0)
     return R, gram.averaged(R)
 
 
 def _bucket_count(p: int, f: int, size: int = BUCKET_SIZE) -> int:
-    return -(-p // size)
+    return -(-p // min(size, p))
 
 
 def _subspace(gram: Gram, _: PreaggregatorContext) -> tuple[Factor, Gram]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fa.training.config import TrainConfig
 from fa.training.loop import Progress, train
 from fa.training.records import Run
-from fa.utils.validation import check_integer
+from fa.utils.validation import check, check_integer
 
 MINIBATCHES = 20
 """Number of iterations of a run that are recorded, evenly spaced and never two in a row."""
@@ -49,6 +49,7 @@ def watch(
     Returns:
         The rows of all calls, and the finished run.
     """
+    check_integer("every", every, 1)
     rows: list[dict[str, Any]] = []
 
     def progress(state: Progress) -> None:
@@ -63,8 +64,9 @@ def record(config: TrainConfig, at: Collection[int]) -> dict[int, Tensor]:
 
     Args:
         config: Configuration of the run.
-        at: Iterations, counted from 1. The run ends with the last one.
+        at: Iterations, counted from 1, at least one. The run ends with the last one.
     """
+    check("at", at, len(at) > 0, "one iteration or more")
     for iteration in at:
         check_integer("an iteration of at", iteration, 1)
     matrices: dict[int, Tensor] = {}

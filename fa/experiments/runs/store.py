@@ -280,7 +280,8 @@ class RunStore:
         for path in sorted(self.root.glob("*/config.json")):
             with suppress(OSError, ValueError):  # Damage is reported for the configuration itself.
                 described = json.loads(path.read_text(encoding="utf-8"))
-                if isinstance(described, dict) and described.get("schema_version") == record_schema.SCHEMA_VERSION:
+                readable = isinstance(described, dict) and isinstance(described.get("config"), dict)
+                if readable and described.get("schema_version") == record_schema.SCHEMA_VERSION:
                     names = ("config", "data_checksum", "record_version", "files", "packages")
                     yield _flatten({name: described[name] for name in names if name in described})
 

@@ -273,11 +273,14 @@ def make_study(
         check("seeds", seeds, isinstance(seeds, Sequence) and len(seeds) > 0, "a list of one seed or more")
     usual = profile_settings(profile, **figure_settings or {})
     overrides = {setting: value for setting, value in overrides.items() if value is not None}
+    grid = list(grid)
+    varied = {setting for case in grid for setting in case.settings} - {"attack", "iterations"}
+    for setting, value in overrides.items():
+        check(setting, value, setting not in varied, f"omitted, since {name} varies it")
     if "attack" in overrides:
         overrides["attack"] = resolve_attack(overrides["attack"])
         if overrides["attack"] == usual.get("attack", TrainConfig.attack):
             del overrides["attack"]
-    grid = list(grid)
     cells = configurations(grid, usual, seeds, overrides)
     rules = [rule for rule in dict.fromkeys(case.variant for case in grid) if rule not in VARIANTS]
     device = {setting: value for setting, value in overrides.items() if setting == "device"}
