@@ -82,12 +82,12 @@ def _explain(study: Study, part: str | None) -> None:
     from fa.experiments.runs.sweep import differing_settings
 
     table = Table("rule", "f", "seed", "settings", "run", "reason", title=study.name)
-    configs = study.shard(part)
+    configs, store = study.shard(part), study.store
     settings = differing_settings(configs)
     for config in configs:
-        finished = study.store.find(config) is not None
+        finished = store.find(config) is not None
         rule, numbers = plugins.display_name(config.rule, config.options), (str(config.byzantine), str(config.seed))
-        table.add_row(rule, *numbers, settings[config], "no" if finished else "yes", study.store.explain(config))
+        table.add_row(rule, *numbers, settings[config], "no" if finished else "yes", store.explain(config))
     console = Console(markup=False)
     if not console.is_terminal:
         console.width = 1000  # One line a run, for other programs.

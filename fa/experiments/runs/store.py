@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -135,6 +134,7 @@ class RunStore:
         """
         self.root = Path(root)
         self._fallback = None if fallback is None else RunStore(fallback)
+        self._identities: dict[Path, dict[str, Any] | None] = {}
 
     def key(self, config: TrainConfig) -> str:
         """Return the name of a run's folder.
@@ -268,7 +268,10 @@ class RunStore:
     def _nearest(self, config: TrainConfig) -> str:
         """Return the settings in which the most similar record differs."""
         wanted = _flatten(_identity(config))
-        differences = [_differences(wanted, identity) for identity in self._identities()]
+        for path in sorted(self.root.glob("*/config.json")):
+            if path not in self._identities:  # A sweep asks for each of its runs.
+                self._identities[path] = _recorded_identity(path)
+        differences = [_differences(wanted, identity) for identity in self._identities.values() if identity]
         if not differences:
             return "no run is finished yet"
         nearest = min(differences, key=len)
@@ -276,14 +279,16 @@ class RunStore:
         more = f" and {len(nearest) - 3} more" if len(nearest) > 3 else ""
         return f"no run with these settings is finished; the nearest differs in {shown}{more}"
 
-    def _identities(self) -> Iterator[dict[str, Any]]:
-        for path in sorted(self.root.glob("*/config.json")):
-            with suppress(OSError, ValueError):  # Damage is reported for the configuration itself.
-                described = json.loads(path.read_text(encoding="utf-8"))
-                readable = isinstance(described, dict) and isinstance(described.get("config"), dict)
-                if readable and described.get("schema_version") == record_schema.SCHEMA_VERSION:
-                    names = ("config", "data_checksum", "record_version", "files", "packages")
-                    yield _flatten({name: described[name] for name in names if name in described})
+
+def _recorded_identity(path: Path) -> dict[str, Any] | None:
+    """Return what a record's config.json has of its run's identity; None if it is of another schema or damaged."""
+    with suppress(OSError, ValueError):  # Damage is reported for the configuration itself.
+        described = json.loads(path.read_text(encoding="utf-8"))
+        readable = isinstance(described, dict) and isinstance(described.get("config"), dict)
+        if readable and described.get("schema_version") == record_schema.SCHEMA_VERSION:
+            names = ("config", "data_checksum", "record_version", "files", "packages")
+            return _flatten({name: described[name] for name in names if name in described})
+    return None
 
 
 def _damage(record: Record) -> str:
