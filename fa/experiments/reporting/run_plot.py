@@ -166,7 +166,7 @@ def _title(run: RunTables, unweighed: bool) -> str:
     config = run.config
     rule = plugins.display_name(config["rule"], config["rule_options"])
     faults = f"{config['byzantine']} Byzantine ({plugins.display_name(config['attack'])})"
-    note = "\nThis rule selects whole gradients and gives no weights"
+    note = "\nThis rule gives no weights to whole gradients"
     return (
         f"{rule}; {config['workers']} workers, {faults}; {config['model']} on {config['dataset']}, "
         f"B = {config['batch']}, lr = {config['lr']:g}, seed {config['seed']}{note * unweighed}"

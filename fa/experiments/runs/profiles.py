@@ -54,7 +54,7 @@ PROFILES = MappingProxyType(
 MARGIN = 0.02
 """The least margin: accuracies closer than this are equal. docs/claims.md describes how margins are measured."""
 
-MARGINS = MappingProxyType({"smoke": MARGIN, "quick": 0.024, "cpu": 0.04, "paper": 0.085})
+MARGINS = MappingProxyType({"smoke": MARGIN, "quick": 0.024, "cpu": 0.038, "paper": 0.085})
 """The margin by profile, as docs/claims.md has it under "Noise"."""
 
 
