@@ -9,6 +9,8 @@ HTML comments mark generated text. All other text is free.
 - `accuracy PROFILE/FIGURE COLUMN [CONDITION]`: the final test accuracy of each variant, at each value of a column. Only
   seeds are averaged: a condition of `DataFrame.query` must select one value of every other setting.
 - `worst FOLDER/GRID`: the worst accuracy over attacks of each rule of a grid, and that attack, for each f and split.
+- `distances FOLDER/GRID MARGIN`: how far below the best rule's each worst accuracy is, for the rules that are best, or
+  closer than the margin, for some f and split.
 - `times N P`: the time of each rule in benchmarks/bench.json, and the time of other libraries as a multiple of it.
 - `runs PROFILE`: the number of runs, the seeds, the iterations and the time of each figure's runs, by device.
 
@@ -172,6 +174,23 @@ def worst(name: str) -> str:
     return table(["rule", *(f"f = {f}, {split}" for f, split in columns)], rows)
 
 
+def distances(name: str, margin: str) -> str:
+    """Return a table of the distances to the best worst accuracy: rules down, f and splits across."""
+    rows = pd.read_csv(FIGURES / f"{name}.csv").sort_values("f", kind="stable")  # The order of splits stays.
+    parts = rows.groupby(["f", "split"], sort=False)
+    worst_of = {key: part.set_index("rule")["worst"] for key, part in parts}
+    behind_best = pd.DataFrame({key: accuracies.max() - accuracies for key, accuracies in worst_of.items()})
+
+    def cell(distance: float) -> str:
+        if distance == 0:
+            return "best"
+        return f"{distance:.3f}, level" if distance < float(margin) else f"{distance:.3f}"
+
+    shown = behind_best[(behind_best < float(margin)).any(axis=1)]
+    body = [[str(rule), *map(cell, distances)] for rule, distances in zip(shown.index, shown.to_numpy(), strict=True)]
+    return table(["rule", *(f"f = {f}, {split}" for f, split in worst_of)], body)
+
+
 def times(n: str, p: str) -> str:
     """Return a table of the benchmark at one size."""
     cases = json.loads((ROOT / "benchmarks" / "bench.json").read_text(encoding="utf-8"))["rows"]
@@ -283,7 +302,7 @@ def behind(name: str) -> str:
     return ", ".join(f"{gap:.2f}" for gap in gaps)
 
 
-TABLES = {"claims": claims, "accuracy": accuracy, "worst": worst, "times": times, "runs": runs}
+TABLES = {"claims": claims, "accuracy": accuracy, "worst": worst, "distances": distances, "times": times, "runs": runs}
 WORDS = {
     "verdict": verdict,
     "measured": measured,

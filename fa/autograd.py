@@ -20,9 +20,9 @@ def backward(
 ) -> Aggregate:
     """Differentiate each worker's loss, and add the rule's direction to the parameters' `.grad`.
 
-    It takes the place of `loss.backward()`, and frees the losses' graph as that does: any optimizer and learning-rate
-    schedule of torch may follow. All gradients are in memory at once. A generator of losses lets torch free each graph
-    before the next forward pass.
+    It takes the place of `loss.backward()`: any optimizer and learning-rate schedule of torch may follow. All gradients
+    are in memory at once. A graph that all losses share is freed at the end. A generator of losses lets torch free each
+    graph before the next forward pass.
 
     Args:
         losses: One scalar for each of the p workers: a tensor (p,), a sequence, or a generator.

@@ -80,6 +80,11 @@ def test_the_graph_of_the_losses_is_freed_as_torch_does(model: nn.ModuleDict) ->
     fa.backward(losses, model.parameters(), "mean")
     with pytest.raises(RuntimeError, match="second time"):
         losses.sum().backward()
+    generated = [loss(model, images) for images in BATCHES]
+    fa.backward(iter(generated), model.parameters(), "mean")
+    for one in generated:
+        with pytest.raises(RuntimeError, match="second time"):
+            one.backward()
 
 
 def test_a_wrong_rule_is_named_before_the_backward_passes(model: nn.ModuleDict) -> None:

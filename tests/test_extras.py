@@ -661,7 +661,13 @@ def test_extra_11_judges_the_projection_and_the_sparsity() -> None:
     one = {f"{extra11.PROJECTION}Median": 0.8}
     claims = extra11.claims(table(study, one, True), shares.assign(share=0.1), 0.1)
     assert verdicts(claims) == [IN_PART, NOT, IN_PART]
-    assert len(extra11.draw(numbers, shares, "title").axes) == 2
+    courses = pd.DataFrame({"seed": [1] * 80 + [2] * 80, "iteration": [*range(1, 81)] * 2, "share": [0.0, 0.5] * 80})
+    right = extra11.draw(numbers, courses, "title").axes[1]
+    for line in right.lines[:2]:
+        assert line.get_xdata().tolist() == list(range(2, 81, 2))
+        assert set(line.get_ydata()) == {0.25}
+    assert right.lines[2].get_ydata() == [extra11.SPARSE] * 2
+    assert len(right.get_legend().get_texts()) == 2
 
 
 def test_extra_11_judges_finished_runs() -> None:

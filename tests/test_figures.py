@@ -366,8 +366,8 @@ def test_a_lead_that_fails_the_test_over_seeds_is_not_established() -> None:
     few = numbers[numbers["variant"].isin(["fa", "multi_krum"])]
     assert verdicts(fig04.claims(with_seeds(few, scattered), 0.1)) == [MISSING] * 2
     sizes = panels_table("batch", (16, 32, 64), others(0.6, 0.6, 0.6) | {"fa": (0.6, 0.7, 0.7)})
-    assert fig05.claims(with_seeds(sizes, scattered), 0.1, "quick")[0].verdict == OPEN
-    assert fig05.claims(with_seeds(sizes, tight), 0.1, "quick")[0].verdict == HOLDS
+    assert fig05.claims(with_seeds(sizes, scattered), 0.1, profile="quick")[0].verdict == OPEN
+    assert fig05.claims(with_seeds(sizes, tight), 0.1, profile="quick")[0].verdict == HOLDS
 
 
 def test_the_seeds_of_controls_do_not_matter() -> None:
@@ -604,7 +604,9 @@ def test_figure_5_and_6_draw_a_panel_for_each_size_with_all_rules() -> None:
     ],
 )
 def test_the_verdict_on_larger_batches(ours: tuple[float, ...], expected: list[str]) -> None:
-    claims = fig05.claims(panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1, "quick")
+    claims = fig05.claims(
+        panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours}), 0.1, profile="quick"
+    )
     assert verdicts(claims) == expected
     assert set(ours) <= set(texts.numbers(claims[0].measured))
     assert "20/20/20" in claims[1].measured
@@ -614,14 +616,14 @@ def test_the_verdict_on_larger_batches(ours: tuple[float, ...], expected: list[s
 def test_larger_batches_with_other_numbers_of_iterations_are_not_testable(ours: tuple[float, ...]) -> None:
     numbers = panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": ours})
     numbers.loc[numbers["batch"] == 64, "iteration"] //= 2
-    claims = fig05.claims(numbers, 0.1, "quick")
+    claims = fig05.claims(numbers, 0.1, profile="quick")
     assert verdicts(claims) == [HOLDS, UNTESTABLE]
     assert "20/20/10" in claims[1].measured
 
 
 def test_larger_batches_with_missing_runs_can_fail_and_cannot_hold() -> None:
     def judge(numbers: pd.DataFrame) -> list[str]:
-        return verdicts(fig05.claims(numbers, 0.1, "quick"))
+        return verdicts(fig05.claims(numbers, 0.1, profile="quick"))
 
     ahead, behind = (
         panels_table("batch", (16, 32, 64), others(0.7, 0.7, 0.7) | {"fa": (0.7, ours, ours)}) for ours in (0.9, 0.6)

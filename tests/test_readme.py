@@ -82,9 +82,21 @@ def test_multiples_of_the_mean_are_those_of_the_benchmark(generate: dict[str, An
     assert (low, high) == pytest.approx((min(ratios), max(ratios)), abs=0.06)
 
 
+def test_the_rule_and_the_attack_of_the_page_work(tmp_path: Path) -> None:
+    *_, rule, attack = blocks(DOCS["rules"])
+    for name, code in (("my_rule.py", rule), ("my_attack.py", attack)):
+        (tmp_path / name).write_text(code)
+    G = np.random.default_rng(0).standard_normal((7, 20))
+    attacked = fa.attack(G, f"{tmp_path / 'my_attack.py'}:MINE", f=2)
+    np.testing.assert_array_equal(attacked, np.concatenate([-G[:2], G[2:]]))
+    G[:2] += 100
+    d = fa.aggregate(G, f"{tmp_path / 'my_rule.py'}:MyRule", f=2)
+    np.testing.assert_allclose(d, G[2:].mean(axis=0))
+
+
 def test_its_python_runs(tmp_path: Path) -> None:
     first, aggregation, _ = blocks(README)
-    several, weighted, processes = blocks(DOCS["rules"])
+    several, weighted, processes, _, _ = blocks(DOCS["rules"])
     [theory] = blocks(DOCS["theory"])
     G = np.random.default_rng(0).standard_normal((15, 100))
     names: dict = {

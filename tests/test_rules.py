@@ -619,6 +619,19 @@ def test_a_bucket_holds_no_more_than_all_gradients() -> None:
         np.testing.assert_allclose(fa.aggregate(G, "median", preaggregators=f"bucketing:{size}"), G.mean(axis=0))
 
 
+def test_too_few_gradients_for_buckets_are_named() -> None:
+    with pytest.raises(TooFewWorkersError, match=r"\bkrum\b.*\bp = 3\b"):
+        fa.aggregate(np.eye(3), "median", f=3, preaggregators=("krum", "bucketing"))
+
+
+def test_a_direction_of_another_library_has_memory_of_its_own() -> None:
+    G = torch.eye(5)
+    d = fa.aggregate(G, "byzfl:Krum", f=1)
+    before = d.clone()
+    G.zero_()
+    assert torch.equal(d, before)
+
+
 def test_what_is_no_place_for_a_direction_is_named(tmp_path: Path) -> None:
     calls = ["median.aggregate(G, out='x')", "median.aggregate(G, out=torch.ones(2, requires_grad=True))"]
     setup = "import fa, torch\nmedian, G = fa.make_rule('median'), torch.ones(3, 2)"

@@ -251,6 +251,14 @@ def test_a_failure_in_the_middle_leaves_nothing(runs: RunStore, monkeypatch: pyt
     assert list(runs.root.iterdir()) == []
 
 
+def test_the_nearest_record_may_have_other_layers(runs: RunStore) -> None:
+    runs.save(finished(replace(CONFIG, layers="fast", seed=5)))
+    runs.save(finished(replace(CONFIG, batch=CONFIG.batch + 1, seed=4)))
+    why = runs.explain(CONFIG)
+    assert re.search(r"\bseed \(5 there", why), why
+    assert "layers" not in why
+
+
 @pytest.mark.parametrize("text", ["[]", "{", "", "null", f'{{"schema_version": {record_schema.SCHEMA_VERSION}}}'])
 def test_a_strange_record_beside_it_does_not_stop_why(runs: RunStore, text: str) -> None:
     (runs.root / "other").mkdir(parents=True)

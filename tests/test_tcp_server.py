@@ -17,7 +17,7 @@ from fa.training.transports.server_config import TcpConfig
 from fa.training.transports.tcp import listener
 from fa.training.transports.tcp import server as tcp_server
 from fa.training.transports.tcp.connection import Connection
-from fa.training.transports.tcp.messages import NO_RUN, TOKEN_SIZE, Header, Kind
+from fa.training.transports.tcp.messages import HEADER_SIZE, NO_RUN, TOKEN_SIZE, Header, Kind
 from fa.training.transports.tcp.server import RoundServer
 from fa.utils.addresses import create_listener
 
@@ -130,6 +130,17 @@ def test_a_workers_reason_outlives_the_round() -> None:
         assert connection.reason == text.decode()
 
     serve(work, deadline=0.01)
+
+
+def test_a_process_whose_rank_another_takes_is_not_told_that_the_run_ended() -> None:
+    async def work(server: RoundServer, gathering: Gathering) -> None:
+        older, newer = join(server, 1), join(server, 1)
+        last = Header.unpack(bytes(older._transport.written[-HEADER_SIZE - len(older.reason) :][:HEADER_SIZE]))
+        assert last.kind is Kind.REFUSE
+        assert older._transport.closed
+        assert not newer._transport.closed
+
+    serve(work)
 
 
 def test_nothing_is_written_into_a_long_message() -> None:

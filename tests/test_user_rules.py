@@ -21,6 +21,7 @@ from fa.training import TrainConfig, train
 from fa.training.checkpoint import Checkpoint
 from fa.training.records import USED
 from fa.utils import plugins
+from tests.processes import refusals
 from tests.texts import check_refusal
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -190,7 +191,9 @@ MISTAKES = {
             "statistic=OrderStatistic(0, 3), columns=(0, 1)": r"^the statistic of mine must be .*\b2\b.*stop=3",
             "statistic=OrderStatistic(0, 1), columns=()": r"^the columns of mine must be .*\(\)",
             "weights=np.ones(3), columns=(0, 3)": r"^the columns of mine must be .*\b2\b.*\(0, 3\)",
-            "statistic=OrderStatistic(0, 1), combinations=np.ones((2, 1))": r"^the combinations of mine must .*\(3, ",
+            "statistic=OrderStatistic(0, 1), combinations=np.ones((2, 1))": r"^the combinations of .*\b3\b.*\(2, 1\)",
+            "weights=np.ones(3), columns=(0, 1)": r"^the weights of mine must be .*\[2\]",
+            "direction=torch.ones(3, requires_grad=True)": r"^the direction of mine must be ",
             "direction=torch.ones(2)": r"^the direction of mine must be .*\(2,\)",
             "direction=torch.ones(10**6)": r"^the direction of mine must be .*\(1000000,\)",
         }.items()
@@ -243,3 +246,29 @@ def test_an_attack_with_options_and_the_rule_is_called_with_them(tmp_path: Path)
         "MINE = Attack('mine', False, write, {'scale': 2.0}, uses_rule=True)\n"
     )
     assert fa.attack(np.eye(3), f"{file}:MINE", f=1, iteration=5, rule=fa.make_rule("mean"))[0].tolist() == [7, 7, 7]
+
+
+def test_parts_of_a_decision_of_a_wrong_type_are_named(tmp_path: Path) -> None:
+    parts = {
+        "statistic=OrderStatistic(0.5, 1.5)": r"the statistic of mine must be .*first=0\.5",
+        "statistic=OrderStatistic(0, 1), columns=2": r"the columns of mine must be .*\b2$",
+        "statistic=OrderStatistic(0, 1), columns=(0.0, 1.0)": r"the columns of mine must be .*\(0\.0, 1\.0\)",
+        "statistic=OrderStatistic(0, 1), combinations=[[1.0]]": r"the combinations of mine must be .*\[\[1\.0\]\]",
+        "weights=np.array(1.0)": r"the weights of mine must be .*\b3\b",
+        "weights=np.ones(3) * 1j": r"the weights of mine must be .*1j",
+        "weights=np.ones(3), coefficients=np.ones((2, 1))": r"the coefficients of mine must be .*\b3\b",
+        "direction=np.ones(3)": r"the direction of mine must be .*ndarray",
+    }
+    setup = """
+import numpy as np, torch, fa
+from fa.rules import ColumnDecision, OrderStatistic
+def decide(**parts):
+    class Mine(fa.Rule):
+        name = "mine"
+        def decide(self, gram):
+            return ColumnDecision(**parts)
+    return Mine()(np.eye(3))
+"""
+    lines = refusals([f"decide({part})" for part in parts], setup, tmp_path)
+    for pattern, line in zip(parts.values(), lines, strict=True):
+        assert re.match(pattern, line), line

@@ -106,8 +106,8 @@ def test_no_claim_is_judged_by_it_and_every_panel_draws_it(name: str) -> None:
     numbers = table(study)
     assert (numbers["test_accuracy"] == 0.99).any()
     without = numbers[numbers["variant"] != RULE]
-    profile = ("smoke",) if name == "fig05" else ()
-    assert module.claims(numbers, 0.05, *profile) == module.claims(without, 0.05, *profile)
+    size = {"profile": "smoke"} if name == "fig05" else {}
+    assert module.claims(numbers, 0.05, **size) == module.claims(without, 0.05, **size)
     figure = module.draw(numbers, "title")
     if name not in ("extra03", "extra05"):
         drawn = {line.get_color() for axes in figure.axes for line in axes.get_lines()}

@@ -86,14 +86,14 @@ class Attack:
             check("attack", self.name, _sum_of_bytes(G[worker]) == total, needed)
 
 
-def _ranks(byzantine: Iterable[Any], p: int) -> tuple[int, ...]:
-    """Check the ranks of the Byzantine workers."""
+def _ranks(byzantine: Iterable[Any], p: int) -> list[int]:
+    """Check the ranks of the Byzantine workers, and return a list, by which G[ranks] are their rows."""
     check("byzantine", byzantine, isinstance(byzantine, Iterable), "the ranks of the Byzantine workers")
     ranks = tuple(byzantine)
     whole = all(isinstance(rank, int | np.integer) and 0 <= rank < p for rank in ranks)
     needed = f"different ranks from 0 to {p - 1}, fewer than the {p} workers"
     check("byzantine", byzantine, whole and len(set(ranks)) == len(ranks) < p, needed)
-    return tuple(map(int, ranks))
+    return [int(rank) for rank in ranks]
 
 
 def _restore(state: dict[str, Any]) -> Attack:

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 @click.option("--f", type=int, help="Number of Byzantine workers to tolerate.  [default: 0]")
 @rule_options
 @click.option("--threads", type=click.IntRange(1, MOST_THREADS), help="Number of threads.  [default: torch's]")
-@click.option("--out", required=True, type=UserPath(), help="Output file for d, .npy or .safetensors.")
+@click.option(
+    "--out", required=True, type=UserPath(), help="Output file for d, .npy or .safetensors; it is overwritten."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the decision as JSON.")
 def aggregate(
     files: tuple[Path, ...], rule: str, f: int | None, threads: int | None, out: Path, as_json: bool, **options: Any

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from fa.bench.cases import RuleTiming
 
 MAX_LOAD = 0.5
-"""Mean number of running processes in the last minute, from which on times are too long."""
+"""Number of running processes, in the last minute's mean, above which they may slow the benchmark's threads."""
 
 
 @click.command()
@@ -83,12 +83,14 @@ def bench(
 
 
 def _warn_of_load() -> None:
-    """Say that other processes keep the machine busy, where the system tells."""
-    load = 0.0
-    with suppress(OSError, AttributeError):
+    """Print a warning if other processes keep the cores busy that the benchmark needs."""
+    import torch
+
+    load, idle = 0.0, (os.cpu_count() or 1) - torch.get_num_threads()
+    with suppress(OSError, AttributeError):  # Some systems have no load average.
         load = os.getloadavg()[0]
-    if load > MAX_LOAD:
-        click.echo(f"the load of this machine is {load:.1f}: other processes make the times longer", err=True)
+    if load > max(0, idle) + MAX_LOAD:
+        click.echo(f"the load of this machine is {load:.1f}: other processes may make the times longer", err=True)
 
 
 def _cases(sizes: Sequence[int], workers: Sequence[int], full: bool) -> Sequence[tuple[int, int]]:

@@ -43,14 +43,14 @@ def worker(rank: int, server: str, backend: str, keys: Path | None, timeout: flo
     if backend == "tcp":
         from fa.training.transports.tcp.worker import work as work_tcp
 
-        work_tcp(rank, host, port, keys, timeout=timeout, ready=partial(_show_run, rank, server))
+        work_tcp(rank, host, port, keys, timeout=timeout, prepared=partial(_show_run, rank, server))
     else:
         from fa.training.transports.rpc.worker import work as work_rpc
 
-        work_rpc(rank, host, port, timeout, ready=partial(_show_run, rank, server))
+        work_rpc(rank, host, port, timeout, prepared=partial(_show_run, rank, server))
     click.echo(f"worker {rank}: the run has ended", err=True)
 
 
 def _show_run(rank: int, server: str, config: TrainConfig) -> None:
     task = f"{config.model} on {config.dataset}, {config.iterations} iterations"
-    click.echo(f"worker {rank}: ready for {server}; {task}", err=True)
+    click.echo(f"worker {rank}: prepared for {server}; {task}", err=True)

@@ -110,7 +110,7 @@ def check_out(out: Tensor, G: Tensor) -> None:
         G: Gradients (p, n).
 
     Raises:
-        ValueError: `out` is no tensor, requires a gradient, or has another shape, dtype, device or memory order.
+        ValueError: `out` is not a tensor, requires a gradient, or has another shape, dtype, device or memory order.
     """
     check("out", type(out).__name__, isinstance(out, Tensor), "a tensor")
     check("out", "one that requires a gradient", not out.requires_grad, "a tensor without a graph")

@@ -201,7 +201,7 @@ class Rule(RuleOptions, ABC):
         with plugins.attribute_errors_to_plugin("rule"):
             if rule.needs_gradients:
                 (whole,) = G.blocks
-                decided = rule.decide_from_gradients(whole if finite.all() else whole[rows], mixed)
+                decided = rule.decide_from_gradients(whole[rows], mixed)
             else:
                 decided = rule.decide(mixed.gram)
         check_column_decision(self.name, decided, mixed.gram.p)

@@ -20,8 +20,8 @@ NOT_FINITE = "NaN or Inf"
 OUT_OF_RANGE = "a norm above 2^1004, or 2^1000 times the median norm"
 """The reason to exclude a worker whose gradient would leave float64 in a sum."""
 
-UNUSABLE = f"{NOT_FINITE}, or {OUT_OF_RANGE}"
-"""What the gradient of an excluded worker may have."""
+UNUSABLE = f"{NOT_FINITE}, or a norm out of range"
+"""Both of these reasons in short."""
 
 _SHOWN = 100  # Number of workers whose weights and values a repr shows in full.
 
@@ -129,33 +129,56 @@ def check_column_decision(rule: str, decided: Any, q: int) -> None:
     complete = any(part is not None for part in (decided.weights, decided.statistic, decided.direction))
     check(f"the decision of {rule}", decided, complete, "weights, a statistic or a direction")
     if decided.weights is not None:
-        _check_numbers(f"the weights of {rule}", decided.weights, (q,), f"an array of {q}, one for each gradient")
+        _check_numbers(f"the weights of {rule}", decided.weights, (q,), f"a numpy array of {q}, one for each gradient")
     count = q
     if decided.columns is not None:
-        count = len(decided.columns)
-        known = count > 0 and set(decided.columns) <= set(range(q))
-        check(f"the columns of {rule}", decided.columns, known, f"one or more of 0 to {q - 1}")
+        count = _check_columns(f"the columns of {rule}", decided.columns, q)
+        if decided.weights is not None:
+            others = [column for column in range(q) if column not in decided.columns and decided.weights[column] != 0]
+            check(f"the weights of {rule}", f"others for {others}", not others, "0 outside of its columns")
     if decided.combinations is not None:
-        count = decided.combinations.shape[-1]
-        wanted = f"an array of ({q}, 1 or more)"
-        _check_numbers(f"the combinations of {rule}", decided.combinations, (q, max(1, count)), wanted)
+        requirement = f"a numpy array of {q} rows"
+        _check_numbers(f"the combinations of {rule}", decided.combinations, (q, None), requirement)
+        count = decided.combinations.shape[1]
+    if decided.coefficients is not None:
+        requirement = f"a numpy array of {q} rows"
+        _check_numbers(f"the coefficients of {rule}", decided.coefficients, (q, None), requirement)
     if decided.statistic is not None:
-        _check_statistic(rule, decided.statistic, count)
+        _check_statistic(f"the statistic of {rule}", decided.statistic, count)
 
 
-def _check_numbers(name: str, numbers: Any, shape: tuple[int, ...], requirement: str) -> None:
-    """Check that numbers are an array of finite real numbers of this shape."""
-    fits = isinstance(numbers, np.ndarray) and numbers.shape == shape
-    check(name, numbers, fits, requirement)
-    real = numbers.dtype.kind in "biuf" and bool(np.isfinite(numbers).all())
-    check(name, numbers.tolist(), real, "finite real numbers")
+def _check_numbers(name: str, numbers: Any, shape: tuple[int | None, ...], requirement: str) -> None:
+    """Check that numbers are an array of finite real numbers of this shape, in which None is any length."""
+    is_array = isinstance(numbers, np.ndarray) and numbers.ndim == len(shape)
+    value = f"one of {numbers.shape}" if isinstance(numbers, np.ndarray) else numbers
+    check(name, value, is_array and all(map(_fits, numbers.shape, shape)), requirement)
+    is_real = numbers.dtype.kind in "biuf" and bool(np.isfinite(numbers).all())
+    check(name, numbers.tolist(), is_real, "finite real numbers")
 
 
-def _check_statistic(rule: str, statistic: Any, count: int) -> None:
+def _fits(length: int, wanted: int | None) -> bool:
+    return wanted is None or length == wanted
+
+
+def _check_columns(name: str, columns: Any, q: int) -> int:
+    """Check that columns are some of q, and return their number."""
+    requirement = f"a tuple of one or more of 0 to {q - 1}"
+    check(name, columns, isinstance(columns, tuple) and len(columns) > 0, requirement)
+    check(name, columns, all(_is_integer(column) and 0 <= column < q for column in columns), requirement)
+    return len(columns)
+
+
+def _check_statistic(name: str, statistic: Any, count: int) -> None:
     """Check that a statistic of `count` sorted values uses only those."""
-    check(f"the statistic of {rule}", statistic, isinstance(statistic, OrderStatistic), "an OrderStatistic, or None")
-    exists = 0 <= statistic.first < statistic.stop <= count and 0 <= statistic.nearest <= count
-    check(f"the statistic of {rule}", statistic, exists, f"0 <= first < stop <= {count}, and nearest at most {count}")
+    check(name, statistic, isinstance(statistic, OrderStatistic), "an OrderStatistic, or None")
+    first, stop, nearest = statistic.first, statistic.stop, statistic.nearest
+    is_whole = all(map(_is_integer, (first, stop, nearest)))
+    is_inside = is_whole and 0 <= first < stop <= count and 0 <= nearest <= count
+    check(name, statistic, is_inside, f"of integers, 0 <= first < stop <= {count}, and nearest at most {count}")
+
+
+def _is_integer(number: Any) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def check_direction(rule: str, direction: Any, blocks: Sequence[Tensor]) -> None:
@@ -171,9 +194,15 @@ def check_direction(rule: str, direction: Any, blocks: Sequence[Tensor]) -> None
     """
     check(f"the direction of {rule}", f"one for {len(blocks)} blocks", len(blocks) == 1, "for gradients in one block")
     check(f"the direction of {rule}", type(direction).__name__, isinstance(direction, Tensor), "a tensor")
-    given = tuple(direction.shape), direction.dtype, direction.device
-    wanted = (blocks[0].shape[1],), blocks[0].dtype, blocks[0].device
-    check(f"the direction of {rule}", given, given == wanted, f"of {wanted}")
+    kind = tuple(direction.shape), direction.dtype, direction.device
+    needed = (blocks[0].shape[1],), blocks[0].dtype, blocks[0].device
+    check(f"the direction of {rule}", kind, kind == needed, f"of {needed}")
+    check(
+        f"the direction of {rule}",
+        "one that requires a gradient",
+        not direction.requires_grad,
+        "a tensor without a graph",
+    )
 
 
 def to_worker_decision(

@@ -210,7 +210,7 @@ def _bucketing(gram: Gram, context: PreaggregatorContext, size: int = BUCKET_SIZ
 
 
 def _bucket_count(p: int, f: int, size: int = BUCKET_SIZE) -> int:
-    return -(-p // min(size, p))
+    return -(-p // max(1, min(size, p)))
 
 
 def _subspace(gram: Gram, _: PreaggregatorContext) -> tuple[Factor, Gram]:

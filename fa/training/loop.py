@@ -89,11 +89,11 @@ def train(
     check(
         "server", server, server is None or isinstance(server, TcpConfig | RpcConfig), "a TcpConfig, RpcConfig or None"
     )
+    device = find_device(config.device)
     rule, attack = _checked(config, server)
     if out is not None:
         out = prepare_output_dir(out, checkpoint=checkpoint)
     with _torch_threads(threads), _reproducible_convolutions(), _reserved(out=out, checkpoint=checkpoint):
-        device = find_device(config.device)
         saved = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_every)
         dataset = load_dataset(config)
         worker_partitions(config, dataset)  # raises before worker processes start

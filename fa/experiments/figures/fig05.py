@@ -78,7 +78,7 @@ def draw(table: DataFrame, title: str) -> Figure:
     )
 
 
-def claims(table: DataFrame, chance: float, profile: str, margin: float = MARGIN) -> list[Claim]:
+def claims(table: DataFrame, chance: float, margin: float = MARGIN, *, profile: str) -> list[Claim]:
     """Judge C5: FA's lead over the best other rule with larger minibatches, and its growth with the batch size.
 
     Sizes at which neither FA nor the other rule learned are excluded. If the numbers of iterations differ, the batch
@@ -88,8 +88,8 @@ def claims(table: DataFrame, chance: float, profile: str, margin: float = MARGIN
     Args:
         table: The curves, one row a point.
         chance: Accuracy of guessing.
-        profile: Name of the profile, a key of `SIZES`.
         margin: Accuracies that differ by less are equal.
+        profile: Name of the profile, a key of `SIZES`.
 
     Returns:
         The claims with their measurements and verdicts, one for each part; none until FA and another rule are
@@ -110,7 +110,7 @@ def claims(table: DataFrame, chance: float, profile: str, margin: float = MARGIN
     larger = [comparable[batch] for batch in sizes[1:] if batch in comparable]
     complete = [len(finished[batch]) == len(PAPER_RULES) for batch in sizes]
     found = comparison_verdict(larger, bool(larger), margin=margin)
-    fails = found == NOT and len(larger) == len(sizes) - 1  # A missing rule could not change that.
+    fails = found == NOT and len(larger) == len(sizes) - 1  # With these seeds, another rule could only lower the leads.
     grows = [after.difference > before.difference + margin for before, after in pairwise(comparable.values())]
     same, counts = same_iterations(table, "batch")
     sizes_text = "" if len(comparable) == len(leads) else f"; above {LEARNED:g} times chance: {_cases(comparable)}"

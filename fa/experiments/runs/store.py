@@ -335,6 +335,10 @@ def _flatten(identity: dict[str, Any]) -> dict[str, Any]:
     return settings | {name: value for name, value in identity.items() if name != "config"}
 
 
+_EQUIVALENT = {"device", "layers"}
+"""Settings in which a record may differ; see `_equivalent`."""
+
+
 def _differences(wanted: dict[str, Any], recorded: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    names = sorted(wanted.keys() | recorded.keys())
+    names = sorted((wanted.keys() | recorded.keys()) - _EQUIVALENT)
     return [(name, wanted.get(name), recorded.get(name)) for name in names if wanted.get(name) != recorded.get(name)]

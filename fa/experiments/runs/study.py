@@ -265,7 +265,7 @@ def make_study(
         The study, whose `skipped` names the cases that need more workers.
 
     Raises:
-        ValueError: An unknown profile or setting, an invalid value, or no seeds.
+        ValueError: An unknown profile or setting, a setting that the grid varies, an invalid value, or no seeds.
     """
     for setting in overrides:
         check_one_of("a setting", setting, _SETTINGS)
@@ -274,6 +274,7 @@ def make_study(
     usual = profile_settings(profile, **figure_settings or {})
     overrides = {setting: value for setting, value in overrides.items() if value is not None}
     grid = list(grid)
+    # An attack is a column of the table, and another number of iterations for all cases has no label.
     varied = {setting for case in grid for setting in case.settings} - {"attack", "iterations"}
     for setting, value in overrides.items():
         check(setting, value, setting not in varied, f"omitted, since {name} varies it")

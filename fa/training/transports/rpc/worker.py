@@ -28,7 +28,7 @@ def work(
     host: str,
     port: int,
     timeout: float = TIMEOUT,
-    ready: Callable[[TrainConfig], None] = lambda config: None,
+    prepared: Callable[[TrainConfig], None] = lambda config: None,
 ) -> None:
     """Compute the gradients of one worker until the run is over.
 
@@ -39,7 +39,7 @@ def work(
         host: Host of the server.
         port: Port of the server's store.
         timeout: Seconds to wait for a server to start, and of silence after which it counts as gone.
-        ready: Called with the run's configuration when the worker is ready.
+        prepared: Called with the run's configuration when the worker asks to join.
 
     Raises:
         ConnectionError: No server is found, or the server is gone.
@@ -49,7 +49,7 @@ def work(
         ended = threading.Event()
         threading.Thread(target=_watch, args=(rank, timeout, ended), daemon=True).start()
         try:
-            _work(rank, host, ready)
+            _work(rank, host, prepared)
         finally:
             ended.set()
 
@@ -76,10 +76,10 @@ def _prepare(rank: int, configuration: str) -> RemoteWorker:
         raise
 
 
-def _work(rank: int, host: str, ready: Callable[[TrainConfig], None]) -> None:
+def _work(rank: int, host: str, prepared: Callable[[TrainConfig], None]) -> None:
     worker = _prepare(rank, connection.call_server(server.describe, rank, fa.__version__))
+    prepared(worker.config)
     connection.call_server(server.compare, rank, worker.checksum)
-    ready(worker.config)
     channel = connection.call_server(server.datagram_channel, rank)
     sender = None if channel is None else create_sender(host, channel[0])
     payload = worker.gradient if sender is None else torch.zeros(0)

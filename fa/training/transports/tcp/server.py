@@ -211,7 +211,7 @@ class RoundServer:
         older = self._connections.get(rank)
         self._connections[rank] = connection
         if older is not None:
-            older.finish(Header(Kind.END, self.run_id, rank))
+            older.fail("another process has this rank")
         received, gradient = self._received[rank], self._gathering.G[rank]
         self.rounds.offer(GradientMessage(rank, NEW, gradient, torch.zeros(()), received))
         self._request(rank, connection)

@@ -29,7 +29,7 @@ def work(
     keys: Path | None = None,
     token: bytes = bytes(TOKEN_SIZE),
     timeout: float = TIMEOUT,
-    ready: Callable[[TrainConfig], None] = lambda config: None,
+    prepared: Callable[[TrainConfig], None] = lambda config: None,
 ) -> None:
     """Compute the gradients of one worker until the run is over.
 
@@ -40,7 +40,7 @@ def work(
         keys: Folder of the rank's keys; None for a server on loopback.
         token: Secret of the rank, if the server started this process.
         timeout: Seconds of silence after which the server counts as gone.
-        ready: Called with the run's configuration when the worker is ready.
+        prepared: Called with the run's configuration when the worker asks to join.
 
     Raises:
         ConnectionError: No server answers, or it is gone or silent.
@@ -49,7 +49,7 @@ def work(
     link, configuration = connect(host, port, rank, keys, token + fa.__version__.encode(), timeout)
     with closing(link):
         worker = _join(link, rank, configuration)
-        ready(worker.config)
+        prepared(worker.config)
         sizes = Sizes(len(worker.parameters), size(worker.statistics), size(worker.carried))
         answer = byte_views([worker.gradient, *worker.statistics])
         while (header := link.receive(Kind.WORK, Kind.END)).kind is Kind.WORK:
