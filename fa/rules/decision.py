@@ -150,7 +150,7 @@ def check_column_decision(rule: str, decided: Any, q: int) -> None:
 def _check_numbers(name: str, numbers: Any, shape: tuple[int | None, ...], requirement: str) -> None:
     """Check that numbers are an array of finite real numbers of this shape, in which None is any length."""
     is_array = isinstance(numbers, np.ndarray) and numbers.ndim == len(shape)
-    value = f"one of {numbers.shape}" if isinstance(numbers, np.ndarray) else numbers
+    value = f"one of {numbers.shape}" if isinstance(numbers, np.ndarray) and numbers.ndim > 1 else numbers
     check(name, value, is_array and all(map(_fits, numbers.shape, shape)), requirement)
     is_real = numbers.dtype.kind in "biuf" and bool(np.isfinite(numbers).all())
     check(name, numbers.tolist(), is_real, "finite real numbers")
