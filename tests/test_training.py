@@ -1005,3 +1005,10 @@ def test_a_run_whose_directory_was_taken_meanwhile_is_kept_beside_it(tmp_path: P
     with pytest.raises(ValueError, match=rf"\bout must be .*{tmp_path / 'run'}") as refused:
         train(SMALL, out=tmp_path / "run", progress=take, threads=1)
     assert read(records(refused.value) / "curve.csv")[-1]["iteration"] == "3"
+
+
+@pytest.mark.parametrize("wrong", [{"rule": "nosuch"}, {"device": "cuda:7"}])
+def test_a_wrong_setting_leaves_no_folder(wrong: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} must be"):
+        train(replace(SMALL, **wrong), out=tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.iterdir()) == []
