@@ -192,7 +192,7 @@ MISTAKES = {
             "statistic=OrderStatistic(0, 1), columns=()": r"^the columns of mine must be .*\(\)",
             "weights=np.ones(3), columns=(0, 3)": r"^the columns of mine must be .*\b2\b.*\(0, 3\)",
             "statistic=OrderStatistic(0, 1), combinations=np.ones((2, 1))": r"^the combinations of .*\b3\b.*\(2, 1\)",
-            "weights=np.ones(3), columns=(0, 1)": r"^the weights of mine must be .*\[2\]",
+            "weights=np.ones(3), columns=(0, 1)": r"^the weights of mine must be 0 outside .*\[1., 1., 1.\]",
             "direction=torch.ones(3, requires_grad=True)": r"^the direction of mine must be ",
             "direction=torch.ones(2)": r"^the direction of mine must be .*\(2,\)",
             "direction=torch.ones(10**6)": r"^the direction of mine must be .*\(1000000,\)",
